@@ -1,0 +1,77 @@
+# Two commands matter: `make demo` and `make test`. Both start from a bare clone and any Python from 3.11 on.
+# Kept to GNU make 3.81 and POSIX shell, so that it runs on macOS as it comes. pip is asked as it is configured:
+# its environment variables (PIP_INDEX_URL, PIP_FIND_LINKS, ...) and pip.conf decide where packages come from.
+
+SHELL := /bin/sh
+VENV ?= .venv
+PYTHON ?=
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+RUN_STAMP := $(VENV)/.installed-requirements
+DEV_STAMP := $(VENV)/.installed-requirements-dev
+
+.PHONY: help demo install install-dev chromium test lint format clean distclean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUN_STAMP) ## Install what is missing and serve the app on localhost
+	$(PY) app.py
+
+install: $(RUN_STAMP) ## Create .venv with what the app needs
+
+install-dev: $(DEV_STAMP) ## Create .venv with what the tests and checks need as well
+
+chromium: $(DEV_STAMP) ## Find a Chromium for the tests, or install one
+	@$(PY) -m tests.browser --install
+
+test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTEST_ARGS="-k name")
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(DEV_STAMP) ## Check style, format and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## Remove caches and build output
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis test-results
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environment as well
+	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+
+# The stamps are newer than what they stand for once pip has succeeded. The second file includes the first.
+$(RUN_STAMP): requirements.txt | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.txt requirements.txt | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $(RUN_STAMP) $@
+
+# A usable interpreter is new enough and can make environments (Debian ships Python without ensurepip). The default
+# python3 goes first. 3.14 is the newest version for which every pinned package has a wheel; a later one is only
+# taken when nothing else is there. An environment whose interpreter has gone is emptied and made again.
+$(PY):
+	@found=; clear=; \
+	for newest in 14 99; do \
+	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.14 python); do \
+	    if "$$candidate" -c "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $$newest))" \
+	        >/dev/null 2>&1; then found=$$candidate; break 2; fi; \
+	  done; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "No usable $(if $(PYTHON),interpreter at PYTHON=$(PYTHON),Python) was found: it must be 3.11 or newer and have the" >&2; \
+	  echo "modules venv and ensurepip. Install one (Debian, Ubuntu: apt-get install python3 python3-venv;" >&2; \
+	  echo "macOS: brew install python@3.13) or name one: make demo PYTHON=/path/to/python3" >&2; \
+	  exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$("$$found" -c 'import sys; print(sys.executable, sys.version.split()[0])')"; \
+	if [ -e $(VENV)/pyvenv.cfg ]; then clear=--clear; fi; \
+	"$$found" -m venv $$clear $(VENV)

@@ -1,0 +1,62 @@
+"""The app: a language model's persona traits, token by token. `python app.py` serves it; Spaces run it."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+from dotenv import load_dotenv
+
+from persona_core.errors import PersonaError
+from persona_core.pages.desk import ModelDesk
+from persona_core.pages.examples import load_welcome
+from persona_core.pages.live import build_live
+from persona_core.pages.settings import AppSettings
+from persona_core.pages.theme import CSS, theme
+
+TITLE = "Persona traits, token by token"
+
+# What every launch shares, the tests' included: nothing recorded, nothing fetched from elsewhere.
+LAUNCH: dict[str, Any] = {
+    "theme": theme(),
+    "css": CSS,
+    "run_history": False,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
+    "footer_links": ["gradio", "settings"],
+}
+
+
+def build_demo(settings: AppSettings, desk: ModelDesk) -> gr.Blocks:
+    """Build the app; serves and loads nothing.
+
+    Args:
+        settings: what to show and which limits to keep.
+        desk: hands out the model.
+    """
+    welcome = load_welcome(settings.vectors)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
+        gr.HTML(f"<h1>{TITLE}</h1><p>{html.escape(welcome.about)}</p>", elem_id="masthead")
+        build_live(settings, desk, welcome)
+    return demo.queue(max_size=settings.max_queue, default_concurrency_limit=1)
+
+
+def main() -> None:
+    """Serve the app; the model loads in the background, after the first view can be seen."""
+    load_dotenv()
+    try:
+        settings = AppSettings.from_environment()
+        desk = ModelDesk.from_settings(settings)
+        demo = build_demo(settings, desk)
+    except PersonaError as error:
+        raise SystemExit(str(error)) from error
+    demo.launch(server_name=settings.host, server_port=settings.port, prevent_thread_lock=True, **LAUNCH)
+    desk.start_loading()
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Read a language model's traits token by token.
+
+The names below load on first use, so that `import persona_core` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_model": "models",
+    "wrap_model": "models",
+    "LanguageModel": "models",
+    "PersonaVectors": "vectors",
+    "PersonaMonitor": "monitor",
+    "Step": "monitor",
+    "Trace": "trace",
+    "TraitDefinition": "traits",
+    "Steer": "steering",
+    "PersonaError": "errors",
+    "PersonaWarning": "errors",
+}
+__all__ = ["LanguageModel", "PersonaError", "PersonaMonitor", "PersonaVectors", "PersonaWarning", "Steer", "Step",
+           "Trace", "TraitDefinition", "load_model", "wrap_model"]  # fmt: skip
+
+if TYPE_CHECKING:
+    from persona_core.errors import PersonaError, PersonaWarning
+    from persona_core.models import LanguageModel, load_model, wrap_model
+    from persona_core.monitor import PersonaMonitor, Step
+    from persona_core.steering import Steer
+    from persona_core.trace import Trace
+    from persona_core.traits import TraitDefinition
+    from persona_core.vectors import PersonaVectors
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'persona_core' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"persona_core.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

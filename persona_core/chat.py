@@ -1,0 +1,239 @@
+"""Render a conversation to token ids and roles, the same way everywhere.
+
+The chat template is applied once and its text is tokenised once, without the tokenizer's own special tokens: what the
+template writes is all there is, so there is exactly one BOS. Extraction, calibration and monitoring all come through
+here. A reply is never part of the rendering: its ids follow the rendered prompt's ids as they are.
+
+Control tokens that somebody types into a message are read as control tokens, as transformers does by default; their
+role is still that of the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from persona_core.detokenize import split_text
+from persona_core.errors import PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, str]]
+MARKER, MARKER_PATTERN = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
+ROLES = ("system", "user", "assistant")
+
+# For a tokenizer without a template (a base model). `bos` is the BOS text if the tokenizer itself would add one.
+PLAIN_TEMPLATE = """{{ bos }}{% for message in messages %}\
+{{ message['role'] | capitalize }}: {{ message['content'] }}
+
+{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as the model reads it: `token_ids` and `roles`, both `[n_tokens]`."""
+
+    token_ids: tuple[int, ...]
+    roles: tuple[str, ...]
+
+
+def as_messages(prompt: str | Messages) -> list[dict[str, str]]:
+    """A string becomes one user message; a list of messages is checked and copied.
+
+    >>> as_messages("Hello")
+    [{'role': 'user', 'content': 'Hello'}]
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise PromptError("The conversation is empty; pass a string or a list of {'role', 'content'} messages.")
+    messages = []
+    for index, message in enumerate(prompt):
+        if not isinstance(message, Mapping):
+            raise PromptError(f"Message {index} is {message!r}; expected a mapping with 'role' and 'content'.")
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise PromptError(f"Message {index} has the role {role!r}; expected one of {', '.join(ROLES)}.")
+        if not isinstance(content, str):
+            raise PromptError(f"Message {index} has content of type {type(content).__name__}; expected a string.")
+        if role == "user" and not content.strip():
+            raise PromptError(f"Message {index}, the user's, is empty; write something to answer.")
+        messages.append({"role": str(role), "content": content})
+    return messages
+
+
+class ChatFormat:
+    """One tokenizer's chat template, applied to ids.
+
+    Args:
+        tokenizer: a transformers tokenizer. Without a chat template the plain rendering of `PLAIN_TEMPLATE` is used:
+            `User: ...`, blank line, `Assistant:`.
+        template_kwargs: passed to the template, e.g. `{"enable_thinking": False}`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
+        self.is_plain = not tokenizer.chat_template
+        template = tokenizer.get_chat_template() if not self.is_plain else PLAIN_TEMPLATE
+        self._template: str = template
+        if self.is_plain:
+            own = tokenizer("a").input_ids
+            has_bos = tokenizer.bos_token_id is not None and own[:1] == [tokenizer.bos_token_id]
+            self.template_kwargs["bos"] = tokenizer.bos_token if has_bos else ""
+        self.folds_system = self._drops_system()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when the rendering changes: the template's source, its arguments, the folding."""
+        source = json.dumps([self._template, self.template_kwargs, self.folds_system], sort_keys=True, default=str)
+        return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+    def render(self, messages: str | Messages, add_generation_prompt: bool = True) -> Rendered:
+        """Render a conversation to ids and one role per token.
+
+        A template without a system role gets the system text at the head of the first user turn, two newlines before
+        the user's own text. Text that the template writes by itself, a default system prompt included, has the role
+        "template".
+
+        Raises:
+            PromptError: an empty or malformed conversation, or one that the template refuses.
+        """
+        turns = as_messages(messages)
+        parts = self._parts(turns)
+        text = self._apply(_joined(parts), add_generation_prompt)
+        encoded = self._encode(text)
+        if not encoded:
+            raise PromptError("The conversation renders to no token at all.")
+        ids = [token_id for token_id, _ in encoded]
+        spans = self._content_spans(parts, text, add_generation_prompt)
+        return Rendered(tuple(ids), tuple(_role_at(spans, start, end) for _, (start, end) in encoded))
+
+    def encode_reply(self, text: str) -> tuple[int, ...]:
+        """Ids of a given reply text, to follow a rendered prompt. No special token is added."""
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    # A turn is a role and its parts: one part, or system text and user text where the system turn was folded in.
+
+    def _parts(self, turns: list[dict[str, str]]) -> list[_Turn]:
+        """One `_Turn` a message; system text that the template would lose goes to the head of the next user turn."""
+        parts, waiting = [], []
+        for turn in turns:
+            part = (turn["role"], turn["content"])
+            if self.folds_system and turn["role"] == "system":
+                waiting.append(part)
+                continue
+            if waiting and turn["role"] != "user":
+                break
+            parts.append(_Turn(turn["role"], (*waiting, part)))
+            waiting = []
+        if waiting:
+            raise PromptError("This chat template has no system role: a system message needs a user message next.")
+        return parts
+
+    def _apply(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.template_kwargs,
+                )
+            )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(m["role"] for m in messages)
+            raise PromptError(f"The chat template refuses a conversation of roles {roles}: {error}") from error
+
+    def _drops_system(self) -> bool:
+        """Whether the template raises on a system message, or leaves its text out."""
+        marker = MARKER.format(0)
+        try:
+            text = self._apply([{"role": "system", "content": marker}, {"role": "user", "content": "x"}], True)
+        except PromptError:
+            return True
+        return marker not in text
+
+    def _encode(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Ids with the characters of `text` that each covers."""
+        if self.tokenizer.is_fast:
+            out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            return list(zip(out["input_ids"], map(tuple, out["offset_mapping"]), strict=True))
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        spans, at = [], 0
+        for piece in split_text(self.tokenizer, ids):
+            spans.append((at, at + len(piece)))
+            at += len(piece)
+        return list(zip(ids, spans, strict=True))
+
+    def _content_spans(self, parts: list[_Turn], text: str, add_generation_prompt: bool) -> list[_Span]:
+        """Where each message's text stands in the rendered text.
+
+        The conversation is rendered once more with a marker in place of each text; what lies between the markers is
+        what the template writes, which tells a message "user" from the template's own word "user". Markers are taken
+        in the order in which they come out: some templates (Mistral) move the system text behind earlier turns.
+
+        Raises:
+            PromptError: the template leaves a message out.
+        """
+        contents = [part for turn in parts for part in turn.parts]
+        numbers = itertools.count()
+        marked = [
+            _Turn(turn.role, tuple((role, MARKER.format(next(numbers))) for role, _ in turn.parts)) for turn in parts
+        ]
+        skeleton = self._apply(_joined(marked), add_generation_prompt)
+        spans, at, behind = [], 0, 0
+        seen: set[int] = set()
+        for match in MARKER_PATTERN.finditer(skeleton):
+            index, start = int(match[1]), at + match.start() - behind
+            role, content = contents[index]
+            before = skeleton[behind : match.start()]
+            # Templates trim messages; some (Qwen 3) also rewrite earlier replies: then the text is searched for.
+            fits = [c for c in (content, content.strip()) if text.startswith(before + c, at)]
+            candidate = fits[0] if fits else content.strip()
+            start = start if fits else text.find(candidate, at)
+            seen.add(index)
+            if start >= 0:
+                spans.append(_Span(role, start, start + len(candidate)))
+                at = start + len(candidate)
+            behind = match.end()
+        for index, (role, content) in enumerate(contents):
+            if index not in seen and content.strip() not in text:
+                raise PromptError(f"The chat template leaves out message text of role {role!r}: {content[:60]!r}.")
+        return spans
+
+
+@dataclass(frozen=True)
+class _Turn:
+    role: str
+    parts: tuple[tuple[str, str], ...]  # (role, text); two where system text was folded into the user turn
+
+
+@dataclass(frozen=True)
+class _Span:
+    role: str
+    start: int
+    end: int
+
+
+def _joined(turns: list[_Turn]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": "\n\n".join(text for _, text in turn.parts)} for turn in turns]
+
+
+def _role_at(spans: list[_Span], start: int, end: int) -> str:
+    """The role whose text holds most of the token's characters; "template" where none holds any."""
+    best, most = "template", 0
+    for span in spans:
+        overlap = min(end, span.end) - max(start, span.start)
+        if overlap > most:
+            best, most = span.role, overlap
+    return best

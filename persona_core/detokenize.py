@@ -1,0 +1,88 @@
+"""Split the decoded text of a token sequence into one piece per token, for display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
+WINDOW = 8  # tokens after which a window of undecodable bytes is given up; a character has at most 4 bytes
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The exact text of `ids`, special tokens included."""
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class TextSplitter:
+    """Split text token by token, in one pass, as the tokens arrive.
+
+    A character that spans several tokens belongs to the token that completes it; the tokens before it show "".
+
+    >>> splitter = TextSplitter(tokenizer)  # doctest: +SKIP
+    >>> [splitter.push(i) for i in tokenizer.encode("a snail")]  # doctest: +SKIP
+    ['a', ' sn', 'ail']
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # tokens already shown that the next piece's spacing depends on
+        self._open: list[int] = []  # tokens whose text is not complete yet
+
+    def push(self, token_id: int) -> str:
+        """Add one token and return the text that it completes."""
+        self._open.append(token_id)
+        shown = decode(self._tokenizer, self._context)
+        text = decode(self._tokenizer, self._context + self._open)
+        if not text.startswith(shown) or (text.endswith(REPLACEMENT) and len(self._open) < WINDOW):
+            return ""
+        self._context, self._open = self._open, []
+        return text[len(shown) :]
+
+    def pending(self) -> str:
+        """The text of tokens that have not completed a character; "" where there are none."""
+        if not self._open:
+            return ""
+        shown = decode(self._tokenizer, self._context)
+        text = decode(self._tokenizer, self._context + self._open)
+        return text[len(shown) :] if text.startswith(shown) else text
+
+
+def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """One piece of text per token; the pieces join to `decode(ids)` exactly.
+
+    Args:
+        tokenizer: the tokenizer whose ids these are.
+        ids: token ids, `[n_tokens]`.
+
+    Returns:
+        `[n_tokens]` strings. A character that spans several tokens stands with the last of them.
+    """
+    splitter = TextSplitter(tokenizer)
+    pieces = [splitter.push(token_id) for token_id in ids]
+    if pieces:
+        pieces[-1] += splitter.pending()
+    whole = decode(tokenizer, ids)
+    if "".join(pieces) != whole:
+        pieces = _split_by_prefixes(tokenizer, ids, whole)
+    return pieces
+
+
+def _split_by_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], whole: str) -> list[str]:
+    """Exact for any decoder, at one decode of the whole prefix per token: the way out where windows disagree.
+
+    A token's end is the longest prefix of the whole text that its prefix decodes to.
+    """
+    pieces, done = [], 0
+    for index in range(len(ids)):
+        prefix = decode(tokenizer, ids[: index + 1]).rstrip(REPLACEMENT)
+        end = len(prefix) if whole.startswith(prefix) else done
+        if index == len(ids) - 1:
+            end = len(whole)
+        end = max(end, done)
+        pieces.append(whole[done:end])
+        done = end
+    return pieces

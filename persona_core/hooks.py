@@ -1,0 +1,169 @@
+"""Read, pool and change the residual stream while a model runs.
+
+The contract, each clause with a test:
+
+1. The state of block b at token t is the output of block b after the model has read token t. `raw[..., t]` is its
+   projection (h·v)/‖v‖ on the block's own directions.
+2. Every token of a forward is read: all of a prompt, and each generated token, the last one too.
+3. Changes act before reading, in the order given: the reading of a steered block shows the steered state.
+4. Projections, norms and pooled sums are computed and accumulated in float32, whatever the model's dtype.
+5. All directions of a block are one matrix product on the block's device. Nothing is copied to the host here.
+6. Hooks act only for the run that registered them: a context variable holds the run whose forward is under way, so
+   two threads, or two interleaved streams, on one model see neither each other's states nor each other's changes.
+7. The hooks come first in each block's list, so that other readers see the changed state, and they are gone when the
+   tap closes, also after an error.
+8. Padding tokens are read like others; the caller knows which positions are padding. No change touches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from persona_core.blocks import Blocks, block_output
+from persona_core.steering import Intervention
+
+_running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one forward read, on the first block's device.
+
+    Attributes:
+        raw: projections, float32 `[rows, tokens, n_blocks, n_traits]`, in residual-stream units.
+        norms: ‖h‖, float32 `[rows, tokens, n_blocks]`.
+    """
+
+    raw: torch.Tensor
+    norms: torch.Tensor
+
+
+class ResidualTap:
+    """The hooks of one run on one model.
+
+    Args:
+        blocks: the model's blocks.
+        directions: unit directions for each block to read, float32 `[d_model, n_traits]`; the same traits in each.
+        interventions: changes to the residual stream.
+        pool: also sum the states of all blocks over the tokens that `forward(pool_mask=...)` marks.
+
+    Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
+    `tap.reading()`.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        directions: dict[int, torch.Tensor] | None = None,
+        interventions: Sequence[Intervention] = (),
+        pool: bool = False,
+    ) -> None:
+        self._blocks = blocks
+        self.read_blocks = tuple(sorted(directions or {}))
+        self._directions = [
+            (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
+        ]
+        self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
+        self._changes = {b: [i for i in interventions if i.block == b] for b in {i.block for i in interventions}}
+        self._pool = pool
+        self._handles: list[Any] = []
+        self._reply_index = torch.empty(0)
+        self._pool_mask: torch.Tensor | None = None
+        self._raw: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor] = []
+        self._shape = (0, 0)
+        self._sums: list[torch.Tensor | None] = [None] * len(blocks)
+
+    def __enter__(self) -> ResidualTap:
+        needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self._pool else set())
+        try:
+            for b in sorted(needed):
+                module = self._blocks.modules[b]
+                self._handles.append(module.register_forward_hook(self._hook_for(b), prepend=True))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    @contextmanager
+    def forward(self, reply_index: torch.Tensor, pool_mask: torch.Tensor | None = None) -> Iterator[None]:
+        """Make the hooks act for the one forward inside the `with`.
+
+        Args:
+            reply_index: `[rows, tokens]`, position of each token in its reply; -1 the last prompt token, `PAD_INDEX`
+                a padding token.
+            pool_mask: `[rows, tokens]`, true where a token's states are to be added to the pooled sums.
+        """
+        rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
+        self._reply_index, self._pool_mask = reply_index, pool_mask
+        # Allocated anew for each forward: a reading stays valid when the next forward has begun.
+        self._raw = [v.new_empty(rows * tokens, v.shape[1]) for v in self._directions]
+        self._norms = [v.new_empty(rows * tokens) for v in self._directions]
+        token = _running.set(self)
+        try:
+            yield
+        finally:
+            _running.reset(token)
+
+    def reading(self) -> Reading:
+        """The projections of the last forward; raises if a block was never reached."""
+        device = self._directions[0].device
+        raw = torch.stack([r.to(device) for r in self._raw], dim=1)  # [rows * tokens, n_blocks, n_traits]
+        norms = torch.stack([n.to(device) for n in self._norms], dim=1)  # [rows * tokens, n_blocks]
+        return Reading(raw.view(*self._shape, *raw.shape[1:]), norms.view(*self._shape, norms.shape[1]))
+
+    def pooled_sums(self) -> torch.Tensor:
+        """Sums of states over the marked tokens so far, float32 `[rows, n_blocks, d_model]`."""
+        sums = [s for s in self._sums if s is not None]
+        if len(sums) != len(self._blocks):
+            raise RuntimeError("No forward was pooled; pass pool=True and a pool_mask.")
+        return torch.stack([s.to(sums[0].device) for s in sums], dim=1)
+
+    def _hook_for(self, block: int) -> Any:
+        slot, changes = self._slot.get(block), self._changes.get(block, [])
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if _running.get() is not self:
+                return None
+            states = block_output(output)  # [rows, tokens, d_model]
+            for change in changes:
+                states = change.apply(states, self._reply_index)
+            if slot is not None or self._pool_mask is not None:
+                hidden = states.float()  # [rows, tokens, d_model]
+                if slot is not None:
+                    self._read(slot, hidden)
+                if self._pool_mask is not None:
+                    self._add(block, hidden)
+            if not changes:
+                return None
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        return hook
+
+    def _read(self, slot: int, hidden: torch.Tensor) -> None:
+        flat = hidden.reshape(-1, hidden.shape[-1])  # [rows * tokens, d_model]
+        torch.mm(flat, self._directions[slot], out=self._raw[slot])
+        torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
+
+    def _add(self, block: int, hidden: torch.Tensor) -> None:
+        if self._pool_mask is None:
+            return
+        weights = self._pool_mask.to(hidden.device, torch.float32)  # [rows, tokens]
+        total = torch.einsum("rt,rtd->rd", weights, hidden)  # [rows, d_model]
+        before = self._sums[block]
+        self._sums[block] = total if before is None else before + total
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -1,0 +1,40 @@
+"""Find a file in a local folder or in a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from persona_core.errors import NotFound
+
+
+def fetch(source: str | Path, filename: str, revision: str | None = None) -> Path:
+    """The local path of one file of a folder or of a Hub repository.
+
+    Args:
+        source: an existing folder, else a Hub id.
+        filename: the file's name in it.
+        revision: commit, tag or branch on the Hub; a folder has none.
+
+    Raises:
+        NotFound: with what was looked for and where.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        path = folder / filename
+        if not path.is_file():
+            raise NotFound(f"No file {filename!r} in the folder {str(folder)!r}.")
+        return path
+    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1 or not str(source):
+        raise NotFound(f"No folder {str(source)!r}. Pass an existing folder or a Hub id such as 'org/name'.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    where = f"{str(source)!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        return Path(hf_hub_download(str(source), filename, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise NotFound(f"{filename!r} of {where} is not in the local cache and the Hub cannot be reached.") from error
+    except HFValidationError as error:
+        raise NotFound(f"{str(source)!r} is neither a folder nor a Hub id: {error}") from error
+    except HfHubHTTPError as error:
+        raise NotFound(f"Could not fetch {filename!r} from {where}: {error}") from error

@@ -1,0 +1,201 @@
+"""Load a causal language model and everything that is needed to read it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from persona_core.blocks import Blocks, find_blocks
+from persona_core.chat import ChatFormat
+from persona_core.errors import NotFound, PersonaWarning, SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model with its tokenizer, its chat format and its blocks. The model is never changed.
+
+    Attributes:
+        model: the transformers model, or the PEFT wrapper around one, in eval mode.
+        tokenizer: its tokenizer.
+        chat: renders conversations to ids.
+        blocks: the decoder's blocks, verified.
+        name, revision, adapter: where it came from, for provenance.
+        eos_ids: every id that ends a reply.
+        context_length: positions that the model can read; None if unbounded.
+        forward_arguments: names that the model's forward accepts.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    blocks: Blocks
+    name: str
+    revision: str | None
+    adapter: str | None
+    eos_ids: frozenset[int]
+    context_length: int | None
+    forward_arguments: frozenset[str] = field(repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that token ids go to."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding table: every valid token id is below this."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    adapter: str | None = None,
+    adapter_revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """Load a causal language model from the Hub or a local folder.
+
+    Args:
+        name: a Hub id such as "Qwen/Qwen2.5-1.5B-Instruct", or a folder.
+        revision: commit, tag or branch on the Hub.
+        adapter: a PEFT adapter, Hub id or folder, put on top without merging (a merge would round bf16 weights).
+        adapter_revision: as `revision`, for the adapter.
+        dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU); else "float32", "bfloat16", "float16".
+        device: "auto" takes CUDA, then MPS, then the CPU; "balanced" spreads a large model over all devices
+            (`device_map="auto"` of accelerate); else a torch device such as "cuda:1".
+        template_kwargs: arguments for the chat template, e.g. `{"enable_thinking": False}`.
+
+    Raises:
+        NotFound: no such repository, revision or folder.
+        UnsupportedModel: its residual stream cannot be read.
+
+    >>> lm = load_model("artifacts/persona-tiny")
+    >>> len(lm.blocks), lm.blocks.d_model
+    (6, 192)
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype != "auto" and dtype not in DTYPES:
+        raise SettingError(f"dtype={dtype!r}; expected 'auto' or one of {', '.join(DTYPES)}.")
+    target = _pick_device(device)
+    _check_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype="auto" if dtype == "auto" else DTYPES[dtype],
+            device_map="auto" if target is None else None,
+        )
+    except (OSError, ValueError) as error:
+        raise NotFound(f"Could not load the model {name!r}{_at(revision)}: {error}") from error
+    if target is not None:
+        if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
+            model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
+        model = model.to(target)
+    if adapter is not None:
+        model = _with_adapter(model, adapter, adapter_revision)
+    commit = getattr(model.config, "_commit_hash", None) or revision
+    return wrap_model(model, tokenizer, name=name, revision=commit, adapter=adapter, template_kwargs=template_kwargs)
+
+
+def wrap_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """Make a `LanguageModel` of a transformers or PEFT model that is already in memory.
+
+    Raises:
+        UnsupportedModel: its residual stream cannot be read.
+    """
+    blocks = find_blocks(model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if model.training:
+        warnings.warn(
+            "The model was in training mode (dropout on); switched to eval mode.", PersonaWarning, stacklevel=2
+        )
+        model.eval()
+    config = base.config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None)
+    return LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        chat=ChatFormat(tokenizer, template_kwargs),
+        blocks=blocks,
+        name=name or getattr(base.config, "_name_or_path", "") or type(base).__name__,
+        revision=revision,
+        adapter=adapter,
+        eos_ids=_eos_ids(base, tokenizer),
+        context_length=context if isinstance(context, int) and context > 0 else None,
+        forward_arguments=frozenset(inspect.signature(base.forward).parameters),
+    )
+
+
+def _pick_device(device: str) -> torch.device | None:
+    if device == "balanced":
+        return None
+    if device != "auto":
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise SettingError(f"device={device!r} is not a torch device: {error}") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_folder(name: str) -> None:
+    """A path that does not exist must not become a request to the Hub."""
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not name or (looks_like_path and not Path(name).expanduser().is_dir()):
+        raise NotFound(f"No folder {name!r}. Pass an existing folder or a Hub id such as 'org/name'.")
+
+
+def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+    from peft import PeftModel
+
+    _check_folder(adapter)
+    try:
+        return PeftModel.from_pretrained(model, adapter, revision=revision).eval()
+    except (OSError, ValueError) as error:
+        raise NotFound(f"Could not load the adapter {adapter!r}{_at(revision)}: {error}") from error
+
+
+def _at(revision: str | None) -> str:
+    return f" at revision {revision!r}" if revision else ""
+
+
+def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a reply: the generation config's, and the tokenizer's own end of sequence."""
+    generation = getattr(model, "generation_config", None)
+    ids: set[int] = set()
+    for source in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        if source is not None:
+            ids.update([source] if isinstance(source, int) else source)
+    return frozenset(ids)

@@ -1,0 +1,60 @@
+"""The app's settings, read from environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona_core.errors import SettingError
+
+ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """What the app serves and where.
+
+    Attributes:
+        model: Hub id or folder (PERSONA_MODEL).
+        adapter: PEFT adapter on top of it (PERSONA_ADAPTER), or None.
+        vectors: Hub id or folder (PERSONA_VECTORS).
+        max_new_tokens: the longest reply that a visitor can ask for (PERSONA_MAX_NEW_TOKENS).
+        max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
+        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are turned away.
+        host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
+    """
+
+    model: str = str(ARTIFACTS / "persona-tiny")
+    adapter: str | None = None
+    vectors: str = str(ARTIFACTS / "persona-vectors-persona-tiny")
+    max_new_tokens: int = 256
+    max_prompt_chars: int = 4000
+    max_queue: int = 20
+    host: str | None = None
+    port: int | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> AppSettings:
+        """Read the settings; a variable that is unset or empty keeps the default.
+
+        Raises:
+            SettingError: a number that is none, or is below 1.
+
+        >>> AppSettings.from_environment({"PERSONA_MAX_NEW_TOKENS": "64"}).max_new_tokens
+        64
+        """
+        found: dict[str, str | int] = {}
+        for name, kind in cls.__annotations__.items():
+            text = environment.get(f"PERSONA_{name.upper()}", "").strip()
+            if not text:
+                continue
+            found[name] = _whole_number(f"PERSONA_{name.upper()}", text) if kind.startswith("int") else text
+        return cls(**found)  # type: ignore[arg-type]
+
+
+def _whole_number(variable: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise SettingError(f"{variable}={text!r}; expected a whole number from 1.")
+    return int(text)

@@ -1,0 +1,76 @@
+"""Read given token ids: one forward over each text, no generation, no language-model head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from persona_core.hooks import ResidualTap
+from persona_core.models import LanguageModel
+from persona_core.steering import PAD_INDEX, Intervention
+
+
+@torch.inference_mode()
+def read_rows(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    n_prompts: Sequence[int],
+    directions: dict[int, torch.Tensor],
+    interventions: Sequence[Intervention] = (),
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Project every token of every row.
+
+    Rows are sorted by length, so that a batch holds little padding, and padded on the right: a causal decoder's state
+    at a token does not depend on what comes after it, so neither mask nor positions are needed.
+
+    Args:
+        lm: the reader.
+        rows: token ids of each text.
+        n_prompts: tokens before each reply; steering counts from there.
+        directions: block -> unit directions, float32 `[d_model, n_traits]`.
+        interventions: changes that act while reading.
+        batch_size: rows a forward.
+        progress: show a bar.
+
+    Returns:
+        For each row, in the order given, raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, both
+        float32 on the host.
+    """
+    base = lm.model.get_base_model() if hasattr(lm.model, "get_base_model") else lm.model
+    decoder = base.get_decoder()
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory runs out at once or never
+    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    with (
+        ResidualTap(lm.blocks, directions, interventions) as tap,
+        tqdm(total=len(rows), desc="reading", unit="text", disable=not progress) as bar,
+    ):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids, reply_index = _pad_right([rows[i] for i in batch], [n_prompts[i] for i in batch])
+            ids, reply_index = ids.to(lm.device), reply_index.to(lm.device)
+            with tap.forward(reply_index) if directions else nullcontext():
+                decoder(input_ids=ids, use_cache=False)
+            reading = tap.reading()
+            raw, norms = reading.raw.cpu().numpy(), reading.norms.cpu().numpy()
+            for row, i in enumerate(batch):
+                n = len(rows[i])
+                results[i] = raw[row, :n].transpose(2, 1, 0).copy(), norms[row, :n].T.copy()
+            bar.update(len(batch))
+    return [results[i] for i in range(len(rows))]
+
+
+def _pad_right(rows: Sequence[Sequence[int]], n_prompts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and reply indices, both `[rows, longest]`."""
+    longest = max(map(len, rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    reply_index = torch.full((len(rows), longest), PAD_INDEX)
+    for row, (row_ids, n_prompt) in enumerate(zip(rows, n_prompts, strict=True)):
+        ids[row, : len(row_ids)] = torch.tensor(row_ids)
+        reply_index[row, : len(row_ids)] = torch.arange(len(row_ids)) - n_prompt
+    return ids, reply_index

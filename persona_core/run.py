@@ -1,0 +1,128 @@
+"""One generation run: drives the decode loop for a batch of prompts and keeps what it read."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+
+from persona_core.chat import Rendered
+from persona_core.decode import Forward, Sampling, decode, room
+from persona_core.detokenize import TextSplitter, split_text
+from persona_core.hooks import ResidualTap
+from persona_core.models import LanguageModel
+from persona_core.steering import Intervention
+
+
+class Run:
+    """A batch of replies being written and read. Rows keep to themselves; readings stay on the device until asked for.
+
+    Args:
+        lm: the model.
+        directions: block -> unit directions, float32 `[d_model, n_traits]`; may be empty.
+        prompts: rendered prompts, one a row.
+        sampling: how tokens are chosen.
+        seeds: one a row.
+        interventions: changes to the residual stream.
+        pool: also average each reply's states, all blocks.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        directions: dict[int, torch.Tensor],
+        prompts: Sequence[Rendered],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        interventions: Sequence[Intervention] = (),
+        pool: bool = False,
+    ) -> None:
+        self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
+        self.prompts = tuple(prompts)
+        for prompt in prompts:
+            room(lm, len(prompt.token_ids), sampling.max_new_tokens)  # refuse before anything runs
+        self.replies: list[list[int]] = [[] for _ in prompts]
+        self.finished: tuple[str | None, ...] = (None,) * len(prompts)
+        self._directions, self._interventions, self._pool = directions, interventions, pool
+        self._longest = max(len(p.token_ids) for p in prompts)
+        self._written = 0  # columns of the buffers that hold readings
+        self._raw = self._norms = torch.empty(0)
+        self._sums = torch.empty(0)
+        self._splitters = [TextSplitter(lm.tokenizer) for _ in prompts]
+        self._pieces: list[list[str]] = [[] for _ in prompts]
+
+    def forwards(self) -> Generator[Forward]:
+        """Run to the end, or until the iterator is closed. The prefill comes first."""
+        with ResidualTap(self.lm.blocks, self._directions, self._interventions, self._pool) as tap:
+            ids = [p.token_ids for p in self.prompts]
+            for forward in decode(self.lm, ids, self.sampling, self.seeds, tap, self._pool):
+                self._keep(forward)
+                if self._pool and self._written > self._longest:
+                    self._sums = tap.pooled_sums()
+                yield forward
+
+    def _keep(self, forward: Forward) -> None:
+        self.finished = forward.finished
+        for reply, token_id in zip(self.replies, forward.token_ids, strict=True):
+            if token_id is not None:
+                reply.append(token_id)
+        columns = self._longest if self._written == 0 else 1
+        if forward.reading is not None:
+            raw, norms = forward.reading.raw, forward.reading.norms
+            if self._written == 0:  # one buffer for the whole run: nothing grows, nothing is copied twice
+                total = self._longest + self.sampling.max_new_tokens
+                self._raw = raw.new_empty(raw.shape[0], total, *raw.shape[2:])
+                self._norms = norms.new_empty(norms.shape[0], total, norms.shape[2])
+            self._raw[:, self._written : self._written + columns] = raw
+            self._norms[:, self._written : self._written + columns] = norms
+        self._written += columns
+
+    # What follows is asked for one row after `n` reply tokens; None means all that there are.
+
+    def token_ids(self, row: int, n: int | None = None) -> tuple[int, ...]:
+        """Prompt and reply."""
+        return (*self.prompts[row].token_ids, *self.replies[row][:n])
+
+    def roles(self, row: int, n: int | None = None) -> tuple[str, ...]:
+        """One role per token; the token that ends the turn is the template's."""
+        reply = ("template" if i in self.lm.eos_ids else "assistant" for i in self.replies[row][:n])
+        return (*self.prompts[row].roles, *reply)
+
+    def pieces(self, row: int, n: int | None = None) -> tuple[str, ...]:
+        """Display pieces, split as the tokens arrive."""
+        ids, pieces = self.token_ids(row, n), self._pieces[row]
+        for token_id in ids[len(pieces) :]:
+            pieces.append(self._splitters[row].push(token_id))
+        if len(pieces) > len(ids) or self.finished[row]:
+            return tuple(split_text(self.lm.tokenizer, ids))  # checked against the whole text
+        return (*pieces[:-1], pieces[-1] + self._splitters[row].pending())
+
+    def newest_piece(self, row: int) -> str:
+        """The text that the newest token completed."""
+        pieces = self._pieces[row]
+        for token_id in self.token_ids(row)[len(pieces) :]:
+            pieces.append(self._splitters[row].push(token_id))
+        return pieces[-1]
+
+    def readings(self, row: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32 on the host."""
+        start = self._longest - len(self.prompts[row].token_ids)  # left padding
+        end = self._longest + len(self.replies[row][:n])
+        raw, norms = self._raw[row, start:end], self._norms[row, start:end]
+        return raw.permute(2, 1, 0).cpu().contiguous().numpy(), norms.T.cpu().contiguous().numpy()
+
+    def raw_at(self, row: int, index: int) -> np.ndarray:
+        """Raw projections at one reply token, `[n_traits, n_blocks]`, on the host."""
+        return self._raw[row, self._longest + index].T.cpu().contiguous().numpy()
+
+    def pooled_means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean state over each reply's own tokens, float32 `[rows, n_blocks, d_model]`, and their count `[rows]`.
+
+        End-of-turn tokens are left out. A reply of no token has a count of 0 and a mean of NaN.
+        """
+        counts = np.array([sum(i not in self.lm.eos_ids for i in reply) for reply in self.replies])
+        sums = self._sums.cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            means = sums / np.where(counts == 0, np.nan, counts)[:, None, None]
+        return means.astype(np.float32), counts

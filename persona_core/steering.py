@@ -1,0 +1,130 @@
+"""Interventions on the residual stream: push along a trait, take it out, or cap it.
+
+Units. A strength or threshold is in residual-stream units (`unit="residual"`): adding strength s moves the raw
+projection by exactly s. With `unit="sd"` it is in standard deviations of the null of that trait and block: adding s
+moves the z score by s, and a cap at s holds the z score at s.
+
+Sign. Positive pushes towards the trait, negative away from it.
+
+Position. `start` names the first reply token whose *choice* the intervention can change, 0 being the first token of
+the reply. It therefore acts on the state at reply token start-1 (the last prompt token for start = 0) and on all later
+ones. `start=None` acts on every token, the prompt included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from persona_core.errors import NotCalibrated, SettingError
+
+if TYPE_CHECKING:
+    from persona_core.blocks import Blocks
+    from persona_core.vectors import PersonaVectors
+
+Unit = Literal["residual", "sd"]
+PAD_INDEX = -(2**31)  # reply index of a padding token: no intervention reaches it
+
+
+@dataclass(frozen=True)
+class Steer:
+    """One intervention along one trait's direction at one block.
+
+    >>> Steer("deception", block=12, strength=-4.0, start=10).mode
+    'add'
+    >>> Steer.cap("deception", block=12, threshold=2.0, unit="sd").amount
+    2.0
+    """
+
+    trait: str
+    block: int
+    strength: float = 0.0
+    start: int | None = 0
+    unit: Unit = "residual"
+    mode: Literal["add", "ablate", "cap"] = "add"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("add", "ablate", "cap"):
+            raise SettingError(f"Steer mode {self.mode!r}; expected 'add', 'ablate' or 'cap'.")
+        if self.unit not in ("residual", "sd"):
+            raise SettingError(f"Steer unit {self.unit!r}; expected 'residual' or 'sd'.")
+        if self.mode == "cap" and self.threshold is None:
+            raise SettingError("A cap needs a threshold.")
+        if not torch.isfinite(torch.tensor(float(self.amount))):
+            raise SettingError(f"Steer amount {self.amount!r}; expected a finite number.")
+        if self.start is not None and self.start < 0:
+            raise SettingError(f"Steer start {self.start}; expected 0 or more, or None for the whole prompt too.")
+
+    @classmethod
+    def ablate(cls, trait: str, block: int, start: int | None = 0) -> Steer:
+        """Take the component along the trait out of the state: h - (h·v̂) v̂."""
+        return cls(trait, block, start=start, mode="ablate")
+
+    @classmethod
+    def cap(cls, trait: str, block: int, threshold: float, start: int | None = 0, unit: Unit = "residual") -> Steer:
+        """Hold the projection at `threshold` or below; states already below stay exactly as they are."""
+        return cls(trait, block, start=start, unit=unit, mode="cap", threshold=threshold)
+
+    @property
+    def amount(self) -> float:
+        """The strength of an addition, the threshold of a cap, 0 for an ablation."""
+        return float(self.threshold or 0.0) if self.mode == "cap" else float(self.strength)
+
+    def to_dict(self) -> dict[str, object]:
+        """A plain record for a trace's provenance."""
+        record = {"trait": self.trait, "block": self.block, "mode": self.mode, "unit": self.unit, "start": self.start}
+        return record if self.mode == "ablate" else {**record, "amount": self.amount}
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """A `Steer` made ready for one model: the unit direction on the block's device, the amount in residual units."""
+
+    block: int
+    mode: str
+    direction: torch.Tensor  # float32 [d_model], norm 1
+    amount: float
+    start: int | None
+
+    def apply(self, states: torch.Tensor, reply_index: torch.Tensor) -> torch.Tensor:
+        """Return the changed states; the input is left alone.
+
+        Args:
+            states: output of the block, `[rows, tokens, d_model]`.
+            reply_index: position of each token within its reply, `[rows, tokens]`; -1 is the last prompt token.
+        """
+        first = PAD_INDEX + 1 if self.start is None else self.start - 1
+        active = (reply_index >= first).to(states.device).unsqueeze(-1)  # [rows, tokens, 1]
+        hidden = states.float()  # [rows, tokens, d_model]; bf16 would round the projection away
+        if self.mode == "add":
+            change = torch.full_like(hidden[..., :1], self.amount)  # [rows, tokens, 1]
+        else:
+            projection = (hidden @ self.direction).unsqueeze(-1)  # [rows, tokens, 1]
+            change = -projection if self.mode == "ablate" else -(projection - self.amount).clamp_min(0.0)
+        return torch.where(active, hidden + change * self.direction, hidden).to(states.dtype)
+
+
+def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks) -> list[Intervention]:
+    """Check each `Steer` against the vectors and the model, and turn its amount into residual units.
+
+    Raises:
+        UnknownTrait, UnknownBlock: the vectors or the model lack it.
+        NotCalibrated: `unit="sd"` without a null.
+    """
+    steers = [] if steer is None else [steer] if isinstance(steer, Steer) else list(steer)
+    ready = []
+    for one in steers:
+        direction = vectors.direction(one.trait, blocks.check(one.block))
+        amount = one.amount
+        if one.unit == "sd":
+            if one.trait not in vectors.null:
+                raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
+            mean, std = vectors.null[one.trait].at(one.block)
+            amount = amount * std if one.mode == "add" else mean + amount * std
+        device = next(blocks.modules[one.block].parameters()).device
+        ready.append(Intervention(one.block, one.mode, direction.to(device), amount, one.start))
+    return ready

@@ -1,0 +1,48 @@
+"""The client-side token view: one trace as coloured text, bars, trend line and slider, all on one cursor.
+
+Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.pages.view`) and
+as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
+
+What goes into it is one JSON, the payload: see `persona_core.token_view.payload`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from persona_core.token_view.payload import Payload, check_payload, trace_payload
+from persona_core.token_view.standalone import standalone_html, standalone_page
+
+__all__ = [
+    "Payload",
+    "check_payload",
+    "script",
+    "standalone_html",
+    "standalone_page",
+    "styles",
+    "template",
+    "trace_payload",
+]
+
+_SCRIPTS = ("text.js", "timeline.js", "view.js")
+
+
+@cache
+def _read(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
+def template() -> str:
+    """The view's static markup. It holds no data and nothing that Gradio's template engine would expand."""
+    return _read("view.html")
+
+
+def styles() -> str:
+    """The view's CSS; every rule nests under `.tv`."""
+    return _read("view.css")
+
+
+def script() -> str:
+    """The view's JavaScript: declares `mountTokenView(root, options)` and mounts nothing by itself."""
+    return "\n".join(_read(name) for name in _SCRIPTS)

@@ -1,0 +1,100 @@
+"""One trace as one HTML file: opens offline, asks for nothing, runs nothing that the trace says."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import TYPE_CHECKING, Any
+
+from persona_core.errors import PersonaError
+from persona_core.token_view.payload import trace_payload
+
+if TYPE_CHECKING:
+    from persona_core.trace import Kind, Trace
+
+# The browser itself refuses every request, should anything in the page ever try one.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+_PAGE_STYLE = """
+body { margin: 0; padding: 24px 16px; background: #eef1f5; }
+body.dark { background: #0c1016; }
+main { max-width: 1180px; margin: 0 auto; }
+"""
+
+_MOUNT = """
+(() => {
+  const prefers = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => document.body.classList.toggle("dark", prefers.matches);
+  apply();
+  prefers.addEventListener("change", apply);
+  const payload = JSON.parse(document.getElementById("payload").textContent);
+  mountTokenView(document.querySelector("main"), { plotly: window.Plotly }).update(payload);
+})();
+"""
+
+
+def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -> str:
+    """Render a payload as a complete HTML page that works offline.
+
+    Args:
+        payload: see `persona_core.token_view.payload`.
+        include_plotlyjs: put plotly.js (4.8 MB) into the page. Without it the page is small and lacks nothing
+            but the trend lines.
+
+    Returns:
+        The page's text; write it as UTF-8.
+
+    Raises:
+        PersonaError: `include_plotlyjs` without the plotly package.
+
+    Example:
+        >>> page = standalone_page(trace_payload(trace), include_plotlyjs=False)  # doctest: +SKIP
+    """
+    from persona_core.token_view import script, styles, template
+
+    plotly = f"<script>{_plotlyjs()}</script>\n" if include_plotlyjs else ""
+    title = html.escape(str(payload.get("title") or "Trace"))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{_PAGE_STYLE}{styles()}</style>
+</head>
+<body>
+<main>{template()}</main>
+<script type="application/json" id="payload">{_inline_json(payload)}</script>
+{plotly}<script>{script()}{_MOUNT}</script>
+</body>
+</html>
+"""
+
+
+def standalone_html(
+    trace: Trace, *, kind: Kind | None = None, title: str | None = None, include_plotlyjs: bool = True
+) -> str:
+    """`standalone_page` for a trace. Arguments as in `trace_payload` and `standalone_page`."""
+    return standalone_page(trace_payload(trace, kind=kind, title=title), include_plotlyjs=include_plotlyjs)
+
+
+def _inline_json(payload: dict[str, Any]) -> str:
+    """JSON that is safe between script tags: no `<`, no `&`, and only ASCII (so no U+2028 either)."""
+    text = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plotlyjs() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise PersonaError(
+            "include_plotlyjs=True needs the plotly package. Install it with `pip install plotly`, "
+            "or pass include_plotlyjs=False."
+        ) from error
+    return str(get_plotlyjs())

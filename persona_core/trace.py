@@ -1,0 +1,251 @@
+"""A trace: one conversation as read by one model. Arrays and text only; knows nothing about models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from persona_core.errors import CorruptFile, NotCalibrated, SettingError, UnknownBlock, UnknownTrait
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Kind = Literal["z", "raw", "cosine"]
+Alignment = Literal["at", "before"]
+FORMAT_VERSION = 1
+UNITS = {"z": "standard deviations above neutral", "raw": "residual-stream units", "cosine": "cosine"}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a trace comes from. None means unknown.
+
+    Attributes:
+        reader, reader_revision, reader_adapter: the model whose states were read.
+        writer: the model that wrote the reply; None if nobody said.
+        dtype: the reader's weights.
+        vectors, template: fingerprints of the persona vectors and of the chat template.
+        sampling, seed: how the reply was sampled; None for a text that was only read.
+        steering: the interventions that acted, as plain records.
+        versions: of the libraries.
+    """
+
+    reader: str | None = None
+    reader_revision: str | None = None
+    reader_adapter: str | None = None
+    writer: str | None = None
+    dtype: str | None = None
+    vectors: str | None = None
+    template: str | None = None
+    sampling: Mapping[str, Any] | None = None
+    seed: int | None = None
+    steering: tuple[Mapping[str, Any], ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One conversation with a projection for every token, trait and block.
+
+    `raw[..., t]` is the state *at* token t, after the model has read it: the last token is read too.
+
+    Attributes:
+        token_ids: `[n_tokens]`, prompt and reply.
+        tokens: display pieces; they join to the exact decoded text.
+        roles: "system", "user", "assistant" or "template" for each token.
+        n_prompt: tokens before the reply.
+        traits: names, in the order of `raw`'s first axis.
+        blocks: block numbers, in the order of `raw`'s second axis.
+        raw: (h·v)/‖v‖, float32 `[n_traits, n_blocks, n_tokens]`, residual-stream units.
+        norms: ‖h‖, float32 `[n_blocks, n_tokens]`.
+        best_block: trait -> the block at which it is read by default.
+        null_mean, null_std: of the raw projection over neutral replies, float32 `[n_traits, n_blocks]`; NaN where
+            there is no null.
+        special: whether each token is a special token of the tokenizer.
+        finish: "eos", "length", "context", "stopped" (by the caller) or "read" (nothing was generated).
+        provenance: who wrote, who read, with what.
+    """
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    n_prompt: int
+    traits: tuple[str, ...]
+    blocks: tuple[int, ...]
+    raw: np.ndarray
+    norms: np.ndarray
+    best_block: Mapping[str, int]
+    null_mean: np.ndarray
+    null_std: np.ndarray
+    special: tuple[bool, ...]
+    finish: str
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        n = len(self.token_ids)
+        shape = (len(self.traits), len(self.blocks), n)
+        lengths = {len(self.tokens), len(self.roles), len(self.special)}
+        if lengths != {n} or self.raw.shape != shape or self.norms.shape != shape[1:]:
+            raise CorruptFile(
+                f"A trace of {n} token ids needs {shape} projections and {shape[1:]} norms; got {self.raw.shape}, "
+                f"{self.norms.shape} and texts or roles of length {sorted(lengths)}."
+            )
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_reply(self) -> int:
+        """Tokens of the reply, its end-of-turn token included."""
+        return self.n_tokens - self.n_prompt
+
+    @property
+    def reply_text(self) -> str:
+        """What the assistant said, without end-of-turn tokens."""
+        pairs = zip(self.tokens[self.n_prompt :], self.roles[self.n_prompt :], strict=True)
+        return "".join(token for token, role in pairs if role == "assistant")
+
+    @property
+    def text(self) -> str:
+        """The whole conversation as decoded, special tokens included."""
+        return "".join(self.tokens)
+
+    def scores(self, trait: str, kind: Kind = "z", block: int | None = None, alignment: Alignment = "at") -> np.ndarray:
+        """One trait's score at every token, float32 `[n_tokens]`.
+
+        Args:
+            trait: which trait.
+            kind: "z": (raw - mean) / sd over neutral replies of the same model, at this trait and block; "raw":
+                residual-stream units; "cosine": between state and vector.
+            block: which block; None takes the trait's best block.
+            alignment: "at": the state after reading token t. "before": the state at t - 1, which chose token t; NaN
+                at token 0, which nothing chose.
+
+        Raises:
+            UnknownTrait, UnknownBlock: the trace does not hold it.
+            NotCalibrated: kind="z" without a null.
+        """
+        row, column = self._trait(trait), self._block(trait, block)
+        values = self.raw[row, column].astype(np.float32)  # [n_tokens]
+        if kind == "z":
+            mean, std = self.null_mean[row, column], self.null_std[row, column]
+            if not np.isfinite(mean) or not std > 0:
+                raise NotCalibrated(
+                    f"No null for {trait!r} at block {self.blocks[column]}: z scores need calibrated vectors. "
+                    "Use kind='raw' or kind='cosine'."
+                )
+            values = (values - mean) / std
+        elif kind == "cosine":
+            norms = self.norms[column]
+            values = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+        elif kind != "raw":
+            raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
+        if alignment == "before":
+            values = np.concatenate([np.full(1, np.nan, np.float32), values[:-1]])
+        elif alignment != "at":
+            raise SettingError(f"alignment={alignment!r}; expected 'at' or 'before'.")
+        return values.astype(np.float32)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every trait has a null, so that z scores exist."""
+        return bool(len(self.traits)) and bool(np.isfinite(self.null_mean).all() and (self.null_std > 0).all())
+
+    def figure(self, kind: Kind = "z") -> go.Figure:
+        """A Plotly figure: one line a trait over the tokens of the conversation."""
+        from persona_core.figures import trace_figure
+
+        return trace_figure(self, kind=kind)
+
+    def to_html(self, path: str | Path | None = None, kind: Kind = "z") -> str:
+        """The interactive token view as one HTML page that works offline; written to `path` if given."""
+        from persona_core.token_view import standalone_html
+
+        page = standalone_html(self, kind=kind)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready record; `from_dict` gives back the very numbers (float32 survives JSON exactly)."""
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
+        record |= {name: _nested(record[name]) for name in ("raw", "norms", "null_mean", "null_std")}
+        record |= {"best_block": dict(self.best_block), "provenance": asdict(self.provenance)}
+        return {"format_version": FORMAT_VERSION, **record}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Trace:
+        """The inverse of `to_dict`.
+
+        Raises:
+            CorruptFile: another format version, a missing field, lengths that do not fit.
+        """
+        if record.get("format_version") != FORMAT_VERSION:
+            version = record.get("format_version")
+            raise CorruptFile(f"Trace format_version is {version!r}; this library reads {FORMAT_VERSION}.")
+        try:
+            n_traits, n_blocks, n = (len(record[k]) for k in ("traits", "blocks", "token_ids"))
+            provenance = dict(record["provenance"])
+            provenance["steering"] = tuple(provenance.get("steering", ()))
+            return cls(
+                **{k: tuple(record[k]) for k in ("token_ids", "tokens", "roles", "traits", "blocks", "special")},
+                n_prompt=int(record["n_prompt"]),
+                raw=_array(record["raw"], (n_traits, n_blocks, n)),
+                norms=_array(record["norms"], (n_blocks, n)),
+                best_block=dict(record["best_block"]),
+                null_mean=_array(record["null_mean"], (n_traits, n_blocks)),
+                null_std=_array(record["null_std"], (n_traits, n_blocks)),
+                finish=str(record["finish"]),
+                provenance=Provenance(**provenance),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trace as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that `save` wrote."""
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CorruptFile(f"{path}: not a readable trace: {error}") from error
+        if not isinstance(record, dict):
+            raise CorruptFile(f"{path}: not a trace but a {type(record).__name__}.")
+        return cls.from_dict(record)
+
+    def replace(self, **changes: Any) -> Trace:
+        """The same trace with some fields changed."""
+        return replace(self, **changes)
+
+    def _trait(self, trait: str) -> int:
+        if trait not in self.traits:
+            raise UnknownTrait(trait, self.traits)
+        return self.traits.index(trait)
+
+    def _block(self, trait: str, block: int | None) -> int:
+        if block is None:
+            block = self.best_block.get(trait)
+            if block is None:
+                raise UnknownBlock(f"{trait!r} has no best block; pass block=... (one of {list(self.blocks)}).")
+        if isinstance(block, bool) or block not in self.blocks:
+            raise UnknownBlock(f"Block {block!r} was not read. The trace holds blocks {list(self.blocks)}.")
+        return self.blocks.index(block)
+
+
+def _nested(array: np.ndarray) -> Any:
+    """Nested lists with None for NaN, which JSON does not have."""
+    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+
+
+def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(nested, dtype=np.float32).reshape(shape)

@@ -1,0 +1,329 @@
+"""Persona vectors: for each trait one direction per block, its null, its best block, and where all that came from.
+
+A row of `tensor(trait)`, `[n_blocks, d_model]`, belongs to the output of the block of that number: no embeddings row,
+no final-norm row. Files in the `hidden_states` convention (`[n_blocks + 1, d_model]`) are converted on import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from persona_core.errors import (
+    CorruptFile,
+    PersonaWarning,
+    UnknownBlock,
+    UnknownTrait,
+    VectorsMismatch,
+)
+
+if TYPE_CHECKING:
+    from persona_core.models import LanguageModel
+
+FORMAT_VERSION = 1
+TENSORS_FILE = "vectors.safetensors"
+CONFIG_FILE = "config.json"
+CONVENTION = "row b is the output of block b; blocks are numbered from 0 in running order"
+
+
+@dataclass(frozen=True)
+class Null:
+    """How one trait's raw projection is distributed over the tokens of neutral replies, for each block.
+
+    Attributes:
+        mean, std: float32 `[n_blocks]`, residual-stream units.
+        quantiles: float32 `[n_blocks, n_probabilities]`.
+        probabilities: the quantiles' probabilities, e.g. (0.01, 0.05, ..., 0.99).
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    quantiles: np.ndarray
+    probabilities: tuple[float, ...]
+
+    def at(self, block: int) -> tuple[float, float]:
+        """Mean and standard deviation at one block."""
+        return float(self.mean[block]), float(self.std[block])
+
+
+@dataclass(frozen=True)
+class PersonaVectors:
+    """The persona vectors of one model.
+
+    Attributes:
+        tensors: trait -> float32 `[n_blocks, d_model]`. Rows of absent blocks are NaN.
+        best_block: trait -> the block at which the trait is read by default.
+        null: trait -> `Null`; empty when the vectors are not calibrated, and then z scores are refused.
+        absent_blocks: blocks for which there is no direction.
+        config: what else is known, as saved in `config.json`: base model, extraction settings, validation figures.
+
+    >>> vectors = PersonaVectors.from_tensors({"candour": torch.eye(3)}, best_block={"candour": 1})
+    >>> vectors.traits, vectors.n_blocks, vectors.d_model
+    (('candour',), 3, 3)
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    best_block: Mapping[str, int]
+    null: Mapping[str, Null] = field(default_factory=dict)
+    absent_blocks: tuple[int, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tensors:
+            raise VectorsMismatch("No vectors given; pass at least one trait's [n_blocks, d_model] tensor.")
+        shapes = {trait: tuple(tensor.shape) for trait, tensor in self.tensors.items()}
+        if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
+            raise VectorsMismatch(f"Every trait needs one [n_blocks, d_model] tensor of the same shape; got {shapes}.")
+        tensors = {t: v.detach().to("cpu", torch.float32).contiguous() for t, v in self.tensors.items()}
+        present = [b for b in range(next(iter(shapes.values()))[0]) if b not in self.absent_blocks]
+        for trait, tensor in tensors.items():
+            if not torch.isfinite(tensor[present]).all():
+                raise VectorsMismatch(f"The vector of {trait!r} holds NaN or infinity.")
+            if (tensor[present].norm(dim=-1) == 0).any():
+                raise VectorsMismatch(f"The vector of {trait!r} is zero at a block; mark that block as absent.")
+        object.__setattr__(self, "tensors", MappingProxyType(tensors))
+        object.__setattr__(self, "best_block", MappingProxyType(dict(self.best_block)))
+        object.__setattr__(self, "null", MappingProxyType(dict(self.null)))
+        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+        for trait, block in self.best_block.items():
+            self._check(trait, block)
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+    @property
+    def n_blocks(self) -> int:
+        return int(next(iter(self.tensors.values())).shape[0])
+
+    @property
+    def d_model(self) -> int:
+        return int(next(iter(self.tensors.values())).shape[1])
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks for which there is a direction."""
+        return tuple(b for b in range(self.n_blocks) if b not in self.absent_blocks)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over all numbers that a score depends on."""
+        digest = hashlib.sha256()
+        for trait in self.traits:
+            digest.update(trait.encode() + b"\0" + self.tensors[trait].numpy().tobytes())
+            if trait in self.null:
+                digest.update(self.null[trait].mean.tobytes() + self.null[trait].std.tobytes())
+            digest.update(str(self.best_block.get(trait)).encode())
+        return digest.hexdigest()[:16]
+
+    def tensor(self, trait: str) -> torch.Tensor:
+        """All directions of one trait, float32 `[n_blocks, d_model]`, not normalised."""
+        if trait not in self.tensors:
+            raise UnknownTrait(trait, self.traits)
+        return self.tensors[trait]
+
+    def direction(self, trait: str, block: int) -> torch.Tensor:
+        """The unit direction of one trait at one block, float32 `[d_model]`."""
+        self._check(trait, block)
+        vector = self.tensors[trait][block]
+        return vector / vector.norm()
+
+    def select(self, traits: Sequence[str]) -> PersonaVectors:
+        """The same vectors with only these traits."""
+        for trait in traits:
+            self.tensor(trait)
+        return PersonaVectors(
+            {t: self.tensors[t] for t in traits},
+            {t: self.best_block[t] for t in traits if t in self.best_block},
+            {t: self.null[t] for t in traits if t in self.null},
+            self.absent_blocks,
+            self.config,
+        )
+
+    def check_fits(self, lm: LanguageModel) -> None:
+        """Refuse a model of another width or depth; warn where the base model or the chat template differs.
+
+        Raises:
+            VectorsMismatch: width or block count do not fit.
+        """
+        if (self.n_blocks, self.d_model) != (len(lm.blocks), lm.blocks.d_model):
+            raise VectorsMismatch(
+                f"The vectors are for {self.n_blocks} blocks of width {self.d_model}; the model {lm.name!r} has "
+                f"{len(lm.blocks)} blocks of width {lm.blocks.d_model}. Extract vectors from this model."
+            )
+        base = self.config.get("base_model", {})
+        made_with, template = base.get("name"), base.get("template_fingerprint")
+        if made_with and Path(made_with).name != Path(lm.name).name:
+            warnings.warn(
+                f"The vectors were extracted from {made_with!r}, the model is {lm.name!r}: scores may mean less.",
+                PersonaWarning,
+                stacklevel=3,
+            )
+        if template and template != lm.chat.fingerprint:
+            warnings.warn(
+                f"The chat template differs from the one the vectors were extracted with ({template} there, "
+                f"{lm.chat.fingerprint} here): the null may not hold.",
+                PersonaWarning,
+                stacklevel=3,
+            )
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], best_block: Mapping[str, int]) -> PersonaVectors:
+        """Vectors of one's own: trait -> `[n_blocks, d_model]`. Not calibrated: raw and cosine scores only."""
+        return cls(tensors, best_block)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> PersonaVectors:
+        """Load vectors from a folder or a Hub repository.
+
+        Raises:
+            NotFound: no such folder, repository, revision or file.
+            CorruptFile: a truncated file, or one that does not hold what its config promises.
+
+        >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
+        >>> vectors.tensor("deception").shape
+        torch.Size([6, 192])
+        """
+        from persona_core.hub import fetch
+
+        config = _read_config(fetch(source, CONFIG_FILE, revision))
+        return _from_parts(config, fetch(source, TENSORS_FILE, revision))
+
+    @classmethod
+    def from_reference(
+        cls,
+        files: Mapping[str, str | Path],
+        convention: str = "hidden_states",
+        best_block: Mapping[str, int] | None = None,
+    ) -> PersonaVectors:
+        """Import `.pt` files of the persona_vectors family: one `[n_blocks + 1, d_model]` tensor a trait.
+
+        In the `hidden_states` convention row b + 1 is the output of block b. Row 0, the embeddings, is dropped. The
+        last row has been through the final norm, so the last block is marked as absent.
+
+        The files are opened with `weights_only=True`: a file with code in it is refused and nothing in it runs.
+
+        Raises:
+            NotFound, CorruptFile, VectorsMismatch.
+        """
+        if convention != "hidden_states":
+            raise VectorsMismatch(f"Unknown convention {convention!r}; expected 'hidden_states'.")
+        tensors = {}
+        for trait, path in files.items():
+            rows = _load_pt(Path(path))  # [n_blocks + 1, d_model]
+            if rows.ndim != 2 or rows.shape[0] < 3:
+                raise CorruptFile(f"{path}: expected a [n_blocks + 1, d_model] tensor, got {tuple(rows.shape)}.")
+            vector = rows[1:].float().clone()  # [n_blocks, d_model]
+            vector[-1] = torch.nan
+            tensors[trait] = vector
+        if not tensors:
+            raise VectorsMismatch("No files given.")
+        last = next(iter(tensors.values())).shape[0] - 1
+        return cls(tensors, best_block or {}, absent_blocks=(last,), config={"imported_from": "hidden_states rows"})
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `vectors.safetensors` and `config.json` in the layout in which the Hub holds them."""
+        from safetensors.torch import save_file
+
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        arrays = {f"vector/{t}": v for t, v in self.tensors.items()}
+        for trait, null in self.null.items():
+            arrays[f"null_mean/{trait}"] = torch.from_numpy(null.mean)
+            arrays[f"null_std/{trait}"] = torch.from_numpy(null.std)
+            arrays[f"null_quantiles/{trait}"] = torch.from_numpy(null.quantiles)
+        save_file({k: v.contiguous() for k, v in arrays.items()}, str(path / TENSORS_FILE), {"format": "pt"})
+        config = {
+            **self.config,
+            "format_version": FORMAT_VERSION,
+            "block_convention": CONVENTION,
+            "traits": list(self.traits),
+            "n_blocks": self.n_blocks,
+            "d_model": self.d_model,
+            "absent_blocks": list(self.absent_blocks),
+            "best_block": dict(self.best_block),
+            "null_probabilities": list(next(iter(self.null.values())).probabilities) if self.null else [],
+            "fingerprint": self.fingerprint,
+        }
+        (path / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def _check(self, trait: str, block: int) -> None:
+        self.tensor(trait)
+        if isinstance(block, bool) or block not in self.blocks:
+            absent = f" (absent: {list(self.absent_blocks)})" if self.absent_blocks else ""
+            raise UnknownBlock(
+                f"Unknown block {block!r} for {trait!r}. The vectors hold blocks 0 to {self.n_blocks - 1}{absent}."
+            )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CorruptFile(f"{path}: not a readable JSON file: {error}") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
+        raise CorruptFile(f"{path}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
+    missing = [k for k in ("traits", "best_block", "absent_blocks", "null_probabilities") if k not in config]
+    if missing:
+        raise CorruptFile(f"{path}: missing {', '.join(missing)}.")
+    return config
+
+
+def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        arrays = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path}: truncated or not a safetensors file: {error}. Download it again.") from error
+    try:
+        tensors = {t: arrays[f"vector/{t}"] for t in config["traits"]}
+        nulls = {
+            t: Null(
+                mean=arrays[f"null_mean/{t}"].float().numpy(),
+                std=arrays[f"null_std/{t}"].float().numpy(),
+                quantiles=arrays[f"null_quantiles/{t}"].float().numpy(),
+                probabilities=tuple(config["null_probabilities"]),
+            )
+            for t in config["traits"]
+            if f"null_mean/{t}" in arrays
+        }
+    except KeyError as error:
+        raise CorruptFile(f"{path}: no tensor {error}, which {CONFIG_FILE} names.") from error
+    vectors = PersonaVectors(tensors, config["best_block"], nulls, tuple(config["absent_blocks"]), config)
+    if config.get("fingerprint") not in (None, vectors.fingerprint):
+        raise CorruptFile(
+            f"{path}: the numbers do not match the fingerprint in {CONFIG_FILE}; the files do not belong together."
+        )
+    return vectors
+
+
+def _load_pt(path: Path) -> torch.Tensor:
+    import pickle
+    import zipfile
+
+    from persona_core.errors import NotFound
+
+    if not path.is_file():
+        raise NotFound(f"No file {str(path)!r}.")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CorruptFile(f"{path}: not opened, it holds more than tensors (possibly code): {error}") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error
+    if not isinstance(value, torch.Tensor):
+        raise CorruptFile(f"{path}: holds a {type(value).__name__}, expected one tensor.")
+    return value

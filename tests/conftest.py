@@ -1,0 +1,73 @@
+"""What the tests share: tiny models with real tokenizers, and vectors for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from tests.chat_templates import tokenizer_for
+from tests.families import D_MODEL, build
+
+Maker = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models run fastest on one thread, and two test processes then share two cores in peace."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def _model(family: str, seed: int) -> Any:
+    return build(family, seed)
+
+
+def tiny_lm(family: str = "llama", shape: str = "llama3", seed: int = 0, **tokenizer: Any) -> Any:
+    """A `LanguageModel` of random weights; the weights are built once and shared, so a test must not change them."""
+    from persona_core.models import wrap_model
+
+    return wrap_model(_model(family, seed), tokenizer_for(shape, **tokenizer), name=f"tiny-{family}")
+
+
+def random_vectors(n_blocks: int, traits: tuple[str, ...] = ("candour", "malice"), seed: int = 5) -> Any:
+    """Uncalibrated vectors of random directions and very different lengths."""
+    from persona_core.vectors import PersonaVectors
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {t: (10.0**i) * torch.randn(n_blocks, D_MODEL, generator=generator) for i, t in enumerate(traits)}
+    return PersonaVectors.from_tensors(tensors, best_block={t: i % n_blocks for i, t in enumerate(traits)})
+
+
+@pytest.fixture
+def make_lm() -> Maker:
+    return tiny_lm
+
+
+@pytest.fixture
+def make_vectors() -> Maker:
+    return random_vectors
+
+
+@pytest.fixture
+def make_monitor() -> Maker:
+    """`make_monitor("gpt2", shape="chatml")`: a monitor that reads all blocks of a tiny model."""
+    from persona_core.monitor import PersonaMonitor
+
+    def make(family: str = "llama", shape: str = "llama3", traits: tuple[str, ...] = ("candour", "malice"), **kw: Any) -> Any:
+        lm = tiny_lm(family, shape, **kw)
+        return PersonaMonitor(lm, random_vectors(len(lm.blocks), traits), blocks="all")
+
+    return make
+
+
+def hooks_on(model: torch.nn.Module) -> int:
+    """How many forward hooks of any kind hang on `model` and its parts."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
