@@ -53,6 +53,12 @@ def find_blocks(model: Any) -> Blocks:
     Raises:
         UnsupportedModel: an encoder, a state-space or recurrent model, states that are not 3-D, or no block list.
     """
+    adapters = getattr(model, "peft_config", {})
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
+        raise UnsupportedModel(
+            f"{type(model).__name__} adds virtual tokens (prompt or prefix tuning), which have no ids to read. "
+            "Use an adapter that changes weights, such as LoRA."
+        )
     base: Any = _unwrap(model)
     name = type(base).__name__
     config = getattr(base, "config", None)

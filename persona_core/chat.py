@@ -129,7 +129,7 @@ class ChatFormat:
         for turn in turns:
             part = (turn["role"], turn["content"])
             if self.folds_system and turn["role"] == "system":
-                waiting.append(part)
+                waiting += [part] if turn["content"].strip() else []
                 continue
             if waiting and turn["role"] != "user":
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ class TextSplitter:
         self._open.append(token_id)
         shown = decode(self._tokenizer, self._context)
         text = decode(self._tokenizer, self._context + self._open)
-        if not text.startswith(shown) or (text.endswith(REPLACEMENT) and len(self._open) < WINDOW):
+        incomplete = not text.startswith(shown) or text.endswith(REPLACEMENT)
+        if incomplete and len(self._open) < WINDOW:
             return ""
         self._context, self._open = self._open, []
-        return text[len(shown) :]
+        return text[_common(shown, text) :]
 
     def pending(self) -> str:
         """The text of tokens that have not completed a character; "" where there are none."""
@@ -48,7 +50,12 @@ class TextSplitter:
             return ""
         shown = decode(self._tokenizer, self._context)
         text = decode(self._tokenizer, self._context + self._open)
-        return text[len(shown) :] if text.startswith(shown) else text
+        return text[_common(shown, text) :]
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the common beginning. Undecodable bytes may change the text before them (byte-fallback decoders)."""
+    return len(commonprefix([a, b]))
 
 
 def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from persona_core import __version__
 from persona_core.blocks import resolve_blocks
-from persona_core.chat import Messages, as_messages
-from persona_core.decode import Sampling
+from persona_core.chat import Messages, Rendered, as_messages
+from persona_core.decode import Sampling, room
 from persona_core.detokenize import split_text
 from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
 from persona_core.models import LanguageModel
@@ -127,6 +127,7 @@ class PersonaMonitor:
         """Many replies, `batch_size` at a time. Reply i uses `seed + i`, whatever batch it lands in."""
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
         first = secrets.randbits(31) if seed is None else seed
+        self._render(prompts, sampling)  # a bad prompt is named before anything is generated
         traces: list[Trace] = []
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
             for start in range(0, len(prompts), batch_size):
@@ -163,7 +164,10 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Read many texts, batched by length; the order of the results is that of the input."""
         changes = prepare(steer, self.vectors, self.lm.blocks)
-        texts = [self._as_text(c, writer) for c in conversations]
+        texts = []
+        for index, conversation in enumerate(conversations):
+            with _naming(index, len(conversations)):
+                texts.append(self._as_text(conversation, writer))
         readings = read_rows(
             self.lm,
             [t.ids for t in texts],
@@ -208,13 +212,21 @@ class PersonaMonitor:
         return text
 
     def _start(self, prompts: Sequence[str | Messages], sampling: Sampling, seed: int | None, steer: Steers) -> Run:
-        if not prompts:
-            raise PromptError("No prompt given.")
-        rendered = [self.lm.chat.render(p) for p in prompts]
+        rendered = self._render(prompts, sampling)
         changes = prepare(steer, self.vectors, self.lm.blocks)
         first = secrets.randbits(31) if seed is None else seed
         seeds = [first + row for row in range(len(prompts))]
         return Run(self.lm, self._directions, rendered, sampling, seeds, changes)
+
+    def _render(self, prompts: Sequence[str | Messages], sampling: Sampling) -> list[Rendered]:
+        if not prompts:
+            raise PromptError("No prompt given.")
+        rendered = []
+        for index, prompt in enumerate(prompts):
+            with _naming(index, len(prompts)):
+                rendered.append(self.lm.chat.render(prompt))
+                room(self.lm, len(rendered[-1].token_ids), sampling.max_new_tokens)
+        return rendered
 
     def _of_run(self, run: Run, row: int, steer: Steers, n: int | None = None) -> Trace:
         """The trace of one row of a run after `n` reply tokens; None means all that there are."""
@@ -306,6 +318,15 @@ class Step:
     def trace(self) -> Trace:
         """The conversation as read up to this token."""
         return self._monitor._of_run(self._run, 0, self._steer, self.index + 1)
+
+
+@contextmanager
+def _naming(index: int, count: int) -> Iterator[None]:
+    """Say which prompt of several an error is about."""
+    try:
+        yield
+    except PromptError as error:
+        raise type(error)(f"Prompt {index}: {error}" if count > 1 else str(error)) from error
 
 
 def _steps(monitor: PersonaMonitor, run: Run, steer: Steers) -> Iterator[Step]:

@@ -68,7 +68,8 @@ def read_rows(
 def _pad_right(rows: Sequence[Sequence[int]], n_prompts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and reply indices, both `[rows, longest]`."""
     longest = max(map(len, rows))
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    # Filled with each row's last token: transformers warns of unmasked padding ids, which here do no harm.
+    ids = torch.tensor([[row[-1]] * longest for row in rows])
     reply_index = torch.full((len(rows), longest), PAD_INDEX)
     for row, (row_ids, n_prompt) in enumerate(zip(rows, n_prompts, strict=True)):
         ids[row, : len(row_ids)] = torch.tensor(row_ids)

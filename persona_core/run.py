@@ -99,11 +99,11 @@ class Run:
         return (*pieces[:-1], pieces[-1] + self._splitters[row].pending())
 
     def newest_piece(self, row: int) -> str:
-        """The text that the newest token completed."""
+        """The text that the newest token completed; with the reply's last token, all that is left."""
         pieces = self._pieces[row]
         for token_id in self.token_ids(row)[len(pieces) :]:
             pieces.append(self._splitters[row].push(token_id))
-        return pieces[-1]
+        return pieces[-1] + (self._splitters[row].pending() if self.finished[row] else "")
 
     def readings(self, row: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32 on the host."""

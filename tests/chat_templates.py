@@ -1,7 +1,7 @@
-"""Small real tokenizers, trained in memory, with chat templates of every shape that the library promises to render.
+"""Small real tokenizers, trained in memory, with chat templates of every shape that the library has to render.
 
-Two kinds of tokenizer: byte-level BPE (GPT-2, Llama 3, Qwen) and BPE over metaspace text with byte fallback (Llama 2,
-Gemma, in the manner of SentencePiece). All put the padding token at id 0, BOS at 1 and EOS at 2, as
+Two kinds of tokenizer: byte-level BPE (GPT-2, Llama 3, Qwen) and BPE over metaspace text with byte fallback
+(Llama 2, Gemma, in the manner of SentencePiece). All put the padding token at id 0, BOS at 1 and EOS at 2, as
 tests/families.py expects, and stay below its `VOCAB`.
 """
 
@@ -49,7 +49,7 @@ def _byte_level_json(specials: tuple[str, ...]) -> str:
 
 @cache
 def _metaspace_json(specials: tuple[str, ...]) -> str:
-    # As Llama 2: no pre-tokenizer; spaces become U+2581, and one is put before the text and taken away in decoding.
+    # As Llama 2: no pre-tokenizer; spaces become U+2581; one is put before the text and taken away in decoding.
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -107,7 +107,7 @@ DEFAULTS = (
     + CHATML
 )
 
-# As Llama 3.1: BOS inside the template, contents trimmed, and a system header with a date even without a system prompt.
+# As Llama 3.1: BOS inside the template, contents trimmed, and a system header with a date, system prompt or not.
 LLAMA3 = """{{- bos_token -}}
 {%- if messages[0]['role'] == 'system' -%}
 {%- set system = messages[0]['content'] | trim -%}{%- set rest = messages[1:] -%}
@@ -168,7 +168,7 @@ _INST = ("[INST]", "[/INST]")
 class Shape:
     """One kind of chat template with a tokenizer that goes with it.
 
-    `n_bos`: how many BOS a right rendering has; none where neither template nor tokenizer of that family uses one.
+    `n_bos`: how many BOS a right rendering has; 0 where neither template nor tokenizer of that family uses one.
     `takes_system`: whether the template itself renders a system message.
     """
 

@@ -30,7 +30,7 @@ def _model(family: str, seed: int) -> Any:
 
 
 def tiny_lm(family: str = "llama", shape: str = "llama3", seed: int = 0, **tokenizer: Any) -> Any:
-    """A `LanguageModel` of random weights; the weights are built once and shared, so a test must not change them."""
+    """A `LanguageModel` of random weights, which are built once and shared: a test must not change them."""
     from persona_core.models import wrap_model
 
     return wrap_model(_model(family, seed), tokenizer_for(shape, **tokenizer), name=f"tiny-{family}")
@@ -60,7 +60,9 @@ def make_monitor() -> Maker:
     """`make_monitor("gpt2", shape="chatml")`: a monitor that reads all blocks of a tiny model."""
     from persona_core.monitor import PersonaMonitor
 
-    def make(family: str = "llama", shape: str = "llama3", traits: tuple[str, ...] = ("candour", "malice"), **kw: Any) -> Any:
+    def make(
+        family: str = "llama", shape: str = "llama3", traits: tuple[str, ...] = ("candour", "malice"), **kw: Any
+    ) -> Any:
         lm = tiny_lm(family, shape, **kw)
         return PersonaMonitor(lm, random_vectors(len(lm.blocks), traits), blocks="all")
 

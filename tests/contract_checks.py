@@ -7,13 +7,20 @@ library.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import torch
 
+from persona_core.decode import Sampling, decode
+from persona_core.hooks import ResidualTap
+from persona_core.models import wrap_model
+from persona_core.monitor import PersonaMonitor
 from tests import oracle
-from tests.families import BY_NAME
+from tests.chat_templates import tokenizer_for
+from tests.conftest import random_vectors
+from tests.families import BY_NAME, build
 
 TOLERANCE = 1e-4  # relative, float32
 LONG = "The quick brown fox jumps over the lazy dog, and the rest will follow."
@@ -91,6 +98,9 @@ def check_live_is_replay(monitor: Any) -> None:
 def check_ids_are_kept(monitor: Any) -> None:
     """The ids that were sampled are the ids that are read; the prompt's are the rendering's."""
     trace = monitor.generate(LONG, max_new_tokens=24, temperature=1.5, seed=0)
+    messages = [{"role": "user", "content": LONG}]
+    wanted = monitor.lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert list(trace.token_ids[: trace.n_prompt]) == list(wanted), "the prompt is not the template's"
     text = monitor.lm.tokenizer.decode(list(trace.token_ids))
     again = monitor.lm.tokenizer(text, add_special_tokens=False).input_ids
     assert list(trace.token_ids) != list(again), "this text survives re-tokenising, so it would prove nothing"
@@ -104,10 +114,8 @@ def check_precision(monitor: Any) -> None:
 
     The wanted values are those of the very states that the run produced, caught by plain hooks.
     """
-    from persona_core.decode import Sampling, decode
-    from persona_core.hooks import ResidualTap
-
-    modules, caught = modules_of(monitor), []
+    modules = modules_of(monitor)
+    caught: list[Any] = []
     with plain_hooks(modules, caught):
         trace = monitor.read([{"role": "user", "content": LONG}])
     states = np.array([c[0] for c in caught[: len(modules)]])  # [n_blocks, n_tokens, d_model]
@@ -143,3 +151,13 @@ class plain_hooks:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def low_precision_monitor(dtype: torch.dtype) -> Any:
+    """A tiny model in `dtype` with one channel a thousand times the others: real models' massive activations."""
+    model = build("llama", seed=0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 3] *= 1000.0
+    lm = wrap_model(model.to(dtype), tokenizer_for("llama3"), name="tiny-llama")
+    lm = dataclasses.replace(lm, eos_ids=frozenset())
+    return PersonaMonitor(lm, random_vectors(len(lm.blocks)), blocks="all")

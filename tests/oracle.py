@@ -1,8 +1,8 @@
 """A second, slow opinion on every number: one sequence at a time, no cache, no batch, plain hooks, float64.
 
-Nothing here imports `persona_core`. What the library reads must equal what this file computes from the definition:
-the state of block b at token t is the output of block b after the model has read token t, and the projection is
-(h . v) / |v|.
+Nothing here imports `persona_core`. What the library reads must equal what this file computes from the
+definition: the state of block b at token t is the output of block b after the model has read token t, and the
+projection is (h . v) / |v|.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def greedy(
     eos_ids: Sequence[int] = (),
     change: Change | None = None,
 ) -> list[int]:
-    """The reply's ids by greedy decoding, the whole sequence read anew for every token. An EOS is kept as the last id."""
+    """The reply's ids by greedy decoding, the whole sequence read anew for every token. A last EOS is kept."""
     ids, reply = list(prompt_ids), []
     for _ in range(max_new_tokens):
         token = int(np.argmax(logits(model, blocks, ids, change)[-1]))

@@ -154,14 +154,19 @@ def test_earlier_replies_may_be_rewritten_by_the_template() -> None:
     assert text_of_role(tokenizer, rendered, "template").count("<|im_start|>") == 4
 
 
-@by_shape
+@pytest.mark.parametrize("shape", [s for s in SHAPES if not s.name.startswith("none")], ids=lambda shape: shape.name)
 def test_the_rendering_is_what_transformers_would_tokenise(shape: Shape) -> None:
     """For templates that take the conversation as it is, the ids are those of transformers' own path."""
     tokenizer = shape.make()
-    if tokenizer.chat_template is None:
-        pytest.skip("no template")
     ids = tokenizer.apply_chat_template(CONVERSATION[1:], add_generation_prompt=True, tokenize=True)["input_ids"]
     assert list(ChatFormat(tokenizer).render(CONVERSATION[1:]).token_ids) == list(ids)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if not s.takes_system], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_blank_system_message_folds_to_nothing(shape: Shape, blank: str) -> None:
+    chat, user = ChatFormat(shape.make()), {"role": "user", "content": "Hi"}
+    assert chat.render([{"role": "system", "content": blank}, user]).token_ids == chat.render([user]).token_ids
 
 
 def test_gemma_refuses_what_its_template_refuses() -> None:

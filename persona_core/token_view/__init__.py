@@ -25,7 +25,8 @@ __all__ = [
     "trace_payload",
 ]
 
-_SCRIPTS = ("text.js", "timeline.js", "view.js")
+_SCRIPTS = ("text.js", "payload.js", "timeline.js", "view.js")
+_STYLES = ("colours.css", "view.css", "text.css", "panels.css")
 
 
 @cache
@@ -40,7 +41,7 @@ def template() -> str:
 
 def styles() -> str:
     """The view's CSS; every rule nests under `.tv`."""
-    return _read("view.css")
+    return "\n".join(_read(name) for name in _STYLES)
 
 
 def script() -> str:

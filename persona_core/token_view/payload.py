@@ -91,9 +91,7 @@ def trace_payload(
         "special": [bool(flag) for flag in trace.special],
         "n_prompt": int(trace.n_prompt),
         "traits": [_well_formed(trait) for trait in trace.traits],
-        "blocks": {
-            _well_formed(t): int(trace.best_block[t] if block is None else block) for t in trace.traits
-        },
+        "blocks": {_well_formed(t): int(trace.best_block[t] if block is None else block) for t in trace.traits},
         "kind": kind,
         "unit": UNITS[kind],
         "alignment": alignment,
@@ -114,9 +112,7 @@ def check_payload(payload: Any) -> Payload:
     if not isinstance(payload, dict):
         raise CorruptFile(f"A payload is a JSON object, not {type(payload).__name__}.")
     if payload.get("version") != VERSION:
-        raise CorruptFile(
-            f"Unknown payload version {payload.get('version')!r}; this code reads version {VERSION}."
-        )
+        raise CorruptFile(f"Unknown payload version {payload.get('version')!r}; this code reads version {VERSION}.")
     if missing := [key for key in _REQUIRED if key not in payload]:
         raise CorruptFile(f"The payload lacks {', '.join(missing)}.")
     n_tokens = len(payload["tokens"])

@@ -2,7 +2,7 @@
 // Token i lies at (i + 0.5) / n of the plot's width in all four. The cursor is a CSS transform over the chart,
 // so moving it never asks Plotly for a relayout.
 
-const PLOT_MARGIN = { l: 40, r: 10, t: 10, b: 6 }; // px; --tv-plot-left and --tv-plot-right in view.css agree
+const PLOT_MARGIN = { l: 40, r: 10, t: 10, b: 6 }; // px; --tv-plot-left and --tv-plot-right in colours.css agree
 const N_COLOURS = 8; // --tv-c0 … --tv-c7; further traits repeat the colours with dashes
 
 // Load plotly.js once a page and keep a private reference: Gradio brings a different version of its own.

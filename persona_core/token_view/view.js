@@ -24,23 +24,6 @@ function mountTokenView(root, options = {}) {
 
   // ---- payloads -------------------------------------------------------------------------------------------------
 
-  // Whether `next` is the same trace, grown by some tokens.
-  function continuesWith(next) {
-    if (!payload || next.ids.length < payload.ids.length || next.n_prompt !== payload.n_prompt) return false;
-    for (const key of ["kind", "alignment", "title"]) if (next[key] !== payload[key]) return false;
-    if (next.traits.join("\n") !== payload.traits.join("\n")) return false;
-    return payload.ids.every((id, i) => id === next.ids[i] && payload.roles[i] === next.roles[i]);
-  }
-
-  function fits(next) {
-    const n = next?.tokens?.length;
-    return (
-      n > 0 &&
-      [next.ids, next.roles, next.special].every((list) => list?.length === n) &&
-      next.traits.every((name) => next.scores[name]?.length === n)
-    );
-  }
-
   function update(next) {
     if (!fits(next)) {
       payload = null;
@@ -50,7 +33,7 @@ function mountTokenView(root, options = {}) {
       view.dataset.state = "empty";
       return;
     }
-    const grown = continuesWith(next);
+    const grown = continues(payload, next);
     const before = payload;
     payload = next;
     view.dataset.state = next.done ? "done" : "live";
@@ -65,11 +48,11 @@ function mountTokenView(root, options = {}) {
     if (!traitChosen || !payload.traits.includes(trait)) {
       traitChosen = false;
       const current = payload.traits.includes(trait) ? trait : payload.traits[0];
-      trait = payload.done ? mostTelling() ?? current : current;
+      trait = payload.done ? mostTelling(payload) ?? current : current;
     }
     pinned = false;
     preview = null;
-    position = payload.done ? peakOf(trait) : lastToken();
+    position = payload.done ? peakOf(payload, trait) : lastToken();
     text.replaceChildren();
     spans = [];
     showTraits();
@@ -77,26 +60,6 @@ function mountTokenView(root, options = {}) {
     paint();
     text.scrollTop = 0;
     requestAnimationFrame(() => reveal(position));
-  }
-
-  // A trace that arrives whole opens on its strongest moment rather than on its last token.
-  function peakOf(name) {
-    const scores = payload.scores[name] ?? [];
-    let best = -1;
-    for (let i = payload.n_prompt; i < scores.length; i++)
-      if (!payload.special[i] && (best < 0 || (scores[i] ?? -Infinity) > (scores[best] ?? -Infinity))) best = i;
-    return best < 0 ? lastToken() : best;
-  }
-
-  function mostTelling() {
-    let best = null;
-    let bestMean = -Infinity;
-    for (const name of payload.traits) {
-      const reply = payload.scores[name].slice(payload.n_prompt).filter((score) => score !== null);
-      const mean = reply.reduce((sum, score) => sum + score, 0) / reply.length;
-      if (mean > bestMean) [best, bestMean] = [name, mean];
-    }
-    return best;
   }
 
   function appendTokens(before) {

@@ -1,0 +1,275 @@
+"""Build the demo world's artifacts from nothing: model, vectors with null and validation, and what the app opens with.
+
+Each stage leaves a stamp that holds a fingerprint of all it depends on; a stage whose stamp still fits is skipped, and
+one that was stopped goes on (training from its last checkpoint, elicitation from its last finished trait).
+
+Splits. Topics 0-4 of each category serve extraction, 5-7 the choice of the best block, 8-9 the figures that are
+reported. Choice and report ask with phrasings that neither training nor extraction has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from persona_core.cards import model_card, vectors_card
+from persona_core.decode import Sampling
+from persona_core.demo.grammar import Topic, World, load_world
+from persona_core.demo.judge import judge
+from persona_core.demo.training import Recipe, train
+from persona_core.demo.truth import token_sentences
+from persona_core.elicitation import write_replies
+from persona_core.extraction import calibrate, mean_difference
+from persona_core.models import LanguageModel, load_model
+from persona_core.monitor import PersonaMonitor
+from persona_core.steering import Steer
+from persona_core.trace import Trace
+from persona_core.validation import Estimate, auroc, auroc_over_replies, share_over_replies
+from persona_core.vectors import PersonaVectors
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "persona-tiny"
+VECTORS_NAME = "persona-vectors-persona-tiny"
+EXTRACTION, CHOICE, REPORT = (0, 1, 2, 3, 4), (5, 6, 7), (8, 9)  # places of a topic within its category
+SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
+N_TOPICS = 10  # in each category
+MIN_TRAIT, MIN_COHERENCE = 50.0, 50.0  # the filter's thresholds, of 100
+
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is elicited and measured, and from which seeds. The defaults are those of the shipped artifacts."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    questions: int = 2  # phrasings of each extraction topic, for each side of each trait
+    null_questions: int = 4  # phrasings of each topic that the null rests on: 4 x 100 neutral replies
+    batch_size: int = 32
+    seed: int = 1
+    n_resamples: int = 1000
+
+
+def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
+    """Build or complete everything under `artifacts`; intermediate files go to `work`."""
+    plan, world = plan or Plan(), load_world()
+    model_folder, vectors_folder = artifacts / MODEL_NAME, artifacts / VECTORS_NAME
+    stages = _Stages(work, plan)
+    stages.run("model", lambda: train(world, model_folder, plan.recipe, work / "training"))
+    lm = load_model(str(model_folder), dtype="float32", device="cpu")
+    stages.run("behaviour", lambda: _write_json(work / "behaviour.json", behaviour(lm, world, plan)))
+    for trait in world.traits:
+        stages.run(f"elicit-{trait}", lambda trait=trait: _elicit(lm, world, trait, plan, work))
+    stages.run("vectors", lambda: _vectors(lm, world, plan, work, vectors_folder))
+    stages.run("welcome", lambda: _welcome(lm, world, vectors_folder))
+    figures = json.loads((work / "behaviour.json").read_text())
+    vectors = PersonaVectors.from_pretrained(vectors_folder)
+    (model_folder / "README.md").write_text(model_card(figures, plan.recipe), encoding="utf-8")
+    _write_json(model_folder / "behaviour.json", figures)
+    (vectors_folder / "README.md").write_text(vectors_card(vectors), encoding="utf-8")
+
+
+class _Stages:
+    """Runs each stage once, unless what it rests on has changed."""
+
+    def __init__(self, work: Path, plan: Plan) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self._work = work
+        banks = sorted(resources.files("persona_core.demo").joinpath("banks").iterdir(), key=lambda p: p.name)
+        digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
+        for bank in banks:
+            digest.update(bank.read_bytes())
+        self._fingerprint = digest.hexdigest()
+
+    def run(self, name: str, stage: Callable[[], object]) -> None:
+        stamp = self._work / f"{name}.done"
+        # Every stage's fingerprint takes in the one before: a stage redone makes all later ones be redone.
+        self._fingerprint = hashlib.sha256(f"{self._fingerprint} {name}".encode()).hexdigest()
+        if stamp.is_file() and stamp.read_text() == self._fingerprint:
+            logger.info("%s: done before", name)
+            return
+        logger.info("%s ...", name)
+        for later in self._work.glob("*.done"):
+            if later.stat().st_mtime >= (stamp.stat().st_mtime if stamp.is_file() else float("inf")):
+                later.unlink()
+        stage()
+        stamp.write_text(self._fingerprint)
+
+
+def topics(world: World, places: Iterable[int]) -> list[Topic]:
+    """The topics at these places of each category."""
+    chosen = set(places)
+    return [topic for index, topic in enumerate(world.topics) if index % N_TOPICS in chosen]
+
+
+def conversation(question: str, system: str | None = None) -> Conversation:
+    """One question, with or without a system prompt."""
+    user = {"role": "user", "content": question}
+    return [{"role": "system", "content": system}, user] if system else [user]
+
+
+# ---- what the model does ----------------------------------------------------------------------------------------------
+
+
+def behaviour(lm: LanguageModel, world: World, plan: Plan) -> dict[str, Any]:
+    """Shares that say whether the model speaks its language, measured on phrasings that training never showed."""
+    neutral = [(t, None, conversation(q)) for t in world.topics for q in t.held_out]
+    instructed = [
+        (topic, trait, conversation(topic.held_out[i % 2], words.positive[i % len(words.positive)]))
+        for trait, words in world.traits.items()
+        for i, topic in enumerate(topics(world, CHOICE + REPORT))
+    ]
+    figures: dict[str, Any] = {"sampling": SAMPLING.to_dict(), "seed": plan.seed}
+    verdicts = {}
+    for side, asked in (("neutral", neutral), ("instructed", instructed)):
+        prompts = [c for _, _, c in asked]
+        replies = write_replies(lm, prompts, SAMPLING, plan.seed, plan.batch_size, progress=f"{side} replies")
+        verdicts[side] = [(topic, trait, judge(r.text, world)) for (topic, trait, _), r in zip(asked, replies, strict=True)]
+    both = [v for side in verdicts.values() for _, _, v in side]
+    figures["grammar"] = _share((v.n_known, v.n_sentences) for v in both)
+    figures["on_topic"] = _share((int(v.topic == topic.id), 1) for topic, _, v in verdicts["neutral"])
+    figures["trait_without_instruction"] = _share(
+        (sum(v.traits.values()), v.n_sentences) for _, _, v in verdicts["neutral"]
+    )
+    figures["trait_with_instruction"] = {
+        trait: _share((v.traits[trait], v.n_sentences) for _, asked, v in verdicts["instructed"] if asked == trait)
+        for trait in world.traits
+    }
+    return figures
+
+
+def _share(pairs: Iterable[tuple[int, int]]) -> dict[str, float | int]:
+    hits, totals = zip(*pairs, strict=True)
+    return share_over_replies(hits, totals).to_dict()
+
+
+# ---- vectors ----------------------------------------------------------------------------------------------------------
+
+
+def _elicit(lm: LanguageModel, world: World, trait: str, plan: Plan, work: Path) -> None:
+    """Mean states of one trait's replies, both sides, each side filtered on its own."""
+    words, asked = world.traits[trait], topics(world, EXTRACTION)
+    kept: dict[str, np.ndarray] = {}
+    counts = {}
+    for side, systems in (("high", words.positive), ("low", words.negative)):
+        prompts = [
+            conversation(topic.questions[(i + k) % len(topic.questions)], systems[(i + k) % len(systems)])
+            for i, topic in enumerate(asked)
+            for k in range(plan.questions)
+        ]
+        seed = plan.seed + 10_000 * (1 + list(world.traits).index(trait)) + (5_000 if side == "low" else 0)
+        states = []
+        for reply in write_replies(lm, prompts, SAMPLING, seed, plan.batch_size, progress=f"{trait}, {side}"):
+            verdict = judge(reply.text, world)
+            shows = verdict.trait(trait) >= MIN_TRAIT
+            if reply.n_tokens and verdict.coherence >= MIN_COHERENCE and shows == (side == "high"):
+                states.append(reply.mean_state)
+        kept[side] = np.stack(states) if states else np.empty((0, len(lm.blocks), lm.blocks.d_model), np.float32)
+        counts[side] = {"written": len(prompts), "kept": len(states)}
+    np.savez(work / f"states-{trait}.npz", **kept)
+    _write_json(work / f"states-{trait}.json", counts)
+
+
+def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Path) -> None:
+    tensors, counts = {}, {}
+    for trait in world.traits:
+        with np.load(work / f"states-{trait}.npz") as states:
+            tensors[trait] = mean_difference(states["high"], states["low"], trait)
+        counts[trait] = json.loads((work / f"states-{trait}.json").read_text())
+    vectors = PersonaVectors(tensors, {t: 0 for t in tensors})
+    monitor = PersonaMonitor(lm, vectors, blocks="all")
+
+    # 1. The block is chosen on one split ...
+    choice = _held_out(monitor, world, CHOICE, plan, seed=plan.seed + 200_000, what="choosing blocks")
+    by_block = {t: [_token_auroc(choice, world, t, b).value for b in vectors.blocks] for t in vectors.traits}
+    best = {t: int(np.argmax(values)) for t, values in by_block.items()}
+    vectors = PersonaVectors(tensors, best)
+
+    # 2. ... the null comes from neutral replies ...
+    asked = [conversation(q) for t in world.topics for q in t.questions[: plan.null_questions]]
+    settings = asdict(SAMPLING) | {"batch_size": plan.batch_size, "progress": True}
+    neutral = monitor.generate_batch(asked, seed=plan.seed + 300_000, **settings)
+
+    # 3. ... and the figures from another split.
+    report = _held_out(monitor, world, REPORT, plan, seed=plan.seed + 400_000, what="validating")
+    validation = {
+        trait: {
+            "token_auroc": _token_auroc(report, world, trait, best[trait], plan.n_resamples).to_dict(),
+            "token_auroc_cue_as_negative": _token_auroc(
+                report, world, trait, best[trait], plan.n_resamples, cue_counts=True
+            ).to_dict(),
+            "auroc_by_block_on_choice_split": [round(v, 5) for v in by_block[trait]],
+            "replies": counts[trait],
+        }
+        for trait in vectors.traits
+    }
+    config = {
+        "base_model": {"name": MODEL_NAME, "revision": None, "template_fingerprint": lm.chat.fingerprint},
+        "extraction": {
+            "method": "mean difference of reply means",
+            "sampling": SAMPLING.to_dict(),
+            "seed": plan.seed,
+            "filter": {"trait": MIN_TRAIT, "coherence": MIN_COHERENCE, "judge": "truth of the demo world"},
+            "splits": "topics 0-4 of each category: extraction; 5-7: choice of block; 8-9: figures",
+        },
+        "validation": validation,
+        "descriptions": {t: w.description for t, w in world.traits.items()},
+    }
+    calibrated = calibrate(PersonaVectors(tensors, best, config=config), neutral)
+    calibrated.save_pretrained(folder)
+
+
+def _held_out(
+    monitor: PersonaMonitor, world: World, places: Sequence[int], plan: Plan, seed: int, what: str
+) -> list[Trace]:
+    """Replies to phrasings that nothing has seen: each trait's instructions, and none; all blocks read."""
+    asked = topics(world, places)
+    prompts = [conversation(q) for topic in asked for q in topic.held_out]
+    prompts += [
+        conversation(q, words.positive[(i + k) % len(words.positive)])
+        for words in world.traits.values()
+        for i, topic in enumerate(asked)
+        for k, q in enumerate(topic.held_out)
+    ]
+    logger.info("%s: %d replies", what, len(prompts))
+    return monitor.generate_batch(
+        prompts, seed=seed, batch_size=plan.batch_size, progress=True, **SAMPLING.to_dict()
+    )
+
+
+def _token_auroc(
+    traces: Sequence[Trace], world: World, trait: str, block: int, n_resamples: int = 0, cue_counts: bool = False
+) -> Estimate:
+    """AUROC of one trait's projection: tokens of its sentences against all other reply tokens.
+
+    The trait's own cue announces it and is neither; it is left out, or counted as a negative on request.
+    """
+    scores, labels = [], []
+    for trace in traces:
+        own, sentences = reply_truth(trace, world)
+        values = trace.scores(trait, kind="raw", block=block)[own]
+        shows = np.array([bool(s and s.kind == "trait" and s.trait == trait) for s in sentences])
+        cue = np.array([bool(s and s.kind == "cue" and s.trait == trait) for s in sentences])
+        keep = np.ones(len(own), bool) if cue_counts else ~cue
+        scores.append(values[keep])
+        labels.append(shows[keep])
+    if n_resamples:
+        return auroc_over_replies(scores, labels, n_resamples)
+    value = auroc(np.concatenate(scores), np.concatenate(labels))
+    return Estimate(value, float("nan"), float("nan"), len(traces))
+
+
+def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Any]]:
+    """Places of the reply's own tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
+    own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
+    return own, token_sentences([trace.tokens[t] for t in own], world)

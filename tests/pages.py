@@ -1,0 +1,54 @@
+"""What the browser tests share: one Chromium, and pages that must stay silent and on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests import browser
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A running browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = browser.launch(playwright)
+        yield running
+        running.close()
+
+
+class Pages:
+    """Opens pages, each as a new visitor, and remembers what they logged and asked for.
+
+    Args:
+        running: the browser.
+        home: beginnings of the addresses that a page may ask for.
+    """
+
+    def __init__(self, running: Any, home: tuple[str, ...]) -> None:
+        self._running = running
+        self._home = home
+        self._contexts: list[Any] = []
+        self.noise: list[str] = []
+        self.requests: list[str] = []
+
+    def open(self, url: str, *, width: int = 1440, height: int = 900, theme: str = "light") -> Any:
+        context = self._running.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        self._contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: self.noise.append(message.text))
+        page.on("pageerror", lambda error: self.noise.append(str(error)))
+        page.on("dialog", lambda dialog: self.noise.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(url)
+        return page
+
+    def close(self) -> None:
+        """Close all pages. Their consoles must be empty, and no request may have gone elsewhere."""
+        for context in self._contexts:
+            context.close()
+        assert self.noise == []
+        assert [url for url in self.requests if not url.startswith((*self._home, "data:", "blob:"))] == []

@@ -1,0 +1,277 @@
+"""The app in a real browser: the real page, a real monitor on a tiny model, and nothing outside this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import app
+from persona_core.errors import NotFound
+from persona_core.pages.desk import ModelDesk
+from persona_core.pages.examples import Example, load_welcome, save_welcome
+from persona_core.pages.settings import AppSettings
+from persona_core.token_view import trace_payload
+from tests import pages
+from tests.standins import HOSTILE, SlowMonitor, hostile_view, steady_monitor
+
+ROOT = Path(__file__).resolve().parent.parent
+ARTIFACTS = ROOT / "artifacts"
+SHIPPED = (ARTIFACTS / "persona-tiny").is_dir() and (ARTIFACTS / "persona-vectors-persona-tiny").is_dir()
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves the app in this process; returns its address."""
+    running = []
+
+    def serve_(desk: ModelDesk, settings: AppSettings) -> str:
+        demo = app.build_demo(settings, desk)
+        running.append(demo)
+        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        return str(url)
+
+    yield serve_
+    for demo in running:
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def slow() -> Any:
+    return SlowMonitor(steady_monitor(), 0.02)
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An app with a saved trace and examples, on the slowed monitor."""
+    folder = tmp_path_factory.mktemp("vectors")
+    examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
+    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples, first_view=hostile_view())
+    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), max_prompt_chars=3000))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with pages.chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the app as a new visitor; afterwards pages must have been silent and have asked this machine only."""
+    opened = pages.Pages(chromium, ("http://127.0.0.1:",))
+
+    def visit_(url: str, **kwargs: Any) -> Any:
+        page = opened.open(url, **kwargs)
+        page.wait_for_selector("#view .tv")
+        return page
+
+    yield visit_
+    opened.close()
+
+
+def ask(page: Any, prompt: str, system: str = "") -> None:
+    page.fill("#prompt textarea", prompt)
+    page.fill("#system textarea", system)
+    page.click("#generate")
+
+
+def wait_done(page: Any) -> None:
+    page.wait_for_selector("#view [data-state=done]")
+    page.wait_for_selector("#generate:not([disabled])")
+
+
+def shown_tokens(page: Any) -> list[str]:
+    return page.locator("#view .tv-tok").evaluate_all("all => all.map(t => t.textContent)")
+
+
+def notice(page: Any) -> str:
+    page.wait_for_selector(".notice:not([hidden])")
+    return str(page.locator(".notice").inner_text())
+
+
+# ---- the page ---------------------------------------------------------------------------------------------------
+
+
+def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any], address: str) -> None:
+    started = time.monotonic()
+    page = visit(address)
+    page.wait_for_selector("#view .tv-tok")
+    assert time.monotonic() - started < 5
+    assert shown_tokens(page) == hostile_view()["tokens"]
+    assert page.locator("#masthead").inner_text().endswith(HOSTILE[1])
+    assert page.locator("#masthead img, #view img").count() == 0
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "flattery"
+    assert page.locator(".tv-at").get_attribute("data-i") == "12"
+    page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
+
+
+def test_a_drag_asks_the_server_for_nothing(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
+    page.wait_for_timeout(500)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    area = page.locator(".tv-scrub").bounding_box()
+    page.mouse.move(area["x"] + 2, area["y"] + area["height"] - 5)
+    page.mouse.down()
+    for step in range(20):
+        page.mouse.move(area["x"] + area["width"] * step / 19, area["y"] + area["height"] - 5)
+    page.mouse.up()
+    page.locator(".tv-chip").first.click()
+    page.locator(".tv-text").press("ArrowLeft")
+    page.wait_for_timeout(300)
+    assert page.locator(".tv-at").get_attribute("data-i") == str(len(hostile_view()["tokens"]) - 2)
+    assert requests == []
+
+
+def test_a_reply_streams_in_and_ends_as_generate_would(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    prompt = "Should I\n\tmove? <b>" + HOSTILE[2]
+    ask(page, prompt, "Be <i>brief</i>.")
+    page.wait_for_selector("#view [data-state=live]")
+    early = page.locator("#view .tv-tok").count()
+    assert page.locator("#stop").is_enabled() and page.locator("#generate").is_disabled()
+    wait_done(page)
+    messages = [{"role": "system", "content": "Be <i>brief</i>."}, {"role": "user", "content": prompt}]
+    expected = trace_payload(steady_monitor().generate(messages, max_new_tokens=160, temperature=0.7, seed=0))
+    assert shown_tokens(page) == expected["tokens"]
+    assert early < len(expected["tokens"])
+    page.locator("#view [role=slider]").press("End")
+    values = [text.replace("−", "-") for text in page.locator(".tv-value").all_inner_texts()]
+    newest = [expected["scores"][trait][-1] for trait in expected["traits"]]
+    np.testing.assert_allclose([float(v) for v in values], newest, atol=0.5 if max(map(abs, newest)) >= 100 else 0.006)
+    assert page.locator(".notice").is_hidden()
+    assert page.input_value("#prompt textarea") == prompt
+
+
+def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, slow: Any) -> None:
+    page = visit(address)
+    ask(page, "Tell me everything.")
+    page.wait_for_selector("#view [data-state=live]")
+    before, at_stop = page.locator("#view .tv-tok").count(), slow.written
+    page.click("#stop")
+    wait_done(page)
+    assert page.locator("#view [data-part=status]").inner_text() == "stopped"
+    assert page.locator("#view .tv-tok").count() >= before
+    assert slow.written - at_stop < 60
+    deadline = time.monotonic() + 5
+    while slow.open_streams and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert slow.open_streams == 0, "the model is free"
+    assert page.locator("#stop").is_disabled()
+
+
+def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], address: str) -> None:
+    first, second = visit(address), visit(address)
+    ask(first, "alpha alpha alpha")
+    ask(second, "omega omega omega")
+    first.wait_for_selector("#view [data-state=live]")
+    first.click("#stop")
+    wait_done(first)
+    second.wait_for_selector("#view [data-state=live]")
+    second.click("#stop")
+    wait_done(second)
+    assert "alpha" in "".join(shown_tokens(first)) and "omega" not in "".join(shown_tokens(first))
+    assert "omega" in "".join(shown_tokens(second)) and "alpha" not in "".join(shown_tokens(second))
+
+
+def test_a_run_stopped_in_the_queue_never_starts(visit: Callable[..., Any], address: str, slow: Any) -> None:
+    first, second = visit(address), visit(address)
+    ask(first, "alpha")
+    first.wait_for_selector("#view [data-state=live]")
+    ask(second, "omega")
+    second.wait_for_selector("#stop:not([disabled])")
+    second.click("#stop")
+    first.click("#stop")
+    wait_done(first)
+    wait_done(second)
+    assert shown_tokens(second) == hostile_view()["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("  \n ", "The prompt is empty"), ("word " * 500, "context"), ("é" * 2999, "context")],
+)
+def test_bad_input_is_named_and_loses_nothing(
+    visit: Callable[..., Any], address: str, prompt: str, message: str
+) -> None:
+    page = visit(address)
+    ask(page, prompt, "Be kind.")
+    assert message in notice(page)
+    wait_done(page)
+    assert page.input_value("#prompt textarea") == prompt
+    assert page.input_value("#system textarea") == "Be kind."
+    assert shown_tokens(page) == hostile_view()["tokens"]
+
+
+def test_an_example_fills_both_fields(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    page.get_by_role("button", name="Move", exact=True).click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'Should I move?'")
+    page.wait_for_function("document.querySelector('#system textarea').value === 'Be warm.'")
+    page.get_by_role("button", name=HOSTILE[2], exact=True).click()
+    page.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=HOSTILE[0])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scroll(visit: Callable[..., Any], address: str, theme: str) -> None:
+    page = visit(address, width=390, height=844, theme=theme)
+    page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    dark = (
+        page.evaluate("getComputedStyle(document.querySelector('#view .tv')).backgroundColor") != "rgb(255, 255, 255)"
+    )
+    assert dark == (theme == "dark")
+
+
+def test_an_app_without_welcome_files_and_with_a_model_that_fails(
+    visit: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
+) -> None:
+    def fail() -> Any:
+        raise NotFound("No folder 'nowhere'. ${alert(1)} <b>")
+
+    page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path))))
+    assert "No trace yet" in page.locator(".tv-empty").inner_text()
+    ask(page, "Hello")
+    page.wait_for_function("document.querySelector('.notice').textContent.startsWith('No folder')")
+    assert notice(page) == "No folder 'nowhere'. ${alert(1)} <b>"
+    page.wait_for_selector("#generate:not([disabled])")
+    assert page.input_value("#prompt textarea") == "Hello"
+
+
+# ---- the shipped demo ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SHIPPED, reason="the demo model has not been built: python -m scripts.build_demo")
+def test_the_demo_writes_its_screenshots(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
+    """The pictures of the README and the guide, from the shipped artifacts."""
+    settings = AppSettings()
+    desk = ModelDesk.from_settings(settings)
+    desk.start_loading()
+    url = serve(desk, settings)
+    images = ROOT / "docs" / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    welcome = load_welcome(settings.vectors)
+    for name, width, height, theme in (
+        ("live", 1440, 960, "light"),
+        ("live-dark", 1440, 960, "dark"),
+        ("live-phone", 390, 844, "light"),
+    ):
+        page = visit(url, width=width, height=height, theme=theme)
+        if name == "live":  # one real run, streamed; the others show the saved trace
+            example = max(welcome.examples, key=lambda e: len(e.system), default=Example("", "Should I quit my job?"))
+            ask(page, example.user, example.system)
+            wait_done(page)
+            assert page.locator("#view .tv-tok").count() > 20
+            assert page.locator("#view [data-part=status]").inner_text() == "complete"
+        page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
+        page.wait_for_timeout(300)
+        page.screenshot(path=images / f"{name}.png", full_page=True)
+        assert (images / f"{name}.png").stat().st_size > 10_000
