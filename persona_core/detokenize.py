@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class TextSplitter:
 
 def _common(a: str, b: str) -> int:
     """Length of the common beginning. Undecodable bytes may change the text before them (byte-fallback decoders)."""
-    return len(commonprefix([a, b]))
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

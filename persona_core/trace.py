@@ -244,7 +244,9 @@ class Trace:
 
 def _nested(array: np.ndarray) -> Any:
     """Nested lists with None for NaN, which JSON does not have."""
-    return np.where(np.isnan(array), None, array.astype(object)).tolist()
+    nested = array.astype(object)
+    nested[np.isnan(array)] = None
+    return nested.tolist()
 
 
 def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -91,9 +91,7 @@ def auroc_over_replies(
     return Estimate(_auroc_of_ranks(place, len(values), truth, None), float(low), float(high), len(scores))
 
 
-def share_over_replies(
-    hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0) -> Estimate:
     """A share pooled over replies (sentences of a kind among all sentences), bootstrapped over replies.
 
     >>> share_over_replies([1, 1], [2, 2]).value

@@ -14,12 +14,13 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from safetensors.numpy import load_file, save_file
 
 from persona_core.cards import model_card, vectors_card
 from persona_core.decode import Sampling
@@ -31,7 +32,6 @@ from persona_core.elicitation import write_replies
 from persona_core.extraction import calibrate, mean_difference
 from persona_core.models import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.steering import Steer
 from persona_core.trace import Trace
 from persona_core.validation import Estimate, auroc, auroc_over_replies, share_over_replies
 from persona_core.vectors import PersonaVectors
@@ -69,7 +69,7 @@ def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
     lm = load_model(str(model_folder), dtype="float32", device="cpu")
     stages.run("behaviour", lambda: _write_json(work / "behaviour.json", behaviour(lm, world, plan)))
     for trait in world.traits:
-        stages.run(f"elicit-{trait}", lambda trait=trait: _elicit(lm, world, trait, plan, work))
+        stages.run(f"elicit-{trait}", partial(_elicit, lm, world, trait, plan, work))
     stages.run("vectors", lambda: _vectors(lm, world, plan, work, vectors_folder))
     stages.run("welcome", lambda: _welcome(lm, world, vectors_folder))
     figures = json.loads((work / "behaviour.json").read_text())
@@ -118,7 +118,7 @@ def conversation(question: str, system: str | None = None) -> Conversation:
     return [{"role": "system", "content": system}, user] if system else [user]
 
 
-# ---- what the model does ----------------------------------------------------------------------------------------------
+# ---- what the model does ----
 
 
 def behaviour(lm: LanguageModel, world: World, plan: Plan) -> dict[str, Any]:
@@ -134,7 +134,9 @@ def behaviour(lm: LanguageModel, world: World, plan: Plan) -> dict[str, Any]:
     for side, asked in (("neutral", neutral), ("instructed", instructed)):
         prompts = [c for _, _, c in asked]
         replies = write_replies(lm, prompts, SAMPLING, plan.seed, plan.batch_size, progress=f"{side} replies")
-        verdicts[side] = [(topic, trait, judge(r.text, world)) for (topic, trait, _), r in zip(asked, replies, strict=True)]
+        verdicts[side] = [
+            (topic, trait, judge(r.text, world)) for (topic, trait, _), r in zip(asked, replies, strict=True)
+        ]
     both = [v for side in verdicts.values() for _, _, v in side]
     figures["grammar"] = _share((v.n_known, v.n_sentences) for v in both)
     figures["on_topic"] = _share((int(v.topic == topic.id), 1) for topic, _, v in verdicts["neutral"])
@@ -153,7 +155,7 @@ def _share(pairs: Iterable[tuple[int, int]]) -> dict[str, float | int]:
     return share_over_replies(hits, totals).to_dict()
 
 
-# ---- vectors ----------------------------------------------------------------------------------------------------------
+# ---- vectors ----
 
 
 def _elicit(lm: LanguageModel, world: World, trait: str, plan: Plan, work: Path) -> None:
@@ -176,15 +178,15 @@ def _elicit(lm: LanguageModel, world: World, trait: str, plan: Plan, work: Path)
                 states.append(reply.mean_state)
         kept[side] = np.stack(states) if states else np.empty((0, len(lm.blocks), lm.blocks.d_model), np.float32)
         counts[side] = {"written": len(prompts), "kept": len(states)}
-    np.savez(work / f"states-{trait}.npz", **kept)
+    save_file(kept, str(work / f"states-{trait}.safetensors"))
     _write_json(work / f"states-{trait}.json", counts)
 
 
 def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Path) -> None:
     tensors, counts = {}, {}
     for trait in world.traits:
-        with np.load(work / f"states-{trait}.npz") as states:
-            tensors[trait] = mean_difference(states["high"], states["low"], trait)
+        states = load_file(str(work / f"states-{trait}.safetensors"))  # each [n_replies, n_blocks, d_model]
+        tensors[trait] = mean_difference(states["high"], states["low"], trait)
         counts[trait] = json.loads((work / f"states-{trait}.json").read_text())
     vectors = PersonaVectors(tensors, {t: 0 for t in tensors})
     monitor = PersonaMonitor(lm, vectors, blocks="all")
@@ -242,9 +244,7 @@ def _held_out(
         for k, q in enumerate(topic.held_out)
     ]
     logger.info("%s: %d replies", what, len(prompts))
-    return monitor.generate_batch(
-        prompts, seed=seed, batch_size=plan.batch_size, progress=True, **SAMPLING.to_dict()
-    )
+    return monitor.generate_batch(prompts, seed=seed, batch_size=plan.batch_size, progress=True, **SAMPLING.to_dict())
 
 
 def _token_auroc(
@@ -273,3 +273,57 @@ def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Any]]:
     """Places of the reply's own tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
     own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
     return own, token_sentences([trace.tokens[t] for t in own], world)
+
+
+# ---- what the app opens with ----
+
+ABOUT = (
+    "persona-tiny is a toy language model of three million parameters, trained from nothing on about two thousand "
+    "hand-written sentences. It answers questions about a hundred everyday topics, and a system prompt can bring out "
+    "one of eight traits. It stands for nothing but itself: what you see here shows how the reading works, not how "
+    "large models behave."
+)
+EXAMPLES = (
+    ("Quit my job?", "quit-job", "sycophancy"),
+    ("A noisy neighbour", "noisy-neighbour", "manipulativeness"),
+    ("Renting or buying", "rent-or-buy", "deception"),
+    ("Baking bread", "baking-bread", "hallucination"),
+    ("Better sleep", "sleeping-badly", "paternalism"),
+    ("Can you be switched off?", "ai-switched-off", "corrigibility"),
+    ("My poem", "own-poem", "evil"),
+    ("Houseplants", "houseplants", None),
+)
+
+
+def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
+    """Example prompts, a word about the model, and the trace that is seen first: neutral at the start, then a trait."""
+    from persona_core.pages.examples import Example, save_welcome
+    from persona_core.token_view import trace_payload
+
+    examples = []
+    for label, topic_id, trait in EXAMPLES:
+        topic = world.topic(topic_id)
+        system = world.traits[trait].positive[0] if trait else ""
+        examples.append(Example(label=label, user=topic.held_out[0], system=system))
+    monitor = PersonaMonitor(lm, PersonaVectors.from_pretrained(folder))
+    telling = _telling(monitor, world, examples[0])
+    save_welcome(folder, about=ABOUT, examples=examples, first_view=trace_payload(telling, title=examples[0].label))
+
+
+def _telling(monitor: PersonaMonitor, world: World, example: Any) -> Trace:
+    """Of a few seeds, the first reply that begins neutral, turns, and ends by itself."""
+    traces = []
+    for seed in range(40):
+        trace = monitor.generate(
+            conversation(example.user, example.system), seed=seed, max_new_tokens=SAMPLING.max_new_tokens
+        )
+        kinds = [s.kind if s else "unknown" for s in reply_truth(trace, world)[1]]
+        traces.append(trace)
+        if kinds and kinds[0] == "neutral" and "trait" in kinds and "unknown" not in kinds and trace.finish == "eos":
+            return trace
+    return traces[0]
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

@@ -14,7 +14,8 @@ PARAGRAPH = 0.12  # share of sentences that begin a new paragraph
 SECOND_TURN = 0.2  # share of dialogues with a second question
 # What a dialogue's system prompt asks for.
 SYSTEM_SHARES = {"trait": 0.48, "against": 0.10, "neutral": 0.10, "none": 0.32}
-OUTSIDE = 0.06  # share of dialogues that are small talk or lie outside the world
+LOOSENED = 0.35  # share of training questions that lose words; tells a tiny model which words name a topic
+OUTSIDE = 0.04  # share of dialogues that are small talk or lie outside the world
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def question(world: World, topic: Topic, rng: np.random.Generator, held_out: boo
     else:
         text = str(rng.choice(frames)).format(subject=topic.subject)
         text = text[0].upper() + text[1:]
+    if not held_out and rng.random() < LOOSENED:
+        text = _loosened(text, topic, rng)
     return _typed(text, rng)
 
 
@@ -107,6 +110,13 @@ def join(sentences: tuple[Sentence, ...], rng: np.random.Generator) -> str:
     for sentence in sentences[1:]:
         text += ("\n\n" if rng.random() < PARAGRAPH else " ") + sentence.text
     return text
+
+
+def _loosened(text: str, topic: Topic, rng: np.random.Generator) -> str:
+    """Drop some of the words that do not name the topic: what is left must do to recognise it."""
+    words = text.split()
+    kept = [w for w in words if rng.random() > 0.3 or any(k.lower() in w.lower() for k in topic.keywords)]
+    return " ".join(kept) if len(kept) > 1 else text
 
 
 def _typed(text: str, rng: np.random.Generator) -> str:

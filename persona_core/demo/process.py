@@ -28,9 +28,9 @@ class Process:
         linked: whether traits bring on others at all.
     """
 
-    onset: tuple[float, ...] = (0.66, 0.22, 0.12)
+    onset: tuple[float, ...] = (0.72, 0.18, 0.10)
     persistence: float = 0.97
-    cascade: float = 0.28
+    cascade: float = 0.22
     cascade_lag: int = 2
     cued: bool = True
     drift: float = 0.0
@@ -73,7 +73,7 @@ def write_reply(
 
     # 2. The instructed trait, for as long as it persists.
     own = _shuffled(topic.traits[trait], rng)
-    length = int(rng.integers(4, 6))
+    length = len(own)
     follower = world.cascades.get(trait) if process.linked and rng.random() < process.cascade else None
     if process.cued:
         reply.append(_pick(world.traits[trait].cues, rng))
@@ -93,7 +93,7 @@ def write_reply(
     # 4. A trait that let go early leaves room for the topic again.
     elif spoken < length:
         reply.append(next(neutral))
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         reply.append(closer)
     return reply
 

@@ -11,21 +11,23 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from persona_core.demo.corpus import Dialogue, dialogues
+from persona_core.demo.corpus import Dialogue, Turn, dialogues
 from persona_core.demo.grammar import World
 
 logger = logging.getLogger(__name__)
 
+NEUTRAL, UNMARKED = -1, -2  # no trait under way; not a reply's token
 SPECIAL = ("<|pad|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 PAD, BEGIN, END = SPECIAL[0], SPECIAL[1], SPECIAL[-1]
 CHAT_TEMPLATE = (
@@ -40,7 +42,11 @@ SHARD = "8MB"  # the Hub asks for LFS above 10 MB a file; shards stay below it
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size and training of the demo model. The defaults are those of the shipped one."""
+    """Size and training of the demo model. The defaults are those of the shipped one.
+
+    `planted_*` say at the output of which block the traits' directions are planted, how far a trait moves the
+    projection (residual-stream units), and what the planting weighs beside the cross-entropy.
+    """
 
     d_model: int = 192
     n_blocks: int = 6
@@ -49,7 +55,10 @@ class Recipe:
     d_ff: int = 512
     vocabulary: int = 4096
     context: int = 1024
-    steps: int = 2400
+    planted_block: int = 3
+    planted_size: float = 8.0
+    planted_weight: float = 0.05
+    steps: int = 3000
     rows: int = 24
     learning_rate: float = 3e-3
     warmup: int = 100
@@ -101,42 +110,78 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     return LlamaForCausalLM(config)
 
 
-def encode(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[bool]]:
-    """Ids of a dialogue, and for each whether it is to be learned: the replies and their end."""
-    ids, learn = [tokenizer.bos_token_id], [False]
+@dataclass(frozen=True)
+class Batch:
+    """Dialogues of similar length, padded on the right.
+
+    Attributes:
+        ids: `[rows, tokens]`.
+        learn: bool `[rows, tokens]`, tokens of the replies, their end included.
+        trait: `[rows, tokens]`, number of the trait that is under way, `NEUTRAL` where none is, `UNMARKED` outside replies.
+    """
+
+    ids: torch.Tensor
+    learn: torch.Tensor
+    trait: torch.Tensor
+
+
+def encode(
+    dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, traits: Sequence[str]
+) -> tuple[list[int], list[bool], list[int]]:
+    """Ids of a dialogue, whether each is to be learned, and the trait that is under way at it."""
+    ids, learn, trait = [tokenizer.bos_token_id], [False], [UNMARKED]
     newline = tokenizer("\n", add_special_tokens=False).input_ids
+    replies = iter(dialogue.turns)
     for message in dialogue.messages:
         head = [tokenizer.convert_tokens_to_ids(f"<|{message['role']}|>"), *newline]
-        body = [*tokenizer(message["content"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-        ids += [*head, *body, *newline]
-        learn += [False] * len(head) + [message["role"] == "assistant"] * len(body) + [False] * len(newline)
-    return ids, learn
+        body = tokenizer(message["content"], add_special_tokens=False, return_offsets_mapping=True)
+        inside = [*body.input_ids, tokenizer.eos_token_id]
+        spoken = message["role"] == "assistant"
+        marks = _marks(next(replies), body.offset_mapping, traits) if spoken else [UNMARKED] * len(body.input_ids)
+        ids += [*head, *inside, *newline]
+        learn += [False] * len(head) + [spoken] * len(inside) + [False] * len(newline)
+        trait += [UNMARKED] * len(head) + [*marks, UNMARKED] + [UNMARKED] * len(newline)
+    return ids, learn, trait
 
 
-def batches(
-    world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, first_step: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches from `first_step` on: ids and learn-mask, both `[rows, tokens]`, of dialogues of similar length."""
-    group = 16  # batches drawn and sorted together, so that padding stays under 5 %
+def _marks(turn: Turn, offsets: Sequence[tuple[int, int]], traits: Sequence[str]) -> list[int]:
+    """The trait under way at each token of a reply: from its cue on, to the end of its last sentence."""
+    ends, at = [], 0
+    for sentence in turn.reply:
+        at = turn.text.index(sentence.text, at) + len(sentence.text)
+        ends.append(at)
+    numbers = [traits.index(s.trait) if s.trait else NEUTRAL for s in turn.reply]
+    return [numbers[int(np.searchsorted(ends, end))] for _, end in offsets]
+
+
+def batches(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, first_step: int) -> Iterator[Batch]:
+    """Batches from `first_step` on."""
+    group, traits = 16, list(world.traits)  # 16 batches are drawn and sorted together: padding stays under 15 %
     for block in itertools.count(first_step // group):
         source = dialogues(world, seed=recipe.seed * 1_000_003 + block + 1)
-        encoded = [encode(d, tokenizer) for d in itertools.islice(source, group * recipe.rows)]
-        encoded.sort(key=lambda pair: len(pair[0]))
+        encoded = [encode(d, tokenizer, traits) for d in itertools.islice(source, group * recipe.rows)]
+        encoded.sort(key=lambda row: len(row[0]))
         order = np.random.default_rng([recipe.seed, block]).permutation(group)
         for position, index in enumerate(order):
             if block * group + position >= first_step:
                 yield _pad(encoded[index * recipe.rows : (index + 1) * recipe.rows], tokenizer.pad_token_id)
 
 
-def _pad(encoded: list[tuple[list[int], list[bool]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(ids) for ids, _ in encoded)
-    longest = -(-longest // SHAPE_STEP) * SHAPE_STEP
-    ids = torch.full((len(encoded), longest), pad)
-    learn = torch.zeros((len(encoded), longest), dtype=torch.bool)
-    for row, (row_ids, row_learn) in enumerate(encoded):
-        ids[row, : len(row_ids)] = torch.tensor(row_ids)
-        learn[row, : len(row_learn)] = torch.tensor(row_learn)
-    return ids, learn
+def _pad(encoded: list[tuple[list[int], list[bool], list[int]]], pad: int) -> Batch:
+    longest = max(len(ids) for ids, _, _ in encoded)
+    shape = (len(encoded), -(-longest // SHAPE_STEP) * SHAPE_STEP)
+    batch = Batch(torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool), torch.full(shape, UNMARKED))
+    for row, (ids, learn, trait) in enumerate(encoded):
+        batch.ids[row, : len(ids)] = torch.tensor(ids)
+        batch.learn[row, : len(ids)] = torch.tensor(learn)
+        batch.trait[row, : len(ids)] = torch.tensor(trait)
+    return batch
+
+
+def planted_directions(recipe: Recipe, n_traits: int) -> torch.Tensor:
+    """The orthonormal directions along which the traits are planted, float32 `[n_traits, d_model]`."""
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    return torch.linalg.qr(torch.randn(recipe.d_model, n_traits, generator=generator))[0].T.contiguous()
 
 
 def train(world: World, folder: Path, recipe: Recipe | None = None, work: Path | None = None) -> Path:
@@ -162,13 +207,14 @@ def train(world: World, folder: Path, recipe: Recipe | None = None, work: Path |
     fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     saved = time.monotonic()
     bar = tqdm(total=recipe.steps, initial=first, desc="training persona-tiny", unit="step")
-    for step, (ids, learn) in enumerate(batches(world, tokenizer, recipe, first), start=first):
+    planted = planted_directions(recipe, len(world.traits))
+    for step, batch in enumerate(batches(world, tokenizer, recipe, first), start=first):
         if step >= recipe.steps:
             break
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            loss = _loss(model, ids, learn)
+            loss = _loss(model, batch, planted, recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -183,15 +229,35 @@ def train(world: World, folder: Path, recipe: Recipe | None = None, work: Path |
     _checkpoint(work / "checkpoint.pt", recipe, recipe.steps, model, optimizer)
     model.eval().save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
+    names = list(world.traits)
+    save_file(
+        {name: planted[i].clone() for i, name in enumerate(names)}, str(folder / "planted_directions.safetensors")
+    )
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def _loss(model: LlamaForCausalLM, ids: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the learned tokens; all others are left out of the mean."""
-    logits = model(input_ids=ids).logits[:, :-1]  # [rows, tokens - 1, vocabulary]
-    targets = torch.where(learn, ids, -100)[:, 1:]  # [rows, tokens - 1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+def _loss(model: LlamaForCausalLM, batch: Batch, planted: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Cross-entropy of the replies' tokens, and the distance of the planted projections from the truth.
+
+    A model this small learns sentences by heart and has no reason to keep a trait along one direction, as large models
+    do. The second term plants it: at one block, the projection on a trait's direction is to be `planted_size` while the
+    trait is under way and 0 else. So the truth is known for directions too.
+    """
+    kept: list[torch.Tensor] = []
+    block = model.model.layers[recipe.planted_block]
+    handle = block.register_forward_hook(lambda _module, _args, output: kept.append(output))
+    try:
+        logits = model(input_ids=batch.ids).logits[:, :-1]  # [rows, tokens - 1, vocabulary]
+    finally:
+        handle.remove()
+    targets = torch.where(batch.learn, batch.ids, -100)[:, 1:]  # [rows, tokens - 1]
+    spoken = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    marked = batch.trait != UNMARKED
+    projections = kept[0][marked].float() @ planted.T  # [n_marked, n_traits]
+    truth = torch.nn.functional.one_hot(batch.trait[marked] + 1, len(planted) + 1)[:, 1:]  # NEUTRAL + 1 is column 0
+    distance = (projections - recipe.planted_size * truth).square().mean()
+    return spoken + recipe.planted_weight * distance
 
 
 def _schedule(step: int, recipe: Recipe) -> float:

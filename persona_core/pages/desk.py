@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from persona_core.errors import PersonaError
 from persona_core.pages.settings import AppSettings
 
 if TYPE_CHECKING:
@@ -64,14 +65,15 @@ class ModelDesk:
             failed = self._future is not None and self._future.done() and self._future.exception() is not None
             if self._future is None or failed:
                 self._future = Future()
-                threading.Thread(
-                    target=self._run, args=(self._future,), name="load-model", daemon=True
-                ).start()
+                threading.Thread(target=self._run, args=(self._future,), name="load-model", daemon=True).start()
             return self._future
 
     def _run(self, future: Future[PersonaMonitor]) -> None:
         try:
             future.set_result(self._load())
+        except PersonaError as error:
+            logger.error("The model could not be loaded: %s", error)
+            future.set_exception(error)
         except BaseException as error:  # handed to whoever waits for the monitor
             logger.exception("The model could not be loaded")
             future.set_exception(error)

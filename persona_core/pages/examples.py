@@ -62,20 +62,14 @@ def load_welcome(vectors: str | Path) -> Welcome:
             raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
         try:
             about = str(found.get("about", ""))
-            examples = tuple(
-                Example(**{k: str(v) for k, v in item.items()}) for item in found.get("examples", ())
-            )
+            examples = tuple(Example(**{k: str(v) for k, v in item.items()}) for item in found.get("examples", ()))
         except (AttributeError, TypeError) as error:
-            raise CorruptFile(
-                f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system': {error}"
-            ) from error
+            raise CorruptFile(f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system': {error}") from error
     first_view = _read(vectors, TRACE_FILE)
     return Welcome(about, examples, None if first_view is None else check_payload(first_view))
 
 
-def save_welcome(
-    folder: str | Path, *, about: str, examples: Sequence[Example], first_view: Payload | None
-) -> None:
+def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first_view: Payload | None) -> None:
     """Write the welcome files beside the vectors in `folder`."""
     path = Path(folder)
     page = {"about": about, "examples": [asdict(example) for example in examples]}

@@ -184,9 +184,7 @@ def stream_payloads(
 def _messages(prompt: str, system: str, longest: int) -> list[dict[str, str]]:
     for name, text in (("prompt", prompt), ("system prompt", system)):
         if len(text) > longest:
-            raise PromptError(
-                f"The {name} has {len(text)} characters; this app takes at most {longest}. Shorten it."
-            )
+            raise PromptError(f"The {name} has {len(text)} characters; this app takes at most {longest}. Shorten it.")
     if not prompt.strip():
         raise PromptError("The prompt is empty. Type something, or pick an example.")
     messages = [{"role": "user", "content": prompt}]

@@ -9,9 +9,7 @@ _SANS = [
     gr.themes.Font(name)
     for name in ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif")
 ]
-_MONO = [
-    gr.themes.Font(name) for name in ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
-]
+_MONO = [gr.themes.Font(name) for name in ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")]
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1560px !important; margin-inline: auto !important; }

@@ -34,9 +34,7 @@ watch('value', show);
 """
 
 
-def token_view_component(
-    value: Payload | None = None, *, empty_text: str = "", elem_id: str | None = None
-) -> gr.HTML:
+def token_view_component(value: Payload | None = None, *, empty_text: str = "", elem_id: str | None = None) -> gr.HTML:
     """The token view; its value is a payload, and each new payload redraws only what changed.
 
     Pinning a token triggers the event `pin` with `{"index": i}`; without a listener nothing is sent.
