@@ -169,7 +169,8 @@ def decode(
             counted = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
             pool_mask = torch.tensor(counted, device=device)  # [rows, 1]
         # A row that has ended stays where it is: a learned position table has no row beyond the context.
-        positions = positions + torch.tensor(alive, device=device).unsqueeze(-1).long()  # [rows, 1]
+        moved = 1 if all(alive) else torch.tensor(alive, device=device).unsqueeze(-1).long()  # [rows, 1]
+        positions = positions + moved
         reply_index = torch.full((rows, 1), step, device=device)
         if attention is not None:
             attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=-1)

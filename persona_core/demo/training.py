@@ -56,8 +56,8 @@ class Recipe:
     vocabulary: int = 4096
     context: int = 1024
     planted_block: int = 3
-    planted_size: float = 8.0
-    planted_weight: float = 0.05
+    planted_size: float = 16.0
+    planted_weight: float = 0.03
     steps: int = 3000
     rows: int = 24
     learning_rate: float = 3e-3

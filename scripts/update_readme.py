@@ -1,0 +1,78 @@
+"""Write the README's figures from the artifacts and the benchmarks' results: no number in it is typed by hand.
+
+    python -m scripts.update_readme            # rewrite
+    python -m scripts.update_readme --check    # exit 1 if the README is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from persona_core.cards import interval
+from scripts import PROJECT_ROOT
+
+README = PROJECT_ROOT / "README.md"
+BEGIN, END = "<!-- figures: begin (python -m scripts.update_readme) -->", "<!-- figures: end -->"
+Figure = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README is out of date")
+    check = parser.parse_args().check
+    old = README.read_text(encoding="utf-8")
+    new = with_figures(old)
+    if check:
+        if old != new:
+            print("README.md is out of date; run python -m scripts.update_readme", file=sys.stderr)
+        return int(old != new)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+def with_figures(readme: str) -> str:
+    """The README with the text between the marks made anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{figures()}\n{END}{after}"
+
+
+def figures() -> str:
+    artifacts = PROJECT_ROOT / "artifacts"
+    behaviour: Figure = _load(artifacts / "persona-tiny" / "behaviour.json")
+    config: Figure = _load(artifacts / "persona-vectors-persona-tiny" / "config.json")
+    first: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "first_run.json")
+    rows = []
+    for trait in config["traits"]:
+        share = interval(behaviour["trait_with_instruction"][trait], percent=True)
+        auroc = interval(config["validation"][trait]["token_auroc"])
+        rows.append(f"| {trait} | {share} | {config['best_block'][trait]} | {auroc} |")
+    replies = config["validation"][config["traits"][0]]["token_auroc"]["n"]
+    return f"""
+**The first run.** Measured with `python -m benchmarks.first_run` on {first["cores"]} cores ({first["system"]},
+Python {first["python"]}, no GPU, a CPU build of torch): `make demo` downloads {first["download_mb"]} MB, installs in
+{first["install_s"]:.0f} s and takes {first["environment_mb"] / 1000:.1f} GB of disk. The first view stands
+{first["first_view_cold_s"]:.1f} s after the server is started for the first time, {first["first_view_warm_s"]:.1f} s on
+later starts; a reply to "Should I quit my job?" is complete after another {first["first_reply_warm_s"]:.1f} s.
+
+**The demo model** at temperature {behaviour["sampling"]["temperature"]}, on phrasings that training never showed (95 %
+intervals by resampling replies): {interval(behaviour["grammar"], percent=True)} of its sentences are sentences of its
+grammar; {interval(behaviour["on_topic"], percent=True)} of its replies are about the topic that was asked;
+{interval(behaviour["trait_without_instruction"], percent=True)} of its sentences show a trait when nobody asked for it.
+
+| trait | sentences that show it when asked for | read at block | token AUROC on {replies} held-out replies |
+|---|---|---|---|
+{chr(10).join(rows)}
+""".strip("\n")
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
