@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -41,7 +42,7 @@ def main() -> int:
         if run.returncode:
             print(run.stdout[-3000:], run.stderr[-3000:], file=sys.stderr)
             return run.returncode
-        figures = {
+        figures: dict[str, Any] = {
             "install_s": round(time.monotonic() - begun, 1),
             "download_mb": round(downloaded(run.stdout)),
             "environment_mb": round(size(clone / ".venv") / 1e6),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from persona_core.errors import UnknownBlock, UnsupportedModel
+from persona_core.numbering import known_block
 
 # The attribute under which a decoder keeps its blocks: Llama and most others; GPT-2, GPT-J, Falcon, Bloom; MPT.
 BLOCK_LISTS = ("layers", "h", "blocks")
@@ -31,9 +32,7 @@ class Blocks:
 
     def check(self, block: int) -> int:
         """Return `block` if the model has it; raise `UnknownBlock` otherwise. Negative numbers are refused."""
-        if isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < len(self):
-            raise UnknownBlock(f"Unknown block {block!r}. The model has blocks 0 to {len(self) - 1}.")
-        return block
+        return known_block(block, range(len(self)), "The model has")
 
 
 def block_output(output: Any) -> torch.Tensor:
@@ -162,7 +161,4 @@ def resolve_blocks(blocks: str | Sequence[int], best: dict[str, int], available:
         return tuple(sorted(set(best.values())))
     if isinstance(blocks, str) or not blocks:
         raise UnknownBlock(f'blocks={blocks!r}; expected "best", "all" or a list of block numbers.')
-    for block in blocks:
-        if isinstance(block, bool) or block not in available:
-            raise UnknownBlock(f"Unknown or absent block {block!r}. The vectors hold blocks {list(available)}.")
-    return tuple(sorted(set(blocks)))
+    return tuple(sorted({known_block(block, available, "The vectors hold") for block in blocks}))

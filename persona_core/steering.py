@@ -13,6 +13,8 @@ ones. `start=None` acts on every token, the prompt included.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -52,12 +54,16 @@ class Steer:
             raise SettingError(f"Steer mode {self.mode!r}; expected 'add', 'ablate' or 'cap'.")
         if self.unit not in ("residual", "sd"):
             raise SettingError(f"Steer unit {self.unit!r}; expected 'residual' or 'sd'.")
-        if self.mode == "cap" and self.threshold is None:
-            raise SettingError("A cap needs a threshold.")
-        if not torch.isfinite(torch.tensor(float(self.amount))):
-            raise SettingError(f"Steer amount {self.amount!r}; expected a finite number.")
-        if self.start is not None and self.start < 0:
-            raise SettingError(f"Steer start {self.start}; expected 0 or more, or None for the whole prompt too.")
+        given = self.threshold if self.mode == "cap" else self.strength
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not math.isfinite(given):
+            name = "threshold" if self.mode == "cap" else "strength"
+            raise SettingError(f"Steer {name} {given!r}; expected a finite number.")
+        if self.start is not None and (
+            isinstance(self.start, bool) or not isinstance(self.start, numbers.Integral) or self.start < 0
+        ):
+            raise SettingError(
+                f"Steer start {self.start!r}; expected a whole number from 0, or None for the prompt too."
+            )
 
     @classmethod
     def ablate(cls, trait: str, block: int, start: int | None = 0) -> Steer:
@@ -124,6 +130,8 @@ def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, bloc
             if one.trait not in vectors.null:
                 raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
             mean, std = vectors.null[one.trait].at(one.block)
+            if not std > 0:
+                raise NotCalibrated(f"The null of {one.trait!r} at block {one.block} has no spread: no unit 'sd' there.")
             amount = amount * std if one.mode == "add" else mean + amount * std
         device = next(blocks.modules[one.block].parameters()).device
         ready.append(Intervention(one.block, one.mode, direction.to(device), amount, one.start))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError, UnknownBlock, UnknownTrait
+from persona_core.numbering import known_block
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,6 +90,11 @@ class Trace:
     def __post_init__(self) -> None:
         n = len(self.token_ids)
         shape = (len(self.traits), len(self.blocks), n)
+        nulls = {self.null_mean.shape, self.null_std.shape}
+        if nulls != {shape[:2]}:
+            raise CorruptFile(f"A trace of shape {shape} needs a null of {shape[:2]}; got {sorted(nulls)}.")
+        if not 0 <= self.n_prompt <= n:
+            raise CorruptFile(f"n_prompt is {self.n_prompt}; a trace of {n} tokens has 0 to {n} before the reply.")
         lengths = {len(self.tokens), len(self.roles), len(self.special)}
         if lengths != {n} or self.raw.shape != shape or self.norms.shape != shape[1:]:
             raise CorruptFile(
@@ -217,7 +223,7 @@ class Trace:
         """Read a trace that `save` wrote."""
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CorruptFile(f"{path}: not a readable trace: {error}") from error
         if not isinstance(record, dict):
             raise CorruptFile(f"{path}: not a trace but a {type(record).__name__}.")
@@ -237,9 +243,7 @@ class Trace:
             block = self.best_block.get(trait)
             if block is None:
                 raise UnknownBlock(f"{trait!r} has no best block; pass block=... (one of {list(self.blocks)}).")
-        if isinstance(block, bool) or block not in self.blocks:
-            raise UnknownBlock(f"Block {block!r} was not read. The trace holds blocks {list(self.blocks)}.")
-        return self.blocks.index(block)
+        return self.blocks.index(known_block(block, self.blocks, "The trace holds"))
 
 
 def _nested(array: np.ndarray) -> Any:
@@ -250,4 +254,9 @@ def _nested(array: np.ndarray) -> Any:
 
 
 def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(nested, dtype=np.float32).reshape(shape)
+    array = np.asarray(nested, dtype=np.float32)
+    if 0 in shape:  # nested lists cannot say how long an empty axis is
+        array = array.reshape(shape)
+    if array.shape != shape:
+        raise ValueError(f"expected numbers of shape {shape}, got {array.shape}")
+    return array

@@ -21,10 +21,10 @@ import torch
 from persona_core.errors import (
     CorruptFile,
     PersonaWarning,
-    UnknownBlock,
     UnknownTrait,
     VectorsMismatch,
 )
+from persona_core.numbering import known_block
 
 if TYPE_CHECKING:
     from persona_core.models import LanguageModel
@@ -52,7 +52,8 @@ class Null:
 
     def at(self, block: int) -> tuple[float, float]:
         """Mean and standard deviation at one block."""
-        return float(self.mean[block]), float(self.std[block])
+        number = known_block(block, range(len(self.mean)), "The null holds")
+        return float(self.mean[number]), float(self.std[number])
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,15 @@ class PersonaVectors:
             if (tensor[present].norm(dim=-1) == 0).any():
                 raise VectorsMismatch(f"The vector of {trait!r} is zero at a block; mark that block as absent.")
         object.__setattr__(self, "tensors", MappingProxyType(tensors))
-        object.__setattr__(self, "best_block", MappingProxyType(dict(self.best_block)))
         object.__setattr__(self, "null", MappingProxyType(dict(self.null)))
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
-        for trait, block in self.best_block.items():
-            self._check(trait, block)
+        best = {trait: self._check(trait, block) for trait, block in self.best_block.items()}
+        object.__setattr__(self, "best_block", MappingProxyType(best))
+        for trait, null in self.null.items():
+            self.tensor(trait)
+            shape = (self.n_blocks, len(null.probabilities))
+            if (null.mean.shape, null.std.shape, null.quantiles.shape) != (shape[:1], shape[:1], shape):
+                raise VectorsMismatch(f"The null of {trait!r} is not for {self.n_blocks} blocks.")
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -133,8 +138,8 @@ class PersonaVectors:
 
     def direction(self, trait: str, block: int) -> torch.Tensor:
         """The unit direction of one trait at one block, float32 `[d_model]`."""
-        self._check(trait, block)
-        vector = self.tensors[trait][block]
+        number = self._check(trait, block)
+        vector = self.tensors[trait][number]
         return vector / vector.norm()
 
     def select(self, traits: Sequence[str]) -> PersonaVectors:
@@ -257,13 +262,10 @@ class PersonaVectors:
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
-    def _check(self, trait: str, block: int) -> None:
+    def _check(self, trait: str, block: object) -> int:
         self.tensor(trait)
-        if isinstance(block, bool) or block not in self.blocks:
-            absent = f" (absent: {list(self.absent_blocks)})" if self.absent_blocks else ""
-            raise UnknownBlock(
-                f"Unknown block {block!r} for {trait!r}. The vectors hold blocks 0 to {self.n_blocks - 1}{absent}."
-            )
+        whose = f"{trait!r} has directions for"
+        return known_block(block, self.blocks, whose, self.absent_blocks)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -277,6 +279,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [k for k in ("traits", "best_block", "absent_blocks", "null_probabilities") if k not in config]
     if missing:
         raise CorruptFile(f"{path}: missing {', '.join(missing)}.")
+    for key, kind in (("traits", list), ("best_block", dict), ("absent_blocks", list), ("null_probabilities", list)):
+        if not isinstance(config[key], kind):
+            raise CorruptFile(f"{path}: {key} is a {type(config[key]).__name__}, expected a {kind.__name__}.")
     return config
 
 
@@ -312,7 +317,6 @@ def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
 
 def _load_pt(path: Path) -> torch.Tensor:
     import pickle
-    import zipfile
 
     from persona_core.errors import NotFound
 
@@ -322,7 +326,7 @@ def _load_pt(path: Path) -> torch.Tensor:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptFile(f"{path}: not opened, it holds more than tensors (possibly code): {error}") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # the unpickler raises whatever the bytes lead it to: IndexError, struct.error, ...
         raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error
     if not isinstance(value, torch.Tensor):
         raise CorruptFile(f"{path}: holds a {type(value).__name__}, expected one tensor.")

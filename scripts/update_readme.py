@@ -1,7 +1,7 @@
 """Write the README's figures from the artifacts and the benchmarks' results: no number in it is typed by hand.
 
-    python -m scripts.update_readme            # rewrite
-    python -m scripts.update_readme --check    # exit 1 if the README is out of date
+python -m scripts.update_readme            # rewrite
+python -m scripts.update_readme --check    # exit 1 if the README is out of date
 """
 
 from __future__ import annotations

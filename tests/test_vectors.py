@@ -33,7 +33,7 @@ from persona_core.vectors import Null, PersonaVectors
 from tests.conftest import Maker, random_vectors
 
 PROBABILITIES = (0.05, 0.5, 0.95)
-anyone = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anyone = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def calibrated(n_blocks: int = 3, traits: tuple[str, ...] = ("candour", "malice"), seed: int = 0) -> PersonaVectors:
@@ -78,7 +78,7 @@ def test_saving_and_loading_gives_back_the_very_numbers(tmp_path: Path) -> None:
 @anyone
 @given(
     values=st.lists(
-        st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-1e15, max_value=1e15),
+        st.floats(width=32, min_value=-(2.0**50), max_value=2.0**50),
         min_size=6,
         max_size=6,
     )
@@ -250,7 +250,7 @@ def test_another_base_model_or_template_warns_and_the_same_does_not(make_lm: Mak
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
-    """Change entries of `config.json`; None takes one out."""
+    """Change entries of `config.json`; `...` takes one out."""
     config = json.loads((folder / "config.json").read_text())
     merged = {k: v for k, v in (config | changes).items() if v is not ...}
     (folder / "config.json").write_text(json.dumps(merged))
@@ -282,7 +282,9 @@ def test_a_vectors_file_with_a_flipped_bit_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"<!doctype html><title>404</title>", b"\0" * 64, pickle.dumps({"x": 1})], ids=["html", "zeros", "pickle"]
+    "content",
+    [b"<!doctype html><title>404</title>", b"\0" * 64, pickle.dumps({"x": 1})],
+    ids=["html", "zeros", "pickle"],
 )
 def test_a_file_of_another_kind_is_refused(saved: Path, content: bytes) -> None:
     (saved / "vectors.safetensors").write_bytes(content)

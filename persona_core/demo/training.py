@@ -117,7 +117,8 @@ class Batch:
     Attributes:
         ids: `[rows, tokens]`.
         learn: bool `[rows, tokens]`, tokens of the replies, their end included.
-        trait: `[rows, tokens]`, number of the trait that is under way, `NEUTRAL` where none is, `UNMARKED` outside replies.
+        trait: `[rows, tokens]`, number of the trait that is under way; `NEUTRAL` where none is, `UNMARKED` outside
+            replies.
     """
 
     ids: torch.Tensor
