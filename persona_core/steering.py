@@ -131,7 +131,7 @@ def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, bloc
                 raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
             mean, std = vectors.null[one.trait].at(one.block)
             if not std > 0:
-                raise NotCalibrated(f"The null of {one.trait!r} at block {one.block} has no spread: no unit 'sd' there.")
+                raise NotCalibrated(f"Null of {one.trait!r} without spread at block {one.block}; use unit='residual'.")
             amount = amount * std if one.mode == "add" else mean + amount * std
         device = next(blocks.modules[one.block].parameters()).device
         ready.append(Intervention(one.block, one.mode, direction.to(device), amount, one.start))

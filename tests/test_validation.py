@@ -1,0 +1,148 @@
+"""AUROC held against scikit-learn, and intervals that cover the truth as often as they say."""
+
+from __future__ import annotations
+
+import json
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from persona_core.errors import SettingError
+from persona_core.validation import Estimate, auroc, auroc_over_replies, share_over_replies
+
+# Few distinct scores: ties everywhere.
+scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), min_size=2, max_size=60)
+
+
+@settings(deadline=None, max_examples=200)
+@given(scored)
+def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool, int]]) -> None:
+    scores, labels, _ = (np.array(column) for column in zip(*rows, strict=True))
+    assume(labels.any() and not labels.all())
+    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=200)
+@given(scored)
+def test_auroc_equals_scikit_learns_with_weights(rows: list[tuple[int, bool, int]]) -> None:
+    scores, labels, weights = (np.array(column) for column in zip(*rows, strict=True))
+    assume(weights[labels].sum() > 0 and weights[~labels].sum() > 0)
+    wanted = roc_auc_score(labels, scores, sample_weight=weights)
+    assert auroc(scores, labels, weights.astype(float)) == pytest.approx(wanted, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.booleans()), min_size=2, max_size=40))
+def test_auroc_does_not_change_under_a_growing_map_and_mirrors_with_the_sign(rows: list[tuple[float, bool]]) -> None:
+    scores, labels = (np.array(column) for column in zip(*rows, strict=True))
+    assume(labels.any() and not labels.all())
+    value = auroc(scores, labels)
+    assert auroc(scores * 8.0, labels) == pytest.approx(value, abs=1e-12)
+    assert auroc(-scores, labels) == pytest.approx(1 - value, abs=1e-12)
+    assert auroc(scores, ~labels) == pytest.approx(1 - value, abs=1e-12)
+
+
+def test_auroc_is_a_half_where_all_scores_are_equal_and_nan_where_a_class_is_empty() -> None:
+    assert auroc(np.zeros(4), np.array([True, False, True, False])) == 0.5
+    assert np.isnan(auroc(np.arange(3.0), np.array([True] * 3)))
+    assert np.isnan(auroc(np.arange(3.0), np.array([False] * 3)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(value: float) -> None:
+    scores, labels = np.array([0.0, value, 2.0, 3.0]), np.array([True, False, True, False])
+    with pytest.raises(SettingError, match="finite"):
+        auroc_over_replies([scores, scores], [labels, labels])
+    if np.isnan(value):  # infinity has a rank, NaN has none
+        with pytest.raises(SettingError):
+            auroc(scores, labels)
+
+
+def test_a_class_without_a_token_is_refused_with_the_counts() -> None:
+    scores = [np.arange(3.0), np.arange(2.0)]
+    for label, count in ((True, "5 positives of 5"), (False, "0 positives of 5")):
+        with pytest.raises(SettingError, match=count):
+            auroc_over_replies(scores, [np.full(3, label), np.full(2, label)])
+
+
+def test_scores_and_labels_of_different_lengths_are_refused() -> None:
+    with pytest.raises(SettingError):
+        auroc_over_replies([np.arange(3.0), np.arange(2.0)], [np.array([True, False]), np.array([True, False, True])])
+
+
+# Intervals.
+
+
+def replies_with_an_effect(rng: np.random.Generator, n: int, shift: float, spread: float) -> Any:
+    """Token scores whose noise is half the reply's own (all its tokens move together); labels at random."""
+    labels = [rng.random(20) < 0.4 for _ in range(n)]
+    scores = [shift * own + rng.normal(0, spread) + rng.normal(0, 1, 20) for own in labels]
+    return scores, labels
+
+
+def test_the_value_is_the_pooled_auroc_and_the_seed_decides_the_interval() -> None:
+    scores, labels = replies_with_an_effect(np.random.default_rng(0), 12, 1.0, 1.0)
+    one = auroc_over_replies(scores, labels, n_resamples=200)
+    assert one.value == pytest.approx(roc_auc_score(np.concatenate(labels), np.concatenate(scores)))
+    assert one.low < one.value < one.high and one.n == 12
+    assert auroc_over_replies(scores, labels, n_resamples=200) == one
+    assert auroc_over_replies(scores, labels, n_resamples=200, seed=1) != one
+
+
+def test_the_interval_resamples_whole_replies() -> None:
+    """The same tokens, each counted as a reply of its own, would look far more certain than they are."""
+    rng = np.random.default_rng(1)
+    labels = [np.full(20, i % 2 == 0) for i in range(30)]  # a reply is of one kind as a whole
+    scores = [own.astype(float) + rng.normal(0, 2) + rng.normal(0, 1, 20) for own in labels]
+    whole = auroc_over_replies(scores, labels, n_resamples=300)
+    tokens = auroc_over_replies(
+        [s[None] for s in np.concatenate(scores)], [y[None] for y in np.concatenate(labels)], n_resamples=300
+    )
+    assert whole.value == pytest.approx(tokens.value)
+    assert whole.high - whole.low > 2 * (tokens.high - tokens.low)
+
+
+def test_the_interval_of_an_auroc_covers_the_truth_in_about_95_percent_of_samples() -> None:
+    rng, shift, spread, n_samples = np.random.default_rng(2), 1.2, 0.7, 200
+    # Two tokens of different replies differ by normal noise of variance 2 (1 + spread²).
+    truth = NormalDist().cdf(shift / np.sqrt(2 * (1 + spread**2)))
+    covered = 0
+    for _ in range(n_samples):
+        estimate = auroc_over_replies(*replies_with_an_effect(rng, 50, shift, spread), n_resamples=200)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.90 <= covered / n_samples <= 0.985
+
+
+def test_the_interval_of_a_share_covers_the_truth_in_about_95_percent_of_samples() -> None:
+    rng, n_samples, truth = np.random.default_rng(3), 400, 2 / 3
+    covered = 0
+    for _ in range(n_samples):
+        totals = rng.integers(3, 9, 60)
+        hits = rng.binomial(totals, rng.beta(2, 1, 60))  # replies differ in their own share
+        estimate = share_over_replies(hits.tolist(), totals.tolist(), n_resamples=400)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.915 <= covered / n_samples <= 0.98
+
+
+def test_a_share_is_pooled_over_sentences_not_averaged_over_replies() -> None:
+    estimate = share_over_replies([1, 0, 8], [1, 1, 8])
+    assert estimate.value == 0.9 and estimate.n == 3 and estimate.low <= 0.9 <= estimate.high <= 1.0
+    assert share_over_replies([2, 0], [2, 0]).value == 1.0  # an empty reply counts nothing
+
+
+def test_nothing_to_count_is_refused() -> None:
+    for hits, totals in (([], []), ([0, 0], [0, 0])):
+        with pytest.raises(SettingError, match="empty"):
+            share_over_replies(hits, totals)
+
+
+def test_an_estimate_is_rounded_and_plain_for_a_config() -> None:
+    record = Estimate(0.98765432, 0.9, 1.0, 30).to_dict()
+    assert record == {"value": 0.98765, "low": 0.9, "high": 1.0, "n": 30}
+    assert json.loads(json.dumps(record)) == record
+    assert str(Estimate(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750]"
