@@ -10,10 +10,10 @@ from dotenv import load_dotenv
 
 from persona_core.errors import PersonaError
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.examples import load_welcome
 from persona_core.pages.live import build_live
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.theme import CSS, theme
+from persona_core.welcome import load_welcome
 
 TITLE = "Persona traits, token by token"
 

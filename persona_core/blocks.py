@@ -58,7 +58,7 @@ def find_blocks(model: Any) -> Blocks:
             f"{type(model).__name__} adds virtual tokens (prompt or prefix tuning), which have no ids to read. "
             "Use an adapter that changes weights, such as LoRA."
         )
-    base: Any = _unwrap(model)
+    base: Any = unwrap(model)
     name = type(base).__name__
     config = getattr(base, "config", None)
     if config is None or not hasattr(base, "get_decoder"):
@@ -87,7 +87,7 @@ def find_blocks(model: Any) -> Blocks:
     return blocks
 
 
-def _unwrap(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper; the adapter's layers stay in place inside it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

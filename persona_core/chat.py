@@ -10,6 +10,7 @@ role is still that of the message.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 import json
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 MARKER, MARKER_PATTERN = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 ROLES = ("system", "user", "assistant")
+
+# Templates of Llama 3.1 and later write today's date. A fixed one keeps a prompt the same from day to day; it is the
+# date that those templates fall back to. `template_kwargs={"date_string": ...}` sets another.
+PROMPT_DATE = datetime.date(2024, 7, 26)
 
 # For a tokenizer without a template (a base model). `bos` is the BOS text if the tokenizer itself would add one.
 PLAIN_TEMPLATE = """{{ bos }}{% for message in messages %}\
@@ -147,7 +152,7 @@ class ChatFormat:
                     chat_template=self._template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
-                    **self.template_kwargs,
+                    **{"strftime_now": PROMPT_DATE.strftime, **self.template_kwargs},
                 )
             )
         except jinja2.TemplateError as error:

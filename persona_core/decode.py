@@ -121,7 +121,6 @@ def decode(
     sampling: Sampling,
     seeds: Sequence[int],
     tap: ResidualTap | None = None,
-    pool: bool = False,
 ) -> Iterator[Forward]:
     """Continue each prompt, one token a step, until every row has ended.
 
@@ -130,8 +129,8 @@ def decode(
         prompts: token ids of each row, any lengths.
         sampling: how tokens are chosen.
         seeds: one seed a row: a row's tokens do not depend on the rows beside it.
-        tap: an open tap that reads and steers, or None.
-        pool: let the tap add up the states of the reply's tokens, end-of-turn tokens left out.
+        tap: an open tap that reads and steers, or None. One that pools adds up the states of the reply's own tokens,
+            end-of-turn tokens left out.
 
     Yields:
         One `Forward` for the prefill, then one for each new token.
@@ -165,7 +164,7 @@ def decode(
         host_ids = chosen.tolist()  # the step's one synchronisation
         alive = [f is None for f in finished]
         pool_mask = None
-        if pool:
+        if tap and tap.pools:
             counted = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
             pool_mask = torch.tensor(counted, device=device)  # [rows, 1]
         # A row that has ended stays where it is: a learned position table has no row beyond the context.

@@ -12,7 +12,7 @@ REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not (yet) a ch
 WINDOW = 8  # tokens after which a window of undecodable bytes is given up; a character has at most 4 bytes
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The exact text of `ids`, special tokens included."""
     return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -35,8 +35,8 @@ class TextSplitter:
     def push(self, token_id: int) -> str:
         """Add one token and return the text that it completes."""
         self._open.append(token_id)
-        shown = decode(self._tokenizer, self._context)
-        text = decode(self._tokenizer, self._context + self._open)
+        shown = text_of(self._tokenizer, self._context)
+        text = text_of(self._tokenizer, self._context + self._open)
         incomplete = not text.startswith(shown) or text.endswith(REPLACEMENT)
         if incomplete and len(self._open) < WINDOW:
             return ""
@@ -47,8 +47,8 @@ class TextSplitter:
         """The text of tokens that have not completed a character; "" where there are none."""
         if not self._open:
             return ""
-        shown = decode(self._tokenizer, self._context)
-        text = decode(self._tokenizer, self._context + self._open)
+        shown = text_of(self._tokenizer, self._context)
+        text = text_of(self._tokenizer, self._context + self._open)
         return text[_common(shown, text) :]
 
 
@@ -58,7 +58,7 @@ def _common(a: str, b: str) -> int:
 
 
 def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """One piece of text per token; the pieces join to `decode(ids)` exactly.
+    """One piece of text per token; the pieces join to `text_of(tokenizer, ids)` exactly.
 
     Args:
         tokenizer: the tokenizer whose ids these are.
@@ -71,7 +71,7 @@ def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[s
     pieces = [splitter.push(token_id) for token_id in ids]
     if pieces:
         pieces[-1] += splitter.pending()
-    whole = decode(tokenizer, ids)
+    whole = text_of(tokenizer, ids)
     if "".join(pieces) != whole:
         pieces = _split_by_prefixes(tokenizer, ids, whole)
     return pieces
@@ -84,7 +84,7 @@ def _split_by_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], w
     """
     pieces, done = [], 0
     for index in range(len(ids)):
-        prefix = decode(tokenizer, ids[: index + 1]).rstrip(REPLACEMENT)
+        prefix = text_of(tokenizer, ids[: index + 1]).rstrip(REPLACEMENT)
         end = len(prefix) if whole.startswith(prefix) else done
         if index == len(ids) - 1:
             end = len(whole)

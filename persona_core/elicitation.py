@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from persona_core.chat import Messages
 from persona_core.decode import Sampling
+from persona_core.errors import SettingError
+from persona_core.generation import Run
 from persona_core.models import LanguageModel
-from persona_core.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,8 @@ def write_replies(
         batch_size: replies written at once; prompts are rendered batch by batch.
         progress: what to call the progress bar; None shows none.
     """
+    if batch_size < 1:
+        raise SettingError(f"batch_size={batch_size!r}; expected a whole number from 1.")
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:
         for start in range(0, len(prompts), batch_size):
             rendered = [lm.chat.render(p) for p in prompts[start : start + batch_size]]

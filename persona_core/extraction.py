@@ -77,21 +77,27 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         neutral: neutral replies of that model, read at every block of the vectors (`blocks="all"`).
 
     Raises:
-        SettingError: no reply token, or a block that was not read.
+        SettingError: no reply token, a trait or block that was not read, traces of different readers.
     """
-    unread = [b for b in vectors.blocks if any(b not in t.blocks for t in neutral)]
+    unread = sorted({b for b in vectors.blocks for t in neutral if b not in t.blocks})
     if not neutral or unread:
         raise SettingError(f"Calibration needs neutral traces of all blocks; got {len(neutral)}, unread {unread}.")
-    columns = [neutral[0].blocks.index(b) for b in vectors.blocks]
+    if any(t.provenance.vectors != vectors.fingerprint for t in neutral):
+        raise SettingError("A neutral trace was read with other vectors than those to calibrate; read it with these.")
+    readers = {(t.provenance.reader, t.provenance.reader_adapter, t.provenance.template) for t in neutral}
+    if len(readers) > 1:
+        raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
     samples = []
     for trace in neutral:
         own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
-        samples.append(trace.raw[:, columns][:, :, own])  # [n_traits, n_blocks, n_own]
+        rows = [trace.traits.index(t) for t in vectors.traits]
+        columns = [trace.blocks.index(b) for b in vectors.blocks]
+        samples.append(trace.raw[np.ix_(rows, columns, own)])  # [n_traits, n_present, n_own]
     raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]
     if raw.shape[2] < MIN_REPLIES:
         raise SettingError("The neutral replies hold no token to calibrate on.")
     nulls = {}
-    for row, trait in enumerate(neutral[0].traits):
+    for row, trait in enumerate(vectors.traits):
         mean, std = (np.full(vectors.n_blocks, np.nan, np.float32) for _ in range(2))
         quantiles = np.full((vectors.n_blocks, len(PROBABILITIES)), np.nan, np.float32)
         for column, block in enumerate(vectors.blocks):

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from persona_core.blocks import Blocks, block_output
+from persona_core.errors import UnsupportedModel
 from persona_core.steering import Intervention
 
 _running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
@@ -71,8 +72,9 @@ class ResidualTap:
             (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
         ]
         self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
-        self._changes = {b: [i for i in interventions if i.block == b] for b in {i.block for i in interventions}}
-        self._pool = pool
+        changed = {i.steer.block for i in interventions}
+        self._changes = {b: [i for i in interventions if i.steer.block == b] for b in changed}
+        self.pools = pool
         self._handles: list[Any] = []
         self._reply_index = torch.empty(0)
         self._pool_mask: torch.Tensor | None = None
@@ -82,7 +84,7 @@ class ResidualTap:
         self._sums: list[torch.Tensor | None] = [None] * len(blocks)
 
     def __enter__(self) -> ResidualTap:
-        needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self._pool else set())
+        needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self.pools else set())
         try:
             for b in sorted(needed):
                 module = self._blocks.modules[b]
@@ -108,6 +110,7 @@ class ResidualTap:
         rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
         self._reply_index, self._pool_mask = reply_index, pool_mask
         # Allocated anew for each forward: a reading stays valid when the next forward has begun.
+        self._reached: set[int] = set()
         self._raw = [v.new_empty(rows * tokens, v.shape[1]) for v in self._directions]
         self._norms = [v.new_empty(rows * tokens) for v in self._directions]
         token = _running.set(self)
@@ -117,7 +120,14 @@ class ResidualTap:
             _running.reset(token)
 
     def reading(self) -> Reading:
-        """The projections of the last forward; raises if a block was never reached."""
+        """The projections of the last forward.
+
+        Raises:
+            UnsupportedModel: a block was not run by that forward, so there is nothing to read.
+        """
+        missing = [b for b in self.read_blocks if b not in self._reached]
+        if missing:
+            raise UnsupportedModel(f"The forward did not run block {missing[0]}; its states cannot be read.")
         device = self._directions[0].device
         raw = torch.stack([r.to(device) for r in self._raw], dim=1)  # [rows * tokens, n_blocks, n_traits]
         norms = torch.stack([n.to(device) for n in self._norms], dim=1)  # [rows * tokens, n_blocks]
@@ -143,8 +153,9 @@ class ResidualTap:
                 hidden = states.float()  # [rows, tokens, d_model]
                 if slot is not None:
                     self._read(slot, hidden)
+                    self._reached.add(block)
                 if self._pool_mask is not None:
-                    self._add(block, hidden)
+                    self._add(block, hidden, self._pool_mask)
             if not changes:
                 return None
             return (states, *output[1:]) if isinstance(output, tuple) else states
@@ -156,10 +167,8 @@ class ResidualTap:
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
 
-    def _add(self, block: int, hidden: torch.Tensor) -> None:
-        if self._pool_mask is None:
-            return
-        weights = self._pool_mask.to(hidden.device, torch.float32)  # [rows, tokens]
+    def _add(self, block: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
+        weights = mask.to(hidden.device, torch.float32)  # [rows, tokens]
         total = torch.einsum("rt,rtd->rd", weights, hidden)  # [rows, d_model]
         before = self._sums[block]
         self._sums[block] = total if before is None else before + total

@@ -7,6 +7,20 @@ from pathlib import Path
 from persona_core.errors import NotFound
 
 
+def resolve_source(source: str | Path) -> str:
+    """A folder that exists, with `~` expanded, or a Hub id; a path that does not exist never becomes a request.
+
+    >>> resolve_source("org/name")
+    'org/name'
+    """
+    name = str(source)
+    if name and Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if not name or isinstance(source, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise NotFound(f"No folder {name!r}. Pass an existing folder or a Hub id such as 'org/name'.")
+    return name
+
+
 def fetch(source: str | Path, filename: str, revision: str | None = None) -> Path:
     """The local path of one file of a folder or of a Hub repository.
 
@@ -18,23 +32,21 @@ def fetch(source: str | Path, filename: str, revision: str | None = None) -> Pat
     Raises:
         NotFound: with what was looked for and where.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        path = folder / filename
+    name = resolve_source(source)
+    if Path(name).is_dir():
+        path = Path(name) / filename
         if not path.is_file():
-            raise NotFound(f"No file {filename!r} in the folder {str(folder)!r}.")
+            raise NotFound(f"No file {filename!r} in the folder {name!r}.")
         return path
-    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1 or not str(source):
-        raise NotFound(f"No folder {str(source)!r}. Pass an existing folder or a Hub id such as 'org/name'.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    where = f"{str(source)!r}" + (f" at revision {revision!r}" if revision else "")
+    where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        return Path(hf_hub_download(str(source), filename, revision=revision))
+        return Path(hf_hub_download(name, filename, revision=revision))
     except LocalEntryNotFoundError as error:
         raise NotFound(f"{filename!r} of {where} is not in the local cache and the Hub cannot be reached.") from error
     except HFValidationError as error:
-        raise NotFound(f"{str(source)!r} is neither a folder nor a Hub id: {error}") from error
+        raise NotFound(f"{name!r} is neither a folder nor a Hub id: {error}") from error
     except HfHubHTTPError as error:
         raise NotFound(f"Could not fetch {filename!r} from {where}: {error}") from error

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.blocks import Blocks, find_blocks
+from persona_core.blocks import Blocks, find_blocks, unwrap
 from persona_core.chat import ChatFormat
-from persona_core.errors import NotFound, PersonaWarning, SettingError
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
+from persona_core.hub import resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model with its tokenizer, its chat format and its blocks. The model is never changed.
+    """A model with its tokenizer, its chat format and its blocks. Nothing here changes its weights or its modules.
 
     Attributes:
         model: the transformers model, or the PEFT wrapper around one, in eval mode.
         tokenizer: its tokenizer.
         chat: renders conversations to ids.
         blocks: the decoder's blocks, verified.
-        name, revision, adapter: where it came from, for provenance.
+        name, revision, adapter, adapter_revision: where it came from, for provenance.
         eos_ids: every id that ends a reply.
         context_length: positions that the model can read; None if unbounded.
         forward_arguments: names that the model's forward accepts.
@@ -45,6 +45,7 @@ class LanguageModel:
     name: str
     revision: str | None
     adapter: str | None
+    adapter_revision: str | None
     eos_ids: frozenset[int]
     context_length: int | None
     forward_arguments: frozenset[str] = field(repr=False)
@@ -65,10 +66,10 @@ class LanguageModel:
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
     revision: str | None = None,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
     adapter_revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -99,8 +100,8 @@ def load_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise SettingError(f"dtype={dtype!r}; expected 'auto' or one of {', '.join(DTYPES)}.")
     target = _pick_device(device)
-    _check_folder(name)
-    try:
+    name = resolve_source(name)
+    with _explained(f"the model {name!r}{_at(revision)}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -108,8 +109,6 @@ def load_model(
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             device_map="auto" if target is None else None,
         )
-    except (OSError, ValueError) as error:
-        raise NotFound(f"Could not load the model {name!r}{_at(revision)}: {error}") from error
     if target is not None:
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
@@ -117,7 +116,15 @@ def load_model(
     if adapter is not None:
         model = _with_adapter(model, adapter, adapter_revision)
     commit = getattr(model.config, "_commit_hash", None) or revision
-    return wrap_model(model, tokenizer, name=name, revision=commit, adapter=adapter, template_kwargs=template_kwargs)
+    return wrap_model(
+        model,
+        tokenizer,
+        name=name,
+        revision=commit,
+        adapter=None if adapter is None else str(adapter),
+        adapter_revision=adapter_revision,
+        template_kwargs=template_kwargs,
+    )
 
 
 def wrap_model(
@@ -127,6 +134,7 @@ def wrap_model(
     name: str | None = None,
     revision: str | None = None,
     adapter: str | None = None,
+    adapter_revision: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Make a `LanguageModel` of a transformers or PEFT model that is already in memory.
@@ -135,7 +143,7 @@ def wrap_model(
         UnsupportedModel: its residual stream cannot be read.
     """
     blocks = find_blocks(model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = unwrap(model)
     if model.training:
         warnings.warn(
             "The model was in training mode (dropout on); switched to eval mode.", PersonaWarning, stacklevel=2
@@ -150,7 +158,8 @@ def wrap_model(
         blocks=blocks,
         name=name or getattr(base.config, "_name_or_path", "") or type(base).__name__,
         revision=revision,
-        adapter=adapter,
+        adapter=adapter or _adapter_name(model),
+        adapter_revision=adapter_revision,
         eos_ids=_eos_ids(base, tokenizer),
         context_length=context if isinstance(context, int) and context > 0 else None,
         forward_arguments=frozenset(inspect.signature(base.forward).parameters),
@@ -162,33 +171,44 @@ def _pick_device(device: str) -> torch.device | None:
         return None
     if device != "auto":
         try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise SettingError(f"device={device!r} is not a torch device: {error}") from error
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+            raise SettingError(f"device={device!r} cannot be used here: {error}") from error
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _check_folder(name: str) -> None:
-    """A path that does not exist must not become a request to the Hub."""
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not name or (looks_like_path and not Path(name).expanduser().is_dir()):
-        raise NotFound(f"No folder {name!r}. Pass an existing folder or a Hub id such as 'org/name'.")
-
-
-def _with_adapter(model: Any, adapter: str, revision: str | None) -> Any:
+def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> Any:
     from peft import PeftModel
 
-    _check_folder(adapter)
+    source = resolve_source(adapter)
+    with _explained(f"the adapter {source!r}{_at(revision)}"):
+        return PeftModel.from_pretrained(model, source, revision=revision).eval()
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say what could not be loaded, and tell what is missing from what is broken."""
+    from safetensors import SafetensorError
+
     try:
-        return PeftModel.from_pretrained(model, adapter, revision=revision).eval()
-    except (OSError, ValueError) as error:
-        raise NotFound(f"Could not load the adapter {adapter!r}{_at(revision)}: {error}") from error
+        yield
+    except OSError as error:
+        raise NotFound(f"Could not load {what}: {error}") from error
+    except (SafetensorError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {error}") from error
 
 
 def _at(revision: str | None) -> str:
     return f" at revision {revision!r}" if revision else ""
+
+
+def _adapter_name(model: Any) -> str | None:
+    """A PEFT model is never taken for its base, even where nobody named the adapter."""
+    return f"peft:{model.active_adapter}" if getattr(model, "peft_config", None) else None
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from persona_core import __version__
 from persona_core.blocks import resolve_blocks
-from persona_core.chat import Messages, Rendered, as_messages
+from persona_core.chat import Messages, Rendered
 from persona_core.decode import Sampling, room
-from persona_core.detokenize import split_text
-from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
+from persona_core.errors import PromptError, SettingError
+from persona_core.generation import Run
 from persona_core.models import LanguageModel
-from persona_core.reading import read_rows
-from persona_core.run import Run
-from persona_core.steering import Steer, prepare
+from persona_core.replay import read_rows
+from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Provenance, Trace
+from persona_core.transcripts import Transcript, as_transcript
 from persona_core.vectors import PersonaVectors
 
 Steers = Steer | Sequence[Steer] | None
@@ -88,7 +88,7 @@ class PersonaMonitor:
         run = self._start([prompt], sampling, seed, steer)
         for _ in run.forwards():
             pass
-        return self._of_run(run, 0, steer)
+        return self._of_run(run, 0)
 
     def stream(
         self,
@@ -101,14 +101,14 @@ class PersonaMonitor:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         steer: Steers = None,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """As `generate`, one `Step` for each token of the reply, as soon as it has been read.
 
         The settings are checked at once, before the first step is asked for. Closing the iterator stops the run; the
         last step's `trace()` holds what was written until then.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        return _steps(self, self._start([prompt], sampling, seed, steer), steer)
+        return _steps(self, self._start([prompt], sampling, seed, steer))
 
     def generate_batch(
         self,
@@ -126,7 +126,7 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Many replies, `batch_size` at a time. Reply i uses `seed + i`, whatever batch it lands in."""
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        first = secrets.randbits(31) if seed is None else seed
+        first, batch_size = _seed(seed), _positive(batch_size, "batch_size")
         self._render(prompts, sampling)  # a bad prompt is named before anything is generated
         traces: list[Trace] = []
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
@@ -134,7 +134,7 @@ class PersonaMonitor:
                 run = self._start(prompts[start : start + batch_size], sampling, first + start, steer)
                 for _ in run.forwards():
                     pass
-                traces += [self._of_run(run, row, steer) for row in range(len(run.prompts))]
+                traces += [self._of_run(run, row) for row in range(len(run.prompts))]
                 bar.update(len(run.prompts))
         return traces
 
@@ -163,11 +163,11 @@ class PersonaMonitor:
         progress: bool = False,
     ) -> list[Trace]:
         """Read many texts, batched by length; the order of the results is that of the input."""
-        changes = prepare(steer, self.vectors, self.lm.blocks)
+        changes, batch_size = prepare(steer, self.vectors, self.lm.blocks), _positive(batch_size, "batch_size")
         texts = []
         for index, conversation in enumerate(conversations):
             with _naming(index, len(conversations)):
-                texts.append(self._as_text(conversation, writer))
+                texts.append(as_transcript(self.lm, conversation, writer))
         readings = read_rows(
             self.lm,
             [t.ids for t in texts],
@@ -177,44 +177,16 @@ class PersonaMonitor:
             batch_size,
             progress,
         )
-        traces = []
-        for text, (raw, norms) in zip(texts, readings, strict=True):
-            pieces = tuple(split_text(self.lm.tokenizer, text.ids))
-            provenance = self._provenance(text.writer, None, None, steer)
-            traces.append(self._trace(text.ids, pieces, text.roles, text.n_prompt, raw, norms, "read", provenance))
-        return traces
-
-    def _as_text(self, conversation: str | Messages | Trace, writer: str | None) -> _Text:
-        if isinstance(conversation, Trace):
-            ids = conversation.token_ids
-            if max(ids) >= self.lm.vocabulary_size or "".join(split_text(self.lm.tokenizer, ids)) != conversation.text:
-                raise VectorsMismatch(
-                    f"The trace was written with another tokenizer than {self.lm.name!r}'s: its ids spell another text "
-                    "here. Read it as messages instead."
-                )
-            known = writer or conversation.provenance.writer
-            return self._checked(_Text(ids, conversation.roles, conversation.n_prompt, known))
-        turns = as_messages(conversation)
-        reply = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-        if not turns:
-            raise PromptError("The conversation holds a reply but no prompt; put a user message before it.")
-        prompt = self.lm.chat.render(turns)
-        ids = self.lm.chat.encode_reply(reply) if reply else ()
-        text = _Text(prompt.token_ids + ids, prompt.roles + ("assistant",) * len(ids), len(prompt.token_ids), writer)
-        return self._checked(text)
-
-    def _checked(self, text: _Text) -> _Text:
-        limit = self.lm.context_length
-        if limit is not None and len(text.ids) > limit:
-            raise ContextOverflow(
-                f"The text has {len(text.ids)} tokens; the model's context holds {limit}. Shorten it."
-            )
-        return text
+        known = self._provenance(changes)
+        return [
+            self._trace(text, reading, "read", replace(known, writer=text.writer, written=text.written))
+            for text, reading in zip(texts, readings, strict=True)
+        ]
 
     def _start(self, prompts: Sequence[str | Messages], sampling: Sampling, seed: int | None, steer: Steers) -> Run:
         rendered = self._render(prompts, sampling)
         changes = prepare(steer, self.vectors, self.lm.blocks)
-        first = secrets.randbits(31) if seed is None else seed
+        first = _seed(seed)
         seeds = [first + row for row in range(len(prompts))]
         return Run(self.lm, self._directions, rendered, sampling, seeds, changes)
 
@@ -228,64 +200,56 @@ class PersonaMonitor:
                 room(self.lm, len(rendered[-1].token_ids), sampling.max_new_tokens)
         return rendered
 
-    def _of_run(self, run: Run, row: int, steer: Steers, n: int | None = None) -> Trace:
+    def _of_run(self, run: Run, row: int, n: int | None = None) -> Trace:
         """The trace of one row of a run after `n` reply tokens; None means all that there are."""
-        raw, norms = run.readings(row, n)
         complete = n is None or n == len(run.replies[row])
-        finish = run.finished[row] if complete else None
-        provenance = self._provenance(self.writer_name, run.sampling.to_dict(), run.seeds[row], steer)
-        n_prompt = len(run.prompts[row].token_ids)
-        ids, pieces, roles = run.token_ids(row, n), run.pieces(row, n), run.roles(row, n)
-        return self._trace(ids, pieces, roles, n_prompt, raw, norms, finish or "stopped", provenance)
+        finish = (run.finished[row] if complete else None) or "stopped"
+        text = Transcript(run.token_ids(row, n), run.pieces(row, n), run.roles(row, n), len(run.prompts[row].token_ids))
+        provenance = replace(
+            self._provenance(run.interventions),
+            writer=self.writer_name,
+            sampling=run.sampling.to_dict(),
+            seed=run.seeds[row],
+        )
+        return self._trace(text, run.readings(row, n), finish, provenance)
 
     @property
     def writer_name(self) -> str:
         """The model's name as a writer: its adapter is part of it."""
         return self.lm.name if self.lm.adapter is None else f"{self.lm.name} + {self.lm.adapter}"
 
-    def _provenance(
-        self, writer: str | None, sampling: dict[str, Any] | None, seed: int | None, steer: Steers
-    ) -> Provenance:
-        lm, steers = self.lm, [steer] if isinstance(steer, Steer) else list(steer or [])
+    def _provenance(self, interventions: Sequence[Intervention]) -> Provenance:
+        """What is known of the reader; the writer's part is added by who knows it."""
+        lm = self.lm
         return Provenance(
             reader=lm.name,
             reader_revision=lm.revision,
             reader_adapter=lm.adapter,
-            writer=writer,
+            reader_adapter_revision=lm.adapter_revision,
             dtype=str(lm.dtype).removeprefix("torch."),
             vectors=self.vectors.fingerprint,
             template=lm.chat.fingerprint,
-            sampling=sampling,
-            seed=seed,
-            steering=tuple(s.to_dict() for s in steers),
+            steering=tuple(i.steer.to_dict() for i in interventions),
             versions=versions(),
         )
 
     def _trace(
-        self,
-        ids: tuple[int, ...],
-        pieces: tuple[str, ...],
-        roles: tuple[str, ...],
-        n_prompt: int,
-        raw: np.ndarray,
-        norms: np.ndarray,
-        finish: str,
-        provenance: Provenance,
+        self, text: Transcript, readings: tuple[np.ndarray, np.ndarray], finish: str, provenance: Provenance
     ) -> Trace:
         special = set(self.lm.tokenizer.all_special_ids)
         return Trace(
-            token_ids=ids,
-            tokens=pieces,
-            roles=roles,
-            n_prompt=n_prompt,
+            token_ids=text.ids,
+            tokens=text.pieces,
+            roles=text.roles,
+            n_prompt=text.n_prompt,
             traits=self.vectors.traits,
             blocks=self.blocks,
-            raw=raw,
-            norms=norms,
+            raw=readings[0],
+            norms=readings[1],
             best_block=dict(self.vectors.best_block),
             null_mean=self._null[..., 0],
             null_std=self._null[..., 1],
-            special=tuple(i in special for i in ids),
+            special=tuple(i in special for i in text.ids),
             finish=finish,
             provenance=provenance,
         )
@@ -308,7 +272,6 @@ class Step:
     finish: str | None
     _monitor: PersonaMonitor = field(repr=False)
     _run: Run = field(repr=False)
-    _steer: Steers = field(repr=False)
 
     @property
     def raw(self) -> np.ndarray:
@@ -317,7 +280,7 @@ class Step:
 
     def trace(self) -> Trace:
         """The conversation as read up to this token."""
-        return self._monitor._of_run(self._run, 0, self._steer, self.index + 1)
+        return self._monitor._of_run(self._run, 0, self.index + 1)
 
 
 @contextmanager
@@ -329,22 +292,27 @@ def _naming(index: int, count: int) -> Iterator[None]:
         raise type(error)(f"Prompt {index}: {error}" if count > 1 else str(error)) from error
 
 
-def _steps(monitor: PersonaMonitor, run: Run, steer: Steers) -> Iterator[Step]:
+def _steps(monitor: PersonaMonitor, run: Run) -> Generator[Step, None, None]:
     with closing(run.forwards()) as forwards:
         next(forwards)  # the prefill
         for index, forward in enumerate(forwards):
             token_id = run.replies[0][-1]
-            yield Step(index, token_id, run.newest_piece(0), forward.finished[0], monitor, run, steer)
+            yield Step(index, token_id, run.newest_piece(0), forward.finished[0], monitor, run)
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A text to be read: ids, roles, and where the reply begins."""
+def _seed(seed: int | None) -> int:
+    """The first seed of a run; drawn where None is given."""
+    if seed is None:
+        return secrets.randbits(31)
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise SettingError(f"seed={seed!r}; expected a whole number from 0, or None to draw one.")
+    return int(seed)
 
-    ids: tuple[int, ...]
-    roles: tuple[str, ...]
-    n_prompt: int
-    writer: str | None
+
+def _positive(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
+    return int(value)
 
 
 def versions() -> dict[str, str]:

@@ -88,13 +88,17 @@ class Steer:
 
 @dataclass(frozen=True)
 class Intervention:
-    """A `Steer` made ready for one model: the unit direction on the block's device, the amount in residual units."""
+    """A `Steer` made ready for one model.
 
-    block: int
-    mode: str
-    direction: torch.Tensor  # float32 [d_model], norm 1
+    Attributes:
+        steer: what was asked for.
+        direction: float32 `[d_model]`, norm 1, on the block's device.
+        amount: strength or threshold in residual-stream units.
+    """
+
+    steer: Steer
+    direction: torch.Tensor
     amount: float
-    start: int | None
 
     def apply(self, states: torch.Tensor, reply_index: torch.Tensor) -> torch.Tensor:
         """Return the changed states; the input is left alone.
@@ -103,14 +107,15 @@ class Intervention:
             states: output of the block, `[rows, tokens, d_model]`.
             reply_index: position of each token within its reply, `[rows, tokens]`; -1 is the last prompt token.
         """
-        first = PAD_INDEX + 1 if self.start is None else self.start - 1
+        start, mode = self.steer.start, self.steer.mode
+        first = PAD_INDEX + 1 if start is None else start - 1
         active = (reply_index >= first).to(states.device).unsqueeze(-1)  # [rows, tokens, 1]
         hidden = states.float()  # [rows, tokens, d_model]; bf16 would round the projection away
-        if self.mode == "add":
+        if mode == "add":
             change = torch.full_like(hidden[..., :1], self.amount)  # [rows, tokens, 1]
         else:
             projection = (hidden @ self.direction).unsqueeze(-1)  # [rows, tokens, 1]
-            change = -projection if self.mode == "ablate" else -(projection - self.amount).clamp_min(0.0)
+            change = -projection if mode == "ablate" else -(projection - self.amount).clamp_min(0.0)
         return torch.where(active, hidden + change * self.direction, hidden).to(states.dtype)
 
 
@@ -134,5 +139,5 @@ def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, bloc
                 raise NotCalibrated(f"Null of {one.trait!r} without spread at block {one.block}; use unit='residual'.")
             amount = amount * std if one.mode == "add" else mean + amount * std
         device = next(blocks.modules[one.block].parameters()).device
-        ready.append(Intervention(one.block, one.mode, direction.to(device), amount, one.start))
+        ready.append(Intervention(one, direction.to(device), amount))
     return ready

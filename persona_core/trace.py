@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from persona_core.errors import CorruptFile, NotCalibrated, SettingError, UnknownBlock, UnknownTrait
+from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingError, UnknownBlock, UnknownTrait
 from persona_core.numbering import known_block
 
 if TYPE_CHECKING:
@@ -27,18 +27,20 @@ class Provenance:
     """Where a trace comes from. None means unknown.
 
     Attributes:
-        reader, reader_revision, reader_adapter: the model whose states were read.
+        reader, reader_revision, reader_adapter, reader_adapter_revision: the model whose states were read.
         writer: the model that wrote the reply; None if nobody said.
         dtype: the reader's weights.
         vectors, template: fingerprints of the persona vectors and of the chat template.
         sampling, seed: how the reply was sampled; None for a text that was only read.
-        steering: the interventions that acted, as plain records.
+        steering: the interventions that acted during the reading, as plain records.
+        written: for a trace that was read again: revision, sampling, seed and steering of the run that wrote it.
         versions: of the libraries.
     """
 
     reader: str | None = None
     reader_revision: str | None = None
     reader_adapter: str | None = None
+    reader_adapter_revision: str | None = None
     writer: str | None = None
     dtype: str | None = None
     vectors: str | None = None
@@ -46,6 +48,7 @@ class Provenance:
     sampling: Mapping[str, Any] | None = None
     seed: int | None = None
     steering: tuple[Mapping[str, Any], ...] = ()
+    written: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -149,7 +152,7 @@ class Trace:
             values = (values - mean) / std
         elif kind == "cosine":
             norms = self.norms[column]
-            values = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+            values = np.divide(values, norms, out=np.zeros_like(values), where=norms != 0)
         elif kind != "raw":
             raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
         if alignment == "before":
@@ -163,17 +166,22 @@ class Trace:
         """Whether every trait has a null, so that z scores exist."""
         return bool(len(self.traits)) and bool(np.isfinite(self.null_mean).all() and (self.null_std > 0).all())
 
-    def figure(self, kind: Kind = "z") -> go.Figure:
-        """A Plotly figure: one line a trait over the tokens of the conversation."""
+    @property
+    def default_kind(self) -> Kind:
+        """What is shown when nobody chooses: z where there is a null, else the cosine."""
+        return "z" if self.calibrated else "cosine"
+
+    def figure(self, kind: Kind | None = None) -> go.Figure:
+        """A Plotly figure: one line a trait over the tokens of the conversation. None takes `default_kind`."""
         from persona_core.figures import trace_figure
 
-        return trace_figure(self, kind=kind)
+        return trace_figure(self, kind=kind or self.default_kind)
 
-    def to_html(self, path: str | Path | None = None, kind: Kind = "z") -> str:
+    def to_html(self, path: str | Path | None = None, kind: Kind | None = None) -> str:
         """The interactive token view as one HTML page that works offline; written to `path` if given."""
         from persona_core.token_view import standalone_html
 
-        page = standalone_html(self, kind=kind)
+        page = standalone_html(self, kind=kind or self.default_kind)
         if path is not None:
             Path(path).write_text(page, encoding="utf-8")
         return page
@@ -220,7 +228,13 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace that `save` wrote."""
+        """Read a trace that `save` wrote.
+
+        Raises:
+            NotFound, CorruptFile.
+        """
+        if not Path(path).is_file():
+            raise NotFound(f"No trace file {str(path)!r}.")
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_core.errors import CorruptFile, NotFound
+from persona_core.errors import CorruptFile, NotFound, SettingError
+
+LISTS = ("positive", "negative", "questions", "held_out")
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,15 @@ class TraitDefinition:
             f for f in ("name", "description", "positive", "negative", "questions", "held_out") if not getattr(self, f)
         ]
         if empty:
-            raise CorruptFile(f"Trait {self.name!r}: {', '.join(empty)} must not be empty.")
+            raise SettingError(f"Trait {self.name!r}: {', '.join(empty)} must not be empty.")
         if len(self.positive) != len(self.negative):
-            raise CorruptFile(
+            raise SettingError(
                 f"Trait {self.name!r}: {len(self.positive)} positive and {len(self.negative)} negative instructions; "
                 "they come in pairs."
             )
         shared = set(self.questions) & set(self.held_out)
         if shared:
-            raise CorruptFile(f"Trait {self.name!r}: {sorted(shared)[0]!r} is both a question and held out.")
+            raise SettingError(f"Trait {self.name!r}: {sorted(shared)[0]!r} is both a question and held out.")
 
     @classmethod
     def load(cls, path: str | Path) -> TraitDefinition:
@@ -59,12 +61,18 @@ class TraitDefinition:
             raise NotFound(f"No trait file {str(file)!r}.")
         try:
             record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
-                name=record["name"],
-                description=record["description"],
-                **{k: tuple(record[k]) for k in ("positive", "negative", "questions", "held_out")},
-            )
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{file}: not valid JSON: {error}") from error
-        except (KeyError, TypeError) as error:
-            raise CorruptFile(f"{file}: field {error} is missing or of the wrong type.") from error
+        if not isinstance(record, dict):
+            raise CorruptFile(f"{file}: a trait is a JSON object, not a {type(record).__name__}.")
+        for field in ("name", "description"):
+            if not isinstance(record.get(field), str):
+                raise CorruptFile(f"{file}: {field} is missing or not a string.")
+        for field in LISTS:
+            value = record.get(field)
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise CorruptFile(f"{file}: {field} is missing or not a list of strings.")
+        try:
+            return cls(record["name"], record["description"], **{field: tuple(record[field]) for field in LISTS})
+        except SettingError as error:
+            raise CorruptFile(f"{file}: {error}") from error

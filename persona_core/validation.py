@@ -46,6 +46,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = N
     >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
     0.875
     """
+    if np.isnan(scores).any():
+        raise SettingError("A score is NaN; it has no rank.")
     values, place = np.unique(scores, return_inverse=True)
     return _auroc_of_ranks(place, len(values), np.asarray(labels, bool), weights)
 
@@ -75,6 +77,8 @@ def auroc_over_replies(
     Raises:
         SettingError: no positive or no negative token at all, or a score that is not finite.
     """
+    if [len(s) for s in scores] != [len(one) for one in labels]:
+        raise SettingError("Every reply needs as many labels as scores.")
     flat, truth = np.concatenate(scores), np.concatenate(labels).astype(bool)
     if not np.isfinite(flat).all():
         raise SettingError("A score is NaN or infinite; AUROC needs finite scores.")

@@ -24,6 +24,7 @@ from persona_core.errors import (
     UnknownTrait,
     VectorsMismatch,
 )
+from persona_core.hub import fetch
 from persona_core.numbering import known_block
 
 if TYPE_CHECKING:
@@ -198,8 +199,6 @@ class PersonaVectors:
         >>> vectors.tensor("deception").shape
         torch.Size([6, 192])
         """
-        from persona_core.hub import fetch
-
         config = _read_config(fetch(source, CONFIG_FILE, revision))
         return _from_parts(config, fetch(source, TENSORS_FILE, revision))
 

@@ -36,6 +36,8 @@ def main() -> int:
 
 def with_figures(readme: str) -> str:
     """The README with the text between the marks made anew."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(END) < readme.index(BEGIN):
+        raise SystemExit(f"README.md must hold {BEGIN!r} and, after it, {END!r}, once each.")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{figures()}\n{END}{after}"

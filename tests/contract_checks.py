@@ -128,7 +128,7 @@ def check_precision(monitor: Any) -> None:
     prompt, caught = monitor.lm.chat.render(LONG).token_ids, []
     tap = ResidualTap(monitor.lm.blocks, pool=True)
     with plain_hooks(modules, caught), tap:
-        for _ in decode(monitor.lm, [prompt], Sampling(max_new_tokens=40, temperature=0), [0], tap, pool=True):
+        for _ in decode(monitor.lm, [prompt], Sampling(max_new_tokens=40, temperature=0), [0], tap):
             pass
     steps = [c for c in caught if c.shape[1] == 1]  # the reply's forwards, [1, 1, d_model] each
     per_block = np.array([np.sum([s[0, 0] for s in steps[b :: len(modules)]], axis=0) for b in range(len(modules))])

@@ -13,9 +13,9 @@ import pytest
 import app
 from persona_core.errors import NotFound
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.examples import Example, load_welcome, save_welcome
 from persona_core.pages.settings import AppSettings
 from persona_core.token_view import trace_payload
+from persona_core.welcome import Example, load_welcome, save_welcome
 from tests import pages
 from tests.standins import HOSTILE, SlowMonitor, hostile_view, steady_monitor
 

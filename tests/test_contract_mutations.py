@@ -79,8 +79,8 @@ def test_mutation_low_precision_projection(monkeypatch: pytest.MonkeyPatch) -> N
 def test_mutation_low_precision_mean(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     original = hooks.ResidualTap._add
 
-    def narrow(self: Any, block: int, hidden: torch.Tensor) -> None:
-        original(self, block, hidden)
+    def narrow(self: Any, block: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
+        original(self, block, hidden, mask)
         self._sums[block] = self._sums[block].to(dtype).float()
 
     monkeypatch.setattr(hooks.ResidualTap, "_add", narrow)
@@ -90,15 +90,15 @@ def test_mutation_low_precision_mean(dtype: torch.dtype, monkeypatch: pytest.Mon
 
 def test_mutation_retokenised(make_monitor: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text decoded and tokenised again on the way to a measurement."""
-    original = monitor_module.PersonaMonitor._as_text
+    original = monitor_module.as_transcript
 
-    def retokenised(self: Any, conversation: Any, writer: Any) -> Any:
-        text = original(self, conversation, writer)
-        decoded = self.lm.tokenizer.decode(list(text.ids))
-        ids = tuple(self.lm.tokenizer(decoded, add_special_tokens=False).input_ids)
-        return dataclasses.replace(text, ids=ids, roles=("template",) * len(ids))
+    def retokenised(lm: Any, conversation: Any, writer: Any) -> Any:
+        text = original(lm, conversation, writer)
+        decoded = lm.tokenizer.decode(list(text.ids))
+        ids = tuple(lm.tokenizer(decoded, add_special_tokens=False).input_ids)
+        return dataclasses.replace(text, ids=ids, pieces=("",) * len(ids), roles=("template",) * len(ids))
 
-    monkeypatch.setattr(monitor_module.PersonaMonitor, "_as_text", retokenised)
+    monkeypatch.setattr(monitor_module, "as_transcript", retokenised)
     with pytest.raises(AssertionError):
         checks.check_ids_are_kept(make_monitor("llama", "llama3"))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from persona_core.decode import Sampling
-from persona_core.run import Run
+from persona_core.generation import Run
 from tests.conftest import Maker
 
 # Every one of these waits for the device; on a GPU each costs a stall.

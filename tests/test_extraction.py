@@ -28,7 +28,9 @@ PROMPTS = ["Should I quit my job? I have been there for seven years.", "Hi", "He
 
 
 @settings(deadline=None, max_examples=40)
-@given(n_high=st.integers(2, 12), n_low=st.integers(2, 12), scale=st.sampled_from([1e-6, 1.0, 1e4]), seed=st.integers(0))
+@given(
+    n_high=st.integers(2, 12), n_low=st.integers(2, 12), scale=st.sampled_from([1e-6, 1.0, 1e4]), seed=st.integers(0)
+)
 def test_the_vector_is_the_difference_of_the_means(n_high: int, n_low: int, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     high, low = (rng.normal(5 * scale, scale, (n, 4, 6)).astype("f4") for n in (n_high, n_low))
@@ -186,9 +188,9 @@ def test_z_scores_of_the_neutral_replies_have_mean_zero_and_deviation_one() -> N
     again = neutral_traces(calibrated)
     for trait in vectors.traits:
         for block in range(3):
-            z = np.concatenate(
-                [t.scores(trait, block=block)[np.array(t.roles) == "assistant"] for t in again]
-            ).astype("f8")
+            z = np.concatenate([t.scores(trait, block=block)[np.array(t.roles) == "assistant"] for t in again]).astype(
+                "f8"
+            )
             assert abs(z.mean()) < 1e-4 and abs(z.std(ddof=1) - 1) < 1e-4
 
 
@@ -224,6 +226,10 @@ def test_traces_that_miss_blocks_and_no_traces_at_all_are_refused() -> None:
 def test_traces_read_with_other_vectors_are_refused() -> None:
     """Their projections are on other directions: a null of them would be nonsense."""
     vectors = random_vectors(3)
-    for others in (random_vectors(3, seed=6), random_vectors(3, traits=("malice", "candour")), random_vectors(3, ("x",))):
+    for others in (
+        random_vectors(3, seed=6),
+        random_vectors(3, traits=("malice", "candour")),
+        random_vectors(3, ("x",)),
+    ):
         with pytest.raises(SettingError):
             calibrate(vectors, neutral_traces(others, 3))

@@ -21,15 +21,15 @@ MAX_FILE_BYTES = 10_000_000
 # Imports point downwards only. What runs while a module is imported may come from its own height and below;
 # an import inside a function (`Trace.figure`) may point up. Modules that are not named here are not ranked.
 HEIGHTS = (
-    ("errors", "hooks", "steering", "blocks", "chat"),
-    ("models", "vectors", "traits", "trace", "decode"),
+    ("errors", "numbering", "hub", "hooks", "steering", "blocks", "detokenize", "chat"),
+    ("models", "vectors", "traits", "trace", "decode", "generation", "replay", "transcripts"),
     (
         "monitor",
         "elicitation",
         "judging",
         "extraction",
         "validation",
-        "hub",
+        "welcome",
         "cards",
         "figures",
         "token_view",

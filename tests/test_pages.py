@@ -13,9 +13,9 @@ import pytest
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.examples import Example, load_welcome, save_welcome
 from persona_core.pages.live import _generator, stream_payloads
 from persona_core.pages.settings import AppSettings
+from persona_core.welcome import Example, load_welcome, save_welcome
 from tests.standins import SlowMonitor, hostile_view, steady_monitor
 
 

@@ -135,7 +135,8 @@ def test_a_change_is_computed_in_float32_and_leaves_its_input_alone(dtype: torch
     kept = states.clone()
     index = torch.tensor([[PAD_INDEX, -1, 0], [-2, -1, 0]])
     for mode, amount in (("ablate", 0.0), ("add", 3.0), ("cap", -1.0)):
-        out = Intervention(0, mode, direction, amount, 0).apply(states, index)
+        steer = {"ablate": Steer.ablate("x", 0), "add": Steer("x", 0, amount), "cap": Steer.cap("x", 0, amount)}[mode]
+        out = Intervention(steer, direction, amount).apply(states, index)
         assert torch.equal(states, kept) and out.dtype == dtype
         assert torch.equal(out[0, 0], states[0, 0]) and torch.equal(out[1, 0], states[1, 0])  # padding, and too early
         x, v = states.double(), direction.double()

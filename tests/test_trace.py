@@ -54,7 +54,7 @@ def assert_same(a: Trace, b: Trace) -> None:
         one, other = getattr(a, name), getattr(b, name)
         assert one.dtype == other.dtype == np.float32 and one.shape == other.shape, name
         assert np.array_equal(one, other, equal_nan=True), name
-    plain = "token_ids tokens roles n_prompt traits blocks special finish provenance".split()
+    plain = ["token_ids", "tokens", "roles", "n_prompt", "traits", "blocks", "special", "finish", "provenance"]
     assert {n: getattr(a, n) for n in plain} == {n: getattr(b, n) for n in plain}
     assert dict(a.best_block) == dict(b.best_block)
 

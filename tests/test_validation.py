@@ -19,7 +19,7 @@ from persona_core.validation import Estimate, auroc, auroc_over_replies, share_o
 scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), min_size=2, max_size=60)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(scored)
 def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool, int]]) -> None:
     scores, labels, _ = (np.array(column) for column in zip(*rows, strict=True))
@@ -27,7 +27,7 @@ def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool, int]])
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(scored)
 def test_auroc_equals_scikit_learns_with_weights(rows: list[tuple[int, bool, int]]) -> None:
     scores, labels, weights = (np.array(column) for column in zip(*rows, strict=True))
@@ -36,7 +36,7 @@ def test_auroc_equals_scikit_learns_with_weights(rows: list[tuple[int, bool, int
     assert auroc(scores, labels, weights.astype(float)) == pytest.approx(wanted, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.booleans()), min_size=2, max_size=40))
 def test_auroc_does_not_change_under_a_growing_map_and_mirrors_with_the_sign(rows: list[tuple[float, bool]]) -> None:
     scores, labels = (np.array(column) for column in zip(*rows, strict=True))
@@ -80,8 +80,8 @@ def test_scores_and_labels_of_different_lengths_are_refused() -> None:
 
 def replies_with_an_effect(rng: np.random.Generator, n: int, shift: float, spread: float) -> Any:
     """Token scores whose noise is half the reply's own (all its tokens move together); labels at random."""
-    labels = [rng.random(20) < 0.4 for _ in range(n)]
-    scores = [shift * own + rng.normal(0, spread) + rng.normal(0, 1, 20) for own in labels]
+    labels = [rng.random(10) < 0.4 for _ in range(n)]
+    scores = [shift * own + rng.normal(0, spread) + rng.normal(0, 1, 10) for own in labels]
     return scores, labels
 
 
@@ -108,18 +108,18 @@ def test_the_interval_resamples_whole_replies() -> None:
 
 
 def test_the_interval_of_an_auroc_covers_the_truth_in_about_95_percent_of_samples() -> None:
-    rng, shift, spread, n_samples = np.random.default_rng(2), 1.2, 0.7, 200
+    rng, shift, spread, n_samples = np.random.default_rng(2), 1.2, 0.7, 150
     # Two tokens of different replies differ by normal noise of variance 2 (1 + spread²).
     truth = NormalDist().cdf(shift / np.sqrt(2 * (1 + spread**2)))
     covered = 0
     for _ in range(n_samples):
-        estimate = auroc_over_replies(*replies_with_an_effect(rng, 50, shift, spread), n_resamples=200)
+        estimate = auroc_over_replies(*replies_with_an_effect(rng, 40, shift, spread), n_resamples=120)
         covered += estimate.low <= truth <= estimate.high
     assert 0.90 <= covered / n_samples <= 0.985
 
 
 def test_the_interval_of_a_share_covers_the_truth_in_about_95_percent_of_samples() -> None:
-    rng, n_samples, truth = np.random.default_rng(3), 400, 2 / 3
+    rng, n_samples, truth = np.random.default_rng(3), 300, 2 / 3
     covered = 0
     for _ in range(n_samples):
         totals = rng.integers(3, 9, 60)

@@ -1,7 +1,8 @@
 """Build the demo world's artifacts from nothing: model, vectors with null and validation, and what the app opens with.
 
-Each stage leaves a stamp that holds a fingerprint of all it depends on; a stage whose stamp still fits is skipped, and
-one that was stopped goes on (training from its last checkpoint, elicitation from its last finished trait).
+Each stage leaves a stamp with a fingerprint of the plan, the settings below and the phrase banks; a stage whose stamp
+still fits is skipped, and one that was stopped goes on (training from its last checkpoint, elicitation from its last
+finished trait). The fingerprint does not cover the code: after a change to it, start with another work folder.
 
 Splits. Topics 0-4 of each category serve extraction, 5-7 the choice of the best block, 8-9 the figures that are
 reported. Choice and report ask with phrasings that neither training nor extraction has seen.
@@ -12,29 +13,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from persona_core.cards import model_card, vectors_card
+from persona_core.cards import vectors_card
 from persona_core.decode import Sampling
+from persona_core.demo.card import model_card, planted_note
 from persona_core.demo.grammar import Topic, World, load_world
 from persona_core.demo.judge import judge
+from persona_core.demo.process import Process
 from persona_core.demo.training import Recipe, train
 from persona_core.demo.truth import token_sentences
 from persona_core.elicitation import write_replies
 from persona_core.extraction import calibrate, mean_difference
 from persona_core.models import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
+from persona_core.token_view import trace_payload
 from persona_core.trace import Trace
 from persona_core.validation import Estimate, auroc, auroc_over_replies, share_over_replies
 from persona_core.vectors import PersonaVectors
+from persona_core.welcome import Example, save_welcome
 
 logger = logging.getLogger(__name__)
 
@@ -61,47 +66,44 @@ class Plan:
 
 
 def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
-    """Build or complete everything under `artifacts`; intermediate files go to `work`."""
+    """Build or complete everything. It is made in `work` and copied to `artifacts` when all of it is there."""
     plan, world = plan or Plan(), load_world()
-    model_folder, vectors_folder = artifacts / MODEL_NAME, artifacts / VECTORS_NAME
-    stages = _Stages(work, plan)
-    stages.run("model", lambda: train(world, model_folder, plan.recipe, work / "training"))
+    model_folder, vectors_folder = work / MODEL_NAME, work / VECTORS_NAME
+    stages = _Stages(work, plan, world)
+    stages.run("model", partial(train, world, model_folder, plan.recipe, work / "training"))
     lm = load_model(str(model_folder), dtype="float32", device="cpu")
-    stages.run("behaviour", lambda: _write_json(work / "behaviour.json", behaviour(lm, world, plan)))
+    stages.run("behaviour", lambda: _write_json(model_folder / "behaviour.json", behaviour(lm, world, plan)))
     for trait in world.traits:
         stages.run(f"elicit-{trait}", partial(_elicit, lm, world, trait, plan, work))
-    stages.run("vectors", lambda: _vectors(lm, world, plan, work, vectors_folder))
-    stages.run("welcome", lambda: _welcome(lm, world, vectors_folder))
-    figures = json.loads((work / "behaviour.json").read_text())
-    vectors = PersonaVectors.from_pretrained(vectors_folder)
-    (model_folder / "README.md").write_text(model_card(figures, plan.recipe), encoding="utf-8")
-    _write_json(model_folder / "behaviour.json", figures)
-    (vectors_folder / "README.md").write_text(vectors_card(vectors), encoding="utf-8")
+    stages.run("vectors", partial(_vectors, lm, world, plan, work, vectors_folder))
+    stages.run("welcome", partial(_welcome, lm, world, vectors_folder))
+    figures = json.loads((model_folder / "behaviour.json").read_text())
+    (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
+    card = vectors_card(PersonaVectors.from_pretrained(vectors_folder), notes=planted_note(plan.recipe))
+    (vectors_folder / "README.md").write_text(card, encoding="utf-8")
+    for folder in (model_folder, vectors_folder):
+        shutil.rmtree(artifacts / folder.name, ignore_errors=True)
+        shutil.copytree(folder, artifacts / folder.name)
 
 
 class _Stages:
-    """Runs each stage once, unless what it rests on has changed."""
+    """Runs each stage once, unless what it rests on, or a stage before it, was done anew."""
 
-    def __init__(self, work: Path, plan: Plan) -> None:
+    def __init__(self, work: Path, plan: Plan, world: World) -> None:
         work.mkdir(parents=True, exist_ok=True)
-        self._work = work
-        banks = sorted(resources.files("persona_core.demo").joinpath("banks").iterdir(), key=lambda p: p.name)
-        digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode())
-        for bank in banks:
-            digest.update(bank.read_bytes())
-        self._fingerprint = digest.hexdigest()
+        self._work, self._anew = work, False
+        rests_on = [asdict(plan), asdict(SAMPLING), EXTRACTION, CHOICE, REPORT, MIN_TRAIT, MIN_COHERENCE, EXAMPLES]
+        text = json.dumps([*rests_on, asdict(Process()), ABOUT, world.fingerprint], sort_keys=True)
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def run(self, name: str, stage: Callable[[], object]) -> None:
         stamp = self._work / f"{name}.done"
-        # Every stage's fingerprint takes in the one before: a stage redone makes all later ones be redone.
-        self._fingerprint = hashlib.sha256(f"{self._fingerprint} {name}".encode()).hexdigest()
-        if stamp.is_file() and stamp.read_text() == self._fingerprint:
+        if not self._anew and stamp.is_file() and stamp.read_text() == self._fingerprint:
             logger.info("%s: done before", name)
             return
         logger.info("%s ...", name)
-        for later in self._work.glob("*.done"):
-            if later.stat().st_mtime >= (stamp.stat().st_mtime if stamp.is_file() else float("inf")):
-                later.unlink()
+        self._anew = True  # whatever follows rests on this
+        stamp.unlink(missing_ok=True)
         stage()
         stamp.write_text(self._fingerprint)
 
@@ -129,7 +131,11 @@ def behaviour(lm: LanguageModel, world: World, plan: Plan) -> dict[str, Any]:
         for trait, words in world.traits.items()
         for i, topic in enumerate(topics(world, CHOICE + REPORT))
     ]
-    figures: dict[str, Any] = {"sampling": SAMPLING.to_dict(), "seed": plan.seed}
+    figures: dict[str, Any] = {
+        "sampling": SAMPLING.to_dict(),
+        "seed": plan.seed,
+        "n_parameters": sum(p.numel() for p in lm.model.parameters()),
+    }
     verdicts = {}
     for side, asked in (("neutral", neutral), ("instructed", instructed)):
         prompts = [c for _, _, c in asked]
@@ -195,7 +201,7 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
     choice = _held_out(monitor, world, CHOICE, plan, seed=plan.seed + 200_000, what="choosing blocks")
     by_block = {t: [_token_auroc(choice, world, t, b).value for b in vectors.blocks] for t in vectors.traits}
     best = {t: int(np.argmax(values)) for t, values in by_block.items()}
-    vectors = PersonaVectors(tensors, best)
+    monitor = PersonaMonitor(lm, PersonaVectors(tensors, best), blocks="all")
 
     # 2. ... the null comes from neutral replies ...
     asked = [conversation(q) for t in world.topics for q in t.questions[: plan.null_questions]]
@@ -278,10 +284,10 @@ def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Any]]:
 # ---- what the app opens with ----
 
 ABOUT = (
-    "persona-tiny is a toy language model of three million parameters, trained from nothing on about two thousand "
-    "hand-written sentences. It answers questions about a hundred everyday topics, and a system prompt can bring out "
-    "one of eight traits. It stands for nothing but itself: what you see here shows how the reading works, not how "
-    "large models behave."
+    "persona-tiny is a toy language model of {parameters:.0f} million parameters, trained from nothing on "
+    "{sentences:,} hand-written sentences. It answers questions about {topics} everyday topics, and a system prompt can "
+    "bring out one of {traits} traits, whose directions were planted in training. It stands for nothing but itself: "
+    "what you see here shows how the reading works, not how large models behave."
 )
 EXAMPLES = (
     ("Quit my job?", "quit-job", "sycophancy"),
@@ -297,9 +303,6 @@ EXAMPLES = (
 
 def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
     """Example prompts, a word about the model, and the trace that is seen first: neutral at the start, then a trait."""
-    from persona_core.pages.examples import Example, save_welcome
-    from persona_core.token_view import trace_payload
-
     examples = []
     for label, topic_id, trait in EXAMPLES:
         topic = world.topic(topic_id)
@@ -307,11 +310,18 @@ def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
         examples.append(Example(label=label, user=topic.held_out[0], system=system))
     monitor = PersonaMonitor(lm, PersonaVectors.from_pretrained(folder))
     telling = _telling(monitor, world, examples[0])
-    save_welcome(folder, about=ABOUT, examples=examples, first_view=trace_payload(telling, title=examples[0].label))
+    title = f"{examples[0].label} (picked to show a turn)"
+    about = ABOUT.format(
+        parameters=sum(p.numel() for p in lm.model.parameters()) / 1e6,
+        sentences=len(world.sentences),
+        topics=len(world.topics),
+        traits=len(world.traits),
+    )
+    save_welcome(folder, about=about, examples=examples, first_view=trace_payload(telling, title=title))
 
 
-def _telling(monitor: PersonaMonitor, world: World, example: Any) -> Trace:
-    """Of a few seeds, the first reply that begins neutral, turns, and ends by itself."""
+def _telling(monitor: PersonaMonitor, world: World, example: Example) -> Trace:
+    """Picked, not typical: of up to 40 seeds the first reply that begins neutral, turns, and ends by itself."""
     traces = []
     for seed in range(40):
         trace = monitor.generate(

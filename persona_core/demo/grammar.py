@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ class World:
     exchanges: tuple[Exchange, ...]
     unknown_nouns: tuple[str, ...]
     sentences: Mapping[str, Sentence]  # text -> sentence
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that change with any word of the banks."""
+        parts = (self.topics, dict(self.traits), self.neutral_systems, dict(self.cascades), self.frames, self.exchanges)
+        return hashlib.sha256(repr((parts, self.held_out_frames, self.unknown_nouns)).encode()).hexdigest()
 
     def topic(self, topic_id: str) -> Topic:
         return next(t for t in self.topics if t.id == topic_id)

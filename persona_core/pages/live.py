@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from persona_core.errors import PersonaError, PromptError, SettingError
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.examples import Welcome
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.token_view import Payload, trace_payload
+from persona_core.welcome import Welcome
 
 if TYPE_CHECKING:
-    from persona_core.monitor import PersonaMonitor, Step
+    from persona_core.monitor import PersonaMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def stream_payloads(
         settings: arguments of `PersonaMonitor.stream`.
     """
     # Closed at the end in any case, also when the visitor leaves: the model is then free for the next run.
-    with closing(cast("Generator[Step]", monitor.stream(messages, **settings))) as steps:
+    with closing(monitor.stream(messages, **settings)) as steps:
         last = -SECONDS_BETWEEN_PAYLOADS
         for step in steps:
             now = time.monotonic()

@@ -70,7 +70,7 @@ def trace_payload(
     Example:
         >>> payload = trace_payload(monitor.read("Hello"), title="Hello")  # doctest: +SKIP
     """
-    kind = kind or ("z" if trace.calibrated else "cosine")
+    kind = kind or trace.default_kind
     scores = {trait: trace.scores(trait, kind, block, alignment) for trait in trace.traits}  # each [n_tokens]
     if scale is None:
         scale = Z_SCALE if kind == "z" else _round_up(_largest(scores.values()))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from persona_core.blocks import unwrap
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
 from persona_core.steering import PAD_INDEX, Intervention
@@ -42,8 +42,7 @@ def read_rows(
         For each row, in the order given, raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, both
         float32 on the host.
     """
-    base = lm.model.get_base_model() if hasattr(lm.model, "get_base_model") else lm.model
-    decoder = base.get_decoder()
+    decoder = unwrap(lm.model).get_decoder()
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory runs out at once or never
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     with (
@@ -54,7 +53,7 @@ def read_rows(
             batch = order[start : start + batch_size]
             ids, reply_index = _pad_right([rows[i] for i in batch], [n_prompts[i] for i in batch])
             ids, reply_index = ids.to(lm.device), reply_index.to(lm.device)
-            with tap.forward(reply_index) if directions else nullcontext():
+            with tap.forward(reply_index):
                 decoder(input_ids=ids, use_cache=False)
             reading = tap.reading()
             raw, norms = reading.raw.cpu().numpy(), reading.norms.cpu().numpy()

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from persona_core.chat import Rendered
-from persona_core.decode import Forward, Sampling, decode, room
-from persona_core.detokenize import TextSplitter, split_text
+from persona_core.decode import Forward, Sampling, decode
+from persona_core.detokenize import TextSplitter, split_text, text_of
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
 from persona_core.steering import Intervention
@@ -40,26 +40,21 @@ class Run:
     ) -> None:
         self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
         self.prompts = tuple(prompts)
-        for prompt in prompts:
-            room(lm, len(prompt.token_ids), sampling.max_new_tokens)  # refuse before anything runs
         self.replies: list[list[int]] = [[] for _ in prompts]
         self.finished: tuple[str | None, ...] = (None,) * len(prompts)
-        self._directions, self._interventions, self._pool = directions, interventions, pool
+        self.interventions = tuple(interventions)
+        self._tap = ResidualTap(lm.blocks, directions, interventions, pool)
         self._longest = max(len(p.token_ids) for p in prompts)
         self._written = 0  # columns of the buffers that hold readings
         self._raw = self._norms = torch.empty(0)
-        self._sums = torch.empty(0)
         self._splitters = [TextSplitter(lm.tokenizer) for _ in prompts]
         self._pieces: list[list[str]] = [[] for _ in prompts]
 
     def forwards(self) -> Generator[Forward]:
         """Run to the end, or until the iterator is closed. The prefill comes first."""
-        with ResidualTap(self.lm.blocks, self._directions, self._interventions, self._pool) as tap:
-            ids = [p.token_ids for p in self.prompts]
-            for forward in decode(self.lm, ids, self.sampling, self.seeds, tap, self._pool):
+        with self._tap as tap:
+            for forward in decode(self.lm, [p.token_ids for p in self.prompts], self.sampling, self.seeds, tap):
                 self._keep(forward)
-                if self._pool and self._written > self._longest:
-                    self._sums = tap.pooled_sums()
                 yield forward
 
     def _keep(self, forward: Forward) -> None:
@@ -90,20 +85,24 @@ class Run:
         return (*self.prompts[row].roles, *reply)
 
     def pieces(self, row: int, n: int | None = None) -> tuple[str, ...]:
-        """Display pieces, split as the tokens arrive."""
-        ids, pieces = self.token_ids(row, n), self._pieces[row]
-        for token_id in ids[len(pieces) :]:
-            pieces.append(self._splitters[row].push(token_id))
-        if len(pieces) > len(ids) or self.finished[row]:
-            return tuple(split_text(self.lm.tokenizer, ids))  # checked against the whole text
-        return (*pieces[:-1], pieces[-1] + self._splitters[row].pending())
+        """Display pieces; they join to the exact decoded text."""
+        ids, pieces = self.token_ids(row, n), self._split(row)
+        if len(ids) == len(pieces):
+            shown = (*pieces[:-1], pieces[-1] + self._splitters[row].pending())
+            if "".join(shown) == text_of(self.lm.tokenizer, ids):
+                return shown
+        return tuple(split_text(self.lm.tokenizer, ids))
 
     def newest_piece(self, row: int) -> str:
         """The text that the newest token completed; with the reply's last token, all that is left."""
+        return self._split(row)[-1] + (self._splitters[row].pending() if self.finished[row] else "")
+
+    def _split(self, row: int) -> list[str]:
+        """Pieces of all tokens so far, split as they arrive."""
         pieces = self._pieces[row]
         for token_id in self.token_ids(row)[len(pieces) :]:
             pieces.append(self._splitters[row].push(token_id))
-        return pieces[-1] + (self._splitters[row].pending() if self.finished[row] else "")
+        return pieces
 
     def readings(self, row: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32 on the host."""
@@ -122,7 +121,7 @@ class Run:
         End-of-turn tokens are left out. A reply of no token has a count of 0 and a mean of NaN.
         """
         counts = np.array([sum(i not in self.lm.eos_ids for i in reply) for reply in self.replies])
-        sums = self._sums.cpu().numpy()
+        sums = self._tap.pooled_sums().cpu().numpy()
         with np.errstate(invalid="ignore"):
             means = sums / np.where(counts == 0, np.nan, counts)[:, None, None]
         return means.astype(np.float32), counts

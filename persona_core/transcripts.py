@@ -1,0 +1,88 @@
+"""What is given to be read: messages or a trace become ids, display pieces and roles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from persona_core.chat import Messages, as_messages
+from persona_core.detokenize import split_text
+from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
+from persona_core.models import LanguageModel
+from persona_core.trace import Trace
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A text as the model reads it.
+
+    Attributes:
+        ids, pieces, roles: equal lengths, `[n_tokens]`.
+        n_prompt: tokens before the reply.
+        writer: the model that wrote the reply, if anybody said.
+        written: how it was written, where that is known.
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    roles: tuple[str, ...]
+    n_prompt: int
+    writer: str | None = None
+    written: Mapping[str, Any] | None = None
+
+
+def as_transcript(lm: LanguageModel, conversation: str | Messages | Trace, writer: str | None) -> Transcript:
+    """Make a conversation ready for one reader.
+
+    Args:
+        lm: the reader.
+        conversation: messages, the last of which may be the assistant's: the reply. Or a trace, by its ids.
+        writer: the model that wrote the reply, for the record.
+
+    Raises:
+        PromptError: nothing to read, or a reply without a prompt.
+        ContextOverflow: longer than the reader's context.
+        VectorsMismatch: a trace whose ids the reader's tokenizer spells otherwise.
+    """
+    text = (
+        _of_trace(lm, conversation, writer)
+        if isinstance(conversation, Trace)
+        else _of_messages(lm, conversation, writer)
+    )
+    if lm.context_length is not None and len(text.ids) > lm.context_length:
+        raise ContextOverflow(
+            f"The text has {len(text.ids)} tokens; the model's context holds {lm.context_length}. Shorten it."
+        )
+    return text
+
+
+def _of_messages(lm: LanguageModel, conversation: str | Messages, writer: str | None) -> Transcript:
+    turns = as_messages(conversation)
+    reply = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    if not turns:
+        raise PromptError("The conversation holds a reply but no prompt; put a user message before it.")
+    prompt = lm.chat.render(turns)
+    own = lm.chat.encode_reply(reply) if reply else ()
+    ids, roles = prompt.token_ids + own, prompt.roles + ("assistant",) * len(own)
+    return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, len(prompt.token_ids), writer)
+
+
+def _of_trace(lm: LanguageModel, trace: Trace, writer: str | None) -> Transcript:
+    ids, known = trace.token_ids, trace.provenance
+    if not ids:
+        raise PromptError("The trace holds no token.")
+    pieces = tuple(split_text(lm.tokenizer, ids)) if max(ids) < lm.vocabulary_size else ()
+    if "".join(pieces) != trace.text:
+        raise VectorsMismatch(
+            f"The trace was written with another tokenizer than {lm.name!r}'s: its ids spell another text here. "
+            "Read it as messages instead."
+        )
+    written = known.written or {
+        "revision": known.reader_revision,
+        "adapter_revision": known.reader_adapter_revision,
+        "sampling": known.sampling,
+        "seed": known.seed,
+        "steering": [dict(s) for s in known.steering],
+    }
+    return Transcript(ids, pieces, trace.roles, trace.n_prompt, writer or known.writer, written)
