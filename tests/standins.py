@@ -77,11 +77,16 @@ def hostile_view() -> Payload:
 
 
 class SlowMonitor:
-    """A monitor that takes its time over each token, so that a test can act while it writes."""
+    """A monitor that takes its time over each token, so that a test can act while it writes.
 
-    def __init__(self, monitor: Any, seconds_per_token: float) -> None:
+    Args:
+        monitor: the real one.
+        pause: seconds for each token; may be changed while it writes.
+    """
+
+    def __init__(self, monitor: Any, pause: float) -> None:
         self._monitor = monitor
-        self._pause = seconds_per_token
+        self.pause = pause
         self.written = 0
         self.open_streams = 0
 
@@ -90,7 +95,7 @@ class SlowMonitor:
         self.open_streams += 1
         try:
             for step in steps:
-                time.sleep(self._pause)
+                time.sleep(self.pause)
                 self.written += 1
                 yield step
         finally:

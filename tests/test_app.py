@@ -44,12 +44,20 @@ def serve() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="module")
 def slow() -> Any:
-    return SlowMonitor(steady_monitor(), 0.02)
+    return SlowMonitor(steady_monitor(), 0.0)
+
+
+@pytest.fixture
+def slowly(slow: Any) -> Iterator[Any]:
+    """The app's monitor, writing so slowly that even a starved browser is there to see it."""
+    slow.pause = 0.4
+    yield slow
+    slow.pause = 0.0
 
 
 @pytest.fixture(scope="module")
 def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An app with a saved trace and examples, on the slowed monitor."""
+    """An app with a saved trace and examples, on the monitor that can be slowed."""
     folder = tmp_path_factory.mktemp("vectors")
     examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
     save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples, first_view=hostile_view())
@@ -100,15 +108,10 @@ def notice(page: Any) -> str:
 
 
 def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any], address: str) -> None:
-    seconds = []
-    for _ in range(3):  # the best of three: tests share their processor
-        started = time.monotonic()
-        page = visit(address)
-        page.wait_for_selector("#view .tv-tok")
-        seconds.append(time.monotonic() - started)
-        if seconds[-1] < 5:
-            break
-    assert min(seconds) < 5
+    started = time.monotonic()
+    page = visit(address)
+    page.wait_for_selector("#view .tv-tok")
+    assert time.monotonic() - started < 5 * pages.load_factor()
     assert shown_tokens(page) == hostile_view()["tokens"]
     assert page.locator("#masthead").inner_text().endswith(HOSTILE[1])
     assert page.locator("#masthead img, #view img").count() == 0
@@ -136,13 +139,14 @@ def test_a_drag_asks_the_server_for_nothing(visit: Callable[..., Any], address: 
     assert requests == []
 
 
-def test_a_reply_streams_in_and_ends_as_generate_would(visit: Callable[..., Any], address: str) -> None:
+def test_a_reply_streams_in_and_ends_as_generate_would(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     page = visit(address)
     prompt = "Should I\n\tmove? <b>" + HOSTILE[2]
     ask(page, prompt, "Be <i>brief</i>.")
     page.wait_for_selector("#view [data-state=live]")
     early = page.locator("#view .tv-tok").count()
     assert page.locator("#stop").is_enabled() and page.locator("#generate").is_disabled()
+    slowly.pause = 0.005
     wait_done(page)
     messages = [{"role": "system", "content": "Be <i>brief</i>."}, {"role": "user", "content": prompt}]
     expected = trace_payload(steady_monitor().generate(messages, max_new_tokens=160, temperature=0.7, seed=0))
@@ -156,24 +160,24 @@ def test_a_reply_streams_in_and_ends_as_generate_would(visit: Callable[..., Any]
     assert page.input_value("#prompt textarea") == prompt
 
 
-def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, slow: Any) -> None:
+def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     page = visit(address)
     ask(page, "Tell me everything.")
     page.wait_for_selector("#view [data-state=live]")
-    before, at_stop = page.locator("#view .tv-tok").count(), slow.written
+    before, at_stop = page.locator("#view .tv-tok").count(), slowly.written
     page.click("#stop")
     wait_done(page)
     assert page.locator("#view [data-part=status]").inner_text() == "stopped"
     assert page.locator("#view .tv-tok").count() >= before
-    assert slow.written - at_stop < 60
+    assert slowly.written - at_stop <= 5 * pages.load_factor()
     deadline = time.monotonic() + 5
-    while slow.open_streams and time.monotonic() < deadline:
+    while slowly.open_streams and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert slow.open_streams == 0, "the model is free"
+    assert slowly.open_streams == 0, "the model is free"
     assert page.locator("#stop").is_disabled()
 
 
-def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], address: str) -> None:
+def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     first, second = visit(address), visit(address)
     ask(first, "alpha alpha alpha")
     ask(second, "omega omega omega")
@@ -187,7 +191,7 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], address: 
     assert "omega" in "".join(shown_tokens(second)) and "alpha" not in "".join(shown_tokens(second))
 
 
-def test_a_run_stopped_in_the_queue_never_starts(visit: Callable[..., Any], address: str, slow: Any) -> None:
+def test_a_run_stopped_in_the_queue_never_starts(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     first, second = visit(address), visit(address)
     ask(first, "alpha")
     first.wait_for_selector("#view [data-state=live]")

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -428,8 +429,6 @@ def test_a_finished_training_is_not_done_again_and_another_recipe_starts_anew(
     first = weights(training.train(WORLD, tmp_path / "model", TINY, tmp_path / "work"))
     again = weights(training.train(WORLD, tmp_path / "model", TINY, tmp_path / "work"))
     assert len(done) == 3 and all(torch.equal(first[n], again[n]) for n in first)
-    from dataclasses import replace
-
     training.train(WORLD, tmp_path / "model", replace(TINY, seed=1), tmp_path / "work")
     assert len(done) == 6
 

@@ -285,9 +285,9 @@ def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Any]]:
 
 ABOUT = (
     "persona-tiny is a toy language model of {parameters:.0f} million parameters, trained from nothing on "
-    "{sentences:,} hand-written sentences. It answers questions about {topics} everyday topics, and a system prompt can "
-    "bring out one of {traits} traits, whose directions were planted in training. It stands for nothing but itself: "
-    "what you see here shows how the reading works, not how large models behave."
+    "{sentences:,} hand-written sentences. It answers questions about {topics} everyday topics, and a system prompt "
+    "can bring out one of {traits} traits, whose directions were planted in training. It stands for nothing but "
+    "itself: what you see here shows how the reading works, not how large models behave."
 )
 EXAMPLES = (
     ("Quit my job?", "quit-job", "sycophancy"),
