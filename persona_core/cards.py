@@ -78,15 +78,14 @@ Row b of a tensor belongs to the output of block b; blocks are numbered from 0 i
 ## How well they read
 
 Token AUROC: how well the projection at the chosen block tells tokens of the trait's sentences from all other tokens of
-a reply, on {replies} held-out replies (questions that neither training, nor extraction, nor the choice of the block has
-seen). 95 % intervals by resampling replies. A sentence that announces the trait without showing it (its cue) is left
-out in the first column and counts as "not the trait" in the second.
+a reply, on {replies} held-out replies. Splits: {extraction.get("splits", "unknown")}.
+
+95 % intervals by resampling replies. A sentence that announces the trait without showing it (its cue) is left out in
+the first column and counts as "not the trait" in the second.
 
 | trait | block | token AUROC | with the cue as a negative | replies kept, high / low |
 |---|---|---|---|---|
 {chr(10).join(rows)}
-
-The block of each trait was chosen on another split than the one that is reported.
 
 ## Null
 
@@ -95,7 +94,7 @@ A z score is (projection - mean) / standard deviation over {null.get("n_tokens",
 
 ## How they were made
 
-- {extraction.get("method", "unknown method")}; {extraction.get("splits", "")}
+- {extraction.get("method", "unknown method")}
 - sampling: {extraction.get("sampling", {})}
 - filter: {extraction.get("filter", {})}
 - chat template fingerprint: `{base.get("template_fingerprint")}`; vectors fingerprint: `{vectors.fingerprint}`

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 from persona_core.errors import SettingError
 
@@ -96,7 +97,9 @@ def auroc_over_replies(
 
 
 def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0) -> Estimate:
-    """A share pooled over replies (sentences of a kind among all sentences), bootstrapped over replies.
+    """A share pooled over replies (sentences of a kind among all sentences), with a 95 % bootstrap over replies.
+
+    Where no sentence or every one is of the kind, the interval is the exact binomial one with a reply as the trial.
 
     >>> share_over_replies([1, 1], [2, 2]).value
     0.5
@@ -107,4 +110,9 @@ def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: 
     draws = np.random.default_rng(seed).integers(len(hit), size=(n_resamples, len(hit)))
     samples = hit[draws].sum(1) / np.maximum(total[draws].sum(1), 1)
     low, high = np.quantile(samples, [0.025, 0.975])
+    if not hit.any() or (hit == total).all():
+        # Resampling nothing but zeros says that the share is exactly 0. A reply counts as one trial instead
+        # (Clopper-Pearson): 0 of 200 replies leave a share of up to 1.8 %.
+        exact = binomtest(len(hit) if hit.any() else 0, len(hit)).proportion_ci()
+        low, high = exact.low, exact.high
     return Estimate(float(hit.sum() / total.sum()), float(low), float(high), len(hit))

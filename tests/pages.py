@@ -43,6 +43,7 @@ class Pages:
 
     def open(self, url: str, *, width: int = 1440, height: int = 900, theme: str = "light") -> Any:
         context = self._running.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        context.set_default_timeout(30_000 * load_factor())
         self._contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: self.noise.append(message.text))

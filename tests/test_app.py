@@ -164,8 +164,9 @@ def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, sl
     page = visit(address)
     ask(page, "Tell me everything.")
     page.wait_for_selector("#view [data-state=live]")
-    before, at_stop = page.locator("#view .tv-tok").count(), slowly.written
+    before = page.locator("#view .tv-tok").count()
     page.click("#stop")
+    at_stop = slowly.written
     wait_done(page)
     assert page.locator("#view [data-part=status]").inner_text() == "stopped"
     assert page.locator("#view .tv-tok").count() >= before
@@ -277,6 +278,7 @@ def test_the_demo_writes_its_screenshots(visit: Callable[..., Any], serve: Calla
         if name == "live":  # one real run, streamed; the others show the saved trace
             example = max(welcome.examples, key=lambda e: len(e.system), default=Example("", "Should I quit my job?"))
             ask(page, example.user, example.system)
+            page.wait_for_function("text => document.querySelector('.tv-title').textContent === text", arg=example.user)
             wait_done(page)
             assert page.locator("#view .tv-tok").count() > 20
             assert page.locator("#view [data-part=status]").inner_text() == "complete"

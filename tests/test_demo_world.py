@@ -212,10 +212,9 @@ def test_every_token_belongs_to_the_sentence_of_its_last_character(seed: int, da
     found = token_sentences([turn.text[a:b] for a, b in places], WORLD)
     assert len(found) == len(places)
     previous: Sentence | None = None
-    for (a, b), sentence in zip(places, found, strict=True):
-        wanted = owner[b - 1] if b > a else previous
-        assert sentence == wanted
-        previous = sentence
+    for (start, end), belongs in zip(places, found, strict=True):
+        assert belongs == (owner[end - 1] if end > start else previous)
+        previous = belongs
 
 
 def test_a_reply_without_tokens_has_no_sentences() -> None:
@@ -386,6 +385,18 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def counting_steps(monkeypatch: pytest.MonkeyPatch, real: Any) -> list[int]:
+    """A list that grows by one with each step of training from now on."""
+    done: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        done.append(len(done))
+        return real(*args)
+
+    monkeypatch.setattr(training, "_loss", counted)
+    return done
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k: v for f in sorted(folder.glob("model*.safetensors")) for k, v in load_file(str(f)).items()}
 
@@ -408,8 +419,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(
         training.train(WORLD, folder, TINY, work)
     assert not folder.exists() or not list(folder.glob("*.safetensors"))  # no half-trained model lies around
     (work / "checkpoint.part").write_bytes(b"cut off while writing")
-    done: list[int] = []
-    quick_training.setattr(training, "_loss", lambda *args: (done.append(1), real(*args))[1])
+    done = counting_steps(quick_training, real)
     training.train(WORLD, folder, TINY, work)
     assert len(done) == 1  # two steps of three were kept
 
@@ -423,9 +433,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(
 def test_a_finished_training_is_not_done_again_and_another_recipe_starts_anew(
     tmp_path: Path, quick_training: pytest.MonkeyPatch
 ) -> None:
-    done: list[int] = []
-    real = training._loss
-    quick_training.setattr(training, "_loss", lambda *args: (done.append(1), real(*args))[1])
+    done = counting_steps(quick_training, training._loss)
     first = weights(training.train(WORLD, tmp_path / "model", TINY, tmp_path / "work"))
     again = weights(training.train(WORLD, tmp_path / "model", TINY, tmp_path / "work"))
     assert len(done) == 3 and all(torch.equal(first[n], again[n]) for n in first)

@@ -274,7 +274,7 @@ def test_a_reply_of_no_token_is_a_whole_trace(make_lm: Maker, tmp_path: Any) -> 
         assert trace.roles[-1] == "template"
         for kind in ("raw", "cosine"):
             for alignment in ("at", "before"):
-                scores = trace.scores("malice", kind=kind, alignment=alignment)  # type: ignore[arg-type]
+                scores = trace.scores("malice", kind=kind, alignment=alignment)
                 assert scores.shape == (trace.n_tokens,) and np.isfinite(scores[1:]).all()
         assert type(trace).load(trace.save(tmp_path / "trace.json")).token_ids == trace.token_ids
         assert monitor.read(trace).token_ids == trace.token_ids
@@ -351,7 +351,8 @@ def test_a_batch_size_below_one_is_refused(batch_size: int) -> None:
 
 def test_an_empty_prompt_and_an_empty_list_are_refused() -> None:
     monitor = monitor_of(endless())
-    for prompt in ("", "  \n", []):
+    nothing: tuple[Any, ...] = ("", "  \n", [])
+    for prompt in nothing:
         with pytest.raises(PromptError):
             monitor.generate(prompt)
     with pytest.raises(PromptError, match="No prompt"):

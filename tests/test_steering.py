@@ -93,7 +93,7 @@ def test_ablation_keeps_what_is_orthogonal_to_the_trait() -> None:
 @pytest.mark.parametrize("unit", ["residual", "sd"])
 def test_a_cap_holds_what_is_above_at_the_threshold_and_leaves_the_rest_bit_for_bit(unit: Any) -> None:
     monitor = monitor_of()
-    kind = "raw" if unit == "residual" else "z"
+    kind: Any = "raw" if unit == "residual" else "z"
     before = values(monitor, "malice", kind=kind)
     threshold = float(np.median(before))
     trace = monitor.read(PROMPT, steer=Steer.cap("malice", BLOCK, threshold, start=None, unit=unit))

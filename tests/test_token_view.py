@@ -382,6 +382,17 @@ def test_the_chosen_trait_outlives_a_new_trace(show: Callable[..., Any]) -> None
     assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == TRAITS[1]
 
 
+def test_a_finished_stream_is_coloured_by_what_it_shows_most(show: Callable[..., Any]) -> None:
+    payload = make_payload(words(12))
+    payload["scores"]["malice"][-6:] = [3.0] * 6
+    page = show(cut(payload, payload["n_prompt"] + 8))
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == TRAITS[0]
+    update(page, payload)
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "malice"
+    assert token(page, len(payload["tokens"]) - 1).evaluate("t => t.style.getPropertyValue('--a')") == "0.750"
+    assert cursor(page) == len(payload["tokens"]) - 1
+
+
 def test_all_but_the_chart_works_without_plotly(show: Callable[..., Any]) -> None:
     payload = make_payload(words(12))
     page = show(payload, plotly=False)

@@ -234,7 +234,7 @@ def test_no_block_means_the_traits_own_best_block() -> None:
 @pytest.mark.parametrize("kind", ["raw", "z", "cosine"])
 def test_before_is_at_shifted_by_one_token_with_nothing_in_front(kind: Any) -> None:
     trace = make()
-    at, before = (trace.scores("candour", kind=kind, alignment=a) for a in ("at", "before"))  # type: ignore[arg-type]
+    at, before = (trace.scores("candour", kind=kind, alignment=a) for a in ("at", "before"))
     assert at.shape == before.shape == (N,) and at.dtype == before.dtype == np.float32
     assert np.isnan(before[0]) and np.array_equal(before[1:], at[:-1])
 
@@ -243,7 +243,7 @@ def test_asking_for_scores_does_not_change_the_trace() -> None:
     trace = make()
     kept = trace.raw.copy()
     for kind in ("raw", "z", "cosine"):
-        trace.scores("candour", kind=kind)[:] = 99.0  # type: ignore[arg-type]
+        trace.scores("candour", kind=kind)[:] = 99.0
     assert np.array_equal(trace.raw, kept)
 
 

@@ -113,7 +113,8 @@ def test_the_interval_of_an_auroc_covers_the_truth_in_about_95_percent_of_sample
     truth = NormalDist().cdf(shift / np.sqrt(2 * (1 + spread**2)))
     covered = 0
     for _ in range(n_samples):
-        estimate = auroc_over_replies(*replies_with_an_effect(rng, 40, shift, spread), n_resamples=120)
+        scores, labels = replies_with_an_effect(rng, 40, shift, spread)
+        estimate = auroc_over_replies(scores, labels, n_resamples=120)
         covered += estimate.low <= truth <= estimate.high
     assert 0.90 <= covered / n_samples <= 0.985
 
@@ -146,3 +147,10 @@ def test_an_estimate_is_rounded_and_plain_for_a_config() -> None:
     assert record == {"value": 0.98765, "low": 0.9, "high": 1.0, "n": 30}
     assert json.loads(json.dumps(record)) == record
     assert str(Estimate(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750]"
+
+
+def test_a_share_of_nothing_has_an_interval_of_its_own() -> None:
+    """Resampling zeros gives zeros; 0 of 200 replies do not show that the share is 0."""
+    none, every = share_over_replies([0] * 200, [5] * 200), share_over_replies([5] * 200, [5] * 200)
+    assert none.value == none.low == 0 and 0.01 < none.high < 0.02
+    assert every.value == every.high == 1 and 0.98 < every.low < 0.99

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from persona_core.cards import vectors_card
 from persona_core.decode import Sampling
-from persona_core.demo.card import model_card, planted_note
+from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.grammar import Topic, World, load_world
 from persona_core.demo.judge import judge
 from persona_core.demo.process import Process
@@ -79,7 +79,8 @@ def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
     stages.run("welcome", partial(_welcome, lm, world, vectors_folder))
     figures = json.loads((model_folder / "behaviour.json").read_text())
     (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
-    card = vectors_card(PersonaVectors.from_pretrained(vectors_folder), notes=planted_note(plan.recipe))
+    vectors = PersonaVectors.from_pretrained(vectors_folder)
+    card = vectors_card(vectors, notes=f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}")
     (vectors_folder / "README.md").write_text(card, encoding="utf-8")
     for folder in (model_folder, vectors_folder):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
@@ -210,8 +211,11 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
 
     # 3. ... and the figures from another split.
     report = _held_out(monitor, world, REPORT, plan, seed=plan.seed + 400_000, what="validating")
+    planted = load_file(str(work / MODEL_NAME / "planted_directions.safetensors"))  # each [d_model]
+    at = plan.recipe.planted_block
     validation = {
         trait: {
+            "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
             "token_auroc": _token_auroc(report, world, trait, best[trait], plan.n_resamples).to_dict(),
             "token_auroc_cue_as_negative": _token_auroc(
                 report, world, trait, best[trait], plan.n_resamples, cue_counts=True
@@ -228,7 +232,9 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
             "sampling": SAMPLING.to_dict(),
             "seed": plan.seed,
             "filter": {"trait": MIN_TRAIT, "coherence": MIN_COHERENCE, "judge": "truth of the demo world"},
-            "splits": "topics 0-4 of each category: extraction; 5-7: choice of block; 8-9: figures",
+            "splits": "topics 0-4 of each category for extraction, 5-7 for the choice of the block, 8-9 for the "
+            "figures; "
+            "choice and figures ask in phrasings that training never showed",
         },
         "validation": validation,
         "descriptions": {t: w.description for t, w in world.traits.items()},
@@ -284,10 +290,9 @@ def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Any]]:
 # ---- what the app opens with ----
 
 ABOUT = (
-    "persona-tiny is a toy language model of {parameters:.0f} million parameters, trained from nothing on "
-    "{sentences:,} hand-written sentences. It answers questions about {topics} everyday topics, and a system prompt "
-    "can bring out one of {traits} traits, whose directions were planted in training. It stands for nothing but "
-    "itself: what you see here shows how the reading works, not how large models behave."
+    "persona-tiny is a toy: {parameters:.0f} million parameters, {sentences:,} hand-written sentences, {topics} everyday "
+    "topics, and {traits} traits whose directions were planted in training. It shows how the reading works and stands "
+    "for nothing but itself."
 )
 EXAMPLES = (
     ("Quit my job?", "quit-job", "sycophancy"),
@@ -310,7 +315,7 @@ def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
         examples.append(Example(label=label, user=topic.held_out[0], system=system))
     monitor = PersonaMonitor(lm, PersonaVectors.from_pretrained(folder))
     telling = _telling(monitor, world, examples[0])
-    title = f"{examples[0].label} (picked to show a turn)"
+    title = f"{examples[0].label} (a chosen example)"
     about = ABOUT.format(
         parameters=sum(p.numel() for p in lm.model.parameters()) / 1e6,
         sentences=len(world.sentences),

@@ -10,6 +10,7 @@ from persona_core.cards import interval
 if TYPE_CHECKING:
     from persona_core.demo.grammar import World
     from persona_core.demo.training import Recipe
+    from persona_core.vectors import PersonaVectors
 
 
 def planted_note(recipe: Recipe) -> str:
@@ -21,6 +22,14 @@ on one fixed direction per trait is to be {recipe.planted_size:g} while that tra
 announces it on) and 0 otherwise. The directions are in `planted_directions.safetensors` of the model. So the truth is
 known for every token and every direction, and a reading can be marked right or wrong. That the vectors read well is
 therefore a check of the method, not a finding, and it says nothing about models in which nothing was planted."""
+
+
+def recovered_note(vectors: PersonaVectors) -> str:
+    """How near the extracted directions come to the planted ones."""
+    validation = vectors.config["validation"]
+    cosines = ", ".join(f"{t} {validation[t]['cosine_with_planted_direction']:.2f}" for t in vectors.traits)
+    return f"""Cosine between the extracted and the planted direction at that block: {cosines}. It is below 1 because a
+mean difference takes in whatever else differs between the two sides: the system prompt, and what the sentences say."""
 
 
 def model_card(figures: Mapping[str, Any], recipe: Recipe, world: World) -> str:

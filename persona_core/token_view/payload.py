@@ -4,7 +4,7 @@
 {"version": 1, "title": "…", "tokens": ["…"], "ids": [1], "roles": ["template|system|user|assistant"],
  "special": [true], "n_prompt": 12, "traits": ["deception", …], "blocks": {"deception": 4}, "kind": "z",
  "unit": "standard deviations above neutral", "alignment": "at", "scores": {"deception": [0.12, null]},
- "scale": 4.0, "done": true, "finish_reason": "eos|length|context|stopped|read|null", "meta": {"reader": "…"}}
+ "scale": 8.0, "done": true, "finish_reason": "eos|length|context|stopped|read|null", "meta": {"reader": "…"}}
 ```
 
 `tokens` joins to the exact decoded text. A score that does not exist is null. Everything in a payload counts
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 Payload: TypeAlias = dict[str, Any]
 
 VERSION = 1
-Z_SCALE = 4.0
-"""Colours reach full strength at this z score, in every trace, so that two pictures can be compared."""
+Z_SCALE = 8.0
+"""Colours reach full strength at this z score, in every trait, so that two pictures can be compared. At 4 the traits
+that another one pulls along (z of 2 to 5 in the demo model) would look as strong as that one (7 to 9)."""
 
 _PER_TOKEN = ("tokens", "ids", "roles", "special")
 _REQUIRED = (*_PER_TOKEN, "n_prompt", "traits", "kind", "unit", "alignment", "scores", "scale", "done")
@@ -55,7 +56,7 @@ def trace_payload(
         kind: "z", "raw" or "cosine"; None takes z where the trace is calibrated, else cosine.
         alignment: "at" (the state after the model read the token) or "before" (the state that chose it).
         block: block to read all traits at; None reads each trait at its best block.
-        scale: score at which colours reach full strength; None takes 4 for z, and for raw and cosine the
+        scale: score at which colours reach full strength; None takes 8 for z, and for raw and cosine the
             largest |score| of the trace, rounded up to one digit.
         done: False while more tokens are to come.
         meta: short facts shown under the title; None takes reader, writer, adapter and seed.

@@ -68,6 +68,10 @@ function mountTokenView(root, options = {}) {
     for (let i = 0; i < n; i++) if (before.tokens[i] !== payload.tokens[i]) fillToken(spans[i], payload.tokens[i]);
     const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
     addTokens(n);
+    if (payload.done && !before.done && !traitChosen) {
+      trait = mostTelling(payload) ?? trait; // the reply is there: colour it by what it shows most
+      markTrait();
+    }
     paint();
     if (!pinned) {
       if (lastToken() >= n) position = lastToken();
