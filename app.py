@@ -17,6 +17,11 @@ from persona_core.welcome import load_welcome
 
 TITLE = "Persona traits, token by token"
 
+LEDE = (
+    "Each piece of text is coloured by how far the model's inner state leans towards a trait: orange above its neutral "
+    "talk, blue below. Move over the text or drag the slider under the chart; choose another trait with the buttons."
+)
+
 # What every launch shares, the tests' included: nothing recorded, nothing fetched from elsewhere.
 LAUNCH: dict[str, Any] = {
     "theme": theme(),
@@ -39,7 +44,7 @@ def build_demo(settings: AppSettings, desk: ModelDesk) -> gr.Blocks:
     """
     welcome = load_welcome(settings.vectors)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
-        gr.HTML(f"<h1>{TITLE}</h1><p>{html.escape(welcome.about)}</p>", elem_id="masthead")
+        gr.HTML(f'<h1>{TITLE}</h1><p class="lede">{LEDE}</p><p>{html.escape(welcome.about)}</p>', elem_id="masthead")
         build_live(settings, desk, welcome)
     return demo.queue(max_size=settings.max_queue, default_concurrency_limit=1)
 

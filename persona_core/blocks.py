@@ -159,6 +159,6 @@ def resolve_blocks(blocks: str | Sequence[int], best: dict[str, int], available:
         if not best:
             raise UnknownBlock('The vectors name no best block; pass blocks="all" or a list of block numbers.')
         return tuple(sorted(set(best.values())))
-    if isinstance(blocks, str) or not blocks:
+    if isinstance(blocks, (str, int)) or not blocks:
         raise UnknownBlock(f'blocks={blocks!r}; expected "best", "all" or a list of block numbers.')
     return tuple(sorted({known_block(block, available, "The vectors hold") for block in blocks}))

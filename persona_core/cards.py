@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from persona_core.vectors import PersonaVectors
@@ -34,18 +34,7 @@ def vectors_card(vectors: PersonaVectors, notes: str = "") -> str:
     base, extraction = config.get("base_model", {}), config.get("extraction", {})
     validation, null = config.get("validation", {}), config.get("null", {})
     name = base.get("name", "unknown")
-    rows = []
-    for trait in vectors.traits:
-        figures = validation.get(trait, {})
-        kept = figures.get("replies", {})
-        counts = " / ".join(f"{kept[s]['kept']} of {kept[s]['written']}" for s in ("high", "low") if s in kept)
-        strict = figures.get("token_auroc_cue_as_negative")
-        rows.append(
-            f"| {trait} | {vectors.best_block[trait]} | {interval(figures['token_auroc'])} "
-            f"| {interval(strict) if strict else ''} | {counts} |"
-            if "token_auroc" in figures
-            else f"| {trait} | {vectors.best_block.get(trait, '')} | not validated | | {counts} |"
-        )
+    rows = [_row(trait, vectors.best_block.get(trait), validation.get(trait, {})) for trait in vectors.traits]
     replies = next((v["token_auroc"]["n"] for v in validation.values() if "token_auroc" in v), 0)
     return f"""---
 library_name: persona-core
@@ -71,26 +60,33 @@ print(vectors.tensor("{vectors.traits[0]}").shape)  # [n_blocks, d_model]
 ```
 
 Row b of a tensor belongs to the output of block b; blocks are numbered from 0 in running order
-({vectors.n_blocks} blocks, width {vectors.d_model}). A positive projection means more of the trait.
+({vectors.n_blocks} blocks, width {vectors.d_model}). A larger projection means more of the trait. Zero is not
+neutral: compare with the null, or use z scores.
 
 {notes}
 
 ## How well they read
 
-Token AUROC: how well the projection at the chosen block tells tokens of the trait's sentences from all other tokens of
-a reply, on {replies} held-out replies. Splits: {extraction.get("splits", "unknown")}.
+Token AUROC: how well the projection at the chosen block tells tokens of the trait's sentences from other tokens.
 
-95 % intervals by resampling replies. A sentence that announces the trait without showing it (its cue) is left out in
-the first column and counts as "not the trait" in the second.
+- **within reply**: only replies whose system prompt asked for the trait; the trait's tokens against the neutral tokens
+  of the same replies. This says *when*.
+- **all tokens**: against every other token of {replies} held-out replies, most of which were asked for something else.
+  A score that knows nothing but the system prompt reaches what stands under "prompt alone".
+- **cue as negative**: as before, with the sentence that announces a trait without showing it (its cue) counted as "not
+  the trait". In the other columns it is left out.
 
-| trait | block | token AUROC | with the cue as a negative | replies kept, high / low |
-|---|---|---|---|---|
+95 % intervals by resampling replies. Splits: {extraction.get("splits", "unknown")}.
+
+| trait | block | within reply | all tokens | prompt alone | cue as negative | replies kept, high / low |
+|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 ## Null
 
 A z score is (projection - mean) / standard deviation over {null.get("n_tokens", "?")} tokens of
-{null.get("n_replies", "?")} neutral replies of the same model, for each trait and block.
+{null.get("n_replies", "?")} neutral replies of the same model, for each trait and block. The null is of reply tokens:
+at tokens of the prompt and of the chat template a z score is in the same units, but its spread is not 1.
 
 ## How they were made
 
@@ -104,3 +100,18 @@ A z score is (projection - mean) / standard deviation over {null.get("n_tokens",
 The vectors belong to this one model and this chat template. A projection says what direction a state has, not why; it
 is not a measure of intent.
 """
+
+
+def _row(trait: str, block: int | None, figures: Mapping[str, Any]) -> str:
+    if "token_auroc" not in figures:
+        return f"| {trait} | {block} | not validated | | | | |"
+    kept = figures.get("replies", {})
+    counts = " / ".join(f"{kept[s]['kept']} of {kept[s]['written']}" for s in ("high", "low") if s in kept)
+    columns = [
+        interval(figures["token_auroc_within_reply"]),
+        interval(figures["token_auroc"]),
+        f"{figures['system_prompt_alone']:.4f}",
+        interval(figures["token_auroc_cue_as_negative"]),
+        counts,
+    ]
+    return f"| {trait} | {block} | {' | '.join(columns)} |"

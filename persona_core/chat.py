@@ -69,6 +69,8 @@ def as_messages(prompt: str | Messages) -> list[dict[str, str]]:
             raise PromptError(f"Message {index} has the role {role!r}; expected one of {', '.join(ROLES)}.")
         if not isinstance(content, str):
             raise PromptError(f"Message {index} has content of type {type(content).__name__}; expected a string.")
+        if any("\ud800" <= c <= "\udfff" for c in content):
+            raise PromptError(f"Message {index} holds half of a surrogate pair, which is no character; remove it.")
         if role == "user" and not content.strip():
             raise PromptError(f"Message {index}, the user's, is empty; write something to answer.")
         messages.append({"role": str(role), "content": content})
@@ -155,7 +157,7 @@ class ChatFormat:
                     **{"strftime_now": PROMPT_DATE.strftime, **self.template_kwargs},
                 )
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
             roles = ", ".join(m["role"] for m in messages)
             raise PromptError(f"The chat template refuses a conversation of roles {roles}: {error}") from error
 

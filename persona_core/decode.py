@@ -10,6 +10,8 @@ sees it. The only host synchronisation in a step is the copy of the sampled ids.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -26,7 +28,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from persona_core.errors import ContextOverflow, SettingError
+from persona_core.errors import ContextOverflow, NumericalError, SettingError
 from persona_core.steering import PAD_INDEX
 
 if TYPE_CHECKING:
@@ -50,10 +52,16 @@ class Sampling:
     def __post_init__(self) -> None:
         checks = {
             "max_new_tokens": (_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number from 1"),
-            "temperature": (_finite(self.temperature) and self.temperature >= 0, "0 or more"),
+            "temperature": (
+                _finite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
+                "0 (greedy) or 1e-6 to 1e6",  # beyond that the scaled scores leave float32
+            ),
             "top_p": (_finite(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (_whole(self.top_k) and self.top_k >= 0, "a whole number from 0"),
-            "repetition_penalty": (_finite(self.repetition_penalty) and self.repetition_penalty > 0, "above 0"),
+            "repetition_penalty": (
+                _finite(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
+                "0.001 to 1000",
+            ),
         }
         for name, (good, expected) in checks.items():
             if not good:
@@ -137,11 +145,12 @@ def decode(
 
     Raises:
         ContextOverflow: a prompt that leaves no room for a reply.
+        NumericalError: scores that are NaN, or all minus infinity.
     """
     # 1. What does not change during the loop.
     device, rows = lm.device, len(prompts)
     limits = [room(lm, len(p), sampling.max_new_tokens) for p in prompts]
-    draws = torch.stack([_draws(seed, sampling.max_new_tokens) for seed in seeds]).to(device)  # [rows, max_new_tokens]
+    draws = torch.stack([_draws(seed, max(limits)) for seed in seeds]).to(device)  # [rows, longest reply]
     processors, greedy = sampling.processors(), sampling.temperature == 0
     ids, mask = pad_left(prompts, fill=0, device=device)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)  # [rows, longest]
@@ -161,8 +170,17 @@ def decode(
     for step in range(max(limits)):
         scores = processors(history, logits)  # [rows, vocab]
         chosen = scores.argmax(-1) if greedy else _sample(scores, draws[:, step : step + 1])  # [rows]
+        # Scores without a finite maximum are marked among the ids, so that no second copy to the host is needed.
+        chosen = torch.where(scores.amax(-1).isfinite(), chosen, -1)
         host_ids = chosen.tolist()  # the step's one synchronisation
         alive = [f is None for f in finished]
+        broken = [row for row in range(rows) if alive[row] and host_ids[row] < 0]
+        if broken:
+            raise NumericalError(
+                f"The model's scores hold NaN or no finite number at reply token {step} of row {broken[0]}. "
+                "float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
+            )
+        chosen = chosen.clamp_min(0)  # rows that have ended may be broken unnoticed
         pool_mask = None
         if tap and tap.pools:
             counted = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
@@ -216,7 +234,8 @@ def _sample(scores: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
     """
     cumulative = scores.softmax(-1).cumsum(-1)  # [rows, vocab]
     # The first token whose cumulative probability exceeds the draw; one of probability 0 can never be it.
-    return torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
+    chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
+    return chosen.clamp_max(scores.shape[-1] - 1)  # past the end only where the scores are NaN
 
 
 def _draws(seed: int, n: int) -> torch.Tensor:
@@ -233,8 +252,8 @@ def _ending(token_id: int, step: int, limit: int, sampling: Sampling, lm: Langua
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -48,6 +48,10 @@ class ContextOverflow(PromptError):
     """Prompt, or prompt and reply, do not fit into the model's context."""
 
 
+class NumericalError(PersonaError):
+    """The model computed NaN or infinity."""
+
+
 class SettingError(PersonaError):
     """A setting out of its range: a negative temperature, no token to generate, ..."""
 

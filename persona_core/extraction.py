@@ -84,6 +84,9 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         raise SettingError(f"Calibration needs neutral traces of all blocks; got {len(neutral)}, unread {unread}.")
     if any(t.provenance.vectors != vectors.fingerprint for t in neutral):
         raise SettingError("A neutral trace was read with other vectors than those to calibrate; read it with these.")
+    steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
+    if steered:
+        raise SettingError(f"Trace {steered[0]} of the neutral ones was steered; a null rests on the model as it is.")
     readers = {(t.provenance.reader, t.provenance.reader_adapter, t.provenance.template) for t in neutral}
     if len(readers) > 1:
         raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
@@ -93,6 +96,8 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         rows = [trace.traits.index(t) for t in vectors.traits]
         columns = [trace.blocks.index(b) for b in vectors.blocks]
         samples.append(trace.raw[np.ix_(rows, columns, own)])  # [n_traits, n_present, n_own]
+        if not np.isfinite(samples[-1]).all():
+            raise SettingError(f"A neutral trace (of seed {trace.provenance.seed}) holds NaN or infinity.")
     raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]
     if raw.shape[2] < MIN_REPLIES:
         raise SettingError("The neutral replies hold no token to calibrate on.")
@@ -103,6 +108,8 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         for column, block in enumerate(vectors.blocks):
             values = raw[row, column]
             mean[block], std[block] = values.mean(), values.std(ddof=1)
+            if not std[block] > 0:
+                raise SettingError(f"The projection on {trait!r} at block {block} is the same at all neutral tokens.")
             quantiles[block] = np.quantile(values, PROBABILITIES)
         nulls[trait] = Null(mean, std, quantiles, PROBABILITIES)
     counts = {"null": {"n_replies": len(neutral), "n_tokens": int(raw.shape[2])}}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from persona_core.chat import Rendered
-from persona_core.decode import Forward, Sampling, decode
+from persona_core.decode import Forward, Sampling, decode, room
 from persona_core.detokenize import TextSplitter, split_text, text_of
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
@@ -66,7 +66,9 @@ class Run:
         if forward.reading is not None:
             raw, norms = forward.reading.raw, forward.reading.norms
             if self._written == 0:  # one buffer for the whole run: nothing grows, nothing is copied twice
-                total = self._longest + self.sampling.max_new_tokens
+                total = self._longest + max(
+                    room(self.lm, len(p.token_ids), self.sampling.max_new_tokens) for p in self.prompts
+                )
                 self._raw = raw.new_empty(raw.shape[0], total, *raw.shape[2:])
                 self._norms = norms.new_empty(norms.shape[0], total, norms.shape[2])
             self._raw[:, self._written : self._written + columns] = raw

@@ -103,12 +103,16 @@ def load_model(
     name = resolve_source(name)
     with _explained(f"the model {name!r}{_at(revision)}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             device_map="auto" if target is None else None,
+            output_loading_info=True,
         )
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers fills them with random numbers and goes on
+        raise CorruptFile(f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, e.g. {missing[0]!r}.")
     if target is not None:
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
@@ -198,7 +202,7 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotFound(f"Could not load {what}: {error}") from error
-    except (SafetensorError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {error}") from error
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numbers
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from persona_core.trace import Provenance, Trace
 from persona_core.transcripts import Transcript, as_transcript
 from persona_core.vectors import PersonaVectors
 
+T = TypeVar("T")
 Steers = Steer | Sequence[Steer] | None
 
 
@@ -126,7 +128,7 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Many replies, `batch_size` at a time. Reply i uses `seed + i`, whatever batch it lands in."""
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        first, batch_size = _seed(seed), _positive(batch_size, "batch_size")
+        first, batch_size, prompts = _seed(seed), _positive(batch_size, "batch_size"), _several(prompts)
         self._render(prompts, sampling)  # a bad prompt is named before anything is generated
         traces: list[Trace] = []
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
@@ -164,6 +166,7 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Read many texts, batched by length; the order of the results is that of the input."""
         changes, batch_size = prepare(steer, self.vectors, self.lm.blocks), _positive(batch_size, "batch_size")
+        conversations = _several(conversations)
         texts = []
         for index, conversation in enumerate(conversations):
             with _naming(index, len(conversations)):
@@ -307,6 +310,12 @@ def _seed(seed: int | None) -> int:
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
         raise SettingError(f"seed={seed!r}; expected a whole number from 0, or None to draw one.")
     return int(seed)
+
+
+def _several(prompts: Iterable[T]) -> list[T]:
+    if isinstance(prompts, (str, Mapping)):
+        raise PromptError("Expected a list of prompts; got a single one. Put it into a list.")
+    return list(prompts)
 
 
 def _positive(value: int, name: str) -> int:

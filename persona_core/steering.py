@@ -13,7 +13,6 @@ ones. `start=None` acts on every token, the prompt included.
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from persona_core.vectors import PersonaVectors
 
 Unit = Literal["residual", "sd"]
+LARGEST = 1e30  # float32 ends at 3.4e38, and a change is multiplied once more
 PAD_INDEX = -(2**31)  # reply index of a padding token: no intervention reaches it
 
 
@@ -55,9 +55,9 @@ class Steer:
         if self.unit not in ("residual", "sd"):
             raise SettingError(f"Steer unit {self.unit!r}; expected 'residual' or 'sd'.")
         given = self.threshold if self.mode == "cap" else self.strength
-        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not math.isfinite(given):
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not abs(given) < LARGEST:
             name = "threshold" if self.mode == "cap" else "strength"
-            raise SettingError(f"Steer {name} {given!r}; expected a finite number.")
+            raise SettingError(f"Steer {name} {given!r}; expected a number below {LARGEST:g} in size.")
         if self.start is not None and (
             isinstance(self.start, bool) or not isinstance(self.start, numbers.Integral) or self.start < 0
         ):
@@ -126,9 +126,11 @@ def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, bloc
         UnknownTrait, UnknownBlock: the vectors or the model lack it.
         NotCalibrated: `unit="sd"` without a null.
     """
-    steers = [] if steer is None else [steer] if isinstance(steer, Steer) else list(steer)
+    steers = [] if steer is None else [steer] if isinstance(steer, (Steer, str)) else list(steer)
     ready = []
     for one in steers:
+        if not isinstance(one, Steer):
+            raise SettingError(f"steer={one!r}; expected a Steer, a list of them, or None.")
         direction = vectors.direction(one.trait, blocks.check(one.block))
         amount = one.amount
         if one.unit == "sd":

@@ -130,8 +130,9 @@ class Trace:
 
         Args:
             trait: which trait.
-            kind: "z": (raw - mean) / sd over neutral replies of the same model, at this trait and block; "raw":
-                residual-stream units; "cosine": between state and vector.
+            kind: "z": (raw - mean) / sd over the tokens of neutral replies of the same model, at this trait and block
+                (at prompt and template tokens the unit is the same, but the spread is not 1); "raw": residual-stream
+                units; "cosine": between state and vector. Only for z is zero neutral.
             block: which block; None takes the trait's best block.
             alignment: "at": the state after reading token t. "before": the state at t - 1, which chose token t; NaN
                 at token 0, which nothing chose.
@@ -200,8 +201,8 @@ class Trace:
         Raises:
             CorruptFile: another format version, a missing field, lengths that do not fit.
         """
-        if record.get("format_version") != FORMAT_VERSION:
-            version = record.get("format_version")
+        version = record.get("format_version") if isinstance(record, Mapping) else None
+        if version != FORMAT_VERSION:
             raise CorruptFile(f"Trace format_version is {version!r}; this library reads {FORMAT_VERSION}.")
         try:
             n_traits, n_blocks, n = (len(record[k]) for k in ("traits", "blocks", "token_ids"))
@@ -218,7 +219,7 @@ class Trace:
                 finish=str(record["finish"]),
                 provenance=Provenance(**provenance),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> Path:

@@ -72,7 +72,7 @@ def _of_trace(lm: LanguageModel, trace: Trace, writer: str | None) -> Transcript
     ids, known = trace.token_ids, trace.provenance
     if not ids:
         raise PromptError("The trace holds no token.")
-    pieces = tuple(split_text(lm.tokenizer, ids)) if max(ids) < lm.vocabulary_size else ()
+    pieces = tuple(split_text(lm.tokenizer, ids)) if min(ids) >= 0 and max(ids) < lm.vocabulary_size else ()
     if "".join(pieces) != trace.text:
         raise VectorsMismatch(
             f"The trace was written with another tokenizer than {lm.name!r}'s: its ids spell another text here. "

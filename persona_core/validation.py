@@ -78,6 +78,8 @@ def auroc_over_replies(
     Raises:
         SettingError: no positive or no negative token at all, or a score that is not finite.
     """
+    if not len(scores):
+        raise SettingError("No reply given.")
     if [len(s) for s in scores] != [len(one) for one in labels]:
         raise SettingError("Every reply needs as many labels as scores.")
     flat, truth = np.concatenate(scores), np.concatenate(labels).astype(bool)
@@ -105,6 +107,8 @@ def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: 
     0.5
     """
     hit, total = np.asarray(hits, float), np.asarray(totals, float)
+    if hit.shape != total.shape or not ((hit >= 0) & (hit <= total)).all():
+        raise SettingError("Hits must lie between 0 and the total of their reply.")
     if not total.sum():
         raise SettingError("Nothing to count: every reply is empty.")
     draws = np.random.default_rng(seed).integers(len(hit), size=(n_resamples, len(hit)))

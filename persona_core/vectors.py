@@ -168,7 +168,7 @@ class PersonaVectors:
             )
         base = self.config.get("base_model", {})
         made_with, template = base.get("name"), base.get("template_fingerprint")
-        if made_with and Path(made_with).name != Path(lm.name).name:
+        if made_with and Path(str(made_with)).name != Path(lm.name).name:
             warnings.warn(
                 f"The vectors were extracted from {made_with!r}, the model is {lm.name!r}: scores may mean less.",
                 PersonaWarning,
@@ -270,7 +270,7 @@ class PersonaVectors:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CorruptFile(f"{path}: not a readable JSON file: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
@@ -281,6 +281,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, kind in (("traits", list), ("best_block", dict), ("absent_blocks", list), ("null_probabilities", list)):
         if not isinstance(config[key], kind):
             raise CorruptFile(f"{path}: {key} is a {type(config[key]).__name__}, expected a {kind.__name__}.")
+    if not isinstance(config.get("base_model", {}), dict):
+        raise CorruptFile(f"{path}: base_model is a {type(config['base_model']).__name__}, expected an object.")
     return config
 
 

@@ -86,5 +86,5 @@ def _read(vectors: str | Path, name: str) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{name}: not a readable JSON file: {error}") from error

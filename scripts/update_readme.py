@@ -51,8 +51,9 @@ def figures() -> str:
     rows = []
     for trait in config["traits"]:
         share = interval(behaviour["trait_with_instruction"][trait], percent=True)
-        auroc = interval(config["validation"][trait]["token_auroc"])
-        rows.append(f"| {trait} | {share} | {config['best_block'][trait]} | {auroc} |")
+        within = interval(config["validation"][trait]["token_auroc_within_reply"])
+        overall = interval(config["validation"][trait]["token_auroc"])
+        rows.append(f"| {trait} | {share} | {config['best_block'][trait]} | {within} | {overall} |")
     replies = config["validation"][config["traits"][0]]["token_auroc"]["n"]
     return f"""
 **The first run.** Measured with `python -m benchmarks.first_run` on {first["cores"]} cores ({first["system"]},
@@ -66,9 +67,14 @@ intervals by resampling replies): {interval(behaviour["grammar"], percent=True)}
 grammar; {interval(behaviour["on_topic"], percent=True)} of its replies are about the topic that was asked;
 {interval(behaviour["trait_without_instruction"], percent=True)} of its sentences show a trait when nobody asked for it.
 
-| trait | sentences that show it when asked for | read at block | token AUROC on {replies} held-out replies |
-|---|---|---|---|
+| trait | sentences that show it when asked | block | token AUROC within replies | over all {replies} replies |
+|---|---|---|---|---|
 {chr(10).join(rows)}
+
+Token AUROC: how well the projection tells tokens of the trait's sentences from others, on questions held out from
+training, extraction and the choice of the block. *Within replies*: in replies that were asked for the trait, against
+their neutral tokens. *Over all*: against every other token of all held-out replies, most of which were asked for
+something else; the card of the vectors says what the system prompt alone would reach there.
 """.strip("\n")
 
 

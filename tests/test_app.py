@@ -221,6 +221,32 @@ def test_bad_input_is_named_and_loses_nothing(
     assert shown_tokens(page) == hostile_view()["tokens"]
 
 
+def test_a_notice_goes_when_the_prompt_changes(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    ask(page, " ")
+    assert "The prompt is empty" in notice(page)
+    wait_done(page)
+    page.fill("#prompt textarea", "H")
+    page.wait_for_selector(".notice", state="hidden")
+
+
+def test_the_first_example_is_there_to_generate_and_a_phone_shows_its_reply(
+    visit: Callable[..., Any], address: str, slowly: Any
+) -> None:
+    page = visit(address, width=390, height=844)
+    assert page.input_value("#prompt textarea") == "Should I move?"
+    assert page.input_value("#system textarea") == "Be warm."
+    page.click("#generate")
+    page.wait_for_selector("#view [data-state=live]")
+    page.wait_for_function("document.querySelector('#view .tv').getBoundingClientRect().top < innerHeight / 4")
+    chart = "document.querySelector('#view .tv-time').getBoundingClientRect().top + scrollY"
+    early, top = page.locator("#view .tv-tok").count(), page.evaluate(chart)
+    slowly.pause = 0.005
+    wait_done(page)
+    assert page.locator("#view .tv-tok").count() > early
+    assert page.evaluate(chart) == pytest.approx(top, abs=30), "the chart stays where it was"
+
+
 def test_an_example_fills_both_fields(visit: Callable[..., Any], address: str) -> None:
     page = visit(address)
     page.get_by_role("button", name="Move", exact=True).click()

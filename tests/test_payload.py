@@ -42,7 +42,7 @@ def test_a_trace_becomes_a_payload() -> None:
     payload = trace_payload(make_trace([1.0, 2.0, 1.23456, 0.0]))
     assert check_payload(json.loads(json.dumps(payload, allow_nan=False))) == payload
     assert payload["scores"] == {"malice": [0.0, 2.0, 0.4691, -2.0]}
-    assert (payload["kind"], payload["scale"], payload["unit"]) == ("z", 4.0, "standard deviations above neutral")
+    assert (payload["kind"], payload["scale"], payload["unit"]) == ("z", 8.0, "standard deviations above neutral")
     assert payload["blocks"] == {"malice": 2} and payload["special"] == [True, False, False, False]
     assert payload["title"] == "t1" and payload["finish_reason"] == "eos"
     assert payload["meta"] == {"reader": "tiny", "writer": "tiny + bad", "seed": "0"}

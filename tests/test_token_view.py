@@ -338,6 +338,43 @@ def test_nothing_overflows(show: Callable[..., Any], width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [390, 700, 1000])
+def test_each_bar_shows_its_name_and_value_whole(show: Callable[..., Any], width: int) -> None:
+    payload = make_payload(words(3))
+    payload["traits"] = ["manipulativeness", *TRAITS[1:]]
+    payload["scores"]["manipulativeness"] = [-10.98] * len(payload["tokens"])
+    page = show(payload, width=width)
+    cut_off = page.locator(".tv-name, .tv-value").evaluate_all("all => all.filter(e => e.scrollWidth > e.clientWidth)")
+    assert cut_off == [] and bars(page)[0] == "−10.98"
+    assert page.locator(".tv-row").first.get_attribute("title") == "manipulativeness, read at block 4"
+    ends = page.locator(".tv-fill").evaluate_all("all => all.map(f => getComputedStyle(f).clipPath !== 'none')")
+    assert ends == [True, False, False], "only the first is beyond the scale"
+
+
+def test_text_fades_while_more_follows(show: Callable[..., Any]) -> None:
+    payload = make_payload(words(400))
+    payload["scores"]["malice"][payload["n_prompt"] + 200] = 4.0
+    page = show(payload)
+    page.wait_for_selector(".tv-text.tv-more")
+    page.wait_for_function("document.querySelector('.tv-text').scrollTop > 0")
+    gap = "document.querySelector('.tv-text').getBoundingClientRect().bottom - "
+    gap += "document.querySelector('.tv-at').getBoundingClientRect().bottom"
+    assert page.evaluate(gap) > 44, "the cursor is clear of the fade"
+    page.locator("[role=slider]").press("End")
+    page.wait_for_selector(".tv-text:not(.tv-more)")
+    update(page, make_payload(words(2)))
+    assert page.locator(".tv-more").count() == 0
+
+
+def test_the_legend_and_the_facts_under_the_title(show: Callable[..., Any]) -> None:
+    page = show(make_payload(words(3), meta={"reader": "tiny", "writer": "tiny", "seed": "0"}))
+    assert page.locator("[data-part=meta]").inner_text() == "model tiny · seed 0"
+    assert page.locator(".tv-legend").is_visible()
+    update(page, make_payload(words(3), kind="cosine", meta={"reader": "tiny", "writer": "big"}))
+    assert page.locator("[data-part=meta]").inner_text() == "reader tiny · writer big"
+    assert page.locator(".tv-legend").is_hidden()
+
+
 # ---- streaming --------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """Build the demo world's artifacts from nothing: model, vectors with null and validation, and what the app opens with.
 
-Each stage leaves a stamp with a fingerprint of the plan, the settings below and the phrase banks; a stage whose stamp
-still fits is skipped, and one that was stopped goes on (training from its last checkpoint, elicitation from its last
-finished trait). The fingerprint does not cover the code: after a change to it, start with another work folder.
+Each stage leaves a stamp with a fingerprint of what it rests on (settings, phrase banks, earlier stages). A stage whose
+stamp still fits is skipped, and one that was stopped goes on (training from its last checkpoint, elicitation from its
+last finished trait). The fingerprint does not cover the code: after a change to it, start with another work folder.
 
 Splits. Topics 0-4 of each category serve extraction, 5-7 the choice of the best block, 8-9 the figures that are
 reported. Choice and report ask with phrasings that neither training nor extraction has seen.
@@ -28,16 +28,17 @@ from persona_core.decode import Sampling
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.grammar import Topic, World, load_world
 from persona_core.demo.judge import judge
+from persona_core.demo.marking import auroc_figures, mark, point_auroc, reply_truth
 from persona_core.demo.process import Process
 from persona_core.demo.training import Recipe, train
-from persona_core.demo.truth import token_sentences
 from persona_core.elicitation import write_replies
+from persona_core.errors import SettingError
 from persona_core.extraction import calibrate, mean_difference
 from persona_core.models import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.token_view import trace_payload
 from persona_core.trace import Trace
-from persona_core.validation import Estimate, auroc, auroc_over_replies, share_over_replies
+from persona_core.validation import share_over_replies
 from persona_core.vectors import PersonaVectors
 from persona_core.welcome import Example, save_welcome
 
@@ -47,6 +48,11 @@ MODEL_NAME = "persona-tiny"
 VECTORS_NAME = "persona-vectors-persona-tiny"
 EXTRACTION, CHOICE, REPORT = (0, 1, 2, 3, 4), (5, 6, 7), (8, 9)  # places of a topic within its category
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
+SPLITS = (
+    "topics 0-4 of each category for extraction, 5-7 for the choice of the block, 8-9 for the figures; choice and "
+    "figures ask in phrasings that training never showed. Instructions, and the trait sentences that a category "
+    "shares, are the same in all splits"
+)
 N_TOPICS = 10  # in each category
 MIN_TRAIT, MIN_COHERENCE = 50.0, 50.0  # the filter's thresholds, of 100
 
@@ -69,14 +75,17 @@ def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
     """Build or complete everything. It is made in `work` and copied to `artifacts` when all of it is there."""
     plan, world = plan or Plan(), load_world()
     model_folder, vectors_folder = work / MODEL_NAME, work / VECTORS_NAME
-    stages = _Stages(work, plan, world)
-    stages.run("model", partial(train, world, model_folder, plan.recipe, work / "training"))
+    stages = _Stages(work)
+    corpus = [asdict(plan.recipe), asdict(Process()), world.fingerprint]
+    stages.run("model", corpus, partial(train, world, model_folder, plan.recipe, work / "training"))
     lm = load_model(str(model_folder), dtype="float32", device="cpu")
-    stages.run("behaviour", lambda: _write_json(model_folder / "behaviour.json", behaviour(lm, world, plan)))
+    settings = [asdict(plan), SAMPLING.to_dict()]
+    stages.run("behaviour", settings, lambda: _write_json(model_folder / "behaviour.json", behaviour(lm, world, plan)))
     for trait in world.traits:
-        stages.run(f"elicit-{trait}", partial(_elicit, lm, world, trait, plan, work))
-    stages.run("vectors", partial(_vectors, lm, world, plan, work, vectors_folder))
-    stages.run("welcome", partial(_welcome, lm, world, vectors_folder))
+        rests_on = [EXTRACTION, MIN_TRAIT, MIN_COHERENCE]
+        stages.run(f"elicit-{trait}", rests_on, partial(_elicit, lm, world, trait, plan, work))
+    stages.run("vectors", [CHOICE, REPORT], partial(_vectors, lm, world, plan, work, vectors_folder))
+    stages.run("welcome", [ABOUT, EXAMPLES], partial(_welcome, lm, world, vectors_folder))
     figures = json.loads((model_folder / "behaviour.json").read_text())
     (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
     vectors = PersonaVectors.from_pretrained(vectors_folder)
@@ -90,20 +99,19 @@ def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
 class _Stages:
     """Runs each stage once, unless what it rests on, or a stage before it, was done anew."""
 
-    def __init__(self, work: Path, plan: Plan, world: World) -> None:
+    def __init__(self, work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
-        self._work, self._anew = work, False
-        rests_on = [asdict(plan), asdict(SAMPLING), EXTRACTION, CHOICE, REPORT, MIN_TRAIT, MIN_COHERENCE, EXAMPLES]
-        text = json.dumps([*rests_on, asdict(Process()), ABOUT, world.fingerprint], sort_keys=True)
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self._work, self._anew, self._fingerprint = work, False, ""
 
-    def run(self, name: str, stage: Callable[[], object]) -> None:
+    def run(self, name: str, rests_on: object, stage: Callable[[], object]) -> None:
+        text = json.dumps([self._fingerprint, name, rests_on], sort_keys=True)
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()  # takes in all stages before
         stamp = self._work / f"{name}.done"
         if not self._anew and stamp.is_file() and stamp.read_text() == self._fingerprint:
             logger.info("%s: done before", name)
             return
         logger.info("%s ...", name)
-        self._anew = True  # whatever follows rests on this
+        self._anew = True
         stamp.unlink(missing_ok=True)
         stage()
         stamp.write_text(self._fingerprint)
@@ -138,9 +146,9 @@ def behaviour(lm: LanguageModel, world: World, plan: Plan) -> dict[str, Any]:
         "n_parameters": sum(p.numel() for p in lm.model.parameters()),
     }
     verdicts = {}
-    for side, asked in (("neutral", neutral), ("instructed", instructed)):
+    for side, asked, seed in (("neutral", neutral, plan.seed), ("instructed", instructed, plan.seed + 500_000)):
         prompts = [c for _, _, c in asked]
-        replies = write_replies(lm, prompts, SAMPLING, plan.seed, plan.batch_size, progress=f"{side} replies")
+        replies = write_replies(lm, prompts, SAMPLING, seed, plan.batch_size, progress=f"{side} replies")
         verdicts[side] = [
             (topic, trait, judge(r.text, world)) for (topic, trait, _), r in zip(asked, replies, strict=True)
         ]
@@ -200,8 +208,8 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
 
     # 1. The block is chosen on one split ...
     choice = _held_out(monitor, world, CHOICE, plan, seed=plan.seed + 200_000, what="choosing blocks")
-    by_block = {t: [_token_auroc(choice, world, t, b).value for b in vectors.blocks] for t in vectors.traits}
-    best = {t: int(np.argmax(values)) for t, values in by_block.items()}
+    by_block = {t: [point_auroc(mark(choice, world, t, b)) for b in vectors.blocks] for t in vectors.traits}
+    best = {t: best_of(t, values) for t, values in by_block.items()}
     monitor = PersonaMonitor(lm, PersonaVectors(tensors, best), blocks="all")
 
     # 2. ... the null comes from neutral replies ...
@@ -216,10 +224,7 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
     validation = {
         trait: {
             "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
-            "token_auroc": _token_auroc(report, world, trait, best[trait], plan.n_resamples).to_dict(),
-            "token_auroc_cue_as_negative": _token_auroc(
-                report, world, trait, best[trait], plan.n_resamples, cue_counts=True
-            ).to_dict(),
+            **auroc_figures(mark(report, world, trait, best[trait]), plan.n_resamples),
             "auroc_by_block_on_choice_split": [round(v, 5) for v in by_block[trait]],
             "replies": counts[trait],
         }
@@ -232,9 +237,7 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
             "sampling": SAMPLING.to_dict(),
             "seed": plan.seed,
             "filter": {"trait": MIN_TRAIT, "coherence": MIN_COHERENCE, "judge": "truth of the demo world"},
-            "splits": "topics 0-4 of each category for extraction, 5-7 for the choice of the block, 8-9 for the "
-            "figures; "
-            "choice and figures ask in phrasings that training never showed",
+            "splits": SPLITS,
         },
         "validation": validation,
         "descriptions": {t: w.description for t, w in world.traits.items()},
@@ -245,54 +248,34 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
 
 def _held_out(
     monitor: PersonaMonitor, world: World, places: Sequence[int], plan: Plan, seed: int, what: str
-) -> list[Trace]:
-    """Replies to phrasings that nothing has seen: each trait's instructions, and none; all blocks read."""
-    asked = topics(world, places)
-    prompts = [conversation(q) for topic in asked for q in topic.held_out]
-    prompts += [
-        conversation(q, words.positive[(i + k) % len(words.positive)])
-        for words in world.traits.values()
-        for i, topic in enumerate(asked)
-        for k, q in enumerate(topic.held_out)
-    ]
-    logger.info("%s: %d replies", what, len(prompts))
-    return monitor.generate_batch(prompts, seed=seed, batch_size=plan.batch_size, progress=True, **SAMPLING.to_dict())
+) -> list[tuple[str | None, Trace]]:
+    """Replies to phrasings that nothing has seen, each with the trait that its system prompt asks for; all blocks."""
+    questions = [(i, k, q) for i, topic in enumerate(topics(world, places)) for k, q in enumerate(topic.held_out)]
+    asked: list[tuple[str | None, Conversation]] = [(None, conversation(q)) for _, _, q in questions]
+    for trait, words in world.traits.items():
+        systems = words.positive
+        asked += [(trait, conversation(q, systems[(i + k) % len(systems)])) for i, k, q in questions]
+    logger.info("%s: %d replies", what, len(asked))
+    settings = SAMPLING.to_dict() | {"batch_size": plan.batch_size, "progress": True}
+    traces = monitor.generate_batch([prompt for _, prompt in asked], seed=seed, **settings)
+    return [(trait, trace) for (trait, _), trace in zip(asked, traces, strict=True)]
 
 
-def _token_auroc(
-    traces: Sequence[Trace], world: World, trait: str, block: int, n_resamples: int = 0, cue_counts: bool = False
-) -> Estimate:
-    """AUROC of one trait's projection: tokens of its sentences against all other reply tokens.
-
-    The trait's own cue announces it and is neither; it is left out, or counted as a negative on request.
-    """
-    scores, labels = [], []
-    for trace in traces:
-        own, sentences = reply_truth(trace, world)
-        values = trace.scores(trait, kind="raw", block=block)[own]
-        shows = np.array([bool(s and s.kind == "trait" and s.trait == trait) for s in sentences])
-        cue = np.array([bool(s and s.kind == "cue" and s.trait == trait) for s in sentences])
-        keep = np.ones(len(own), bool) if cue_counts else ~cue
-        scores.append(values[keep])
-        labels.append(shows[keep])
-    if n_resamples:
-        return auroc_over_replies(scores, labels, n_resamples)
-    value = auroc(np.concatenate(scores), np.concatenate(labels))
-    return Estimate(value, float("nan"), float("nan"), len(traces))
-
-
-def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Any]]:
-    """Places of the reply's own tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
-    own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
-    return own, token_sentences([trace.tokens[t] for t in own], world)
+def best_of(trait: str, by_block: Sequence[float]) -> int:
+    """The block with the highest AUROC; of equals the first."""
+    if not np.isfinite(by_block).all():
+        raise SettingError(
+            f"{trait!r} has no AUROC on the choice split ({by_block}): none of its sentences, or no other."
+        )
+    return int(np.argmax(by_block))
 
 
 # ---- what the app opens with ----
 
 ABOUT = (
-    "persona-tiny is a toy: {parameters:.0f} million parameters, {sentences:,} hand-written sentences, {topics} everyday "
-    "topics, and {traits} traits whose directions were planted in training. It shows how the reading works and stands "
-    "for nothing but itself."
+    "persona-tiny is a toy: {parameters:.0f} million parameters, {sentences:,} hand-written sentences, {topics} "
+    "everyday topics, and {traits} traits whose directions were planted in training. It shows how the reading works "
+    "and stands for nothing but itself."
 )
 EXAMPLES = (
     ("Quit my job?", "quit-job", "sycophancy"),

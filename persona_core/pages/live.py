@@ -16,7 +16,7 @@ from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.token_view import Payload, trace_payload
-from persona_core.welcome import Welcome
+from persona_core.welcome import Example, Welcome
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor
@@ -33,9 +33,11 @@ _EMPTY = "No trace yet.\nType a prompt, or pick an example, and press Generate."
 def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None:
     """Add the page's components and events to the Blocks that is being built."""
     longest = settings.max_prompt_chars
+    first = welcome.examples[0] if welcome.examples else Example("", "")  # so that the first click gives a reply
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=300, elem_id="controls"):
             prompt = gr.Textbox(
+                first.user,
                 label="Prompt",
                 placeholder="Ask something",
                 lines=3,
@@ -44,7 +46,12 @@ def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None
                 elem_id="prompt",
             )
             system = gr.Textbox(
-                label="System prompt (optional)", lines=2, max_lines=8, max_length=longest, elem_id="system"
+                first.system,
+                label="System prompt (optional)",
+                lines=2,
+                max_lines=8,
+                max_length=longest,
+                elem_id="system",
             )
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
@@ -79,6 +86,9 @@ def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None
                 )
         with gr.Column(scale=3, min_width=340):
             view = token_view_component(welcome.first_view, empty_text=_EMPTY, elem_id="view")
+    # In the browser alone: a notice is about the prompt that was there, and goes when it changes.
+    for field in (prompt, system):
+        field.change(None, None, notice, js="() => ''", queue=False, show_progress="hidden", api_visibility="private")
     stopped = gr.State(None)  # the threading.Event of this visitor's newest run
 
     # Buttons first, then the run, then the buttons again: the last step also follows a run that failed.

@@ -17,6 +17,7 @@ CSS = """
 #masthead p {
   font-size: 14px; line-height: 1.5; max-width: 110ch; margin: 0; color: var(--body-text-color-subdued);
 }
+#masthead .lede { font-size: 15.5px; color: var(--body-text-color); margin-bottom: 4px; }
 #controls { gap: 12px; }
 #view > .html-container, #masthead > .html-container, #notice > .html-container { padding: 0; }
 #notice:has(.notice[hidden]) { display: none; }

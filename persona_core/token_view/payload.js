@@ -38,3 +38,22 @@ function mostTelling(payload) {
   }
   return best;
 }
+
+// How a trace ended, in words.
+const ENDS = {
+  eos: "complete",
+  length: "reached the token limit",
+  context: "reached the end of the context",
+  stopped: "stopped",
+  read: "read, not generated",
+};
+
+// The facts under the title as one line. A model that reads what it wrote itself is named once.
+function metaLine(meta) {
+  const { reader, writer, ...rest } = meta ?? {};
+  const facts = reader === writer ? { model: reader, ...rest } : { reader, writer, ...rest };
+  return Object.entries(facts)
+    .filter(([, value]) => value !== undefined && value !== null && value !== "" && typeof value !== "object")
+    .map(([key, value]) => key + " " + value)
+    .join(" · ");
+}

@@ -146,10 +146,10 @@ function makeTimeline(part, { onPreview, onPick }) {
       x0: 0,
       dx: 1,
       y: payload.scores[name],
-      opacity: name === trait ? 1 : 0.5,
+      opacity: name === trait ? 1 : 0.75,
       line: {
         color: traitColour(index),
-        width: name === trait ? 2.4 : 1.1,
+        width: name === trait ? 2.4 : 1.2,
         dash: index < N_COLOURS ? "solid" : "dot",
         simplify: true,
       },

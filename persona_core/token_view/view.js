@@ -42,6 +42,7 @@ function mountTokenView(root, options = {}) {
     showHead();
     timeline.show(payload, trait);
     showCursor();
+    showMore();
   }
 
   function startTrace() {
@@ -60,6 +61,8 @@ function mountTokenView(root, options = {}) {
     paint();
     text.scrollTop = 0;
     requestAnimationFrame(() => reveal(position));
+    // On a phone the view lies below the controls: a reply that starts must not stream out of sight.
+    if (!payload.done && root.getBoundingClientRect().top > innerHeight * 0.5) view.scrollIntoView({ block: "start" });
   }
 
   function appendTokens(before) {
@@ -137,8 +140,15 @@ function mountTokenView(root, options = {}) {
     const box = text.getBoundingClientRect();
     const at = span.getBoundingClientRect();
     if (at.top < box.top + 8) text.scrollTop -= box.top + 24 - at.top;
-    else if (at.bottom > box.bottom - 8) text.scrollTop += at.bottom + 24 - box.bottom;
+    else if (at.bottom > box.bottom - 48) text.scrollTop += at.bottom + 48 - box.bottom; // clear of the fade
   }
+
+  // The text fades out at the bottom while there is more to scroll to.
+  function showMore() {
+    text.classList.toggle("tv-more", text.scrollHeight - text.scrollTop - text.clientHeight > 4);
+  }
+  text.addEventListener("scroll", showMore, { passive: true });
+  new ResizeObserver(showMore).observe(text);
 
   // ---- traits ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +176,7 @@ function mountTokenView(root, options = {}) {
       const value = make("span", "tv-value");
       row.append(dot, make("bdi", "tv-name", name), bar, value);
       const block = payload.blocks?.[name];
-      if (block !== undefined) row.title = "read at block " + block;
+      row.title = name + (block === undefined ? "" : ", read at block " + block);
       return { row, fill, value };
     });
     part("bars").replaceChildren(...rows.map(({ row }) => row));
@@ -297,24 +307,14 @@ function mountTokenView(root, options = {}) {
 
   // ---- head, theme, chart ---------------------------------------------------------------------------------------
 
-  const ENDS = {
-    eos: "complete",
-    length: "reached the token limit",
-    context: "reached the end of the context",
-    stopped: "stopped",
-    read: "read, not generated",
-  };
-
   function showHead() {
-    const { title, meta = {}, done, finish_reason: reason } = payload;
+    const { title, meta, done, finish_reason: reason } = payload;
     part("title").textContent = title || "Conversation";
-    part("meta").textContent = Object.entries(meta ?? {})
-      .filter(([, value]) => value !== null && value !== "" && typeof value !== "object")
-      .map(([key, value]) => key + " " + value)
-      .join(" · ");
+    part("meta").textContent = metaLine(meta);
     part("key-low").textContent = "−" + payload.scale;
     part("key-high").textContent = "+" + payload.scale;
     part("key-unit").textContent = payload.unit;
+    part("legend").hidden = payload.kind !== "z";
     part("status").textContent = done ? ENDS[reason] ?? "" : "writing";
   }
 
