@@ -30,6 +30,7 @@ LAUNCH: dict[str, Any] = {
     "enable_monitoring": False,
     "ssr_mode": False,
     "pwa": False,
+    "max_file_size": "1kb",  # nothing here takes a file; an upload is only somebody else's storage
     "mcp_server": False,
     "footer_links": ["gradio", "settings"],
 }
@@ -43,7 +44,7 @@ def build_demo(settings: AppSettings, desk: ModelDesk) -> gr.Blocks:
         desk: hands out the model.
     """
     welcome = load_welcome(settings.vectors)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
         gr.HTML(f'<h1>{TITLE}</h1><p class="lede">{LEDE}</p><p>{html.escape(welcome.about)}</p>', elem_id="masthead")
         build_live(settings, desk, welcome)
     return demo.queue(max_size=settings.max_queue, default_concurrency_limit=1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import TimeoutError
 
 import app
 from persona_core.errors import NotFound
@@ -80,6 +84,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
         page.wait_for_selector("#view .tv")
         return page
 
+    visit_.pages = opened  # type: ignore[attr-defined]
     yield visit_
     opened.close()
 
@@ -88,11 +93,20 @@ def ask(page: Any, prompt: str, system: str = "") -> None:
     page.fill("#prompt textarea", prompt)
     page.fill("#system textarea", system)
     page.click("#generate")
+    taken(page)
+
+
+def taken(page: Any) -> None:
+    """Wait until the press has been seen: Stop is on, or all is over already and a notice says so."""
+    seen = "() => !document.querySelector('#stop').disabled || !document.querySelector('.notice').hidden"
+    with contextlib.suppress(TimeoutError):  # a run may begin and end between two looks
+        page.wait_for_function(seen, timeout=3000 * pages.load_factor())
 
 
 def wait_done(page: Any) -> None:
-    page.wait_for_selector("#view [data-state=done]")
+    page.wait_for_selector("#stop[disabled]")
     page.wait_for_selector("#generate:not([disabled])")
+    page.wait_for_selector("#view [data-state=done]")
 
 
 def shown_tokens(page: Any) -> list[str]:
@@ -100,7 +114,10 @@ def shown_tokens(page: Any) -> list[str]:
 
 
 def notice(page: Any) -> str:
-    page.wait_for_selector(".notice:not([hidden])")
+    said = (
+        "() => { const n = document.querySelector('.notice'); return !n.hidden && !n.innerText.startsWith('Waiting'); }"
+    )
+    page.wait_for_function(said)
     return str(page.locator(".notice").inner_text())
 
 
@@ -203,6 +220,73 @@ def test_a_run_stopped_in_the_queue_never_starts(visit: Callable[..., Any], addr
     wait_done(first)
     wait_done(second)
     assert shown_tokens(second) == hostile_view()["tokens"]
+
+
+def test_whoever_waits_is_told_so_and_can_stop_at_once(visit: Callable[..., Any], address: str, slowly: Any) -> None:
+    first, second = visit(address), visit(address)
+    ask(first, "alpha")
+    first.wait_for_selector("#view [data-state=live]")
+    ask(second, "omega")
+    assert "Waiting" in second.locator(".notice").inner_text()
+    second.click("#stop")
+    wait_done(second)
+    assert "Stopped" in notice(second)
+    assert first.locator("#view [data-state=live]").count() == 1
+    ask(second, "omega again")  # its place in the queue is a new one
+    first.click("#stop")
+    second.wait_for_selector("#view [data-state=live]")
+    second.click("#stop")
+    wait_done(second)
+    assert "again" in "".join(shown_tokens(second))
+
+
+def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
+    visit: Callable[..., Any], address: str, slowly: Any
+) -> None:
+    page = visit(address)
+    ask(page, "First question")
+    page.wait_for_selector("#view [data-state=live]")
+    page.fill("#prompt textarea", "Second question")
+    page.press("#prompt textarea", "Shift+Enter")
+    assert "Press Stop first" in notice(page)
+    page.click("#stop")
+    wait_done(page)
+    assert page.locator("#view [data-part=status]").inner_text() == "stopped"
+    assert "First" in "".join(shown_tokens(page)) and page.input_value("#prompt textarea") == "Second question"
+
+
+def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
+    visit: Any, serve: Callable[..., str], slowly: Any, tmp_path: Path
+) -> None:
+    save_welcome(tmp_path, about="", examples=(), first_view=hostile_view())
+    address = serve(ModelDesk(lambda: slowly), AppSettings(vectors=str(tmp_path), max_queue=1))
+    first, second, third = (visit(address) for _ in range(3))
+    ask(first, "alpha")
+    first.wait_for_selector("#view [data-state=live]")
+    ask(second, "omega")
+    visit.pages.expected.append("503")  # the browser notes the refusal in its console
+    ask(third, "gamma")
+    third.wait_for_timeout(500)
+    assert not third.locator("#generate").is_disabled()
+    for page in (second, first):
+        page.click("#stop")
+    wait_done(first)
+    ask(third, "gamma again")
+    third.wait_for_selector("#view [data-state=live]")
+    third.click("#stop")
+    wait_done(third)
+
+
+def test_nothing_can_be_uploaded(address: str) -> None:
+    boundary = "x" * 16
+    body = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n'.encode()
+    body += b"a" * 5000 + f"\r\n--{boundary}--\r\n".encode()
+    request = urllib.request.Request(
+        f"{address}gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    assert refused.value.code == 413
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.live import _generator, stream_payloads
+from persona_core.pages.live import Ticket, _generator, stream_payloads
 from persona_core.pages.settings import AppSettings
 from persona_core.welcome import Example, load_welcome, save_welcome
 from tests.standins import SlowMonitor, hostile_view, steady_monitor
@@ -29,8 +29,8 @@ def test_a_failure_in_the_middle_keeps_the_trace() -> None:
 
     failing: Any = Failing(steady_monitor(), 0.0)
     generate = _generator(AppSettings(), ModelDesk(lambda: failing))
-    seen = list(generate("Hello", "", 50, 0.7, 0, threading.Event()))
-    payload, message = seen[-1]
+    seen = list(generate("Hello", "", 50, 0.7, 0, 1, Ticket()))
+    payload, message = seen[-1][:2]
     assert payload["done"] and payload["finish_reason"] == "stopped" and payload["tokens"]
     assert "RuntimeError" in message and "fire" not in message
 

@@ -342,6 +342,7 @@ def test_nothing_overflows(show: Callable[..., Any], width: int) -> None:
 def test_each_bar_shows_its_name_and_value_whole(show: Callable[..., Any], width: int) -> None:
     payload = make_payload(words(3))
     payload["traits"] = ["manipulativeness", *TRAITS[1:]]
+    payload["blocks"]["manipulativeness"] = 4
     payload["scores"]["manipulativeness"] = [-10.98] * len(payload["tokens"])
     page = show(payload, width=width)
     cut_off = page.locator(".tv-name, .tv-value").evaluate_all("all => all.filter(e => e.scrollWidth > e.clientWidth)")

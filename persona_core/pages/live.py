@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -87,42 +88,68 @@ def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None
         with gr.Column(scale=3, min_width=340):
             view = token_view_component(welcome.first_view, empty_text=_EMPTY, elem_id="view")
     # In the browser alone: a notice is about the prompt that was there, and goes when it changes.
-    for field in (prompt, system):
-        field.change(None, None, notice, js="() => ''", queue=False, show_progress="hidden", api_visibility="private")
-    stopped = gr.State(None)  # the threading.Event of this visitor's newest run
+    for box in (prompt, system):
+        box.change(None, None, notice, js="() => ''", queue=False, show_progress="hidden", api_visibility="private")
+    ticket = gr.State(None)  # this visitor's newest run, a Ticket
+    # A state is looked up when a job begins, a component's value is sent when it joins the queue: by this number a job
+    # that waited knows whether it is still the newest.
+    press = gr.Number(0, visible="hidden", elem_id="press")
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-    # Buttons first, then the run, then the buttons again: the last step also follows a run that failed.
-    busy = gr.on(
-        [run.click, prompt.submit],
-        lambda: (threading.Event(), gr.Button(interactive=False), gr.Button(interactive=True)),
-        outputs=[stopped, run, stop],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    busy.then(
+    # 1. A ticket, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
+    asked = gr.on([run.click, prompt.submit], _ask, ticket, [ticket, press, notice, run, stop], **quiet)
+    # 2. The run, when the model is free. "multiple": a press after a Stop must not be dropped for the one that waits.
+    running = asked.then(
         _generator(settings, desk),
-        [prompt, system, length, temperature, seed, stopped],
-        [view, notice],
+        [prompt, system, length, temperature, seed, press, ticket],
+        [view, notice, run, stop],
+        trigger_mode="multiple",
         concurrency_limit=1,
         concurrency_id=MODEL_QUEUE,
         show_progress="hidden",
         api_visibility="private",
-    ).then(
-        lambda: (gr.Button(interactive=True), gr.Button(interactive=False)),
-        outputs=[run, stop],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
     )
+    # 3. The buttons again, also after a run that failed.
+    running.then(_buttons, ticket, [run, stop], **quiet)
     # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
-    stop.click(
-        lambda event: event.set() if event else None,
-        stopped,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    stop.click(_stop, ticket, [notice, run, stop], **quiet)
+
+
+@dataclass
+class Ticket:
+    """One press on Generate: waiting, then begun, then done; `stop` ends it at any time."""
+
+    number: int = 1
+    stop: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    done: bool = False
+
+    @property
+    def under_way(self) -> bool:
+        return self.begun and not self.done
+
+
+def _ask(ticket: Ticket | None) -> tuple[Any, ...]:
+    if ticket is not None and ticket.under_way:
+        return ticket, gr.skip(), "A reply is being written. Press Stop first.", *_buttons(ticket)
+    new = Ticket() if ticket is None else Ticket(ticket.number + 1)
+    return new, new.number, "Waiting for the model ...", *_buttons(new)
+
+
+def _stop(ticket: Ticket | None) -> tuple[Any, ...]:
+    if ticket is None:
+        return gr.skip(), *_buttons(None)
+    ticket.stop.set()
+    if ticket.under_way:
+        return gr.skip(), gr.skip(), gr.skip()  # the run hands over its last trace and then the buttons
+    ticket.done = True
+    return "Stopped before it began.", *_buttons(ticket)
+
+
+def _buttons(ticket: Ticket | None) -> tuple[Any, Any]:
+    """Generate is off while a reply is being written; Stop is on from the press on Generate to the end."""
+    under_way = ticket is not None and ticket.under_way
+    return gr.Button(interactive=not under_way), gr.Button(interactive=ticket is not None and not ticket.done)
 
 
 def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
@@ -134,30 +161,37 @@ def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
         length: float,
         temperature: float,
         seed: float | None,
-        stopped: threading.Event,
-    ) -> Iterator[tuple[Any, str]]:
-        if stopped.is_set():  # while it waited in the queue
-            yield gr.skip(), ""
+        press: float,
+        ticket: Ticket | None,
+    ) -> Iterator[tuple[Any, ...]]:
+        if ticket is None or ticket.number != press or ticket.begun or ticket.stop.is_set():
+            # Stopped while it waited, followed by a newer press, or pressed again while it ran.
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
             return
         payload: Payload | None = None
+        ticket.begun = True
+        same = gr.skip(), gr.skip()
         try:
+            yield gr.skip(), "", *_buttons(ticket)
             messages = _messages(prompt, system, settings.max_prompt_chars)
             if not desk.ready:
-                yield gr.skip(), "The model is loading. This happens once, after a start."
+                yield gr.skip(), "The model is loading. This happens once, after a start.", *same
             for payload in stream_payloads(
                 desk.monitor(),
                 messages,
-                stopped,
-                max_new_tokens=min(int(length), settings.max_new_tokens),
-                temperature=float(temperature),
+                ticket.stop,
+                max_new_tokens=min(_length(length), settings.max_new_tokens),
+                temperature=temperature,
                 seed=_seed(seed),
             ):
-                yield payload, ""
+                yield payload, "", *same
         except PersonaError as error:
-            yield _ended(payload), str(error)
+            yield _ended(payload), str(error), *same
         except Exception as error:  # the visitor sees that it failed, and the log says why
             logger.exception("A run failed")
-            yield _ended(payload), f"The run failed ({type(error).__name__}). The app's log has the details."
+            yield _ended(payload), f"The run failed ({type(error).__name__}). The app's log has the details.", *same
+        finally:
+            ticket.done = True
 
     return generate
 
@@ -193,6 +227,8 @@ def stream_payloads(
 
 def _messages(prompt: str, system: str, longest: int) -> list[dict[str, str]]:
     for name, text in (("prompt", prompt), ("system prompt", system)):
+        if not isinstance(text, str):
+            raise PromptError(f"The {name} is not a text.")
         if len(text) > longest:
             raise PromptError(f"The {name} has {len(text)} characters; this app takes at most {longest}. Shorten it.")
     if not prompt.strip():
@@ -201,7 +237,16 @@ def _messages(prompt: str, system: str, longest: int) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, *messages] if system.strip() else messages
 
 
-def _seed(seed: float | None) -> int:
-    if seed is None or seed != int(seed) or not 0 <= seed < 2**63:
-        raise SettingError(f"seed={seed!r}; expected a whole number from 0.")
+def _seed(seed: float | None) -> int | None:
+    """A cleared field draws a seed; the trace then says which."""
+    if seed is None:
+        return None
+    if not isinstance(seed, (int, float)) or not 0 <= seed < 2**53 or seed != int(seed):
+        raise SettingError("The seed is a whole number from 0, or empty to draw one.")
     return int(seed)
+
+
+def _length(length: float) -> int:
+    if not isinstance(length, (int, float)) or not 1 <= length < 2**31:
+        raise SettingError("The longest reply is a whole number of tokens from 1.")
+    return int(length)
