@@ -187,9 +187,11 @@ function makeTimeline(part, { onPreview, onPick }) {
     drawCost = performance.now() - started;
   }
 
-  // Draw soon, and never spend more than about a fifth of the time on drawing while a reply streams in.
+  // While a reply streams in, never spend more than about a fifth of the time on drawing; what is complete is drawn next.
   function drawChartSoon() {
-    if (drawTimer === null) drawTimer = setTimeout(drawChart, Math.min(4 * drawCost, 1000));
+    if (payload.done) clearTimeout(drawTimer);
+    else if (drawTimer !== null) return;
+    drawTimer = setTimeout(drawChart, payload.done ? 0 : Math.min(4 * drawCost, 1000));
   }
 
   function redraw() {
