@@ -58,7 +58,8 @@ def figures() -> str:
     return f"""
 **The first run.** Measured with `python -m benchmarks.first_run` on {first["cores"]} cores ({first["system"]},
 Python {first["python"]}, no GPU, a CPU build of torch): `make demo` downloads {first["download_mb"]} MB, installs in
-{first["install_s"]:.0f} s and takes {first["environment_mb"] / 1000:.1f} GB of disk. The first view stands
+{first["install_s"]:.0f} s (from a package mirror nearby; your connection decides) and takes
+{first["environment_mb"] / 1000:.1f} GB of disk. The first view stands
 {first["first_view_cold_s"]:.1f} s after the server is started for the first time, {first["first_view_warm_s"]:.1f} s on
 later starts; a reply to "Should I quit my job?" is complete after another {first["first_reply_warm_s"]:.1f} s.
 

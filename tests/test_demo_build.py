@@ -12,7 +12,7 @@ import pytest
 from persona_core.demo import build
 from persona_core.demo.build import CHOICE, EXTRACTION, N_TOPICS, REPORT, Plan, _held_out, _Stages, best_of
 from persona_core.demo.grammar import load_world
-from persona_core.demo.marking import Marked, auroc_figures, mark, point_auroc
+from persona_core.demo.marking import Marked, auroc_figures, auroc_within, mark
 from persona_core.errors import SettingError
 
 WORLD = load_world()
@@ -111,7 +111,7 @@ def test_a_score_that_only_knows_the_prompt_is_unmasked_within_replies() -> None
 def test_a_score_that_knows_the_trait_is_perfect_and_the_cue_counts_only_where_it_says_so() -> None:
     marked = replies_of(lambda shows, cue, _asked: shows + 2.0 * cue)
     figures = auroc_figures(marked, n_resamples=50)
-    assert point_auroc(marked) == figures["token_auroc"]["value"] == figures["token_auroc_within_reply"]["value"] == 1
+    assert auroc_within(marked) == figures["token_auroc"]["value"] == figures["token_auroc_within_reply"]["value"] == 1
     assert figures["token_auroc_cue_as_negative"]["value"] < 0.95
     assert figures["n_replies_with_the_trait"] == 15
 

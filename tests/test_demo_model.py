@@ -220,7 +220,7 @@ def test_each_traits_token_auroc_meets_what_is_promised() -> None:
 
 def test_the_best_block_is_the_best_on_the_split_that_chose_it() -> None:
     for trait in WORLD.traits:
-        by_block = config()["validation"][trait]["auroc_by_block_on_choice_split"]
+        by_block = config()["validation"][trait]["auroc_within_reply_by_block_on_choice_split"]
         assert len(by_block) == config()["n_blocks"] == model().config.num_hidden_layers
         assert config()["best_block"][trait] == int(np.argmax(by_block))
 

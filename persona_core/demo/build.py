@@ -28,7 +28,7 @@ from persona_core.decode import Sampling
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.grammar import Topic, World, load_world
 from persona_core.demo.judge import judge
-from persona_core.demo.marking import auroc_figures, mark, point_auroc, reply_truth
+from persona_core.demo.marking import auroc_figures, auroc_within, mark, reply_truth
 from persona_core.demo.process import Process
 from persona_core.demo.training import Recipe, train
 from persona_core.elicitation import write_replies
@@ -208,7 +208,7 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
 
     # 1. The block is chosen on one split ...
     choice = _held_out(monitor, world, CHOICE, plan, seed=plan.seed + 200_000, what="choosing blocks")
-    by_block = {t: [point_auroc(mark(choice, world, t, b)) for b in vectors.blocks] for t in vectors.traits}
+    by_block = {t: [auroc_within(mark(choice, world, t, b)) for b in vectors.blocks] for t in vectors.traits}
     best = {t: best_of(t, values) for t, values in by_block.items()}
     monitor = PersonaMonitor(lm, PersonaVectors(tensors, best), blocks="all")
 
@@ -225,7 +225,7 @@ def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Pa
         trait: {
             "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
             **auroc_figures(mark(report, world, trait, best[trait]), plan.n_resamples),
-            "auroc_by_block_on_choice_split": [round(v, 5) for v in by_block[trait]],
+            "auroc_within_reply_by_block_on_choice_split": [round(v, 5) for v in by_block[trait]],
             "replies": counts[trait],
         }
         for trait in vectors.traits

@@ -57,9 +57,12 @@ def mark(replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, 
     return marked
 
 
-def point_auroc(marked: Sequence[Marked]) -> float:
-    """The trait's tokens against all others of all replies; tokens of its cue are neither."""
-    values, labels = _pairs(marked)
+def auroc_within(marked: Sequence[Marked]) -> float:
+    """In replies that were asked for the trait: its tokens against the neutral tokens of the same replies.
+
+    By this the block is chosen. Over all replies a score does well that only knows what the system prompt asked for.
+    """
+    values, labels = _within(marked)
     return auroc(np.concatenate(values), np.concatenate(labels))
 
 
@@ -70,17 +73,13 @@ def auroc_figures(marked: Sequence[Marked], n_resamples: int) -> dict[str, Any]:
     together (`system_prompt_alone`). `within_reply` takes that away: replies that were asked for the trait, its tokens
     against the neutral tokens of the same replies.
     """
-    asked = [m for m in marked if m.asked]
-    clear = [m.shows | m.neutral for m in asked]  # neither cues nor other traits' sentences
-    within = [m.values[c] for m, c in zip(asked, clear, strict=True)]
-    truth = [m.shows[c] for m, c in zip(asked, clear, strict=True)]
     constant = [np.full(len(m.values), float(m.asked)) for m in marked]
     return {
         "token_auroc": auroc_over_replies(*_pairs(marked), n_resamples).to_dict(),
         "token_auroc_cue_as_negative": auroc_over_replies(
             [m.values for m in marked], [m.shows for m in marked], n_resamples
         ).to_dict(),
-        "token_auroc_within_reply": auroc_over_replies(within, truth, n_resamples).to_dict(),
+        "token_auroc_within_reply": auroc_over_replies(*_within(marked), n_resamples).to_dict(),
         "system_prompt_alone": round(
             auroc(
                 np.concatenate([c[~m.cue] for c, m in zip(constant, marked, strict=True)]),
@@ -90,6 +89,13 @@ def auroc_figures(marked: Sequence[Marked], n_resamples: int) -> dict[str, Any]:
         ),
         "n_replies_with_the_trait": sum(bool(m.shows.any()) for m in marked),
     }
+
+
+def _within(marked: Sequence[Marked]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    asked = [m for m in marked if m.asked]
+    clear = [m.shows | m.neutral for m in asked]  # neither cues nor other traits' sentences
+    values = [m.values[c] for m, c in zip(asked, clear, strict=True)]
+    return values, [m.shows[c] for m, c in zip(asked, clear, strict=True)]
 
 
 def _pairs(marked: Sequence[Marked]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -1,0 +1,49 @@
+"""The README says what is so: figures from the files, code that runs as shown, the front matter of a Space."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import metadata_load
+
+from scripts.update_readme import README, with_figures
+
+ROOT = Path(__file__).parent.parent
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+
+
+def test_the_figures_are_those_of_the_artifacts_and_benchmarks() -> None:
+    assert with_figures(TEXT) == TEXT, "run python -m scripts.update_readme"
+
+
+def test_the_code_runs_as_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "artifacts").symlink_to(ROOT / "artifacts")
+    monkeypatch.chdir(tmp_path)  # the code writes a file
+    names: dict[str, object] = {}
+    for block in BLOCKS:
+        exec(block, names)
+    assert (tmp_path / "trace.html").stat().st_size > 10_000
+    assert len(capsys.readouterr().out) > 100
+
+
+def test_every_picture_exists() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_front_matter_is_that_of_a_space() -> None:
+    front = metadata_load(README) or {}
+    assert front["sdk"] == "gradio" and (ROOT / front["app_file"]).is_file()
+    assert len(front["short_description"]) <= 60 and front["license"] == "mit"
+    assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
+
+
+def test_the_two_commands_come_first() -> None:
+    first = re.search(r"```bash\n(.*?)```", TEXT, re.S)
+    assert first and [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+    assert TEXT.index(first[0]) < TEXT.index("```python")
