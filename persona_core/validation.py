@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 from persona_core.errors import SettingError
 
@@ -117,6 +116,8 @@ def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: 
     if not hit.any() or (hit == total).all():
         # Resampling nothing but zeros says that the share is exactly 0. A reply counts as one trial instead
         # (Clopper-Pearson): 0 of 200 replies leave a share of up to 1.8 %.
+        from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
+
         exact = binomtest(len(hit) if hit.any() else 0, len(hit)).proportion_ci()
         low, high = exact.low, exact.high
     return Estimate(float(hit.sum() / total.sum()), float(low), float(high), len(hit))

@@ -464,9 +464,7 @@ def test_a_pt_file_with_code_in_it_is_refused_and_nothing_runs(tmp_path: Path, c
     with pytest.raises(CorruptFile, match=r"evil\.pt"):
         PersonaVectors.from_reference({"evil": file})
     assert not harm.exists()
-    if container != "beside-a-tensor":  # the file is a live one: an unsafe load would have run it
-        torch.load(file, weights_only=False) if container != "plain-pickle" else pickle.loads(file.read_bytes())
-        assert harm.exists()
+    assert b"mkdir" in file.read_bytes()  # the call is in the file: an unsafe load would have made it
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.99])
