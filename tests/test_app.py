@@ -248,7 +248,10 @@ def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
     ask(page, "First question")
     page.wait_for_selector("#view [data-state=live]")
     page.fill("#prompt textarea", "Second question")
+    page.wait_for_timeout(100)  # a change takes an old notice away; it must not come after the press
     page.press("#prompt textarea", "Shift+Enter")
+    assert "Press Stop first" in notice(page)
+    page.wait_for_timeout(1500)  # some tokens later
     assert "Press Stop first" in notice(page)
     page.click("#stop")
     wait_done(page)

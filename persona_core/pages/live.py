@@ -169,6 +169,7 @@ def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
             return
         payload: Payload | None = None
+        begun = False
         ticket.begun = True
         same = gr.skip(), gr.skip()
         try:
@@ -184,7 +185,11 @@ def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
                 temperature=temperature,
                 seed=_seed(seed),
             ):
-                yield payload, "", *same
+                # Only the first and the last take a notice away: one that comes in between ("Press Stop first.")
+                # would be gone within a token.
+                clears = payload["done"] or not begun
+                begun = True
+                yield payload, "" if clears else gr.skip(), *same
         except PersonaError as error:
             yield _ended(payload), str(error), *same
         except Exception as error:  # the visitor sees that it failed, and the log says why
