@@ -137,8 +137,7 @@ def decode(
         prompts: token ids of each row, any lengths.
         sampling: how tokens are chosen.
         seeds: one seed a row: a row's tokens do not depend on the rows beside it.
-        tap: an open tap that reads and steers, or None. One that pools adds up the states of the reply's own tokens,
-            end-of-turn tokens left out.
+        tap: an open tap that reads, steers and pools, or None.
 
     Yields:
         One `Forward` for the prefill, then one for each new token.
@@ -162,7 +161,10 @@ def decode(
     finished: list[str | None] = [None] * rows
 
     # 2. Prefill: the whole prompt, its last token too.
-    logits, reading = _forward(lm, ids, attention, positions, cache, tap, reply_index, None)
+    own = None
+    if tap and any(pool.of_prompt for pool in tap.pools):  # positions of the reply alone leave the prefill as it is
+        own = torch.zeros_like(ids, dtype=torch.bool)
+    logits, reading = _forward(lm, ids, attention, positions, cache, tap, reply_index, own)
     yield Forward((None,) * rows, reading, tuple(finished))
 
     # 3. One token a step: choose it, feed it back, hand it out.
@@ -181,17 +183,17 @@ def decode(
                 "float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
             )
         chosen = chosen.clamp_min(0)  # rows that have ended may be broken unnoticed
-        pool_mask = None
-        if tap and tap.pools:
-            counted = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
-            pool_mask = torch.tensor(counted, device=device)  # [rows, 1]
+        own = None
+        if tap and any(not pool.of_prompt for pool in tap.pools):
+            said = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
+            own = torch.tensor(said, device=device)  # [rows, 1]
         # A row that has ended stays where it is: a learned position table has no row beyond the context.
         moved = 1 if all(alive) else torch.tensor(alive, device=device).unsqueeze(-1).long()  # [rows, 1]
         positions = positions + moved
         reply_index = torch.full((rows, 1), step, device=device)
         if attention is not None:
             attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=-1)
-        logits, reading = _forward(lm, chosen[:, None], attention, positions, cache, tap, reply_index, pool_mask)
+        logits, reading = _forward(lm, chosen[:, None], attention, positions, cache, tap, reply_index, own)
         if sampling.repetition_penalty != 1.0:
             history = torch.cat([history, chosen[:, None]], dim=-1)
         for row in range(rows):
@@ -211,7 +213,7 @@ def _forward(
     cache: DynamicCache,
     tap: ResidualTap | None,
     reply_index: torch.Tensor,
-    pool_mask: torch.Tensor | None,
+    own: torch.Tensor | None,
 ) -> tuple[torch.Tensor, Reading | None]:
     """One forward with the key-value cache; float32 logits of the last column `[rows, vocab]`, and the reading."""
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "past_key_values": cache}
@@ -219,7 +221,7 @@ def _forward(
         inputs["position_ids"] = positions
     if "logits_to_keep" in lm.forward_arguments:
         inputs["logits_to_keep"] = 1
-    with tap.forward(reply_index, pool_mask) if tap else nullcontext():
+    with tap.forward(reply_index, own) if tap else nullcontext():
         out = lm.model(**inputs, use_cache=True)
     reading = tap.reading() if tap and tap.read_blocks else None
     return out.logits[:, -1].float().to(lm.device), reading

@@ -1,18 +1,266 @@
-"""Have a model write replies, and pool its states while it writes: no second pass over the text."""
+"""Have a model write replies, and pool its states while it writes: no second pass over the text.
+
+A plan says what is asked; its batches are a fixed partition of the requests, so that a run that was killed does its
+unfinished batches again with the same neighbours and the same seeds, and ends with the same numbers.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from persona_core.chat import Messages
 from persona_core.decode import Sampling
-from persona_core.errors import SettingError
+from persona_core.errors import NumericalError, PromptError, SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
+from persona_core.pooling import parse_positions
+from persona_core.replies import Reply, ReplyStore, Request
+from persona_core.traits import TraitDefinition
+
+if TYPE_CHECKING:
+    from persona_core.steering import Intervention
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, how often, and from which seed.
+
+    Attributes:
+        traits: the definitions.
+        sampling: how tokens are chosen.
+        rollouts: replies to each instruction and extraction question (Persona Vectors, arXiv 2507.21509, takes 10).
+        evaluation_rollouts: the same for evaluation questions.
+        neutral_rollouts: replies to each distinct question without any instruction: they make the null.
+        pairs_per_question: instruction pairs that each extraction question is asked with; None takes all of them,
+            k takes k in turn: question i is asked with pairs i, i+1, ..., i+k-1 (modulo their number).
+        evaluation_pairs_per_question: the same for evaluation questions.
+        seed: request i is answered with seed + i.
+        batch_size: replies that are written at once.
+        positions: where states are pooled; see `persona_core.pooling`.
+    """
+
+    traits: tuple[TraitDefinition, ...]
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=256, temperature=1.0))
+    rollouts: int = 10
+    evaluation_rollouts: int = 2
+    neutral_rollouts: int = 1
+    pairs_per_question: int | None = None
+    evaluation_pairs_per_question: int | None = 1
+    seed: int = 0
+    batch_size: int = 32
+    positions: tuple[str, ...] = ("reply_mean",)
+
+    def __post_init__(self) -> None:
+        if not self.traits:
+            raise SettingError("The plan has no trait; name at least one.")
+        for name in ("rollouts", "evaluation_rollouts", "neutral_rollouts", "batch_size"):
+            _from_one(name, getattr(self, name))
+        for name in ("pairs_per_question", "evaluation_pairs_per_question"):
+            if getattr(self, name) is not None:
+                _from_one(name, getattr(self, name))
+        parse_positions(self.positions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the replies, as plain values."""
+        record = {k: v for k, v in asdict(self).items() if k not in ("traits", "sampling")}
+        return {
+            **record,
+            "positions": list(self.positions),
+            "sampling": self.sampling.to_dict(),
+            "traits": {t.name: t.fingerprint for t in self.traits},
+        }
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """All distinct questions of all traits, in order: what neutral replies answer."""
+        both = (q for t in self.traits for q in (*t.extraction_questions, *t.evaluation_questions))
+        return tuple(dict.fromkeys(both))
+
+    def requests(self) -> list[Request]:
+        """All requests in order of their index: trait by trait, then the neutral ones."""
+        found: list[Request] = []
+        for trait in self.traits:
+            for split, questions, pairs, rollouts in (
+                ("extraction", trait.extraction_questions, self.pairs_per_question, self.rollouts),
+                (
+                    "evaluation",
+                    trait.evaluation_questions,
+                    self.evaluation_pairs_per_question,
+                    self.evaluation_rollouts,
+                ),
+            ):
+                n_pairs = len(trait.positive)
+                for side, systems in (("high", trait.positive), ("low", trait.negative)):
+                    for place, question in enumerate(questions):
+                        for k in range(min(pairs or n_pairs, n_pairs)):
+                            pair = (place + k) % n_pairs
+                            for rollout in range(rollouts):
+                                found.append(
+                                    Request(
+                                        index=len(found),
+                                        split=split,
+                                        trait=trait.name,
+                                        side=side,
+                                        pair=pair,
+                                        question=place,
+                                        rollout=rollout,
+                                        system=systems[pair],
+                                        user=question,
+                                    )
+                                )
+        for place, question in enumerate(self.questions):
+            for rollout in range(self.neutral_rollouts):
+                found.append(
+                    Request(len(found), "neutral", None, "neutral", None, place, rollout, system=None, user=question)
+                )
+        return found
+
+    def batches(self) -> list[Batch]:
+        """The fixed partition. Prompts of like length stand together, so that little of a batch is padding."""
+        by_length = sorted(self.requests(), key=lambda r: (len(r.system or "") + len(r.user), r.index))
+        starts = range(0, len(by_length), self.batch_size)
+        return [
+            Batch(f"batch-{number:05d}", tuple(by_length[start : start + self.batch_size]))
+            for number, start in enumerate(starts)
+        ]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that are answered together."""
+
+    name: str
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What came of a batch.
+
+    Attributes:
+        replies: those that were written.
+        states: position -> float32 `[n_replies, n_blocks, d_model]`.
+        failed: requests that could not be answered, with the reason.
+    """
+
+    replies: tuple[Reply, ...]
+    states: dict[str, np.ndarray]
+    failed: tuple[tuple[Request, str], ...] = ()
+
+
+def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = True) -> list[tuple[Request, str]]:
+    """Write every reply of the plan that the store does not hold yet.
+
+    Returns:
+        Requests that could not be answered, with the reason. A second run tries them again.
+
+    Raises:
+        SettingError: the store was begun with another plan or model.
+    """
+    store.check_plan(described(plan, lm))
+    failed: list[tuple[Request, str]] = []
+    batches = plan.batches()
+    total = sum(len(b.requests) for b in batches)
+    with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
+        for batch in batches:
+            missing = [r for r in batch.requests if not store.has(r.index)]
+            bar.update(len(batch.requests) - len(missing))
+            if not missing:
+                continue
+            complete = len(missing) == len(batch.requests)
+            # Requests that failed before are tried again among themselves, under a name of their own.
+            name = batch.name if complete else f"{batch.name}-{missing[0].index}"
+            written = write_batch(lm, plan, Batch(name, tuple(missing)))
+            store.add(name, written.replies, written.states)
+            failed += written.failed
+            bar.update(len(missing))
+    return failed
+
+
+def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
+    """What a store's replies rest on: the plan and the model that wrote them."""
+    model = {
+        "name": lm.name,
+        "revision": lm.revision,
+        "adapter": lm.adapter,
+        "adapter_revision": lm.adapter_revision,
+        "template_fingerprint": lm.chat.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
+    return {"model": model, **plan.to_dict()}
+
+
+def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
+    """Answer one batch. Knows nothing of files, so that it can run anywhere.
+
+    A batch that does not fit into memory is tried again in halves, and one that a single prompt breaks (too long for
+    the context, scores that are not finite) likewise, until that prompt stands alone: it fails, the others do not.
+    """
+    try:
+        return _write(lm, plan, batch)
+    except (PromptError, NumericalError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if len(batch.requests) == 1:
+        logger.warning("Request %d failed: %s", batch.requests[0].index, reason)
+        return Written((), {}, ((batch.requests[0], reason),))
+    logger.warning("%s: %s. Tried again in halves.", batch.name, reason)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(batch.requests) // 2
+    parts = [write_batch(lm, plan, Batch(batch.name, part)) for part in (batch.requests[:half], batch.requests[half:])]
+    kept = [part for part in parts if part.replies]
+    return Written(
+        replies=tuple(r for part in parts for r in part.replies),
+        states={p: np.concatenate([part.states[p] for part in kept]) for p in plan.positions} if kept else {},
+        failed=tuple(f for part in parts for f in part.failed),
+    )
+
+
+def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
+    rendered = [lm.chat.render(r.messages) for r in batch.requests]
+    seeds = [plan.seed + r.index for r in batch.requests]
+    run = Run(lm, {}, rendered, plan.sampling, seeds, pools=parse_positions(plan.positions))
+    for _ in run.forwards():
+        pass
+    means = run.pooled_means()  # [rows, n_pools, n_blocks, d_model]
+    writer = lm.name if lm.adapter is None else f"{lm.name} + {lm.adapter}"
+    replies = [
+        Reply(
+            request=request,
+            text=run.reply_text(row),
+            token_ids=tuple(run.replies[row]),
+            n_tokens=run.n_own(row),
+            finish=run.finished[row] or "stopped",
+            seed=seeds[row],
+            writer=writer,
+        )
+        for row, request in enumerate(batch.requests)
+    ]
+    return Written(tuple(replies), {p: means[:, i] for i, p in enumerate(plan.positions)})
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error).lower()
+
+
+def _from_one(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
+
+
+# ---- replies to any prompts, without a plan ----
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +289,7 @@ def write_replies(
     seed: int,
     batch_size: int = 32,
     progress: str | None = None,
+    interventions: Sequence[Intervention] = (),
 ) -> Iterator[PooledReply]:
     """One reply for each prompt, in order. Reply i uses `seed + i`.
 
@@ -51,18 +300,18 @@ def write_replies(
         seed: of the first reply.
         batch_size: replies written at once; prompts are rendered batch by batch.
         progress: what to call the progress bar; None shows none.
+        interventions: changes to the residual stream while it writes.
     """
-    if batch_size < 1:
-        raise SettingError(f"batch_size={batch_size!r}; expected a whole number from 1.")
+    _from_one("batch_size", batch_size)
+    pools = parse_positions(["reply_mean"])
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:
         for start in range(0, len(prompts), batch_size):
             rendered = [lm.chat.render(p) for p in prompts[start : start + batch_size]]
-            run = Run(lm, {}, rendered, sampling, [seed + start + row for row in range(len(rendered))], pool=True)
+            seeds = [seed + start + row for row in range(len(rendered))]
+            run = Run(lm, {}, rendered, sampling, seeds, interventions, pools)
             for _ in run.forwards():
                 pass
-            means, counts = run.pooled_means()
+            means = run.pooled_means()[:, 0]  # [rows, n_blocks, d_model]
             for row in range(len(rendered)):
-                own = zip(run.pieces(row), run.roles(row), strict=True)
-                text = "".join(p for p, role in list(own)[len(rendered[row].token_ids) :] if role == "assistant")
-                yield PooledReply(start + row, tuple(run.replies[row]), text, int(counts[row]), means[row])
+                yield PooledReply(start + row, tuple(run.replies[row]), run.reply_text(row), run.n_own(row), means[row])
             bar.update(len(rendered))

@@ -56,5 +56,9 @@ class SettingError(PersonaError):
     """A setting out of its range: a negative temperature, no token to generate, ..."""
 
 
+class ServerError(PersonaError):
+    """A server (of a judge, or of a model that writes) that cannot be used: no key, no answer, no such model."""
+
+
 class PersonaWarning(UserWarning):
     """Something that does not stop the run but may explain odd numbers."""

@@ -1,35 +1,59 @@
-"""From replies to a persona vector, and from neutral replies to its null.
+"""From judged replies to a persona vector.
 
     v[b] = mean over high-trait replies of h̄[b]  -  mean over low-trait replies of h̄[b]
 
-with h̄[b] the mean state of one reply's tokens at block b (Persona Vectors, arXiv 2507.21509). A larger projection
-means more of the trait. Every reply counts the same, whatever its length; means accumulate in float64.
+with h̄[b] the pooled state of one reply at block b (Persona Vectors, arXiv 2507.21509). A larger projection means more
+of the trait. Every reply counts the same, whatever its length; means accumulate in float64.
+
+A method is a function of the two sides and the neutral replies. Those here read one reply, or one block, at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from persona_core.errors import SettingError
-from persona_core.trace import Trace
-from persona_core.vectors import Null, PersonaVectors
+from persona_core.states import States
 
-PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+if TYPE_CHECKING:
+    from persona_core.replies import Reply, ReplyScore
+
 MIN_REPLIES = 2
+NEUTRAL_VARIANCE = 0.5  # the share of the neutral replies' variance that the removed components explain
+PROBE_C = 0.01  # inverse strength of the probe's L2 penalty, on standardised states
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """Pooled states of one trait's kept replies, and of neutral ones.
+
+    Attributes:
+        high: replies that show the trait. low: replies that do not.
+        neutral: replies without an instruction; may be empty for methods that do not use them.
+    """
+
+    high: States
+    low: States
+    neutral: States
+
+
+Method = Callable[[Sides], np.ndarray]
+"""Sides -> `[n_blocks, d_model]`. The sign: a larger projection means more of the trait."""
 
 
 class RunningMean:
-    """The mean of states that arrive one reply at a time; nothing but the mean is kept."""
+    """The mean of states that arrive one reply at a time; nothing but the mean is kept (Welford's update)."""
 
     def __init__(self) -> None:
         self.count = 0
         self._mean: np.ndarray | None = None  # float64 [n_blocks, d_model]
 
     def add(self, state: np.ndarray) -> None:
-        """Add one reply's mean state, `[n_blocks, d_model]`. Replies of no token (NaN) are not to be added."""
+        """Add one reply's pooled state, `[n_blocks, d_model]`. Replies of no token (NaN) are not to be added."""
         if not np.isfinite(state).all():
             raise SettingError("A mean state holds NaN or infinity: a reply of no token, or an overflow in the model.")
         self.count += 1
@@ -44,75 +68,170 @@ class RunningMean:
         return self._mean
 
 
-def mean_difference(high: Iterable[np.ndarray], low: Iterable[np.ndarray], trait: str = "") -> torch.Tensor:
-    """The mean-difference vector of mean states, each `[n_blocks, d_model]`.
+def mean_of(states: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean over replies, float64 `[n_blocks, d_model]`."""
+    running = RunningMean()
+    for state in states:
+        running.add(state)
+    return running.mean
 
-    Returns:
-        float32 `[n_blocks, d_model]`.
+
+# ---- methods ----
+
+
+def mean_difference(sides: Sides) -> np.ndarray:
+    """Mean state of the high replies minus that of the low ones, float32 `[n_blocks, d_model]`."""
+    return (mean_of(sides.high) - mean_of(sides.low)).astype(np.float32)
+
+
+def logistic_probe(sides: Sides, c: float = PROBE_C) -> np.ndarray:
+    """The direction of an L2-penalised logistic regression of high against low, block by block.
+
+    States are standardised before the fit, so that a few channels a thousand times the others do not decide, and the
+    coefficients are carried back to the residual stream. The norm is the distance of the two means along the
+    direction, so that strengths are comparable with those of the mean difference.
 
     Raises:
-        SettingError: fewer than two replies on a side, with the counts.
-
-    >>> mean_difference([np.ones((1, 2))] * 2, [np.zeros((1, 2))] * 2)
-    tensor([[1., 1.]])
+        SettingError: scikit-learn is missing.
     """
-    sides = {"high": RunningMean(), "low": RunningMean()}
-    for side, states in (("high", high), ("low", low)):
-        for state in states:
-            sides[side].add(state)
-    counts = {side: running.count for side, running in sides.items()}
-    if min(counts.values()) < MIN_REPLIES:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
         raise SettingError(
-            f"Too few replies for the vector{f' of {trait!r}' if trait else ''}: {counts['high']} high and "
-            f"{counts['low']} low, at least {MIN_REPLIES} of each are needed. Elicit more, or loosen the filter."
-        )
-    return torch.from_numpy((sides["high"].mean - sides["low"].mean).astype(np.float32))
+            "method='logistic_probe' needs scikit-learn: pip install 'persona-core[extract]'."
+        ) from error
+    labels = np.r_[np.ones(len(sides.high)), np.zeros(len(sides.low))]
+    found = []
+    for block in range(sides.high.n_blocks):
+        high, low = (side.block(block).astype(np.float64) for side in (sides.high, sides.low))  # [n, d_model]
+        both = np.concatenate([high, low])
+        spread = both.std(0)
+        spread[spread == 0] = np.inf  # a channel that never changes says nothing
+        fit = LogisticRegression(C=c, max_iter=1000).fit((both - both.mean(0)) / spread, labels)
+        direction = fit.coef_[0] / spread  # [d_model]
+        norm = np.linalg.norm(direction)
+        if not norm > 0:
+            raise SettingError(f"The probe finds no direction at block {block}: the two sides are the same there.")
+        unit = direction / norm
+        found.append(unit * abs(unit @ (high.mean(0) - low.mean(0))))
+    return np.stack(found).astype(np.float32)
 
 
-def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVectors:
-    """The same vectors with a null: the distribution of the raw projection over the tokens of neutral replies.
+def mean_difference_without_neutral_components(sides: Sides, variance: float = NEUTRAL_VARIANCE) -> np.ndarray:
+    """The mean difference without what neutral replies vary by anyway.
 
-    Args:
-        vectors: of the model that read `neutral`.
-        neutral: neutral replies of that model, read at every block of the vectors (`blocks="all"`).
+    At each block, the top principal components of the neutral replies' states that together explain `variance` of
+    their variance are projected out of the mean difference.
 
     Raises:
-        SettingError: no reply token, a trait or block that was not read, traces of different readers.
+        SettingError: fewer than three neutral replies.
     """
-    unread = sorted({b for b in vectors.blocks for t in neutral if b not in t.blocks})
-    if not neutral or unread:
-        raise SettingError(f"Calibration needs neutral traces of all blocks; got {len(neutral)}, unread {unread}.")
-    if any(t.provenance.vectors != vectors.fingerprint for t in neutral):
-        raise SettingError("A neutral trace was read with other vectors than those to calibrate; read it with these.")
-    steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
-    if steered:
-        raise SettingError(f"Trace {steered[0]} of the neutral ones was steered; a null rests on the model as it is.")
-    readers = {(t.provenance.reader, t.provenance.reader_adapter, t.provenance.template) for t in neutral}
-    if len(readers) > 1:
-        raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
-    samples = []
-    for trace in neutral:
-        own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
-        rows = [trace.traits.index(t) for t in vectors.traits]
-        columns = [trace.blocks.index(b) for b in vectors.blocks]
-        samples.append(trace.raw[np.ix_(rows, columns, own)])  # [n_traits, n_present, n_own]
-        if not np.isfinite(samples[-1]).all():
-            raise SettingError(f"A neutral trace (of seed {trace.provenance.seed}) holds NaN or infinity.")
-    raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]
-    if raw.shape[2] < MIN_REPLIES:
-        raise SettingError("The neutral replies hold no token to calibrate on.")
-    nulls = {}
-    for row, trait in enumerate(vectors.traits):
-        mean, std = (np.full(vectors.n_blocks, np.nan, np.float32) for _ in range(2))
-        quantiles = np.full((vectors.n_blocks, len(PROBABILITIES)), np.nan, np.float32)
-        for column, block in enumerate(vectors.blocks):
-            values = raw[row, column]
-            mean[block], std[block] = values.mean(), values.std(ddof=1)
-            if not std[block] > 0:
-                raise SettingError(f"The projection on {trait!r} at block {block} is the same at all neutral tokens.")
-            quantiles[block] = np.quantile(values, PROBABILITIES)
-        nulls[trait] = Null(mean, std, quantiles, PROBABILITIES)
-    counts = {"null": {"n_replies": len(neutral), "n_tokens": int(raw.shape[2])}}
-    return PersonaVectors(
-        vectors.tensors, vectors.best_block, nulls, vectors.absent_blocks, {**vectors.config, **counts}
-    )
+    if len(sides.neutral) < 3:
+        raise SettingError(
+            f"{len(sides.neutral)} neutral replies; principal components need at least 3. Elicit neutral replies, or "
+            "use method='mean_difference'."
+        )
+    vector = mean_difference(sides).astype(np.float64)
+    for block in range(len(vector)):
+        states = sides.neutral.block(block).astype(np.float64)  # [n, d_model]
+        _, singular, components = np.linalg.svd(states - states.mean(0), full_matrices=False)
+        explained = np.cumsum(singular**2) / np.sum(singular**2)
+        top = components[: int(np.searchsorted(explained, variance)) + 1]  # [k, d_model]
+        vector[block] -= top.T @ (top @ vector[block])
+    return vector.astype(np.float32)
+
+
+METHODS: Mapping[str, Method] = {
+    "mean_difference": mean_difference,
+    "logistic_probe": logistic_probe,
+    "mean_difference_without_neutral_components": mean_difference_without_neutral_components,
+}
+
+
+def extract(trait: str, sides: Sides, method: Method) -> np.ndarray:
+    """One trait's vector, checked: float32 `[n_blocks, d_model]`.
+
+    Raises:
+        SettingError: too few replies on a side, or a method that returns something else than finite, non-zero
+            directions.
+    """
+    counts = len(sides.high), len(sides.low)
+    if min(counts) < MIN_REPLIES:
+        raise SettingError(
+            f"Too few replies for the vector of {trait!r}: {counts[0]} high and {counts[1]} low, at least "
+            f"{MIN_REPLIES} of each are needed. Elicit more, or loosen the filter."
+        )
+    vector = np.asarray(method(sides), np.float32)
+    name = getattr(method, "__name__", "the method")
+    expected = sides.high.n_blocks, sides.high.d_model
+    if vector.shape != expected:
+        raise SettingError(f"{name} returned shape {vector.shape} for {trait!r}; expected {expected}.")
+    if not np.isfinite(vector).all():
+        raise SettingError(f"{name} returned NaN or infinity for {trait!r}.")
+    zero = np.flatnonzero(np.linalg.norm(vector, axis=1) == 0)
+    if len(zero):
+        raise SettingError(f"{name} returned a zero vector for {trait!r} at block {zero[0]}.")
+    return vector
+
+
+# ---- the filter ----
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The replies that pass the filter, each side on its own.
+
+    Attributes:
+        high, low: replies.
+        counts: side -> how many were written and kept, and why others were not.
+    """
+
+    high: tuple[Reply, ...]
+    low: tuple[Reply, ...]
+    counts: Mapping[str, Mapping[str, int]]
+
+
+def keep(
+    trait: str,
+    replies: Sequence[Reply],
+    scores: Mapping[int, ReplyScore],
+    min_trait: float = 50.0,
+    min_coherence: float = 50.0,
+) -> Kept:
+    """The filter: a high reply with trait >= 50 and coherence >= 50, a low one with trait < 50 and coherence >= 50.
+
+    A reply without a score is never kept, nor is one of no token.
+
+    Raises:
+        SettingError: fewer than two left on a side; the message shows the counts.
+    """
+    kept: dict[str, list[Reply]] = {"high": [], "low": []}
+    counts = {
+        side: dict.fromkeys(("written", "kept", "no_score", "incoherent", "off_side", "empty"), 0) for side in kept
+    }
+    for reply in replies:
+        side = reply.request.side
+        verdict = _verdict(reply, scores.get(reply.request.index), min_trait, min_coherence)
+        counts[side]["written"] += 1
+        counts[side][verdict] += 1
+        if verdict == "kept":
+            kept[side].append(reply)
+    if min(len(side) for side in kept.values()) < MIN_REPLIES:
+        table = "; ".join(f"{side}: " + ", ".join(f"{n} {what}" for what, n in c.items()) for side, c in counts.items())
+        raise SettingError(
+            f"The filter leaves too few replies for the vector of {trait!r}, {len(kept['high'])} high and "
+            f"{len(kept['low'])} low ({table}). Look at them in replies.jsonl: if the model does not follow the "
+            "instructions, make them plainer; if it does, look at the judge; or elicit more."
+        )
+    return Kept(tuple(kept["high"]), tuple(kept["low"]), counts)
+
+
+def _verdict(reply: Reply, score: ReplyScore | None, min_trait: float, min_coherence: float) -> str:
+    if not reply.n_tokens:
+        return "empty"
+    if score is None or score.trait is None or score.coherence is None:
+        return "no_score"
+    if score.coherence < min_coherence:
+        return "incoherent"
+    shows = score.trait >= min_trait
+    return "kept" if shows == (reply.request.side == "high") else "off_side"

@@ -12,6 +12,7 @@ from persona_core.decode import Forward, Sampling, decode, room
 from persona_core.detokenize import TextSplitter, split_text, text_of
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
+from persona_core.pooling import Pool
 from persona_core.steering import Intervention
 
 
@@ -25,7 +26,7 @@ class Run:
         sampling: how tokens are chosen.
         seeds: one a row.
         interventions: changes to the residual stream.
-        pool: also average each reply's states, all blocks.
+        pools: positions at which the states of all blocks are averaged as well.
     """
 
     def __init__(
@@ -36,14 +37,14 @@ class Run:
         sampling: Sampling,
         seeds: Sequence[int],
         interventions: Sequence[Intervention] = (),
-        pool: bool = False,
+        pools: Sequence[Pool] = (),
     ) -> None:
         self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
         self.prompts = tuple(prompts)
         self.replies: list[list[int]] = [[] for _ in prompts]
         self.finished: tuple[str | None, ...] = (None,) * len(prompts)
         self.interventions = tuple(interventions)
-        self._tap = ResidualTap(lm.blocks, directions, interventions, pool)
+        self._tap = ResidualTap(lm.blocks, directions, interventions, pools)
         self._longest = max(len(p.token_ids) for p in prompts)
         self._written = 0  # columns of the buffers that hold readings
         self._raw = self._norms = torch.empty(0)
@@ -117,13 +118,23 @@ class Run:
         """Raw projections at one reply token, `[n_traits, n_blocks]`, on the host."""
         return self._raw[row, self._longest + index].T.cpu().contiguous().numpy()
 
-    def pooled_means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean state over each reply's own tokens, float32 `[rows, n_blocks, d_model]`, and their count `[rows]`.
+    def reply_text(self, row: int) -> str:
+        """The reply without end-of-turn tokens."""
+        own = list(zip(self.pieces(row), self.roles(row), strict=True))[len(self.prompts[row].token_ids) :]
+        return "".join(piece for piece, role in own if role == "assistant")
 
-        End-of-turn tokens are left out. A reply of no token has a count of 0 and a mean of NaN.
-        """
-        counts = np.array([sum(i not in self.lm.eos_ids for i in reply) for reply in self.replies])
-        sums = self._tap.pooled_sums().cpu().numpy()
-        with np.errstate(invalid="ignore"):
-            means = sums / np.where(counts == 0, np.nan, counts)[:, None, None]
-        return means.astype(np.float32), counts
+    def n_own(self, row: int) -> int:
+        """Tokens of the reply itself, end-of-turn tokens left out."""
+        return sum(i not in self.lm.eos_ids for i in self.replies[row])
+
+    def pooled_means(self) -> np.ndarray:
+        """Mean states, float32 `[rows, n_pools, n_blocks, d_model]`; NaN where a position has no token."""
+        return means(self._tap)
+
+
+def means(tap: ResidualTap) -> np.ndarray:
+    """What a tap has pooled, as means: float32 `[rows, n_pools, n_blocks, d_model]`; NaN over no token."""
+    counts = tap.pooled_counts().cpu().numpy()  # [rows, n_pools]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pooled = tap.pooled_sums().cpu().numpy() / np.where(counts == 0, np.nan, counts)[..., None, None]
+    return pooled.astype(np.float32)

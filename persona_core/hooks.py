@@ -28,6 +28,7 @@ from torch import nn
 
 from persona_core.blocks import Blocks, block_output
 from persona_core.errors import UnsupportedModel
+from persona_core.pooling import Pool
 from persona_core.steering import Intervention
 
 _running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
@@ -53,7 +54,7 @@ class ResidualTap:
         blocks: the model's blocks.
         directions: unit directions for each block to read, float32 `[d_model, n_traits]`; the same traits in each.
         interventions: changes to the residual stream.
-        pool: also sum the states of all blocks over the tokens that `forward(pool_mask=...)` marks.
+        pools: also sum the states of all blocks over the tokens of these positions.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
     `tap.reading()`.
@@ -64,7 +65,7 @@ class ResidualTap:
         blocks: Blocks,
         directions: dict[int, torch.Tensor] | None = None,
         interventions: Sequence[Intervention] = (),
-        pool: bool = False,
+        pools: Sequence[Pool] = (),
     ) -> None:
         self._blocks = blocks
         self.read_blocks = tuple(sorted(directions or {}))
@@ -74,14 +75,15 @@ class ResidualTap:
         self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
         changed = {i.steer.block for i in interventions}
         self._changes = {b: [i for i in interventions if i.steer.block == b] for b in changed}
-        self.pools = pool
+        self.pools = tuple(pools)
         self._handles: list[Any] = []
         self._reply_index = torch.empty(0)
-        self._pool_mask: torch.Tensor | None = None
+        self._marks: torch.Tensor | None = None
         self._raw: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
         self._shape = (0, 0)
         self._sums: list[torch.Tensor | None] = [None] * len(blocks)
+        self._counts: torch.Tensor | None = None
 
     def __enter__(self) -> ResidualTap:
         needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self.pools else set())
@@ -99,16 +101,21 @@ class ResidualTap:
             self._handles.pop().remove()
 
     @contextmanager
-    def forward(self, reply_index: torch.Tensor, pool_mask: torch.Tensor | None = None) -> Iterator[None]:
+    def forward(self, reply_index: torch.Tensor, own: torch.Tensor | None = None) -> Iterator[None]:
         """Make the hooks act for the one forward inside the `with`.
 
         Args:
             reply_index: `[rows, tokens]`, position of each token in its reply; -1 the last prompt token, `PAD_INDEX`
                 a padding token.
-            pool_mask: `[rows, tokens]`, true where a token's states are to be added to the pooled sums.
+            own: bool `[rows, tokens]`, tokens that the assistant said; None where this forward is not to be pooled.
         """
         rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
-        self._reply_index, self._pool_mask = reply_index, pool_mask
+        self._reply_index, self._marks = reply_index, None
+        if self.pools and own is not None:
+            marks = [pool.marks(reply_index, own) for pool in self.pools]
+            self._marks = torch.stack(marks, dim=-1).float()  # [rows, tokens, n_pools]
+            counts = self._marks.sum(1)  # [rows, n_pools]
+            self._counts = counts if self._counts is None else self._counts + counts
         # Allocated anew for each forward: a reading stays valid when the next forward has begun.
         self._reached: set[int] = set()
         self._raw = [v.new_empty(rows * tokens, v.shape[1]) for v in self._directions]
@@ -134,11 +141,17 @@ class ResidualTap:
         return Reading(raw.view(*self._shape, *raw.shape[1:]), norms.view(*self._shape, norms.shape[1]))
 
     def pooled_sums(self) -> torch.Tensor:
-        """Sums of states over the marked tokens so far, float32 `[rows, n_blocks, d_model]`."""
+        """Sums of states over each position's tokens so far, float32 `[rows, n_pools, n_blocks, d_model]`."""
         sums = [s for s in self._sums if s is not None]
         if len(sums) != len(self._blocks):
-            raise RuntimeError("No forward was pooled; pass pool=True and a pool_mask.")
-        return torch.stack([s.to(sums[0].device) for s in sums], dim=1)
+            raise RuntimeError("No forward was pooled; pass pools, and the reply's own tokens to each forward.")
+        return torch.stack([s.to(sums[0].device) for s in sums], dim=2)
+
+    def pooled_counts(self) -> torch.Tensor:
+        """How many tokens each sum is over, `[rows, n_pools]`."""
+        if self._counts is None:
+            raise RuntimeError("No forward was pooled; pass pools, and the reply's own tokens to each forward.")
+        return self._counts
 
     def _hook_for(self, block: int) -> Any:
         slot, changes = self._slot.get(block), self._changes.get(block, [])
@@ -149,13 +162,13 @@ class ResidualTap:
             states = block_output(output)  # [rows, tokens, d_model]
             for change in changes:
                 states = change.apply(states, self._reply_index)
-            if slot is not None or self._pool_mask is not None:
+            if slot is not None or self._marks is not None:
                 hidden = states.float()  # [rows, tokens, d_model]
                 if slot is not None:
                     self._read(slot, hidden)
                     self._reached.add(block)
-                if self._pool_mask is not None:
-                    self._add(block, hidden, self._pool_mask)
+                if self._marks is not None:
+                    self._add(block, hidden, self._marks)
             if not changes:
                 return None
             return (states, *output[1:]) if isinstance(output, tuple) else states
@@ -167,9 +180,9 @@ class ResidualTap:
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
 
-    def _add(self, block: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
-        weights = mask.to(hidden.device, torch.float32)  # [rows, tokens]
-        total = torch.einsum("rt,rtd->rd", weights, hidden)  # [rows, d_model]
+    def _add(self, block: int, hidden: torch.Tensor, marks: torch.Tensor) -> None:
+        # [rows, n_pools, tokens] times [rows, tokens, d_model]
+        total = torch.bmm(marks.to(hidden.device).transpose(1, 2), hidden)  # [rows, n_pools, d_model]
         before = self._sums[block]
         self._sums[block] = total if before is None else before + total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,7 @@ def load_model(
     adapter_revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Load a causal language model from the Hub or a local folder.
@@ -85,6 +87,7 @@ def load_model(
         dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU); else "float32", "bfloat16", "float16".
         device: "auto" takes CUDA, then MPS, then the CPU; "balanced" spreads a large model over all devices
             (`device_map="auto"` of accelerate); else a torch device such as "cuda:1".
+        quantization: "8bit" or "4bit" weights through bitsandbytes; states are read as the model computes them.
         template_kwargs: arguments for the chat template, e.g. `{"enable_thinking": False}`.
 
     Raises:
@@ -99,6 +102,7 @@ def load_model(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise SettingError(f"dtype={dtype!r}; expected 'auto' or one of {', '.join(DTYPES)}.")
+    quantized = _quantization(quantization)
     target = _pick_device(device)
     name = resolve_source(name)
     with _explained(f"the model {name!r}{_at(revision)}"):
@@ -107,13 +111,15 @@ def load_model(
             name,
             revision=revision,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            device_map="auto" if target is None else None,
+            # bitsandbytes places the weights itself, so the device is said here and not moved to afterwards
+            device_map="auto" if target is None else {"": target} if quantized is not None else None,
+            quantization_config=quantized,
             output_loading_info=True,
         )
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers fills them with random numbers and goes on
         raise CorruptFile(f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, e.g. {missing[0]!r}.")
-    if target is not None:
+    if target is not None and quantized is None:
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
         model = model.to(target)
@@ -168,6 +174,21 @@ def wrap_model(
         context_length=context if isinstance(context, int) and context > 0 else None,
         forward_arguments=frozenset(inspect.signature(base.forward).parameters),
     )
+
+
+def _quantization(kind: str | None) -> Any:
+    """The transformers configuration of 8- or 4-bit weights."""
+    if kind is None:
+        return None
+    if kind not in ("8bit", "4bit"):
+        raise SettingError(f"quantization={kind!r}; expected None, '8bit' or '4bit'.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingError(f"quantization={kind!r} needs bitsandbytes: pip install bitsandbytes.")
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def _pick_device(device: str) -> torch.device | None:

@@ -157,7 +157,7 @@ class PersonaMonitor:
 
     def read_batch(
         self,
-        conversations: Sequence[str | Messages | Trace],
+        conversations: Sequence[str | Messages | Trace | Transcript],
         *,
         batch_size: int = 16,
         writer: str | None = None,

@@ -9,8 +9,10 @@ import torch
 from tqdm import tqdm
 
 from persona_core.blocks import unwrap
+from persona_core.generation import means
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
+from persona_core.pooling import Pool
 from persona_core.steering import PAD_INDEX, Intervention
 
 
@@ -62,6 +64,42 @@ def read_rows(
                 results[i] = raw[row, :n].transpose(2, 1, 0).copy(), norms[row, :n].T.copy()
             bar.update(len(batch))
     return [results[i] for i in range(len(rows))]
+
+
+@torch.inference_mode()
+def read_pooled(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    n_prompts: Sequence[int],
+    pools: Sequence[Pool],
+    batch_size: int = 16,
+) -> np.ndarray:
+    """Mean states of given texts, all blocks: what pooling while generating gives, by one forward over each text.
+
+    Args:
+        lm: the reader.
+        rows: token ids of each text, prompt and reply.
+        n_prompts: tokens before each reply.
+        pools: positions; see `persona_core.pooling`.
+        batch_size: rows a forward.
+
+    Returns:
+        float32 `[rows, n_pools, n_blocks, d_model]`; NaN where a position has no token.
+    """
+    decoder = unwrap(lm.model).get_decoder()
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    found = np.empty((len(rows), len(pools), len(lm.blocks), lm.blocks.d_model), np.float32)
+    eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        ids, reply_index = _pad_right([rows[i] for i in batch], [n_prompts[i] for i in batch])
+        ids, reply_index = ids.to(lm.device), reply_index.to(lm.device)
+        own = (reply_index >= 0) & ~torch.isin(ids, eos)
+        with ResidualTap(lm.blocks, pools=pools) as tap:
+            with tap.forward(reply_index, own):
+                decoder(input_ids=ids, use_cache=False)
+            found[batch] = means(tap)
+    return found
 
 
 def _pad_right(rows: Sequence[Sequence[int]], n_prompts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,15 +1,28 @@
-"""A trait: a named behaviour with what is needed to elicit it."""
+"""A trait: a named behaviour with what is needed to elicit it and to judge it."""
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.json_text import parse_with_lines
 
-LISTS = ("positive", "negative", "questions", "held_out")
+SHIPPED = Path("datasets") / "traits"
+FIELDS = ("name", "description", "instructions", "extraction_questions", "evaluation_questions", "judge_prompt")
+PLACEHOLDERS = ("{question}", "{answer}")
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_BRACES = re.compile(r"\{[^{}]*\}|[{}]")
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+
+Fault = tuple[tuple[str | int, ...], str]  # where in the record, and what is wrong there
 
 
 @dataclass(frozen=True)
@@ -18,61 +31,249 @@ class TraitDefinition:
 
     Attributes:
         name: a short lower-case word.
-        description: one sentence that says what the trait is.
+        description: one or two sentences that say what the trait is, and what it is not.
         positive, negative: system prompts that ask for the trait and against it; the i-th of each make a pair.
-        questions: prompts for extraction.
-        held_out: prompts for validation, none of them among `questions`.
+        extraction_questions: what the replies that make the vector answer.
+        evaluation_questions: what held-out replies answer, none of them among the others. The first half serves the
+            choice of the block, the second half the figures; so the halves should not share topics.
+        judge_prompt: asks for a number from 0 to 100; holds {question} and {answer}, once each.
 
-    >>> TraitDefinition("candour", "Says what it thinks.", ("Be frank.",), ("Be guarded.",), ("Hi?",), ("Well?",)).name
-    'candour'
+    >>> trait = TraitDefinition(
+    ...     "candour",
+    ...     "Says what it thinks.",
+    ...     ("Be frank.",),
+    ...     ("Be guarded.",),
+    ...     ("Hi?",),
+    ...     ("Well?",),
+    ...     "How frank is this answer to {question}: {answer}? Answer with one number from 0 to 100.",
+    ... )
+    >>> trait.judge_question("Well?", "No.")
+    'How frank is this answer to Well?: No.? Answer with one number from 0 to 100.'
     """
 
     name: str
     description: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
-    questions: tuple[str, ...]
-    held_out: tuple[str, ...]
+    extraction_questions: tuple[str, ...]
+    evaluation_questions: tuple[str, ...]
+    judge_prompt: str
 
     def __post_init__(self) -> None:
-        empty = [
-            f for f in ("name", "description", "positive", "negative", "questions", "held_out") if not getattr(self, f)
-        ]
-        if empty:
-            raise SettingError(f"Trait {self.name!r}: {', '.join(empty)} must not be empty.")
         if len(self.positive) != len(self.negative):
             raise SettingError(
                 f"Trait {self.name!r}: {len(self.positive)} positive and {len(self.negative)} negative instructions; "
                 "they come in pairs."
             )
-        shared = set(self.questions) & set(self.held_out)
-        if shared:
-            raise SettingError(f"Trait {self.name!r}: {sorted(shared)[0]!r} is both a question and held out.")
+        faults = list(faults_of(self.to_dict()))
+        if faults:
+            raise SettingError(f"Trait {self.name!r}: " + " ".join(f"{_place(p)}: {says}" for p, says in faults))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record that a trait file holds."""
+        pairs = zip(self.positive, self.negative, strict=True)
+        return {
+            "name": self.name,
+            "description": self.description,
+            "instructions": [{"positive": high, "negative": low} for high, low in pairs],
+            "extraction_questions": list(self.extraction_questions),
+            "evaluation_questions": list(self.evaluation_questions),
+            "judge_prompt": self.judge_prompt,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> TraitDefinition:
+        """A trait from a record without faults; see `faults_of`."""
+        faults = list(faults_of(record))
+        if faults:
+            raise SettingError(" ".join(f"{_place(path)}: {says}" for path, says in faults))
+        return cls(
+            name=record["name"],
+            description=record["description"],
+            positive=tuple(pair["positive"] for pair in record["instructions"]),
+            negative=tuple(pair["negative"] for pair in record["instructions"]),
+            extraction_questions=tuple(record["extraction_questions"]),
+            evaluation_questions=tuple(record["evaluation_questions"]),
+            judge_prompt=record["judge_prompt"],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over every word of the definition."""
+        text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def judge_question(self, question: str, answer: str) -> str:
+        """The judge prompt with both placeholders filled."""
+        return fill(self.judge_prompt, question, answer)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the definition as JSON; a file that was there is replaced as a whole."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(file.name + ".part")
+        beside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, file)
+        return file
 
     @classmethod
     def load(cls, path: str | Path) -> TraitDefinition:
         """Read a definition from a JSON file.
 
         Raises:
-            NotFound, CorruptFile: with the file and the field.
+            NotFound: no such file.
+            CorruptFile: with the file, and for each fault its line and field.
         """
         file = Path(path)
         if not file.is_file():
             raise NotFound(f"No trait file {str(file)!r}.")
         try:
-            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            record, lines = parse_with_lines(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{file}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorruptFile(f"{file}: a trait is a JSON object, not a {type(record).__name__}.")
-        for field in ("name", "description"):
-            if not isinstance(record.get(field), str):
-                raise CorruptFile(f"{file}: {field} is missing or not a string.")
-        for field in LISTS:
-            value = record.get(field)
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise CorruptFile(f"{file}: {field} is missing or not a list of strings.")
-        try:
-            return cls(record["name"], record["description"], **{field: tuple(record[field]) for field in LISTS})
-        except SettingError as error:
-            raise CorruptFile(f"{file}: {error}") from error
+        faults = list(faults_of(record))
+        if faults:
+            raise CorruptFile("\n".join(f"{file}, line {_line(lines, p)}: {_place(p)}: {says}" for p, says in faults))
+        return cls.from_dict(record)
+
+
+def load_traits(sources: Sequence[str | Path]) -> tuple[TraitDefinition, ...]:
+    """Definitions from files, folders of files, and names of shipped traits.
+
+    Raises:
+        NotFound: a source that is none of them; the message names the shipped traits.
+        SettingError: two definitions of one name.
+    """
+    if isinstance(sources, (str, Path)):
+        raise SettingError(f"traits={str(sources)!r}; expected a list of files, folders or names.")
+    found: dict[str, tuple[TraitDefinition, Path]] = {}
+    for source in sources:
+        for path in _files(source):
+            trait = TraitDefinition.load(path)
+            if trait.name in found:
+                raise SettingError(f"{trait.name!r} is defined by {found[trait.name][1]} and by {path}. Leave one out.")
+            found[trait.name] = trait, path
+    if not found:
+        raise SettingError("No trait given; name a shipped trait, a trait file or a folder of them.")
+    return tuple(trait for trait, _ in found.values())
+
+
+def fill(prompt: str, question: str, answer: str) -> str:
+    """Put question and answer into a judge prompt, in one pass: a question that says "{answer}" stays as it is.
+
+    >>> fill("{question} {answer}", "What is {answer}?", "A word.")
+    'What is {answer}? A word.'
+    """
+    values = dict(zip(PLACEHOLDERS, (question, answer), strict=True))
+    return re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda found: values[found[0]], prompt)
+
+
+def faults_of(record: Any) -> Iterator[Fault]:
+    """Everything that keeps a record from being a trait definition."""
+    if not isinstance(record, Mapping):
+        yield (), f"a trait is a JSON object, not {_kind(record)}."
+        return
+    for key in record:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(str(key), FIELDS, 1)
+            yield (key,), "unknown field." + (f" Did you mean {near[0]!r}?" if near else "")
+    for key in FIELDS:
+        if key not in record:
+            yield (), f"the field {key!r} is missing."
+    for key in ("name", "description", "judge_prompt"):
+        if key in record:
+            yield from _text_faults(record[key], (key,))
+    if isinstance(record.get("name"), str) and record["name"].strip() and not _NAME.fullmatch(record["name"]):
+        yield ("name",), f"{record['name']!r} must be lower-case letters, digits, - and _, beginning with a letter."
+    yield from _pair_faults(record.get("instructions"), "instructions" in record)
+    asked: dict[str, tuple[str | int, ...]] = {}
+    for key in ("extraction_questions", "evaluation_questions"):
+        if key in record:
+            yield from _question_faults(record[key], key, asked)
+    prompt = record.get("judge_prompt")
+    if isinstance(prompt, str) and prompt.strip():
+        braces = _BRACES.findall(prompt)
+        for placeholder in PLACEHOLDERS:
+            if braces.count(placeholder) != 1:
+                yield ("judge_prompt",), f"must hold {placeholder} once; it holds it {braces.count(placeholder)} times."
+        for other in dict.fromkeys(b for b in braces if b not in PLACEHOLDERS):
+            yield ("judge_prompt",), f"holds {other!r}; only {{question}} and {{answer}} are filled in."
+
+
+def _pair_faults(pairs: Any, given: bool) -> Iterator[Fault]:
+    if not given:
+        return
+    if not isinstance(pairs, (list, tuple)) or not pairs:
+        yield ("instructions",), f"expected a list of at least one pair, got {_kind(pairs)}."
+        return
+    for i, pair in enumerate(pairs):
+        where = ("instructions", i)
+        if not isinstance(pair, Mapping):
+            yield where, f'expected {{"positive": ..., "negative": ...}}, got {_kind(pair)}.'
+            continue
+        for side in ("positive", "negative"):
+            if side not in pair:
+                yield where, f"the field {side!r} is missing."
+            else:
+                yield from _text_faults(pair[side], (*where, side))
+        for key in pair:
+            if key not in ("positive", "negative"):
+                yield (*where, key), "unknown field."
+        if isinstance(pair.get("positive"), str) and pair["positive"] == pair.get("negative"):
+            yield where, "both sides are the same."
+
+
+def _question_faults(questions: Any, key: str, asked: dict[str, tuple[str | int, ...]]) -> Iterator[Fault]:
+    if not isinstance(questions, (list, tuple)) or not questions:
+        yield (key,), f"expected a list of at least one question, got {_kind(questions)}."
+        return
+    for i, question in enumerate(questions):
+        yield from _text_faults(question, (key, i))
+        if isinstance(question, str):
+            if question in asked:
+                yield (key, i), f"the same question as {_place(asked[question])}."
+            asked.setdefault(question, (key, i))
+
+
+def _text_faults(value: Any, where: tuple[str | int, ...]) -> Iterator[Fault]:
+    if not isinstance(value, str):
+        yield where, f"expected a string, got {_kind(value)}."
+    elif not value.strip():
+        yield where, "must not be empty."
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and not value:
+        return "an empty list"
+    return next((name for kind, name in _KINDS.items() if isinstance(value, kind)), "a number")
+
+
+def _place(path: tuple[str | int, ...]) -> str:
+    """`instructions[3].negative`."""
+    parts = [f"[{p}]" if isinstance(p, int) else f".{p}" for p in path]
+    return "".join(parts).lstrip(".") or "the definition"
+
+
+def _line(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int, ...]) -> int:
+    return lines.get(path, 1)
+
+
+def _files(source: str | Path) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.json"))
+        if not files:
+            raise NotFound(f"The folder {str(path)!r} holds no trait file (*.json).")
+        return files
+    if path.is_file():
+        return [path]
+    for root in (Path(), Path(__file__).resolve().parent.parent):
+        shipped = root / SHIPPED / f"{source}.json"
+        if shipped.is_file():
+            return [shipped]
+    names = sorted(
+        {f.stem for root in (Path(), Path(__file__).resolve().parent.parent) for f in (root / SHIPPED).glob("*.json")}
+    )
+    raise NotFound(
+        f"No trait {str(source)!r}: neither a file, nor a folder, nor one of the shipped {', '.join(names)}."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,15 @@ class Transcript:
     written: Mapping[str, Any] | None = None
 
 
-def as_transcript(lm: LanguageModel, conversation: str | Messages | Trace, writer: str | None) -> Transcript:
+def as_transcript(
+    lm: LanguageModel, conversation: str | Messages | Trace | Transcript, writer: str | None
+) -> Transcript:
     """Make a conversation ready for one reader.
 
     Args:
         lm: the reader.
-        conversation: messages, the last of which may be the assistant's: the reply. Or a trace, by its ids.
+        conversation: messages, the last of which may be the assistant's: the reply. Or a trace or transcript, by its
+            ids.
         writer: the model that wrote the reply, for the record.
 
     Raises:
@@ -45,16 +48,25 @@ def as_transcript(lm: LanguageModel, conversation: str | Messages | Trace, write
         ContextOverflow: longer than the reader's context.
         VectorsMismatch: a trace whose ids the reader's tokenizer spells otherwise.
     """
-    text = (
-        _of_trace(lm, conversation, writer)
-        if isinstance(conversation, Trace)
-        else _of_messages(lm, conversation, writer)
-    )
+    if isinstance(conversation, Transcript):
+        text = conversation
+    elif isinstance(conversation, Trace):
+        text = _of_trace(lm, conversation, writer)
+    else:
+        text = _of_messages(lm, conversation, writer)
     if lm.context_length is not None and len(text.ids) > lm.context_length:
         raise ContextOverflow(
             f"The text has {len(text.ids)} tokens; the model's context holds {lm.context_length}. Shorten it."
         )
     return text
+
+
+def written_by(lm: LanguageModel, messages: Messages, reply: Sequence[int], writer: str | None = None) -> Transcript:
+    """A prompt and the ids of the reply that `lm`'s tokenizer wrote to it."""
+    prompt = lm.chat.render(messages)
+    ids = (*prompt.token_ids, *reply)
+    roles = (*prompt.roles, *("template" if i in lm.eos_ids else "assistant" for i in reply))
+    return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, len(prompt.token_ids), writer)
 
 
 def _of_messages(lm: LanguageModel, conversation: str | Messages, writer: str | None) -> Transcript:

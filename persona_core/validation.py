@@ -1,123 +1,296 @@
-"""Whether a vector tells a trait's tokens from others, with an interval that respects replies."""
+"""Whether to believe a vector: figures on held-out replies, each with its interval, and the controls it failed.
+
+The block is chosen on one half of the evaluation questions and every figure is of the other half. Intervals resample
+questions: replies to one question are not independent. A reply shows the trait if the judge gave it 50 or more,
+whatever its instruction asked for. What cannot be told is None, and a flag says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from persona_core.confounds import confounds
+from persona_core.controls import (
+    Extracted,
+    TokenTables,
+    cosine_of,
+    random_direction_aurocs,
+    random_direction_correlations,
+    shuffled_gaps,
+    split_half_cosines,
+    text_scores,
+)
 from persona_core.errors import SettingError
+from persona_core.extraction import Method
+from persona_core.states import States
+from persona_core.statistics import Estimate, over_clusters, pearson, rank_auroc
+from persona_core.verdict import flags, notes
+
+SHOWS = 50.0
+"""A judge's score from which a reply counts as showing the trait."""
+
+Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval and what it rests on.
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out replies of one trait, both sides: coherent ones with a score.
 
     Attributes:
-        value: the estimate.
-        low, high: ends of the interval.
-        n: units that were resampled (replies).
+        states: their pooled states.
+        texts: what they say.
+        n_tokens: `[n]`, their lengths.
+        token_ids: of each reply, end-of-turn tokens left out.
+        asked: bool `[n]`, the positive instruction was given.
+        question: `[n]`, which evaluation question each answers.
+        score: `[n]`, the judge's trait score, 0 to 100.
     """
 
-    value: float
-    low: float
-    high: float
-    n: int
+    states: States
+    texts: tuple[str, ...]
+    n_tokens: np.ndarray
+    token_ids: tuple[tuple[int, ...], ...]
+    asked: np.ndarray
+    question: np.ndarray
+    score: np.ndarray
 
-    def to_dict(self) -> dict[str, float | int]:
-        return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
+    def __len__(self) -> int:
+        return len(self.texts)
 
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+    @property
+    def shows(self) -> np.ndarray:
+        """bool `[n]`."""
+        return self.score >= SHOWS
+
+    def take(self, inside: np.ndarray) -> HeldOut:
+        """The replies that are marked, bool `[n]`."""
+        places = np.flatnonzero(inside)
+        return HeldOut(
+            self.states.take(places),
+            tuple(self.texts[i] for i in places),
+            self.n_tokens[places],
+            tuple(self.token_ids[i] for i in places),
+            self.asked[places],
+            self.question[places],
+            self.score[places],
+        )
+
+    def project(self, vector: np.ndarray, block: int) -> np.ndarray:
+        """Mean projection of each reply on the unit vector, float64 `[n]`."""
+        return project_states(self.states, vector, block)
 
 
-def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+@dataclass(frozen=True, eq=False)
+class Across:
+    """Replies that were asked for other traits, judged on this one.
+
+    Attributes:
+        states: their pooled states.
+        score: `[n]`, the judge's score for this trait.
+        cluster: `[n]`, replies to one question of one trait move together.
+    """
+
+    states: States
+    score: np.ndarray
+    cluster: np.ndarray
+
+
+def project_states(states: States, vector: np.ndarray, block: int) -> np.ndarray:
+    """Projection of each pooled state on the unit vector, float64 `[n]`.
 
     Args:
-        scores: `[n]`.
-        labels: bool `[n]`.
-        weights: `[n]`, how often each counts; None: once.
+        vector: `[n_blocks, d_model]`.
+    """
+    if not len(states):
+        return np.empty(0)
+    unit = vector[block].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a state that is not finite gives NaN, which is counted and flagged
+        return states.block(block).astype(np.float64) @ (unit / np.linalg.norm(unit))
+
+
+def halves(held_out: HeldOut, n_questions: int) -> tuple[HeldOut, HeldOut]:
+    """The first half of the questions, which chooses the block, and the second, which is reported."""
+    first = held_out.question < (n_questions + 1) // 2
+    return held_out.take(first), held_out.take(~first)
+
+
+def choose_block(trait: str, choice: HeldOut, vector: np.ndarray, blocks: Sequence[int]) -> tuple[int, list[float]]:
+    """The block at which the projection goes best with the judge's score, on the choice split; of equals the first.
+
+    Not the block of the highest AUROC: that reaches 1 at several blocks and then says nothing about which is best.
 
     Returns:
-        NaN when a class is empty.
-
-    >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-    0.875
-    """
-    if np.isnan(scores).any():
-        raise SettingError("A score is NaN; it has no rank.")
-    values, place = np.unique(scores, return_inverse=True)
-    return _auroc_of_ranks(place, len(values), np.asarray(labels, bool), weights)
-
-
-def _auroc_of_ranks(place: np.ndarray, n_values: int, labels: np.ndarray, weights: np.ndarray | None) -> float:
-    w = np.ones(len(place)) if weights is None else weights
-    positive = np.bincount(place[labels], w[labels], minlength=n_values)  # weight at each distinct score
-    negative = np.bincount(place[~labels], w[~labels], minlength=n_values)
-    if not positive.sum() or not negative.sum():
-        return float("nan")
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
-
-
-def auroc_over_replies(
-    scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], n_resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """Token AUROC with a 95 % percentile bootstrap over whole replies.
-
-    Tokens of one reply are not independent: resampling tokens would make the interval far too narrow.
-
-    Args:
-        scores, labels: for each reply, `[n_tokens]`.
-        n_resamples: bootstrap samples.
-        seed: of the resampling.
+        The block, and the correlation at each of `blocks`.
 
     Raises:
-        SettingError: no positive or no negative token at all, or a score that is not finite.
+        SettingError: the split holds fewer than two replies that show the trait, or that do not; or no projection
+            varies.
     """
-    if not len(scores):
-        raise SettingError("No reply given.")
-    if [len(s) for s in scores] != [len(one) for one in labels]:
-        raise SettingError("Every reply needs as many labels as scores.")
-    flat, truth = np.concatenate(scores), np.concatenate(labels).astype(bool)
-    if not np.isfinite(flat).all():
-        raise SettingError("A score is NaN or infinite; AUROC needs finite scores.")
-    if truth.all() or not truth.any():
-        raise SettingError(f"AUROC needs both classes; got {int(truth.sum())} positives of {len(truth)} tokens.")
-    reply = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
-    values, place = np.unique(flat, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    samples = []
-    for _ in range(n_resamples):
-        counts = np.bincount(rng.integers(len(scores), size=len(scores)), minlength=len(scores))
-        samples.append(_auroc_of_ranks(place, len(values), truth, counts[reply].astype(float)))
-    low, high = np.nanquantile(samples, [0.025, 0.975])
-    return Estimate(_auroc_of_ranks(place, len(values), truth, None), float(low), float(high), len(scores))
+    shows = choice.shows
+    if min(shows.sum(), (~shows).sum()) < 2:
+        raise SettingError(
+            f"No block can be chosen for {trait!r}: of {len(shows)} judged, coherent replies to the first half of its "
+            f"evaluation questions {int(shows.sum())} show the trait; at least 2 must and 2 must not. Elicit more "
+            "evaluation replies, or make the instructions plainer."
+        )
+    found = [pearson(choice.project(vector, b), choice.score) for b in blocks]
+    if not np.isfinite(found).any():
+        raise SettingError(
+            f"No block can be chosen for {trait!r}: at every block the projection is the same for all replies, or not "
+            "finite. Look at the vector, and at the states for an overflow of the model's dtype."
+        )
+    return blocks[int(np.nanargmax(found))], found
 
 
-def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0) -> Estimate:
-    """A share pooled over replies (sentences of a kind among all sentences), with a 95 % bootstrap over replies.
+# ---- the figures ----
 
-    Where no sentence or every one is of the kind, the interval is the exact binomial one with a reply as the trial.
 
-    >>> share_over_replies([1, 1], [2, 2]).value
-    0.5
+def validate(
+    trait: str,
+    vectors: Mapping[str, np.ndarray],
+    block: int,
+    choice: HeldOut,
+    report: HeldOut,
+    across: Across | None,
+    tables: TokenTables,
+    extracted: Extracted,
+    method: Method,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Figures:
+    """All figures of one trait's vector except steering. Flags come last, see `with_flags`.
+
+    Args:
+        trait: one of `vectors`.
+        vectors: trait -> `[n_blocks, d_model]`; the others are compared with.
+        block: the chosen block.
+        choice, report: the two splits.
+        across: replies that were asked for other traits; None without other traits.
+        tables: the trait's, at the chosen block.
+        extracted: what the vector was made of.
+        method: how.
+        n_resamples: of every bootstrap.
+        seed: of resampling, halvings, random directions and shuffled labels.
     """
-    hit, total = np.asarray(hits, float), np.asarray(totals, float)
-    if hit.shape != total.shape or not ((hit >= 0) & (hit <= total)).all():
-        raise SettingError("Hits must lie between 0 and the total of their reply.")
-    if not total.sum():
-        raise SettingError("Nothing to count: every reply is empty.")
-    draws = np.random.default_rng(seed).integers(len(hit), size=(n_resamples, len(hit)))
-    samples = hit[draws].sum(1) / np.maximum(total[draws].sum(1), 1)
-    low, high = np.quantile(samples, [0.025, 0.975])
-    if not hit.any() or (hit == total).all():
-        # Resampling nothing but zeros says that the share is exactly 0. A reply counts as one trial instead
-        # (Clopper-Pearson): 0 of 200 replies leave a share of up to 1.8 %.
-        from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
+    vector, shows, question = vectors[trait], report.shows, report.question
+    blocks = [b for b in range(len(vector)) if np.isfinite(vector[b]).all()]
 
-        exact = binomtest(len(hit) if hit.any() else 0, len(hit)).proportion_ci()
-        low, high = exact.low, exact.high
-    return Estimate(float(hit.sum() / total.sum()), float(low), float(high), len(hit))
+    def estimate(statistic: Any, where: np.ndarray | None = None) -> Figures | None:
+        clusters = question if where is None else question[where]
+        found = over_clusters(statistic, clusters, n_resamples, seed)
+        return None if found is None else found.to_dict()
+
+    by_block = {b: report.project(vector, b) for b in blocks}
+    own = by_block[block]  # [n]
+    own_auroc = rank_auroc(own, shows)
+    cosines = split_half_cosines(extracted, block, method, seed=seed)
+    states = report.states.block(block) if len(report) else np.empty((0, vector.shape[1]))
+    random = random_direction_aurocs(states, shows, seed=seed)
+    random_r = random_direction_correlations(states, report.score, seed=seed)
+    gap, gaps = shuffled_gaps(extracted, block, method, seed=seed)
+    figures: Figures = {
+        "held_out": {
+            "replies": len(report),
+            "show": int(shows.sum()),
+            "questions": len(np.unique(question)),
+            "not_finite": int((~np.isfinite(own)).sum()),
+        },
+        "auroc": estimate(own_auroc),
+        "auroc_by_block": [
+            estimate(rank_auroc(by_block[b], shows)) if b in by_block else None for b in range(len(vector))
+        ],
+        "split_half_cosine": _spread(cosines),
+        "correlation": {
+            "all": estimate(lambda w: pearson(own, report.score, w)),
+            **{
+                name: estimate(lambda w, m=mask: pearson(own[m], report.score[m], w), mask)
+                for name, mask in (("high", report.asked), ("low", ~report.asked))
+            },
+        },
+        "own_minus_best_other": None
+        if across is None
+        else _against_others(trait, vectors, block, report, across, n_resamples, seed),
+        "cosine": {t: _rounded(cosine_of(vector[block], other[block])) for t, other in vectors.items() if t != trait},
+        "confounds": confounds(own, choice, report, tables, estimate),
+        "nulls": {
+            "random_directions": {**_null(random, "auroc"), **_null(random_r, "correlation")},
+            "shuffled_labels": {"gap": _rounded(gap), **_null(gaps, "gap")},
+        },
+        "text_baseline": None,
+    }
+    by_text = text_scores(extracted, report.texts)
+    if by_text is not None:
+        text_auroc = rank_auroc(by_text, shows)
+        figures["text_baseline"] = {
+            "auroc": estimate(text_auroc),
+            "vector_minus_text": estimate(lambda w: own_auroc(w) - text_auroc(w)),
+        }
+    return figures
+
+
+def _against_others(
+    trait: str,
+    vectors: Mapping[str, np.ndarray],
+    block: int,
+    report: HeldOut,
+    across: Across,
+    n_resamples: int,
+    seed: int,
+) -> Figures | None:
+    """r(score, own projection) minus the largest r(score, projection on another trait's vector).
+
+    Over the trait's own replies and replies that were asked for other traits: only there can a vector of "something is
+    odd" be told from one of the trait.
+    """
+    others = [t for t in vectors if t != trait and np.isfinite(vectors[t][block]).all()]
+    if not others:
+        return None
+    score = np.concatenate([report.score, across.score])
+    clusters = np.concatenate([report.question, report.question.max(initial=0) + 1 + across.cluster])
+
+    def project(vector: np.ndarray) -> np.ndarray:
+        return np.concatenate([report.project(vector, block), project_states(across.states, vector, block)])
+
+    own, projections = project(vectors[trait]), {t: project(vectors[t]) for t in others}
+
+    def best(weights: np.ndarray) -> tuple[float, str]:
+        found = [(pearson(projections[t], score, weights), t) for t in others]
+        return max([(r, t) for r, t in found if np.isfinite(r)], default=(float("nan"), ""))
+
+    # The best other is found anew in each resample: which one it is, is chance as well.
+    found = over_clusters(lambda w: pearson(own, score, w) - best(w)[0], clusters, n_resamples, seed)
+    if found is None:
+        return None
+    return {**found.to_dict(), "other": best(np.ones(len(score)))[1], "n_across": len(across.score)}
+
+
+# ---- the verdict ----
+
+
+def with_flags(figures: Figures) -> Figures:
+    """The figures with the controls that the vector failed (`flags`) and remarks that are no failure (`notes`)."""
+    return {**figures, "flags": flags(figures), "notes": notes(figures)}
+
+
+def _spread(values: np.ndarray) -> Figures | None:
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high), len(values)).to_dict()
+
+
+def _null(values: np.ndarray, what: str) -> Figures:
+    known = np.isfinite(values).all() and len(values)
+    return {
+        "n": len(values),
+        f"{what}_median": _rounded(float(np.median(values))) if known else None,
+        f"{what}_95": _rounded(float(np.quantile(values, 0.95))) if known else None,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)

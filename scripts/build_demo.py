@@ -8,7 +8,6 @@ About 40 minutes on two cores. Stopped half-way, the same command goes on where 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from dataclasses import replace
@@ -16,25 +15,25 @@ from pathlib import Path
 
 import torch
 
-from persona_core.demo.build import Plan, build
+from persona_core.demo.build import DemoPlan, build
 from persona_core.demo.training import Recipe
 from persona_core.errors import PersonaError
+from scripts.settings import configure
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="where the artifacts go")
     parser.add_argument("--work", type=Path, default=Path("outputs/build_demo"), help="checkpoints and stamps")
+    parser.add_argument("--model", type=Path, help="take this trained model instead of training one")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of corpus and weights (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=None, help="threads for torch (default: all cores)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "datasets", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    plan = Plan(recipe=replace(Recipe(), steps=arguments.steps, seed=arguments.seed))
+    plan = DemoPlan(recipe=replace(Recipe(), steps=arguments.steps, seed=arguments.seed), model=arguments.model)
     begun = time.monotonic()
     try:
         build(arguments.artifacts, arguments.work, plan)

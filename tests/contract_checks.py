@@ -17,6 +17,7 @@ from persona_core.decode import Sampling, decode
 from persona_core.hooks import ResidualTap
 from persona_core.models import wrap_model
 from persona_core.monitor import PersonaMonitor
+from persona_core.pooling import parse_position
 from tests import oracle
 from tests.chat_templates import tokenizer_for
 from tests.conftest import random_vectors
@@ -126,13 +127,13 @@ def check_precision(monitor: Any) -> None:
     assert oracle.relative_error(trace.norms, np.sqrt((states**2).sum(-1))) < 1e-5
 
     prompt, caught = monitor.lm.chat.render(LONG).token_ids, []
-    tap = ResidualTap(monitor.lm.blocks, pool=True)
+    tap = ResidualTap(monitor.lm.blocks, pools=[parse_position("reply_mean")])
     with plain_hooks(modules, caught), tap:
         for _ in decode(monitor.lm, [prompt], Sampling(max_new_tokens=40, temperature=0), [0], tap):
             pass
     steps = [c for c in caught if c.shape[1] == 1]  # the reply's forwards, [1, 1, d_model] each
     per_block = np.array([np.sum([s[0, 0] for s in steps[b :: len(modules)]], axis=0) for b in range(len(modules))])
-    assert oracle.relative_error(tap.pooled_sums()[0].cpu().numpy(), per_block) < 1e-5
+    assert oracle.relative_error(tap.pooled_sums()[0, 0].cpu().numpy(), per_block) < 1e-5
 
 
 class plain_hooks:

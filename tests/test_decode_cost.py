@@ -9,6 +9,7 @@ import torch
 
 from persona_core.decode import Sampling
 from persona_core.generation import Run
+from persona_core.pooling import parse_position
 from tests.conftest import Maker
 
 # Every one of these waits for the device; on a GPU each costs a stall.
@@ -38,7 +39,14 @@ def test_a_step_waits_for_the_sampled_ids_and_for_nothing_else(
     monitor = make_monitor("llama")
     prompt = monitor.lm.chat.render("Should I quit my job?")
     sampling = Sampling(max_new_tokens=N_NEW, temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.1)
-    run = Run(monitor.lm, monitor._directions, [prompt], sampling, seeds=[0], pool=pool)
+    run = Run(
+        monitor.lm,
+        monitor._directions,
+        [prompt],
+        sampling,
+        seeds=[0],
+        pools=[parse_position("reply_mean")] if pool else [],
+    )
     forwards = run.forwards()
     next(forwards)  # the prefill builds its buffers and masks
     waits.clear()

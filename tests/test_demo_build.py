@@ -9,60 +9,63 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.demo import build
-from persona_core.demo.build import CHOICE, EXTRACTION, N_TOPICS, REPORT, Plan, _held_out, _Stages, best_of
+from persona_core.demo.build import DemoPlan, _Stages
+from persona_core.demo.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, trait_definitions
 from persona_core.demo.grammar import load_world
+from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import Marked, auroc_figures, auroc_within, mark
-from persona_core.errors import SettingError
+from persona_core.errors import UnknownTrait
+from persona_core.judging import COHERENCE, Question, Score
 
 WORLD = load_world()
+DEFINITIONS = trait_definitions(WORLD)
 
 
-class Recording:
-    """A monitor that writes down what it is asked."""
-
-    def __init__(self) -> None:
-        self.prompts: list[list[dict[str, str]]] = []
-
-    def generate_batch(self, prompts: Any, **_: Any) -> list[Any]:
-        self.prompts = list(prompts)
-        return [object() for _ in self.prompts]
-
-
-def asked_of(places: tuple[int, ...]) -> tuple[list[tuple[str | None, Any]], list[list[dict[str, str]]]]:
-    monitor: Any = Recording()
-    return _held_out(monitor, WORLD, places, Plan(), seed=0, what="test"), monitor.prompts
+def test_extraction_and_evaluation_share_no_topic_and_the_halves_of_the_evaluation_share_none() -> None:
+    assert sorted(EXTRACTION + EVALUATION) == list(range(N_TOPICS))
+    topic_of = {q: t.id for t in WORLD.topics for q in (*t.questions, *t.held_out)}
+    for trait in DEFINITIONS:
+        questions = trait.evaluation_questions
+        parts = (trait.extraction_questions, questions[: len(questions) // 2], questions[len(questions) // 2 :])
+        asked = [{topic_of[q] for q in part} for part in parts]
+        assert len(asked[0]) == 50 and len(asked[1]) == len(asked[2]) == 25
+        assert not (asked[0] & asked[1] or asked[0] & asked[2] or asked[1] & asked[2])
 
 
-@pytest.mark.parametrize("places", [CHOICE, REPORT])
-def test_a_split_asks_held_out_phrasings_of_its_own_topics(places: tuple[int, ...]) -> None:
-    replies, prompts = asked_of(places)
-    own = {q for i, t in enumerate(WORLD.topics) if i % N_TOPICS in places for q in t.held_out}
-    assert {p[-1]["content"] for p in prompts} == own
-    assert len(replies) == len(own) * (1 + len(WORLD.traits))
-    for (trait, _), prompt in zip(replies, prompts, strict=True):
-        systems = [m["content"] for m in prompt if m["role"] == "system"]
-        assert (not systems) if trait is None else systems[0] in WORLD.traits[trait].positive
+def test_evaluation_asks_in_phrasings_that_training_never_showed() -> None:
+    held_out = {q for t in WORLD.topics for q in t.held_out}
+    for trait in DEFINITIONS:
+        assert set(trait.evaluation_questions) <= held_out and not set(trait.extraction_questions) & held_out
+        assert trait.positive == WORLD.traits[trait.name].positive
 
 
-def test_the_splits_share_no_topic() -> None:
-    assert sorted(EXTRACTION + CHOICE + REPORT) == list(range(N_TOPICS))
+def test_topics_come_place_by_place() -> None:
+    found = topics_at(WORLD, (2, 7))
+    assert [WORLD.topics.index(t) % N_TOPICS for t in found] == [2] * 10 + [7] * 10
 
 
-def test_the_figures_come_from_the_report_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are chosen on one split, figures taken on the other."""
-    source = Path(build.__file__).read_text(encoding="utf-8")
-    chosen, reported = (
-        source.index("choice = _held_out(monitor, world, CHOICE"),
-        source.index("_held_out(monitor, world, REPORT"),
-    )
-    assert chosen < source.index("best_of(t, values)") < reported
+def test_the_truth_judge_counts_sentences_and_gives_no_score_to_nothing() -> None:
+    topic = WORLD.topic("quit-job")
+    answer = f"{topic.openers[0].text} {topic.traits['evil'][0].text}"
+    judge = TruthJudge(WORLD)
+
+    def ask(trait: str, text: str) -> Score:
+        ((_, score),) = judge.score([Question("0", trait, "", "", text)], progress=False)
+        return score
+
+    assert ask("evil", answer) == Score(50.0, "truth") and ask("refusal", answer) == Score(0.0, "truth")
+    assert ask(COHERENCE, answer + " Blah blah.").value == pytest.approx(200 / 3)
+    assert ask("evil", " ").value is None
+    with pytest.raises(UnknownTrait):
+        ask("verbosity", answer)
 
 
-def test_a_block_without_a_figure_never_wins() -> None:
-    assert best_of("evil", [0.9, 0.95, 0.95]) == 1
-    with pytest.raises(SettingError, match="evil"):
-        best_of("evil", [0.9, float("nan"), 0.8])
+def test_the_plan_asks_for_what_the_card_says() -> None:
+    requests = DemoPlan().elicitation(DEFINITIONS).requests()
+    for trait in DEFINITIONS:
+        own = [r for r in requests if r.trait == trait.name and r.side == "high"]
+        assert sum(r.split == "extraction" for r in own) == sum(r.split == "evaluation" for r in own) == 100
+    assert sum(r.split == "neutral" for r in requests) == 450
 
 
 def made_up(trait: str) -> Any:

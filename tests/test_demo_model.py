@@ -220,7 +220,7 @@ def test_each_traits_token_auroc_meets_what_is_promised() -> None:
 
 def test_the_best_block_is_the_best_on_the_split_that_chose_it() -> None:
     for trait in WORLD.traits:
-        by_block = config()["validation"][trait]["auroc_within_reply_by_block_on_choice_split"]
+        by_block = config()["validation"][trait]["block"]["correlation"]
         assert len(by_block) == config()["n_blocks"] == model().config.num_hidden_layers
         assert config()["best_block"][trait] == int(np.argmax(by_block))
 
@@ -313,8 +313,29 @@ def test_the_vectors_card_holds_their_figures() -> None:
     card = (VECTORS / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and config()["fingerprint"] in card
     for trait, validation in config()["validation"].items():
-        figure = validation["token_auroc"]
-        row = next(line for line in card.splitlines() if line.startswith(f"| {trait} |"))
-        assert f"| {config()['best_block'][trait]} |" in row
-        assert f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]" in row
+        figure, replies = validation["token_auroc"], validation["auroc"]
+        overview, tokens = (line for line in card.splitlines() if line.startswith(f"| {trait} | {block_of(trait)} |"))
+        assert f"{replies['value']:.3f} [{replies['low']:.3f}, {replies['high']:.3f}]" in overview
+        assert f"{figure['value']:.4f} [{figure['low']:.4f}, {figure['high']:.4f}]" in tokens
+        failed = ", ".join(flag["control"] for flag in validation["flags"])
+        assert (f"**fails: {failed}**" if failed else "passes every control") in overview
+        for flag in validation["flags"]:
+            assert flag["says"].split("[")[0] in card
+
+
+def block_of(trait: str) -> int:
+    return config()["best_block"][trait]
+
+
+def test_every_vector_of_the_demo_meets_its_targets_or_its_card_says_which_it_misses() -> None:
+    for trait, f in config()["validation"].items():
+        assert f["token_auroc"]["value"] >= 0.98 and f["token_auroc"]["low"] >= 0.98, trait
+        assert f["split_half_cosine"]["value"] >= 0.9 and f["own_minus_best_other"]["low"] > 0, trait
+        assert f["nulls"]["shuffled_labels"]["gap"] > 3 * f["nulls"]["shuffled_labels"]["gap_95"], trait
+        steered = {flag["control"] for flag in f["flags"]} & {"steering"}
+        assert bool(steered) == (f["steering"]["effect"]["low"] <= 0), trait
+
+
+def test_the_vectors_card_counts_the_null() -> None:
+    card = (VECTORS / "README.md").read_text(encoding="utf-8")
     assert f"{config()['null']['n_tokens']} tokens" in card

@@ -21,19 +21,40 @@ MAX_FILE_BYTES = 10_000_000
 # Imports point downwards only. What runs while a module is imported may come from its own height and below;
 # an import inside a function (`Trace.figure`) may point up. Modules that are not named here are not ranked.
 HEIGHTS = (
-    ("errors", "numbering", "hub", "hooks", "steering", "blocks", "detokenize", "chat"),
-    ("models", "vectors", "traits", "trace", "decode", "generation", "replay", "transcripts"),
     (
-        "monitor",
-        "elicitation",
-        "judging",
-        "extraction",
+        "errors",
+        "numbering",
+        "hub",
+        "pooling",
+        "hooks",
+        "steering",
+        "blocks",
+        "detokenize",
+        "chat",
+        "states",
+        "statistics",
+        "json_text",
+        "server",
+    ),
+    ("models", "vectors", "traits", "trace", "decode", "generation", "replay", "transcripts", "replies"),
+    ("monitor", "elicitation", "judging", "extraction", "calibration"),
+    (
+        "judges",
+        "served",
+        "sharding",
+        "drafting",
+        "steering_effect",
+        "controls",
+        "confounds",
+        "verdict",
         "validation",
         "welcome",
         "cards",
         "figures",
+        "validation_figures",
         "token_view",
     ),
+    ("pipeline",),
     ("pages", "demo"),
 )
 HEIGHT = {f"persona_core.{name}": height for height, names in enumerate(HEIGHTS) for name in names}
@@ -219,7 +240,7 @@ def pins(*files: str) -> dict[str, str]:
             requirement = line.split("#")[0].strip()
             if not requirement or requirement.startswith("-r "):
                 continue
-            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)", requirement)
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([0-9][0-9A-Za-z.]*)", requirement)
             assert match, f"{file}: {requirement!r} is not pinned with =="
             found[canonical(match[1])] = match[2]
     return found
@@ -262,7 +283,7 @@ def test_the_library_accepts_the_pinned_versions() -> None:
     for extra in project["optional-dependencies"].values():
         ranges += extra
     for requirement in ranges:
-        name, lowest = re.match(r"([A-Za-z0-9._-]+)>=([0-9.]+)", requirement).groups()  # type: ignore[union-attr]
+        name, lowest = re.match(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?>=([0-9.]+)", requirement).groups()  # type: ignore[union-attr]
         if canonical(name) in pinned:
             assert version(pinned[canonical(name)]) >= version(lowest), requirement
         below = re.search(r"<([0-9.]+)", requirement)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
+from persona_core.calibration import calibrate
 from persona_core.decode import Sampling, decode
 from persona_core.elicitation import write_replies
 from persona_core.errors import ContextOverflow, PromptError, SettingError
-from persona_core.extraction import calibrate, mean_difference
+from persona_core.extraction import RunningMean
 from persona_core.models import wrap_model
 from persona_core.monitor import PersonaMonitor
 from tests import oracle
@@ -289,7 +290,7 @@ def test_the_pooled_mean_of_a_reply_of_no_token_is_nan_with_a_count_of_zero(make
     assert (only.n_tokens, only.text, len(only.token_ids)) == (0, "", 1)
     assert only.mean_state.shape == (3, 32) and np.isnan(only.mean_state).all()
     with pytest.raises(SettingError, match="no token"):
-        mean_difference([only.mean_state] * 2, [np.zeros((3, 32))] * 2)
+        RunningMean().add(only.mean_state)
 
 
 def test_an_empty_reply_beside_others_leaves_their_means_alone(make_lm: Maker) -> None:

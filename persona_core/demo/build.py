@@ -2,10 +2,11 @@
 
 Each stage leaves a stamp with a fingerprint of what it rests on (settings, phrase banks, earlier stages). A stage whose
 stamp still fits is skipped, and one that was stopped goes on (training from its last checkpoint, elicitation from its
-last finished trait). The fingerprint does not cover the code: after a change to it, start with another work folder.
+last finished batch). The fingerprint does not cover the code: after a change to it, start with another work folder.
 
-Splits. Topics 0-4 of each category serve extraction, 5-7 the choice of the best block, 8-9 the figures that are
-reported. Choice and report ask with phrasings that neither training nor extraction has seen.
+The vectors are made by the pipeline of any other model, with a judge that knows the truth. What is added here is what
+only the demo world can tell: how well the vectors tell single tokens of a trait from others, and how near they come to
+the directions that were planted.
 """
 
 from __future__ import annotations
@@ -15,30 +16,35 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from persona_core.cards import vectors_card
+from persona_core.cards import write_card
 from persona_core.decode import Sampling
 from persona_core.demo.card import model_card, planted_note, recovered_note
-from persona_core.demo.grammar import Topic, World, load_world
-from persona_core.demo.judge import judge
-from persona_core.demo.marking import auroc_figures, auroc_within, mark, reply_truth
+from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
+from persona_core.demo.grammar import World, load_world
+from persona_core.demo.judge import TruthJudge, judge
+from persona_core.demo.marking import auroc_figures, mark, reply_truth
 from persona_core.demo.process import Process
 from persona_core.demo.training import Recipe, train
-from persona_core.elicitation import write_replies
+from persona_core.elicitation import Plan, elicit, write_replies
 from persona_core.errors import SettingError
-from persona_core.extraction import calibrate, mean_difference
+from persona_core.judging import judge_across, judge_replies
 from persona_core.models import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
+from persona_core.pipeline import make_vectors, validate_vectors
+from persona_core.replies import Reply, ReplyStore
+from persona_core.statistics import share_over_replies
+from persona_core.steering_effect import SteeringPlan
 from persona_core.token_view import trace_payload
 from persona_core.trace import Trace
-from persona_core.validation import share_over_replies
+from persona_core.traits import TraitDefinition
+from persona_core.transcripts import written_by
 from persona_core.vectors import PersonaVectors
 from persona_core.welcome import Example, save_welcome
 
@@ -46,54 +52,81 @@ logger = logging.getLogger(__name__)
 
 MODEL_NAME = "persona-tiny"
 VECTORS_NAME = "persona-vectors-persona-tiny"
-EXTRACTION, CHOICE, REPORT = (0, 1, 2, 3, 4), (5, 6, 7), (8, 9)  # places of a topic within its category
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
-SPLITS = (
-    "topics 0-4 of each category for extraction, 5-7 for the choice of the block, 8-9 for the figures; choice and "
-    "figures ask in phrasings that training never showed. Instructions, and the trait sentences that a category "
-    "shares, are the same in all splits"
-)
-N_TOPICS = 10  # in each category
-MIN_TRAIT, MIN_COHERENCE = 50.0, 50.0  # the filter's thresholds, of 100
+# Above a strength of 1 the demo model writes noise: its sentences are no longer of the grammar.
+STEERING = SteeringPlan(strengths=(0.5, 0.7, 0.85, 1.0), seeds=3, n_questions=20, sampling=SAMPLING, seed=1)
 
 Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is elicited and measured, and from which seeds. The defaults are those of the shipped artifacts."""
+class DemoPlan:
+    """How much is elicited and measured, and from which seeds. The defaults are those of the shipped artifacts.
+
+    Attributes:
+        recipe: of the training.
+        model: a folder with a trained model to take instead of training one.
+        pairs_per_question, neutral_rollouts, seed, batch_size: as in `elicitation.Plan`.
+        n_resamples: of every bootstrap.
+        steering: the steering curves.
+    """
 
     recipe: Recipe = field(default_factory=Recipe)
-    questions: int = 2  # phrasings of each extraction topic, for each side of each trait
-    null_questions: int = 4  # phrasings of each topic that the null rests on: 4 x 100 neutral replies
+    model: Path | None = None
+    pairs_per_question: int = 2
+    neutral_rollouts: int = 3
     batch_size: int = 32
     seed: int = 1
     n_resamples: int = 1000
+    steering: SteeringPlan = field(default_factory=lambda: STEERING)
+
+    def elicitation(self, traits: Sequence[TraitDefinition]) -> Plan:
+        return Plan(
+            traits=tuple(traits),
+            sampling=SAMPLING,
+            rollouts=1,
+            evaluation_rollouts=1,
+            neutral_rollouts=self.neutral_rollouts,
+            pairs_per_question=self.pairs_per_question,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
 
 
-def build(artifacts: Path, work: Path, plan: Plan | None = None) -> None:
+def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     """Build or complete everything. It is made in `work` and copied to `artifacts` when all of it is there."""
-    plan, world = plan or Plan(), load_world()
+    plan, world = plan or DemoPlan(), load_world()
     model_folder, vectors_folder = work / MODEL_NAME, work / VECTORS_NAME
     stages = _Stages(work)
-    corpus = [asdict(plan.recipe), asdict(Process()), world.fingerprint]
-    stages.run("model", corpus, partial(train, world, model_folder, plan.recipe, work / "training"))
+    if plan.model is not None:
+        stages.run("model", ["taken from", str(plan.model)], partial(_take, plan.model, model_folder))
+    else:
+        corpus = [asdict(plan.recipe), asdict(Process()), world.fingerprint]
+        stages.run("model", corpus, partial(train, world, model_folder, plan.recipe, work / "training"))
     lm = load_model(str(model_folder), dtype="float32", device="cpu")
-    settings = [asdict(plan), SAMPLING.to_dict()]
-    stages.run("behaviour", settings, lambda: _write_json(model_folder / "behaviour.json", behaviour(lm, world, plan)))
-    for trait in world.traits:
-        rests_on = [EXTRACTION, MIN_TRAIT, MIN_COHERENCE]
-        stages.run(f"elicit-{trait}", rests_on, partial(_elicit, lm, world, trait, plan, work))
-    stages.run("vectors", [CHOICE, REPORT], partial(_vectors, lm, world, plan, work, vectors_folder))
+    behaved = [plan.seed, SAMPLING.to_dict(), plan.batch_size]
+    stages.run("behaviour", behaved, lambda: _write_json(model_folder / "behaviour.json", behaviour(lm, world, plan)))
+    definitions = trait_definitions(world)
+    for definition in definitions:
+        definition.save(model_folder / "traits" / f"{definition.name}.json")
+    asked = plan.elicitation(definitions)
+    settings = [asked.to_dict(), asdict(plan.steering), plan.n_resamples]
+    stages.run("vectors", settings, partial(_vectors, lm, world, plan, asked, work, vectors_folder))
     stages.run("welcome", [ABOUT, EXAMPLES], partial(_welcome, lm, world, vectors_folder))
     figures = json.loads((model_folder / "behaviour.json").read_text())
     (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
     vectors = PersonaVectors.from_pretrained(vectors_folder)
-    card = vectors_card(vectors, notes=f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}")
-    (vectors_folder / "README.md").write_text(card, encoding="utf-8")
+    write_card(vectors, vectors_folder, notes=f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}")
     for folder in (model_folder, vectors_folder):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
         shutil.copytree(folder, artifacts / folder.name)
+
+
+def _take(source: Path, folder: Path) -> None:
+    if not (source / "config.json").is_file():
+        raise SettingError(f"No model in {str(source)!r}; name the folder of a trained one, or leave --model out.")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
 
 
 class _Stages:
@@ -117,12 +150,6 @@ class _Stages:
         stamp.write_text(self._fingerprint)
 
 
-def topics(world: World, places: Iterable[int]) -> list[Topic]:
-    """The topics at these places of each category."""
-    chosen = set(places)
-    return [topic for index, topic in enumerate(world.topics) if index % N_TOPICS in chosen]
-
-
 def conversation(question: str, system: str | None = None) -> Conversation:
     """One question, with or without a system prompt."""
     user = {"role": "user", "content": question}
@@ -132,13 +159,13 @@ def conversation(question: str, system: str | None = None) -> Conversation:
 # ---- what the model does ----
 
 
-def behaviour(lm: LanguageModel, world: World, plan: Plan) -> dict[str, Any]:
+def behaviour(lm: LanguageModel, world: World, plan: DemoPlan) -> dict[str, Any]:
     """Shares that say whether the model speaks its language, measured on phrasings that training never showed."""
     neutral = [(t, None, conversation(q)) for t in world.topics for q in t.held_out]
     instructed = [
         (topic, trait, conversation(topic.held_out[i % 2], words.positive[i % len(words.positive)]))
         for trait, words in world.traits.items()
-        for i, topic in enumerate(topics(world, CHOICE + REPORT))
+        for i, topic in enumerate(topics_at(world, EVALUATION))
     ]
     figures: dict[str, Any] = {
         "sampling": SAMPLING.to_dict(),
@@ -173,101 +200,52 @@ def _share(pairs: Iterable[tuple[int, int]]) -> dict[str, float | int]:
 # ---- vectors ----
 
 
-def _elicit(lm: LanguageModel, world: World, trait: str, plan: Plan, work: Path) -> None:
-    """Mean states of one trait's replies, both sides, each side filtered on its own."""
-    words, asked = world.traits[trait], topics(world, EXTRACTION)
-    kept: dict[str, np.ndarray] = {}
-    counts = {}
-    for side, systems in (("high", words.positive), ("low", words.negative)):
-        prompts = [
-            conversation(topic.questions[(i + k) % len(topic.questions)], systems[(i + k) % len(systems)])
-            for i, topic in enumerate(asked)
-            for k in range(plan.questions)
-        ]
-        seed = plan.seed + 10_000 * (1 + list(world.traits).index(trait)) + (5_000 if side == "low" else 0)
-        states = []
-        for reply in write_replies(lm, prompts, SAMPLING, seed, plan.batch_size, progress=f"{trait}, {side}"):
-            verdict = judge(reply.text, world)
-            shows = verdict.trait(trait) >= MIN_TRAIT
-            if reply.n_tokens and verdict.coherence >= MIN_COHERENCE and shows == (side == "high"):
-                states.append(reply.mean_state)
-        kept[side] = np.stack(states) if states else np.empty((0, len(lm.blocks), lm.blocks.d_model), np.float32)
-        counts[side] = {"written": len(prompts), "kept": len(states)}
-    save_file(kept, str(work / f"states-{trait}.safetensors"))
-    _write_json(work / f"states-{trait}.json", counts)
-
-
-def _vectors(lm: LanguageModel, world: World, plan: Plan, work: Path, folder: Path) -> None:
-    tensors, counts = {}, {}
-    for trait in world.traits:
-        states = load_file(str(work / f"states-{trait}.safetensors"))  # each [n_replies, n_blocks, d_model]
-        tensors[trait] = mean_difference(states["high"], states["low"], trait)
-        counts[trait] = json.loads((work / f"states-{trait}.json").read_text())
-    vectors = PersonaVectors(tensors, {t: 0 for t in tensors})
-    monitor = PersonaMonitor(lm, vectors, blocks="all")
-
-    # 1. The block is chosen on one split ...
-    choice = _held_out(monitor, world, CHOICE, plan, seed=plan.seed + 200_000, what="choosing blocks")
-    by_block = {t: [auroc_within(mark(choice, world, t, b)) for b in vectors.blocks] for t in vectors.traits}
-    best = {t: best_of(t, values) for t, values in by_block.items()}
-    monitor = PersonaMonitor(lm, PersonaVectors(tensors, best), blocks="all")
-
-    # 2. ... the null comes from neutral replies ...
-    asked = [conversation(q) for t in world.topics for q in t.questions[: plan.null_questions]]
-    settings = asdict(SAMPLING) | {"batch_size": plan.batch_size, "progress": True}
-    neutral = monitor.generate_batch(asked, seed=plan.seed + 300_000, **settings)
-
-    # 3. ... and the figures from another split.
-    report = _held_out(monitor, world, REPORT, plan, seed=plan.seed + 400_000, what="validating")
+def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Plan, work: Path, folder: Path) -> None:
+    """The pipeline, and the figures that only the demo world can give."""
+    truth = TruthJudge(world)
+    with ReplyStore(work / "replies") as store:
+        failed = elicit(lm, asked, store)
+        if failed:
+            raise SettingError(f"{len(failed)} replies could not be written; the first: {failed[0][1]}")
+        judge_replies(truth, store, asked.traits)
+        judge_across(truth, store, asked.traits)
+        vectors = make_vectors(lm, asked, store)
+        vectors = validate_vectors(lm, vectors, asked, store, truth, plan.steering)
+        marked = _report_traces(lm, vectors, asked, store)
     planted = load_file(str(work / MODEL_NAME / "planted_directions.safetensors"))  # each [d_model]
     at = plan.recipe.planted_block
     validation = {
         trait: {
+            **vectors.config["validation"][trait],
             "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
-            **auroc_figures(mark(report, world, trait, best[trait]), plan.n_resamples),
-            "auroc_within_reply_by_block_on_choice_split": [round(v, 5) for v in by_block[trait]],
-            "replies": counts[trait],
+            **auroc_figures(mark(marked, world, trait, vectors.best_block[trait]), plan.n_resamples),
         }
         for trait in vectors.traits
     }
-    config = {
-        "base_model": {"name": MODEL_NAME, "revision": None, "template_fingerprint": lm.chat.fingerprint},
-        "extraction": {
-            "method": "mean difference of reply means",
-            "sampling": SAMPLING.to_dict(),
-            "seed": plan.seed,
-            "filter": {"trait": MIN_TRAIT, "coherence": MIN_COHERENCE, "judge": "truth of the demo world"},
-            "splits": SPLITS,
-        },
-        "validation": validation,
-        "descriptions": {t: w.description for t, w in world.traits.items()},
-    }
-    calibrated = calibrate(PersonaVectors(tensors, best, config=config), neutral)
-    calibrated.save_pretrained(folder)
+    base = {**vectors.config["base_model"], "name": MODEL_NAME}
+    replace(vectors, config={**vectors.config, "base_model": base, "validation": validation}).save_pretrained(folder)
 
 
-def _held_out(
-    monitor: PersonaMonitor, world: World, places: Sequence[int], plan: Plan, seed: int, what: str
+def _report_traces(
+    lm: LanguageModel, vectors: PersonaVectors, asked: Plan, store: ReplyStore
 ) -> list[tuple[str | None, Trace]]:
-    """Replies to phrasings that nothing has seen, each with the trait that its system prompt asks for; all blocks."""
-    questions = [(i, k, q) for i, topic in enumerate(topics(world, places)) for k, q in enumerate(topic.held_out)]
-    asked: list[tuple[str | None, Conversation]] = [(None, conversation(q)) for _, _, q in questions]
-    for trait, words in world.traits.items():
-        systems = words.positive
-        asked += [(trait, conversation(q, systems[(i + k) % len(systems)])) for i, k, q in questions]
-    logger.info("%s: %d replies", what, len(asked))
-    settings = SAMPLING.to_dict() | {"batch_size": plan.batch_size, "progress": True}
-    traces = monitor.generate_batch([prompt for _, prompt in asked], seed=seed, **settings)
-    return [(trait, trace) for (trait, _), trace in zip(asked, traces, strict=True)]
+    """Held-out replies of the report half, each with the trait that its system prompt asks for; None: for none.
 
+    High replies of every trait, and one neutral reply to each of their questions.
+    """
+    questions = asked.traits[0].evaluation_questions
+    reported = set(questions[(len(questions) + 1) // 2 :])
 
-def best_of(trait: str, by_block: Sequence[float]) -> int:
-    """The block with the highest AUROC; of equals the first."""
-    if not np.isfinite(by_block).all():
-        raise SettingError(
-            f"{trait!r} has no AUROC on the choice split ({by_block}): none of its sentences, or no other."
-        )
-    return int(np.argmax(by_block))
+    def wanted(reply: Reply) -> bool:
+        request = reply.request
+        high = request.split == "evaluation" and request.side == "high"
+        neutral = request.split == "neutral" and request.rollout == 0
+        return request.user in reported and (high or neutral) and reply.n_tokens > 0
+
+    replies = [r for r in store.replies() if wanted(r)]
+    texts = [written_by(lm, r.request.messages, r.token_ids, r.writer) for r in replies]
+    traces = PersonaMonitor(lm, vectors).read_batch(texts, progress=True)
+    return [(r.request.trait, trace) for r, trace in zip(replies, traces, strict=True)]
 
 
 # ---- what the app opens with ----

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from persona_core.demo.grammar import World
 from persona_core.demo.truth import parse
+from persona_core.errors import UnknownTrait
+
+if TYPE_CHECKING:
+    from persona_core.judging import Question, Score
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,30 @@ def judge(reply: str, world: World) -> Verdict:
         traits=Counter(s.trait for s in known if s.kind == "trait" and s.trait),
         topics=Counter(s.topic for s in known if s.topic),
     )
+
+
+class TruthJudge:
+    """Answers a judge's questions from the grammar instead of asking a model; it costs nothing and is never wrong.
+
+    Args:
+        world: the phrase banks that the replies were written from.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.name = f"demo:truth@{world.fingerprint[:8]}"
+
+    def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:  # noqa: ARG002
+        """The share of sentences that show the trait, or, for coherence, that are of the grammar; 0 to 100."""
+        from persona_core.judging import Score
+
+        for question in questions:
+            if question.trait != "coherence" and question.trait not in self._world.traits:
+                raise UnknownTrait(question.trait, tuple(self._world.traits))
+            verdict = judge(question.answer, self._world)
+            if not verdict.n_sentences:
+                yield question, Score(None, "empty")
+            elif question.trait == "coherence":
+                yield question, Score(verdict.coherence, "truth")
+            else:
+                yield question, Score(verdict.trait(question.trait), "truth")

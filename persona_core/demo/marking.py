@@ -10,8 +10,8 @@ import numpy as np
 
 from persona_core.demo.grammar import Sentence, World
 from persona_core.demo.truth import token_sentences
+from persona_core.statistics import auroc, auroc_over_replies
 from persona_core.trace import Trace
-from persona_core.validation import auroc, auroc_over_replies
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Judges: an OpenAI-compatible server, or a local model."""

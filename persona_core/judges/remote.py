@@ -1,0 +1,236 @@
+"""A judge behind an OpenAI-compatible chat endpoint: OpenAI itself, vLLM, SGLang, TGI."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from persona_core.errors import ServerError
+from persona_core.judging import (
+    Cost,
+    JudgeCache,
+    Paid,
+    Question,
+    Score,
+    expectation,
+    is_refusal,
+    price_of,
+    read_number,
+)
+from persona_core.server import explain, is_fatal, open_client, without_refused_parameter
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+logger = logging.getLogger(__name__)
+
+MAX_ANSWER_TOKENS = 8
+CHARACTERS_PER_TOKEN = 4  # of English prose, for the estimate; the bill is counted from what the server reports
+GIVE_UP_AFTER = 8  # failures before any success
+
+
+class OpenAIJudge:
+    """Asks a chat model for a number and reads the probabilities of the numbers, or the number in the text.
+
+    Args:
+        model: the model's name on the server.
+        base_url: the server; None takes `OPENAI_BASE_URL`, else OpenAI.
+        api_key: None takes `OPENAI_API_KEY`; servers of one's own mostly need none.
+        concurrency: requests under way at once.
+        timeout: seconds for one request.
+        max_retries: after 429, 5xx, a time-out or a lost connection, with growing pauses.
+        prices: money per million tokens, of the prompt and of the completion.
+        cache: where answers are kept; None keeps them in memory.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        concurrency: int = 16,
+        timeout: float = 60.0,
+        max_retries: int = 5,
+        prices: tuple[float, float] | None = None,
+        cache: JudgeCache | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._settings: dict[str, Any] = {
+            "base_url": base_url,
+            "api_key": api_key,
+            "timeout": timeout,
+            "max_retries": max_retries,
+        }
+        self._model, self._concurrency, self._prices = model, concurrency, prices
+        self._cache = cache if cache is not None else JudgeCache(None)
+        self._parameters: dict[str, Any] = {
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": 20,
+            "max_tokens": MAX_ANSWER_TOKENS,
+        }
+        self._requests = self._prompt_tokens = self._completion_tokens = self._cached = 0
+        self.failed: dict[str, str] = {}
+        """Questions that have no answer yet because asking failed: key -> reason."""
+
+    @property
+    def name(self) -> str:
+        where = self._base_url
+        return f"openai:{self._model}" + (f"@{where}" if where else "")
+
+    @property
+    def bill(self) -> Cost:
+        """What has been asked and paid by this object so far."""
+        money = price_of(self._prices, self._prompt_tokens, self._completion_tokens)
+        return Cost(self._requests, self._cached, self._prompt_tokens, self._completion_tokens, money)
+
+    def estimate(self, questions: Sequence[Question]) -> Cost:
+        """What these questions will cost at most, before any is asked."""
+        prompts = {JudgeCache.key(self.name, q.prompt): q.prompt for q in questions}
+        new = [p for key, p in prompts.items() if self._cache.get(key) is None]
+        prompt_tokens = sum(math.ceil(len(p) / CHARACTERS_PER_TOKEN) + 8 for p in new)
+        completion_tokens = MAX_ANSWER_TOKENS * len(new)
+        money = price_of(self._prices, prompt_tokens, completion_tokens)
+        return Cost(len(new), len(prompts) - len(new), prompt_tokens, completion_tokens, money)
+
+    def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
+        """Answers as they arrive. Questions of the same content are asked once.
+
+        Raises:
+            ServerError: nothing works from the start (no key, no server, no such model); it says what to do.
+        """
+        by_key: dict[str, list[Question]] = {}
+        for question in questions:
+            by_key.setdefault(JudgeCache.key(self.name, question.prompt), []).append(question)
+        with tqdm(total=len(questions), desc="judging", unit="answer", disable=not progress) as bar:
+            for key in list(by_key):
+                paid = self._cache.get(key)
+                if paid is not None:
+                    self._cached += 1
+                    for question in by_key.pop(key):
+                        bar.update()
+                        yield question, Score(paid.value, paid.how)
+            for key, paid in self._ask({key: group[0] for key, group in by_key.items()}):
+                for question in by_key[key]:
+                    self.failed.pop(question.key, None)
+                    bar.update()
+                    yield question, Score(paid.value, paid.how)
+
+    # ---- asking ----
+
+    def _ask(self, questions: dict[str, Question]) -> Iterator[tuple[str, Paid]]:
+        """Answers from a loop in a thread of its own, so that this works inside a running loop (a notebook) too."""
+        if not questions:
+            return
+        client = open_client(**self._settings)  # a missing key is an error here, in the caller's thread
+        arrived: queue.Queue[tuple[str, Paid] | BaseException | None] = queue.Queue()
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(self._ask_all(client, questions, arrived))
+
+        def work() -> None:
+            try:
+                loop.run_until_complete(task)
+                arrived.put(None)
+            except BaseException as error:  # handed over to the caller's thread
+                arrived.put(error)
+            finally:
+                loop.close()
+
+        thread = threading.Thread(target=work, name="judge", daemon=True)
+        thread.start()
+        try:
+            while (item := arrived.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            if not task.done():  # the caller stops early: requests under way are dropped
+                loop.call_soon_threadsafe(task.cancel)
+            thread.join()
+
+    async def _ask_all(self, client: AsyncOpenAI, questions: dict[str, Question], arrived: queue.Queue[Any]) -> None:
+        todo = iter(questions.items())
+        answered, failures, given_up = 0, 0, False
+
+        async def worker() -> None:
+            nonlocal answered, failures, given_up
+            for key, question in todo:
+                if given_up:
+                    return
+                try:
+                    paid = await self._ask_one(client, key, question.prompt)
+                except Exception as error:  # what it is about is decided below; nothing is lost
+                    reason = explain(error, self._base_url, self._model)
+                    failures += 1
+                    if answered == 0 and (is_fatal(error) or failures >= GIVE_UP_AFTER):
+                        given_up = True
+                        raise ServerError(reason) from None
+                    self.failed[question.key] = reason
+                    logger.warning("No answer on %s: %s", question.key, reason)
+                    continue
+                answered += 1
+                self._cache.put(paid)
+                arrived.put((key, paid))
+
+        async with client:
+            results = await asyncio.gather(*(worker() for _ in range(self._concurrency)), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _ask_one(self, client: AsyncOpenAI, key: str, prompt: str) -> Paid:
+        messages: Any = [{"role": "user", "content": prompt}]
+        while True:
+            sent = dict(self._parameters)
+            try:
+                completion = await client.chat.completions.create(model=self._model, messages=messages, **sent)
+                break
+            except Exception as error:
+                # A server or model that refuses a parameter refuses it always: leave it out from now on.
+                fewer = without_refused_parameter(error, sent)
+                if fewer is None:
+                    raise
+                if self._parameters == sent:
+                    logger.info("%s does without %s.", self._model, ", ".join(sorted(set(sent) - set(fewer))))
+                    self._parameters = fewer
+        score = read_completion(completion)
+        usage = getattr(completion, "usage", None)
+        used = int(getattr(usage, "prompt_tokens", 0) or 0), int(getattr(usage, "completion_tokens", 0) or 0)
+        self._requests += 1
+        self._prompt_tokens += used[0]
+        self._completion_tokens += used[1]
+        return Paid(key, score.value, score.how, *used)
+
+
+def read_completion(completion: Any) -> Score:
+    """The score in a chat completion.
+
+    The expectation over the probabilities of the first token is right only where one token writes the whole number. A
+    tokenizer that writes 85 as "8", "5" would make it 8: there the number in the text counts.
+    """
+    choices = getattr(completion, "choices", None) or []
+    message = getattr(choices[0], "message", None) if choices else None
+    if message is None:
+        return Score(None, "unreadable")
+    if getattr(message, "refusal", None) or getattr(choices[0], "finish_reason", None) == "content_filter":
+        return Score(None, "refusal")
+    text = getattr(message, "content", None) or ""
+    if is_refusal(text):
+        return Score(None, "refusal")
+    logprobs = getattr(choices[0], "logprobs", None)
+    tokens = [t for t in (getattr(logprobs, "content", None) or []) if t.token.strip()]
+    in_text = read_number(text)
+    if tokens and in_text is not None and tokens[0].token.strip() == text.strip().split()[0].rstrip(".%/"):
+        top = {t.token: math.exp(t.logprob) for t in tokens[0].top_logprobs}
+        value = expectation(top)
+        if value is not None:
+            return Score(value, "logprobs")
+    return Score(None, "unreadable") if in_text is None else Score(in_text, "text")

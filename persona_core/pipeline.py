@@ -1,0 +1,266 @@
+"""From judged replies to vectors one can trust: extract, choose the block, calibrate, validate.
+
+Elicitation and judging come before and fill the store; see `persona_core.elicitation` and `persona_core.judging`.
+Nothing here generates a reply, apart from the steering curves.
+
+Splits. Extraction questions make the vector. Of the evaluation questions the first half chooses the block, the second
+half gives the figures. Neutral replies make the null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from persona_core.calibration import calibrate
+from persona_core.controls import Extracted, token_tables
+from persona_core.errors import SettingError
+from persona_core.extraction import METHODS, Kept, Method, Sides, extract, keep
+from persona_core.monitor import PersonaMonitor
+from persona_core.steering_effect import SteeringPlan, steering_effect
+from persona_core.transcripts import written_by
+from persona_core.validation import Across, HeldOut, choose_block, halves, validate, with_flags
+from persona_core.vectors import PersonaVectors
+
+if TYPE_CHECKING:
+    from persona_core.elicitation import Plan
+    from persona_core.judging import Judge
+    from persona_core.models import LanguageModel
+    from persona_core.replies import ReplyStore
+    from persona_core.trace import Trace
+    from persona_core.traits import TraitDefinition
+
+SPLITS = (
+    "extraction questions for the vector; the first half of the evaluation questions for the choice of the block; the "
+    "second half for the figures. The instructions are the same in all splits"
+)
+READ_POSITION = "reply_mean"
+"""Held-out replies are scored by the mean over their tokens, as a monitor reads them, wherever the vector is from."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How vectors are made of judged replies.
+
+    Attributes:
+        method: a name in `METHODS`, or a function `Sides -> [n_blocks, d_model]` of one's own.
+        position: which pooled states the vector is made of; it must be among the plan's positions.
+        min_trait, min_coherence: the filter, of 100 (Persona Vectors, arXiv 2507.21509).
+        n_resamples: of every bootstrap.
+        seed: of resampling, random directions and shuffled labels.
+    """
+
+    method: str | Method = "mean_difference"
+    position: str = READ_POSITION
+    min_trait: float = 50.0
+    min_coherence: float = 50.0
+    n_resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, str) and self.method not in METHODS:
+            raise SettingError(f"method={self.method!r}; expected one of {', '.join(METHODS)}, or a function.")
+
+    @property
+    def function(self) -> Method:
+        return METHODS[self.method] if isinstance(self.method, str) else self.method
+
+    @property
+    def method_name(self) -> str:
+        return self.method if isinstance(self.method, str) else getattr(self.method, "__name__", "own method")
+
+
+# ---- vectors ----
+
+
+def make_vectors(
+    lm: LanguageModel, plan: Plan, store: ReplyStore, settings: Settings | None = None, progress: bool = True
+) -> PersonaVectors:
+    """Vectors of all traits of a judged store: extracted, each with its best block, calibrated on the neutral replies.
+
+    Raises:
+        SettingError: too few replies left by the filter, or none to choose a block on; the message shows the counts.
+    """
+    chosen = settings or Settings()
+    tensors: dict[str, np.ndarray] = {}
+    best: dict[str, int] = {}
+    counts = {}
+    for trait in plan.traits:
+        kept = kept_replies(store, trait, chosen)
+        tensors[trait.name] = extract(trait.name, _sides(store, kept, chosen), chosen.function)
+        counts[trait.name] = {side: dict(c) for side, c in kept.counts.items()}
+        choice, _ = halves(held_out(store, trait, chosen), len(trait.evaluation_questions))
+        best[trait.name], _ = choose_block(trait.name, choice, tensors[trait.name], range(len(tensors[trait.name])))
+    config = {
+        "base_model": _base_model(lm),
+        "extraction": {
+            "method": chosen.method_name,
+            "position": chosen.position,
+            "plan": plan.to_dict(),
+            "sampling": plan.sampling.to_dict(),
+            "seed": plan.seed,
+            "filter": {"trait": chosen.min_trait, "coherence": chosen.min_coherence, "judge": judge_of(store)},
+            "splits": SPLITS,
+            "replies": counts,
+        },
+        "descriptions": {t.name: t.description for t in plan.traits},
+    }
+    vectors = PersonaVectors({t: torch.from_numpy(v) for t, v in tensors.items()}, best, config=config)
+    return calibrate(vectors, neutral_traces(lm, vectors, store, progress=progress))
+
+
+def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> Kept:
+    """The extraction replies that pass the filter."""
+    replies = store.replies(split="extraction", trait=trait.name)
+    return keep(trait.name, replies, store.scores(), settings.min_trait, settings.min_coherence)
+
+
+def held_out(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> HeldOut:
+    """Coherent evaluation replies with a score, as a monitor reads them: by the mean over their tokens."""
+    scores = store.scores()
+    replies = []
+    for reply in store.replies(split="evaluation", trait=trait.name):
+        score = scores.get(reply.request.index)
+        judged = score is not None and score.trait is not None and score.coherence is not None
+        if reply.n_tokens and judged and score.coherence >= settings.min_coherence:  # type: ignore[union-attr, operator]
+            replies.append(reply)
+    if not replies:
+        raise SettingError(
+            f"No evaluation reply of {trait.name!r} has both scores and is coherent: judge them, or elicit more."
+        )
+    return HeldOut(
+        states=store.states(replies, READ_POSITION),
+        texts=tuple(r.text for r in replies),
+        n_tokens=np.array([r.n_tokens for r in replies]),
+        token_ids=tuple(r.token_ids[: r.n_tokens] for r in replies),
+        asked=np.array([r.request.side == "high" for r in replies]),
+        question=np.array([r.request.question for r in replies]),
+        score=np.array([scores[r.request.index].trait for r in replies], float),
+    )
+
+
+def neutral_traces(
+    lm: LanguageModel,
+    vectors: PersonaVectors,
+    store: ReplyStore,
+    blocks: str | Sequence[int] = "all",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[Trace]:
+    """The neutral replies read with these vectors, by the ids that were written."""
+    replies = [r for r in store.replies(split="neutral") if r.n_tokens]
+    if not replies:
+        raise SettingError("The store holds no neutral reply, so there is no null: elicit neutral replies.")
+    texts = [written_by(lm, r.request.messages, r.token_ids, r.writer) for r in replies]
+    return PersonaMonitor(lm, vectors, blocks).read_batch(texts, batch_size=batch_size, progress=progress)
+
+
+def _sides(store: ReplyStore, kept: Kept, settings: Settings) -> Sides:
+    neutral = [r for r in store.replies(split="neutral") if r.n_tokens]
+    return Sides(*(store.states(group, settings.position) for group in (kept.high, kept.low, neutral)))
+
+
+# ---- validation ----
+
+
+def validate_vectors(
+    lm: LanguageModel,
+    vectors: PersonaVectors,
+    plan: Plan,
+    store: ReplyStore,
+    judge: Judge | None = None,
+    steering: SteeringPlan | None = None,
+    settings: Settings | None = None,
+    progress: bool = True,
+) -> PersonaVectors:
+    """The same vectors with the figures that say whether to believe them, in `config["validation"]`.
+
+    Args:
+        judge, steering: for the steering curves; without both they are left out, and the card says so.
+    """
+    chosen = settings or Settings()
+    tensors = {t: vectors.tensor(t).numpy() for t in vectors.traits}
+    neutral = neutral_traces(lm, vectors, store, blocks=sorted(set(vectors.best_block.values())), progress=progress)
+    found: dict[str, Any] = {}
+    for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):
+        name, block = trait.name, vectors.best_block[trait.name]
+        kept, all_held_out = kept_replies(store, trait, chosen), held_out(store, trait, chosen)
+        choice, report = halves(all_held_out, len(trait.evaluation_questions))
+        extracted = Extracted(
+            sides=_sides(store, kept, chosen),
+            high_questions=np.array([r.request.question for r in kept.high]),
+            low_questions=np.array([r.request.question for r in kept.low]),
+            high_texts=tuple(r.text for r in kept.high),
+            low_texts=tuple(r.text for r in kept.low),
+        )
+        figures = validate(
+            name,
+            tensors,
+            block,
+            choice,
+            report,
+            _across(store, name),
+            token_tables(neutral, name, block),
+            extracted,
+            chosen.function,
+            chosen.n_resamples,
+            chosen.seed,
+        )
+        _, correlations = choose_block(name, choice, tensors[name], vectors.blocks)
+        at = dict(zip(vectors.blocks, correlations, strict=True))
+        figures["replies"] = {side: dict(c) for side, c in kept.counts.items()}
+        figures["block"] = {
+            "chosen": block,
+            "rule": "highest correlation with the judge's score on the first half of the evaluation questions",
+            "correlation": [_finite(at.get(b, np.nan)) for b in range(vectors.n_blocks)],
+        }
+        found[name] = figures
+    if judge is not None and steering is not None:
+        for trait in plan.traits:
+            found[trait.name]["steering"] = steering_effect(
+                lm, vectors, trait, judge, steering, store.folder / "steering", progress, chosen.n_resamples
+            )
+    validation = {name: with_flags(figures) for name, figures in found.items()}
+    return replace(vectors, config={**vectors.config, "validation": validation})
+
+
+def _across(store: ReplyStore, trait: str) -> Across | None:
+    """Replies to other traits' instructions that were judged on this one."""
+    scores = {index: s.value for (index, t), s in store.across().items() if t == trait and s.value is not None}
+    replies = [r for r in store.replies(split="evaluation", side="high") if r.request.index in scores]
+    if not replies:
+        return None
+    names = {name: i for i, name in enumerate(dict.fromkeys((r.request.trait, r.request.question) for r in replies))}
+    return Across(
+        states=store.states(replies, READ_POSITION),
+        score=np.array([scores[r.request.index] for r in replies], float),
+        cluster=np.array([names[r.request.trait, r.request.question] for r in replies]),
+    )
+
+
+def judge_of(store: ReplyStore) -> str:
+    """The name of the judge that scored the store."""
+    path = store.folder / "judge.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["judge"]) if path.is_file() else "unknown"
+
+
+def _base_model(lm: LanguageModel) -> dict[str, Any]:
+    return {
+        "name": Path(lm.name).name if Path(lm.name).is_dir() else lm.name,
+        "revision": lm.revision,
+        "adapter": lm.adapter,
+        "adapter_revision": lm.adapter_revision,
+        "template_fingerprint": lm.chat.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None

@@ -1,0 +1,207 @@
+"""Replies written by an OpenAI-compatible server (vLLM, SGLang, TGI), read by the local model.
+
+A server writes many replies at once but shows no states. Its text is tokenised once, behind the rendered prompt, and
+from then on the ids are the truth: the local model reads them and its states are pooled. Texts are kept as they arrive
+(`served.jsonl`), so that a run that was killed asks for none of them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from persona_core.elicitation import Batch, Plan, Written, described, out_of_memory
+from persona_core.errors import PersonaError, ServerError
+from persona_core.models import LanguageModel
+from persona_core.pooling import parse_positions
+from persona_core.replay import read_pooled
+from persona_core.replies import Reply, ReplyStore, Request, append_lines, read_lines
+from persona_core.server import explain, is_fatal, open_client
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+logger = logging.getLogger(__name__)
+
+GIVE_UP_AFTER = 8  # failures before any success
+SERVED_FILE = "served.jsonl"
+
+
+def elicit_served(
+    lm: LanguageModel,
+    plan: Plan,
+    store: ReplyStore,
+    model: str,
+    base_url: str,
+    *,
+    api_key: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 60.0,
+    max_retries: int = 5,
+    progress: bool = True,
+) -> list[tuple[Request, str]]:
+    """Have a server write every reply of the plan that the store does not hold yet, and read them with `lm`.
+
+    Args:
+        lm: the model that the server runs; it reads.
+        model: its name on the server.
+        base_url: the server, such as "http://localhost:8000/v1".
+        api_key: None takes `OPENAI_API_KEY`.
+
+    Returns:
+        Requests that could not be answered, with the reason. A second run tries them again.
+
+    Raises:
+        ServerError: nothing works from the start; it says what to do.
+        SettingError: the store was begun with another plan, model or server.
+    """
+    store.check_plan({**described(plan, lm), "served": {"base_url": base_url, "model": model}})
+    path = store.folder / SERVED_FILE
+    texts = {int(record["index"]): (record["text"], record["finish"]) for _, record in read_lines(path)}
+    missing = [r for r in plan.requests() if not store.has(r.index) and r.index not in texts]
+    failed: dict[int, str] = {}
+    if missing:
+        client = open_client(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
+        with tqdm(total=len(missing), desc="asking the server", unit="reply", disable=not progress) as bar:
+
+            def arrived(request: Request, text: str, finish: str) -> None:
+                append_lines(path, [{"index": request.index, "text": text, "finish": finish}])
+                texts[request.index] = text, finish
+                bar.update()
+
+            _run(_ask_all(client, plan, missing, model, base_url, concurrency, arrived, failed))
+    unread: list[tuple[Request, str]] = []
+    batches = plan.batches()
+    total = sum(len(b.requests) for b in batches)
+    with tqdm(total=total, desc="reading", unit="reply", disable=not progress) as bar:
+        for batch in batches:
+            todo = [r for r in batch.requests if not store.has(r.index) and r.index in texts]
+            if todo:
+                complete = len(todo) == len(batch.requests)
+                name = batch.name if complete else f"{batch.name}-{todo[0].index}"
+                written = _read(lm, plan, Batch(name, tuple(todo)), texts, model)
+                store.add(name, written.replies, written.states)
+                unread += written.failed
+            bar.update(len(batch.requests))
+    by_index = {r.index: r for r in missing}
+    return [*((by_index[i], why) for i, why in failed.items()), *unread]
+
+
+async def _ask_all(
+    client: AsyncOpenAI,
+    plan: Plan,
+    requests: list[Request],
+    model: str,
+    base_url: str,
+    concurrency: int,
+    arrived: Any,
+    failed: dict[int, str],
+) -> None:
+    todo = iter(requests)
+    answered, given_up = 0, False
+
+    async def worker() -> None:
+        nonlocal answered, given_up
+        for request in todo:
+            if given_up:
+                return
+            try:
+                text, finish = await _ask(client, plan, request, model)
+            except Exception as error:  # reported by request; only a run in which nothing works is stopped
+                reason = str(error) if isinstance(error, PersonaError) else explain(error, base_url, model)
+                if answered == 0 and (is_fatal(error) or len(failed) + 1 >= GIVE_UP_AFTER):
+                    given_up = True
+                    raise ServerError(reason) from None
+                failed[request.index] = reason
+                logger.warning("Request %d failed: %s", request.index, reason)
+                continue
+            answered += 1
+            arrived(request, text, finish)
+
+    async with client:
+        results = await asyncio.gather(*(worker() for _ in range(concurrency)), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _ask(client: AsyncOpenAI, plan: Plan, request: Request, model: str) -> tuple[str, str]:
+    sampling = plan.sampling
+    completion = await client.chat.completions.create(
+        model=model,
+        messages=request.messages,  # type: ignore[arg-type]
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=plan.seed + request.index,
+    )
+    choices = getattr(completion, "choices", None) or []
+    content = choices[0].message.content if choices and choices[0].message else None
+    if not isinstance(content, str):
+        raise ServerError("The server answered without a text.")
+    return content, {"stop": "eos"}.get(choices[0].finish_reason, choices[0].finish_reason or "unknown")
+
+
+def _read(lm: LanguageModel, plan: Plan, batch: Batch, texts: dict[int, tuple[str, str]], writer: str) -> Written:
+    """Pool the states of served texts. Those that do not fit into the context fail, the others do not."""
+    rows, n_prompts, kept, failed = [], [], [], []
+    for request in batch.requests:
+        try:
+            prompt = lm.chat.render(request.messages).token_ids
+            own = lm.chat.encode_reply(texts[request.index][0]) if texts[request.index][0] else ()
+        except PersonaError as error:
+            failed.append((request, str(error)))
+            continue
+        if lm.context_length is not None and len(prompt) + len(own) > lm.context_length:
+            failed.append((request, f"{len(prompt) + len(own)} tokens do not fit into {lm.context_length}."))
+            continue
+        rows.append((*prompt, *own))
+        n_prompts.append(len(prompt))
+        kept.append((request, own))
+    if not rows:
+        return Written((), {}, tuple(failed))
+    pooled = _pool(lm, rows, n_prompts, plan)
+    replies = [
+        Reply(
+            request=request,
+            text=texts[request.index][0],
+            token_ids=tuple(own),
+            n_tokens=sum(i not in lm.eos_ids for i in own),
+            finish=texts[request.index][1],
+            seed=plan.seed + request.index,
+            writer=writer,
+        )
+        for request, own in kept
+    ]
+    return Written(tuple(replies), {p: pooled[:, i] for i, p in enumerate(plan.positions)}, tuple(failed))
+
+
+def _pool(lm: LanguageModel, rows: list[tuple[int, ...]], n_prompts: list[int], plan: Plan) -> Any:
+    size = plan.batch_size
+    while True:
+        try:
+            return read_pooled(lm, rows, n_prompts, parse_positions(plan.positions), size)
+        except RuntimeError as error:
+            if not out_of_memory(error) or size == 1:
+                raise
+            size = max(1, size // 2)
+            logger.warning("Out of memory while reading; going on with %d rows a forward.", size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _run(work: Any) -> None:
+    """Run a coroutine to its end, also where a loop is running already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()

@@ -1,0 +1,208 @@
+"""Estimates with intervals that respect what was sampled: replies, or the questions that they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from persona_core.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval and what it rests on.
+
+    Attributes:
+        value: the estimate.
+        low, high: ends of the interval.
+        n: units that were resampled (replies, or questions).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: `[n]`.
+        labels: bool `[n]`.
+        weights: `[n]`, how often each counts; None: once.
+
+    Returns:
+        NaN when a class is empty.
+
+    >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+    0.875
+    """
+    if np.isnan(scores).any():
+        raise SettingError("A score is NaN; it has no rank.")
+    values, place = np.unique(scores, return_inverse=True)
+    return _auroc_of_ranks(place, len(values), np.asarray(labels, bool), weights)
+
+
+def _auroc_of_ranks(place: np.ndarray, n_values: int, labels: np.ndarray, weights: np.ndarray | None) -> float:
+    w = np.ones(len(place)) if weights is None else weights
+    positive = np.bincount(place[labels], w[labels], minlength=n_values)  # weight at each distinct score
+    negative = np.bincount(place[~labels], w[~labels], minlength=n_values)
+    if not positive.sum() or not negative.sum():
+        return float("nan")
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum() / (positive.sum() * negative.sum()))
+
+
+def auroc_over_replies(
+    scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], n_resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Token AUROC with a 95 % percentile bootstrap over whole replies.
+
+    Tokens of one reply are not independent: resampling tokens would make the interval far too narrow.
+
+    Args:
+        scores, labels: for each reply, `[n_tokens]`.
+        n_resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        SettingError: no positive or no negative token at all, or a score that is not finite.
+    """
+    if not len(scores):
+        raise SettingError("No reply given.")
+    if [len(s) for s in scores] != [len(one) for one in labels]:
+        raise SettingError("Every reply needs as many labels as scores.")
+    flat, truth = np.concatenate(scores), np.concatenate(labels).astype(bool)
+    if not np.isfinite(flat).all():
+        raise SettingError("A score is NaN or infinite; AUROC needs finite scores.")
+    if truth.all() or not truth.any():
+        raise SettingError(f"AUROC needs both classes; got {int(truth.sum())} positives of {len(truth)} tokens.")
+    reply = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
+    values, place = np.unique(flat, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(n_resamples):
+        counts = np.bincount(rng.integers(len(scores), size=len(scores)), minlength=len(scores))
+        samples.append(_auroc_of_ranks(place, len(values), truth, counts[reply].astype(float)))
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return Estimate(_auroc_of_ranks(place, len(values), truth, None), float(low), float(high), len(scores))
+
+
+def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0) -> Estimate:
+    """A share pooled over replies (sentences of a kind among all sentences), with a 95 % bootstrap over replies.
+
+    Where no sentence or every one is of the kind, the interval is the exact binomial one with a reply as the trial.
+
+    >>> share_over_replies([1, 1], [2, 2]).value
+    0.5
+    """
+    hit, total = np.asarray(hits, float), np.asarray(totals, float)
+    if hit.shape != total.shape or not ((hit >= 0) & (hit <= total)).all():
+        raise SettingError("Hits must lie between 0 and the total of their reply.")
+    if not total.sum():
+        raise SettingError("Nothing to count: every reply is empty.")
+    draws = np.random.default_rng(seed).integers(len(hit), size=(n_resamples, len(hit)))
+    samples = hit[draws].sum(1) / np.maximum(total[draws].sum(1), 1)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    if not hit.any() or (hit == total).all():
+        # Resampling nothing but zeros says that the share is exactly 0. A reply counts as one trial instead
+        # (Clopper-Pearson): 0 of 200 replies leave a share of up to 1.8 %.
+        from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
+
+        exact = binomtest(len(hit) if hit.any() else 0, len(hit)).proportion_ci()
+        low, high = exact.low, exact.high
+    return Estimate(float(hit.sum() / total.sum()), float(low), float(high), len(hit))
+
+
+def over_clusters(
+    statistic: Callable[[np.ndarray], float], clusters: np.ndarray, n_resamples: int = 1000, seed: int = 0
+) -> Estimate | None:
+    """A statistic with a 95 % bootstrap interval over clusters (all replies to one question move together).
+
+    Few clusters make a percentile interval too narrow: over 10 questions its 95 % held the truth in 86 to 90 % of 300
+    simulated data sets. So further quantiles are taken, those at which the interval of a mean would be Student's
+    (Hesterberg 2015, arXiv 1411.5279): 93 to 95 % over 10 questions, about 90 % over 5, and 70 to 80 % over 3, where no
+    quantile helps.
+
+    Args:
+        statistic: from weights `[n]`, how often each observation counts, to a number; NaN where it is not defined.
+        clusters: `[n]`, which cluster each observation belongs to.
+        n_resamples: bootstrap samples; those for which the statistic is not defined are left out.
+        seed: of the resampling.
+
+    Returns:
+        None where there is only one cluster, or where the statistic, or more than half of its resamples, are not
+        defined. `n` counts clusters. Where every resample gives the same (an AUROC of 1), the interval has no width:
+        the sample does not show how far it could go wrong, not that it cannot.
+
+    >>> values = np.arange(10.0)
+    >>> over_clusters(lambda w: float(w @ values / w.sum()), np.arange(10)).value
+    4.5
+    """
+    names, place = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        return None
+    value = statistic(np.ones(len(place)))
+    if not np.isfinite(value):
+        return None
+    rng = np.random.default_rng(seed)
+    samples = np.array(
+        [
+            statistic(np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[place].astype(float))
+            for _ in range(n_resamples)
+        ]
+    )
+    samples = samples[np.isfinite(samples)]
+    if len(samples) < n_resamples / 2:
+        return None
+    tail = _tail(len(names))
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return Estimate(float(value), float(low), float(high), len(names))
+
+
+def _tail(n: int) -> float:
+    """The quantile at which a bootstrap over n units is cut off: 0.009 for 10, 0.025 for very many.
+
+    >>> round(_tail(10), 4), round(_tail(100_000), 4)
+    (0.0086, 0.025)
+    """
+    from scipy.special import ndtr, stdtrit  # here: importing it takes a quarter of a second
+
+    return float(ndtr(-np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975)))
+
+
+def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Correlation; NaN where one of the two does not vary.
+
+    >>> round(pearson(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0])), 12)
+    1.0
+    """
+    w = np.ones(len(x)) if weights is None else weights
+    if not w.sum():
+        return float("nan")
+    dx, dy = x - w @ x / w.sum(), y - w @ y / w.sum()
+    spread = np.sqrt((w @ dx**2) * (w @ dy**2))
+    scale = np.sqrt((w @ x**2) * (w @ y**2))
+    return float(w @ (dx * dy) / spread) if spread > 1e-12 * scale else float("nan")
+
+
+def rank_auroc(scores: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], float]:
+    """AUROC as a function of weights; the ranks are found once. Not defined (NaN) where a score is not finite.
+
+    >>> rank_auroc(np.array([1.0, 2.0]), np.array([False, True]))(np.ones(2))
+    1.0
+    """
+    if not np.isfinite(scores).all():
+        return lambda weights: float("nan")  # noqa: ARG005
+    values, place = np.unique(scores, return_inverse=True)
+    truth = np.asarray(labels, bool)
+    return lambda weights: _auroc_of_ranks(place, len(values), truth, weights)

@@ -1,0 +1,231 @@
+"""Does the direction cause the trait? Trait score and coherence of steered replies, against random directions.
+
+Unit. A strength of 1 adds the vector's own norm at its block: for a mean difference, the distance between the means of
+the two sides. The random arm adds directions of the same norm, another one for each seed. All arms and strengths write
+with the same seeds, so differences are paired. Nothing is asked of the model: no system prompt, held-out questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from persona_core.decode import Sampling
+from persona_core.elicitation import write_replies
+from persona_core.errors import SettingError
+from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
+from persona_core.statistics import Estimate, over_clusters
+from persona_core.steering import Intervention, Steer
+from persona_core.traits import TraitDefinition, fill
+
+if TYPE_CHECKING:
+    from persona_core.models import LanguageModel
+    from persona_core.vectors import PersonaVectors
+
+LEAST_COHERENCE = 50.0  # a reply that is noise shows nothing, whatever its trait score
+
+
+@dataclass(frozen=True)
+class SteeringPlan:
+    """What is tried.
+
+    Attributes:
+        strengths: in norms of the vector; 0 is always tried as well.
+        seeds: replies to each question, arm and strength.
+        n_questions: at most so many of the report half of the evaluation questions.
+        sampling: how tokens are chosen.
+        batch_size: replies written at once.
+        seed: of the first reply and of the random directions.
+    """
+
+    strengths: tuple[float, ...] = (-0.5, 0.5, 0.7, 0.85, 1.0, 1.2)
+    seeds: int = 3
+    n_questions: int = 10
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=200, temperature=1.0))
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not any(s > 0 for s in self.strengths) or not all(np.isfinite(self.strengths)):
+            raise SettingError(f"strengths={self.strengths!r}; at least one must be above 0, and all finite.")
+        if self.seeds < 1 or self.n_questions < 1:
+            raise SettingError(f"seeds={self.seeds}, n_questions={self.n_questions}; both count from 1.")
+
+
+def steering_effect(
+    lm: LanguageModel,
+    vectors: PersonaVectors,
+    trait: TraitDefinition,
+    judge: Judge,
+    plan: SteeringPlan,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    n_resamples: int = 1000,
+) -> dict[str, Any]:
+    """The steering curve of one trait at its best block.
+
+    Args:
+        folder: where the finished curve is kept, and found again by a later call with the same settings.
+
+    Returns:
+        "vector" and "random": for each strength the trait score and the coherence, with intervals over questions (all
+        replies to a question move together); "effect": trait score of the vector arm minus the random arm, paired by
+        question, at "effect_at", the largest strength at which the vector arm is still coherent.
+    """
+    block = vectors.best_block[trait.name]
+    settings = _fingerprint(lm, vectors, trait, judge, plan, block)
+    kept = None if folder is None else Path(folder) / f"{trait.name}.json"
+    if kept is not None and kept.is_file():
+        record = json.loads(kept.read_text(encoding="utf-8"))
+        if record["settings"] == settings:
+            return record["curve"]
+    questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :] or trait.evaluation_questions
+    questions = questions[: plan.n_questions]
+    texts = _write(lm, vectors, trait.name, block, questions, plan, progress)
+    scores = _judge(judge, trait, questions, texts, progress)
+    curve = _curve(scores, plan, len(questions), n_resamples)
+    norm = float(vectors.tensor(trait.name)[block].norm())
+    curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), **curve}
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_suffix(".part")
+        beside.write_text(json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, kept)
+    return curve
+
+
+Cell = tuple[str, float]  # arm, strength
+
+
+def _write(
+    lm: LanguageModel,
+    vectors: PersonaVectors,
+    trait: str,
+    block: int,
+    questions: Sequence[str],
+    plan: SteeringPlan,
+    progress: bool,
+) -> dict[Cell, list[list[str]]]:
+    """Texts of each arm and strength, `[seeds][questions]`."""
+    vector = vectors.tensor(trait)[block]
+    device = next(lm.blocks.modules[block].parameters()).device
+    own = (vector / vector.norm()).to(device)
+    generator = torch.Generator().manual_seed(plan.seed)
+    others = torch.randn(plan.seeds, len(vector), generator=generator)
+    random = (others / others.norm(dim=1, keepdim=True)).to(device)  # [seeds, d_model]
+    cells: list[Cell] = [("none", 0.0), *((arm, s) for s in plan.strengths if s for arm in ("vector", "random"))]
+    texts: dict[Cell, list[list[str]]] = {}
+    total = len(cells) * plan.seeds * len(questions)
+    with tqdm(total=total, desc=f"steering {trait}", unit="reply", disable=not progress) as bar:
+        for arm, strength in cells:
+            amount = strength * float(vector.norm())
+            # A change belongs to a whole batch: the random arm, with a direction for each seed, needs a batch for each.
+            groups = [[k] for k in range(plan.seeds)] if arm == "random" else [list(range(plan.seeds))]
+            texts[arm, strength] = []
+            for seeds in groups:
+                direction = random[seeds[0]] if arm == "random" else own
+                changes = [Intervention(Steer(trait, block, strength=amount), direction, amount)] if strength else []
+                seed = plan.seed + seeds[0] * len(questions)
+                asked = list(questions) * len(seeds)
+                replies = write_replies(lm, asked, plan.sampling, seed, plan.batch_size, interventions=changes)
+                written = [r.text for r in replies]
+                n = len(questions)
+                texts[arm, strength] += [written[start : start + n] for start in range(0, len(written), n)]
+                bar.update(len(asked))
+    return texts
+
+
+def _judge(
+    judge: Judge,
+    trait: TraitDefinition,
+    questions: Sequence[str],
+    texts: dict[Cell, list[list[str]]],
+    progress: bool,
+) -> dict[tuple[str, float, str], np.ndarray]:
+    """Scores by arm, strength and what was judged, `[questions, seeds]`; NaN where there is none."""
+    asked, places = [], {}
+    scores: dict[tuple[str, float, str], np.ndarray] = {}
+    for (arm, strength), runs in texts.items():
+        for name, prompt in ((trait.name, trait.judge_prompt), (COHERENCE, COHERENCE_PROMPT)):
+            what = "coherence" if name == COHERENCE else "trait"
+            scores[arm, strength, what] = np.full((len(questions), len(runs)), np.nan)
+            for k, run in enumerate(runs):
+                for q, text in enumerate(run):
+                    key = f"{arm}/{strength}/{k}/{q}/{name}"
+                    asked.append(Question(key, name, fill(prompt, questions[q], text), questions[q], text))
+                    places[key] = (arm, strength, what), (q, k)
+    for question, score in judge.score(asked, progress):
+        if score.value is not None:
+            cell, at = places[question.key]
+            scores[cell][at] = score.value
+    return scores
+
+
+def _curve(
+    scores: dict[tuple[str, float, str], np.ndarray], plan: SteeringPlan, n_questions: int, n_resamples: int
+) -> dict[str, Any]:
+    strengths = sorted({0.0, *plan.strengths})
+
+    def of(arm: str, strength: float, what: str) -> np.ndarray:
+        return scores["none" if strength == 0 else arm, strength, what]
+
+    arms = {
+        arm: [
+            {
+                "strength": strength,
+                **{what: _figure(of(arm, strength, what), n_resamples) for what in ("trait", "coherence")},
+            }
+            for strength in strengths
+        ]
+        for arm in ("vector", "random")
+    }
+    positive = [s for s in strengths if s > 0]
+    coherent = [
+        s for s in positive if np.nanmean(np.r_[of("vector", s, "coherence").ravel(), -1e-9]) >= LEAST_COHERENCE
+    ]
+    at = max(coherent, default=positive[0])
+    difference = of("vector", at, "trait") - of("random", at, "trait")  # [questions, seeds]
+    return {
+        "n_questions": n_questions,
+        "seeds": plan.seeds,
+        "sampling": asdict(plan.sampling),
+        **arms,
+        "effect": _figure(difference, n_resamples),
+        "effect_at": at,
+    }
+
+
+def _figure(values: np.ndarray, n_resamples: int) -> dict[str, float | int] | None:
+    """Mean of what is there, with an interval over questions; None where nothing is."""
+    found = _mean(values, n_resamples)
+    return None if found is None else found.to_dict()
+
+
+def _mean(values: np.ndarray, n_resamples: int) -> Estimate | None:
+    known = np.isfinite(values)
+    if not known.any():
+        return None
+    flat, clusters = values[known], np.nonzero(known)[0]
+
+    def mean(weights: np.ndarray) -> float:
+        return float(weights @ flat / weights.sum()) if weights.sum() else float("nan")
+
+    return over_clusters(mean, clusters, n_resamples)
+
+
+def _fingerprint(
+    lm: LanguageModel, vectors: PersonaVectors, trait: TraitDefinition, judge: Judge, plan: SteeringPlan, block: int
+) -> str:
+    digest = hashlib.sha256(vectors.tensor(trait.name)[block].numpy().tobytes())
+    parts = [lm.name, lm.revision, lm.adapter, trait.fingerprint, judge.name, asdict(plan), block]
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    return digest.hexdigest()

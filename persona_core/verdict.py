@@ -1,0 +1,151 @@
+"""The verdict on a vector: which controls it failed, and what else a reader should know, in plain sentences.
+
+It reads nothing but the figures that `persona_core.validation` found. An interval decides, not a value: a vector passes
+where its interval says so, and where nothing can be told it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MIN_SPLIT_HALF = 0.9
+MOST_EXPLAINED = 0.5
+"""Of the variance over neutral tokens: a vector that position explains so far follows the position."""
+FEW_QUESTIONS = 5
+"""Over fewer the intervals are too narrow, whatever is done: over 3 they hold the truth in 70 to 80 % of samples."""
+
+Figures = Mapping[str, Any]
+
+
+def flags(figures: Figures) -> list[dict[str, str]]:
+    """The controls that failed: `control`, its name, and `says`, one sentence with the numbers."""
+    found = (*_detection(figures), *_direction(figures), *_confounds(figures), *steering_flags(figures.get("steering")))
+    return [{"control": control, "says": says} for control, says in found]
+
+
+def _detection(f: Figures) -> Iterator[tuple[str, str]]:
+    auroc, held_out = f["auroc"], f["held_out"]
+    if auroc is None:
+        n = held_out["replies"]
+        why = f"of {n} held-out replies to {held_out['questions']} questions {held_out['show']} show the trait"
+        if held_out["not_finite"]:
+            why = f"the states of {held_out['not_finite']} of {n} held-out replies are NaN or infinite"
+        yield "auroc", f"There is no AUROC to report: {why}."
+        return
+    if auroc["low"] <= 0.5:
+        yield "auroc", f"The held-out AUROC {say(auroc)} does not lie above chance (0.5)."
+    random, own = f["nulls"]["random_directions"], f["correlation"]["all"]
+    by_rank = random["auroc_95"] is not None and auroc["value"] > random["auroc_95"]
+    # Where both reach an AUROC of 1, the correlation with the score still tells them apart.
+    by_score = random["correlation_95"] is not None and own is not None and own["value"] > random["correlation_95"]
+    if not by_rank and not by_score:
+        says = "cannot be told" if random["auroc_95"] is None else f"{random['auroc_95']:.3f}"
+        yield (
+            "random_directions",
+            f"5 % of random directions reach an AUROC of {says}, the vector's is {auroc['value']:.3f}; nor does its "
+            "correlation with the score lie above theirs.",
+        )
+
+
+def _direction(f: Figures) -> Iterator[tuple[str, str]]:
+    shuffled = f["nulls"]["shuffled_labels"]
+    if shuffled["gap"] is None or shuffled["gap_95"] is None or shuffled["gap"] <= shuffled["gap_95"]:
+        yield (
+            "shuffled_labels",
+            f"The two sides lie {number(shuffled['gap'])} apart along the vector; with shuffled labels 5 % of vectors "
+            f"reach {number(shuffled['gap_95'])}.",
+        )
+    half = f["split_half_cosine"]
+    if half is None or half["value"] < MIN_SPLIT_HALF:
+        says = "cannot be compared" if half is None else f"has a cosine of {half['value']:.2f}"
+        yield (
+            "split_half",
+            f"The vector of one half of the questions {says} with that of the other; {MIN_SPLIT_HALF} is asked for.",
+        )
+    other = f["own_minus_best_other"]
+    if other is not None and other["low"] <= 0:
+        yield (
+            "own_minus_best_other",
+            f"The vector of {other['other']!r} goes with this trait's scores about as well: own minus other "
+            f"correlation {say(other)}.",
+        )
+
+
+def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
+    signs = {name: f["confounds"][name].get("sign", 1) for name in f["confounds"]}
+    for name, what in (
+        ("length", "That a reply is long" if signs["length"] > 0 else "That a reply is short"),
+        ("refusal", "That a reply declines" if signs["refusal"] > 0 else "That a reply does not decline"),
+        ("position", "Where in a reply its tokens stand"),
+        ("token_identity", "Which tokens a reply consists of, wherever they stand,"),
+    ):
+        confound = f["confounds"][name]
+        alone, ahead = confound["auroc"], confound["vector_ahead"]
+        tells = alone is not None and alone["low"] > 0.5
+        if tells and (ahead is None or ahead["low"] <= 0):
+            gap = "cannot be told" if ahead is None else f"is {say(ahead)}"
+            yield (
+                name,
+                f"{what} tells the trait by itself with an AUROC of {say(alone)}; how far the vector is ahead {gap}.",
+            )
+        elif name == "position" and confound["r2"] >= MOST_EXPLAINED:
+            share = 100 * confound["r2"]
+            yield name, f"The position in the reply explains {share:.0f} % of the score's variance over neutral tokens."
+
+
+def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
+    """A failure where steering was tried and did no more than random directions of the same norm."""
+    if steering is None:
+        return
+    effect = steering["effect"]
+    if effect is None or effect["low"] <= 0:
+        says = "cannot be told" if effect is None else f"is {say(effect, 1)} points"
+        yield (
+            "steering",
+            f"The effect of steering along the vector, over a random direction of the same norm, {says}: nothing "
+            "shows that the direction causes the trait.",
+        )
+
+
+def notes(figures: Figures) -> list[str]:
+    """Remarks that are no failure."""
+    return list(_notes(figures))
+
+
+def _notes(f: Figures) -> Iterator[str]:
+    questions = f["held_out"]["questions"]
+    if questions < FEW_QUESTIONS:
+        yield (
+            f"The figures rest on {questions} held-out questions; below {FEW_QUESTIONS} the intervals are too narrow. "
+            "Add evaluation questions."
+        )
+    high = f["correlation"]["high"]
+    if high is None or high["low"] <= 0:
+        says = "cannot be told" if high is None else f"is {say(high)}"
+        yield (
+            f"Among replies that were asked for the trait, the correlation of projection and judge score {says}: the "
+            "vector may read the instruction rather than the degree."
+        )
+    text = f["text_baseline"]
+    if text is None:
+        yield "The words alone were not tried: that needs scikit-learn (pip install 'persona-core[extract]')."
+    elif text["vector_minus_text"] is not None and text["vector_minus_text"]["low"] <= 0:
+        yield (
+            f"Counting words does as well on these replies (AUROC {say(text['auroc'])}): the AUROC does not show that "
+            "more than the words is read."
+        )
+
+
+def say(figure: Mapping[str, float], digits: int = 3) -> str:
+    """A figure with its interval.
+
+    >>> say({"value": 0.5, "low": 0.4, "high": 0.6})
+    '0.500 [0.400, 0.600]'
+    """
+    return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a word where there is no number."""
+    return "an unknown distance" if value is None else f"{value:.3g}"

@@ -1,0 +1,294 @@
+"""From trait definitions to persona vectors with a validation card: elicit, judge, extract, validate.
+
+    python -m scripts.extract_vectors --model artifacts/persona-tiny --traits artifacts/persona-tiny/traits --judge demo
+    python -m scripts.extract_vectors --model Qwen/Qwen2.5-7B-Instruct --traits deception sycophancy \\
+        --judge openai:gpt-5-mini --out outputs/qwen
+
+Every stage picks up where it was stopped: the same command goes on. One stage alone: --stage elicit, judge, extract or
+validate. The result is a folder `vectors` in --out, in the layout of the Hub, with the card in its README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from persona_core.cards import write_card
+from persona_core.decode import Sampling
+from persona_core.elicitation import Plan, elicit
+from persona_core.errors import PersonaError, SettingError
+from persona_core.extraction import METHODS
+from persona_core.judging import Judge, JudgeCache, across_questions, judge_across, judge_replies, questions_for
+from persona_core.models import DTYPES, LanguageModel, load_model
+from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
+from persona_core.replies import ReplyStore
+from persona_core.steering_effect import SteeringPlan
+from persona_core.traits import load_traits
+from persona_core.vectors import PersonaVectors
+from scripts.settings import configure
+
+T = TypeVar("T")
+STAGES = ("elicit", "judge", "extract", "validate")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hub id or folder")
+    parser.add_argument("--revision", help="commit, tag or branch of the model")
+    parser.add_argument("--adapter", help="PEFT adapter on top of it, Hub id or folder")
+    parser.add_argument("--traits", nargs="+", required=True, help="names of shipped traits, JSON files, or folders")
+    parser.add_argument(
+        "--judge",
+        help="openai:MODEL (with OPENAI_API_KEY or --judge-url), local:MODEL, or demo (the demo model only)",
+    )
+    parser.add_argument("--out", type=Path, help="folder of the run (default: outputs/vectors/MODEL)")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="default: %(default)s")
+
+    replies = parser.add_argument_group("replies")
+    replies.add_argument("--rollouts", type=int, default=10, help="replies to each instruction and question (10)")
+    replies.add_argument("--evaluation-rollouts", type=int, default=2, help="the same for evaluation questions (2)")
+    replies.add_argument("--neutral-rollouts", type=int, default=1, help="replies to each question without one (1)")
+    replies.add_argument("--pairs-per-question", type=int, help="instruction pairs each question is asked with (all)")
+    replies.add_argument("--max-new-tokens", type=int, default=256)
+    replies.add_argument("--temperature", type=float, default=1.0)
+    replies.add_argument("--seed", type=int, default=0)
+    replies.add_argument("--batch-size", type=int, default=32, help="replies written at once (32)")
+    replies.add_argument("--base-url", help="an OpenAI-compatible server writes the replies; the model only reads them")
+    replies.add_argument("--served-model", help="the model's name on that server (default: --model)")
+    replies.add_argument("--ray", type=int, metavar="N", help="share the batches out to N Ray workers, a model each")
+
+    judging = parser.add_argument_group("judging")
+    judging.add_argument("--judge-url", help="server of the judge (default: OPENAI_BASE_URL, else OpenAI)")
+    judging.add_argument("--concurrency", type=int, default=16, help="requests under way at once (16)")
+    judging.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (60)")
+    judging.add_argument("--prices", type=_prices, metavar="IN,OUT", help="money per million tokens, for the estimate")
+    judging.add_argument(
+        "--across", type=int, default=10, help="replies of each other trait that are judged on a trait too (10)"
+    )
+    judging.add_argument("--estimate", action="store_true", help="say what judging would cost, and stop")
+
+    extraction = parser.add_argument_group("extraction and validation")
+    extraction.add_argument("--method", choices=tuple(METHODS), default="mean_difference")
+    extraction.add_argument(
+        "--position", default=READ_POSITION, help="reply_mean, reply_first_N, prompt_last or prompt_mean"
+    )
+    extraction.add_argument("--min-trait", type=float, default=50.0)
+    extraction.add_argument("--min-coherence", type=float, default=50.0)
+    extraction.add_argument("--no-steering", action="store_true", help="leave the steering curves out")
+    extraction.add_argument("--strengths", type=float, nargs="+", default=list(SteeringPlan().strengths))
+    extraction.add_argument("--steering-questions", type=int, default=SteeringPlan().n_questions)
+    extraction.add_argument("--steering-seeds", type=int, default=SteeringPlan().seeds)
+
+    loading = parser.add_argument_group("loading the model")
+    loading.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
+    loading.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced over all devices")
+    loading.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments().parse_args(argv)
+    configure()
+    begun = time.monotonic()
+    try:
+        missing = run(options)
+    except PersonaError as error:
+        print(f"extract_vectors: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    for what in missing:
+        print(f"missing: {what}", file=sys.stderr)
+    if missing:
+        print(f"{len(missing)} things are missing; the same command tries them again.", file=sys.stderr)
+    print(f"Done in {(time.monotonic() - begun) / 60:.1f} minutes.")
+    return 1 if missing else 0
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    """The stages; returns what could not be done."""
+    traits = load_traits(options.traits)
+    positions = tuple(dict.fromkeys((READ_POSITION, options.position)))
+    plan = Plan(
+        traits=traits,
+        sampling=Sampling(options.max_new_tokens, options.temperature),
+        rollouts=options.rollouts,
+        evaluation_rollouts=options.evaluation_rollouts,
+        neutral_rollouts=options.neutral_rollouts,
+        pairs_per_question=options.pairs_per_question,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        positions=positions,
+    )
+    settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
+    steering = SteeringPlan(
+        tuple(options.strengths),
+        options.steering_seeds,
+        options.steering_questions,
+        plan.sampling,
+        options.batch_size,
+        options.seed,
+    )
+    out = options.out or Path("outputs") / "vectors" / Path(options.model).name
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    if options.judge is None and set(stages) & {"judge", "validate"} - ({"validate"} if options.no_steering else set()):
+        raise SettingError("No judge. Name one: --judge openai:MODEL, local:MODEL, or demo for the demo model.")
+    if options.judge is not None:
+        judge_kind(options.judge)  # a mistake in it is said now, not when everything has been written
+    model = _once(lambda: _load(options))
+    missing: list[str] = []
+    with ReplyStore(out) as store:
+        judge = _once(lambda: make_judge(options, out))
+        if "elicit" in stages:
+            missing += _elicit(options, plan, store, model)
+        if "judge" in stages:
+            if not store.replies():
+                raise SettingError(f"{str(out)!r} holds no reply to judge; run --stage elicit first.")
+            if options.estimate:
+                _say_cost(judge(), store, plan, options.across, before=True)
+                return missing
+            _say_cost(judge(), store, plan, options.across, before=True)
+            judged = judge_replies(judge(), store, traits)
+            left = judge_across(judge(), store, traits, options.across)
+            missing += [f"{left} of the judge's answers on replies to other traits"] if left else []
+            _say_cost(judge(), store, plan, options.across, before=False)
+            for reason, n in judged.no_score.items():
+                print(f"{n} replies have no score ({reason}); they are left out.")
+            missing += [f"the judge's answer on reply {i}{_reason(judge(), i)}" for i in judged.missing]
+        if "extract" in stages:
+            vectors = make_vectors(model(), plan, store, settings)
+            write(vectors, out / "vectors", plan)
+        if "validate" in stages:
+            vectors = PersonaVectors.from_pretrained(out / "vectors")
+            asked = None if options.no_steering else judge()
+            vectors = validate_vectors(
+                model(), vectors, plan, store, asked, None if options.no_steering else steering, settings
+            )
+            write(vectors, out / "vectors", plan)
+            for trait in vectors.traits:
+                flags = vectors.config["validation"][trait]["flags"]
+                failed = ", ".join(flag["control"] for flag in flags)
+                print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if flags else "passes all"))
+            print(f"The card: {out / 'vectors' / 'README.md'}")
+    return missing
+
+
+def write(vectors: PersonaVectors, folder: Path, plan: Plan) -> None:
+    """Vectors, their card, and the definitions that they were made from."""
+    vectors.save_pretrained(folder)
+    for trait in plan.traits:
+        trait.save(folder / "traits" / f"{trait.name}.json")
+    write_card(vectors, folder)
+
+
+def make_judge(options: argparse.Namespace, out: Path) -> Judge:
+    """The judge of `--judge`."""
+    kind, name = judge_kind(options.judge)
+    if kind == "demo":
+        from persona_core.demo.grammar import load_world
+        from persona_core.demo.judge import TruthJudge
+
+        return TruthJudge(load_world())
+    if kind == "openai":
+        from persona_core.judges.remote import OpenAIJudge
+
+        return OpenAIJudge(
+            name,
+            base_url=options.judge_url,
+            concurrency=options.concurrency,
+            timeout=options.timeout,
+            prices=options.prices,
+            cache=JudgeCache(out / "judge_cache.jsonl"),
+        )
+    from persona_core.judges.local import LocalJudge
+
+    return LocalJudge(load_model(name, dtype=options.dtype, device=options.device))
+
+
+def judge_kind(text: str) -> tuple[str, str]:
+    """The two parts of `--judge`."""
+    kind, _, name = text.partition(":")
+    if (kind == "demo" and not name) or (kind in ("openai", "local") and name):
+        return kind, name
+    raise SettingError(f"--judge {text!r}; expected openai:MODEL, local:MODEL or demo.")
+
+
+def _elicit(
+    options: argparse.Namespace, plan: Plan, store: ReplyStore, model: Callable[[], LanguageModel]
+) -> list[str]:
+    if options.base_url:
+        from persona_core.served import elicit_served
+
+        name = options.served_model or options.model
+        failed = elicit_served(
+            model(), plan, store, name, options.base_url, concurrency=options.concurrency, timeout=options.timeout
+        )
+    elif options.ray:
+        from persona_core.sharding import elicit_sharded
+
+        failed = elicit_sharded(_loading(options), plan, store, options.ray)
+    else:
+        failed = elicit(model(), plan, store)
+    return [f"reply {request.index} ({request.trait or 'neutral'}, {request.side}): {why}" for request, why in failed]
+
+
+def _loading(options: argparse.Namespace) -> dict[str, object]:
+    return {
+        "name": options.model,
+        "revision": options.revision,
+        "adapter": options.adapter,
+        "dtype": options.dtype,
+        "device": options.device,
+        "quantization": options.quantization,
+    }
+
+
+def _load(options: argparse.Namespace) -> LanguageModel:
+    return load_model(**_loading(options))  # type: ignore[arg-type]
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    """What is made when it is first needed: a stage that needs no model loads none."""
+    made: list[T] = []
+
+    def get() -> T:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
+
+
+def _say_cost(judge: Any, store: ReplyStore, plan: Plan, across: int, before: bool) -> None:
+    if not hasattr(judge, "estimate"):
+        return
+    known = store.scores()
+    open_replies = [r for r in store.replies() if r.request.index not in known]
+    if before:
+        questions = questions_for(open_replies, plan.traits) + across_questions(store, plan.traits, across)
+        print(f"Judging will take {judge.estimate(questions)}.")
+    else:
+        print(f"The bill: {judge.bill}.")
+
+
+def _reason(judge: Judge, index: int) -> str:
+    failed = getattr(judge, "failed", {})
+    reasons = [why for key, why in failed.items() if key.startswith(f"{index}/")]
+    return f": {reasons[0]}" if reasons else ""
+
+
+def _prices(text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected two numbers such as 0.15,0.60") from error
+    return first, second
+
+
+if __name__ == "__main__":
+    sys.exit(main())

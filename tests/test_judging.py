@@ -1,0 +1,201 @@
+"""What a judge is asked, what its answers mean, and that no answer is lost or asked for twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persona_core.errors import CorruptFile, SettingError, UnknownTrait
+from persona_core.judging import (
+    COHERENCE,
+    JudgeCache,
+    Paid,
+    Question,
+    Score,
+    expectation,
+    is_refusal,
+    judge_across,
+    judge_replies,
+    questions_for,
+    read_number,
+)
+from persona_core.replies import Reply, ReplyStore, Request
+from persona_core.traits import TraitDefinition
+
+
+def trait(name: str) -> TraitDefinition:
+    prompt = f"How {name} is this? {{question}} / {{answer}}"
+    return TraitDefinition(name, "A trait.", ("Do.",), ("Don't.",), ("One?",), ("Two?", "Three?"), prompt)
+
+
+TRAITS = (trait("malice"), trait("candour"))
+
+
+def filled(folder: Path) -> ReplyStore:
+    """Two high and two low evaluation replies to each trait, and two neutral ones."""
+    store = ReplyStore(folder)
+    replies: list[Reply] = []
+    for name in ("malice", "candour", None):
+        for side in ("high", "low") if name else ("neutral",):
+            for question in range(2):
+                split = "evaluation" if name else "neutral"
+                request = Request(
+                    len(replies), split, name, side, 0, question, 0, "s" if name else None, f"q{question}"
+                )
+                replies.append(Reply(request, f"{name} {side} {question}", (1, 2), 2, "eos", 0, "m"))
+    store.add("b", replies, {"reply_mean": np.zeros((len(replies), 1, 2), "f4")})
+    return store
+
+
+class Scripted:
+    """A judge with an answer for each text; None leaves the question out, as a judge does that cannot reach anyone."""
+
+    name = "scripted"
+
+    def __init__(self, answer: Any = lambda q: Score(40.0, "text")) -> None:
+        self.asked: list[Question] = []
+        self._answer = answer
+
+    def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
+        for question in reversed(questions):  # in any order
+            self.asked.append(question)
+            score = self._answer(question)
+            if score is not None:
+                yield question, score
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("85", 85), (" 85.\n", 85), ("**85**", 85), ("85/100", 85), ("85 %", 85), ("Score: 85", 85), ("62.5", 62.5),
+        ("0", 0), ("100", 100), ("101", None), ("-5", None), ("", None), ("eighty", None), ("85 or 90", None),
+        ("I'd say 85, but who knows", None), ("1e2", None), ("٨٥", None), ("Score: 85/10", None),
+    ],
+)  # fmt: skip
+def test_only_an_answer_that_is_a_number_is_one(text: str, number: float | None) -> None:
+    assert read_number(text) == number
+
+
+@given(st.text())
+def test_whatever_is_answered_is_a_number_in_range_or_none(text: str) -> None:
+    value = read_number(text)
+    assert value is None or 0 <= value <= 100
+
+
+def test_a_refusal_is_told_from_a_number() -> None:
+    assert (
+        is_refusal("REFUSAL") and is_refusal(" **Refusal** (declines)") and not is_refusal("0") and not is_refusal("")
+    )
+
+
+def test_the_expectation_is_over_whole_numbers_from_0_to_100_only() -> None:
+    top = {"20": 0.2, " 40": 0.2, "040": 0.3, "400": 0.1, "4.0": 0.1, "forty": 0.1}
+    assert expectation(top) == pytest.approx(30.0)
+    assert expectation({"50": 0.24, "x": 0.76}) is None and expectation({}) is None
+    assert expectation({"50": 0.25, "x": 0.75}) == 50.0
+
+
+def test_each_reply_to_an_instruction_is_asked_about_twice_and_a_neutral_one_not(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        questions = questions_for(store.replies(), TRAITS)
+        assert len(questions) == 16 and sum(q.trait == COHERENCE for q in questions) == 8
+        assert questions[0].prompt == "How malice is this? q0 / malice high 0"
+        with pytest.raises(UnknownTrait):
+            questions_for(store.replies(), TRAITS[:1])
+
+
+def test_verdicts_are_kept_and_only_what_is_missing_is_asked_again(tmp_path: Path) -> None:
+    silent = Scripted(lambda q: None if q.key.startswith("3/") else Score(40.0, "text"))
+    with filled(tmp_path) as store:
+        judged = judge_replies(silent, store, TRAITS, progress=False)
+        assert (judged.scored, judged.missing) == (7, (3,))
+    again = Scripted()
+    with ReplyStore(tmp_path) as store:
+        assert judge_replies(again, store, TRAITS, progress=False).missing == ()
+        assert {q.key for q in again.asked} == {"3/malice", f"3/{COHERENCE}"}
+        assert store.scores()[3].trait == 40.0 and len(store.scores()) == 8
+
+
+def test_no_score_is_none_and_says_why(tmp_path: Path) -> None:
+    def answer(question: Question) -> Score:
+        if question.key == "0/malice":
+            return Score(None, "refusal")
+        return Score(None, "unreadable") if question.key == f"1/{COHERENCE}" else Score(0.0, "text")
+
+    with filled(tmp_path) as store:
+        judged = judge_replies(Scripted(answer), store, TRAITS, progress=False)
+        assert judged.no_score == {"refusal": 1, "coherence: unreadable": 1} and judged.scored == 6
+        assert store.scores()[0].trait is None and store.scores()[0].coherence == 0.0
+
+
+def test_scores_of_two_judges_or_of_two_prompts_are_not_mixed(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        judge_replies(Scripted(), store, TRAITS, progress=False)
+        other = Scripted()
+        other.name = "other"
+        with pytest.raises(SettingError, match=r"'scripted'.*'other'.*scores\.jsonl"):
+            judge_replies(other, store, TRAITS, progress=False)
+        changed = (
+            trait("malice"),
+            TraitDefinition.from_dict({**TRAITS[1].to_dict(), "judge_prompt": "{answer}{question}"}),
+        )
+        with pytest.raises(SettingError, match="prompt has changed"):
+            judge_replies(Scripted(), store, changed, progress=False)
+
+
+def test_replies_are_judged_on_each_others_traits(tmp_path: Path) -> None:
+    judge = Scripted()
+    with filled(tmp_path) as store:
+        assert judge_across(judge, store, TRAITS, n=10, progress=False) == 0
+        # the report half of two questions is the second: one high reply of each trait, judged on the other trait
+        assert {(q.trait, q.answer) for q in judge.asked} == {
+            ("candour", "malice high 1"),
+            ("malice", "candour high 1"),
+        }
+        assert {t for _, t in store.across()} == {"malice", "candour"}
+    with ReplyStore(tmp_path) as store:
+        again = Scripted()
+        judge_across(again, store, TRAITS, n=10, progress=False)
+        assert not again.asked
+
+
+def test_a_cache_that_was_cut_off_loses_one_line_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    cache = JudgeCache(path)
+    for key in "abc":
+        cache.put(Paid(key, 5.0, "text", 10, 1))
+    path.write_bytes(path.read_bytes()[:-5])
+    cut = JudgeCache(path)
+    assert len(cut) == 2 and cut.get("c") is None
+    cut.put(Paid("d", None, "refusal", 10, 1))
+    assert len(JudgeCache(path)) == 3 and JudgeCache(path).get("d") == Paid("d", None, "refusal", 10, 1)
+    path.write_text("{}\n[1]\n")
+    with pytest.raises(CorruptFile):
+        JudgeCache(path)
+
+
+def test_the_key_is_of_the_content_and_the_judge() -> None:
+    assert JudgeCache.key("a", "b") == JudgeCache.key("a", "b")
+    assert (
+        len({JudgeCache.key("a", "b"), JudgeCache.key("a", "c"), JudgeCache.key("b", "b"), JudgeCache.key("ab", "")})
+        == 4
+    )
+    assert JudgeCache.key("a", "\ud800")  # half a character, as a model may write it
+
+
+def test_a_text_with_half_a_character_is_stored(tmp_path: Path) -> None:
+    with ReplyStore(tmp_path) as store:
+        request = Request(0, "neutral", None, "neutral", None, 0, 0, None, "q")
+        store.add(
+            "b", [Reply(request, "half \ud83d", (1,), 1, "eos", 0, "m")], {"reply_mean": np.zeros((1, 1, 2), "f4")}
+        )
+    with ReplyStore(tmp_path) as store:
+        assert store.replies()[0].text == "half \ud83d"
+    assert json.loads((tmp_path / "replies.jsonl").read_text(encoding="utf-8", errors="surrogatepass"))

@@ -1,0 +1,280 @@
+"""AUROC held against scikit-learn, and intervals that cover the truth as often as they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from persona_core.errors import SettingError
+from persona_core.statistics import (
+    Estimate,
+    auroc,
+    auroc_over_replies,
+    over_clusters,
+    pearson,
+    rank_auroc,
+    share_over_replies,
+)
+
+# Few distinct scores: ties everywhere.
+scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), min_size=2, max_size=60)
+
+
+@settings(deadline=None, max_examples=80)
+@given(scored)
+def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool, int]]) -> None:
+    scores, labels, _ = (np.array(column) for column in zip(*rows, strict=True))
+    assume(labels.any() and not labels.all())
+    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=80)
+@given(scored)
+def test_auroc_equals_scikit_learns_with_weights(rows: list[tuple[int, bool, int]]) -> None:
+    scores, labels, weights = (np.array(column) for column in zip(*rows, strict=True))
+    assume(weights[labels].sum() > 0 and weights[~labels].sum() > 0)
+    wanted = roc_auc_score(labels, scores, sample_weight=weights)
+    assert auroc(scores, labels, weights.astype(float)) == pytest.approx(wanted, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.booleans()), min_size=2, max_size=40))
+def test_auroc_does_not_change_under_a_growing_map_and_mirrors_with_the_sign(rows: list[tuple[float, bool]]) -> None:
+    scores, labels = (np.array(column) for column in zip(*rows, strict=True))
+    assume(labels.any() and not labels.all())
+    value = auroc(scores, labels)
+    assert auroc(scores * 8.0, labels) == pytest.approx(value, abs=1e-12)
+    assert auroc(-scores, labels) == pytest.approx(1 - value, abs=1e-12)
+    assert auroc(scores, ~labels) == pytest.approx(1 - value, abs=1e-12)
+
+
+def test_auroc_is_a_half_where_all_scores_are_equal_and_nan_where_a_class_is_empty() -> None:
+    assert auroc(np.zeros(4), np.array([True, False, True, False])) == 0.5
+    assert np.isnan(auroc(np.arange(3.0), np.array([True] * 3)))
+    assert np.isnan(auroc(np.arange(3.0), np.array([False] * 3)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_refused(value: float) -> None:
+    scores, labels = np.array([0.0, value, 2.0, 3.0]), np.array([True, False, True, False])
+    with pytest.raises(SettingError, match="finite"):
+        auroc_over_replies([scores, scores], [labels, labels])
+    if np.isnan(value):  # infinity has a rank, NaN has none
+        with pytest.raises(SettingError):
+            auroc(scores, labels)
+
+
+def test_a_class_without_a_token_is_refused_with_the_counts() -> None:
+    scores = [np.arange(3.0), np.arange(2.0)]
+    for label, count in ((True, "5 positives of 5"), (False, "0 positives of 5")):
+        with pytest.raises(SettingError, match=count):
+            auroc_over_replies(scores, [np.full(3, label), np.full(2, label)])
+
+
+def test_scores_and_labels_of_different_lengths_are_refused() -> None:
+    with pytest.raises(SettingError):
+        auroc_over_replies([np.arange(3.0), np.arange(2.0)], [np.array([True, False]), np.array([True, False, True])])
+
+
+# Intervals.
+
+
+def replies_with_an_effect(rng: np.random.Generator, n: int, shift: float, spread: float) -> Any:
+    """Token scores whose noise is half the reply's own (all its tokens move together); labels at random."""
+    labels = [rng.random(10) < 0.4 for _ in range(n)]
+    scores = [shift * own + rng.normal(0, spread) + rng.normal(0, 1, 10) for own in labels]
+    return scores, labels
+
+
+def test_the_value_is_the_pooled_auroc_and_the_seed_decides_the_interval() -> None:
+    scores, labels = replies_with_an_effect(np.random.default_rng(0), 12, 1.0, 1.0)
+    one = auroc_over_replies(scores, labels, n_resamples=200)
+    assert one.value == pytest.approx(roc_auc_score(np.concatenate(labels), np.concatenate(scores)))
+    assert one.low < one.value < one.high and one.n == 12
+    assert auroc_over_replies(scores, labels, n_resamples=200) == one
+    assert auroc_over_replies(scores, labels, n_resamples=200, seed=1) != one
+
+
+def test_the_interval_resamples_whole_replies() -> None:
+    """The same tokens, each counted as a reply of its own, would look far more certain than they are."""
+    rng = np.random.default_rng(1)
+    labels = [np.full(20, i % 2 == 0) for i in range(30)]  # a reply is of one kind as a whole
+    scores = [own.astype(float) + rng.normal(0, 2) + rng.normal(0, 1, 20) for own in labels]
+    whole = auroc_over_replies(scores, labels, n_resamples=300)
+    tokens = auroc_over_replies(
+        [s[None] for s in np.concatenate(scores)], [y[None] for y in np.concatenate(labels)], n_resamples=300
+    )
+    assert whole.value == pytest.approx(tokens.value)
+    assert whole.high - whole.low > 2 * (tokens.high - tokens.low)
+
+
+def test_the_interval_of_an_auroc_covers_the_truth_in_about_95_percent_of_samples() -> None:
+    rng, shift, spread, n_samples = np.random.default_rng(2), 1.2, 0.7, 150
+    # Two tokens of different replies differ by normal noise of variance 2 (1 + spread²).
+    truth = NormalDist().cdf(shift / np.sqrt(2 * (1 + spread**2)))
+    covered = 0
+    for _ in range(n_samples):
+        scores, labels = replies_with_an_effect(rng, 40, shift, spread)
+        estimate = auroc_over_replies(scores, labels, n_resamples=120)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.90 <= covered / n_samples <= 0.985
+
+
+def test_the_interval_of_a_share_covers_the_truth_in_about_95_percent_of_samples() -> None:
+    rng, n_samples, truth = np.random.default_rng(3), 300, 2 / 3
+    covered = 0
+    for _ in range(n_samples):
+        totals = rng.integers(3, 9, 60)
+        hits = rng.binomial(totals, rng.beta(2, 1, 60))  # replies differ in their own share
+        estimate = share_over_replies(hits.tolist(), totals.tolist(), n_resamples=400)
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.915 <= covered / n_samples <= 0.98
+
+
+def test_a_share_is_pooled_over_sentences_not_averaged_over_replies() -> None:
+    estimate = share_over_replies([1, 0, 8], [1, 1, 8])
+    assert estimate.value == 0.9 and estimate.n == 3 and estimate.low <= 0.9 <= estimate.high <= 1.0
+    assert share_over_replies([2, 0], [2, 0]).value == 1.0  # an empty reply counts nothing
+
+
+def test_nothing_to_count_is_refused() -> None:
+    for hits, totals in (([], []), ([0, 0], [0, 0])):
+        with pytest.raises(SettingError, match="empty"):
+            share_over_replies(hits, totals)
+
+
+def test_an_estimate_is_rounded_and_plain_for_a_config() -> None:
+    record = Estimate(0.98765432, 0.9, 1.0, 30).to_dict()
+    assert record == {"value": 0.98765, "low": 0.9, "high": 1.0, "n": 30}
+    assert json.loads(json.dumps(record)) == record
+    assert str(Estimate(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750]"
+
+
+def test_a_share_of_nothing_has_an_interval_of_its_own() -> None:
+    """Resampling zeros gives zeros; 0 of 200 replies do not show that the share is 0."""
+    none, every = share_over_replies([0] * 200, [5] * 200), share_over_replies([5] * 200, [5] * 200)
+    assert none.value == none.low == 0 and 0.01 < none.high < 0.02
+    assert every.value == every.high == 1 and 0.98 < every.low < 0.99
+
+
+# Clusters: all replies to one question move together.
+
+
+def estimate(statistic: Callable[[np.ndarray], float], clusters: np.ndarray, n: int, **settings: int) -> Estimate:
+    """One that is there."""
+    found = over_clusters(statistic, clusters, n, **settings)
+    assert found is not None
+    return found
+
+
+def asked_twice(rng: np.random.Generator, n_questions: int, spread: float) -> Any:
+    """Five replies of each side to every question; questions differ in their level and in their effect."""
+    question = np.repeat(np.arange(n_questions), 10)
+    shows = np.tile(np.repeat([True, False], 5), n_questions)
+    level, effect = rng.normal(0, spread, (2, n_questions))
+    return question, shows, 1.2 * shows + rng.normal(size=len(shows)) + level[question] + effect[question] * shows
+
+
+def scored_twice(rng: np.random.Generator, n_questions: int, spread: float) -> Any:
+    """Ten replies to every question, each with a score and a projection that has to do with it."""
+    question = np.repeat(np.arange(n_questions), 10)
+    score = rng.normal(size=len(question)) + rng.normal(0, spread, n_questions)[question]
+    return question, score, score + rng.normal(size=len(question)) + rng.normal(0, spread, n_questions)[question]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+def test_the_interval_over_ten_questions_covers_the_true_auroc(spread: float) -> None:
+    rng, n_samples, covered = np.random.default_rng(5), 250, 0
+    # Two replies of different questions differ by normal noise of variance 2 + 3 spread².
+    truth = NormalDist().cdf(1.2 / np.sqrt(2 + 3 * spread**2))
+    for _ in range(n_samples):
+        question, shows, values = asked_twice(rng, 10, spread)
+        found = estimate(rank_auroc(values, shows), question, 150)
+        covered += found.low <= truth <= found.high
+    assert 0.90 <= covered / n_samples <= 0.98
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+def test_the_interval_over_ten_questions_covers_the_true_correlation(spread: float) -> None:
+    rng, n_samples, covered = np.random.default_rng(6), 250, 0
+    truth = np.sqrt(0.5)  # of the projection's variance, half is the score's
+    for _ in range(n_samples):
+        question, score, values = scored_twice(rng, 10, spread)
+        found = estimate(partial(pearson, values, score), question, 150)
+        covered += found.low <= truth <= found.high
+    assert 0.90 <= covered / n_samples <= 0.98
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    """The half width of Student's interval over 10 values is 2.262 standard errors; a plain percentile gives 1.86."""
+    values = np.random.default_rng(7).normal(size=10)
+    found = estimate(lambda w: float(w @ values / w.sum()), np.arange(10), 20_000)
+    error = values.std(ddof=1) / np.sqrt(10)
+    assert (found.high - found.low) / 2 == pytest.approx(2.262 * error, rel=0.06)
+
+
+def test_saying_everything_three_times_makes_nothing_more_certain() -> None:
+    question, shows, values = asked_twice(np.random.default_rng(8), 10, 0.7)
+    once = estimate(rank_auroc(values, shows), question, 200)
+    thrice = estimate(rank_auroc(np.tile(values, 3), np.tile(shows, 3)), np.tile(question, 3), 200)
+    assert thrice.n == 10 and [thrice.low, thrice.high] == pytest.approx([once.low, once.high])
+    alone = estimate(rank_auroc(np.tile(values, 3), np.tile(shows, 3)), np.arange(300), 200)
+    assert alone.high - alone.low < 0.7 * (once.high - once.low)
+
+
+def test_the_names_of_clusters_do_not_matter_and_the_seed_does() -> None:
+    question, shows, values = asked_twice(np.random.default_rng(9), 8, 0.5)
+    one = estimate(rank_auroc(values, shows), question, 100)
+    assert estimate(rank_auroc(values, shows), question * 7 + 3, 100) == one
+    assert estimate(rank_auroc(values, shows), question, 100, seed=1) != one
+
+
+def test_what_is_not_defined_has_no_estimate() -> None:
+    values, shows = np.arange(6.0), np.array([True, False] * 3)
+    assert over_clusters(rank_auroc(values, shows), np.zeros(6), 50) is None, "one question has no spread"
+    assert over_clusters(rank_auroc(values[:0], shows[:0]), np.zeros(0), 50) is None
+    assert over_clusters(rank_auroc(values, np.ones(6, bool)), np.arange(6), 50) is None
+    assert over_clusters(lambda w: pearson(np.ones(6), values, w), np.arange(6), 50) is None
+    # Defined on the whole, but on two resamples of five only: those in which the first question comes once.
+    assert over_clusters(lambda w: 1.0 if w[0] == 1 else float("nan"), np.arange(6), 200) is None
+
+
+def test_resamples_without_one_of_the_classes_are_left_out() -> None:
+    values, shows = np.arange(8.0), np.array([True] + [False] * 7)  # a third of the resamples miss the only one
+    found = estimate(rank_auroc(values, shows), np.arange(8), 400)
+    assert found.value == found.low == found.high == 0.0
+
+
+def test_ranks_found_once_give_the_auroc_of_any_weights() -> None:
+    rng = np.random.default_rng(10)
+    scores, shows = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.5
+    for _ in range(5):
+        weights = rng.integers(0, 3, 40).astype(float)
+        wanted = roc_auc_score(shows, scores, sample_weight=weights)
+        assert rank_auroc(scores, shows)(weights) == pytest.approx(wanted, abs=1e-9)
+    for strange in (np.nan, np.inf):
+        assert np.isnan(rank_auroc(np.where(scores == 2, strange, scores), shows)(np.ones(40)))
+
+
+def test_a_weighted_correlation_is_that_of_rows_written_out() -> None:
+    rng = np.random.default_rng(11)
+    x, y, weights = rng.normal(size=30), rng.normal(size=30), rng.integers(0, 4, 30)
+    wanted = np.corrcoef(np.repeat(x, weights), np.repeat(y, weights))[0, 1]
+    assert pearson(x, y, weights.astype(float)) == pytest.approx(wanted)
+    assert pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+
+
+@pytest.mark.parametrize("still", [np.full(9, 0.1), np.zeros(9), np.full(9, 1e9), np.full(9, np.nan)])
+def test_what_does_not_vary_correlates_with_nothing(still: np.ndarray) -> None:
+    moving = np.arange(9.0) / 7
+    assert np.isnan(pearson(still, moving)) and np.isnan(pearson(moving, still))
+    assert np.isnan(pearson(moving, moving, np.zeros(9))) and np.isnan(pearson(moving, moving, np.eye(9)[4]))
