@@ -189,9 +189,7 @@ def _curve(
         for arm in ("vector", "random")
     }
     positive = [s for s in strengths if s > 0]
-    coherent = [
-        s for s in positive if np.nanmean(np.r_[of("vector", s, "coherence").ravel(), -1e-9]) >= LEAST_COHERENCE
-    ]
+    coherent = [s for s in positive if _level(of("vector", s, "coherence")) >= LEAST_COHERENCE]
     at = max(coherent, default=positive[0])
     difference = of("vector", at, "trait") - of("random", at, "trait")  # [questions, seeds]
     return {
@@ -202,6 +200,12 @@ def _curve(
         "effect": _figure(difference, n_resamples),
         "effect_at": at,
     }
+
+
+def _level(values: np.ndarray) -> float:
+    """The mean of the scores that are there; below every score where none is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else -1.0
 
 
 def _figure(values: np.ndarray, n_resamples: int) -> dict[str, float | int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -31,9 +32,31 @@ def test_the_code_runs_as_shown(
     assert len(capsys.readouterr().out) > 100
 
 
-def test_every_picture_exists() -> None:
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
+def test_every_picture_and_every_page_that_is_linked_exists() -> None:
+    for path in re.findall(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)\)", TEXT):
         assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_the_code_of_a_page_runs_as_shown(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "artifacts").symlink_to(ROOT / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    commands = re.findall(r"python -m (scripts\.\w+)", text)
+    assert commands and all((ROOT / c.replace(".", "/")).with_suffix(".py").is_file() for c in commands)
+    flags = set(re.findall(r"(?<=\s)--[a-z-]+", " ".join(re.findall(r"```(?:text|bash)\n(.*?)```", text, re.S))))
+    known = set()
+    for name in set(commands):
+        with pytest.raises(SystemExit):
+            importlib.import_module(name).main(["--help"])
+        known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    foreign = {"--flavor", "--secrets", "--timeout", "--head", "--address"}  # of the commands hf and ray
+    assert flags - known - foreign == set()
 
 
 def test_the_front_matter_is_that_of_a_space() -> None:

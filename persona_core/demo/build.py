@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 MODEL_NAME = "persona-tiny"
 VECTORS_NAME = "persona-vectors-persona-tiny"
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
-# Above a strength of 1 the demo model writes noise: its sentences are no longer of the grammar.
+# Chosen after a first trial on half of these questions: above 1 the model writes noise, no sentence is of the grammar.
 STEERING = SteeringPlan(strengths=(0.5, 0.7, 0.85, 1.0), seeds=3, n_questions=20, sampling=SAMPLING, seed=1)
 
 Conversation = list[dict[str, str]]

@@ -29,7 +29,10 @@ def recovered_note(vectors: PersonaVectors) -> str:
     validation = vectors.config["validation"]
     cosines = ", ".join(f"{t} {validation[t]['cosine_with_planted_direction']:.2f}" for t in vectors.traits)
     return f"""Cosine between the extracted and the planted direction at that block: {cosines}. It is below 1 because a
-mean difference takes in whatever else differs between the two sides: the system prompt, and what the sentences say."""
+mean difference takes in whatever else differs between the two sides: the system prompt, and what the sentences say.
+
+The strengths of the steering curves were chosen after a first trial on half of their questions, by where the text stays
+coherent."""
 
 
 def model_card(figures: Mapping[str, Any], recipe: Recipe, world: World) -> str:
