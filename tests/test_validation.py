@@ -413,11 +413,13 @@ def test_projections_that_are_all_the_same_tell_nothing() -> None:
 
 
 def test_white_noise_fails() -> None:
+    told_by_chance = 0
     for seed in range(3):
         found = figures(judged(40 + seed, trait=0.0), judged(50 + seed, trait=0.0), {"malice": axis(5)})
         assert {"auroc", "split_half"} <= failed(found)
-        assert not {"length", "refusal", "position", "token_identity"} & failed(found), "they tell nothing either"
+        told_by_chance += len({"length", "refusal", "position", "token_identity"} & failed(found))
         json.dumps(found, allow_nan=False)
+    assert told_by_chance <= 2, "the confounds tell nothing either: of 12 intervals over 10 questions, 2.5 to 5 % may"
 
 
 def test_an_absent_block_has_no_figure() -> None:
