@@ -45,16 +45,20 @@ def interval(figure: Figure | None, percent: bool = False, digits: int = 4) -> s
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def write_card(vectors: PersonaVectors, folder: str | Path, notes: str = "") -> Path:
+def write_card(vectors: PersonaVectors, folder: str | Path, notes: str = "", source: str | None = None) -> Path:
     """Write the card and its pictures beside the vectors.
 
     Pictures need kaleido and a Chrome or Chromium; without them the card is written all the same, and the log says so.
+
+    Args:
+        notes: as in `vectors_card`.
+        source: what a reader loads the vectors from; None: the folder.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     pictures = _write_pictures(vectors, path / "figures")
     card = path / "README.md"
-    card.write_text(vectors_card(vectors, notes, pictures), encoding="utf-8")
+    card.write_text(vectors_card(vectors, notes, pictures, source or path.as_posix()), encoding="utf-8")
     return card
 
 
@@ -84,13 +88,16 @@ def _write_pictures(vectors: PersonaVectors, folder: Path) -> Sequence[str]:
     return tuple(figures)
 
 
-def vectors_card(vectors: PersonaVectors, notes: str = "", pictures: Sequence[str] = ()) -> str:
+def vectors_card(
+    vectors: PersonaVectors, notes: str = "", pictures: Sequence[str] = (), source: str = "path/to/these/vectors"
+) -> str:
     """The card of a repository of persona vectors.
 
     Args:
         vectors: with the figures in their config.
         notes: Markdown that stands before the figures: what a reader must know to weigh them.
         pictures: names of the PNG files in `figures/`.
+        source: what a reader loads them from, a folder or a Hub id.
     """
     config = vectors.config
     base, extraction = config.get("base_model", {}), config.get("extraction", {})
@@ -115,7 +122,7 @@ minus the mean state over replies that do not. The method is that of {METHOD}.
 ```python
 from persona_core import PersonaVectors
 
-vectors = PersonaVectors.from_pretrained("{base.get("vectors_repo", "artifacts/persona-vectors-" + str(name))}")
+vectors = PersonaVectors.from_pretrained("{source}")
 print(vectors.traits)
 print(vectors.tensor("{vectors.traits[0]}").shape)  # [n_blocks, d_model]
 ```

@@ -15,6 +15,7 @@ from persona_core.controls import (
     cosine_of,
     one_block,
     random_direction_aurocs,
+    random_direction_correlations,
     shuffled_gaps,
     split_half_cosines,
     text_scores,
@@ -143,6 +144,16 @@ def test_random_directions_take_the_sign_that_suits_them() -> None:
     drawn = np.random.default_rng(7).normal(size=(5, 10))
     wanted = [max(a := roc_auc_score(labels, states @ d), 1 - a) for d in drawn.T]
     assert random_direction_aurocs(states, labels, n=10, seed=7) == pytest.approx(wanted)
+
+
+def test_random_directions_go_with_the_scores_as_plain_correlations_say() -> None:
+    rng = np.random.default_rng(2)
+    states, scores = rng.normal(size=(30, 5)), rng.uniform(0, 100, 30)
+    drawn = np.random.default_rng(7).normal(size=(5, 10))
+    wanted = [abs(np.corrcoef(states @ d, scores)[0, 1]) for d in drawn.T]
+    assert random_direction_correlations(states, scores, n=10, seed=7) == pytest.approx(wanted)
+    for strange, marks in ((states, np.full(30, 80.0)), (states * np.inf, scores), (states[:0], scores[:0])):
+        assert len(random_direction_correlations(strange, marks)) == 0
 
 
 def test_there_are_no_random_aurocs_without_both_classes_or_with_nan() -> None:

@@ -116,7 +116,8 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     figures = json.loads((model_folder / "behaviour.json").read_text())
     (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
     vectors = PersonaVectors.from_pretrained(vectors_folder)
-    write_card(vectors, vectors_folder, notes=f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}")
+    notes = f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}"
+    write_card(vectors, vectors_folder, notes, source=f"artifacts/{VECTORS_NAME}")
     for folder in (model_folder, vectors_folder):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
         shutil.copytree(folder, artifacts / folder.name)
