@@ -91,11 +91,11 @@ def steering_effect(
     questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :] or trait.evaluation_questions
     questions = questions[: plan.n_questions]
     texts = _write(lm, vectors, trait.name, block, questions, plan, progress)
-    scores = _judge(judge, trait, questions, texts, progress)
+    scores, unanswered = _judge(judge, trait, questions, texts, progress)
     curve = _curve(scores, plan, len(questions), n_resamples)
     norm = float(vectors.tensor(trait.name)[block].norm())
-    curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), **curve}
-    if kept is not None:
+    curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), "unanswered": unanswered, **curve}
+    if kept is not None and not unanswered:  # what a server failed to answer is asked again by the next call
         kept.parent.mkdir(parents=True, exist_ok=True)
         beside = kept.with_suffix(".part")
         beside.write_text(json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n", encoding="utf-8")
@@ -150,8 +150,8 @@ def _judge(
     questions: Sequence[str],
     texts: dict[Cell, list[list[str]]],
     progress: bool,
-) -> dict[tuple[str, float, str], np.ndarray]:
-    """Scores by arm, strength and what was judged, `[questions, seeds]`; NaN where there is none."""
+) -> tuple[dict[tuple[str, float, str], np.ndarray], int]:
+    """Scores by arm, strength and what was judged, `[questions, seeds]`, NaN for none; and how many are unanswered."""
     asked, places = [], {}
     scores: dict[tuple[str, float, str], np.ndarray] = {}
     for (arm, strength), runs in texts.items():
@@ -163,11 +163,13 @@ def _judge(
                     key = f"{arm}/{strength}/{k}/{q}/{name}"
                     asked.append(Question(key, name, fill(prompt, questions[q], text), questions[q], text))
                     places[key] = (arm, strength, what), (q, k)
+    answered = 0
     for question, score in judge.score(asked, progress):
+        answered += 1
         if score.value is not None:
             cell, at = places[question.key]
             scores[cell][at] = score.value
-    return scores
+    return scores, len(asked) - answered
 
 
 def _curve(

@@ -99,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
     except PersonaError as error:
         print(f"extract_vectors: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"extract_vectors: {error}. What was written is kept; the same command goes on.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
@@ -171,6 +174,9 @@ def run(options: argparse.Namespace) -> list[str]:
             )
             write(vectors, out / "vectors", plan)
             for trait in vectors.traits:
+                unanswered = (vectors.config["validation"][trait].get("steering") or {}).get("unanswered", 0)
+                if unanswered:
+                    missing.append(f"{unanswered} of the judge's answers on steered replies of {trait}")
                 flags = vectors.config["validation"][trait]["flags"]
                 failed = ", ".join(flag["control"] for flag in flags)
                 print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if flags else "passes all"))

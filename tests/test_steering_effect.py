@@ -130,6 +130,15 @@ def test_a_finished_curve_is_found_again_unless_something_has_changed(tmp_path: 
     assert json.loads((tmp_path / "candour.json").read_text())["curve"]["block"] == 1
 
 
+def test_a_curve_with_unanswered_questions_counts_them_and_is_not_kept(tmp_path: Path) -> None:
+    class Down(ByLength):
+        def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
+            return iter(list(super().score(questions, progress))[:-5])
+
+    assert curve(Down(), folder=tmp_path)["unanswered"] == 5 and not list(tmp_path.iterdir())
+    assert curve(ByLength(), folder=tmp_path)["unanswered"] == 0 and list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"strengths": ()}, {"strengths": (-1.0,)}, {"strengths": (1.0, float("nan"))}, {"seeds": 0}, {"n_questions": 0}],
