@@ -176,9 +176,8 @@ def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = Tr
             bar.update(len(batch.requests) - len(missing))
             if not missing:
                 continue
-            complete = len(missing) == len(batch.requests)
             # Requests that failed before are tried again among themselves, under a name of their own.
-            name = batch.name if complete else f"{batch.name}-{missing[0].index}"
+            name = store.free_name(batch.name)
             written = write_batch(lm, plan, Batch(name, tuple(missing)))
             store.add(name, written.replies, written.states)
             failed += written.failed

@@ -214,6 +214,12 @@ class ReplyStore:
             if all(getattr(reply.request, key) == value for key, value in where.items())
         ]
 
+    def free_name(self, batch: str) -> str:
+        """A name for a batch's states that no kept reply rests on: its own or, where part of it was kept, another."""
+        used = {reply.batch for reply in self._replies.values()}
+        names = (batch if n == 1 else f"{batch}-{n}" for n in range(1, len(used) + 2))
+        return next(name for name in names if name not in used)
+
     def has(self, index: int) -> bool:
         """Whether the reply to this request has been written."""
         return index in self._replies

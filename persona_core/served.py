@@ -81,8 +81,7 @@ def elicit_served(
         for batch in batches:
             todo = [r for r in batch.requests if not store.has(r.index) and r.index in texts]
             if todo:
-                complete = len(todo) == len(batch.requests)
-                name = batch.name if complete else f"{batch.name}-{todo[0].index}"
+                name = store.free_name(batch.name)
                 written = _read(lm, plan, Batch(name, tuple(todo)), texts, model)
                 store.add(name, written.replies, written.states)
                 unread += written.failed

@@ -49,8 +49,7 @@ def elicit_sharded(
     for batch in plan.batches():
         missing = tuple(r for r in batch.requests if not store.has(r.index))
         if missing:
-            complete = len(missing) == len(batch.requests)
-            todo.append(Batch(batch.name if complete else f"{batch.name}-{missing[0].index}", missing))
+            todo.append(Batch(store.free_name(batch.name), missing))
     if not todo:
         return []
     begun = not ray.is_initialized()

@@ -213,6 +213,30 @@ def test_a_prompt_that_is_too_long_fails_alone_and_is_tried_again(tmp_path: Path
         assert len(elicit(lm, plan(traits=(long,)), store, progress=False)) == len(failed)
 
 
+def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try writes one more of what failed; the states of all tries stay those of their replies."""
+    lm, allowed = tiny_lm("llama", "chatml"), [3]
+    real = write_batch
+
+    def picky(lm: Any, plan: Plan, batch: Any) -> Any:
+        written = real(lm, plan, batch)
+        kept = [i for i, r in enumerate(written.replies) if r.request.index % 7 <= allowed[0]]
+        return replace(
+            written,
+            replies=tuple(written.replies[i] for i in kept),
+            states={p: s[kept] for p, s in written.states.items()},
+            failed=tuple((r.request, "not yet") for i, r in enumerate(written.replies) if i not in kept),
+        )
+
+    monkeypatch.setattr("persona_core.elicitation.write_batch", picky)
+    with ReplyStore(tmp_path / "tries") as store, ReplyStore(tmp_path / "once") as once:
+        for allowed[0] in (3, 4, 5, 6):
+            elicit(lm, plan(batch_size=30), store, progress=False)
+        elicit(lm, plan(batch_size=30), once, progress=False)
+        a, b = (np.stack(list(s.states(s.replies()))) for s in (store, once))
+        assert a.shape == b.shape and oracle.relative_error(a, b) < 1e-4
+
+
 def test_an_error_of_the_code_is_not_taken_for_a_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not match")
