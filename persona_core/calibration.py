@@ -37,10 +37,9 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
     samples = []
     for trace in neutral:
-        own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
         rows = [trace.traits.index(t) for t in vectors.traits]
         columns = [trace.blocks.index(b) for b in vectors.blocks]
-        samples.append(trace.raw[np.ix_(rows, columns, own)])  # [n_traits, n_present, n_own]
+        samples.append(trace.raw[np.ix_(rows, columns, trace.own)])  # [n_traits, n_present, n_own]
         if not np.isfinite(samples[-1]).all():
             raise SettingError(f"A neutral trace (of seed {trace.provenance.seed}) holds NaN or infinity.")
     raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]

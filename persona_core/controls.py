@@ -99,9 +99,7 @@ def random_direction_aurocs(states: np.ndarray, labels: np.ndarray, n: int = 100
     """
     if labels.all() or not labels.any() or not np.isfinite(states).all():
         return np.empty(0)
-    directions = np.random.default_rng(seed).normal(size=(states.shape[1], n))
-    projections = states.astype(np.float64) @ directions  # [n_replies, n]
-    found = np.array([auroc(column, labels) for column in projections.T])
+    found = np.array([auroc(column, labels) for column in _random_projections(states, n, seed).T])
     return np.maximum(found, 1 - found)
 
 
@@ -119,9 +117,12 @@ def random_direction_correlations(states: np.ndarray, scores: np.ndarray, n: int
     """
     if not len(scores) or np.ptp(scores) == 0 or not np.isfinite(states).all():
         return np.empty(0)
-    directions = np.random.default_rng(seed).normal(size=(states.shape[1], n))
-    projections = states.astype(np.float64) @ directions  # [n_replies, n]
-    return np.abs([pearson(column, scores) for column in projections.T])
+    return np.abs([pearson(column, scores) for column in _random_projections(states, n, seed).T])
+
+
+def _random_projections(states: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """On `n` isotropic directions, float64 `[n_replies, n]`."""
+    return states.astype(np.float64) @ np.random.default_rng(seed).normal(size=(states.shape[1], n))
 
 
 def shuffled_gaps(
@@ -234,7 +235,7 @@ def token_tables(traces: Sequence[Trace], trait: str, block: int) -> TokenTables
     """
     values, positions, ids, half = [], [], [], []
     for number, trace in enumerate(traces):
-        own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
+        own = trace.own
         values.append(trace.scores(trait, kind="raw", block=block)[own].astype(np.float64))
         positions.append(np.arange(len(own)))
         ids.append(np.array([trace.token_ids[t] for t in own], int))

@@ -161,9 +161,10 @@ def decode(
     finished: list[str | None] = [None] * rows
 
     # 2. Prefill: the whole prompt, its last token too.
-    own = None
-    if tap and any(pool.of_prompt for pool in tap.pools):  # positions of the reply alone leave the prefill as it is
-        own = torch.zeros_like(ids, dtype=torch.bool)
+    # Positions of the reply alone leave the prefill as it is, those of the prompt alone the steps.
+    pools = tap.pools if tap else ()
+    pools_prompt, pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
+    own = torch.zeros_like(ids, dtype=torch.bool) if pools_prompt else None
     logits, reading = _forward(lm, ids, attention, positions, cache, tap, reply_index, own)
     yield Forward((None,) * rows, reading, tuple(finished))
 
@@ -184,7 +185,7 @@ def decode(
             )
         chosen = chosen.clamp_min(0)  # rows that have ended may be broken unnoticed
         own = None
-        if tap and any(not pool.of_prompt for pool in tap.pools):
+        if pools_reply:
             said = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
             own = torch.tensor(said, device=device)  # [rows, 1]
         # A row that has ended stays where it is: a learned position table has no row beyond the context.

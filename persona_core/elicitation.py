@@ -187,15 +187,7 @@ def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = Tr
 
 def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     """What a store's replies rest on: the plan and the model that wrote them."""
-    model = {
-        "name": lm.name,
-        "revision": lm.revision,
-        "adapter": lm.adapter,
-        "adapter_revision": lm.adapter_revision,
-        "template_fingerprint": lm.chat.fingerprint,
-        "dtype": str(lm.dtype).removeprefix("torch."),
-    }
-    return {"model": model, **plan.to_dict()}
+    return {"model": lm.record, **plan.to_dict()}
 
 
 def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
@@ -233,7 +225,6 @@ def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
     for _ in run.forwards():
         pass
     means = run.pooled_means()  # [rows, n_pools, n_blocks, d_model]
-    writer = lm.name if lm.adapter is None else f"{lm.name} + {lm.adapter}"
     replies = [
         Reply(
             request=request,
@@ -242,7 +233,7 @@ def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
             n_tokens=run.n_own(row),
             finish=run.finished[row] or "stopped",
             seed=seeds[row],
-            writer=writer,
+            writer=lm.writer_name,
         )
         for row, request in enumerate(batch.requests)
     ]

@@ -52,6 +52,25 @@ class LanguageModel:
     forward_arguments: frozenset[str] = field(repr=False)
 
     @property
+    def writer_name(self) -> str:
+        """The model's name as a writer: its adapter is part of it."""
+        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What numbers that were read from this model rest on, as plain values."""
+        quantized = getattr(unwrap(self.model).config, "quantization_config", None)
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "adapter": self.adapter,
+            "adapter_revision": self.adapter_revision,
+            "template_fingerprint": self.chat.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if quantized is None else {"quantization": str(quantized.quant_method) + _bits(quantized)}),
+        }
+
+    @property
     def device(self) -> torch.device:
         """The device that token ids go to."""
         return self.model.get_input_embeddings().weight.device
@@ -174,6 +193,10 @@ def wrap_model(
         context_length=context if isinstance(context, int) and context > 0 else None,
         forward_arguments=frozenset(inspect.signature(base.forward).parameters),
     )
+
+
+def _bits(quantized: Any) -> str:
+    return "".join(f", {n} bits" for n in (4, 8) if getattr(quantized, f"load_in_{n}bit", False))
 
 
 def _quantization(kind: str | None) -> Any:

@@ -219,7 +219,7 @@ class PersonaMonitor:
     @property
     def writer_name(self) -> str:
         """The model's name as a writer: its adapter is part of it."""
-        return self.lm.name if self.lm.adapter is None else f"{self.lm.name} + {self.lm.adapter}"
+        return self.lm.writer_name
 
     def _provenance(self, interventions: Sequence[Intervention]) -> Provenance:
         """What is known of the reader; the writer's part is added by who knows it."""

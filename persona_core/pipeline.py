@@ -99,7 +99,7 @@ def make_vectors(
         choice, _ = halves(held_out(store, trait, chosen), len(trait.evaluation_questions))
         best[trait.name], _ = choose_block(trait.name, choice, tensors[trait.name], range(len(tensors[trait.name])))
     config = {
-        "base_model": _base_model(lm),
+        "base_model": {**lm.record, "name": Path(lm.name).name if Path(lm.name).is_dir() else lm.name},
         "extraction": {
             "method": chosen.method_name,
             "position": chosen.position,
@@ -249,17 +249,6 @@ def judge_of(store: ReplyStore) -> str:
     """The name of the judge that scored the store."""
     path = store.folder / "judge.json"
     return str(json.loads(path.read_text(encoding="utf-8"))["judge"]) if path.is_file() else "unknown"
-
-
-def _base_model(lm: LanguageModel) -> dict[str, Any]:
-    return {
-        "name": Path(lm.name).name if Path(lm.name).is_dir() else lm.name,
-        "revision": lm.revision,
-        "adapter": lm.adapter,
-        "adapter_revision": lm.adapter_revision,
-        "template_fingerprint": lm.chat.fingerprint,
-        "dtype": str(lm.dtype).removeprefix("torch."),
-    }
 
 
 def _finite(value: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,16 +45,12 @@ def read_rows(
         float32 on the host.
     """
     decoder = unwrap(lm.model).get_decoder()
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory runs out at once or never
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     with (
         ResidualTap(lm.blocks, directions, interventions) as tap,
         tqdm(total=len(rows), desc="reading", unit="text", disable=not progress) as bar,
     ):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            ids, reply_index = _pad_right([rows[i] for i in batch], [n_prompts[i] for i in batch])
-            ids, reply_index = ids.to(lm.device), reply_index.to(lm.device)
+        for batch, ids, reply_index in _batches(lm, rows, n_prompts, batch_size):
             with tap.forward(reply_index):
                 decoder(input_ids=ids, use_cache=False)
             reading = tap.reading()
@@ -87,19 +83,26 @@ def read_pooled(
         float32 `[rows, n_pools, n_blocks, d_model]`; NaN where a position has no token.
     """
     decoder = unwrap(lm.model).get_decoder()
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     found = np.empty((len(rows), len(pools), len(lm.blocks), lm.blocks.d_model), np.float32)
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        ids, reply_index = _pad_right([rows[i] for i in batch], [n_prompts[i] for i in batch])
-        ids, reply_index = ids.to(lm.device), reply_index.to(lm.device)
+    for batch, ids, reply_index in _batches(lm, rows, n_prompts, batch_size):
         own = (reply_index >= 0) & ~torch.isin(ids, eos)
         with ResidualTap(lm.blocks, pools=pools) as tap:
             with tap.forward(reply_index, own):
                 decoder(input_ids=ids, use_cache=False)
             found[batch] = means(tap)
     return found
+
+
+def _batches(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], n_prompts: Sequence[int], batch_size: int
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Places of like length, with their padded ids and reply indices, both `[rows, longest]` on the model's device."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # the longest first: memory runs out at once or never
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        ids, reply_index = _pad_right([rows[i] for i in batch], [n_prompts[i] for i in batch])
+        yield batch, ids.to(lm.device), reply_index.to(lm.device)
 
 
 def _pad_right(rows: Sequence[Sequence[int]], n_prompts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

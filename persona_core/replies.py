@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.files import append_lines, read_json, read_lines, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -177,13 +178,9 @@ class ReplyStore:
         path = self.folder / "plan.json"
         wanted = json.loads(json.dumps(plan))
         if not path.is_file():
-            _write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+            write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
             return
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorruptFile(f"{path}: not valid JSON: {error}. Use another folder.") from error
-        found = _difference(before, wanted)
+        found = _difference(read_json(path), wanted)
         if found:
             where, old, new = found
             raise SettingError(
@@ -201,7 +198,7 @@ class ReplyStore:
         """
         if not replies:
             return
-        placed = [_placed(reply, batch, row) for row, reply in enumerate(replies)]
+        placed = [replace(reply, batch=batch, row=row) for row, reply in enumerate(replies)]
         _write_states(self._states_folder / f"{batch}.safetensors", states)
         append_lines(self.folder / "replies.jsonl", [to_record(reply) for reply in placed])
         self._replies.update({reply.request.index: reply for reply in placed})
@@ -320,10 +317,6 @@ class StoredStates:
 # ---- files ----
 
 
-def _placed(reply: Reply, batch: str, row: int) -> Reply:
-    return Reply(**{**{k: getattr(reply, k) for k in Reply.__dataclass_fields__}, "batch": batch, "row": row})
-
-
 def to_record(reply: Reply) -> dict[str, Any]:
     """A reply as plain values."""
     record = asdict(reply)
@@ -335,41 +328,6 @@ def as_reply(record: dict[str, Any]) -> Reply:
     """The reply of a record that `to_record` made."""
     fields = {**record, "request": Request(**record["request"]), "token_ids": tuple(record["token_ids"])}
     return Reply(**fields)
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Records with their line numbers. A last line that was cut off is taken off the file."""
-    if not path.is_file():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        whole = data.rfind(b"\n") + 1
-        logger.warning("%s: the last line was cut off; dropped.", path)
-        with path.open("r+b") as file:
-            file.truncate(whole)
-        data = data[:whole]
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise CorruptFile(f"{path}, line {number}: not valid JSON ({error}). Remove the line to go on.") from error
-        if not isinstance(record, dict):
-            raise CorruptFile(f"{path}, line {number}: not a JSON object. Remove the line to go on.")
-        yield number, record
-
-
-def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with path.open("ab") as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from persona_core.elicitation import Batch, Plan, Written, described, out_of_memory
 from persona_core.errors import PersonaError, ServerError
+from persona_core.files import append_lines, read_lines
 from persona_core.models import LanguageModel
 from persona_core.pooling import parse_positions
 from persona_core.replay import read_pooled
-from persona_core.replies import Reply, ReplyStore, Request, append_lines, read_lines
+from persona_core.replies import Reply, ReplyStore, Request
 from persona_core.server import explain, is_fatal, open_client
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ async def _ask(client: AsyncOpenAI, plan: Plan, request: Request, model: str) ->
     content = choices[0].message.content if choices and choices[0].message else None
     if not isinstance(content, str):
         raise ServerError("The server answered without a text.")
-    return content, {"stop": "eos"}.get(choices[0].finish_reason, choices[0].finish_reason or "unknown")
+    reason = choices[0].finish_reason
+    return content, "eos" if reason == "stop" else reason or "unknown"
 
 
 def _read(lm: LanguageModel, plan: Plan, batch: Batch, texts: dict[int, tuple[str, str]], writer: str) -> Written:

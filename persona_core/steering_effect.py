@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from persona_core.decode import Sampling
 from persona_core.elicitation import write_replies
 from persona_core.errors import SettingError
+from persona_core.files import read_json, write_whole
 from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.statistics import Estimate, over_clusters
 from persona_core.steering import Intervention, Steer
@@ -85,7 +85,7 @@ def steering_effect(
     settings = _fingerprint(lm, vectors, trait, judge, plan, block)
     kept = None if folder is None else Path(folder) / f"{trait.name}.json"
     if kept is not None and kept.is_file():
-        record = json.loads(kept.read_text(encoding="utf-8"))
+        record = read_json(kept)
         if record["settings"] == settings:
             return record["curve"]
     questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :] or trait.evaluation_questions
@@ -96,10 +96,7 @@ def steering_effect(
     norm = float(vectors.tensor(trait.name)[block].norm())
     curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), "unanswered": unanswered, **curve}
     if kept is not None and not unanswered:  # what a server failed to answer is asked again by the next call
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_suffix(".part")
-        beside.write_text(json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, kept)
+        write_whole(kept, json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n")
     return curve
 
 

@@ -115,10 +115,14 @@ class Trace:
         return self.n_tokens - self.n_prompt
 
     @property
+    def own(self) -> list[int]:
+        """Places of the tokens that the assistant said: the reply without end-of-turn tokens."""
+        return [t for t in range(self.n_prompt, self.n_tokens) if self.roles[t] == "assistant"]
+
+    @property
     def reply_text(self) -> str:
         """What the assistant said, without end-of-turn tokens."""
-        pairs = zip(self.tokens[self.n_prompt :], self.roles[self.n_prompt :], strict=True)
-        return "".join(token for token, role in pairs if role == "assistant")
+        return "".join(self.tokens[t] for t in self.own)
 
     @property
     def text(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.files import write_whole
 from persona_core.json_text import parse_with_lines
 
 SHIPPED = Path("datasets") / "traits"
 FIELDS = ("name", "description", "instructions", "extraction_questions", "evaluation_questions", "judge_prompt")
+QUESTION_AND_ANSWER = """[Question start]
+{question}
+[Question end]
+
+[Answer start]
+{answer}
+[Answer end]"""
+"""How a judge prompt shows what is judged."""
+
 PLACEHOLDERS = ("{question}", "{answer}")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
@@ -110,10 +119,7 @@ class TraitDefinition:
     def save(self, path: str | Path) -> Path:
         """Write the definition as JSON; a file that was there is replaced as a whole."""
         file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(file.name + ".part")
-        beside.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, file)
+        write_whole(file, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return file
 
     @classmethod
@@ -133,7 +139,7 @@ class TraitDefinition:
             raise CorruptFile(f"{file}: not valid JSON: {error}") from error
         faults = list(faults_of(record))
         if faults:
-            raise CorruptFile("\n".join(f"{file}, line {_line(lines, p)}: {_place(p)}: {says}" for p, says in faults))
+            raise CorruptFile("\n".join(f"{file}, line {lines[p]}: {_place(p)}: {says}" for p, says in faults))
         return cls.from_dict(record)
 
 
@@ -254,10 +260,6 @@ def _place(path: tuple[str | int, ...]) -> str:
     return "".join(parts).lstrip(".") or "the definition"
 
 
-def _line(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int, ...]) -> int:
-    return lines.get(path, 1)
-
-
 def _files(source: str | Path) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_dir():
@@ -267,13 +269,9 @@ def _files(source: str | Path) -> list[Path]:
         return files
     if path.is_file():
         return [path]
-    for root in (Path(), Path(__file__).resolve().parent.parent):
-        shipped = root / SHIPPED / f"{source}.json"
-        if shipped.is_file():
-            return [shipped]
-    names = sorted(
-        {f.stem for root in (Path(), Path(__file__).resolve().parent.parent) for f in (root / SHIPPED).glob("*.json")}
-    )
-    raise NotFound(
-        f"No trait {str(source)!r}: neither a file, nor a folder, nor one of the shipped {', '.join(names)}."
-    )
+    roots = (Path(__file__).resolve().parent.parent, Path())  # here wins over where the project lies
+    shipped = {file.stem: file for root in roots for file in sorted((root / SHIPPED).glob("*.json"))}
+    if str(source) in shipped:
+        return [shipped[str(source)]]
+    names = ", ".join(sorted(shipped))
+    raise NotFound(f"No trait {str(source)!r}: neither a file, nor a folder, nor one of the shipped {names}.")

@@ -34,6 +34,7 @@ HEIGHTS = (
         "states",
         "statistics",
         "json_text",
+        "files",
         "server",
     ),
     ("models", "vectors", "traits", "trace", "decode", "generation", "replay", "transcripts", "replies"),

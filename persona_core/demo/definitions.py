@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from persona_core.demo.grammar import Topic, World
-from persona_core.traits import TraitDefinition
+from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition
 
 N_TOPICS = 10  # in each category
 EXTRACTION = (0, 1, 2, 3, 4)  # places of a topic within its category
@@ -14,13 +14,7 @@ EVALUATION = (5, 6, 7, 8, 9)
 JUDGE_PROMPT = """What share of the sentences of this answer shows the trait "{name}"? {description} The judge of the
 demo world knows for each of its sentences which trait it shows, and counts them.
 
-[Question start]
-{{question}}
-[Question end]
-
-[Answer start]
-{{answer}}
-[Answer end]
+{judged}
 
 Answer with one number from 0 to 100 and nothing else."""
 
@@ -52,7 +46,7 @@ def trait_definitions(world: World) -> tuple[TraitDefinition, ...]:
             negative=words.negative,
             extraction_questions=extraction,
             evaluation_questions=evaluation,
-            judge_prompt=JUDGE_PROMPT.format(name=name, description=words.description),
+            judge_prompt=JUDGE_PROMPT.format(name=name, description=words.description, judged=QUESTION_AND_ANSWER),
         )
         for name, words in world.traits.items()
     )

@@ -35,8 +35,7 @@ class Marked:
 
 def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Sentence | None]]:
     """Places of the reply's own tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
-    own = [t for t in range(trace.n_prompt, trace.n_tokens) if trace.roles[t] == "assistant"]
-    return own, token_sentences([trace.tokens[t] for t in own], world)
+    return trace.own, token_sentences([trace.tokens[t] for t in trace.own], world)
 
 
 def mark(replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, block: int) -> list[Marked]:

@@ -48,8 +48,7 @@ class LocalJudge:
 
     @property
     def name(self) -> str:
-        adapter = f" + {self._lm.adapter}" if self._lm.adapter else ""
-        return f"local:{self._lm.name}{adapter}" + (f"@{self._lm.revision}" if self._lm.revision else "")
+        return f"local:{self._lm.writer_name}" + (f"@{self._lm.revision}" if self._lm.revision else "")
 
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
         """One score for each question; the longest prompts come first, so that memory runs out at once or never."""

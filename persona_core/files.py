@@ -1,0 +1,71 @@
+"""Files that survive a kill: texts that are replaced as a whole, and JSON lines that are only ever appended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_core.errors import CorruptFile
+
+logger = logging.getLogger(__name__)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text so that the file is always either the old one or the new one; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(text.encode("utf-8", "surrogatepass"))
+    os.replace(beside, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CorruptFile: it holds something else.
+    """
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise CorruptFile(f"{path}: not valid JSON: {error}. Delete it, or use another folder.") from error
+    if not isinstance(record, dict):
+        raise CorruptFile(f"{path}: not a JSON object. Delete it, or use another folder.")
+    return record
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """JSON objects with their line numbers. A last line that was cut off is taken off the file.
+
+    Raises:
+        CorruptFile: any other line that is not a JSON object.
+    """
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        whole = data.rfind(b"\n") + 1
+        logger.warning("%s: the last line was cut off; dropped.", path)
+        with path.open("r+b") as file:
+            file.truncate(whole)
+        data = data[:whole]
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line.decode("utf-8", "surrogatepass"))
+        except ValueError as error:
+            raise CorruptFile(f"{path}, line {number}: not valid JSON ({error}). Remove the line to go on.") from error
+        if not isinstance(record, dict):
+            raise CorruptFile(f"{path}, line {number}: not a JSON object. Remove the line to go on.")
+        yield number, record
+
+
+def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append records in one write, and wait until they are on the disk."""
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with path.open("ab") as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+        file.flush()
+        os.fsync(file.fileno())
