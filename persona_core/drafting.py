@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import ServerError
-from persona_core.server import explain, open_client, without_refused_parameter
+from persona_core.server import address, explain, open_client, without_refused_parameter
 from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition, faults_of
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def draft_trait(
     Raises:
         ServerError: the server cannot be used, or every draft had faults; the message names them.
     """
+    base_url = address(base_url)
     client = open_client(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
     return asyncio.run(_draft(client, name, description, model, base_url))
 

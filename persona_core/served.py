@@ -7,8 +7,8 @@ from then on the ids are the truth: the local model reads them and its states ar
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,14 +21,13 @@ from persona_core.models import LanguageModel
 from persona_core.pooling import parse_positions
 from persona_core.replay import read_pooled
 from persona_core.replies import Reply, ReplyStore, Request
-from persona_core.server import explain, is_fatal, open_client
+from persona_core.server import WRITER_KEY, address, ask_all, explain, open_client
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
-GIVE_UP_AFTER = 8  # failures before any success
 SERVED_FILE = "served.jsonl"
 
 
@@ -51,30 +50,42 @@ def elicit_served(
         lm: the model that the server runs; it reads.
         model: its name on the server.
         base_url: the server, such as "http://localhost:8000/v1".
-        api_key: None takes `OPENAI_API_KEY`.
+        api_key: None takes `SERVED_API_KEY`; the judge's `OPENAI_API_KEY` is never sent here.
 
     Returns:
         Requests that could not be answered, with the reason. A second run tries them again.
 
     Raises:
-        ServerError: nothing works from the start; it says what to do.
+        ServerError: asking on is pointless; it says what to do. What arrived is kept.
         SettingError: the store was begun with another plan, model or server.
     """
+    base_url = address(base_url) or base_url
     store.check_plan({**described(plan, lm), "served": {"base_url": base_url, "model": model}})
     path = store.folder / SERVED_FILE
     texts = {int(record["index"]): (record["text"], record["finish"]) for _, record in read_lines(path)}
     missing = [r for r in plan.requests() if not store.has(r.index) and r.index not in texts]
-    failed: dict[int, str] = {}
+    failed: list[tuple[Request, str]] = []
     if missing:
-        client = open_client(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
-        with tqdm(total=len(missing), desc="asking the server", unit="reply", disable=not progress) as bar:
-
-            def arrived(request: Request, text: str, finish: str) -> None:
-                append_lines(path, [{"index": request.index, "text": text, "finish": finish}])
-                texts[request.index] = text, finish
+        client = open_client(
+            base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries, key=WRITER_KEY
+        )
+        results = ask_all(
+            client,
+            missing,
+            lambda request: _ask(client, plan, request, model),
+            lambda error: explain(error, base_url, model, WRITER_KEY),
+            concurrency,
+            answered_before=bool(texts) or bool(store.replies()),
+        )
+        with closing(results), tqdm(total=len(missing), desc="asking the server", disable=not progress) as bar:
+            for request, answer, reason in results:
                 bar.update()
-
-            _run(_ask_all(client, plan, missing, model, base_url, concurrency, arrived, failed))
+                if answer is None:
+                    failed.append((request, reason))
+                    logger.warning("Request %d failed: %s", request.index, reason)
+                    continue
+                append_lines(path, [{"index": request.index, "text": answer[0], "finish": answer[1]}])
+                texts[request.index] = answer
     unread: list[tuple[Request, str]] = []
     batches = plan.batches()
     total = sum(len(b.requests) for b in batches)
@@ -87,46 +98,7 @@ def elicit_served(
                 store.add(name, written.replies, written.states)
                 unread += written.failed
             bar.update(len(batch.requests))
-    by_index = {r.index: r for r in missing}
-    return [*((by_index[i], why) for i, why in failed.items()), *unread]
-
-
-async def _ask_all(
-    client: AsyncOpenAI,
-    plan: Plan,
-    requests: list[Request],
-    model: str,
-    base_url: str,
-    concurrency: int,
-    arrived: Any,
-    failed: dict[int, str],
-) -> None:
-    todo = iter(requests)
-    answered, given_up = 0, False
-
-    async def worker() -> None:
-        nonlocal answered, given_up
-        for request in todo:
-            if given_up:
-                return
-            try:
-                text, finish = await _ask(client, plan, request, model)
-            except Exception as error:  # reported by request; only a run in which nothing works is stopped
-                reason = str(error) if isinstance(error, PersonaError) else explain(error, base_url, model)
-                if answered == 0 and (is_fatal(error) or len(failed) + 1 >= GIVE_UP_AFTER):
-                    given_up = True
-                    raise ServerError(reason) from None
-                failed[request.index] = reason
-                logger.warning("Request %d failed: %s", request.index, reason)
-                continue
-            answered += 1
-            arrived(request, text, finish)
-
-    async with client:
-        results = await asyncio.gather(*(worker() for _ in range(concurrency)), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    return [*failed, *unread]
 
 
 async def _ask(client: AsyncOpenAI, plan: Plan, request: Request, model: str) -> tuple[str, str]:
@@ -193,16 +165,3 @@ def _pool(lm: LanguageModel, rows: list[tuple[int, ...]], n_prompts: list[int], 
             logger.warning("Out of memory while reading; going on with %d rows a forward.", size)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-
-def _run(work: Any) -> None:
-    """Run a coroutine to its end, also where a loop is running already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()

@@ -228,3 +228,63 @@ def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
         assert second.stdout.strip() == "60", second.stderr
         assert 60 <= len(server.requests) <= 64
     assert len(JudgeCache(cache)) == 60
+
+
+def test_a_question_that_is_always_refused_is_missing_in_every_run_and_stops_none(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        return error(400, "too long") if "answer 1?" in body["messages"][0]["content"] else completion("10")
+
+    with serving(answer) as server:
+        for run in range(3):
+            asked = judge(server.url, concurrency=1, cache=JudgeCache(tmp_path / "cache.jsonl"))
+            assert len(list(asked.score(questions(4), progress=False))) == 3
+            assert list(asked.failed) == ["1/evil"] and len(server.requests) == 4 + run
+
+
+def test_a_server_that_goes_down_later_ends_the_run_and_what_arrived_is_kept(tmp_path: Path) -> None:
+    cache = JudgeCache(tmp_path / "cache.jsonl")
+    with serving(lambda _b, n: completion("10") if n <= 5 else error(500, "down")) as server:
+        with pytest.raises(ServerError, match="500"):
+            list(judge(server.url, cache=cache, concurrency=2, max_retries=0).score(questions(400), progress=False))
+        assert len(server.requests) < 60
+    assert len(JudgeCache(tmp_path / "cache.jsonl")) == 5
+
+
+def test_a_key_that_is_withdrawn_ends_the_run_at_once() -> None:
+    with serving(lambda _b, n: completion("10") if n <= 5 else error(401, "gone")) as server:
+        with pytest.raises(ServerError, match="OPENAI_API_KEY"):
+            list(judge(server.url, concurrency=1).score(questions(40), progress=False))
+        assert len(server.requests) == 6
+
+
+def test_an_answer_that_was_all_hidden_reasoning_is_no_answer_and_is_asked_again(tmp_path: Path) -> None:
+    status, cut_off = completion("")
+    cut_off["choices"][0]["finish_reason"] = "length"
+    with serving(lambda _b, n: (status, cut_off) if n == 1 else completion("10")) as server:
+        asked = judge(server.url, cache=JudgeCache(tmp_path / "cache.jsonl"))
+        assert not list(asked.score(questions(1), progress=False))
+        assert "hidden reasoning" in asked.failed["0/evil"] and asked.bill.completion_tokens == 2
+        assert [s.value for _, s in asked.score(questions(1), progress=False)] == [10.0] and not asked.failed
+
+
+def test_a_model_that_counts_its_reasoning_has_room_for_it() -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        return error(400, "use max_completion_tokens") if "max_tokens" in body else completion("30")
+
+    with serving(answer) as server:
+        list(judge(server.url).score(questions(1), progress=False))
+    assert server.requests[-1]["max_completion_tokens"] >= 1024
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ServerError, match="user name or password") as raised:
+        judge("http://user:hidden@127.0.0.1:9/v1")
+    assert "hidden" not in str(raised.value)
+
+
+def test_two_servers_from_the_environment_are_two_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for port in (1, 2):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+        names.append(OpenAIJudge("m").name)
+    assert names == ["openai:m@http://127.0.0.1:1/v1", "openai:m@http://127.0.0.1:2/v1"]

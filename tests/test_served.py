@@ -87,3 +87,34 @@ def test_nothing_works_is_one_error_with_the_remedy(tmp_path: Path) -> None:
         with pytest.raises(ServerError, match="OPENAI_API_KEY"):
             run(store, server.url)
         assert len(server.requests) <= 16
+
+
+def test_the_judges_key_is_never_sent_to_the_server_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of-the-judge")
+    monkeypatch.delenv("SERVED_API_KEY", raising=False)
+    with serving(answer) as server, ReplyStore(tmp_path / "a") as store:
+        assert run(store, server.url, api_key=None) == []
+        assert set(server.keys) == {"Bearer none"}
+    monkeypatch.setenv("SERVED_API_KEY", "of-the-writer")
+    with serving(answer) as server, ReplyStore(tmp_path / "b") as store:
+        run(store, server.url, api_key=None)
+        assert set(server.keys) == {"Bearer of-the-writer"}
+
+
+def test_an_address_with_a_password_reaches_no_file(tmp_path: Path) -> None:
+    with ReplyStore(tmp_path) as store, pytest.raises(ServerError, match="user name or password"):
+        run(store, "http://user:hidden@127.0.0.1:9/v1")
+    assert not any(b"hidden" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_prompt_that_the_server_always_refuses_is_missing_in_every_run_and_stops_none(tmp_path: Path) -> None:
+    def picky(body: dict[str, Any], number: int) -> Answer:
+        refused = "candour 1?" in body["messages"][-1]["content"]
+        return error(400, "too long") if refused else answer(body, number)
+
+    with serving(picky) as server, ReplyStore(tmp_path) as store:
+        first = run(store, server.url)
+        assert {r.user for r, _ in first} == {"What about candour 1?"}
+        assert len(run(store, server.url)) == len(first) == 3  # high, low and neutral

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import queue
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -24,7 +22,7 @@ from persona_core.judging import (
     price_of,
     read_number,
 )
-from persona_core.server import explain, is_fatal, open_client, without_refused_parameter
+from persona_core.server import address, ask_all, explain, open_client, without_refused_parameter
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -33,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ANSWER_TOKENS = 8
 CHARACTERS_PER_TOKEN = 4  # of English prose, for the estimate; the bill is counted from what the server reports
-GIVE_UP_AFTER = 8  # failures before any success
 
 
 class OpenAIJudge:
@@ -62,9 +59,9 @@ class OpenAIJudge:
         prices: tuple[float, float] | None = None,
         cache: JudgeCache | None = None,
     ) -> None:
-        self._base_url = base_url
+        self._base_url = address(base_url)
         self._settings: dict[str, Any] = {
-            "base_url": base_url,
+            "base_url": self._base_url,
             "api_key": api_key,
             "timeout": timeout,
             "max_retries": max_retries,
@@ -105,7 +102,8 @@ class OpenAIJudge:
         """Answers as they arrive. Questions of the same content are asked once.
 
         Raises:
-            ServerError: nothing works from the start (no key, no server, no such model); it says what to do.
+            ServerError: asking on is pointless (no key, no server, no such model); it says what to do. What arrived is
+                kept.
         """
         by_key: dict[str, list[Question]] = {}
         for question in questions:
@@ -118,73 +116,33 @@ class OpenAIJudge:
                     for question in by_key.pop(key):
                         bar.update()
                         yield question, Score(paid.value, paid.how)
-            for key, paid in self._ask({key: group[0] for key, group in by_key.items()}):
-                for question in by_key[key]:
-                    self.failed.pop(question.key, None)
-                    bar.update()
-                    yield question, Score(paid.value, paid.how)
+            yield from self._ask(by_key, bar)
 
     # ---- asking ----
 
-    def _ask(self, questions: dict[str, Question]) -> Iterator[tuple[str, Paid]]:
-        """Answers from a loop in a thread of its own, so that this works inside a running loop (a notebook) too."""
-        if not questions:
+    def _ask(self, by_key: dict[str, list[Question]], bar: tqdm[Any]) -> Iterator[tuple[Question, Score]]:
+        """Ask the first question of each content; all of that content get its answer."""
+        if not by_key:
             return
-        client = open_client(**self._settings)  # a missing key is an error here, in the caller's thread
-        arrived: queue.Queue[tuple[str, Paid] | BaseException | None] = queue.Queue()
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(self._ask_all(client, questions, arrived))
-
-        def work() -> None:
-            try:
-                loop.run_until_complete(task)
-                arrived.put(None)
-            except BaseException as error:  # handed over to the caller's thread
-                arrived.put(error)
-            finally:
-                loop.close()
-
-        thread = threading.Thread(target=work, name="judge", daemon=True)
-        thread.start()
-        try:
-            while (item := arrived.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            if not task.done():  # the caller stops early: requests under way are dropped
-                loop.call_soon_threadsafe(task.cancel)
-            thread.join()
-
-    async def _ask_all(self, client: AsyncOpenAI, questions: dict[str, Question], arrived: queue.Queue[Any]) -> None:
-        todo = iter(questions.items())
-        answered, failures, given_up = 0, 0, False
-
-        async def worker() -> None:
-            nonlocal answered, failures, given_up
-            for key, question in todo:
-                if given_up:
-                    return
-                try:
-                    paid = await self._ask_one(client, key, question.prompt)
-                except Exception as error:  # what it is about is decided below; nothing is lost
-                    reason = explain(error, self._base_url, self._model)
-                    failures += 1
-                    if answered == 0 and (is_fatal(error) or failures >= GIVE_UP_AFTER):
-                        given_up = True
-                        raise ServerError(reason) from None
-                    self.failed[question.key] = reason
-                    logger.warning("No answer on %s: %s", question.key, reason)
-                    continue
-                answered += 1
-                self._cache.put(paid)
-                arrived.put((key, paid))
-
-        async with client:
-            results = await asyncio.gather(*(worker() for _ in range(self._concurrency)), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        client = open_client(**self._settings)
+        results = ask_all(
+            client,
+            list(by_key.items()),
+            lambda item: self._ask_one(client, item[0], item[1][0].prompt),
+            lambda error: explain(error, self._base_url, self._model),
+            self._concurrency,
+            answered_before=len(self._cache) > 0,
+        )
+        with closing(results):
+            for (_, group), paid, reason in results:
+                for question in group:
+                    if paid is None:
+                        self.failed[question.key] = reason
+                        logger.warning("No answer on %s: %s", question.key, reason)
+                        continue
+                    self.failed.pop(question.key, None)
+                    bar.update()
+                    yield question, Score(paid.value, paid.how)
 
     async def _ask_one(self, client: AsyncOpenAI, key: str, prompt: str) -> Paid:
         messages: Any = [{"role": "user", "content": prompt}]
@@ -201,13 +159,28 @@ class OpenAIJudge:
                 if self._parameters == sent:
                     logger.info("%s does without %s.", self._model, ", ".join(sorted(set(sent) - set(fewer))))
                     self._parameters = fewer
-        score = read_completion(completion)
         usage = getattr(completion, "usage", None)
         used = int(getattr(usage, "prompt_tokens", 0) or 0), int(getattr(usage, "completion_tokens", 0) or 0)
         self._requests += 1
         self._prompt_tokens += used[0]
         self._completion_tokens += used[1]
-        return Paid(key, score.value, score.how, *used)
+        if _cut_off(completion):  # not an answer: kept, it would stand for "no score" for good
+            raise ServerError(
+                f"{self._model} spends its tokens on hidden reasoning and answers nothing. Name a model that does not "
+                "reason, or one that reasons little."
+            )
+        score = read_completion(completion)
+        paid = Paid(key, score.value, score.how, *used)
+        self._cache.put(paid)  # here, as soon as it has arrived: the caller may be busy
+        return paid
+
+
+def _cut_off(completion: Any) -> bool:
+    """Whether the answer ended at its length before a word of it was written."""
+    choices = getattr(completion, "choices", None) or []
+    if not choices or getattr(choices[0], "finish_reason", None) != "length":
+        return False
+    return not (getattr(getattr(choices[0], "message", None), "content", None) or "").strip()
 
 
 def read_completion(completion: Any) -> Score:
