@@ -11,19 +11,23 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
-from persona_core.files import append_lines, read_lines
+from persona_core.files import append_lines, read_json, read_lines, write_whole
 from persona_core.replies import AcrossScore, Reply, ReplyScore, ReplyStore
 from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition, fill
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 COHERENCE = "coherence"
+JUDGE_FILE = "judge.json"
 LEAST_MASS = 0.25
 """An expectation over less than this share of the probability says nothing (Persona Vectors, arXiv 2507.21509)."""
 
@@ -100,6 +104,11 @@ class Judged:
     missing: tuple[int, ...]
 
 
+def _question(reply: Reply, name: str, prompt: str) -> Question:
+    user, text = reply.request.user, reply.text
+    return Question(f"{reply.request.index}/{name}", name, fill(prompt, user, text), user, text)
+
+
 def questions_for(replies: Sequence[Reply], traits: Sequence[TraitDefinition]) -> list[Question]:
     """Two questions for each reply to an instruction: its trait, and its coherence."""
     definitions = {trait.name: trait for trait in traits}
@@ -114,8 +123,7 @@ def questions_for(replies: Sequence[Reply], traits: Sequence[TraitDefinition]) -
             (request.trait, definitions[request.trait].judge_prompt),
             (COHERENCE, COHERENCE_PROMPT),
         ):
-            filled = fill(prompt, request.user, reply.text)
-            found.append(Question(f"{request.index}/{name}", name, filled, request.user, reply.text))
+            found.append(_question(reply, name, prompt))
     return found
 
 
@@ -127,29 +135,42 @@ def judge_replies(judge: Judge, store: ReplyStore, traits: Sequence[TraitDefinit
     """
     check_judge(store, judge.name, traits)
     known = store.scores()
-    open_replies = [r for r in store.replies() if r.request.trait is not None and r.request.index not in known]
+    replies = {r.request.index: r for r in store.replies() if r.request.trait is not None}
+    open_replies = [reply for index, reply in replies.items() if index not in known]
     answers: dict[int, dict[str, Score]] = {}
-    waiting: list[ReplyScore] = []
-    for question, score in judge.score(questions_for(open_replies, traits), progress):
-        index = int(question.key.split("/")[0])
-        own = answers.setdefault(index, {})
-        own["coherence" if question.trait == COHERENCE else "trait"] = score
-        if len(own) == 2:
-            trait, coherence = own["trait"], own["coherence"]
-            how = trait.how if trait.value is None or coherence.value is not None else f"coherence: {coherence.how}"
-            waiting.append(ReplyScore(index, trait.value, coherence.value, how))
-        if len(waiting) >= 64:  # one flush to the disk for many; a judge that costs money has a cache of its own
-            store.add_scores(waiting)
-            waiting = []
-    store.add_scores(waiting)
+    with _kept_in_batches(store.add_scores) as keep:
+        for question, score in judge.score(questions_for(open_replies, traits), progress):
+            index = int(question.key.split("/")[0])
+            own = answers.setdefault(index, {})
+            own["coherence" if question.trait == COHERENCE else "trait"] = score
+            if len(own) == 2:
+                trait, coherence = own["trait"], own["coherence"]
+                how = trait.how if trait.value is None or coherence.value is not None else f"coherence: {coherence.how}"
+                keep(ReplyScore(index, trait.value, coherence.value, how, replies[index].fingerprint))
     scores = store.scores()
-    asked = [r.request.index for r in store.replies() if r.request.trait is not None]
     without: dict[str, int] = {}
-    for index in asked:
+    for index in replies:
         if index in scores and (scores[index].trait is None or scores[index].coherence is None):
             without[scores[index].how] = without.get(scores[index].how, 0) + 1
-    missing = tuple(i for i in asked if i not in scores)
-    return Judged(len(asked) - sum(without.values()) - len(missing), without, missing)
+    missing = tuple(i for i in replies if i not in scores)
+    return Judged(len(replies) - sum(without.values()) - len(missing), without, missing)
+
+
+@contextmanager
+def _kept_in_batches(keep: Callable[[list[T]], None], size: int = 64) -> Iterator[Callable[[T], None]]:
+    """Collects verdicts and keeps them together, one flush to the disk for many; the last ones also after an error."""
+    waiting: list[T] = []
+
+    def add(verdict: T) -> None:
+        waiting.append(verdict)
+        if len(waiting) >= size:
+            keep(waiting)
+            waiting.clear()
+
+    try:
+        yield add
+    finally:
+        keep(waiting)
 
 
 def across_replies(store: ReplyStore, traits: Sequence[TraitDefinition], n: int) -> dict[str, list[Reply]]:
@@ -170,10 +191,8 @@ def across_questions(store: ReplyStore, traits: Sequence[TraitDefinition], n: in
     replies = across_replies(store, traits, n)
     for trait in traits:
         for reply in replies[trait.name]:
-            request = reply.request
-            if (request.index, trait.name) not in known:
-                filled = fill(trait.judge_prompt, request.user, reply.text)
-                found.append(Question(f"{request.index}/{trait.name}", trait.name, filled, request.user, reply.text))
+            if (reply.request.index, trait.name) not in known:
+                found.append(_question(reply, trait.name, trait.judge_prompt))
     return found
 
 
@@ -186,30 +205,35 @@ def judge_across(
         How many questions the judge did not answer; a second run asks them again.
     """
     check_judge(store, judge.name, traits)
-    questions = across_questions(store, traits, n)
-    answered: list[AcrossScore] = []
-    for question, score in judge.score(questions, progress):
-        answered.append(AcrossScore(int(question.key.split("/")[0]), question.trait, score.value))
-        if len(answered) % 64 == 0:
-            store.add_across(answered[-64:])
-    store.add_across(answered[len(answered) // 64 * 64 :])
-    return len(questions) - len(answered)
+    questions, replies = across_questions(store, traits, n), {r.request.index: r for r in store.replies()}
+    answered = 0
+    with _kept_in_batches(store.add_across) as keep:
+        for question, score in judge.score(questions, progress):
+            index = int(question.key.split("/")[0])
+            keep(AcrossScore(index, question.trait, score.value, replies[index].fingerprint))
+            answered += 1
+    return len(questions) - answered
 
 
 def check_judge(store: ReplyStore, name: str, traits: Sequence[TraitDefinition]) -> None:
     """Scores of two judges, or of two judge prompts, are not to be mixed in one store."""
-    path = store.folder / "judge.json"
-    prompts = {trait.name: hashlib.sha256(trait.judge_prompt.encode()).hexdigest()[:16] for trait in traits}
-    now = {"judge": name, "prompts": prompts}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != now:
-            raise SettingError(
-                f"The replies in {str(store.folder)!r} were judged by {before.get('judge')!r}; now it is {name!r}, or "
-                "a judge prompt has changed. To judge anew, delete scores.jsonl and judge.json there."
-            )
-        return
-    path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    path = store.folder / JUDGE_FILE
+    prompts = {COHERENCE: COHERENCE_PROMPT, **{trait.name: trait.judge_prompt for trait in traits}}
+    prints = {of: hashlib.sha256(prompt.encode()).hexdigest()[:16] for of, prompt in prompts.items()}
+    now = {"judge": name, "prompts": prints}
+    if not path.is_file():
+        write_whole(path, json.dumps(now, indent=2) + "\n")
+    elif (before := read_json(path)) != now:
+        raise SettingError(
+            f"The replies in {str(store.folder)!r} were judged by {before.get('judge')!r}; now it is {name!r}, or a "
+            f"judge prompt has changed. To judge anew, delete scores.jsonl, across.jsonl and {JUDGE_FILE} there."
+        )
+
+
+def judge_of(store: ReplyStore) -> str:
+    """The name of the judge that scored the store."""
+    path = store.folder / JUDGE_FILE
+    return str(read_json(path).get("judge")) if path.is_file() else "unknown"
 
 
 # ---- reading an answer ----
@@ -331,3 +355,13 @@ def price_of(prices: tuple[float, float] | None, prompt_tokens: int, completion_
     if prices is None:
         return None
     return (prices[0] * prompt_tokens + prices[1] * completion_tokens) / 1e6
+
+
+@runtime_checkable
+class BilledJudge(Judge, Protocol):
+    """A judge that costs money and says how much."""
+
+    @property
+    def bill(self) -> Cost: ...
+
+    def estimate(self, questions: Sequence[Question]) -> Cost: ...

@@ -9,7 +9,6 @@ half gives the figures. Neutral replies make the null.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,10 @@ from tqdm import tqdm
 
 from persona_core.calibration import calibrate
 from persona_core.controls import Extracted, token_tables
+from persona_core.elicitation import Plan, described
 from persona_core.errors import SettingError
 from persona_core.extraction import METHODS, Kept, Method, Sides, extract, keep
+from persona_core.judging import check_judge, judge_of
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering_effect import SteeringPlan, steering_effect
 from persona_core.transcripts import written_by
@@ -30,7 +31,6 @@ from persona_core.validation import Across, HeldOut, choose_block, halves, valid
 from persona_core.vectors import PersonaVectors
 
 if TYPE_CHECKING:
-    from persona_core.elicitation import Plan
     from persona_core.judging import Judge
     from persona_core.models import LanguageModel
     from persona_core.replies import ReplyStore
@@ -68,6 +68,11 @@ class Settings:
         if isinstance(self.method, str) and self.method not in METHODS:
             raise SettingError(f"method={self.method!r}; expected one of {', '.join(METHODS)}, or a function.")
 
+    def to_dict(self, judge: str) -> dict[str, Any]:
+        """What decides the vectors, as it stands in their config."""
+        kept = {"trait": self.min_trait, "coherence": self.min_coherence, "judge": judge}
+        return {"method": self.method_name, "position": self.position, "filter": kept}
+
     @property
     def function(self) -> Method:
         return METHODS[self.method] if isinstance(self.method, str) else self.method
@@ -87,8 +92,10 @@ def make_vectors(
 
     Raises:
         SettingError: too few replies left by the filter, or none to choose a block on; the message shows the counts.
+            Or the store rests on another plan or model.
     """
     chosen = settings or Settings()
+    store.check_plan(described(plan, lm), begin=False)
     tensors: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
     counts = {}
@@ -101,12 +108,10 @@ def make_vectors(
     config = {
         "base_model": {**lm.record, "name": Path(lm.name).name if Path(lm.name).is_dir() else lm.name},
         "extraction": {
-            "method": chosen.method_name,
-            "position": chosen.position,
+            **chosen.to_dict(judge_of(store)),
             "plan": plan.to_dict(),
             "sampling": plan.sampling.to_dict(),
             "seed": plan.seed,
-            "filter": {"trait": chosen.min_trait, "coherence": chosen.min_coherence, "judge": judge_of(store)},
             "splits": SPLITS,
             "replies": counts,
         },
@@ -184,8 +189,15 @@ def validate_vectors(
 
     Args:
         judge, steering: for the steering curves; without both they are left out, and the card says so.
+
+    Raises:
+        SettingError: the store rests on another plan, model or judge, or the vectors on other settings.
     """
     chosen = settings or Settings()
+    store.check_plan(described(plan, lm), begin=False)
+    _check_settings(vectors, chosen, store)
+    if judge is not None:
+        check_judge(store, judge.name, plan.traits)
     tensors = {t: vectors.tensor(t).numpy() for t in vectors.traits}
     neutral = neutral_traces(lm, vectors, store, blocks=sorted(set(vectors.best_block.values())), progress=progress)
     found: dict[str, Any] = {}
@@ -245,10 +257,16 @@ def _across(store: ReplyStore, trait: str) -> Across | None:
     )
 
 
-def judge_of(store: ReplyStore) -> str:
-    """The name of the judge that scored the store."""
-    path = store.folder / "judge.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["judge"]) if path.is_file() else "unknown"
+def _check_settings(vectors: PersonaVectors, settings: Settings, store: ReplyStore) -> None:
+    """Figures of one method, filter or judge must not stand on the card of another one's vectors."""
+    made = vectors.config.get("extraction", {})
+    now = settings.to_dict(judge_of(store))
+    for name, value in now.items():
+        if made.get(name) != value:
+            raise SettingError(
+                f"The vectors were made with {name} = {made.get(name)}; now it is {value}. Use the same setting, or "
+                "make them again (--stage extract)."
+            )
 
 
 def _finite(value: float) -> float | None:

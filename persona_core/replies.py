@@ -12,6 +12,7 @@ write and flushed to the disk, and a line that was cut off is dropped when the f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -86,6 +87,11 @@ class Reply:
     batch: str = ""
     row: int = 0
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the text: what a verdict belongs to."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class ReplyScore:
@@ -95,12 +101,14 @@ class ReplyScore:
         index: of the reply's request.
         trait, coherence: 0 to 100.
         how: how the trait's score was read, or why there is none: "logprobs", "text", "truth", "refusal", ...
+        of: fingerprint of the text that was judged; "" fits any.
     """
 
     index: int
     trait: float | None
     coherence: float | None
     how: str
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class AcrossScore:
     index: int
     trait: str
     value: float | None
+    of: str = ""
 
 
 class ReplyStore:
@@ -130,21 +139,23 @@ class ReplyStore:
         self._lock = _lock(self.folder)
         try:
             self._replies: dict[int, Reply] = {}
-            missing: set[str] = set()
-            for number, record in read_lines(self.folder / "replies.jsonl"):
+            listed, lost = self.folder / "replies.jsonl", set()
+            whole: list[str] = []  # lines whose states are there
+            for number, record in read_lines(listed):
                 try:
                     reply = as_reply(record)
                 except (TypeError, KeyError) as error:
                     raise CorruptFile(
-                        f"{self.folder / 'replies.jsonl'}, line {number}: not a reply ({error}). Remove the line to "
-                        "have it written again."
+                        f"{listed}, line {number}: not a reply ({error}). Remove the line to have it written again."
                     ) from error
                 if reply.batch and not (self._states_folder / f"{reply.batch}.safetensors").is_file():
-                    missing.add(reply.batch)
+                    lost.add(reply.batch)
                     continue
+                whole.append(json.dumps(record, ensure_ascii=False) + "\n")
                 self._replies[reply.request.index] = reply
-            if missing:
-                logger.warning("%d batches have lost their states and will be written again.", len(missing))
+            if lost:  # off the list, or they would come back with the rows of whatever is written in their place
+                logger.warning("%d batches have lost their states and will be written again.", len(lost))
+                write_whole(listed, "".join(whole))
             self._scores = {s.index: s for s in self._read(ReplyScore, "scores.jsonl")}
             self._across = {(s.index, s.trait): s for s in self._read(AcrossScore, "across.jsonl")}
         except BaseException:
@@ -169,8 +180,11 @@ class ReplyStore:
             except TypeError as error:
                 raise CorruptFile(f"{self.folder / name}, line {number}: {error}. Remove the line to go on.") from error
 
-    def check_plan(self, plan: Mapping[str, Any]) -> None:
+    def check_plan(self, plan: Mapping[str, Any], begin: bool = True) -> None:
         """Write the plan down, or compare it with the one that the folder rests on.
+
+        Args:
+            begin: the folder may be new, and all of the plan is given. Otherwise only what is given is compared.
 
         Raises:
             SettingError: they differ; the message names the first setting that does.
@@ -178,9 +192,12 @@ class ReplyStore:
         path = self.folder / "plan.json"
         wanted = json.loads(json.dumps(plan))
         if not path.is_file():
+            if not begin:
+                raise SettingError(f"{str(self.folder)!r} holds no reply; run --stage elicit first.")
             write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
             return
-        found = _difference(read_json(path), wanted)
+        before = read_json(path)
+        found = _difference(before if begin else {k: before.get(k) for k in wanted}, wanted)
         if found:
             where, old, new = found
             raise SettingError(
@@ -240,12 +257,16 @@ class ReplyStore:
         self._across.update({(score.index, score.trait): score for score in scores})
 
     def across(self) -> dict[tuple[int, str], AcrossScore]:
-        """Verdicts for other traits, by index of the request and trait."""
-        return dict(self._across)
+        """Verdicts for other traits, by index of the request and trait; none of a text that has been written anew."""
+        return {key: score for key, score in self._across.items() if self._fits(score)}
 
     def scores(self) -> dict[int, ReplyScore]:
-        """Verdicts by the index of the request."""
-        return dict(self._scores)
+        """Verdicts by the index of the request; none of a text that has been written anew."""
+        return {index: score for index, score in self._scores.items() if self._fits(score)}
+
+    def _fits(self, score: ReplyScore | AcrossScore) -> bool:
+        reply = self._replies.get(score.index)
+        return not score.of or reply is None or score.of == reply.fingerprint
 
 
 class StoredStates:

@@ -349,6 +349,17 @@ def test_replies_whose_states_are_lost_are_written_again(store_folder: Path) -> 
     assert lost.read_bytes() == content
 
 
+def test_lines_of_lost_states_do_not_come_back_with_the_rows_of_another_batch(store_folder: Path) -> None:
+    lost = sorted((store_folder / "states").iterdir())[0]
+    lost.unlink()
+    with ReplyStore(store_folder) as store:
+        gone = {r.index for r in plan().batches()[0].requests}
+        # A file of that name again, holding one row: the five lines that named it must not claim it.
+        store.add(lost.stem, store.replies()[:1], {p: np.zeros((1, 1, 2), "f4") for p in plan().positions})
+    with ReplyStore(store_folder) as store:
+        assert not any(store.has(index) for index in gone)
+
+
 def test_a_truncated_states_file_is_named_with_the_remedy(store_folder: Path) -> None:
     broken = sorted((store_folder / "states").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:100])

@@ -103,3 +103,11 @@ def test_scores_do_not_depend_on_the_batch() -> None:
         {q.key: s.value for q, s in LocalJudge(lm, batch_size=size).score(questions, progress=False)} for size in (1, 4)
     )
     assert one == pytest.approx(many, abs=1e-3) and lm.model.most_rows == 4
+
+
+def test_the_two_questions_about_a_reply_come_soon_after_each_other() -> None:
+    """A run that is stopped has whole verdicts to show: not all traits first, as sorting everything by length does."""
+    questions = [replace(question(f"{'How evil? ' * n} {i}"), key=f"{i}/{n}") for i in range(20) for n in (1, 4)]
+    asked = [q.key.split("/")[0] for q, _ in LocalJudge(tilted(), batch_size=2).score(questions, progress=False)]
+    whole = sum(asked[:20].count(str(i)) == 2 for i in range(20))
+    assert whole >= 8

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,51 @@ def test_scores_of_two_judges_or_of_two_prompts_are_not_mixed(tmp_path: Path) ->
         )
         with pytest.raises(SettingError, match="prompt has changed"):
             judge_replies(Scripted(), store, changed, progress=False)
+
+
+def test_another_wording_of_the_question_of_coherence_is_another_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with filled(tmp_path) as store:
+        judge_replies(Scripted(), store, TRAITS, progress=False)
+        monkeypatch.setattr("persona_core.judging.COHERENCE_PROMPT", "Is this sound? {question} {answer}")
+        with pytest.raises(SettingError, match=r"delete scores.jsonl, across.jsonl and judge.json"):
+            judge_across(Scripted(), store, TRAITS, n=1, progress=False)
+
+
+def test_a_reply_that_was_written_anew_has_no_verdict_until_it_is_judged(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        judge_replies(Scripted(), store, TRAITS, progress=False)
+        judge_across(Scripted(), store, TRAITS, n=2, progress=False)
+        across = set(store.across())
+        changed = min(across)[0]
+        anew, same = (store.replies()[i] for i in (changed, changed + 1))
+        anew = replace(anew, text="something else")
+        store.add("b-2", [anew, same], {"reply_mean": np.zeros((2, 1, 2), "f4")})
+        assert set(store.scores()) == set(range(8)) - {changed}
+        assert set(store.across()) == {(index, name) for index, name in across if index != changed} != across
+        again = Scripted(lambda q: Score(70.0, "text"))
+        assert judge_replies(again, store, TRAITS, progress=False).scored == 8
+        assert {q.key.split("/")[0] for q in again.asked} == {str(changed)}
+    with ReplyStore(tmp_path) as store:
+        assert store.scores()[changed].trait == 70.0 and store.scores()[changed + 1].trait == 40.0
+
+
+@pytest.mark.parametrize(
+    ("ask", "questions_each"), [(judge_replies, 2), (partial(judge_across, n=2), 1)], ids=["own", "across"]
+)
+def test_verdicts_that_came_before_an_error_are_kept(tmp_path: Path, ask: Any, questions_each: int) -> None:
+    class Breaks(Scripted):
+        def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
+            for place, found in enumerate(super().score(questions, progress)):
+                if place == questions_each:
+                    raise RuntimeError("out of memory")
+                yield found
+
+    with filled(tmp_path) as store, pytest.raises(RuntimeError, match="out of memory"):
+        ask(Breaks(), store, TRAITS, progress=False)
+    with ReplyStore(tmp_path) as store:
+        assert len(store.scores()) + len(store.across()) == 1
 
 
 def test_replies_are_judged_on_each_others_traits(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from persona_core.models import LanguageModel
 
 logger = logging.getLogger(__name__)
 
+BATCHES_SORTED = 4
+"""Prompts are sorted by length within so many batches: enough for little padding, few enough to lose little."""
+
 LEAST_BRANCH = 0.01
 """A first digit with less probability than this is not followed further: it cannot move the mean by more than one."""
 
@@ -51,9 +54,14 @@ class LocalJudge:
         return f"local:{self._lm.writer_name}" + (f"@{self._lm.revision}" if self._lm.revision else "")
 
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
-        """One score for each question; the longest prompts come first, so that memory runs out at once or never."""
+        """One score for each question.
+
+        Sorted by length within a few batches only: the two questions about a reply come soon after each other, so that
+        a run that is stopped has verdicts to show for its time.
+        """
         prompts = [self._lm.chat.render(q.prompt).token_ids for q in questions]
-        order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))
+        window = BATCHES_SORTED * self._batch_size
+        order = sorted(range(len(questions)), key=lambda i: (i // window, -len(prompts[i])))
         longest = self._lm.context_length
         with tqdm(total=len(questions), desc="judging", unit="answer", disable=not progress) as bar:
             for start in range(0, len(order), self._batch_size):
