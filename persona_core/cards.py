@@ -289,7 +289,9 @@ def _steering(steering: Figure | None) -> list[str]:
     for own, other in zip(steering["vector"], steering["random"], strict=True):
         cells = [interval(arm[what], digits=1) for arm in (own, other) for what in ("trait", "coherence")]
         rows.append(f"| {own['strength']:g} | {' | '.join(cells)} |")
-    effect = interval(steering["effect"], digits=1)
+    effect = f"{interval(steering['effect'], digits=1)} points"
+    if steering["effect"] is None:
+        effect = "not told, since at no strength were the replies coherent and scored"
     return [
         "<details><summary>Steering</summary>",
         "",
@@ -299,7 +301,7 @@ def _steering(steering: Figure | None) -> list[str]:
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"Vector minus random at strength {steering['effect_at']:g}: {effect} points.",
+        f"Vector minus random at strength {steering['effect_at']:g}: {effect}.",
         "",
         "</details>",
         "",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from persona_core.decode import Sampling
 from persona_core.elicitation import write_replies
 from persona_core.errors import SettingError
-from persona_core.files import read_json, write_whole
+from persona_core.files import append_lines, read_json, read_lines, write_whole
 from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.statistics import Estimate, over_clusters
 from persona_core.steering import Intervention, Steer
@@ -60,6 +60,11 @@ class SteeringPlan:
         if self.seeds < 1 or self.n_questions < 1:
             raise SettingError(f"seeds={self.seeds}, n_questions={self.n_questions}; both count from 1.")
 
+    def n_judged(self, trait: TraitDefinition) -> int:
+        """How many questions a judge is asked for the curve of one trait: two a reply."""
+        cells = 1 + 2 * len({s for s in self.strengths if s})
+        return 2 * cells * self.seeds * len(_questions(trait, self))
+
 
 def steering_effect(
     lm: LanguageModel,
@@ -74,23 +79,27 @@ def steering_effect(
     """The steering curve of one trait at its best block.
 
     Args:
-        folder: where the finished curve is kept, and found again by a later call with the same settings.
+        folder: where the finished curve is kept, and found again by a later call with the same settings; so are the
+            replies of every arm and strength, as they are finished.
 
     Returns:
         "vector" and "random": for each strength the trait score and the coherence, with intervals over questions (all
         replies to a question move together); "effect": trait score of the vector arm minus the random arm, paired by
-        question, at "effect_at", the largest strength at which the vector arm is still coherent.
+        question, at "effect_at", the largest strength at which the vector arm is still coherent; None where it is
+        coherent at no strength, for a score of noise shows nothing.
+
+    Raises:
+        SettingError: no evaluation question is left that has not chosen the block.
     """
-    block = vectors.best_block[trait.name]
-    settings = _fingerprint(lm, vectors, trait, judge, plan, block)
+    block, questions = vectors.best_block[trait.name], _questions(trait, plan)
+    written = _fingerprint(lm, plan, block, questions, vectors.tensor(trait.name)[block])
+    settings = _digest(written, trait.fingerprint, judge.name, COHERENCE_PROMPT, n_resamples)
     kept = None if folder is None else Path(folder) / f"{trait.name}.json"
     if kept is not None and kept.is_file():
         record = read_json(kept)
         if record["settings"] == settings:
             return record["curve"]
-    questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :] or trait.evaluation_questions
-    questions = questions[: plan.n_questions]
-    texts = _write(lm, vectors, trait.name, block, questions, plan, progress)
+    texts = _write(lm, vectors, trait.name, block, questions, plan, _Kept(folder, trait.name, written), progress)
     scores, unanswered = _judge(judge, trait, questions, texts, progress)
     curve = _curve(scores, plan, len(questions), n_resamples)
     norm = float(vectors.tensor(trait.name)[block].norm())
@@ -103,6 +112,38 @@ def steering_effect(
 Cell = tuple[str, float]  # arm, strength
 
 
+def _questions(trait: TraitDefinition, plan: SteeringPlan) -> tuple[str, ...]:
+    """Of the half of the evaluation questions that gives the figures; the other half has chosen the block."""
+    questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :]
+    if not questions:
+        raise SettingError(
+            f"{trait.name!r} has {len(trait.evaluation_questions)} evaluation question, which chooses the block: none "
+            "is left for steering. Add some, or leave the steering curves out."
+        )
+    return questions[: plan.n_questions]
+
+
+class _Kept:
+    """Steered replies that are on the disk already, an arm and strength a line."""
+
+    def __init__(self, folder: str | Path | None, trait: str, settings: str) -> None:
+        self._path = None if folder is None else Path(folder) / f"{trait}.replies.jsonl"
+        self._settings = settings
+        self._cells: dict[Cell, list[list[str]]] = {}
+        for _, line in read_lines(self._path) if self._path is not None else ():
+            if line.get("settings") == settings:
+                self._cells[line["arm"], line["strength"]] = line["texts"]
+
+    def get(self, cell: Cell) -> list[list[str]] | None:
+        return self._cells.get(cell)
+
+    def add(self, cell: Cell, texts: list[list[str]]) -> None:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"settings": self._settings, "arm": cell[0], "strength": cell[1], "texts": texts}
+            append_lines(self._path, [record])
+
+
 def _write(
     lm: LanguageModel,
     vectors: PersonaVectors,
@@ -110,6 +151,7 @@ def _write(
     block: int,
     questions: Sequence[str],
     plan: SteeringPlan,
+    kept: _Kept,
     progress: bool,
 ) -> dict[Cell, list[list[str]]]:
     """Texts of each arm and strength, `[seeds][questions]`."""
@@ -124,6 +166,11 @@ def _write(
     total = len(cells) * plan.seeds * len(questions)
     with tqdm(total=total, desc=f"steering {trait}", unit="reply", disable=not progress) as bar:
         for arm, strength in cells:
+            before = kept.get((arm, strength))
+            if before is not None:
+                texts[arm, strength] = before
+                bar.update(plan.seeds * len(questions))
+                continue
             amount = strength * float(vector.norm())
             # A change belongs to a whole batch: the random arm, with a direction for each seed, needs a batch for each.
             groups = [[k] for k in range(plan.seeds)] if arm == "random" else [list(range(plan.seeds))]
@@ -138,6 +185,7 @@ def _write(
                 n = len(questions)
                 texts[arm, strength] += [written[start : start + n] for start in range(0, len(written), n)]
                 bar.update(len(asked))
+            kept.add((arm, strength), texts[arm, strength])
     return texts
 
 
@@ -196,7 +244,7 @@ def _curve(
         "seeds": plan.seeds,
         "sampling": asdict(plan.sampling),
         **arms,
-        "effect": _figure(difference, n_resamples),
+        "effect": _figure(difference, n_resamples) if coherent else None,
         "effect_at": at,
     }
 
@@ -226,9 +274,12 @@ def _mean(values: np.ndarray, n_resamples: int) -> Estimate | None:
 
 
 def _fingerprint(
-    lm: LanguageModel, vectors: PersonaVectors, trait: TraitDefinition, judge: Judge, plan: SteeringPlan, block: int
+    lm: LanguageModel, plan: SteeringPlan, block: int, questions: Sequence[str], vector: torch.Tensor
 ) -> str:
-    digest = hashlib.sha256(vectors.tensor(trait.name)[block].numpy().tobytes())
-    parts = [lm.name, lm.revision, lm.adapter, trait.fingerprint, judge.name, asdict(plan), block]
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()
+    """Of all that decides the replies."""
+    drawn = {k: v for k, v in asdict(plan).items() if k not in ("n_questions", "strengths")}
+    return _digest(lm.record, drawn, block, questions, hashlib.sha256(vector.numpy().tobytes()).hexdigest())
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

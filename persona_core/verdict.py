@@ -100,7 +100,8 @@ def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
         return
     effect = steering["effect"]
     if effect is None or effect["low"] <= 0:
-        says = "cannot be told" if effect is None else f"is {say(effect, 1)} points"
+        untold = "cannot be told (at no strength were the steered replies coherent and scored)"
+        says = untold if effect is None else f"is {say(effect, 1)} points"
         yield (
             "steering",
             f"The effect of steering along the vector, over a random direction of the same norm, {says}: nothing "

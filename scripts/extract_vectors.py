@@ -15,14 +15,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from persona_core.cards import write_card
 from persona_core.decode import Sampling
 from persona_core.elicitation import Plan, elicit
 from persona_core.errors import PersonaError, SettingError
 from persona_core.extraction import METHODS
-from persona_core.judging import Judge, JudgeCache, across_questions, judge_across, judge_replies, questions_for
+from persona_core.judging import (
+    BilledJudge,
+    Judge,
+    JudgeCache,
+    across_questions,
+    judge_across,
+    judge_replies,
+    questions_for,
+)
 from persona_core.models import DTYPES, LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
@@ -129,17 +137,19 @@ def run(options: argparse.Namespace) -> list[str]:
         positions=positions,
     )
     settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
-    steering = SteeringPlan(
-        tuple(options.strengths),
-        options.steering_seeds,
-        options.steering_questions,
-        plan.sampling,
-        options.batch_size,
-        options.seed,
-    )
+    steering = None
+    if not options.no_steering:
+        steering = SteeringPlan(
+            tuple(options.strengths),
+            options.steering_seeds,
+            options.steering_questions,
+            plan.sampling,
+            options.batch_size,
+            options.seed,
+        )
     out = options.out or Path("outputs") / "vectors" / Path(options.model).name
     stages = STAGES if options.stage == "all" else (options.stage,)
-    if options.judge is None and set(stages) & {"judge", "validate"} - ({"validate"} if options.no_steering else set()):
+    if options.judge is None and set(stages) & {"judge", "validate"} - ({"validate"} if steering is None else set()):
         raise SettingError("No judge. Name one: --judge openai:MODEL, local:MODEL, or demo for the demo model.")
     if options.judge is not None:
         judge_kind(options.judge)  # a mistake in it is said now, not when everything has been written
@@ -147,19 +157,19 @@ def run(options: argparse.Namespace) -> list[str]:
     missing: list[str] = []
     with ReplyStore(out) as store:
         judge = _once(lambda: make_judge(options, out))
+        if options.estimate:
+            _check_traits(store, plan)
+            _say_cost(judge(), store, plan, options.across, steering)
+            return []
         if "elicit" in stages:
             missing += _elicit(options, plan, store, model)
         if "judge" in stages:
-            if not store.replies():
-                raise SettingError(f"{str(out)!r} holds no reply to judge; run --stage elicit first.")
-            if options.estimate:
-                _say_cost(judge(), store, plan, options.across, before=True)
-                return missing
-            _say_cost(judge(), store, plan, options.across, before=True)
+            _check_traits(store, plan)
+            _say_cost(judge(), store, plan, options.across, steering if "validate" in stages else None)
             judged = judge_replies(judge(), store, traits)
             left = judge_across(judge(), store, traits, options.across)
             missing += [f"{left} of the judge's answers on replies to other traits"] if left else []
-            _say_cost(judge(), store, plan, options.across, before=False)
+            _say_bill(judge())
             for reason, n in judged.no_score.items():
                 print(f"{n} replies have no score ({reason}); they are left out.")
             missing += [f"the judge's answer on reply {i}{_reason(judge(), i)}" for i in judged.missing]
@@ -168,11 +178,11 @@ def run(options: argparse.Namespace) -> list[str]:
             write(vectors, out / "vectors", plan)
         if "validate" in stages:
             vectors = PersonaVectors.from_pretrained(out / "vectors")
-            asked = None if options.no_steering else judge()
-            vectors = validate_vectors(
-                model(), vectors, plan, store, asked, None if options.no_steering else steering, settings
-            )
+            asked = None if steering is None else judge()
+            vectors = validate_vectors(model(), vectors, plan, store, asked, steering, settings)
             write(vectors, out / "vectors", plan)
+            if asked is not None:
+                _say_bill(asked)
             for trait in vectors.traits:
                 unanswered = (vectors.config["validation"][trait].get("steering") or {}).get("unanswered", 0)
                 if unanswered:
@@ -270,15 +280,30 @@ def _once(make: Callable[[], T]) -> Callable[[], T]:
     return get
 
 
-def _say_cost(judge: Any, store: ReplyStore, plan: Plan, across: int, before: bool) -> None:
-    if not hasattr(judge, "estimate"):
-        return
+def _check_traits(store: ReplyStore, plan: Plan) -> None:
+    """Replies are judged by the definitions that they were written for. No model is needed to see that."""
+    store.check_plan({"traits": plan.to_dict()["traits"]}, begin=False)
+    if not store.replies():
+        raise SettingError(f"{str(store.folder)!r} holds no reply to judge; run --stage elicit first.")
+
+
+def _say_cost(judge: Judge, store: ReplyStore, plan: Plan, across: int, steering: SteeringPlan | None) -> None:
     known = store.scores()
     open_replies = [r for r in store.replies() if r.request.index not in known]
-    if before:
-        questions = questions_for(open_replies, plan.traits) + across_questions(store, plan.traits, across)
-        print(f"Judging will take {judge.estimate(questions)}.")
-    else:
+    questions = questions_for(open_replies, plan.traits) + across_questions(store, plan.traits, across)
+    says = (
+        f"{judge.estimate(questions)}"
+        if isinstance(judge, BilledJudge)
+        else f"{len(questions)} questions, free of charge"
+    )
+    print(f"Judging will take {says}.")
+    if steering is not None:
+        later = sum(steering.n_judged(trait) for trait in plan.traits)
+        print(f"The steering curves take up to {later} questions more.")
+
+
+def _say_bill(judge: Judge) -> None:
+    if isinstance(judge, BilledJudge):
         print(f"The bill: {judge.bill}.")
 
 

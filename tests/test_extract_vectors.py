@@ -147,6 +147,45 @@ def test_killed_at_any_moment_the_command_ends_with_the_same_vectors(traits: Pat
     ).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--stage", "extract", "--rollouts", "2"], "begun with rollouts = 1; now it is 2"),
+        (["--stage", "validate", "--seed", "5"], "begun with seed = 0; now it is 5"),
+        (["--stage", "validate", "--method", "logistic_probe"], "made with method = mean_difference; now"),
+        (["--stage", "validate", "--min-trait", "60"], "made with filter = {'trait': 50.0"),
+        (["--stage", "validate", "--judge", "openai:m"], "were judged by 'demo:truth"),
+        (["--stage", "extract", "--dtype", "bfloat16"], "begun with model.dtype = float32; now it is bfloat16"),
+    ],
+)
+def test_a_stage_refuses_other_settings_than_the_folder_rests_on(
+    traits: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    more: list[str], says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    card = (whole / "vectors" / "README.md").read_bytes()
+    assert says in refused(options(traits, whole, *more), capsys)
+    assert (whole / "vectors" / "README.md").read_bytes() == card
+
+
+def test_replies_to_other_definitions_are_not_judged(
+    traits: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = changed(traits, tmp_path, description="Another thing.")
+    assert "traits" in refused(options(traits, whole, "--traits", str(other), "--stage", "judge"), capsys)
+
+
+def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
+    traits: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "run --stage elicit first" in refused(options(traits, tmp_path / "out", "--estimate"), capsys)
+    assert extract_vectors.main(options(traits, whole, "--estimate")) == 0
+    said = capsys.readouterr().out
+    assert "0 questions, free of charge" in said
+    # 2 traits x 3 arms and strengths x 2 questions x 2 scores.
+    assert "up to 24 questions more" in said
+
+
 # Bad input.
 
 

@@ -18,6 +18,7 @@ from persona_core.errors import SettingError
 from persona_core.judging import COHERENCE, Question, Score
 from persona_core.steering_effect import SteeringPlan, steering_effect
 from persona_core.vectors import PersonaVectors
+from persona_core.verdict import steering_flags
 from tests.conftest import tiny_lm
 from tests.test_elicitation import trait
 
@@ -113,6 +114,13 @@ def test_where_all_is_noise_the_smallest_strength_is_reported() -> None:
     assert curve(ByLength(coherence=50.0), plan)["effect_at"] == 2.0
 
 
+def test_where_all_is_noise_there_is_no_effect_and_the_control_fails() -> None:
+    found = curve(ByLength(coherence=10.0))
+    assert found["effect"] is None and found["vector"][-1]["trait"] is not None
+    ((control, says),) = steering_flags(found)
+    assert control == "steering" and "at no strength" in says
+
+
 def test_a_reply_without_a_score_is_missing_and_not_zero() -> None:
     everything = ByLength(silent=lambda text: True)
     found = curve(everything)
@@ -130,13 +138,72 @@ def test_a_finished_curve_is_found_again_unless_something_has_changed(tmp_path: 
     assert json.loads((tmp_path / "candour.json").read_text())["curve"]["block"] == 1
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_kill_loses_at_most_one_arm_and_strength(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona_core import steering_effect as module
+
+    left = 3
+    asked: list[int] = []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        asked.append(len(args[1]))
+        if len(asked) > left:
+            raise Killed
+        return write_replies(*args, **kwargs)
+
+    monkeypatch.setattr(module, "write_replies", dying)
+    with pytest.raises(Killed):
+        curve(ByLength(), folder=tmp_path)
+    with (tmp_path / "candour.replies.jsonl").open("a") as file:
+        file.write('{"settings": "cut o')
+    asked.clear()
+    left = 100
+    found = curve(ByLength(), folder=tmp_path)
+    # Calls: none 1, and for two strengths vector 1 and random 2 each. Before the kill: none, vector, half of random.
+    assert len(asked) == 7 - 2
+    monkeypatch.undo()
+    assert found == curve(ByLength())
+    # Another judge asks about the same replies; nothing is written again.
+    monkeypatch.setattr(module, "write_replies", dying)
+    left = 0
+    other = ByLength()
+    other.name = "another"
+    assert curve(other, folder=tmp_path) == found and other.asked
+
+
+def test_replies_are_not_taken_from_another_model_or_seed(tmp_path: Path) -> None:
+    curve(ByLength(), folder=tmp_path)
+    again = curve(ByLength(), replace(PLAN, seed=8), folder=tmp_path)
+    assert again == curve(ByLength(), replace(PLAN, seed=8))
+    lm = tiny_lm("llama", "chatml")
+    other = replace(lm, revision="1" * 40)
+    silent = ByLength()
+    steering_effect(other, vectors(), definition(), silent, PLAN, tmp_path, progress=False, n_resamples=50)
+    assert silent.asked
+
+
+def test_a_question_that_chose_the_block_is_not_asked_for_want_of_others() -> None:
+    lone = trait("candour", n=1)
+    with pytest.raises(SettingError, match="1 evaluation question"):
+        steering_effect(tiny_lm("llama", "chatml"), vectors(), lone, ByLength(), PLAN, progress=False)
+
+
+def test_the_number_of_questions_is_known_before(tmp_path: Path) -> None:
+    judge = ByLength()
+    curve(judge)
+    assert PLAN.n_judged(definition()) == len(judge.asked)
+
+
 def test_a_curve_with_unanswered_questions_counts_them_and_is_not_kept(tmp_path: Path) -> None:
     class Down(ByLength):
         def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
             return iter(list(super().score(questions, progress))[:-5])
 
-    assert curve(Down(), folder=tmp_path)["unanswered"] == 5 and not list(tmp_path.iterdir())
-    assert curve(ByLength(), folder=tmp_path)["unanswered"] == 0 and list(tmp_path.iterdir())
+    assert curve(Down(), folder=tmp_path)["unanswered"] == 5 and not (tmp_path / "candour.json").exists()
+    assert curve(ByLength(), folder=tmp_path)["unanswered"] == 0 and (tmp_path / "candour.json").exists()
 
 
 @pytest.mark.parametrize(
