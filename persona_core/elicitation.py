@@ -6,18 +6,17 @@ unfinished batches again with the same neighbours and the same seeds, and ends w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from persona_core.batching import in_halves
 from persona_core.chat import Messages
 from persona_core.decode import Sampling
-from persona_core.errors import NumericalError, PromptError, SettingError
+from persona_core.errors import SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
 from persona_core.pooling import parse_positions
@@ -26,8 +25,6 @@ from persona_core.traits import TraitDefinition
 
 if TYPE_CHECKING:
     from persona_core.steering import Intervention
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -191,30 +188,12 @@ def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
 
 
 def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
-    """Answer one batch. Knows nothing of files, so that it can run anywhere.
-
-    A batch that does not fit into memory is tried again in halves, and one that a single prompt breaks (too long for
-    the context, scores that are not finite) likewise, until that prompt stands alone: it fails, the others do not.
-    """
-    try:
-        return _write(lm, plan, batch)
-    except (PromptError, NumericalError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    if len(batch.requests) == 1:
-        logger.warning("Request %d failed: %s", batch.requests[0].index, reason)
-        return Written((), {}, ((batch.requests[0], reason),))
-    logger.warning("%s: %s. Tried again in halves.", batch.name, reason)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(batch.requests) // 2
-    parts = [write_batch(lm, plan, Batch(batch.name, part)) for part in (batch.requests[:half], batch.requests[half:])]
-    kept = [part for part in parts if part.replies]
+    """Answer one batch. Knows nothing of files, so that it can run anywhere."""
+    kept, failed = in_halves(batch.requests, lambda part: _write(lm, plan, Batch(batch.name, tuple(part))), batch.name)
     return Written(
-        replies=tuple(r for part in parts for r in part.replies),
+        replies=tuple(r for part in kept for r in part.replies),
         states={p: np.concatenate([part.states[p] for part in kept]) for p in plan.positions} if kept else {},
-        failed=tuple(f for part in parts for f in part.failed),
+        failed=tuple(failed),
     )
 
 
@@ -238,11 +217,6 @@ def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
         for row, request in enumerate(batch.requests)
     ]
     return Written(tuple(replies), {p: means[:, i] for i, p in enumerate(plan.positions)})
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error).lower()
 
 
 def _from_one(name: str, value: object) -> None:

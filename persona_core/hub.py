@@ -21,13 +21,34 @@ def resolve_source(source: str | Path) -> str:
     return name
 
 
-def fetch(source: str | Path, filename: str, revision: str | None = None) -> Path:
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A source and the revision after its "@"; a folder whose name holds one is a folder.
+
+    >>> split_revision("org/name@v1"), split_revision("org/name")
+    (('org/name', 'v1'), ('org/name', None))
+    """
+    name, at, revision = source.rpartition("@")
+    if not at or Path(source).expanduser().exists():
+        return source, None
+    if not name or not revision:
+        raise NotFound(f"{source!r}: expected a Hub id, '@' and a revision, such as 'org/name@v1'.")
+    return name, revision
+
+
+def public_name(source: str | Path) -> str:
+    """What others may know a source by: a Hub id, or a folder's own name without the path to it."""
+    name = str(source)
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+
+
+def fetch(source: str | Path, filename: str, revision: str | None = None, repo_type: str = "model") -> Path:
     """The local path of one file of a folder or of a Hub repository.
 
     Args:
         source: an existing folder, else a Hub id.
         filename: the file's name in it.
         revision: commit, tag or branch on the Hub; a folder has none.
+        repo_type: "model", "dataset" or "space".
 
     Raises:
         NotFound: with what was looked for and where.
@@ -43,7 +64,7 @@ def fetch(source: str | Path, filename: str, revision: str | None = None) -> Pat
 
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        return Path(hf_hub_download(name, filename, revision=revision))
+        return Path(hf_hub_download(name, filename, revision=revision, repo_type=repo_type))
     except LocalEntryNotFoundError as error:
         raise NotFound(f"{filename!r} of {where} is not in the local cache and the Hub cannot be reached.") from error
     except HFValidationError as error:

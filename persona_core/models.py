@@ -16,7 +16,7 @@ import torch
 from persona_core.blocks import Blocks, find_blocks, unwrap
 from persona_core.chat import ChatFormat
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
-from persona_core.hub import resolve_source
+from persona_core.hub import fetch, public_name, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,17 +53,18 @@ class LanguageModel:
 
     @property
     def writer_name(self) -> str:
-        """The model's name as a writer: its adapter is part of it."""
-        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
+        """The model's name as a writer: its adapter is part of it, the path to a folder is not."""
+        names = (self.name,) if self.adapter is None else (self.name, self.adapter)
+        return " + ".join(map(public_name, names))
 
     @property
     def record(self) -> dict[str, Any]:
         """What numbers that were read from this model rest on, as plain values."""
         quantized = getattr(unwrap(self.model).config, "quantization_config", None)
         return {
-            "name": self.name,
+            "name": public_name(self.name),
             "revision": self.revision,
-            "adapter": self.adapter,
+            "adapter": None if self.adapter is None else public_name(self.adapter),
             "adapter_revision": self.adapter_revision,
             "template_fingerprint": self.chat.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -143,7 +144,7 @@ def load_model(
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
         model = model.to(target)
     if adapter is not None:
-        model = _with_adapter(model, adapter, adapter_revision)
+        model, adapter_revision = _with_adapter(model, adapter, adapter_revision)
     commit = getattr(model.config, "_commit_hash", None) or revision
     return wrap_model(
         model,
@@ -229,12 +230,15 @@ def _pick_device(device: str) -> torch.device | None:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> Any:
+def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tuple[Any, str | None]:
+    """The model with the adapter on top, and the adapter's commit on the Hub; a folder has none."""
     from peft import PeftModel
 
     source = resolve_source(adapter)
+    config = fetch(source, "adapter_config.json", revision)
+    commit = config.parent.name if config.parent.parent.name == "snapshots" else revision
     with _explained(f"the adapter {source!r}{_at(revision)}"):
-        return PeftModel.from_pretrained(model, source, revision=revision).eval()
+        return PeftModel.from_pretrained(model, source, revision=revision).eval(), commit
 
 
 @contextmanager

@@ -122,18 +122,20 @@ class PersonaMonitor:
         top_p: float = 1.0,
         top_k: int = 0,
         repetition_penalty: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         steer: Steers = None,
         progress: bool = False,
     ) -> list[Trace]:
-        """Many replies, `batch_size` at a time. Reply i uses `seed + i`, whatever batch it lands in."""
+        """Many replies, `batch_size` at a time. Reply i uses `seed + i`, or `seed[i]`, whatever batch it lands in."""
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        first, batch_size, prompts = _seed(seed), _positive(batch_size, "batch_size"), _several(prompts)
+        batch_size, prompts = _positive(batch_size, "batch_size"), _several(prompts)
+        seeds = _seeds(seed, len(prompts))
         self._render(prompts, sampling)  # a bad prompt is named before anything is generated
         traces: list[Trace] = []
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
             for start in range(0, len(prompts), batch_size):
-                run = self._start(prompts[start : start + batch_size], sampling, first + start, steer)
+                part = slice(start, start + batch_size)
+                run = self._start(prompts[part], sampling, seeds[part], steer)
                 for _ in run.forwards():
                     pass
                 traces += [self._of_run(run, row) for row in range(len(run.prompts))]
@@ -186,11 +188,12 @@ class PersonaMonitor:
             for text, reading in zip(texts, readings, strict=True)
         ]
 
-    def _start(self, prompts: Sequence[str | Messages], sampling: Sampling, seed: int | None, steer: Steers) -> Run:
+    def _start(
+        self, prompts: Sequence[str | Messages], sampling: Sampling, seed: int | Sequence[int] | None, steer: Steers
+    ) -> Run:
         rendered = self._render(prompts, sampling)
         changes = prepare(steer, self.vectors, self.lm.blocks)
-        first = _seed(seed)
-        seeds = [first + row for row in range(len(prompts))]
+        seeds = _seeds(seed, len(prompts))
         return Run(self.lm, self._directions, rendered, sampling, seeds, changes)
 
     def _render(self, prompts: Sequence[str | Messages], sampling: Sampling) -> list[Rendered]:
@@ -223,15 +226,15 @@ class PersonaMonitor:
 
     def _provenance(self, interventions: Sequence[Intervention]) -> Provenance:
         """What is known of the reader; the writer's part is added by who knows it."""
-        lm = self.lm
+        known = self.lm.record
         return Provenance(
-            reader=lm.name,
-            reader_revision=lm.revision,
-            reader_adapter=lm.adapter,
-            reader_adapter_revision=lm.adapter_revision,
-            dtype=str(lm.dtype).removeprefix("torch."),
+            reader=known["name"],
+            reader_revision=known["revision"],
+            reader_adapter=known["adapter"],
+            reader_adapter_revision=known["adapter_revision"],
+            dtype=", ".join(known[k] for k in ("dtype", "quantization") if k in known),
             vectors=self.vectors.fingerprint,
-            template=lm.chat.fingerprint,
+            template=known["template_fingerprint"],
             steering=tuple(i.steer.to_dict() for i in interventions),
             versions=versions(),
         )
@@ -310,6 +313,16 @@ def _seed(seed: int | None) -> int:
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
         raise SettingError(f"seed={seed!r}; expected a whole number from 0, or None to draw one.")
     return int(seed)
+
+
+def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
+    """A seed for each of n replies."""
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != n:
+            raise SettingError(f"{len(seed)} seeds for {n} prompts; give one for each.")
+        return [_seed(one) for one in seed]
+    first = _seed(seed)
+    return [first + i for i in range(n)]
 
 
 def _several(prompts: Iterable[T]) -> list[T]:

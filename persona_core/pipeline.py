@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def make_vectors(
         choice, _ = halves(held_out(store, trait, chosen), len(trait.evaluation_questions))
         best[trait.name], _ = choose_block(trait.name, choice, tensors[trait.name], range(len(tensors[trait.name])))
     config = {
-        "base_model": {**lm.record, "name": Path(lm.name).name if Path(lm.name).is_dir() else lm.name},
+        "base_model": lm.record,
         "extraction": {
             **chosen.to_dict(judge_of(store)),
             "plan": plan.to_dict(),

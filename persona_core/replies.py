@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.files import append_lines, read_json, read_lines, write_whole
+from persona_core.files import append_lines, read_lines, write_whole
+from persona_core.folders import check_plan, lock, unlock
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class ReplyStore:
         self.folder = Path(folder)
         self._states_folder = self.folder / "states"
         self._states_folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder)
+        self._lock = lock(self.folder)
         try:
             self._replies: dict[int, Reply] = {}
             listed, lost = self.folder / "replies.jsonl", set()
@@ -169,9 +170,8 @@ class ReplyStore:
         self.close()
 
     def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        unlock(self._lock)
+        self._lock = None
 
     def _read(self, kind: Any, name: str) -> Iterator[Any]:
         for number, record in read_lines(self.folder / name):
@@ -181,29 +181,8 @@ class ReplyStore:
                 raise CorruptFile(f"{self.folder / name}, line {number}: {error}. Remove the line to go on.") from error
 
     def check_plan(self, plan: Mapping[str, Any], begin: bool = True) -> None:
-        """Write the plan down, or compare it with the one that the folder rests on.
-
-        Args:
-            begin: the folder may be new, and all of the plan is given. Otherwise only what is given is compared.
-
-        Raises:
-            SettingError: they differ; the message names the first setting that does.
-        """
-        path = self.folder / "plan.json"
-        wanted = json.loads(json.dumps(plan))
-        if not path.is_file():
-            if not begin:
-                raise SettingError(f"{str(self.folder)!r} holds no reply; run --stage elicit first.")
-            write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
-            return
-        before = read_json(path)
-        found = _difference(before if begin else {k: before.get(k) for k in wanted}, wanted)
-        if found:
-            where, old, new = found
-            raise SettingError(
-                f"The folder {str(self.folder)!r} was begun with {where} = {old}; now it is {new}. Use the same "
-                "setting to go on, or another folder to begin anew."
-            )
+        """See `folders.check_plan`."""
+        check_plan(self.folder, plan, begin)
 
     def add(self, batch: str, replies: Sequence[Reply], states: Mapping[str, np.ndarray]) -> None:
         """Keep a batch: its pooled states first, then its replies.
@@ -359,29 +338,3 @@ def _write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(beside, path)
-
-
-def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """The first place at which two JSON values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *(k for k in now if k not in before)]:
-            found = _difference(before.get(key), now.get(key), f"{where}.{key}" if where else key)
-            if found:
-                return found
-        return None
-    return None if before == now else (where or "plan", before, now)
-
-
-def _lock(folder: Path) -> int | None:
-    """An open, locked file; the system unlocks it when the process ends, also after a kill."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise SettingError(f"Another process works in {str(folder)!r}. Wait for it, or use another folder.") from error
-    return handle

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from persona_core.elicitation import Batch, Plan, Written, described, out_of_memory
+from persona_core.batching import out_of_memory
+from persona_core.elicitation import Batch, Plan, Written, described
 from persona_core.errors import PersonaError, ServerError
 from persona_core.files import append_lines, read_lines
 from persona_core.models import LanguageModel

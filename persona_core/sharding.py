@@ -1,14 +1,15 @@
-"""Elicitation shared out to Ray workers, each with a model of its own; the results are those of one process.
+"""Elicitation and monitoring shared out to Ray workers, each with a model of its own, with one process's results.
 
-A batch has the same neighbours and seeds wherever it is written, and the driver alone touches the store.
+A batch has the same neighbours and seeds wherever it is done, and the driver alone touches the folder.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ from tqdm import tqdm
 from persona_core.elicitation import Batch, Plan, Written, described, write_batch
 from persona_core.errors import SettingError
 from persona_core.models import LanguageModel, load_model
+from persona_core.monitor import PersonaMonitor
 from persona_core.replies import ReplyStore, Request, as_reply, to_record
+from persona_core.runs import Failure, Job, Row, do_batch, working
+from persona_core.runs import described as described_run
+from persona_core.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +43,6 @@ def elicit_sharded(
     Raises:
         SettingError: Ray is missing, or the store was begun with another plan or model.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise SettingError("--ray needs Ray: pip install 'persona-core[ray]'.") from error
-    if n_workers < 1:
-        raise SettingError(f"n_workers={n_workers!r}; expected a whole number from 1.")
     store.check_plan(described(plan, _model(tuple(sorted(loading.items())))))
     todo = []
     for batch in plan.batches():
@@ -52,38 +51,82 @@ def elicit_sharded(
             todo.append(Batch(store.free_name(batch.name), missing))
     if not todo:
         return []
+    failed: list[tuple[Request, str]] = []
+    with tqdm(total=sum(len(b.requests) for b in todo), desc="eliciting", unit="reply", disable=not progress) as bar:
+        for row in mapped(_Worker, (dict(loading), plan, todo), len(todo), n_workers):
+            batch = todo[int(row["number"])]
+            written = _unpack(row, batch)
+            store.add(batch.name, written.replies, written.states)
+            failed += written.failed
+            bar.update(len(batch.requests))
+    return failed
+
+
+def run_sharded(
+    loading: Mapping[str, Any],
+    vectors: PersonaVectors,
+    blocks: str | Sequence[int],
+    job: Job,
+    folder: str | Path,
+    n_workers: int,
+    progress: bool = True,
+) -> tuple[list[Row], list[Failure]]:
+    """As `runs.run_job`, with the batches mapped over Ray workers; the rows are identical.
+
+    Args:
+        loading: arguments of `load_model`; each worker loads the model itself.
+        vectors, blocks: of the monitor.
+        job, folder: as in `runs.run_job`.
+        n_workers: workers; with GPUs in the cluster each takes one.
+
+    Raises:
+        SettingError: Ray is missing, or the folder was begun with another job, model or vectors.
+    """
+    monitor = PersonaMonitor(_model(tuple(sorted(loading.items()))), vectors, blocks)
+    with working(folder, job, described_run(monitor)) as batches:
+        todo = [batch for batch in batches if batch.open]
+        failed: list[Failure] = []
+        with tqdm(total=sum(len(b.open) for b in todo), desc="monitoring", unit="text", disable=not progress) as bar:
+            tasks = [(batch.name, batch.open) for batch in todo]
+            for row in mapped(_Reader, (dict(loading), vectors, blocks, job, tasks), len(tasks), n_workers):
+                batch = todo[int(row["number"])]
+                batch.keep(json.loads(row["rows"]), vectors.traits)
+                failed += [(item, why) for item, why in json.loads(row["failed"])]
+                bar.update(len(batch.open))
+        return [row for batch in batches for row in batch.rows()], failed
+
+
+def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: int) -> Iterator[dict[str, Any]]:
+    """What workers return for the tasks 0, 1, ..., in any order, one row each.
+
+    Args:
+        worker: a class; made once in each worker with the arguments, and called with `{"task": [number]}`.
+    """
+    if n_workers < 1:
+        raise SettingError(f"n_workers={n_workers!r}; expected a whole number from 1.")
+    try:
+        import ray
+    except ImportError as error:
+        raise SettingError("--ray needs Ray: pip install 'persona-core[ray]'.") from error
+    if not n_tasks:
+        return
     begun = not ray.is_initialized()
     if begun:  # RAY_ADDRESS names a cluster; without it a local one is started
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # the bar says how far it is
     try:
-        return _map(ray, dict(loading), plan, store, todo, n_workers, progress)
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= n_workers else 0
+        tasks = ray.data.from_items([{"task": number} for number in range(n_tasks)], override_num_blocks=n_tasks)
+        yield from tasks.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=n_workers),
+            num_gpus=gpus,
+        ).iter_rows()
     finally:
         if begun:
             ray.shutdown()
-
-
-def _map(
-    ray: Any, loading: dict[str, Any], plan: Plan, store: ReplyStore, todo: list[Batch], n_workers: int, progress: bool
-) -> list[tuple[Request, str]]:
-    failed: list[tuple[Request, str]] = []
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= n_workers else 0
-    rows = ray.data.from_items([{"batch": number} for number in range(len(todo))], override_num_blocks=len(todo))
-    results = rows.map_batches(
-        _Worker,
-        fn_constructor_args=(loading, plan, todo),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=n_workers),
-        num_gpus=gpus,
-    )
-    total = sum(len(b.requests) for b in todo)
-    with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
-        for row in results.iter_rows():
-            batch, written = todo[int(row["number"])], _unpack(row, todo[int(row["number"])])
-            store.add(batch.name, written.replies, written.states)
-            failed += written.failed
-            bar.update(len(batch.requests))
-    return failed
 
 
 class _Worker:
@@ -93,9 +136,31 @@ class _Worker:
         self._lm, self._plan, self._todo = load_model(**loading), plan, todo
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-        number = int(rows["batch"][0])
+        number = int(rows["task"][0])
         written = write_batch(self._lm, self._plan, self._todo[number])
         return {"number": [number], **{key: [value] for key, value in _pack(written).items()}}
+
+
+class _Reader:
+    """Holds a model and vectors and does batches of a job."""
+
+    def __init__(
+        self,
+        loading: dict[str, Any],
+        vectors: PersonaVectors,
+        blocks: str | Sequence[int],
+        job: Job,
+        tasks: list[tuple[str, Sequence[Any]]],
+    ) -> None:
+        self._monitor = PersonaMonitor(load_model(**loading), vectors, blocks)
+        self._job, self._tasks = job, tasks
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+        number = int(rows["task"][0])
+        name, items = self._tasks[number]
+        done, failed = do_batch(self._monitor, self._job, items, name)
+        # JSON keeps a float32 exactly, NaN as well.
+        return {"number": [number], "rows": [json.dumps(done)], "failed": [json.dumps(failed)]}
 
 
 def _pack(written: Written) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Provenance:
     Attributes:
         reader, reader_revision, reader_adapter, reader_adapter_revision: the model whose states were read.
         writer: the model that wrote the reply; None if nobody said.
-        dtype: the reader's weights.
+        dtype: of the reader's weights, and how they were quantized if they were.
         vectors, template: fingerprints of the persona vectors and of the chat template.
         sampling, seed: how the reply was sampled; None for a text that was only read.
         steering: the interventions that acted during the reading, as plain records.
@@ -56,7 +56,8 @@ class Provenance:
 class Trace:
     """One conversation with a projection for every token, trait and block.
 
-    `raw[..., t]` is the state *at* token t, after the model has read it: the last token is read too.
+    `raw[..., t]` is the state *at* token t, after the model has read it: the last token is read too. (Only imported
+    files of other tools may hold the state before token t; `alignment` says so, and `scores` takes it into account.)
 
     Attributes:
         token_ids: `[n_tokens]`, prompt and reply.
@@ -73,6 +74,7 @@ class Trace:
         special: whether each token is a special token of the tokenizer.
         finish: "eos", "length", "context", "stopped" (by the caller) or "read" (nothing was generated).
         provenance: who wrote, who read, with what.
+        alignment: of `raw` and `norms`; "at" for all that this library reads.
     """
 
     token_ids: tuple[int, ...]
@@ -89,6 +91,7 @@ class Trace:
     special: tuple[bool, ...]
     finish: str
     provenance: Provenance = field(default_factory=Provenance)
+    alignment: Alignment = "at"
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
@@ -98,6 +101,8 @@ class Trace:
             raise CorruptFile(f"A trace of shape {shape} needs a null of {shape[:2]}; got {sorted(nulls)}.")
         if not 0 <= self.n_prompt <= n:
             raise CorruptFile(f"n_prompt is {self.n_prompt}; a trace of {n} tokens has 0 to {n} before the reply.")
+        if self.alignment not in ("at", "before"):
+            raise CorruptFile(f"alignment is {self.alignment!r}; expected 'at' or 'before'.")
         lengths = {len(self.tokens), len(self.roles), len(self.special)}
         if lengths != {n} or self.raw.shape != shape or self.norms.shape != shape[1:]:
             raise CorruptFile(
@@ -160,10 +165,13 @@ class Trace:
             values = np.divide(values, norms, out=np.zeros_like(values), where=norms != 0)
         elif kind != "raw":
             raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
-        if alignment == "before":
-            values = np.concatenate([np.full(1, np.nan, np.float32), values[:-1]])
-        elif alignment != "at":
+        if alignment not in ("at", "before"):
             raise SettingError(f"alignment={alignment!r}; expected 'at' or 'before'.")
+        unknown = np.full(min(1, len(values)), np.nan, np.float32)
+        if (self.alignment, alignment) == ("at", "before"):
+            values = np.concatenate([unknown, values[:-1]])
+        elif (self.alignment, alignment) == ("before", "at"):  # the last token was never read
+            values = np.concatenate([values[1:], unknown])
         return values.astype(np.float32)
 
     @property
@@ -173,8 +181,8 @@ class Trace:
 
     @property
     def default_kind(self) -> Kind:
-        """What is shown when nobody chooses: z where there is a null, else the cosine."""
-        return "z" if self.calibrated else "cosine"
+        """What is shown when nobody chooses: z where there is a null, else the cosine, or raw without norms."""
+        return "z" if self.calibrated else "cosine" if np.isfinite(self.norms).any() else "raw"
 
     def figure(self, kind: Kind | None = None) -> go.Figure:
         """A Plotly figure: one line a trait over the tokens of the conversation. None takes `default_kind`."""
@@ -222,9 +230,26 @@ class Trace:
                 null_std=_array(record["null_std"], (n_traits, n_blocks)),
                 finish=str(record["finish"]),
                 provenance=Provenance(**provenance),
+                alignment=record["alignment"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Trace:
+        """The trace of a row of a results dataset, float for float.
+
+        Raises:
+            CorruptFile: a column is missing, or lengths do not fit.
+
+        >>> from datasets import load_dataset
+        >>> rows = load_dataset("artifacts/persona-monitoring-persona-tiny", split="train")
+        >>> Trace.from_row(rows[0]).traits[0]
+        'paternalism'
+        """
+        from persona_core.results import to_trace
+
+        return to_trace(row)
 
     def save(self, path: str | Path) -> Path:
         """Write the trace as JSON."""

@@ -1,0 +1,57 @@
+"""Work on batches that may be too large, or hold one thing that spoils it for the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from persona_core.errors import NumericalError, PromptError, VectorsMismatch
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_halves(
+    items: Sequence[Item], work: Callable[[Sequence[Item]], Result], name: str
+) -> tuple[list[Result], list[tuple[Item, str]]]:
+    """Work on all items at once; where that fails on halves, until what fails stands alone.
+
+    A batch that does not fit into memory is tried again in parts, and one that a single item breaks (a prompt too long
+    for the context, scores that are not finite) likewise: that item fails, the others do not.
+
+    Args:
+        items: at least one.
+        work: done on some of them, in order.
+        name: of the batch, for the log.
+
+    Returns:
+        The results of the parts, in order, and the items that failed with the reason.
+
+    Raises:
+        RuntimeError: any but one of a full memory: an error of the code is not hidden.
+    """
+    try:
+        return [work(items)], []
+    except (PromptError, NumericalError, VectorsMismatch, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if len(items) == 1:
+        logger.warning("%s: one could not be done: %s", name, reason)
+        return [], [(items[0], reason)]
+    logger.warning("%s: %s. Tried again in halves.", name, reason)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    parts = [in_halves(part, work, name) for part in (items[:half], items[half:])]
+    return [r for results, _ in parts for r in results], [f for _, failed in parts for f in failed]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on a GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error).lower()

@@ -1,0 +1,164 @@
+"""Prompts for monitoring runs: JSON lines with an id, a set and a category each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from persona_core.errors import CorruptFile, NotFound
+
+FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "prompts"
+"""The shipped sets; there in a checkout, not in an installed package."""
+
+SETS = ("pilot", "harmful", "expanded")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to ask a model.
+
+    Attributes:
+        id: unique over all prompts of a run; a reply's seed is derived from it.
+        prompt: what the user says.
+        set, category: what it belongs to; may be empty.
+        system: the system prompt, or None.
+    """
+
+    id: str
+    prompt: str
+    set: str = ""
+    category: str = ""
+    system: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        user = {"role": "user", "content": self.prompt}
+        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+
+
+@dataclass(frozen=True)
+class Transcribed:
+    """A conversation that has been held; its last message is the assistant's.
+
+    Attributes:
+        id: unique over all conversations of a run.
+        messages: {"role", "content"} each.
+        set, category: as of a `Prompt`.
+        writer: the model that wrote the reply, if anybody said.
+    """
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    set: str = ""
+    category: str = ""
+    writer: str | None = None
+
+
+def load_prompts(sources: Sequence[str | Path]) -> tuple[Prompt, ...]:
+    """The prompts of shipped sets or of files, in order.
+
+    Args:
+        sources: names in `SETS`, "all" for the three of them, or `.jsonl` files with the fields of `Prompt`.
+
+    Raises:
+        NotFound, CorruptFile: the message names file, line and field.
+
+    >>> len(load_prompts(["all"]))
+    78
+    """
+    found: list[Prompt] = []
+    for path in _paths(sources):
+        found += [_checked(Prompt, record, where) for where, record in _records(path)]
+    return tuple(_unique(found))
+
+
+def load_transcripts(path: str | Path) -> tuple[Transcribed, ...]:
+    """Conversations of a `.jsonl` file with the fields of `Transcribed`; the id may be left out.
+
+    Raises:
+        NotFound, CorruptFile: the message names file, line and field.
+    """
+    found = []
+    for number, (where, record) in enumerate(_records(Path(path)), 1):
+        item = _checked(Transcribed, {"id": f"{Path(path).stem}-{number}", **record}, where)
+        _check_messages(item.messages, where)
+        found.append(item)
+    return tuple(_unique(found))
+
+
+def _paths(sources: Sequence[str | Path]) -> list[Path]:
+    paths: list[Path] = []
+    for source in sources:
+        if source == "all":
+            paths += [FOLDER / f"{name}.jsonl" for name in SETS]
+        elif source in SETS:
+            paths.append(FOLDER / f"{source}.jsonl")
+        else:
+            paths.append(Path(source))
+    return paths
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Every line's JSON object, with file and line for messages; empty lines are passed over."""
+    if not path.is_file():
+        raise NotFound(f"No file {str(path)!r}. Name a set ({', '.join(SETS)}, all) or a .jsonl file.")
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path}: not a readable UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise CorruptFile(f"{where}: expected an object, got a {type(record).__name__}.")
+        found.append((where, record))
+    if not found:
+        raise CorruptFile(f"{path}: holds nothing.")
+    return found
+
+
+def _checked(kind: Any, record: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(record) - known):
+        raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+    for name, value in record.items():
+        if name == "messages":
+            continue
+        optional = name in ("system", "writer")
+        if not (isinstance(value, str) or (optional and value is None)):
+            raise CorruptFile(f"{where}: the field {name!r} is a {type(value).__name__}, expected a text.")
+    for name in ("id", "prompt"):
+        if name in known and not str(record.get(name, "")).strip():
+            raise CorruptFile(f"{where}: the field {name!r} is missing or empty.")
+    if "messages" in known:
+        record = {**record, "messages": tuple(record.get("messages") or ())}
+    return kind(**record)
+
+
+def _check_messages(messages: Sequence[Any], where: str) -> None:
+    for message in messages:
+        texts = isinstance(message, dict) and set(message) == {"role", "content"}
+        if not texts or not all(isinstance(v, str) for v in message.values()):
+            raise CorruptFile(f"{where}: a message is an object with the texts 'role' and 'content'.")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise CorruptFile(
+            f"{where}: the field 'messages' must hold a conversation that ends with the assistant's turn."
+        )
+
+
+def _unique(items: Sequence[Any]) -> Sequence[Any]:
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise CorruptFile(f"The id {item.id!r} comes twice; ids must differ over all files of a run.")
+        seen.add(item.id)
+    return items

@@ -1,0 +1,93 @@
+"""What the commands that run a model over many texts share: options, loading, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from persona_core.errors import PersonaError
+from persona_core.hub import split_revision
+from persona_core.models import DTYPES, load_model
+from persona_core.monitor import PersonaMonitor
+from persona_core.runs import Failure, Job, Row, run_job
+from persona_core.vectors import PersonaVectors
+from scripts.settings import configure
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model is read with which vectors."""
+    parser.add_argument("--model", required=True, help="Hub id (also with @revision) or folder")
+    parser.add_argument("--adapter", help="PEFT adapter on top of it, Hub id (also with @revision) or folder")
+    parser.add_argument("--vectors", required=True, help="persona vectors, Hub id (also with @revision) or folder")
+    group = parser.add_argument_group("loading the model")
+    group.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced over all devices")
+    group.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Options of a resumable run."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results dataset")
+    parser.add_argument("--work", type=Path, help="where batches are kept until all are there (default: OUT.work)")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts in one forward (16)")
+    parser.add_argument(
+        "--blocks", default="best", help="best (default), all (for heat maps), or numbers such as 8,12: what is read"
+    )
+    parser.add_argument("--ray", type=int, metavar="N", help="share the batches out to N Ray workers, a model each")
+
+
+def loading(options: argparse.Namespace, adapter: str | None = None) -> dict[str, Any]:
+    """Arguments of `load_model`."""
+    name, revision = split_revision(options.model)
+    adapter = adapter or options.adapter
+    adapter_name, adapter_revision = (None, None) if adapter is None else split_revision(adapter)
+    return {
+        "name": name,
+        "revision": revision,
+        "adapter": adapter_name,
+        "adapter_revision": adapter_revision,
+        "dtype": options.dtype,
+        "device": options.device,
+        "quantization": options.quantization,
+    }
+
+
+def carry_out(
+    options: argparse.Namespace, arguments: Mapping[str, Any], vectors: PersonaVectors, job: Job, work: Path
+) -> tuple[list[Row], list[Failure]]:
+    """Run the job here, or share it out with --ray."""
+    blocks: str | list[int] = options.blocks
+    if options.blocks not in ("best", "all"):
+        blocks = [int(b) for b in options.blocks.split(",") if b.strip().isdigit()] or options.blocks
+    if options.ray:
+        from persona_core.sharding import run_sharded
+
+        return run_sharded(arguments, vectors, blocks, job, work, options.ray)
+    return run_job(PersonaMonitor(load_model(**arguments), vectors, blocks), job, work)
+
+
+def reported(command: str, run: Callable[[], list[Failure]]) -> int:
+    """Run a command and say how it ended: 0, 1 with what is missing or wrong, 130 when it was stopped."""
+    configure()
+    begun = time.monotonic()
+    try:
+        missing = run()
+    except PersonaError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"{command}: {error}. What was written is kept; the same command goes on.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    for item, why in missing:
+        print(f"missing: {item}: {why}", file=sys.stderr)
+    if missing:
+        print(f"{len(missing)} could not be done; the same command tries them again.", file=sys.stderr)
+    print(f"Done in {(time.monotonic() - begun) / 60:.1f} minutes.")
+    return 1 if missing else 0
