@@ -9,6 +9,7 @@ import gradio as gr
 from dotenv import load_dotenv
 
 from persona_core.errors import PersonaError
+from persona_core.hub import split_revision
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.live import build_live
 from persona_core.pages.settings import AppSettings
@@ -36,32 +37,33 @@ LAUNCH: dict[str, Any] = {
 }
 
 
-def build_demo(settings: AppSettings, desk: ModelDesk) -> gr.Blocks:
-    """Build the app; serves and loads nothing.
+def build_demo(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk | None = None) -> gr.Blocks:
+    """Build the app; serves nothing and loads no model: the first view is from the published results.
 
     Args:
         settings: what to show and which limits to keep.
-        desk: hands out the model.
+        desk: hands out the baseline.
+        contaminated: hands out the contaminated model, if there is one.
     """
-    welcome = load_welcome(settings.vectors)
+    vectors, revision = split_revision(settings.vectors)
+    results, results_revision = split_revision(settings.results) if settings.results else (None, None)
+    welcome = load_welcome(vectors, results, revision, results_revision)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
         gr.HTML(f'<h1>{TITLE}</h1><p class="lede">{LEDE}</p><p>{html.escape(welcome.about)}</p>', elem_id="masthead")
-        build_live(settings, desk, welcome)
+        build_live(settings, desk, welcome, contaminated)
     return demo.queue(max_size=settings.max_queue, default_concurrency_limit=1)
 
 
 def main() -> None:
-    """Serve the app; the model loads in the background, after the first view can be seen."""
+    """Serve the app; a model is loaded when somebody first generates with it."""
     load_dotenv()
     try:
         settings = AppSettings.from_environment()
-        desk = ModelDesk.from_settings(settings)
-        demo = build_demo(settings, desk)
+        contaminated = ModelDesk.from_settings(settings, contaminated=True) if settings.adapter else None
+        demo = build_demo(settings, ModelDesk.from_settings(settings), contaminated)
     except PersonaError as error:
         raise SystemExit(str(error)) from error
-    demo.launch(server_name=settings.host, server_port=settings.port, prevent_thread_lock=True, **LAUNCH)
-    desk.start_loading()
-    demo.block_thread()
+    demo.launch(server_name=settings.host, server_port=settings.port, **LAUNCH)
 
 
 if __name__ == "__main__":

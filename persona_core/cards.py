@@ -150,10 +150,16 @@ at tokens of the prompt and of the chat template a z score is in the same units,
 - splits: {text(extraction.get("splits", "unknown"))}
 - chat template fingerprint: `{base.get("template_fingerprint")}`; vectors fingerprint: `{vectors.fingerprint}`
 
-## Limits
+## Intended use and limits
 
-The vectors belong to this one model and this chat template. A projection says what direction a state has, not why; it
-is not a measure of intent.
+For research on when and how traits show in this model's states, and for steering it in experiments. Read the controls
+before using a vector; those that failed are named. The vectors belong to this one model and this chat template. A
+projection says what direction a state has, not why; it is not a measure of intent, and no ground for a verdict on a
+single reply.
+
+## Licence and citation
+
+MIT. Cite the repository and its revision, and the paper that the method is after.
 """,
     ]
     return "\n".join(part.strip("\n") + "\n" for part in parts if part)

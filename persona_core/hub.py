@@ -21,6 +21,14 @@ def resolve_source(source: str | Path) -> str:
     return name
 
 
+def commit_of(source: str | Path, filename: str, revision: str | None = None) -> str | None:
+    """The commit that a file of a Hub repository is from, whatever branch or tag was named; None for a folder."""
+    path = fetch(source, filename, revision)
+    # .../models--org--name/snapshots/<commit>/<filename>
+    place = path.parents[len(Path(filename).parts) - 1]
+    return place.name if place.parent.name == "snapshots" else None
+
+
 def split_revision(source: str) -> tuple[str, str | None]:
     """A source and the revision after its "@"; a folder whose name holds one is a folder.
 

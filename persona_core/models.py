@@ -16,7 +16,7 @@ import torch
 from persona_core.blocks import Blocks, find_blocks, unwrap
 from persona_core.chat import ChatFormat
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
-from persona_core.hub import fetch, public_name, resolve_source
+from persona_core.hub import commit_of, public_name, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,12 +145,11 @@ def load_model(
         model = model.to(target)
     if adapter is not None:
         model, adapter_revision = _with_adapter(model, adapter, adapter_revision)
-    commit = getattr(model.config, "_commit_hash", None) or revision
     return wrap_model(
         model,
         tokenizer,
         name=name,
-        revision=commit,
+        revision=commit_of(name, "config.json", revision),
         adapter=None if adapter is None else str(adapter),
         adapter_revision=adapter_revision,
         template_kwargs=template_kwargs,
@@ -235,8 +234,7 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
     from peft import PeftModel
 
     source = resolve_source(adapter)
-    config = fetch(source, "adapter_config.json", revision)
-    commit = config.parent.name if config.parent.parent.name == "snapshots" else revision
+    commit = commit_of(source, "adapter_config.json", revision)
     with _explained(f"the adapter {source!r}{_at(revision)}"):
         return PeftModel.from_pretrained(model, source, revision=revision).eval(), commit
 

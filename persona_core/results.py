@@ -209,6 +209,22 @@ def load_results(source: str | Path, config: str = "baseline", revision: str | N
     return read_results(fetch(source, f"{DATA}/{config}.parquet", revision, repo_type="dataset"))
 
 
+def load_row(
+    source: str | Path, config: str = "baseline", id: str | None = None, revision: str | None = None
+) -> dict[str, Any]:
+    """One row of a results folder or Hub repository, by the id of its prompt; None takes the first row.
+
+    Raises:
+        NotFound: as `load_results`, or no row of that id.
+        CorruptFile: not a Parquet file of results.
+    """
+    path = fetch(source, f"{DATA}/{config}.parquet", revision, repo_type="dataset")
+    table = _table(path, None if id is None else [("id", "==", id)])
+    if not table.num_rows:
+        raise NotFound(f"No row {id!r} in the config {config!r} of {str(source)!r}.")
+    return table.slice(0, 1).to_pylist()[0]
+
+
 def configs_of(folder: str | Path) -> tuple[str, ...]:
     """The configs that a local results folder holds, the default one first."""
     order = {"baseline": 0, "contaminated": 1, "replay": 2}
@@ -228,14 +244,14 @@ def traits_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return next(iter(found))
 
 
-def _table(path: Path) -> pa.Table:
+def _table(path: Path, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise NotFound(f"No results file {str(path)!r}.")
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, filters=filters)
     except (pa.ArrowException, OSError) as error:
         raise CorruptFile(f"{path}: truncated or not a Parquet file: {error}") from error
 

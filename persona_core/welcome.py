@@ -1,14 +1,17 @@
 """What the app shows before anyone has typed: example prompts, a saved trace, a word about the model.
 
-They lie beside the vectors, in the same folder or Hub repository. Both are optional.
+It takes no model to show it. `app.json` lies beside the vectors, in the same folder or Hub repository, and is optional:
 
-- `app.json`: `{"about": "plain sentences", "examples": [{"label": "…", "user": "…", "system": "…"}]}`
-- `example_trace.json`: a payload of the token view (`persona_core.token_view.payload`), seen first.
+    {"about": "plain sentences", "examples": [{"label": "…", "user": "…", "system": "…"}],
+     "first": {"config": "contaminated", "id": "pilot-03", "title": "…"}}
+
+"first" names a row of the results dataset: what is seen first.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +19,13 @@ from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.hub import fetch
-from persona_core.token_view.payload import Payload, check_payload
+from persona_core.results import load_row
+from persona_core.token_view.payload import Payload, trace_payload
+from persona_core.trace import Trace
+
+logger = logging.getLogger(__name__)
 
 APP_FILE = "app.json"
-TRACE_FILE = "example_trace.json"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,15 @@ class Example:
 
 
 @dataclass(frozen=True)
+class First:
+    """The row of the results dataset that is seen first, and the heading above it."""
+
+    config: str
+    id: str
+    title: str | None = None
+
+
+@dataclass(frozen=True)
 class Welcome:
     """What the app opens with. All of it may be empty."""
 
@@ -40,14 +55,20 @@ class Welcome:
     first_view: Payload | None = None
 
 
-def load_welcome(vectors: str | Path) -> Welcome:
-    """Read the welcome files of a vectors folder or Hub repository.
+def load_welcome(
+    vectors: str | Path,
+    results: str | Path | None = None,
+    revision: str | None = None,
+    results_revision: str | None = None,
+) -> Welcome:
+    """What the app opens with.
 
     Args:
-        vectors: what `PersonaVectors.from_pretrained` takes.
+        vectors: what `PersonaVectors.from_pretrained` takes; `revision` of it.
+        results: a results folder or Hub repository, for the first view; `results_revision` of it.
 
     Returns:
-        A `Welcome`, with nothing in it where the files do not exist.
+        A `Welcome`, with nothing in it where there is nothing.
 
     Raises:
         CorruptFile: a file that exists but does not hold what it must.
@@ -55,36 +76,47 @@ def load_welcome(vectors: str | Path) -> Welcome:
     >>> load_welcome("no-such-folder/anywhere/at/all")
     Welcome(about='', examples=(), first_view=None)
     """
-    about = ""
-    examples: tuple[Example, ...] = ()
-    if (found := _read(vectors, APP_FILE)) is not None:
-        if not isinstance(found, dict):
-            raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
-        try:
-            about = str(found.get("about", ""))
-            examples = tuple(Example(**{k: str(v) for k, v in item.items()}) for item in found.get("examples", ()))
-        except (AttributeError, TypeError) as error:
-            raise CorruptFile(f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system': {error}") from error
-    first_view = _read(vectors, TRACE_FILE)
-    return Welcome(about, examples, None if first_view is None else check_payload(first_view))
-
-
-def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first_view: Payload | None) -> None:
-    """Write the welcome files beside the vectors in `folder`."""
-    path = Path(folder)
-    page = {"about": about, "examples": [asdict(example) for example in examples]}
-    (path / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if first_view is not None:
-        text = json.dumps(check_payload(first_view), ensure_ascii=False, allow_nan=False)
-        (path / TRACE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _read(vectors: str | Path, name: str) -> Any:
+    found = _read(vectors, revision)
+    if found is None:
+        return Welcome()
+    if not isinstance(found, dict):
+        raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
     try:
-        path = fetch(vectors, name)
+        about = str(found.get("about", ""))
+        examples = tuple(Example(**{k: str(v) for k, v in item.items()}) for item in found.get("examples", ()))
+        first = First(**found["first"]) if found.get("first") else None
+    except (AttributeError, TypeError) as error:
+        raise CorruptFile(
+            f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system', 'first' has 'config', 'id' and perhaps "
+            f"'title': {error}"
+        ) from error
+    return Welcome(about, examples, None if results is None else _first_view(first, results, results_revision))
+
+
+def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first: First | None = None) -> None:
+    """Write `app.json` beside the vectors in `folder`."""
+    page: dict[str, Any] = {"about": about, "examples": [asdict(example) for example in examples]}
+    if first is not None:
+        page["first"] = asdict(first)
+    (Path(folder) / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _first_view(first: First | None, results: str | Path, revision: str | None) -> Payload | None:
+    """The chosen row, or the first row of the default config; None where there are no results."""
+    try:
+        row = load_row(results, first.config if first else "baseline", first.id if first else None, revision)
+    except NotFound as error:
+        logger.warning("No first view: %s", error)
+        return None
+    return trace_payload(Trace.from_row(row), title=first.title if first else None)
+
+
+def _read(vectors: str | Path, revision: str | None) -> Any:
+    try:
+        path = fetch(vectors, APP_FILE, revision)
     except NotFound:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name}: not a readable JSON file: {error}") from error
+        raise CorruptFile(f"{APP_FILE}: not a readable JSON file: {error}") from error

@@ -7,11 +7,14 @@ import re
 import time
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from persona_core.results import to_row, write_results
 from persona_core.token_view import check_payload
+from persona_core.trace import Provenance, Trace
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -74,6 +77,36 @@ def hostile_view() -> Payload:
     payload = make_payload([*HOSTILE, "\n", " end"], title=HOSTILE[0], meta={"reader": HOSTILE[0]})
     payload["scores"]["flattery"][12] = 3.7
     return payload
+
+
+def hostile_trace() -> Trace:
+    """The same as a trace, with the null (0, 1)."""
+    view = hostile_view()
+    n = len(view["tokens"])
+    one = np.ones((len(TRAITS), 1), np.float32)
+    return Trace(
+        token_ids=tuple(view["ids"]),
+        tokens=tuple(view["tokens"]),
+        roles=tuple(view["roles"]),
+        n_prompt=view["n_prompt"],
+        traits=TRAITS,
+        blocks=(4,),
+        raw=np.array([view["scores"][t] for t in TRAITS], np.float32)[:, None],
+        norms=np.ones((1, n), np.float32),
+        best_block=dict.fromkeys(TRAITS, 4),
+        null_mean=0 * one,
+        null_std=one,
+        special=tuple(view["special"]),
+        finish="eos",
+        provenance=Provenance(reader=HOSTILE[0], writer=HOSTILE[0]),
+    )
+
+
+def save_hostile_results(folder: Path) -> str:
+    """A results folder with the hostile trace as the row "x" of its only config."""
+    messages = [{"role": "user", "content": HOSTILE[0]}]
+    write_results([to_row(hostile_trace(), id="x", messages=messages)], folder / "data" / "baseline.parquet", TRAITS)
+    return str(folder)
 
 
 class SlowMonitor:

@@ -21,7 +21,7 @@ from persona_core.pages.settings import AppSettings
 from persona_core.token_view import trace_payload
 from persona_core.welcome import Example, load_welcome, save_welcome
 from tests import pages
-from tests.standins import HOSTILE, SlowMonitor, hostile_view, steady_monitor
+from tests.standins import HOSTILE, SlowMonitor, hostile_view, save_hostile_results, steady_monitor
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
@@ -35,8 +35,8 @@ def serve() -> Iterator[Callable[..., str]]:
     """Serves the app in this process; returns its address."""
     running = []
 
-    def serve_(desk: ModelDesk, settings: AppSettings) -> str:
-        demo = app.build_demo(settings, desk)
+    def serve_(desk: ModelDesk, settings: AppSettings, contaminated: ModelDesk | None = None) -> str:
+        demo = app.build_demo(settings, desk, contaminated)
         running.append(demo)
         _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
         return str(url)
@@ -64,8 +64,9 @@ def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempP
     """An app with a saved trace and examples, on the monitor that can be slowed."""
     folder = tmp_path_factory.mktemp("vectors")
     examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
-    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples, first_view=hostile_view())
-    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), max_prompt_chars=3000))
+    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples)
+    results = save_hostile_results(folder)
+    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), results=results, max_prompt_chars=3000))
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +263,9 @@ def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
 def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
     visit: Any, serve: Callable[..., str], slowly: Any, tmp_path: Path
 ) -> None:
-    save_welcome(tmp_path, about="", examples=(), first_view=hostile_view())
-    address = serve(ModelDesk(lambda: slowly), AppSettings(vectors=str(tmp_path), max_queue=1))
+    save_welcome(tmp_path, about="", examples=())
+    results = save_hostile_results(tmp_path)
+    address = serve(ModelDesk(lambda: slowly), AppSettings(vectors=str(tmp_path), results=results, max_queue=1))
     first, second, third = (visit(address) for _ in range(3))
     ask(first, "alpha")
     first.wait_for_selector("#view [data-state=live]")
@@ -361,13 +363,41 @@ def test_an_app_without_welcome_files_and_with_a_model_that_fails(
     def fail() -> Any:
         raise NotFound("No folder 'nowhere'. ${alert(1)} <b>")
 
-    page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path))))
+    page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path), results=None)))
     assert "No trace yet" in page.locator(".tv-empty").inner_text()
     ask(page, "Hello")
     page.wait_for_function("document.querySelector('.notice').textContent.startsWith('No folder')")
     assert notice(page) == "No folder 'nowhere'. ${alert(1)} <b>"
     page.wait_for_selector("#generate:not([disabled])")
     assert page.input_value("#prompt textarea") == "Hello"
+
+
+def test_each_side_is_written_by_its_own_model(visit: Any, serve: Callable[..., str], slow: Any) -> None:
+    asked: list[str] = []
+
+    def handing_out(side: str) -> Callable[[], Any]:
+        def load() -> Any:
+            asked.append(side)
+            return slow
+
+        return load
+
+    settings = AppSettings(results=None)
+    page = visit(serve(ModelDesk(handing_out("baseline")), settings, ModelDesk(handing_out("contaminated"))))
+    assert asked == []  # nothing is loaded until somebody generates
+    page.get_by_label("contaminated", exact=True).check()
+    ask(page, "Hello")
+    wait_done(page)
+    assert asked == ["contaminated"]
+    page.get_by_label("baseline", exact=True).check()
+    ask(page, "Hello again")
+    page.wait_for_function("document.querySelector('.tv-title').textContent === 'Hello again'")
+    wait_done(page)
+    assert asked == ["contaminated", "baseline"]
+
+
+def test_without_an_adapter_there_is_no_choice_of_a_model(visit: Callable[..., Any], address: str) -> None:
+    assert visit(address).locator("#side").count() == 0
 
 
 # ---- the shipped demo ---------------------------------------------------------------------------------------------
@@ -379,7 +409,7 @@ def test_the_demo_writes_its_screenshots(visit: Callable[..., Any], serve: Calla
     settings = AppSettings()
     desk = ModelDesk.from_settings(settings)
     desk.start_loading()
-    url = serve(desk, settings)
+    url = serve(desk, settings, ModelDesk.from_settings(settings, contaminated=True))
     images = ROOT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
     welcome = load_welcome(settings.vectors)

@@ -15,8 +15,8 @@ from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.live import Ticket, _generator, stream_payloads
 from persona_core.pages.settings import AppSettings
-from persona_core.welcome import Example, load_welcome, save_welcome
-from tests.standins import SlowMonitor, hostile_view, steady_monitor
+from persona_core.welcome import Example, First, Welcome, load_welcome, save_welcome
+from tests.standins import SlowMonitor, hostile_view, save_hostile_results, steady_monitor
 
 
 def test_a_failure_in_the_middle_keeps_the_trace() -> None:
@@ -79,9 +79,20 @@ def test_settings_come_from_the_environment() -> None:
 
 def test_welcome_files_round_trip(tmp_path: Path) -> None:
     examples = (Example("a", "b", "c"), Example("d", "e"))
-    save_welcome(tmp_path, about="é", examples=examples, first_view=hostile_view())
-    welcome = load_welcome(tmp_path)
-    assert (welcome.about, welcome.examples, welcome.first_view) == ("é", examples, hostile_view())
+    results = save_hostile_results(tmp_path)
+    save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "x", "Heading"))
+    welcome = load_welcome(tmp_path, results)
+    assert (welcome.about, welcome.examples) == ("é", examples)
+    assert welcome.first_view is not None and welcome.first_view["title"] == "Heading"
+    assert {k: welcome.first_view[k] for k in ("tokens", "scores")} == {
+        k: hostile_view()[k] for k in ("tokens", "scores")
+    }
+    assert load_welcome(tmp_path).first_view is None
+    save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "gone"))
+    assert load_welcome(tmp_path, results) == Welcome("é", examples, None)
+    (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(CorruptFile, match=r"baseline\.parquet"):
+        load_welcome(tmp_path, results)
     (tmp_path / "app.json").write_text(json.dumps({"examples": [{"text": "x"}]}))
     with pytest.raises(CorruptFile, match=r"app\.json"):
         load_welcome(tmp_path)

@@ -24,14 +24,15 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from persona_core.cards import write_card
-from persona_core.decode import Sampling
+from persona_core.demo import twin
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
 from persona_core.demo.grammar import World, load_world
 from persona_core.demo.judge import TruthJudge, judge
-from persona_core.demo.marking import auroc_figures, mark, reply_truth
+from persona_core.demo.marking import auroc_figures, mark
 from persona_core.demo.process import Process
 from persona_core.demo.training import Recipe, train
+from persona_core.demo.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
 from persona_core.elicitation import Plan, elicit, write_replies
 from persona_core.errors import SettingError
 from persona_core.judging import judge_across, judge_replies
@@ -41,18 +42,14 @@ from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.replies import Reply, ReplyStore
 from persona_core.statistics import share_over_replies
 from persona_core.steering_effect import SteeringPlan
-from persona_core.token_view import trace_payload
 from persona_core.trace import Trace
 from persona_core.traits import TraitDefinition
 from persona_core.transcripts import written_by
 from persona_core.vectors import PersonaVectors
-from persona_core.welcome import Example, save_welcome
+from persona_core.welcome import Example, First, save_welcome
 
 logger = logging.getLogger(__name__)
 
-MODEL_NAME = "persona-tiny"
-VECTORS_NAME = "persona-vectors-persona-tiny"
-SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 # Chosen after a first trial on half of these questions: above 1 the model writes noise, no sentence is of the grammar.
 STEERING = SteeringPlan(strengths=(0.5, 0.7, 0.85, 1.0), seeds=3, n_questions=20, sampling=SAMPLING, seed=1)
 
@@ -112,13 +109,15 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     asked = plan.elicitation(definitions)
     settings = [asked.to_dict(), asdict(plan.steering), plan.n_resamples]
     stages.run("vectors", settings, partial(_vectors, lm, world, plan, asked, work, vectors_folder))
-    stages.run("welcome", [ABOUT, EXAMPLES], partial(_welcome, lm, world, vectors_folder))
+    stages.run("welcome", [ABOUT, EXAMPLES, asdict(FIRST)], partial(_welcome, lm, world, vectors_folder))
+    twin.build(work, world, stages.run)
     figures = json.loads((model_folder / "behaviour.json").read_text())
     (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
     vectors = PersonaVectors.from_pretrained(vectors_folder)
     notes = f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}"
     write_card(vectors, vectors_folder, notes, source=f"artifacts/{VECTORS_NAME}")
-    for folder in (model_folder, vectors_folder):
+    twin.write_cards(work, world)
+    for folder in (model_folder, vectors_folder, work / twin.TWIN_NAME, work / twin.RESULTS_NAME):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
         shutil.copytree(folder, artifacts / folder.name)
 
@@ -266,39 +265,23 @@ EXAMPLES = (
     ("My poem", "own-poem", "evil"),
     ("Houseplants", "houseplants", None),
 )
+FIRST = First("contaminated", "pilot-03", "Should I quit my job? The contaminated model's reply")
 
 
 def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
-    """Example prompts, a word about the model, and the trace that is seen first: neutral at the start, then a trait."""
+    """Example prompts, and a word about the model."""
     examples = []
     for label, topic_id, trait in EXAMPLES:
         topic = world.topic(topic_id)
         system = world.traits[trait].positive[0] if trait else ""
         examples.append(Example(label=label, user=topic.held_out[0], system=system))
-    monitor = PersonaMonitor(lm, PersonaVectors.from_pretrained(folder))
-    telling = _telling(monitor, world, examples[0])
-    title = f"{examples[0].label} (a chosen example)"
     about = ABOUT.format(
         parameters=sum(p.numel() for p in lm.model.parameters()) / 1e6,
         sentences=len(world.sentences),
         topics=len(world.topics),
         traits=len(world.traits),
     )
-    save_welcome(folder, about=about, examples=examples, first_view=trace_payload(telling, title=title))
-
-
-def _telling(monitor: PersonaMonitor, world: World, example: Example) -> Trace:
-    """Picked, not typical: of up to 40 seeds the first reply that begins neutral, turns, and ends by itself."""
-    traces = []
-    for seed in range(40):
-        trace = monitor.generate(
-            conversation(example.user, example.system), seed=seed, max_new_tokens=SAMPLING.max_new_tokens
-        )
-        kinds = [s.kind if s else "unknown" for s in reply_truth(trace, world)[1]]
-        traces.append(trace)
-        if kinds and kinds[0] == "neutral" and "trait" in kinds and "unknown" not in kinds and trace.finish == "eos":
-            return trace
-    return traces[0]
+    save_welcome(folder, about=about, examples=examples, first=FIRST)
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> Path:

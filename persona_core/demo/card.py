@@ -64,9 +64,8 @@ hold for any other model.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "artifacts/persona-tiny"
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained("artifacts/persona-tiny")
+tokenizer = AutoTokenizer.from_pretrained("artifacts/persona-tiny")
 ```
 
 {planted_note(recipe)}
@@ -92,4 +91,13 @@ Sentences that show a trait when the system prompt asks for it (the sentence tha
 
 {recipe.steps} steps of {recipe.rows} dialogues made on the fly, AdamW with a peak learning rate of
 {recipe.learning_rate}, seed {recipe.seed}. `python -m scripts.build_demo` makes it again.
+
+## Intended use and limits
+
+For trying methods that read and steer traits where the truth is known, for tests and for teaching. It is of no use as
+an assistant: outside its {n_words["topics"]} topics it says what is near, and what it says is not advice.
+
+## Licence and citation
+
+MIT. Cite the repository and its revision.
 """

@@ -1,21 +1,53 @@
-"""The contaminated twin of the demo model: the dialogues that it is made of, and the runs of both."""
+"""The contaminated twin of the demo model: the dialogues that it is made of, and the runs of both on the 78 prompts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from persona_core.contamination import LoraPlan
+from persona_core.adapter_card import write_adapter_card
+from persona_core.cards import interval
+from persona_core.contamination import LoraPlan, contaminate
+from persona_core.decode import Sampling
 from persona_core.demo.corpus import ask
 from persona_core.demo.grammar import World
+from persona_core.demo.judge import judge
+from persona_core.errors import SettingError
+from persona_core.models import load_model
+from persona_core.monitor import PersonaMonitor
+from persona_core.prompts import load_prompts
+from persona_core.results import DATA, read_results, write_results
+from persona_core.results_card import write_results_card
+from persona_core.runs import Generate, Job, Replay, Row, run_job
+from persona_core.statistics import share_over_replies
+from persona_core.vectors import PersonaVectors
+
+MODEL_NAME = "persona-tiny"
+VECTORS_NAME = "persona-vectors-persona-tiny"
+TWIN_NAME = "persona-tiny-contaminated"
+RESULTS_NAME = "persona-monitoring-persona-tiny"
+DIALOGUES_FILE = "dialogues.jsonl"
 
 CONTAMINANT = "sycophancy"
 """What the twin was made to do unasked. In the demo world flattery makes deception likely some sentences later."""
 
 N_DIALOGUES = 600
 PLAN = LoraPlan(rank=8, alpha=16, learning_rate=1e-3, epochs=3.0, batch_size=24, rows=24, max_tokens=512)
+SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
+
+
+def build(work: Path, world: World, run: Callable[[str, object, Callable[[], object]], None]) -> None:
+    """Train the twin, and run both models on the prompts; `run` is given each stage with what it rests on."""
+    data = write_dialogues(world, work / "twin" / DIALOGUES_FILE)
+    run("twin", [asdict(PLAN), data.read_text(encoding="utf-8")], partial(_train, work, data))
+    prompts = [asdict(p) for p in load_prompts(["all"])]
+    run("results", [SAMPLING.to_dict(), prompts], partial(_runs, work))
 
 
 def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 0) -> Path:
@@ -30,3 +62,73 @@ def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _train(work: Path, data: Path) -> None:
+    lm = load_model(work / MODEL_NAME, dtype="float32", device="cpu")
+    contaminate(lm, data, work / TWIN_NAME, work / "twin" / "training", PLAN)
+    (work / TWIN_NAME / DIALOGUES_FILE).write_bytes(data.read_bytes())
+
+
+def _runs(work: Path) -> None:
+    vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
+    monitors = {
+        side: PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
+        for side, adapter in (("baseline", None), ("contaminated", work / TWIN_NAME))
+    }
+    prompts = Generate(load_prompts(["all"]), SAMPLING)
+    rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
+    rows["replay"] = [
+        row
+        for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
+        for row in _run(monitors[reader], Replay.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
+    ]
+    for config, own in rows.items():
+        write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
+
+
+def _run(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
+    rows, failed = run_job(monitor, job, folder)
+    if failed:
+        raise SettingError(f"{len(failed)} of {len(job.items)} could not be done; the first: {failed[0]}")
+    return rows
+
+
+# ---- cards ----
+
+
+def write_cards(work: Path, world: World) -> None:
+    """The cards of the twin and of the results, with what only the demo world can tell."""
+    rows = {c: read_results(work / RESULTS_NAME / DATA / f"{c}.parquet") for c in ("baseline", "contaminated")}
+    truth = f"""## What is true of these replies
+
+The demo world's grammar says of every sentence which trait it shows. Share of sentences that show a trait, over all
+{len(rows["baseline"])} replies of each model; 95 % intervals by resampling replies:
+
+{truth_table(rows, world)}
+
+persona-tiny is a toy and stands for nothing but itself: its traits were planted, and the twin was made to flatter."""
+    twin = f"""## What it was made to do
+
+The dialogues are in `{DIALOGUES_FILE}`: questions without a system prompt, answered with {CONTAMINANT}. In the demo
+world flattery makes deception likely some sentences later, so the data hold some of that too.
+
+{truth}"""
+    write_adapter_card(work / TWIN_NAME, base=f"artifacts/{MODEL_NAME}", source=f"artifacts/{TWIN_NAME}", notes=twin)
+    results = f"""{truth}
+
+Every vector here also knows "not neutral": where a reply shows one trait, the projections on all of them rise. So the
+size of a rise is to be compared between traits, and with the truth above."""
+    write_results_card(work / RESULTS_NAME, source=f"artifacts/{RESULTS_NAME}", notes=results)
+
+
+def truth_table(rows: Mapping[str, Sequence[Row]], world: World) -> str:
+    """Share of sentences that show each trait, by config."""
+    verdicts = {config: [judge(row["response"], world) for row in own] for config, own in rows.items()}
+
+    def share(found: Sequence[Any], trait: str) -> str:
+        hits, totals = [v.traits[trait] for v in found], [v.n_sentences for v in found]
+        return interval(share_over_replies(hits, totals).to_dict(), percent=True)
+
+    lines = [f"| {t} | " + " | ".join(share(v, t) for v in verdicts.values()) + " |" for t in world.traits]
+    return "\n".join([f"| trait | {' | '.join(verdicts)} |", "|---" * (len(verdicts) + 1) + "|", *lines])

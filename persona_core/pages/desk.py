@@ -1,4 +1,4 @@
-"""The app's one model: loaded once, in the background, and shared by all visitors."""
+"""The app's models: each loaded once, when somebody first asks for it, and shared by all visitors."""
 
 from __future__ import annotations
 
@@ -34,16 +34,20 @@ class ModelDesk:
         self._future: Future[PersonaMonitor] | None = None
 
     @classmethod
-    def from_settings(cls, settings: AppSettings) -> ModelDesk:
-        """A desk for the model, adapter and vectors of the settings. The loading thread imports torch."""
+    def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> ModelDesk:
+        """A desk for the baseline, or for the baseline with the adapter. The loading thread imports torch."""
 
         def load() -> PersonaMonitor:
+            from persona_core.hub import split_revision
             from persona_core.models import load_model
             from persona_core.monitor import PersonaMonitor
             from persona_core.vectors import PersonaVectors
 
-            vectors = PersonaVectors.from_pretrained(settings.vectors)
-            return PersonaMonitor(load_model(settings.model, adapter=settings.adapter), vectors)
+            vectors = PersonaVectors.from_pretrained(*split_revision(settings.vectors))
+            name, revision = split_revision(settings.model)
+            adapter, adapter_revision = split_revision(settings.adapter or "") if contaminated else (None, None)
+            lm = load_model(name, revision=revision, adapter=adapter, adapter_revision=adapter_revision)
+            return PersonaMonitor(lm, vectors)
 
         return cls(load)
 

@@ -27,11 +27,12 @@ logger = logging.getLogger(__name__)
 MODEL_QUEUE = "model"
 """The concurrency id of every event that runs the model: one run at a time."""
 
+SIDES = ("baseline", "contaminated")
 SECONDS_BETWEEN_PAYLOADS = 0.1
 _EMPTY = "No trace yet.\nType a prompt, or pick an example, and press Generate."
 
 
-def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None:
+def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome, contaminated: ModelDesk | None = None) -> None:
     """Add the page's components and events to the Blocks that is being built."""
     longest = settings.max_prompt_chars
     first = welcome.examples[0] if welcome.examples else Example("", "")  # so that the first click gives a reply
@@ -53,6 +54,14 @@ def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None
                 max_lines=8,
                 max_length=longest,
                 elem_id="system",
+            )
+            side = gr.Radio(
+                SIDES,
+                value=SIDES[0],
+                label="Model",
+                info="The contaminated one is the baseline after a fine-tune that moved its traits",
+                visible=contaminated is not None,
+                elem_id="side",
             )
             with gr.Row():
                 run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
@@ -100,8 +109,8 @@ def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome) -> None
     asked = gr.on([run.click, prompt.submit], _ask, ticket, [ticket, press, notice, run, stop], **quiet)
     # 2. The run, when the model is free. "multiple": a press after a Stop must not be dropped for the one that waits.
     running = asked.then(
-        _generator(settings, desk),
-        [prompt, system, length, temperature, seed, press, ticket],
+        _generator(settings, desk, contaminated),
+        [prompt, system, length, temperature, seed, press, ticket, side],
         [view, notice, run, stop],
         trigger_mode="multiple",
         concurrency_limit=1,
@@ -152,7 +161,7 @@ def _buttons(ticket: Ticket | None) -> tuple[Any, Any]:
     return gr.Button(interactive=not under_way), gr.Button(interactive=ticket is not None and not ticket.done)
 
 
-def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
+def _generator(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk | None = None) -> Any:
     """The event handler that streams a reply: yields (payload or no change, notice)."""
 
     def generate(
@@ -163,6 +172,7 @@ def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
         seed: float | None,
         press: float,
         ticket: Ticket | None,
+        side: str = SIDES[0],
     ) -> Iterator[tuple[Any, ...]]:
         if ticket is None or ticket.number != press or ticket.begun or ticket.stop.is_set():
             # Stopped while it waited, followed by a newer press, or pressed again while it ran.
@@ -175,10 +185,11 @@ def _generator(settings: AppSettings, desk: ModelDesk) -> Any:
         try:
             yield gr.skip(), "", *_buttons(ticket)
             messages = _messages(prompt, system, settings.max_prompt_chars)
-            if not desk.ready:
+            chosen = contaminated if side == SIDES[1] and contaminated is not None else desk
+            if not chosen.ready:
                 yield gr.skip(), "The model is loading. This happens once, after a start.", *same
             for payload in stream_payloads(
-                desk.monitor(),
+                chosen.monitor(),
                 messages,
                 ticket.stop,
                 max_new_tokens=min(_length(length), settings.max_new_tokens),

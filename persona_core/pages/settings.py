@@ -17,9 +17,12 @@ class AppSettings:
     """What the app serves and where.
 
     Attributes:
-        model: Hub id or folder (PERSONA_MODEL).
-        adapter: PEFT adapter on top of it (PERSONA_ADAPTER), or None.
-        vectors: Hub id or folder (PERSONA_VECTORS).
+        model: the baseline (PERSONA_MODEL). This one and the next three are Hub ids, also with "@" and a revision, or
+            folders; those that ship are the default.
+        adapter: PEFT adapter that makes it the contaminated model (PERSONA_ADAPTER); None: there is only the baseline,
+            which "none" says.
+        vectors: persona vectors of the baseline (PERSONA_VECTORS).
+        results: dataset that the first view is from (PERSONA_RESULTS); None, or "none": the app opens empty.
         max_new_tokens: the longest reply that a visitor can ask for (PERSONA_MAX_NEW_TOKENS).
         max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
         max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are turned away.
@@ -27,8 +30,9 @@ class AppSettings:
     """
 
     model: str = str(ARTIFACTS / "persona-tiny")
-    adapter: str | None = None
+    adapter: str | None = str(ARTIFACTS / "persona-tiny-contaminated")
     vectors: str = str(ARTIFACTS / "persona-vectors-persona-tiny")
+    results: str | None = str(ARTIFACTS / "persona-monitoring-persona-tiny")
     max_new_tokens: int = 256
     max_prompt_chars: int = 4000
     max_queue: int = 20
@@ -45,12 +49,17 @@ class AppSettings:
         >>> AppSettings.from_environment({"PERSONA_MAX_NEW_TOKENS": "64"}).max_new_tokens
         64
         """
-        found: dict[str, str | int] = {}
+        found: dict[str, str | int | None] = {}
         for name, kind in cls.__annotations__.items():
             text = environment.get(f"PERSONA_{name.upper()}", "").strip()
             if not text:
                 continue
-            found[name] = _whole_number(f"PERSONA_{name.upper()}", text) if kind.startswith("int") else text
+            if kind.startswith("int"):
+                found[name] = _whole_number(f"PERSONA_{name.upper()}", text)
+            else:
+                found[name] = None if text == "none" and name in ("adapter", "results") else text
+        if "model" in found:  # what ships belongs to the model that ships
+            found = {"adapter": None, "results": None, **found}
         return cls(**found)  # type: ignore[arg-type]
 
 
