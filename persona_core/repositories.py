@@ -138,6 +138,7 @@ def readdressed(card: str, repository: Repository, among: tuple[Repository, ...]
         by = {r.kind: r.repo_id for r in among}
         models = [f"- {by[kind]}" for kind in ("model", "adapter", "vectors")]
         header += "\n" + "\n".join(["models:", *models, "datasets:", f"- {by['results']}"])
+        body = body.partition("```")[0]  # the rest is about a checkout
     others = [f"- {TITLES[r.kind]}: [{r.repo_id}]({r.url})" for r in among if r.kind != repository.kind]
     links = "\n".join(["## Belongs together", "", *others])
     return f"{header}{end}{body.rstrip()}\n\n{links}\n"

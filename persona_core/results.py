@@ -33,7 +33,16 @@ ROWS_A_GROUP = 100
 """The Hub's viewer reads whole row groups; 100 replies of 500 tokens, 8 traits and 32 blocks are 50 MB."""
 
 _AS_JSON = ("sampling", "steering", "written", "versions")  # of any shape, so they are kept as JSON texts
-_TEXTS = ("reader", "reader_revision", "reader_adapter", "reader_adapter_revision", "writer", "dtype", "vectors")
+_TEXTS = (
+    "reader",
+    "reader_revision",
+    "reader_adapter",
+    "reader_adapter_revision",
+    "writer",
+    "dtype",
+    "vectors",
+    "imported",
+)
 
 
 def features(traits: Sequence[str]) -> datasets.Features:
@@ -97,7 +106,7 @@ def to_row(
         "messages": [{k: _text(v) for k, v in m.items()} for m in messages],
         "prompt": _text(messages[-1]["content"]) if messages else "",
         "response": _text(trace.reply_text),
-        "reader": reader_name(trace.provenance),
+        "reader": trace.provenance.reading_model,
         "writer": trace.provenance.writer,
         "n_prompt": trace.n_prompt,
         "n_reply": len(trace.own),
@@ -155,12 +164,6 @@ def to_trace(row: Mapping[str, Any]) -> Trace:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptFile(f"Not a row of a results dataset: {type(error).__name__}: {error}") from error
-
-
-def reader_name(provenance: Provenance) -> str | None:
-    """The reader as a writer is named: its adapter is part of it."""
-    known = provenance
-    return known.reader if known.reader_adapter is None else f"{known.reader} + {known.reader_adapter}"
 
 
 def write_results(rows: Iterable[Mapping[str, Any]], path: str | Path, traits: Sequence[str]) -> Path:

@@ -17,6 +17,7 @@ CONFIGS = {
     "contaminated": "the contaminated model answers the same prompts",
     "replay": "each of the two reads the other's replies, token by token, by the very ids",
     "transcripts": "conversations that were held elsewhere, read",
+    "imported": "taken in from another tool's files; what they do not say is marked as unknown",
 }
 COLUMNS = """| column | holds |
 |---|---|
@@ -73,6 +74,12 @@ def results_card(
         f"| `{config}` | {len(own)} | {CONFIGS.get(config, '')} | {_names(own, 'reader')} | {_names(own, 'writer')} |"
         for config, own in rows.items()
     )
+    calibrated = any(row["projections"][traits[0]] is not None for row in rows[first])
+    example = (
+        f'trace.scores("{traits[0]}")[trace.own].mean())  # z: 0 is how the model talks when nothing is going on'
+        if calibrated
+        else f'trace.scores("{traits[0]}", kind="raw"), trace.warnings)'
+    )
     parts = [
         f"""---
 pretty_name: Persona traits, token by token
@@ -101,7 +108,7 @@ from persona_core import Trace
 rows = load_dataset("{source}", "{first}", split="train")
 trace = Trace.from_row(rows[0])
 print(trace.reply_text)
-print(trace.scores("{traits[0]}")[trace.own].mean())  # z: 0 is how the model talks when nothing is going on
+print({example}
 ```
 
 | config | rows | what | reader | writer |

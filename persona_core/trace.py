@@ -35,6 +35,7 @@ class Provenance:
         steering: the interventions that acted during the reading, as plain records.
         written: for a trace that was read again: revision, sampling, seed and steering of the run that wrote it.
         versions: of the libraries.
+        imported: for a trace of another tool's file, which form of file.
     """
 
     reader: str | None = None
@@ -50,6 +51,12 @@ class Provenance:
     steering: tuple[Mapping[str, Any], ...] = ()
     written: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    imported: str | None = None
+
+    @property
+    def reading_model(self) -> str | None:
+        """The reader as a writer is named: its adapter is part of it."""
+        return self.reader if self.reader_adapter is None else f"{self.reader} + {self.reader_adapter}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +180,20 @@ class Trace:
         elif (self.alignment, alignment) == ("before", "at"):  # the last token was never read
             values = np.concatenate([values[1:], unknown])
         return values.astype(np.float32)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of an imported trace must know; empty for a trace that this library has read."""
+        if self.provenance.imported is None:
+            return ()
+        found = [f"Imported from {self.provenance.imported}: which vectors and which null is unknown."]
+        if self.alignment == "before":
+            found.append("The file holds the state before each token, so the last token was never read.")
+        if any(i < 0 for i in self.token_ids):
+            found.append("The token ids are unknown, so it cannot be read again by its ids.")
+        if any(b < 0 for b in self.blocks):
+            found.append("The block is unknown.")
+        return tuple(found)
 
     @property
     def calibrated(self) -> bool:

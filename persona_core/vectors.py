@@ -261,6 +261,33 @@ class PersonaVectors:
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, tag: str | None = None, token: str | None = None
+    ) -> str:
+        """Push the vectors with their card to a Hub repository; `from_pretrained(repo_id)` gives them back.
+
+        Args:
+            repo_id: "namespace/name"; created if it is not there. What it held before is replaced.
+            private: of a repository that is created.
+            tag: put on the commit.
+            token: None takes HF_TOKEN or what `hf auth login` saved.
+
+        Returns:
+            The commit. Where nothing differs no commit is made, and this is the last one.
+
+        Raises:
+            ServerError, SettingError: as `publishing.push`.
+        """
+        import tempfile
+
+        from persona_core.cards import write_card
+        from persona_core.publishing import push
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            write_card(self, folder, source=repo_id)
+            return push(folder, repo_id, private=private, tag=tag, token=token, message="Push vectors").revision
+
     def _check(self, trait: str, block: object) -> int:
         self.tensor(trait)
         whose = f"{trait!r} has directions for"

@@ -344,6 +344,35 @@ def test_a_repository_with_code_of_its_own_does_not_run_it(published: Hub, tmp_p
     assert "CorruptFile" in done.stderr or "UnsupportedModel" in done.stderr or "NotFound" in done.stderr
 
 
+PUSHING = """
+import sys
+from persona_core import PersonaVectors
+vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny").select(["deception", "evil"])
+first, second = (vectors.push_to_hub("me/two-vectors", tag="v1") for _ in range(2))
+assert first == second, "an unchanged push made a commit"
+again = PersonaVectors.from_pretrained("me/two-vectors", revision="v1")
+assert again.fingerprint == vectors.fingerprint and dict(again.null).keys() == dict(vectors.null).keys()
+"""
+
+
+def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
+    done = run(empty, ["-c", PUSHING])
+    assert done.returncode == 0, done.stderr
+    files = empty.files("model", "me/two-vectors")
+    assert {"vectors.safetensors", "config.json", "README.md"} <= set(files)
+    assert 'from_pretrained("me/two-vectors")' in files["README.md"].decode()
+
+
+def test_a_repository_is_pulled_into_a_folder(published: Hub, tmp_path: Path) -> None:
+    code = (
+        "from persona_core.publishing import pull; "
+        f"pull('me/persona-monitoring-persona-tiny', {str(tmp_path / 'copy')!r}, 'dataset', 'v0.1.0')"
+    )
+    assert run(published, ["-c", code]).returncode == 0
+    for path in (RESULTS / "data").iterdir():
+        assert (tmp_path / "copy" / "data" / path.name).read_bytes() == path.read_bytes()
+
+
 # ---- secrets ----
 
 

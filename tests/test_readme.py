@@ -20,6 +20,14 @@ def test_the_figures_are_those_of_the_artifacts_and_benchmarks() -> None:
     assert with_figures(TEXT) == TEXT, "run python -m scripts.update_readme"
 
 
+def test_the_experiments_page_is_the_one_made_of_the_runs() -> None:
+    from scripts import experiments
+
+    assert experiments.page(experiments.RESULTS) == experiments.PAGE.read_text(encoding="utf-8"), (
+        "run python -m scripts.experiments"
+    )
+
+
 def test_the_code_runs_as_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,7 +59,7 @@ def trace_payload(
         scale: score at which colours reach full strength; None takes 8 for z, and for raw and cosine the
             largest |score| of the trace, rounded up to one digit.
         done: False while more tokens are to come.
-        meta: short facts shown under the title; None takes reader, writer, adapter and seed.
+        meta: short facts shown under the title; None takes reader, writer and seed.
 
     Returns:
         A dict that `json.dumps(..., allow_nan=False)` accepts. Scores are rounded to 4 decimals.
@@ -79,8 +79,7 @@ def trace_payload(
         raise SettingError(f"scale={scale!r}; expected a number above 0.")
     if meta is None:
         known = trace.provenance
-        adapter = known.reader_adapter
-        facts = {"reader": known.reader, "writer": known.writer, "adapter": adapter, "seed": known.seed}
+        facts = {"reader": known.reading_model, "writer": known.writer, "seed": known.seed}
         # A folder's name says enough, and where it lies on the server is nobody's business.
         meta = {key: _last_part(value) for key, value in facts.items() if value is not None}
     return {
@@ -100,6 +99,7 @@ def trace_payload(
         "scale": float(scale),
         "done": done,
         "finish_reason": trace.finish if done else None,
+        "warnings": [_well_formed(warning) for warning in trace.warnings],
         "meta": {str(key): _well_formed(str(value)) for key, value in meta.items()},
     }
 

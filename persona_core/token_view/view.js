@@ -176,7 +176,7 @@ function mountTokenView(root, options = {}) {
       const value = make("span", "tv-value");
       row.append(dot, make("bdi", "tv-name", name), bar, value);
       const block = payload.blocks?.[name];
-      row.title = name + (block === undefined ? "" : ", read at block " + block);
+      row.title = name + (block === undefined ? "" : block < 0 ? ", block unknown" : ", read at block " + block);
       return { row, fill, value };
     });
     part("bars").replaceChildren(...rows.map(({ row }) => row));
@@ -311,6 +311,9 @@ function mountTokenView(root, options = {}) {
     const { title, meta, done, finish_reason: reason } = payload;
     part("title").textContent = title || "Conversation";
     part("meta").textContent = metaLine(meta);
+    const warnings = payload.warnings ?? [];
+    part("warnings").textContent = warnings.length ? "⚠ " + warnings.join(" ") : "";
+    part("warnings").hidden = !warnings.length;
     part("key-low").textContent = "−" + payload.scale;
     part("key-high").textContent = "+" + payload.scale;
     part("key-unit").textContent = payload.unit;

@@ -1,0 +1,118 @@
+"""Take in per-token results of other tools as rows of our schema, with what they do not say marked as unknown.
+
+The older form is a JSON list of `{prompt, response, tokens, projections: {trait: [...]}, metadata}`, one value a token
+of the reply. Its values come from a hook that sees the token before: value i is the state that chose token i, and the
+last token was never read. So `alignment` is "before". Ids, norms, null and vectors are not in the file; a layer number,
+where there is one, is of an unknown convention. Running averages are left out: they can be made again, and smoothing is
+for the eye.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona_core.errors import CorruptFile, NotFound
+from persona_core.results import to_row
+from persona_core.trace import Provenance, Trace
+
+UNKNOWN = -1
+"""A token id or a block that a file does not name."""
+
+FORM = "a per-token result file of the older form"
+Row = dict[str, Any]
+
+
+def import_results(path: str | Path) -> list[Row]:
+    """The rows of one file.
+
+    Raises:
+        NotFound, CorruptFile: the message names the entry and the field.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise NotFound(f"No file {str(file)!r}.")
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CorruptFile(f"{file}: not a readable JSON file: {error}") from error
+    if isinstance(entries, Mapping):  # one conversation, or a list under a name
+        lists = [value for value in entries.values() if isinstance(value, list) and value and _is_entry(value[0])]
+        entries = [entries] if _is_entry(entries) else lists[0] if len(lists) == 1 else entries
+    if not isinstance(entries, list) or not entries:
+        raise CorruptFile(f"{file}: expected a list of {{prompt, response, tokens, projections}}.")
+    rows = [_row(entry, number, file) for number, entry in enumerate(entries, 1)]
+    traits = {tuple(row["traits"]) for row in rows}
+    if len(traits) > 1:
+        raise CorruptFile(f"{file}: the entries hold different traits: {sorted(traits)[:2]}. Split the file by them.")
+    return rows
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, Mapping) and "projections" in value and "tokens" in value
+
+
+def _row(entry: Any, number: int, file: Path) -> Row:
+    where = f"{file}, entry {number}"
+    if not isinstance(entry, Mapping):
+        raise CorruptFile(f"{where}: expected an object, got a {type(entry).__name__}.")
+    tokens, projections = entry.get("tokens"), entry.get("projections")
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        raise CorruptFile(f"{where}: the field 'tokens' must be a list of texts.")
+    if not isinstance(projections, Mapping) or not projections:
+        raise CorruptFile(f"{where}: the field 'projections' must hold a list of numbers for each trait.")
+    prompt = entry.get("prompt", "")
+    if not isinstance(prompt, str):
+        raise CorruptFile(f"{where}: the field 'prompt' is a {type(prompt).__name__}, expected a text.")
+    values = {str(trait): _series(series, len(tokens), f"{where}, {trait}") for trait, series in projections.items()}
+    metadata = entry.get("metadata")
+    known = metadata if isinstance(metadata, Mapping) else {}
+    n = len(tokens)
+    missing = np.full((len(values), 1), np.nan, np.float32)
+    trace = Trace(
+        token_ids=(UNKNOWN,) * n,
+        tokens=tuple(tokens),
+        roles=("assistant",) * n,
+        n_prompt=0,  # the prompt's tokens are not in the file
+        traits=tuple(values),
+        blocks=(UNKNOWN,),
+        raw=np.array(list(values.values()), np.float32).reshape(len(values), 1, n),
+        norms=np.full((1, n), np.nan, np.float32),
+        best_block=dict.fromkeys(values, UNKNOWN),
+        null_mean=missing,
+        null_std=missing,
+        special=(False,) * n,
+        finish="read",
+        provenance=Provenance(
+            reader=_text(known.get("model")),
+            writer=_text(known.get("model")),
+            written={"metadata": dict(known)},
+            imported=FORM,
+        ),
+        alignment="before",
+    )
+    category = entry.get("category", known.get("category", ""))
+    return to_row(
+        trace,
+        id=str(entry.get("id", f"{file.stem}-{number:04d}")),
+        messages=[{"role": "user", "content": prompt}],
+        category=category if isinstance(category, str) else "",
+    )
+
+
+def _series(series: Any, n: int, where: str) -> np.ndarray:
+    try:
+        values = np.array([np.nan if v is None else v for v in series], np.float32)  # [n]
+    except (TypeError, ValueError) as error:
+        raise CorruptFile(f"{where}: not a list of numbers: {error}") from error
+    if values.shape != (n,):
+        raise CorruptFile(f"{where}: {n} tokens but values of shape {values.shape}; one number a token is expected.")
+    return values
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
