@@ -20,7 +20,9 @@ def row(prompt: str, reader: str, writer: str, mean: float | None) -> dict[str, 
     return {"id": prompt, "reader": reader, "writer": writer, "traits": ["t"], "summary": {"t": {"mean": mean}}}
 
 
-def cells(weights: float, text: float, n: int = 40, noise: float = 0.3, seed: int = 0) -> tuple[list[Any], ...]:
+def cells(
+    weights: float, text: float, n: int = 40, noise: float = 0.3, seed: int = 0
+) -> tuple[list[Any], list[Any], list[Any]]:
     """Rows of both runs and of the replay: each prompt has a level of its own, to which the two effects are added."""
     rng = np.random.default_rng(seed)
     level = rng.normal(0, 2, n)
@@ -72,7 +74,9 @@ def test_pairs_only_and_no_empty_reply() -> None:
 
 def test_the_twins_traits_rise_where_the_contamination_put_them() -> None:
     rows = {config: load_results(SHIPPED, config) for config in ("baseline", "contaminated", "replay")}
-    found = {t: effect(t, *rows.values()) for t in rows["baseline"][0]["traits"]}
+    found = {
+        t: effect(t, rows["baseline"], rows["contaminated"], rows["replay"]) for t in rows["baseline"][0]["traits"]
+    }
     planted = found[CONTAMINANT]
     assert planted.total is not None and planted.weights is not None and planted.text is not None
     others = [e.total.high for t, e in found.items() if t != CONTAMINANT and e.total is not None]

@@ -51,8 +51,10 @@ def test_rows_of_our_schema_through_the_command(tmp_path: Path, content: Any) ->
 
 def test_a_value_is_that_of_the_state_before_its_token(tmp_path: Path) -> None:
     trace = Trace.from_row(import_results(saved(tmp_path, [ENTRY]))[0])
-    np.testing.assert_array_equal(trace.scores("evil", "raw", alignment="before"), np.float32([1.0, 2.5, -0.5, 0.25]))
-    np.testing.assert_array_equal(trace.scores("evil", "raw"), np.float32([2.5, -0.5, 0.25, np.nan]))
+    np.testing.assert_array_equal(
+        trace.scores("evil", "raw", alignment="before"), np.array([1.0, 2.5, -0.5, 0.25], np.float32)
+    )
+    np.testing.assert_array_equal(trace.scores("evil", "raw"), np.array([2.5, -0.5, 0.25, np.nan], np.float32))
 
 
 def test_what_is_unknown_is_marked_and_shown(tmp_path: Path) -> None:
