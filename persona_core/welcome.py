@@ -26,6 +26,7 @@ from persona_core.trace import Trace
 logger = logging.getLogger(__name__)
 
 APP_FILE = "app.json"
+CONFIGS = ("baseline", "imported", "transcripts")  # where a first view is looked for if none was chosen
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Example:
 
 @dataclass(frozen=True)
 class First:
-    """The row of the results dataset that is seen first, and the heading above it."""
+    """The row of the results dataset that is seen first (None: the first of its config), and the heading above it."""
 
     config: str
-    id: str
+    id: str | None
     title: str | None = None
 
 
@@ -102,13 +103,17 @@ def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example],
 
 
 def _first_view(first: First | None, results: str | Path, revision: str | None) -> Payload | None:
-    """The chosen row, or the first row of the default config; None where there are no results."""
-    try:
-        row = load_row(results, first.config if first else "baseline", first.id if first else None, revision)
-    except NotFound as error:
-        logger.warning("No first view: %s", error)
-        return None
-    return trace_payload(Trace.from_row(row), title=first.title if first else None)
+    """The chosen row, or the first one that there is; None where there are no results."""
+    places = [First(config, None) for config in CONFIGS]
+    for place in (first, *places) if first else places:
+        try:
+            row = load_row(results, place.config, place.id, revision)
+        except NotFound as error:
+            logger.info("No first view there: %s", error)
+        else:
+            return trace_payload(Trace.from_row(row), title=place.title)
+    logger.warning("No first view: %s holds none of the configs %s.", results, ", ".join(CONFIGS))
+    return None
 
 
 def _read(vectors: str | Path, revision: str | None) -> Any:

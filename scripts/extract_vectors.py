@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +19,7 @@ from typing import TypeVar
 from persona_core.cards import write_card
 from persona_core.decode import Sampling
 from persona_core.elicitation import Plan, elicit
-from persona_core.errors import PersonaError, SettingError
+from persona_core.errors import SettingError
 from persona_core.extraction import METHODS
 from persona_core.judging import (
     BilledJudge,
@@ -37,7 +36,7 @@ from persona_core.replies import ReplyStore
 from persona_core.steering_effect import SteeringPlan
 from persona_core.traits import load_traits
 from persona_core.vectors import PersonaVectors
-from scripts.settings import configure
+from scripts.running import reported
 
 T = TypeVar("T")
 STAGES = ("elicit", "judge", "extract", "validate")
@@ -100,25 +99,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
-    configure()
-    begun = time.monotonic()
-    try:
-        missing = run(options)
-    except PersonaError as error:
-        print(f"extract_vectors: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"extract_vectors: {error}. What was written is kept; the same command goes on.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    for what in missing:
-        print(f"missing: {what}", file=sys.stderr)
-    if missing:
-        print(f"{len(missing)} things are missing; the same command tries them again.", file=sys.stderr)
-    print(f"Done in {(time.monotonic() - begun) / 60:.1f} minutes.")
-    return 1 if missing else 0
+    return reported("extract_vectors", lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> list[str]:

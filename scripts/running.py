@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,13 @@ def carry_out(
     return run_job(PersonaMonitor(load_model(**arguments), vectors, blocks), job, work)
 
 
-def reported(command: str, run: Callable[[], list[Failure]]) -> int:
-    """Run a command and say how it ended: 0, 1 with what is missing or wrong, 130 when it was stopped."""
+def reported(command: str, run: Callable[[], Sequence[Failure | str]]) -> int:
+    """Run a command and say how it ended: 0, 1 with what is missing or wrong, 130 when it was stopped.
+
+    Args:
+        command: its name, for messages.
+        run: does the work and returns what could not be done, with the reason.
+    """
     configure()
     begun = time.monotonic()
     try:
@@ -85,8 +90,8 @@ def reported(command: str, run: Callable[[], list[Failure]]) -> int:
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
-    for item, why in missing:
-        print(f"missing: {item}: {why}", file=sys.stderr)
+    for what in missing:
+        print(f"missing: {what if isinstance(what, str) else ': '.join(what)}", file=sys.stderr)
     if missing:
         print(f"{len(missing)} could not be done; the same command tries them again.", file=sys.stderr)
     print(f"Done in {(time.monotonic() - begun) / 60:.1f} minutes.")

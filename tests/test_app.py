@@ -134,6 +134,7 @@ def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any
     assert shown_tokens(page) == hostile_view()["tokens"]
     assert page.locator("#masthead").inner_text().endswith(HOSTILE[1])
     assert page.locator("#masthead img, #view img").count() == 0
+    assert page.locator("#view .tv-warnings").is_hidden()
     assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "flattery"
     assert page.locator(".tv-at").get_attribute("data-i") == "12"
     page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
@@ -394,6 +395,25 @@ def test_each_side_is_written_by_its_own_model(visit: Any, serve: Callable[..., 
     page.wait_for_function("document.querySelector('.tv-title').textContent === 'Hello again'")
     wait_done(page)
     assert asked == ["contaminated", "baseline"]
+
+
+def test_an_imported_trace_is_shown_with_its_warnings(visit: Any, serve: Callable[..., str], tmp_path: Path) -> None:
+    from persona_core.importing import import_results
+    from persona_core.results import write_results
+    from tests.test_importing import ENTRY, saved
+
+    rows = import_results(saved(tmp_path, [ENTRY]))
+    write_results(rows, tmp_path / "data" / "imported.parquet", rows[0]["traits"])
+    save_welcome(tmp_path, about="", examples=())
+
+    def fail() -> Any:
+        raise NotFound("no model")
+
+    page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path), results=str(tmp_path))))
+    page.wait_for_selector("#view .tv-tok")
+    said = page.locator("#view .tv-warnings").inner_text()
+    assert "⚠" in said and "state before each token" in said and "block is unknown" in said
+    assert shown_tokens(page) == ENTRY["tokens"]
 
 
 def test_without_an_adapter_there_is_no_choice_of_a_model(visit: Callable[..., Any], address: str) -> None:

@@ -15,7 +15,7 @@ from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.live import Ticket, _generator, stream_payloads
 from persona_core.pages.settings import AppSettings
-from persona_core.welcome import Example, First, Welcome, load_welcome, save_welcome
+from persona_core.welcome import Example, First, load_welcome, save_welcome
 from tests.standins import SlowMonitor, hostile_view, save_hostile_results, steady_monitor
 
 
@@ -89,7 +89,9 @@ def test_welcome_files_round_trip(tmp_path: Path) -> None:
     }
     assert load_welcome(tmp_path).first_view is None
     save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "gone"))
-    assert load_welcome(tmp_path, results) == Welcome("é", examples, None)
+    fallback = load_welcome(tmp_path, results).first_view
+    assert fallback is not None and fallback["tokens"] == hostile_view()["tokens"]
+    assert load_welcome(tmp_path, tmp_path / "app.json").first_view is None
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match=r"baseline\.parquet"):
         load_welcome(tmp_path, results)
