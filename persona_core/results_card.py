@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,20 @@ def write_results_card(folder: str | Path, source: str | None = None, notes: str
         links: Hub ids by what they are ("vectors", "baseline", "contaminated", "app"), for the cross-links.
     """
     path = Path(folder)
-    rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs_of(path)}
+    files = {config: path / DATA / f"{config}.parquet" for config in configs_of(path)}
+    rows = {config: read_results(file) for config, file in files.items()}
+    prints = {config: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for config, file in files.items()}
     card = path / "README.md"
-    card.write_text(results_card(rows, source or path.as_posix(), notes, links), encoding="utf-8")
+    card.write_text(results_card(rows, source or path.as_posix(), notes, links, prints), encoding="utf-8")
     return card
 
 
 def results_card(
-    rows: Mapping[str, Sequence[Row]], source: str, notes: str = "", links: Mapping[str, str] | None = None
+    rows: Mapping[str, Sequence[Row]],
+    source: str,
+    notes: str = "",
+    links: Mapping[str, str] | None = None,
+    prints: Mapping[str, str] | None = None,
 ) -> str:
     """The card of a results dataset.
 
@@ -59,6 +66,9 @@ def results_card(
         rows: by config, the default one first.
         source: what a reader loads it from, a folder or a Hub id.
         notes, links: as in `write_results_card`.
+        prints: fingerprints of the files, by config. They go into the header: `load_dataset` keeps what it read from a
+            folder under the folder's name and a hash of its header, and would hand out old rows for new ones
+            (seen with datasets 5.2).
     """
     first = next(iter(rows))
     traits = traits_of(rows[first])
@@ -67,6 +77,7 @@ def results_card(
     header = "\n".join(
         f"- config_name: {config}\n"
         + ("  default: true\n" if config == first else "")
+        + (f"  description: sha256 {prints[config]}\n" if prints else "")
         + f"  data_files:\n  - split: train\n    path: {DATA}/{config}.parquet"
         for config in rows
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -13,6 +17,10 @@ from tests.chat_templates import tokenizer_for
 from tests.families import D_MODEL, build
 
 Maker = Callable[..., Any]
+
+# Read when `datasets` is imported. Its cache goes by names of folders, and would hand rows of one run to the next.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-cache-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

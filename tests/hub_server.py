@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,6 +73,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
+        self.before_commit: Callable[[Repo], None] | None = None  # what somebody else does meanwhile
         self.lock = threading.Lock()
 
     def files(self, repo_type: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
@@ -251,6 +252,8 @@ class Handler(BaseHTTPRequestHandler):
     def commit(self, body: bytes, query: dict[str, list[str]], kind: str, repo_id: str, revision: str) -> None:
         self._writer()
         repo = self._repo(kind, repo_id)
+        if self.hub.before_commit is not None:
+            self.hub.before_commit(repo)
         head, files = self._at(repo, revision)
         files, message = dict(files), ""
         for line in body.decode().splitlines():

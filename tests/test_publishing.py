@@ -229,6 +229,16 @@ def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, 
     assert len(settings_of(empty)) == 4
 
 
+def test_somebody_elses_commit_meanwhile_is_not_overwritten_unseen(empty: Hub) -> None:
+    empty.before_commit = lambda repo: repo.commit("theirs", {**repo.commits[-1][2], "theirs.txt": b"x"})
+    done = publish(empty)
+    assert done.returncode == 1 and "Somebody else changed the repository" in done.stderr
+    assert [message for _, message, _ in empty.repos["model", "me/persona-tiny"].commits] == [
+        "initial commit",
+        "theirs",
+    ]
+
+
 def test_a_wrong_token_is_a_sentence_that_does_not_repeat_it(empty: Hub) -> None:
     done = publish(empty, HF_TOKEN="hf_wrongwrongwrongwrongwrong")
     assert done.returncode == 1 and "access token is missing or wrong" in done.stderr

@@ -127,6 +127,16 @@ def test_load_dataset_gives_the_declared_features_and_the_very_trace(tmp_path: P
     assert z["summary"]["b"]["max"] == pytest.approx(own.max()) and z["summary"]["b"]["at"] == int(own.argmax())
 
 
+def test_new_rows_in_an_old_folder_are_the_ones_that_are_loaded(tmp_path: Path) -> None:
+    """`load_dataset` caches by the folder's name and its card: a card that stayed the same would give old rows."""
+    for value in (1.0, 2.0):
+        trace = trace_of(np.full((2, 2, 6), value, np.float32))
+        row = to_row(trace, id="x", messages=[{"role": "user", "content": "Hi"}])
+        write_results([row], tmp_path / "data" / "baseline.parquet", trace.traits)
+        write_results_card(tmp_path)
+        assert load_dataset(str(tmp_path), split="train")[0]["raw"]["a"][0] == [value] * 6
+
+
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     rows = read_results(SHIPPED / "data" / "baseline.parquet")[:5]
     one, two = (write_results(rows, tmp_path / f"{i}.parquet", rows[0]["traits"]).read_bytes() for i in (1, 2))

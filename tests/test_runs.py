@@ -55,6 +55,7 @@ def rows_of(job: Any, folder: Path, **more: Any) -> list[Row]:
 def test_a_row_is_the_trace_of_the_prompt_alone(tmp_path: Path) -> None:
     rows = rows_of(JOB, tmp_path)
     assert [row["id"] for row in rows] == [p.id for p in PROMPTS]
+    assert len({row["provenance"]["seed"] for row in rows}) == len(PROMPTS)
     for prompt, row in zip(PROMPTS, rows, strict=True):
         alone = monitor().generate(
             prompt.messages, max_new_tokens=6, temperature=0.9, seed=seed_of(prompt.id, JOB.seed)
