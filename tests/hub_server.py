@@ -73,7 +73,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
-        self.before_commit: Callable[[Repo], None] | None = None  # what somebody else does meanwhile
+        self.before_commit: Callable[[Repo], object] | None = None  # what somebody else does meanwhile
         self.lock = threading.Lock()
 
     def files(self, repo_type: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
