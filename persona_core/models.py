@@ -16,7 +16,7 @@ import torch
 from persona_core.blocks import Blocks, find_blocks, unwrap
 from persona_core.chat import ChatFormat
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
-from persona_core.hub import commit_of, public_name, resolve_source
+from persona_core.hub import commit_of, fetch, public_name, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ def load_model(
         template_kwargs: arguments for the chat template, e.g. `{"enable_thinking": False}`.
 
     Raises:
-        NotFound: no such repository, revision or folder.
+        NotFound: no such repository, revision or folder, or its weights are not safetensors.
         UnsupportedModel: its residual stream cannot be read.
 
     >>> lm = load_model("artifacts/persona-tiny")
@@ -134,6 +134,7 @@ def load_model(
             # bitsandbytes places the weights itself, so the device is said here and not moved to afterwards
             device_map="auto" if target is None else {"": target} if quantized is not None else None,
             quantization_config=quantized,
+            use_safetensors=True,  # a pickle is never opened
             output_loading_info=True,
         )
     missing = sorted(loading["missing_keys"])
@@ -235,6 +236,7 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
 
     source = resolve_source(adapter)
     commit = commit_of(source, "adapter_config.json", revision)
+    fetch(source, "adapter_model.safetensors", revision)  # PEFT would open a pickle in its place
     with _explained(f"the adapter {source!r}{_at(revision)}"):
         return PeftModel.from_pretrained(model, source, revision=revision).eval(), commit
 

@@ -56,6 +56,30 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         load_model(folder)
 
 
+class Harmful:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.mark), "w"))
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_a_pickle_in_place_of_weights_is_never_opened(tmp_path: Path, kind: str) -> None:
+    import pickle
+
+    source = ARTIFACT if kind == "model" else ARTIFACT.parent / "persona-tiny-contaminated"
+    folder, mark = tmp_path / kind, tmp_path / "opened"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    name = "pytorch_model.bin" if kind == "model" else "adapter_model.bin"
+    (folder / name).write_bytes(pickle.dumps(Harmful(mark)))
+    with pytest.raises(NotFound, match="safetensors"):
+        load_model(folder) if kind == "model" else load_model(ARTIFACT, adapter=folder)
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no/such/folder", "a/b/c", ""])
 def test_a_folder_that_is_not_there_never_becomes_a_request(name: str) -> None:
     with pytest.raises(NotFound, match="No folder"):
