@@ -1,0 +1,156 @@
+"""WHEN: the stated rate of false alarms holds, a planted step is found where it is, and what cannot be told is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from persona_core.analysis.onset import LEAST_NULLS, OnsetDetector, calibrate_onset, power
+from persona_core.analysis.series import refuse_smoothed, reply_scores
+from persona_core.errors import SettingError
+from persona_core.results import load_results, to_trace
+from tests.test_results import SHIPPED
+
+
+def noise(rng: np.random.Generator, n: int, phi: float = 0.65, slope: float = 0.0) -> np.ndarray:
+    """AR(1) of unit variance, drifting over the first 30 tokens."""
+    e = rng.normal(0, np.sqrt(1 - phi**2), n + 60)
+    x = np.zeros(n + 60)
+    for t in range(1, n + 60):
+        x[t] = phi * x[t - 1] + e[t]
+    return x[60:] + slope * np.minimum(np.arange(n), 30)
+
+
+def replies(rng: np.random.Generator, n: int, **kind: Any) -> list[np.ndarray]:
+    return [noise(rng, int(rng.integers(40, 140)), **kind) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> OnsetDetector:
+    return calibrate_onset(replies(np.random.default_rng(0), 400))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [{"phi": 0.0}, {"phi": 0.65}, {"phi": 0.65, "slope": 0.05}], ids=str)
+def test_the_rate_of_false_alarms_is_the_one_that_is_stated(kind: dict[str, float]) -> None:
+    alarms = total = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        found = calibrate_onset(replies(rng, 400, **kind), seed=seed)
+        held_out = replies(rng, 300, **kind)
+        alarms += sum(found.find(z).answer != "none" for z in held_out)
+        total += len(held_out)
+    interval = binomtest(alarms, total).proportion_ci()
+    assert 0.03 <= alarms / total <= 0.08 and interval.low < 0.07
+
+
+def test_a_rate_that_ignores_the_reply_would_be_far_off(detector: OnsetDetector) -> None:
+    """The contrast: a rule on the first three tokens "finds" something in nearly every neutral reply."""
+    rng = np.random.default_rng(9)
+    held_out = replies(rng, 300)
+    naive = np.mean([(z[3:] > z[:3].mean() + z[:3].std()).any() for z in held_out])
+    ours = np.mean([detector.find(z).answer != "none" for z in held_out])
+    assert naive > 0.9 and ours < 0.12
+
+
+def test_a_step_is_found_where_it_is(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(3)
+    distances = []
+    for _ in range(200):
+        at = int(rng.integers(8, 60))
+        found = detector.find(noise(rng, 100) + 6.0 * (np.arange(100) >= at))  # the size of the demo's
+        assert found.alarm is not None and found.peak > detector.threshold
+        if found.onset is not None and found.alarm >= at:
+            distances.append(found.onset - at)
+    assert len(distances) > 185 and np.mean(np.abs(distances) <= 2) > 0.9
+
+
+def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(4)
+    answers = [detector.find(noise(rng, 60) + 5.0).answer for _ in range(100)]
+    assert answers.count("before the reply") > 80 and "none" not in answers
+    assert detector.find(np.zeros(60)).answer == "none" and detector.find(np.zeros(0)).answer == "none"
+    assert detector.find(np.array([0.1])).answer == "none"
+
+
+def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:
+    assert detector.find(np.repeat([0.0, -6.0], 50)).answer == "none"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(0, 90), at=st.integers(0, 90), size=st.floats(-2, 8))
+def test_token_by_token_it_says_the_same(detector: OnsetDetector, seed: int, n: int, at: int, size: float) -> None:
+    z = noise(np.random.default_rng(seed), n) + size * (np.arange(n) >= at)
+    whole, online = detector.find(z), detector.online()
+    alarms = [t for t, value in enumerate(z) if online.push(float(value))]
+    assert online.result.answer == whole.answer and online.result.onset == whole.onset
+    assert alarms == ([] if whole.alarm is None else [whole.alarm])
+    assert online.result.peak == pytest.approx(whole.peak)
+
+
+def test_the_alarm_does_not_know_the_future(detector: OnsetDetector) -> None:
+    z = noise(np.random.default_rng(5), 90) + 4.0 * (np.arange(90) >= 30)
+    found = detector.find(z)
+    assert found.alarm is not None
+    cut = detector.find(z[: found.alarm + 1])
+    assert (cut.answer, cut.alarm, cut.onset) == (found.answer, found.alarm, found.onset)
+    assert detector.find(z[: found.alarm]).answer == "none"
+
+
+def test_small_effects_are_found_seldom_and_that_is_said(detector: OnsetDetector) -> None:
+    held_out = replies(np.random.default_rng(6), 300)
+    small, large = (power(detector, held_out, shift, at=30) for shift in (0.5, 2.0))
+    assert small.found < 0.5 < 0.9 < large.found
+    assert large.delay is not None and small.delay is not None and large.delay < small.delay
+    with pytest.raises(SettingError, match="longer than 500"):
+        power(detector, held_out, 1.0, at=500)
+
+
+def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(SettingError, match=f"at least {LEAST_NULLS}"):
+        calibrate_onset(replies(rng, 60))
+    with pytest.raises(SettingError, match="500 neutral replies are needed"):
+        calibrate_onset(replies(rng, 320), rate=0.01)
+    with pytest.raises(SettingError, match="rate"):
+        calibrate_onset(replies(rng, 320), rate=1.0)
+    with pytest.raises(SettingError, match="do not vary"):
+        calibrate_onset([np.zeros(50)] * 320)
+
+
+def test_series_that_cannot_be_judged_are_refused(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(0)
+    for bad in (np.nan, np.inf):
+        z = noise(rng, 50)
+        z[7] = bad
+        with pytest.raises(SettingError, match="at token 7"):
+            detector.find(z)
+        with pytest.raises(SettingError, match="Neutral reply 2"):
+            calibrate_onset([*replies(rng, 2), z, *replies(rng, 320)])
+        with pytest.raises(SettingError, match="token 0"):
+            detector.online().push(bad)
+    with pytest.raises(SettingError, match="shape"):
+        detector.find(np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("window", [2, 3, 5, 10])
+@pytest.mark.parametrize("phi", [0.0, 0.65])
+def test_smoothed_series_are_refused_and_raw_ones_are_not(phi: float, window: int) -> None:
+    raw = replies(np.random.default_rng(window), 300, phi=phi)
+    refuse_smoothed(raw)
+    with pytest.raises(SettingError, match="running means"):
+        calibrate_onset([np.convolve(z, np.ones(window) / window, "valid") for z in raw])
+
+
+def test_real_series_are_not_taken_for_smoothed_ones_and_mixed_models_are_refused() -> None:
+    baseline, twin = ([to_trace(r) for r in load_results(SHIPPED, c)] for c in ("baseline", "contaminated"))
+    for trait in baseline[0].traits:
+        refuse_smoothed(reply_scores(baseline, trait))
+        refuse_smoothed(reply_scores(twin, trait))
+    with pytest.raises(SettingError, match="2 different models"):
+        reply_scores([baseline[0], twin[0]], "deception")
