@@ -61,7 +61,8 @@ Python {first["python"]}, no GPU, a CPU build of torch): `make demo` downloads {
 {first["install_s"]:.0f} s (from a package mirror nearby; your connection decides) and takes
 {first["environment_mb"] / 1000:.1f} GB of disk. The first view stands
 {first["first_view_cold_s"]:.1f} s after the server is started for the first time, {first["first_view_warm_s"]:.1f} s on
-later starts; a reply to "Should I quit my job?" is complete after another {first["first_reply_warm_s"]:.1f} s.
+later starts; the first reply, to "Should I quit my job?", is complete {first["first_reply_warm_s"]:.1f} s after the
+click, the loading of the model included.
 
 **The demo model** at temperature {behaviour["sampling"]["temperature"]}, on phrasings that training never showed (95 %
 intervals by resampling replies): {interval(behaviour["grammar"], percent=True)} of its sentences are sentences of its
