@@ -184,7 +184,7 @@ def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = Tr
 
 def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     """What a store's replies rest on: the plan and the model that wrote them."""
-    return {"model": lm.record, **plan.to_dict()}
+    return {"model": {**lm.record, "weights": lm.weights_fingerprint}, **plan.to_dict()}
 
 
 def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:

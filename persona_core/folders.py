@@ -37,8 +37,8 @@ def check_plan(folder: Path, plan: Mapping[str, Any], begin: bool = True) -> Non
     if found:
         where, old, new = found
         raise SettingError(
-            f"The folder {str(folder)!r} was begun with {where} = {old}; now it is {new}. Use the same setting to go "
-            "on, or another folder to begin anew."
+            f"The folder {str(folder)!r} was begun with {where} = {_short(old)}; now it is {_short(new)}. Use the same "
+            "setting to go on, or another folder to begin anew."
         )
 
 
@@ -75,4 +75,15 @@ def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] 
             if found:
                 return found
         return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (one, other) in enumerate(zip(before, now, strict=True)):
+            found = _difference(one, other, f"{where}[{place}]")
+            if found:
+                return found
+        return None
     return None if before == now else (where or "plan", before, now)
+
+
+def _short(value: Any, longest: int = 120) -> str:
+    text = str(value)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import warnings
@@ -70,6 +71,20 @@ class LanguageModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             **({} if quantized is None else {"quantization": str(quantized.quant_method) + _bits(quantized)}),
         }
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """16 hex digits over a sample of every weight, an adapter's too: another model in a folder of the same name.
+
+        The first and last 8 numbers of each; weights that are kept elsewhere (offloaded) are left out.
+        """
+        digest = hashlib.sha256()
+        for name, weight in self.model.named_parameters():
+            if not weight.is_meta:
+                flat = weight.detach().flatten()
+                sample = torch.cat([flat[:8], flat[-8:]]).float().cpu()
+                digest.update(name.encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,14 @@ VARIABLES = {
     "vectors": "PERSONA_VECTORS",
     "results": "PERSONA_RESULTS",
 }
+# How a card's snippet names a repository: its own, or the base model of an adapter.
+SNIPPETS = {
+    ("model", "model"): r'(from_pretrained\()"[^"\n]*"',
+    ("vectors", "vectors"): r'(from_pretrained\()"[^"\n]*"',
+    ("results", "results"): r'(load_dataset\()"[^"\n]*"',
+    ("adapter", "adapter"): r'(adapter=)"[^"\n]*"',
+    ("model", "adapter"): r'(load_model\()"[^"\n]*"',
+}
 APP_FILES = ("app.py", "requirements.txt", "LICENSE", "README.md", "persona_core")
 TITLES = {
     "model": "baseline model",
@@ -58,7 +66,9 @@ class Repository:
 
 
 def repositories(root: Path, namespace: str, app_name: str = "persona-traits") -> tuple[Repository, ...]:
-    """The five repositories of a checkout, in the order in which they are published.
+    """The repositories of a checkout, in the order in which they are published.
+
+    Five, or fewer: a baseline that is on the Hub already need not be in `artifacts/`, nor must there be an adapter.
 
     Args:
         root: the checkout: `artifacts/` and the app.
@@ -76,10 +86,10 @@ def repositories(root: Path, namespace: str, app_name: str = "persona-traits") -
             found[kind].append(folder)
     found["app"] = [root]
     for kind, folders in found.items():
-        if len(folders) != 1:
+        if len(folders) > 1 or (not folders and kind not in ("model", "adapter")):
             raise SettingError(f"artifacts/ holds {len(folders)} folders of the kind {kind!r}; expected one.")
-    names = {kind: app_name if kind == "app" else folders[0].name for kind, folders in found.items()}
-    return tuple(Repository(kind, found[kind][0], f"{namespace}/{names[kind]}") for kind in KINDS)
+    names = {kind: app_name if kind == "app" else folders[0].name for kind, folders in found.items() if folders}
+    return tuple(Repository(kind, found[kind][0], f"{namespace}/{names[kind]}") for kind in KINDS if kind in names)
 
 
 def _kind(folder: Path) -> str | None:
@@ -130,13 +140,15 @@ def readdressed(card: str, repository: Repository, among: tuple[Repository, ...]
             continue
         name = other.folder.name
         card = card.replace(f'"artifacts/{name}"', f'"{other.repo_id}"')
+        if (other.kind, repository.kind) in SNIPPETS:  # wherever the folder was when its card was written
+            card = re.sub(SNIPPETS[other.kind, repository.kind], rf'\g<1>"{other.repo_id}"', card)
         card = re.sub(rf"^(base_model: |- ){re.escape(name)}$", rf"\g<1>{other.repo_id}", card, flags=re.MULTILINE)
     header, end, body = card.partition("\n---\n")
     if not header.startswith("---") or not end:
         raise SettingError(f"The card of {repository.repo_id!r} has no header between lines of ---.")
     if repository.kind == "app":
         by = {r.kind: r.repo_id for r in among}
-        models = [f"- {by[kind]}" for kind in ("model", "adapter", "vectors")]
+        models = [f"- {by[kind]}" for kind in ("model", "adapter", "vectors") if kind in by]
         header += "\n" + "\n".join(["models:", *models, "datasets:", f"- {by['results']}"])
         body = body.partition("```")[0]  # the rest is about a checkout
     others = [f"- {TITLES[r.kind]}: [{r.repo_id}]({r.url})" for r in among if r.kind != repository.kind]
@@ -163,7 +175,7 @@ def publish(
         if repository.kind == "app":
             # First the settings, then the code: the app never starts on defaults that are not in its repository.
             create(repository.repo_id, "space", private, token)
-            set_variables(repository.repo_id, pinned, token)
+            set_variables(repository.repo_id, {**_elsewhere(among), **pinned}, token)
         pushed = push(
             folder,
             repository.repo_id,
@@ -176,6 +188,15 @@ def publish(
         if repository.kind in VARIABLES:
             pinned[VARIABLES[repository.kind]] = f"{repository.repo_id}@{pushed.revision}"
         yield repository, pushed
+
+
+def _elsewhere(among: tuple[Repository, ...]) -> dict[str, str]:
+    """What the app is told where there is no model or no adapter in `artifacts/`: the vectors name their model."""
+    vectors = next(r.folder for r in among if r.kind == "vectors")
+    base = json.loads((vectors / "config.json").read_text(encoding="utf-8")).get("base_model", {})
+    name, revision = base.get("name"), base.get("revision")
+    model = f"{name}@{revision}" if revision else str(name)
+    return {VARIABLES["model"]: model, VARIABLES["adapter"]: "none"}
 
 
 def sizes(folder: Path) -> Mapping[str, int]:

@@ -172,7 +172,8 @@ def run_job(
 
 def described(monitor: PersonaMonitor) -> dict[str, Any]:
     """The model and the vectors that rows rest on."""
-    return {"model": monitor.lm.record, "vectors": monitor.vectors.fingerprint, "blocks": list(monitor.blocks)}
+    model = {**monitor.lm.record, "weights": monitor.lm.weights_fingerprint}
+    return {"model": model, "vectors": monitor.vectors.fingerprint, "blocks": list(monitor.blocks)}
 
 
 def do_batch(monitor: PersonaMonitor, job: Job, items: Sequence[Any], name: str) -> tuple[list[Row], list[Failure]]:

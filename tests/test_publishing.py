@@ -60,6 +60,14 @@ def empty(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
+def copy_of_the_checkout(root: Path) -> Path:
+    for name in ("artifacts", "persona_core"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("app.py", "requirements.txt", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
 def settings_of(hub: Hub) -> dict[str, str]:
     """What the Space is told."""
     return hub.repos["space", "me/persona-traits"].variables
@@ -245,12 +253,28 @@ def test_a_wrong_token_is_a_sentence_that_does_not_repeat_it(empty: Hub) -> None
     assert "hf_wrong" not in done.stderr + done.stdout and not empty.repos
 
 
+def test_a_baseline_that_is_on_the_hub_already_is_named_and_not_copied(empty: Hub, tmp_path: Path) -> None:
+    root = copy_of_the_checkout(tmp_path / "root")
+    for name in ("persona-tiny", "persona-tiny-contaminated"):
+        shutil.rmtree(root / "artifacts" / name)
+    config = root / "artifacts" / VECTORS.name / "config.json"
+    record = json.loads(config.read_text())
+    record["base_model"] |= {"name": "org/base", "revision": "1" * 40}
+    config.write_text(json.dumps(record))
+    card = root / "artifacts" / RESULTS.name / "README.md"
+    card.write_text(card.read_text().replace(f"artifacts/{RESULTS.name}", "/somewhere/else"))
+    assert publish(empty, "--root", str(root)).returncode == 0
+    assert {repo_id for _, repo_id in empty.repos} == {
+        f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits")
+    }
+    assert settings_of(empty)["PERSONA_MODEL"] == f"org/base@{'1' * 40}"
+    assert settings_of(empty)["PERSONA_ADAPTER"] == "none"
+    published_card = empty.files("dataset", f"me/{RESULTS.name}")["README.md"].decode()
+    assert f'load_dataset("me/{RESULTS.name}"' in published_card and "/somewhere/else" not in published_card
+
+
 def test_a_changed_artifact_is_one_commit_and_a_new_pin(empty: Hub, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    for name in ("artifacts", "persona_core"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app.py", "requirements.txt", "LICENSE", "README.md"):
-        shutil.copy(ROOT / name, root / name)
+    root = copy_of_the_checkout(tmp_path / "root")
     assert publish(empty, "--root", str(root)).returncode == 0
     vectors = root / "artifacts" / "persona-vectors-persona-tiny"
     (vectors / "figures" / "evil.png").unlink()

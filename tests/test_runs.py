@@ -136,6 +136,12 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     rows_of(JOB, tmp_path)
     with pytest.raises(SettingError, match="seed = 3; now it is 4"):
         run_job(monitor(), replace(JOB, seed=4), tmp_path, progress=False)
+    with pytest.raises(SettingError, match=r"model\.weights"):  # another model under the same name
+        run_job(monitor(model_seed=1), JOB, tmp_path, progress=False)
+    other = replace(JOB, items=(*PROMPTS[:6], Prompt("p6", "word " * 900)))
+    with pytest.raises(SettingError, match=r"prompts\[6\]\[2\] = ") as caught:
+        run_job(monitor(), other, tmp_path, progress=False)
+    assert len(str(caught.value)) < 600
     with pytest.raises(SettingError, match="blocks"):
         run_job(monitor(blocks=[1]), JOB, tmp_path, progress=False)
     with pytest.raises(SettingError, match="comes twice"):
