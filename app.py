@@ -63,7 +63,10 @@ def main() -> None:
         demo = build_demo(settings, ModelDesk.from_settings(settings), contaminated)
     except PersonaError as error:
         raise SystemExit(str(error)) from error
-    demo.launch(server_name=settings.host, server_port=settings.port, **LAUNCH)
+    try:
+        demo.launch(server_name=settings.host, server_port=settings.port, **LAUNCH)
+    except OSError as error:  # the port is taken, or the host is not ours
+        raise SystemExit(f"The app could not be served: {error}") from error
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class AppSettings:
         """Read the settings; a variable that is unset or empty keeps the default.
 
         Raises:
-            SettingError: a number that is none, or is below 1.
+            SettingError: a number that is none, or is below 1, or no port.
 
         >>> AppSettings.from_environment({"PERSONA_MAX_NEW_TOKENS": "64"}).max_new_tokens
         64
@@ -58,6 +58,9 @@ class AppSettings:
                 found[name] = _whole_number(f"PERSONA_{name.upper()}", text)
             else:
                 found[name] = None if text == "none" and name in ("adapter", "results") else text
+        port = found.get("port")
+        if isinstance(port, int) and port > 65535:
+            raise SettingError(f"PERSONA_PORT={port}; expected a port, 1 to 65535.")
         if "model" in found:  # what ships belongs to the model that ships
             found = {"adapter": None, "results": None, **found}
         return cls(**found)  # type: ignore[arg-type]
