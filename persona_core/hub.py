@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from persona_core.errors import NotFound
+from persona_core.errors import NotFound, ServerError
 
 
 def resolve_source(source: str | Path) -> str:
@@ -60,6 +60,7 @@ def fetch(source: str | Path, filename: str, revision: str | None = None, repo_t
 
     Raises:
         NotFound: with what was looked for and where.
+        ServerError: the connection breaks again and again.
     """
     name = resolve_source(source)
     if Path(name).is_dir():
@@ -68,7 +69,7 @@ def fetch(source: str | Path, filename: str, revision: str | None = None, repo_t
             raise NotFound(f"No file {filename!r} in the folder {name!r}.")
         return path
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
     where = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
@@ -79,3 +80,8 @@ def fetch(source: str | Path, filename: str, revision: str | None = None, repo_t
         raise NotFound(f"{name!r} is neither a folder nor a Hub id: {error}") from error
     except HfHubHTTPError as error:
         raise NotFound(f"Could not fetch {filename!r} from {where}: {error}") from error
+    except HTTPError as error:  # cut again and again, in the middle of the file: the client passes it on as it is
+        raise ServerError(
+            f"Could not fetch {filename!r} from {where}: the connection broke ({type(error).__name__}). Nothing broken "
+            "is kept; try again."
+        ) from error

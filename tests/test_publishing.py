@@ -322,6 +322,16 @@ def test_a_connection_cut_in_the_middle_of_a_file_leaves_no_broken_file(publishe
     assert again.returncode == 0 and again.stdout.strip() == right
 
 
+def test_a_connection_that_is_cut_every_time_is_a_sentence_and_leaves_no_broken_file(published: Hub) -> None:
+    published.faults.append(Fault("CUT", "vectors.safetensors", cut=0, times=99))
+    done = load(published, "always cut")
+    published.faults.clear()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ServerError: Could not fetch 'vectors.safetensors'" in done.stderr and "try again" in done.stderr
+    again = load(published, "always cut")
+    assert again.returncode == 0 and again.stdout.strip() == PersonaVectors.from_pretrained(VECTORS).fingerprint
+
+
 def test_a_server_that_fails_for_a_while_is_asked_again_or_named(published: Hub) -> None:
     published.faults.append(Fault("GET", "resolve/main/vectors.safetensors", 503, times=99))
     done = load(published, "failing")
