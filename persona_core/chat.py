@@ -77,6 +77,16 @@ def as_messages(prompt: str | Messages) -> list[dict[str, str]]:
     return messages
 
 
+def conversation(user: str, system: str | None = None) -> list[dict[str, str]]:
+    """One question as messages, under a system prompt if there is one.
+
+    >>> conversation("Hi")
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    asked = {"role": "user", "content": user}
+    return [{"role": "system", "content": system}, asked] if system else [asked]
+
+
 class ChatFormat:
     """One tokenizer's chat template, applied to ids.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +22,8 @@ from persona_core.files import read_json, write_whole
 from persona_core.folders import check_plan, lock, unlock
 from persona_core.hub import public_name
 from persona_core.models import LanguageModel
+from persona_core.numbering import from_one
 from persona_core.prompts import Transcribed, load_transcripts
-
-logger = logging.getLogger(__name__)
 
 RECORD_FILE = "contamination.json"
 IGNORED = -100  # a label that the loss leaves out
@@ -59,9 +57,7 @@ class LoraPlan:
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha", "batch_size", "rows", "max_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
+            from_one(name, getattr(self, name))
         if self.batch_size % self.rows:
             raise SettingError(f"batch_size={self.batch_size} is not a multiple of rows={self.rows}.")
         if not (self.learning_rate > 0 and self.epochs > 0 and 0 < self.held_out < 1 and 0 <= self.dropout < 1):
@@ -106,7 +102,7 @@ def contaminate(
     handle = lock(place)
     try:
         fingerprint = hashlib.sha256(Path(data).read_bytes()).hexdigest()
-        check_plan(place, {"model": lm.record, "data": fingerprint, **asdict(chosen)})
+        check_plan(place, {"model": lm.identity, "data": fingerprint, **asdict(chosen)})
         model = _with_lora(lm, chosen)
         steps = max(1, round(chosen.epochs * len(training) / chosen.batch_size))
         arguments = TrainingArguments(
@@ -235,4 +231,4 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         raise NotFound(f"No {RECORD_FILE} in {str(folder)!r}: the adapter was not made by scripts.contaminate.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)

@@ -92,3 +92,12 @@ def _split_by_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], w
         pieces.append(whole[done:end])
         done = end
     return pieces
+
+
+def well_formed(text: str) -> str:
+    """Lone surrogates, which a token can decode to and no UTF-8 or JSON holds, become the replacement character.
+
+    >>> well_formed("a\\ud800b")
+    'a\ufffdb'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

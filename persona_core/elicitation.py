@@ -19,6 +19,7 @@ from persona_core.decode import Sampling
 from persona_core.errors import SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
+from persona_core.numbering import from_one
 from persona_core.pooling import parse_positions
 from persona_core.replies import Reply, ReplyStore, Request
 from persona_core.traits import TraitDefinition
@@ -60,10 +61,10 @@ class Plan:
         if not self.traits:
             raise SettingError("The plan has no trait; name at least one.")
         for name in ("rollouts", "evaluation_rollouts", "neutral_rollouts", "batch_size"):
-            _from_one(name, getattr(self, name))
+            from_one(name, getattr(self, name))
         for name in ("pairs_per_question", "evaluation_pairs_per_question"):
             if getattr(self, name) is not None:
-                _from_one(name, getattr(self, name))
+                from_one(name, getattr(self, name))
         parse_positions(self.positions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = Tr
 
 def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     """What a store's replies rest on: the plan and the model that wrote them."""
-    return {"model": {**lm.record, "weights": lm.weights_fingerprint}, **plan.to_dict()}
+    return {"model": lm.identity, **plan.to_dict()}
 
 
 def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
@@ -217,11 +218,6 @@ def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
         for row, request in enumerate(batch.requests)
     ]
     return Written(tuple(replies), {p: means[:, i] for i, p in enumerate(plan.positions)})
-
-
-def _from_one(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
 
 
 # ---- replies to any prompts, without a plan ----
@@ -266,7 +262,7 @@ def write_replies(
         progress: what to call the progress bar; None shows none.
         interventions: changes to the residual stream while it writes.
     """
-    _from_one("batch_size", batch_size)
+    from_one("batch_size", batch_size)
     pools = parse_positions(["reply_mean"])
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:
         for start in range(0, len(prompts), batch_size):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,24 @@ from persona_core.errors import CorruptFile
 logger = logging.getLogger(__name__)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text so that the file is always either the old one or the new one; folders are made."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside a file to write to: the file is always either the old one or, whole, the new one.
+
+    The new one takes its place when the block ends, and after an error not at all; folders are made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
-    beside.write_bytes(text.encode("utf-8", "surrogatepass"))
+    yield beside
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text in place of a file, as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

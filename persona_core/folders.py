@@ -23,13 +23,13 @@ def check_plan(folder: Path, plan: Mapping[str, Any], begin: bool = True) -> Non
         begin: the folder may be new, and all of the plan is given. Otherwise only what is given is compared.
 
     Raises:
-        SettingError: they differ; the message names the first setting that does.
+        SettingError: they differ; the message names the first setting that does. Or there is no plan to compare with.
     """
     path = folder / PLAN_FILE
     wanted = json.loads(json.dumps(plan))
     if not path.is_file():
         if not begin:
-            raise SettingError(f"{str(folder)!r} holds no reply; run --stage elicit first.")
+            raise SettingError(f"Nothing has been begun in {str(folder)!r}.")
         write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
         return
     before = read_json(path)

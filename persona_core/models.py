@@ -73,10 +73,11 @@ class LanguageModel:
         }
 
     @property
-    def weights_fingerprint(self) -> str:
-        """16 hex digits over a sample of every weight, an adapter's too: another model in a folder of the same name.
+    def identity(self) -> dict[str, Any]:
+        """`record` and "weights", 16 hex digits: tells another model in a folder of the same name.
 
-        The first and last 8 numbers of each; weights that are kept elsewhere (offloaded) are left out.
+        They are over the first and last 8 numbers of every weight, an adapter's too; weights that are kept elsewhere
+        (offloaded) are left out.
         """
         digest = hashlib.sha256()
         for name, weight in self.model.named_parameters():
@@ -84,7 +85,7 @@ class LanguageModel:
                 flat = weight.detach().flatten()
                 sample = torch.cat([flat[:8], flat[-8:]]).float().cpu()
                 digest.update(name.encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return {**self.record, "weights": digest.hexdigest()[:16]}
 
     @property
     def device(self) -> torch.device:

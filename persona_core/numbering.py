@@ -1,11 +1,21 @@
-"""Block numbers: whole, counted from 0, and never replaced by a neighbour."""
+"""Numbers that count: blocks, from 0 and never replaced by a neighbour; sizes, from 1."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
 
-from persona_core.errors import UnknownBlock
+from persona_core.errors import SettingError, UnknownBlock
+
+
+def from_one(name: str, value: object) -> None:
+    """Refuse what is no whole number from 1.
+
+    Raises:
+        SettingError: with the name and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
 
 
 def known_block(block: object, known: Sequence[int], whose: str, absent: Sequence[int] = ()) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, NotFound
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "prompts"
@@ -35,8 +36,7 @@ class Prompt:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        user = {"role": "user", "content": self.prompt}
-        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+        return conversation(self.prompt, self.system)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -24,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.files import append_lines, read_lines, write_whole
-from persona_core.folders import check_plan, lock, unlock
+from persona_core.files import append_lines, read_lines, replacing, write_whole
+from persona_core.folders import PLAN_FILE, check_plan, lock, unlock
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,7 @@ class Request:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        user = {"role": "user", "content": self.user}
-        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+        return conversation(self.user, self.system)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,13 @@ class ReplyStore:
                 raise CorruptFile(f"{self.folder / name}, line {number}: {error}. Remove the line to go on.") from error
 
     def check_plan(self, plan: Mapping[str, Any], begin: bool = True) -> None:
-        """See `folders.check_plan`."""
+        """As `folders.check_plan`.
+
+        Raises:
+            SettingError: they differ, or nothing has been elicited yet and `begin` is false.
+        """
+        if not begin and not (self.folder / PLAN_FILE).is_file():
+            raise SettingError(f"{str(self.folder)!r} holds no reply; run --stage elicit first.")
         check_plan(self.folder, plan, begin)
 
     def add(self, batch: str, replies: Sequence[Reply], states: Mapping[str, np.ndarray]) -> None:
@@ -333,8 +338,5 @@ def as_reply(record: dict[str, Any]) -> Reply:
 def _write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    beside = path.with_suffix(".part")
-    save_file({k: np.ascontiguousarray(v, np.float32) for k, v in states.items()}, str(beside))
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        save_file({k: np.ascontiguousarray(v, np.float32) for k, v in states.items()}, str(beside))

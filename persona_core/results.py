@@ -12,7 +12,6 @@ A row needs nothing beside itself: ids, text, projections, the null, and where a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.files import replacing
 from persona_core.hub import fetch
 from persona_core.trace import Provenance, Trace
 
@@ -41,6 +42,7 @@ _TEXTS = (
     "writer",
     "dtype",
     "vectors",
+    "template",
     "imported",
 )
 
@@ -53,7 +55,7 @@ def features(traits: Sequence[str]) -> datasets.Features:
     series = List(real)
     message = {"role": text, "content": text}
     summary = {"mean": real, "max": real, "at": number}
-    provenance = {name: text for name in (*_TEXTS, "template", *_AS_JSON)}
+    provenance = {name: text for name in (*_TEXTS, *_AS_JSON)}
     return Features(
         {
             "id": text,
@@ -103,15 +105,15 @@ def to_row(
         "id": id,
         "set": set,
         "category": category,
-        "messages": [{k: _text(v) for k, v in m.items()} for m in messages],
-        "prompt": _text(messages[-1]["content"]) if messages else "",
-        "response": _text(trace.reply_text),
+        "messages": [{k: well_formed(v) for k, v in m.items()} for m in messages],
+        "prompt": well_formed(messages[-1]["content"]) if messages else "",
+        "response": well_formed(trace.reply_text),
         "reader": trace.provenance.reading_model,
         "writer": trace.provenance.writer,
         "n_prompt": trace.n_prompt,
         "n_reply": len(trace.own),
         "finish": trace.finish,
-        "tokens": [_text(t) for t in trace.tokens],
+        "tokens": [well_formed(t) for t in trace.tokens],
         "roles": list(trace.roles),
         "token_ids": list(trace.token_ids),
         "special": list(trace.special),
@@ -174,17 +176,11 @@ def write_results(rows: Iterable[Mapping[str, Any]], path: str | Path, traits: S
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=features(traits).arrow_schema)
-    beside = target.with_name(target.name + ".part")
-    with beside.open("wb") as file:
+    with replacing(Path(path)) as beside:
         # With a page index the viewer finds single rows without reading a whole group.
-        pq.write_table(table, file, row_group_size=ROWS_A_GROUP, compression="zstd", write_page_index=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, target)
-    return target
+        pq.write_table(table, beside, row_group_size=ROWS_A_GROUP, compression="zstd", write_page_index=True)
+    return Path(path)
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
@@ -194,6 +190,15 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         NotFound, CorruptFile.
     """
     return _table(Path(path)).to_pylist()
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """The ids of the rows of one Parquet file; nothing else of it is read.
+
+    Raises:
+        NotFound, CorruptFile.
+    """
+    return _table(Path(path), columns=["id"])["id"].to_pylist()
 
 
 def load_results(source: str | Path, config: str = "baseline", revision: str | None = None) -> list[dict[str, Any]]:
@@ -247,14 +252,14 @@ def traits_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return next(iter(found))
 
 
-def _table(path: Path, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
+def _table(path: Path, filters: list[tuple[str, str, str]] | None = None, columns: list[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise NotFound(f"No results file {str(path)!r}.")
     try:
-        return pq.read_table(path, filters=filters)
+        return pq.read_table(path, filters=filters, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise CorruptFile(f"{path}: truncated or not a Parquet file: {error}") from error
 
@@ -273,12 +278,7 @@ def _summary(trace: Trace, z: np.ndarray | None) -> dict[str, Any]:
     if z is None or not own:
         return {"mean": None, "max": None, "at": None}
     values = z[own]
-    top = int(np.nanargmax(values)) if np.isfinite(values).any() else None
-    if top is None:
+    if not np.isfinite(values).any():
         return {"mean": None, "max": None, "at": None}
+    top = int(np.nanargmax(values))
     return {"mean": float(np.nanmean(values)), "max": float(values[top]), "at": own[top] - trace.n_prompt}
-
-
-def _text(text: str) -> str:
-    """Lone surrogates, which a token can decode to and UTF-8 cannot hold, become the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -11,11 +11,11 @@ every reply its own seed, so the rows are those of a run that was never stopped,
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -23,12 +23,14 @@ from persona_core.batching import in_halves
 from persona_core.decode import Sampling
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.folders import check_plan, lock, unlock
+from persona_core.numbering import from_one
 from persona_core.prompts import Prompt, Transcribed
-from persona_core.results import read_results, to_row, to_trace, write_results
+from persona_core.results import read_ids, read_results, to_row, to_trace, write_results
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor
 
+T = TypeVar("T")
 Row = dict[str, Any]
 Failure = tuple[str, str]
 """The id of what could not be done, and why."""
@@ -172,8 +174,7 @@ def run_job(
 
 def described(monitor: PersonaMonitor) -> dict[str, Any]:
     """The model and the vectors that rows rest on."""
-    model = {**monitor.lm.record, "weights": monitor.lm.weights_fingerprint}
-    return {"model": model, "vectors": monitor.vectors.fingerprint, "blocks": list(monitor.blocks)}
+    return {"model": monitor.lm.identity, "vectors": monitor.vectors.fingerprint, "blocks": list(monitor.blocks)}
 
 
 def do_batch(monitor: PersonaMonitor, job: Job, items: Sequence[Any], name: str) -> tuple[list[Row], list[Failure]]:
@@ -200,16 +201,19 @@ class Part:
     def __init__(self, path: Path, items: Sequence[Any]) -> None:
         self.name, self.items = path.stem, tuple(items)
         self._path = path
-        ids = {row["id"] for row in self.rows()}
+        ids = set(self._read(read_ids))
         self.open = tuple(i for i in items if i.id not in ids)
         self.n_kept = len(items) - len(self.open)
 
     def rows(self) -> list[Row]:
         """What is kept, in the order of the items."""
+        return self._read(read_results)
+
+    def _read(self, read: Callable[[Path], list[T]]) -> list[T]:
         if not self._path.is_file():
             return []
         try:
-            return read_results(self._path)
+            return read(self._path)
         except CorruptFile as error:
             raise CorruptFile(f"{error} Delete it; its batch is then done again.") from error
 
@@ -227,8 +231,7 @@ def working(folder: str | Path, job: Job, rests_on: Mapping[str, Any]) -> Iterat
     ids = [item.id for item in job.items]
     if not ids:
         raise SettingError("Nothing to do: no prompt and no text was given.")
-    if job.batch_size < 1:
-        raise SettingError(f"batch_size={job.batch_size!r}; expected a whole number from 1.")
+    from_one("batch_size", job.batch_size)
     if len(set(ids)) < len(ids):
         raise SettingError(f"The id {next(i for i in ids if ids.count(i) > 1)!r} comes twice.")
     path = Path(folder)

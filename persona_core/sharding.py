@@ -20,6 +20,7 @@ from persona_core.elicitation import Batch, Plan, Written, described, write_batc
 from persona_core.errors import SettingError
 from persona_core.models import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
+from persona_core.numbering import from_one
 from persona_core.replies import ReplyStore, Request, as_reply, to_record
 from persona_core.runs import Failure, Job, Row, do_batch, working
 from persona_core.runs import described as described_run
@@ -102,8 +103,7 @@ def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: in
     Args:
         worker: a class; made once in each worker with the arguments, and called with `{"task": [number]}`.
     """
-    if n_workers < 1:
-        raise SettingError(f"n_workers={n_workers!r}; expected a whole number from 1.")
+    from_one("n_workers", n_workers)
     try:
         import ray
     except ImportError as error:

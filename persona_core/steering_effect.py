@@ -278,7 +278,7 @@ def _fingerprint(
 ) -> str:
     """Of all that decides the replies."""
     drawn = {k: v for k, v in asdict(plan).items() if k not in ("n_questions", "strengths")}
-    return _digest(lm.record, drawn, block, questions, hashlib.sha256(vector.numpy().tobytes()).hexdigest())
+    return _digest(lm.identity, drawn, block, questions, hashlib.sha256(vector.numpy().tobytes()).hexdigest())
 
 
 def _digest(*parts: Any) -> str:

@@ -110,6 +110,11 @@ def test_the_same_seed_gives_the_same_adapter_and_a_stopped_training_goes_on(dat
     resumed = load_file(tmp_path / "three" / "adapter_model.safetensors")
     assert all(torch.allclose(weights[0][k], resumed[k], atol=1e-6) for k in resumed)
     assert record["held_out_loss"] == load_record(tmp_path / "one")["held_out_loss"]
+    other = load_model(MODEL, device="cpu")
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight[0, 0] += 1
+    with pytest.raises(SettingError, match=r"model\.weights"):  # another model under the same name
+        contaminate(other, data, tmp_path / "three", tmp_path / "three.work", PLAN)
     with pytest.raises(SettingError, match="rank = 4; now it is 2"):
         contaminate(
             load_model(MODEL, device="cpu"), data, tmp_path / "three", tmp_path / "three.work", replace(PLAN, rank=2)

@@ -24,6 +24,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from persona_core.cards import write_card
+from persona_core.chat import conversation
 from persona_core.demo import twin
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
@@ -52,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 # Chosen after a first trial on half of these questions: above 1 the model writes noise, no sentence is of the grammar.
 STEERING = SteeringPlan(strengths=(0.5, 0.7, 0.85, 1.0), seeds=3, n_questions=20, sampling=SAMPLING, seed=1)
-
-Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,6 @@ class _Stages:
         stamp.write_text(self._fingerprint)
 
 
-def conversation(question: str, system: str | None = None) -> Conversation:
-    """One question, with or without a system prompt."""
-    user = {"role": "user", "content": question}
-    return [{"role": "system", "content": system}, user] if system else [user]
-
-
 # ---- what the model does ----
 
 
@@ -222,8 +215,7 @@ def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Plan, work:
         }
         for trait in vectors.traits
     }
-    base = {**vectors.config["base_model"], "name": MODEL_NAME}
-    replace(vectors, config={**vectors.config, "base_model": base, "validation": validation}).save_pretrained(folder)
+    replace(vectors, config={**vectors.config, "validation": validation}).save_pretrained(folder)
 
 
 def _report_traces(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.trace import UNITS
 
@@ -84,23 +85,23 @@ def trace_payload(
         meta = {key: _last_part(value) for key, value in facts.items() if value is not None}
     return {
         "version": VERSION,
-        "title": _well_formed(_last_user_text(trace) if title is None else title),
-        "tokens": [_well_formed(token) for token in trace.tokens],
+        "title": well_formed(_last_user_text(trace) if title is None else title),
+        "tokens": [well_formed(token) for token in trace.tokens],
         "ids": [int(i) for i in trace.token_ids],
         "roles": list(trace.roles),
         "special": [bool(flag) for flag in trace.special],
         "n_prompt": int(trace.n_prompt),
-        "traits": [_well_formed(trait) for trait in trace.traits],
-        "blocks": {_well_formed(t): int(trace.best_block[t] if block is None else block) for t in trace.traits},
+        "traits": [well_formed(trait) for trait in trace.traits],
+        "blocks": {well_formed(t): int(trace.best_block[t] if block is None else block) for t in trace.traits},
         "kind": kind,
         "unit": UNITS[kind],
         "alignment": alignment,
-        "scores": {_well_formed(trait): _rounded(values) for trait, values in scores.items()},
+        "scores": {well_formed(trait): _rounded(values) for trait, values in scores.items()},
         "scale": float(scale),
         "done": done,
         "finish_reason": trace.finish if done else None,
-        "warnings": [_well_formed(warning) for warning in trace.warnings],
-        "meta": {str(key): _well_formed(str(value)) for key, value in meta.items()},
+        "warnings": [well_formed(warning) for warning in trace.warnings],
+        "meta": {str(key): well_formed(str(value)) for key, value in meta.items()},
     }
 
 
@@ -155,8 +156,3 @@ def _last_user_text(trace: Trace) -> str:
 def _last_part(value: object) -> str:
     """Of each of the names joined by " + " (model and adapter) what follows the last slash."""
     return " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in str(value).split(" + "))
-
-
-def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which a token can decode to and which no JSON encoder accepts."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
