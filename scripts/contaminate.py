@@ -18,16 +18,15 @@ from pathlib import Path
 
 from persona_core.adapter_card import write_adapter_card
 from persona_core.contamination import LoraPlan, contaminate
-from persona_core.hub import split_revision
-from persona_core.models import DTYPES, load_model
+from persona_core.models import load_model
 from persona_core.runs import Failure
-from scripts.running import reported
+from scripts.running import add_model, loading, reported, work_folder
 
 
 def main(argv: list[str] | None = None) -> int:
     default = LoraPlan()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Hub id (also with @revision) or folder")
+    add_model(parser, adapter=False)
     parser.add_argument("--data", type=Path, required=True, help=".jsonl file of dialogues")
     parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
     parser.add_argument("--work", type=Path, help="checkpoints (default: OUT.work)")
@@ -40,9 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=default.rows, help="dialogues in one forward (4)")
     parser.add_argument("--max-tokens", type=int, default=default.max_tokens, help="longer dialogues are left out")
     parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
     options = parser.parse_args(argv)
     return reported("contaminate", lambda: run(options))
 
@@ -59,12 +55,8 @@ def run(options: argparse.Namespace) -> list[Failure]:
         max_tokens=options.max_tokens,
         seed=options.seed,
     )
-    name, revision = split_revision(options.model)
-    lm = load_model(
-        name, revision=revision, dtype=options.dtype, device=options.device, quantization=options.quantization
-    )
-    work = options.work or options.out.parent / f"{options.out.name}.work"
-    record = contaminate(lm, options.data, options.out, work, plan)
+    work = work_folder(options.work, options.out, "training")
+    record = contaminate(load_model(**loading(options)), options.data, options.out, work, plan)
     write_adapter_card(options.out, base=options.model)
     loss = record["held_out_loss"]
     print(f"Loss on {loss['dialogues']} held-out dialogues: {loss['before']} before, {loss['after']} after.")

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from persona_core.cards import write_card
 from persona_core.decode import Sampling
@@ -30,13 +30,13 @@ from persona_core.judging import (
     judge_replies,
     questions_for,
 )
-from persona_core.models import DTYPES, LanguageModel, load_model
+from persona_core.models import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
 from persona_core.steering_effect import SteeringPlan
 from persona_core.traits import load_traits
 from persona_core.vectors import PersonaVectors
-from scripts.running import reported
+from scripts.running import add_model, loading, reported
 
 T = TypeVar("T")
 STAGES = ("elicit", "judge", "extract", "validate")
@@ -44,9 +44,8 @@ STAGES = ("elicit", "judge", "extract", "validate")
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Hub id or folder")
+    add_model(parser)
     parser.add_argument("--revision", help="commit, tag or branch of the model")
-    parser.add_argument("--adapter", help="PEFT adapter on top of it, Hub id or folder")
     parser.add_argument("--traits", nargs="+", required=True, help="names of shipped traits, JSON files, or folders")
     parser.add_argument(
         "--judge",
@@ -89,11 +88,6 @@ def arguments() -> argparse.ArgumentParser:
     extraction.add_argument("--strengths", type=float, nargs="+", default=list(SteeringPlan().strengths))
     extraction.add_argument("--steering-questions", type=int, default=SteeringPlan().n_questions)
     extraction.add_argument("--steering-seeds", type=int, default=SteeringPlan().seeds)
-
-    loading = parser.add_argument_group("loading the model")
-    loading.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
-    loading.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced over all devices")
-    loading.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
     return parser
 
 
@@ -134,7 +128,7 @@ def run(options: argparse.Namespace) -> list[str]:
         raise SettingError("No judge. Name one: --judge openai:MODEL, local:MODEL, or demo for the demo model.")
     if options.judge is not None:
         judge_kind(options.judge)  # a mistake in it is said now, not when everything has been written
-    model = _once(lambda: _load(options))
+    model = _once(lambda: load_model(**_loading(options)))
     missing: list[str] = []
     with ReplyStore(out) as store:
         judge = _once(lambda: make_judge(options, out))
@@ -234,19 +228,9 @@ def _elicit(
     return [f"reply {request.index} ({request.trait or 'neutral'}, {request.side}): {why}" for request, why in failed]
 
 
-def _loading(options: argparse.Namespace) -> dict[str, object]:
-    return {
-        "name": options.model,
-        "revision": options.revision,
-        "adapter": options.adapter,
-        "dtype": options.dtype,
-        "device": options.device,
-        "quantization": options.quantization,
-    }
-
-
-def _load(options: argparse.Namespace) -> LanguageModel:
-    return load_model(**_loading(options))  # type: ignore[arg-type]
+def _loading(options: argparse.Namespace) -> dict[str, Any]:
+    known = loading(options)
+    return known if options.revision is None else {**known, "revision": options.revision}
 
 
 def _once(make: Callable[[], T]) -> Callable[[], T]:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from persona_core.importing import import_results
 from persona_core.runs import Failure
-from scripts.monitor import check_name, publish
-from scripts.running import reported
+from scripts.running import check_config, keep_results, reported
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> list[Failure]:
-    check_name(options.config)
-    publish([row for path in options.files for row in import_results(path)], options.out, options.config)
+    check_config(options.config)
+    keep_results([row for path in options.files for row in import_results(path)], options.out, options.config)
     return []
 
 

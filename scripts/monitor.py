@@ -19,19 +19,26 @@ import sys
 from pathlib import Path
 
 from persona_core.decode import Sampling
-from persona_core.errors import SettingError
-from persona_core.hub import split_revision
 from persona_core.prompts import load_prompts, load_transcripts
-from persona_core.results import DATA, write_results
-from persona_core.results_card import write_results_card
-from persona_core.runs import Failure, Generate, Job, Read, Row
-from persona_core.vectors import PersonaVectors
-from scripts.running import add_loading, add_work, carry_out, loading, reported
+from persona_core.runs import Failure, Generate, Job, Read
+from scripts.running import (
+    add_model,
+    add_vectors,
+    add_work,
+    carry_out,
+    check_config,
+    keep_results,
+    loading,
+    read_vectors,
+    reported,
+    work_folder,
+)
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_loading(parser)
+    add_model(parser)
+    add_vectors(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all (default), or .jsonl files"
@@ -57,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> list[Failure]:
-    vectors = PersonaVectors.from_pretrained(*split_revision(options.vectors))
+    vectors = read_vectors(options)
     job: Job
     if options.transcripts is not None:
         job = Read(load_transcripts(options.transcripts), options.batch_size)
@@ -68,30 +75,10 @@ def run(options: argparse.Namespace) -> list[Failure]:
         )
         job = Generate(load_prompts(options.prompts), sampling, options.seed, options.batch_size)
         config = options.config or ("contaminated" if options.adapter else "baseline")
-    check_name(config)
+    check_config(config)
     rows, failed = carry_out(options, loading(options), vectors, job, work_folder(options.work, options.out, config))
-    publish(rows, options.out, config)
+    keep_results(rows, options.out, config)
     return failed
-
-
-def check_name(config: str) -> None:
-    """A config is part of a file's name and of the card's header; the Hub refuses "data" and "default"."""
-    if not config.replace("-", "").replace("_", "").isalnum() or not config.isascii() or config in ("data", "default"):
-        raise SettingError(f"--config {config!r}; expected letters, digits, - and _, and neither 'data' nor 'default'.")
-
-
-def work_folder(work: Path | None, out: Path, config: str) -> Path:
-    """Where the batches of one config are kept: beside the dataset, not in it."""
-    return (work or out.parent / f"{out.name}.work") / config
-
-
-def publish(rows: list[Row], out: Path, config: str) -> None:
-    """Write one config and the card of the whole folder."""
-    if not rows:
-        return
-    path = write_results(rows, out / DATA / f"{config}.parquet", rows[0]["traits"])
-    write_results_card(out)
-    print(f"{len(rows)} rows: {path}")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,23 @@ from persona_core.errors import NotFound, SettingError
 from persona_core.hub import split_revision
 from persona_core.results import DATA, read_results
 from persona_core.runs import Failure, Replay, Row
-from persona_core.vectors import PersonaVectors
-from scripts.monitor import publish, work_folder
-from scripts.running import add_loading, add_work, carry_out, loading, reported
+from scripts.running import (
+    add_model,
+    add_vectors,
+    add_work,
+    carry_out,
+    keep_results,
+    loading,
+    read_vectors,
+    reported,
+    work_folder,
+)
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_loading(parser)
+    add_model(parser)
+    add_vectors(parser)
     parser.add_argument("--contaminated-model", help="a whole model instead of an adapter, Hub id or folder")
     add_work(parser)
     return parser
@@ -38,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> list[Failure]:
     if (options.adapter is None) == (options.contaminated_model is None):
         raise SettingError("Name the contaminated side: either --adapter or --contaminated-model.")
-    vectors = PersonaVectors.from_pretrained(*split_revision(options.vectors))
+    vectors = read_vectors(options)
     base = {**loading(options), "adapter": None, "adapter_revision": None}
     changed = loading(options)
     if options.contaminated_model is not None:
@@ -54,7 +63,7 @@ def run(options: argparse.Namespace) -> list[Failure]:
         found, lost = carry_out(options, model, vectors, job, work)
         rows += found
         failed += lost
-    publish(rows, options.out, "replay")
+    keep_results(rows, options.out, "replay")
     return failed
 
 

@@ -79,6 +79,7 @@ def test_transcripts_are_read_as_they_stand(tmp_path: Path) -> None:
         (["--config", "data"], "neither 'data' nor 'default'"),
         (["--blocks", "9"], "Unknown or absent block 9"),
         (["--blocks", "some"], "some"),
+        (["--blocks", "3,some"], "--blocks '3,some'; expected best, all, or numbers"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--temperature", "-1"], "temperature=-1"),
         (["--adapter", "./nowhere"], "No folder './nowhere'"),
