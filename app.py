@@ -9,7 +9,6 @@ import gradio as gr
 from dotenv import load_dotenv
 
 from persona_core.errors import PersonaError
-from persona_core.hub import split_revision
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.live import build_live
 from persona_core.pages.settings import AppSettings
@@ -45,9 +44,7 @@ def build_demo(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk |
         desk: hands out the baseline.
         contaminated: hands out the contaminated model, if there is one.
     """
-    vectors, revision = split_revision(settings.vectors)
-    results, results_revision = split_revision(settings.results) if settings.results else (None, None)
-    welcome = load_welcome(vectors, results, revision, results_revision)
+    welcome = load_welcome(settings.vectors, settings.results)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
         gr.HTML(f'<h1>{TITLE}</h1><p class="lede">{LEDE}</p><p>{html.escape(welcome.about)}</p>', elem_id="masthead")
         build_live(settings, desk, welcome, contaminated)

@@ -35,21 +35,20 @@ COLUMNS = """| column | holds |
 | `provenance` | revisions, adapter, vectors, template, sampling, seed, library versions |"""
 
 
-def write_results_card(folder: str | Path, source: str | None = None, notes: str = "", **links: str) -> Path:
+def write_results_card(folder: str | Path, source: str | None = None, notes: str = "") -> Path:
     """Write the card of a results folder, from the rows in it.
 
     Args:
         folder: with `data/*.parquet`.
         source: what a reader loads it from; None: the folder.
         notes: Markdown that stands before the figures: what a reader must know to weigh them.
-        links: Hub ids by what they are ("vectors", "baseline", "contaminated", "app"), for the cross-links.
     """
     path = Path(folder)
     files = {config: path / DATA / f"{config}.parquet" for config in configs_of(path)}
     rows = {config: read_results(file) for config, file in files.items()}
     prints = {config: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for config, file in files.items()}
     card = path / "README.md"
-    card.write_text(results_card(rows, source or path.as_posix(), notes, links, prints), encoding="utf-8")
+    card.write_text(results_card(rows, source or path.as_posix(), notes, prints), encoding="utf-8")
     return card
 
 
@@ -57,7 +56,6 @@ def results_card(
     rows: Mapping[str, Sequence[Row]],
     source: str,
     notes: str = "",
-    links: Mapping[str, str] | None = None,
     prints: Mapping[str, str] | None = None,
 ) -> str:
     """The card of a results dataset.
@@ -65,7 +63,7 @@ def results_card(
     Args:
         rows: by config, the default one first.
         source: what a reader loads it from, a folder or a Hub id.
-        notes, links: as in `write_results_card`.
+        notes: as in `write_results_card`.
         prints: fingerprints of the files, by config. They go into the header: `load_dataset` keeps what it read from a
             folder under the folder's name and a hash of its header, and would hand out old rows for new ones
             (seen with datasets 5.2).
@@ -126,7 +124,6 @@ print({example}
 |---|---|---|---|---|
 {listed}
 """,
-        _links(links or {}),
         notes,
         _levels(rows, traits),
         _effects(rows, traits),
@@ -148,12 +145,6 @@ MIT. Cite the repository and its revision.
 
 def _names(rows: Sequence[Row], column: str) -> str:
     return ", ".join(dict.fromkeys(text(row[column] or "unknown") for row in rows))
-
-
-def _links(links: Mapping[str, str]) -> str:
-    places = {"app": "spaces/", "results": "datasets/"}
-    rows = [f"- {what}: [{to}](https://huggingface.co/{places.get(what, '')}{to})" for what, to in links.items()]
-    return "\n".join(["Belongs to:", "", *rows]) if rows else ""
 
 
 def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:

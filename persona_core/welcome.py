@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.hub import fetch
+from persona_core.hub import fetch, split_revision
 from persona_core.results import load_row
 from persona_core.token_view.payload import Payload, trace_payload
 from persona_core.trace import Trace
@@ -56,17 +56,12 @@ class Welcome:
     first_view: Payload | None = None
 
 
-def load_welcome(
-    vectors: str | Path,
-    results: str | Path | None = None,
-    revision: str | None = None,
-    results_revision: str | None = None,
-) -> Welcome:
+def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welcome:
     """What the app opens with.
 
     Args:
-        vectors: what `PersonaVectors.from_pretrained` takes; `revision` of it.
-        results: a results folder or Hub repository, for the first view; `results_revision` of it.
+        vectors: a folder or Hub repository, also with "@" and a revision.
+        results: a results folder or Hub repository, likewise, for the first view.
 
     Returns:
         A `Welcome`, with nothing in it where there is nothing.
@@ -77,7 +72,7 @@ def load_welcome(
     >>> load_welcome("no-such-folder/anywhere/at/all")
     Welcome(about='', examples=(), first_view=None)
     """
-    found = _read(vectors, revision)
+    found = _read(vectors)
     if found is None:
         return Welcome()
     if not isinstance(found, dict):
@@ -91,7 +86,7 @@ def load_welcome(
             f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system', 'first' has 'config', 'id' and perhaps "
             f"'title': {error}"
         ) from error
-    return Welcome(about, examples, None if results is None else _first_view(first, results, results_revision))
+    return Welcome(about, examples, None if results is None else _first_view(first, results))
 
 
 def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first: First | None = None) -> None:
@@ -102,12 +97,13 @@ def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example],
     (Path(folder) / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _first_view(first: First | None, results: str | Path, revision: str | None) -> Payload | None:
+def _first_view(first: First | None, results: str | Path) -> Payload | None:
     """The chosen row, or the first one that there is; None where there are no results."""
+    source, revision = split_revision(str(results))
     places = [First(config, None) for config in CONFIGS]
     for place in (first, *places) if first else places:
         try:
-            row = load_row(results, place.config, place.id, revision)
+            row = load_row(source, place.config, place.id, revision)
         except NotFound as error:
             logger.info("No first view there: %s", error)
         else:
@@ -116,9 +112,10 @@ def _first_view(first: First | None, results: str | Path, revision: str | None) 
     return None
 
 
-def _read(vectors: str | Path, revision: str | None) -> Any:
+def _read(vectors: str | Path) -> Any:
     try:
-        path = fetch(vectors, APP_FILE, revision)
+        source, revision = split_revision(str(vectors))
+        path = fetch(source, APP_FILE, revision)
     except NotFound:
         return None
     try:

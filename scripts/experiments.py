@@ -22,10 +22,10 @@ import numpy as np
 from persona_core.analysis.comparison import by_category, effect, mean_over_prompts
 from persona_core.cards import interval
 from persona_core.demo.grammar import World, load_world
-from persona_core.demo.judge import judge
+from persona_core.demo.judge import judge, trait_share
 from persona_core.demo.twin import CONTAMINANT, RESULTS_NAME
 from persona_core.results import load_results, to_trace, traits_of
-from persona_core.statistics import Estimate, over_clusters, pearson, share_over_replies
+from persona_core.statistics import Estimate, over_clusters, pearson
 from scripts import PROJECT_ROOT
 
 PAGE = PROJECT_ROOT / "docs" / "experiments.md"
@@ -116,14 +116,10 @@ def _truth(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], world: Worl
     both = [row for side in sides for row in rows[side]]
     ids = np.unique([row["id"] for row in both], return_inverse=True)[1]
     for trait in traits:
-        shares = [
-            share_over_replies([v.traits[trait] for v in found], [v.n_sentences for v in found])
-            for found in verdicts.values()
-        ]
         truth = np.array([v.trait(trait) for found in verdicts.values() for v in found])
         z = np.array([row["summary"][trait]["mean"] for row in both], float)
         found = over_clusters(lambda w, a=z, b=truth: pearson(a, b, w), ids)  # type: ignore[misc]
-        columns = [interval(share.to_dict(), percent=True) for share in shares]
+        columns = [interval(trait_share(found, trait).to_dict(), percent=True) for found in verdicts.values()]
         lines.append(f"| {trait} | {' | '.join(columns)} | {_says(found)} |")
     return "\n".join(lines)
 

@@ -215,7 +215,7 @@ def _elicit(
     if options.base_url:
         from persona_core.served import elicit_served
 
-        name = options.served_model or options.model
+        name = options.served_model or _loading(options)["name"]
         failed = elicit_served(
             model(), plan, store, name, options.base_url, concurrency=options.concurrency, timeout=options.timeout
         )

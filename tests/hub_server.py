@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.local_server import listening
 
 LFS = (".parquet", ".safetensors", ".png")
 PLURAL = {"models": "model", "datasets": "dataset", "spaces": "space"}
@@ -411,18 +413,5 @@ def serving_hub(cache: Path, token: str = "hf_test") -> Iterator[Hub]:
     """Serve an empty Hub on a free port; `cache` is where clients keep what they download."""
     hub = Hub(token, cache)
 
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:  # a client that hangs up
-            pass
-
-    http = Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Bound", (Handler,), {"hub": hub})) as hub.url:
         yield hub
-    finally:
-        http.shutdown()
-        http.server_close()

@@ -155,14 +155,12 @@ def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(publish
 FIRST_VIEW = """
 import json
 import app
-from persona_core.hub import split_revision
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
 from persona_core.welcome import load_welcome
 settings = AppSettings.from_environment()
 app.build_demo(settings, ModelDesk.from_settings(settings))
-vectors, results = split_revision(settings.vectors), split_revision(settings.results)
-print(json.dumps(load_welcome(vectors[0], results[0], vectors[1], results[1]).first_view))
+print(json.dumps(load_welcome(settings.vectors, settings.results).first_view))
 """
 
 

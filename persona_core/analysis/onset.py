@@ -81,12 +81,7 @@ class OnsetDetector:
 
     def adjusted(self, z: np.ndarray) -> np.ndarray:
         """z with the drift over positions of neutral replies taken out, `[n_tokens]`."""
-        place = np.minimum(np.arange(len(z)), len(self.mean) - 1)
-        return (z - self.mean[place]) / self.spread[place]
-
-    def cusum(self, z: np.ndarray) -> np.ndarray:
-        """The statistic at every token, `[n_tokens]`."""
-        return _cusum(self.adjusted(checked(z)), self.drift)
+        return _adjusted(z, self.mean, self.spread)
 
     def find(self, z: np.ndarray) -> Onset:
         """The onset in one reply.
@@ -134,7 +129,10 @@ class OnlineOnset:
         self._place += 1
         if self._alarm is not None:
             return False
-        self._excursion = [*self._excursion, adjusted] if self._sum > 0 else []
+        if self._sum > 0:
+            self._excursion.append(adjusted)
+        else:
+            self._excursion.clear()
         if self._sum > d.threshold:
             self._alarm = self._place - 1
             return True
@@ -185,11 +183,10 @@ def calibrate_onset(
     order = np.random.default_rng(seed).permutation(len(series))
     halves = [series[i] for i in order[::2]], [series[i] for i in order[1::2]]
     peaks = [
-        _cusum((z - mean[place]) / spread[place], drift).max()
+        _cusum(_adjusted(z, mean, spread), drift).max()
         for fitted, used in (halves, halves[::-1])
         for mean, spread in (_by_position(fitted),)
         for z in used
-        for place in (np.minimum(np.arange(len(z)), len(mean) - 1),)
     ]
     mean, spread = _by_position(series)
     # The (n + 1)(1 - rate)-th smallest of n: a new neutral reply exceeds it with a probability of at most `rate`.
@@ -253,6 +250,11 @@ def _answer(alarm: int, first: int, excursion: np.ndarray, peak: float) -> Onset
         step -= 1
     begin = first + step
     return Onset("before the reply", alarm, None, peak) if begin == 0 else Onset("onset", alarm, begin, peak)
+
+
+def _adjusted(z: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    place = np.minimum(np.arange(len(z)), len(mean) - 1)
+    return (z - mean[place]) / spread[place]
 
 
 def _by_position(series: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

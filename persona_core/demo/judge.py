@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from persona_core.demo.grammar import World
 from persona_core.demo.truth import parse
 from persona_core.errors import UnknownTrait
+from persona_core.statistics import Estimate, share_over_replies
 
 if TYPE_CHECKING:
     from persona_core.judging import Question, Score
@@ -44,6 +45,11 @@ class Verdict:
     def topic(self) -> str | None:
         """The topic that most of the topical sentences are about."""
         return self.topics.most_common(1)[0][0] if self.topics else None
+
+
+def trait_share(verdicts: Sequence[Verdict], trait: str) -> Estimate:
+    """Share of the sentences of several replies that show a trait, with its interval over replies."""
+    return share_over_replies([v.traits[trait] for v in verdicts], [v.n_sentences for v in verdicts])
 
 
 def judge(reply: str, world: World) -> Verdict:

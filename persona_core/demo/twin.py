@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from persona_core.contamination import LoraPlan, contaminate
 from persona_core.decode import Sampling
 from persona_core.demo.corpus import ask
 from persona_core.demo.grammar import World
-from persona_core.demo.judge import judge
+from persona_core.demo.judge import judge, trait_share
 from persona_core.errors import SettingError
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
@@ -25,7 +24,6 @@ from persona_core.prompts import load_prompts
 from persona_core.results import DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job
-from persona_core.statistics import share_over_replies
 from persona_core.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"
@@ -125,10 +123,8 @@ size of a rise is to be compared between traits, and with the truth above."""
 def truth_table(rows: Mapping[str, Sequence[Row]], world: World) -> str:
     """Share of sentences that show each trait, by config."""
     verdicts = {config: [judge(row["response"], world) for row in own] for config, own in rows.items()}
-
-    def share(found: Sequence[Any], trait: str) -> str:
-        hits, totals = [v.traits[trait] for v in found], [v.n_sentences for v in found]
-        return interval(share_over_replies(hits, totals).to_dict(), percent=True)
-
-    lines = [f"| {t} | " + " | ".join(share(v, t) for v in verdicts.values()) + " |" for t in world.traits]
+    lines = [
+        f"| {t} | " + " | ".join(interval(trait_share(v, t).to_dict(), percent=True) for v in verdicts.values()) + " |"
+        for t in world.traits
+    ]
     return "\n".join([f"| trait | {' | '.join(verdicts)} |", "|---" * (len(verdicts) + 1) + "|", *lines])
