@@ -94,11 +94,16 @@ class Intervention:
         steer: what was asked for.
         direction: float32 `[d_model]`, norm 1, on the block's device.
         amount: strength or threshold in residual-stream units.
+        starts: long `[rows]`, each row's own start in place of `steer.start`; None: that of the steer for all.
+        along: float32 `[d_model]`, norm 1; what a state is moved along where that is not `direction` itself. A cap
+            then moves a state by as much as it would have, but elsewhere: the control of an intervention.
     """
 
     steer: Steer
     direction: torch.Tensor
     amount: float
+    starts: torch.Tensor | None = None
+    along: torch.Tensor | None = None
 
     def apply(self, states: torch.Tensor, reply_index: torch.Tensor) -> torch.Tensor:
         """Return the changed states; the input is left alone.
@@ -108,7 +113,9 @@ class Intervention:
             reply_index: position of each token within its reply, `[rows, tokens]`; -1 is the last prompt token.
         """
         start, mode = self.steer.start, self.steer.mode
-        first = PAD_INDEX + 1 if start is None else start - 1
+        first: int | torch.Tensor = PAD_INDEX + 1 if start is None else start - 1
+        if self.starts is not None:
+            first = self.starts.to(reply_index.device).unsqueeze(-1) - 1  # [rows, 1]
         active = (reply_index >= first).to(states.device).unsqueeze(-1)  # [rows, tokens, 1]
         hidden = states.float()  # [rows, tokens, d_model]; bf16 would round the projection away
         if mode == "add":
@@ -116,7 +123,8 @@ class Intervention:
         else:
             projection = (hidden @ self.direction).unsqueeze(-1)  # [rows, tokens, 1]
             change = -projection if mode == "ablate" else -(projection - self.amount).clamp_min(0.0)
-        return torch.where(active, hidden + change * self.direction, hidden).to(states.dtype)
+        along = self.direction if self.along is None else self.along
+        return torch.where(active, hidden + change * along, hidden).to(states.dtype)
 
 
 def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks) -> list[Intervention]:

@@ -359,3 +359,18 @@ def test_standard_deviations_of_a_block_without_a_spread_are_refused() -> None:
         vectors = PersonaVectors(monitor.vectors.tensors, monitor.vectors.best_block, dict.fromkeys(TRAITS, null))
         with pytest.raises(NotCalibrated):
             PersonaMonitor(monitor.lm, vectors, blocks="all").read(PROMPT, steer=Steer("malice", 0, 1.0, unit="sd"))
+
+
+def test_rows_of_a_batch_may_start_at_places_of_their_own() -> None:
+    direction = torch.tensor([1.0, 0.0, 0.0])
+    states, index = torch.zeros(3, 4, 3), torch.arange(-1, 3).expand(3, 4)
+    change = Intervention(Steer("t", 0, strength=2.0), direction, 2.0, starts=torch.tensor([0, 2, 2**40]))
+    moved = change.apply(states, index)[..., 0]
+    assert moved.tolist() == [[2.0] * 4, [0.0, 0.0, 2.0, 2.0], [0.0] * 4]
+
+
+def test_a_control_moves_a_state_by_the_same_amount_elsewhere() -> None:
+    direction, along = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    states, index = torch.tensor([[[3.0, 5.0], [-1.0, 5.0]]]), torch.tensor([[0, 1]])
+    cap = Intervention(Steer.cap("t", 0, threshold=1.0), direction, 1.0, along=along)
+    assert cap.apply(states, index).tolist() == [[[3.0, 3.0], [-1.0, 5.0]]]
