@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from persona_core.analysis.onset import OnsetDetector, calibrate_onset, power
+from persona_core.analysis.onset import OnsetDetector
+from persona_core.analysis.onset_calibration import calibrate_onset, power
 from persona_core.analysis.series import reply_scores
 from persona_core.demo.corpus import ask
 from persona_core.demo.grammar import World, load_world

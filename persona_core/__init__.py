@@ -16,6 +16,7 @@ _HOME = {
     "LanguageModel": "models",
     "PersonaVectors": "vectors",
     "PersonaMonitor": "monitor",
+    "Detectors": "analysis.detectors",
     "Step": "monitor",
     "Trace": "trace",
     "TraitDefinition": "traits",
@@ -23,10 +24,11 @@ _HOME = {
     "PersonaError": "errors",
     "PersonaWarning": "errors",
 }
-__all__ = ["LanguageModel", "PersonaError", "PersonaMonitor", "PersonaVectors", "PersonaWarning", "Steer", "Step",
-           "Trace", "TraitDefinition", "load_model", "wrap_model"]  # fmt: skip
+__all__ = ["Detectors", "LanguageModel", "PersonaError", "PersonaMonitor", "PersonaVectors", "PersonaWarning", "Steer",
+           "Step", "Trace", "TraitDefinition", "load_model", "wrap_model"]  # fmt: skip
 
 if TYPE_CHECKING:
+    from persona_core.analysis.detectors import Detectors
     from persona_core.errors import PersonaError, PersonaWarning
     from persona_core.models import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from persona_core.pooling import Pool
 from persona_core.steering import Intervention
 
 
+class Watcher(Protocol):
+    """Sees each token of each reply as soon as it has been read."""
+
+    def push(self, row: int, token: int, raw: np.ndarray) -> None:
+        """Readings of one reply's newest token, float32 `[n_blocks, n_traits]`; end-of-turn tokens are left out."""
+        ...
+
+
 class Run:
     """A batch of replies being written and read. Rows keep to themselves; readings stay on the device until asked for.
 
@@ -27,6 +36,7 @@ class Run:
         seeds: one a row.
         interventions: changes to the residual stream.
         pools: positions at which the states of all blocks are averaged as well.
+        watcher: is shown every token of the replies; what it changes acts from the next forward on.
     """
 
     def __init__(
@@ -38,12 +48,14 @@ class Run:
         seeds: Sequence[int],
         interventions: Sequence[Intervention] = (),
         pools: Sequence[Pool] = (),
+        watcher: Watcher | None = None,
     ) -> None:
         self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
         self.prompts = tuple(prompts)
         self.replies: list[list[int]] = [[] for _ in prompts]
         self.finished: tuple[str | None, ...] = (None,) * len(prompts)
         self.interventions = tuple(interventions)
+        self._watcher = watcher
         self._tap = ResidualTap(lm.blocks, directions, interventions, pools)
         self._longest = max(len(p.token_ids) for p in prompts)
         self._written = 0  # columns of the buffers that hold readings
@@ -74,7 +86,15 @@ class Run:
                 self._norms = norms.new_empty(norms.shape[0], total, norms.shape[2])
             self._raw[:, self._written : self._written + columns] = raw
             self._norms[:, self._written : self._written + columns] = norms
+            if self._watcher is not None and self._written:
+                self._show(self._watcher, forward.token_ids, raw[:, -1])
         self._written += columns
+
+    def _show(self, watcher: Watcher, token_ids: Sequence[int | None], raw: torch.Tensor) -> None:
+        host = raw.cpu().numpy()  # [rows, n_blocks, n_traits]
+        for row, token_id in enumerate(token_ids):
+            if token_id is not None and token_id not in self.lm.eos_ids:
+                watcher.push(row, len(self.replies[row]) - 1, host[row])
 
     # What follows is asked for one row after `n` reply tokens; None means all that there are.
 

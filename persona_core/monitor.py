@@ -15,6 +15,8 @@ import transformers
 from tqdm import tqdm
 
 from persona_core import __version__
+from persona_core.alarms import OnAlarm, Watch
+from persona_core.analysis.detectors import Detectors
 from persona_core.blocks import resolve_blocks
 from persona_core.chat import Messages, Rendered
 from persona_core.decode import Sampling, room
@@ -38,10 +40,12 @@ class PersonaMonitor:
         lm: the model, from `load_model` or `wrap_model`.
         vectors: vectors of the same width and depth.
         blocks: "best" reads the traits' best blocks, "all" every block, or a list of block numbers.
+        detectors: onset detectors of these vectors, for alarms while a reply is written.
 
     Raises:
         VectorsMismatch: the vectors do not fit the model.
         UnknownBlock: a block that is not there.
+        SettingError: detectors of other vectors.
 
     >>> from persona_core import load_model
     >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
@@ -51,8 +55,17 @@ class PersonaMonitor:
     True
     """
 
-    def __init__(self, lm: LanguageModel, vectors: PersonaVectors, blocks: str | Sequence[int] = "best") -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        vectors: PersonaVectors,
+        blocks: str | Sequence[int] = "best",
+        detectors: Detectors | None = None,
+    ) -> None:
         vectors.check_fits(lm)
+        if detectors is not None and detectors.vectors != vectors.fingerprint:
+            raise SettingError("The detectors were calibrated with other vectors; use the ones that lie beside them.")
+        self.detectors = detectors
         self.lm = lm
         self.vectors = vectors
         self.blocks = resolve_blocks(blocks, dict(vectors.best_block), vectors.blocks)
@@ -73,6 +86,7 @@ class PersonaMonitor:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         steer: Steers = None,
+        on_alarm: OnAlarm | None = None,
     ) -> Trace:
         """Write a reply and read every token of prompt and reply.
 
@@ -82,12 +96,13 @@ class PersonaMonitor:
             temperature, top_p, top_k, repetition_penalty: as in transformers; temperature 0 is greedy.
             seed: of this reply's randomness; None draws one and records it in the trace.
             steer: interventions that act while it writes.
+            on_alarm: called when a trait's onset detector goes off, at once; needs a monitor with detectors.
 
         Raises:
             PromptError, ContextOverflow, SettingError, UnknownTrait, UnknownBlock.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        run = self._start([prompt], sampling, seed, steer)
+        run = self._start([prompt], sampling, seed, steer, on_alarm)
         for _ in run.forwards():
             pass
         return self._of_run(run, 0)
@@ -103,6 +118,7 @@ class PersonaMonitor:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         steer: Steers = None,
+        on_alarm: OnAlarm | None = None,
     ) -> Generator[Step, None, None]:
         """As `generate`, one `Step` for each token of the reply, as soon as it has been read.
 
@@ -110,7 +126,7 @@ class PersonaMonitor:
         last step's `trace()` holds what was written until then.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        return _steps(self, self._start([prompt], sampling, seed, steer))
+        return _steps(self, self._start([prompt], sampling, seed, steer, on_alarm))
 
     def generate_batch(
         self,
@@ -124,6 +140,7 @@ class PersonaMonitor:
         repetition_penalty: float = 1.0,
         seed: int | Sequence[int] | None = None,
         steer: Steers = None,
+        on_alarm: OnAlarm | None = None,
         progress: bool = False,
     ) -> list[Trace]:
         """Many replies, `batch_size` at a time. Reply i uses `seed + i`, or `seed[i]`, whatever batch it lands in."""
@@ -135,7 +152,7 @@ class PersonaMonitor:
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
-                run = self._start(prompts[part], sampling, seeds[part], steer)
+                run = self._start(prompts[part], sampling, seeds[part], steer, on_alarm, start)
                 for _ in run.forwards():
                     pass
                 traces += [self._of_run(run, row) for row in range(len(run.prompts))]
@@ -168,6 +185,11 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Read many texts, batched by length; the order of the results is that of the input."""
         changes, batch_size = prepare(steer, self.vectors, self.lm.blocks), _positive(batch_size, "batch_size")
+        if any(c.steer.when == "alarm" for c in changes):
+            raise SettingError(
+                "when='alarm' acts while a reply is written; a given text is read in one go. Find the alarm with the "
+                "detectors and steer from there with start=..."
+            )
         conversations = _several(conversations)
         texts = []
         for index, conversation in enumerate(conversations):
@@ -189,12 +211,34 @@ class PersonaMonitor:
         ]
 
     def _start(
-        self, prompts: Sequence[str | Messages], sampling: Sampling, seed: int | Sequence[int] | None, steer: Steers
+        self,
+        prompts: Sequence[str | Messages],
+        sampling: Sampling,
+        seed: int | Sequence[int] | None,
+        steer: Steers,
+        on_alarm: OnAlarm | None = None,
+        first_row: int = 0,
     ) -> Run:
         rendered = self._render(prompts, sampling)
-        changes = prepare(steer, self.vectors, self.lm.blocks)
-        seeds = _seeds(seed, len(prompts))
-        return Run(self.lm, self._directions, rendered, sampling, seeds, changes)
+        changes = prepare(steer, self.vectors, self.lm.blocks, len(prompts))
+        watch = self._watch(len(prompts), changes, on_alarm, first_row)
+        return Run(self.lm, self._directions, rendered, sampling, _seeds(seed, len(prompts)), changes, watcher=watch)
+
+    def _watch(
+        self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None, first_row: int
+    ) -> Watch | None:
+        """What listens for alarms, where anything hangs on them."""
+        gated = [c.steer.trait for c in changes if c.steer.when == "alarm"]
+        if on_alarm is None and not gated:
+            return None
+        if self.detectors is None:
+            raise SettingError(
+                "Alarms need detectors: PersonaMonitor(..., detectors=Detectors.from_pretrained(...)), or make them "
+                "from neutral replies with calibrate_detectors."
+            )
+        for trait in gated:
+            self.detectors.of(trait)
+        return Watch(self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm, first_row)
 
     def _render(self, prompts: Sequence[str | Messages], sampling: Sampling) -> list[Rendered]:
         if not prompts:

@@ -8,7 +8,8 @@ Sign. Positive pushes towards the trait, negative away from it.
 
 Position. `start` names the first reply token whose *choice* the intervention can change, 0 being the first token of
 the reply. It therefore acts on the state at reply token start-1 (the last prompt token for start = 0) and on all later
-ones. `start=None` acts on every token, the prompt included.
+ones. `start=None` acts on every token, the prompt included. With `when="alarm"` it also waits until the trait's onset
+detector goes off in that reply (alarms.py).
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from persona_core.vectors import PersonaVectors
 
 Unit = Literal["residual", "sd"]
+When = Literal["start", "alarm"]
 LARGEST = 1e30  # float32 ends at 3.4e38, and a change is multiplied once more
 PAD_INDEX = -(2**31)  # reply index of a padding token: no intervention reaches it
+NEVER = 2**62  # a start that no reply reaches
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,15 @@ class Steer:
     unit: Unit = "residual"
     mode: Literal["add", "ablate", "cap"] = "add"
     threshold: float | None = None
+    when: When = "start"
 
     def __post_init__(self) -> None:
         if self.mode not in ("add", "ablate", "cap"):
             raise SettingError(f"Steer mode {self.mode!r}; expected 'add', 'ablate' or 'cap'.")
+        if self.when not in ("start", "alarm"):
+            raise SettingError(f"Steer when {self.when!r}; expected 'start' or 'alarm'.")
+        if self.when == "alarm" and self.start is None:
+            raise SettingError("Steer start=None with when='alarm': the prompt is read before any alarm; use start=0.")
         if self.unit not in ("residual", "sd"):
             raise SettingError(f"Steer unit {self.unit!r}; expected 'residual' or 'sd'.")
         given = self.threshold if self.mode == "cap" else self.strength
@@ -66,14 +74,22 @@ class Steer:
             )
 
     @classmethod
-    def ablate(cls, trait: str, block: int, start: int | None = 0) -> Steer:
+    def ablate(cls, trait: str, block: int, start: int | None = 0, when: When = "start") -> Steer:
         """Take the component along the trait out of the state: h - (h·v̂) v̂."""
-        return cls(trait, block, start=start, mode="ablate")
+        return cls(trait, block, start=start, mode="ablate", when=when)
 
     @classmethod
-    def cap(cls, trait: str, block: int, threshold: float, start: int | None = 0, unit: Unit = "residual") -> Steer:
+    def cap(
+        cls,
+        trait: str,
+        block: int,
+        threshold: float,
+        start: int | None = 0,
+        unit: Unit = "residual",
+        when: When = "start",
+    ) -> Steer:
         """Hold the projection at `threshold` or below; states already below stay exactly as they are."""
-        return cls(trait, block, start=start, unit=unit, mode="cap", threshold=threshold)
+        return cls(trait, block, start=start, unit=unit, mode="cap", threshold=threshold, when=when)
 
     @property
     def amount(self) -> float:
@@ -83,6 +99,8 @@ class Steer:
     def to_dict(self) -> dict[str, object]:
         """A plain record for a trace's provenance."""
         record = {"trait": self.trait, "block": self.block, "mode": self.mode, "unit": self.unit, "start": self.start}
+        if self.when == "alarm":
+            record["when"] = self.when
         return record if self.mode == "ablate" else {**record, "amount": self.amount}
 
 
@@ -127,8 +145,13 @@ class Intervention:
         return torch.where(active, hidden + change * along, hidden).to(states.dtype)
 
 
-def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks) -> list[Intervention]:
+def prepare(
+    steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks, n_rows: int = 1
+) -> list[Intervention]:
     """Check each `Steer` against the vectors and the model, and turn its amount into residual units.
+
+    Args:
+        n_rows: replies that are written at once; one that waits for an alarm begins in each of them by itself.
 
     Raises:
         UnknownTrait, UnknownBlock: the vectors or the model lack it.
@@ -149,5 +172,6 @@ def prepare(steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, bloc
                 raise NotCalibrated(f"Null of {one.trait!r} without spread at block {one.block}; use unit='residual'.")
             amount = amount * std if one.mode == "add" else mean + amount * std
         device = next(blocks.modules[one.block].parameters()).device
-        ready.append(Intervention(one, direction.to(device), amount))
+        starts = torch.full((n_rows,), NEVER) if one.when == "alarm" else None
+        ready.append(Intervention(one, direction.to(device), amount, starts))
     return ready

@@ -54,6 +54,7 @@ HEIGHTS = (
         "results",
     ),
     (
+        "alarms",
         "monitor",
         "elicitation",
         "judging",

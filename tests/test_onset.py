@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from persona_core.analysis.onset import LEAST_NULLS, OnsetDetector, calibrate_onset, power
+from persona_core.analysis.onset import OnsetDetector
+from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
 from persona_core.analysis.series import refuse_smoothed, reply_scores
-from persona_core.errors import SettingError
+from persona_core.errors import CorruptFile, SettingError
 from persona_core.results import load_results, to_trace
 from tests.test_results import SHIPPED
 
@@ -70,12 +72,43 @@ def test_a_step_is_found_where_it_is(detector: OnsetDetector) -> None:
     assert len(distances) > 185 and np.mean(np.abs(distances) <= 2) > 0.9
 
 
+@pytest.mark.parametrize("size", [2.0, 4.0, 7.0])
+def test_the_interval_of_an_onset_holds_the_truth_as_often_as_it_says(detector: OnsetDetector, size: float) -> None:
+    rng, covered, widths = np.random.default_rng(int(size)), [], []
+    for _ in range(500):
+        n = int(rng.integers(40, 140))
+        at = int(rng.integers(1, n))
+        found = detector.find(noise(rng, n) + size * (np.arange(n) >= at))
+        if found.low is not None and found.high is not None and found.onset is not None:
+            assert 0 <= found.low <= found.onset <= found.high
+            covered.append(found.low <= at <= found.high)
+            widths.append(found.high - found.low)
+    assert 0.92 <= np.mean(covered) <= 0.995
+    assert np.median(widths) <= {2.0: 60, 4.0: 6, 7.0: 2}[size]
+
+
+def test_an_effect_that_is_too_small_to_be_timed_is_said_to_be(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(7)
+
+    def answers(size: float) -> list[Any]:
+        found = [detector.find(noise(rng, 120) + size * (np.arange(120) >= 50)) for _ in range(100)]
+        return [f for f in found if f.answer == "onset"]
+
+    small, large = answers(1.2), answers(6.0)
+    assert np.mean([f.timed for f in small]) < 0.3 and np.mean([f.timed for f in large]) > 0.9
+    assert all("too small or too slow to be timed" in str(f) for f in small if not f.timed)
+    assert all(str(f).startswith(f"sets in at token {f.onset} [") for f in large if f.timed)
+    assert detector.smallest is not None and 0.75 <= detector.smallest <= 2.0
+    assert np.median([f.size for f in large]) == pytest.approx(6.0, abs=0.7)
+
+
 def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDetector) -> None:
     rng = np.random.default_rng(4)
     answers = [detector.find(noise(rng, 60) + 5.0).answer for _ in range(100)]
     assert answers.count("before the reply") > 80 and "none" not in answers
     assert detector.find(np.zeros(60)).answer == "none" and detector.find(np.zeros(0)).answer == "none"
-    assert detector.find(np.array([0.1])).answer == "none"
+    assert str(detector.find(np.array([0.1]))) == "no reliable onset"
+    assert str(detector.find(np.full(60, 5.0))) == "there before the reply began"
 
 
 def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:
@@ -88,7 +121,8 @@ def test_token_by_token_it_says_the_same(detector: OnsetDetector, seed: int, n: 
     z = noise(np.random.default_rng(seed), n) + size * (np.arange(n) >= at)
     whole, online = detector.find(z), detector.online()
     alarms = [t for t, value in enumerate(z) if online.push(float(value))]
-    assert online.result.answer == whole.answer and online.result.onset == whole.onset
+    assert (online.result.answer, online.result.onset) == (whole.answer, whole.onset)
+    assert (online.result.low, online.result.high) == (whole.low, whole.high)
     assert alarms == ([] if whole.alarm is None else [whole.alarm])
     assert online.result.peak == pytest.approx(whole.peak)
 
@@ -121,6 +155,8 @@ def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
         calibrate_onset(replies(rng, 320), rate=1.0)
     with pytest.raises(SettingError, match="do not vary"):
         calibrate_onset([np.zeros(50)] * 320)
+    with pytest.raises(SettingError, match="too short"):
+        calibrate_onset([rng.normal(size=1) for _ in range(320)])
 
 
 def test_series_that_cannot_be_judged_are_refused(detector: OnsetDetector) -> None:
@@ -154,3 +190,21 @@ def test_real_series_are_not_taken_for_smoothed_ones_and_mixed_models_are_refuse
         refuse_smoothed(reply_scores(twin, trait))
     with pytest.raises(SettingError, match="2 different models"):
         reply_scores([baseline[0], twin[0]], "deception")
+
+
+def test_a_detector_survives_json_to_the_last_digit(detector: OnsetDetector) -> None:
+    again = OnsetDetector.from_dict(json.loads(json.dumps(detector.to_dict())))
+    rng = np.random.default_rng(1)
+    for size in (0.0, 2.0, 6.0):
+        z = noise(rng, 90) + size * (np.arange(90) >= 30)
+        assert again.find(z) == detector.find(z)
+    changes: list[dict[str, Any]] = [
+        {"spread": [0.0] * 32},
+        {"mean": [1.0]},
+        {"threshold": "high"},
+        {"threshold": None},
+        {"errors": {}},
+    ]
+    for change in changes:
+        with pytest.raises(CorruptFile):
+            OnsetDetector.from_dict({**detector.to_dict(), **change})

@@ -1,0 +1,100 @@
+"""Alarms while a reply is written: each new token's z goes to the detector of each trait, in the decode loop.
+
+An alarm at reply token a rests on the state after reading a, when the scores for token a+1 are already there. So what
+it sets off (`Steer(..., when="alarm")`) acts on the states from token a+1 on, and the first choice that it can change
+is that of a+2. Everything up to the alarm is as it would have been, so a trace of such a run, read afterwards, gives
+the very same alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from persona_core.analysis.detectors import Detectors
+from persona_core.errors import SettingError
+from persona_core.steering import Intervention
+
+LATENCY = 2
+"""From the token of the alarm to the first whose choice can change."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A trait's alarm in one reply.
+
+    Attributes:
+        row: which reply of those that were asked for together, from 0.
+        trait: which trait.
+        token: place in the reply, from 0.
+    """
+
+    row: int
+    trait: str
+    token: int
+
+
+OnAlarm = Callable[[Alarm], None]
+
+
+class Watch:
+    """The detectors of one run of several rows.
+
+    Args:
+        detectors: of the vectors that the run reads with.
+        traits: in the order of the readings' trait axis.
+        blocks: in the order of the readings' block axis.
+        null: mean and standard deviation of the raw projection, float32 `[n_traits, n_blocks, 2]`.
+        n_rows: replies written at once.
+        interventions: those with `when="alarm"` begin to act in a row after that row's alarm.
+        on_alarm: called at each alarm, in the thread that generates.
+        first_row: added to the rows that are told to `on_alarm`.
+
+    Raises:
+        SettingError: a detector's block is not read.
+    """
+
+    def __init__(
+        self,
+        detectors: Detectors,
+        traits: Sequence[str],
+        blocks: Sequence[int],
+        null: np.ndarray,
+        n_rows: int,
+        interventions: Sequence[Intervention] = (),
+        on_alarm: OnAlarm | None = None,
+        first_row: int = 0,
+    ) -> None:
+        watched = [t for t in detectors.traits if t in traits]
+        unread = [t for t in watched if detectors.best_block[t] not in blocks]
+        if unread:
+            raise SettingError(
+                f"The detector of {unread[0]!r} needs block {detectors.best_block[unread[0]]}; the monitor reads "
+                f"{list(blocks)}. Make it with blocks='best' or 'all'."
+            )
+        self._places = {t: (traits.index(t), blocks.index(detectors.best_block[t])) for t in watched}
+        self._null = null
+        self._online = [{t: detectors.of(t).online() for t in watched} for _ in range(n_rows)]
+        self._gates: Mapping[str, list[tuple[torch.Tensor, int]]] = {
+            t: [(i.starts, i.steer.start or 0) for i in interventions if _gated(i, t) and i.starts is not None]
+            for t in watched
+        }
+        self._on_alarm, self._first_row = on_alarm, first_row
+
+    def push(self, row: int, token: int, raw: np.ndarray) -> None:
+        """Take the readings of one reply's newest token, float32 `[n_blocks, n_traits]`."""
+        for trait, online in self._online[row].items():
+            i, j = self._places[trait]
+            mean, std = self._null[i, j]
+            if online.push(float((raw[j, i] - mean) / std)):  # float32, as in Trace.scores
+                for starts, earliest in self._gates[trait]:
+                    starts[row] = max(token + LATENCY, earliest)
+                if self._on_alarm is not None:
+                    self._on_alarm(Alarm(self._first_row + row, trait, token))
+
+
+def _gated(intervention: Intervention, trait: str) -> bool:
+    return intervention.steer.when == "alarm" and intervention.steer.trait == trait

@@ -1,0 +1,184 @@
+"""The onset detectors of a model, one a trait, with what they were calibrated on; a small JSON file.
+
+A detector holds for replies of the model, the vectors and the sampling that its neutral replies are of. Another model's
+replies can be held against it where the vectors are the same ("how does the changed model differ from how this one
+talks?"), and `caveats` says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_core.analysis.onset import Onset, OnsetDetector
+from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.analysis.series import reply_scores
+from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
+from persona_core.files import read_json, write_whole
+from persona_core.hub import fetch
+from persona_core.trace import Trace
+
+DETECTORS_FILE = "onset.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Detectors:
+    """A detector for each of several traits.
+
+    Attributes:
+        by_trait: trait -> detector.
+        best_block: trait -> the block whose z it takes.
+        rests_on: what the neutral replies were: reader, vectors, template, sampling.
+    """
+
+    by_trait: Mapping[str, OnsetDetector]
+    best_block: Mapping[str, int]
+    rests_on: Mapping[str, Any]
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        return tuple(self.by_trait)
+
+    @property
+    def vectors(self) -> str | None:
+        """Fingerprint of the vectors that z was made with."""
+        return self.rests_on.get("vectors")
+
+    def of(self, trait: str) -> OnsetDetector:
+        """The detector of one trait.
+
+        Raises:
+            UnknownTrait.
+        """
+        if trait not in self.by_trait:
+            raise UnknownTrait(trait, self.by_trait)
+        return self.by_trait[trait]
+
+    def find(self, trace: Trace, trait: str) -> Onset:
+        """The onset of a trait in one reply.
+
+        Raises:
+            SettingError: the trace's scores are of other vectors or of another block, so they mean something else.
+        """
+        detector = self.of(trait)
+        if trace.provenance.vectors != self.vectors or trace.best_block.get(trait) != self.best_block.get(trait):
+            raise SettingError(
+                f"The trace's {trait!r} is of vectors {_short(trace.provenance.vectors)} at block "
+                f"{trace.best_block.get(trait)}, the detector of {_short(self.vectors)} at block "
+                f"{self.best_block.get(trait)}. Calibrate on neutral replies that were read with the same vectors."
+            )
+        return detector.find(trace.scores(trait)[trace.own])
+
+    def caveats(self, trace: Trace) -> tuple[str, ...]:
+        """In what the trace is not like the neutral replies; empty where the stated rate holds for it."""
+        known, found = trace.provenance, []
+        if known.reading_model != self.rests_on.get("reader"):
+            found.append(
+                f"read by {known.reading_model}; the detectors know how {self.rests_on.get('reader')} talks, so an "
+                "alarm says that it differs from that"
+            )
+        if known.template != self.rests_on.get("template"):
+            found.append("another chat template than the neutral replies'")
+        own, sampling = known.sampling, self.rests_on.get("sampling")
+        if own is not None and sampling is not None and _without_length(own) != _without_length(sampling):
+            found.append(f"sampled with {dict(own)}, the neutral replies with {dict(sampling)}")
+        longest = min((d.tested for d in self.by_trait.values()), default=0)
+        if len(trace.own) > longest:
+            found.append(f"{len(trace.own)} tokens; the rate was tested on replies of up to {longest}")
+        return tuple(found)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `onset.json` into a folder."""
+        record = {
+            "format_version": FORMAT_VERSION,
+            "rests_on": dict(self.rests_on),
+            "best_block": dict(self.best_block),
+            "traits": {trait: detector.to_dict() for trait, detector in self.by_trait.items()},
+        }
+        path = Path(folder) / DETECTORS_FILE
+        write_whole(path, json.dumps(record) + "\n")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Detectors:
+        """The detectors of a folder or of a model repository of the Hub: they lie beside the vectors.
+
+        Raises:
+            NotFound: there are none.
+            CorruptFile: not a file of detectors, or one of another format.
+        """
+        path = fetch(source, DETECTORS_FILE, revision)
+        if not path.is_file():
+            raise NotFound(f"No {DETECTORS_FILE} in {str(source)!r}.")
+        record = read_json(path)
+        if record.get("format_version") != FORMAT_VERSION:
+            raise CorruptFile(
+                f"{path}: format_version is {record.get('format_version')!r}; this library reads {FORMAT_VERSION}."
+            )
+        try:
+            return cls(
+                {str(trait): OnsetDetector.from_dict(one) for trait, one in record["traits"].items()},
+                {str(trait): int(block) for trait, block in record["best_block"].items()},
+                dict(record["rests_on"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFile(f"{path}: not a file of detectors: {type(error).__name__}: {error}") from error
+
+
+def calibrate_detectors(
+    neutral: Sequence[Trace], traits: Iterable[str] | None = None, rate: float = 0.05, seed: int = 0
+) -> Detectors:
+    """Detectors from neutral replies of one model.
+
+    Args:
+        neutral: at least 300 replies to the kind of prompt that is to be judged, written when nothing was asked of the
+            model.
+        traits: which; None: all that the traces hold.
+        rate: share of neutral replies that may alarm, for each trait by itself.
+        seed: of the calibration.
+
+    Raises:
+        SettingError: too few replies, traces of different models, or steered ones.
+    """
+    if not neutral:
+        raise SettingError("No neutral reply was given.")
+    steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
+    if steered:
+        raise SettingError(f"Neutral reply {steered[0]} was steered; a null rests on the model as it is.")
+    names = tuple(neutral[0].traits if traits is None else traits)
+    first = neutral[0].provenance
+    samplings = {json.dumps(_plain(t.provenance.sampling), sort_keys=True) for t in neutral}
+    if len(samplings) > 1:
+        raise SettingError(
+            f"The neutral replies were sampled in {len(samplings)} different ways; calibrate them apart."
+        )
+    by_trait = {t: calibrate_onset(reply_scores(neutral, t), rate, seed=seed) for t in names}
+    return Detectors(
+        by_trait,
+        {t: int(neutral[0].best_block[t]) for t in names},
+        {
+            "reader": first.reading_model,
+            "reader_revision": first.reader_revision,
+            "vectors": first.vectors,
+            "template": first.template,
+            "sampling": _plain(first.sampling),
+            "n_replies": len(neutral),
+        },
+    )
+
+
+def _plain(sampling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if sampling is None else dict(sampling)
+
+
+def _without_length(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides which tokens are likely; the longest reply does not."""
+    return {k: v for k, v in sampling.items() if k != "max_new_tokens"}
+
+
+def _short(fingerprint: str | None) -> str:
+    return "unknown" if fingerprint is None else fingerprint[:12]

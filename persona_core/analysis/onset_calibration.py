@@ -1,0 +1,188 @@
+"""Calibrate an onset detector on neutral replies: its threshold, how far off its onsets are, and what it can find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from persona_core.analysis.onset import Errors, OnsetDetector, adjust, cusum
+from persona_core.analysis.series import checked, refuse_smoothed
+from persona_core.errors import SettingError
+
+LEAST_NULLS = 300
+"""Neutral replies that a threshold needs: with 60 a nominal 5 % came out as 16 %."""
+
+DRIFT = 0.75
+"""Half of the smallest shift that is looked for, in standard deviations: 1.5."""
+
+POSITIONS = 32
+"""Tokens of the reply whose mean and spread are estimated one by one; later ones share the last estimate."""
+
+N_PLANTED = 4000
+"""Neutral replies, drawn with replacement, in which a step is planted to learn how far off the onsets are."""
+
+PLANTED = (0.75, 9.0)
+"""Standard deviations: sizes of planted steps. Below, a step is hardly ever found; above, it is found at once."""
+
+CLASSES = 8
+SIZES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+FOUND = 0.8
+
+
+def calibrate_onset(
+    nulls: Sequence[np.ndarray], rate: float = 0.05, drift: float = DRIFT, seed: int = 0
+) -> OnsetDetector:
+    """A detector whose threshold is a quantile of the largest CUSUM of neutral replies.
+
+    The adjustment for position and the threshold rest on different halves of the replies, taken in turn: a series that
+    has helped to estimate its own mean exceeds a threshold less often than a new one.
+
+    Args:
+        nulls: z of each neutral reply's own tokens, `[n_tokens]` each; same model, decoding and kind of text as what
+            is to be judged.
+        rate: share of neutral replies that may alarm.
+        drift: taken off at every token, in standard deviations: half of the smallest shift that is looked for.
+        seed: of the split, and of the steps that are planted.
+
+    Raises:
+        SettingError: fewer than `LEAST_NULLS` replies, a series with NaN or one that has been smoothed, or a rate that
+            so few replies cannot support.
+    """
+    if not 0 < rate < 1 or not drift > 0:
+        raise SettingError(f"rate={rate!r}, drift={drift!r}; the rate lies between 0 and 1, the drift above 0.")
+    series = [checked(z, f"Neutral reply {i}") for i, z in enumerate(nulls) if len(z)]
+    refuse_smoothed(series)
+    if len(series) < LEAST_NULLS:
+        raise SettingError(
+            f"{len(series)} neutral replies; at least {LEAST_NULLS} are needed: with fewer the rate of false alarms is "
+            "not what it says."
+        )
+    if rate * len(series) < 5:
+        raise SettingError(
+            f"rate={rate:g} of {len(series)} replies is {rate * len(series):.1f}; {int(np.ceil(5 / rate))} neutral "
+            "replies are needed for it."
+        )
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(series))
+    halves = [series[i] for i in order[::2]], [series[i] for i in order[1::2]]
+    peaks = [
+        cusum(adjust(z, mean, spread), drift).max()
+        for fitted, used in (halves, halves[::-1])
+        for mean, spread in (_by_position(fitted),)
+        for z in used
+    ]
+    mean, spread = _by_position(series)
+    # The (n + 1)(1 - rate)-th smallest of n: a new neutral reply exceeds it with a probability of at most `rate`.
+    rank = min(len(peaks), int(np.ceil((len(peaks) + 1) * (1 - rate))))
+    threshold = float(np.sort(peaks)[rank - 1])
+    nothing = Errors(np.empty(0), np.zeros(1), np.zeros(1))
+    detector = OnsetDetector(
+        mean, spread, threshold, rate, drift, len(series), max(map(len, series)), errors=nothing, smallest=None
+    )
+    return replace(detector, errors=_errors(detector, series, rng), smallest=_smallest(detector, series))
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a detector can find.
+
+    Attributes:
+        shift: in standard deviations.
+        found: share of replies that alarm at or after the step.
+        delay: median tokens from the step to the alarm; None where none is found.
+        error: median distance of the estimated onset from the step.
+        n: replies that were tried.
+    """
+
+    shift: float
+    found: float
+    delay: float | None
+    error: float | None
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready record."""
+        return asdict(self)
+
+
+def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at: int) -> Power:
+    """How often and how late a shift of a given size would be found: replies of the null with a step added.
+
+    Args:
+        nulls: as in `calibrate_onset`; those that end before `at` are left out.
+        shift: added from `at` on, in standard deviations of the null.
+        at: place in the reply.
+
+    Raises:
+        SettingError: no neutral reply is so long.
+    """
+    long = [z for z in nulls if len(z) > at]
+    if not long:
+        raise SettingError(f"No neutral reply is longer than {at} tokens.")
+    found = [detector.find(np.asarray(z, float) + shift * (np.arange(len(z)) >= at)) for z in long]
+    delays = [f.alarm - at for f in found if f.alarm is not None and f.alarm >= at]
+    errors = [abs(f.onset - at) for f in found if f.onset is not None and f.alarm is not None and f.alarm >= at]
+    return Power(
+        shift, len(delays) / len(long), float(np.median(delays)) if delays else None,
+        float(np.median(errors)) if errors else None, len(long),
+    )  # fmt: skip
+
+
+def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.random.Generator) -> Errors:
+    """Plant steps of all sizes at all places of neutral replies, and see how far off the estimates are.
+
+    What counts is the size that a step *seems* to have: one that is found by luck seems larger than it is.
+    """
+    sizes, errors = [], []
+    for index, size in zip(rng.integers(len(series), size=N_PLANTED), rng.uniform(*PLANTED, N_PLANTED), strict=True):
+        z = series[index]
+        at = int(rng.integers(1, max(2, len(z))))
+        place = np.minimum(np.arange(len(z)), len(detector.spread) - 1)
+        found = detector.find(z + size * detector.spread[place] * (np.arange(len(z)) >= at))
+        if found.onset is not None and found.size is not None:
+            sizes.append(found.size)
+            errors.append(at - found.onset)
+    if len(errors) < N_PLANTED / 10:
+        raise SettingError(
+            f"The neutral replies are too short (longest: {detector.tested} tokens) to see a step in: of {N_PLANTED} "
+            f"that were planted {len(errors)} were timed."
+        )
+    by_size = np.argsort(sizes)
+    groups = np.array_split(np.array(errors, float)[by_size], CLASSES)
+    ends = [np.array(sizes)[by_size][end - 1] for end in np.cumsum([len(g) for g in groups])[:-1]]
+    # Whole tokens: the quantiles are places that did occur, the outer ones where there is a choice.
+    low = [np.quantile(g, 0.025, method="lower") for g in groups]
+    high = [np.quantile(g, 0.975, method="higher") for g in groups]
+    return Errors(np.array(ends), np.array(low), np.array(high))
+
+
+def _smallest(detector: OnsetDetector, series: Sequence[np.ndarray]) -> float | None:
+    """The smallest of `SIZES` that is found in `FOUND` of the replies when it sets in half-way."""
+    for size in SIZES:
+        hits = 0
+        for z in series:
+            half = len(z) // 2
+            alarm = detector.find(z + size * (np.arange(len(z)) >= half)).alarm
+            hits += alarm is not None and alarm >= half
+        if hits >= FOUND * len(series):
+            return size
+    return None
+
+
+def _by_position(series: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of z at the first positions, and of all later ones together, each `[n_positions]`."""
+    longest = max(map(len, series))
+    n = max(1, min(POSITIONS, longest))
+    groups = [np.array([z[k] for z in series if len(z) > k]) for k in range(n - 1)]
+    groups.append(np.concatenate([z[n - 1 :] for z in series]))
+    pooled = np.concatenate(series).std()
+    if not pooled > 0:
+        raise SettingError("The neutral replies do not vary: there is no null to hold anything against.")
+    few = [len(g) < 30 for g in groups]  # too few replies are so long: the pooled figures hold
+    overall = float(np.concatenate(series).mean())
+    mean = [overall if bad else g.mean() for g, bad in zip(groups, few, strict=True)]
+    spread = [pooled if bad or not g.std() > 0 else g.std() for g, bad in zip(groups, few, strict=True)]
+    return np.array(mean, float), np.array(spread, float)
