@@ -12,28 +12,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
+from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import calibrate_onset, power
+from persona_core.analysis.onset_calibration import calibrate_onset, power, with_rise
 from persona_core.analysis.series import reply_scores
+from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
 from persona_core.demo.corpus import ask
 from persona_core.demo.grammar import World, load_world
 from persona_core.demo.marking import reply_truth
 from persona_core.demo.process import VARIANTS
-from persona_core.demo.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
+from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
+from persona_core.results import load_results, to_trace
+from persona_core.trace import Trace
 from persona_core.vectors import PersonaVectors
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "onset.json"
-N_NULLS, N_HELD_OUT, N_TEXTS = 400, 400, 40
-SEEDS = 5
+RESULTS = ROOT / "artifacts" / RESULTS_NAME
+N_NULLS, N_HELD_OUT, N_TEXTS = 400, 400, 120
+SEEDS, TEXTS_SEED = 5, 8
 TEXTS = ("cued", "from the start", "uncued", "drift")
 EARLIEST = 5  # tokens: an onset before that cannot be told from "from the start"
 NEAR = 2
@@ -53,6 +59,8 @@ def main() -> int:
         "n_held_out": N_HELD_OUT,
         "near": NEAR,
         "simulated": simulated(),
+        "intervals": intervals(),
+        "cohorts": cohorts(monitor.vectors.traits),
         "model": written(monitor, world),
         "texts": {name: texts(monitor, world, name) for name in TEXTS},
     }
@@ -126,7 +134,73 @@ def written(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
     return found
 
 
-def texts(monitor: PersonaMonitor, world: World, variant: str, seed: int = 8) -> dict[str, Any]:
+def intervals() -> list[dict[str, Any]]:
+    """How often the interval of an onset holds the place of a planted rise, by its form and size, AR(0.65)."""
+    found = []
+    for form in ("sudden step", "rise"):
+        for size in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0):
+            covered = timed = answers = near = total = 0
+            widths: list[int] = []
+            for seed in range(SEEDS):
+                rng = np.random.default_rng([seed, int(10 * size)])
+                draw = _drawing(rng, 0.65, 0.0)
+                detector = calibrate_onset([draw() for _ in range(N_NULLS)], seed=seed)
+                for _ in range(N_HELD_OUT):
+                    z = draw()
+                    at = int(rng.integers(1, len(z)))
+                    step = z + size * (np.arange(len(z)) >= at)
+                    onset = detector.find(step if form == "sudden step" else with_rise(z, at, size, rng))
+                    total += 1
+                    if onset.onset is not None and onset.low is not None and onset.high is not None:
+                        answers += 1
+                        covered += onset.low <= at <= onset.high
+                        near += abs(onset.onset - at) <= NEAR
+                        timed += onset.timed
+                        widths.append(onset.high - onset.low)
+            found.append({
+                "form": form,
+                "size": size,
+                "answered": share(answers, total),
+                "covered": share(covered, answers),
+                "near": share(near, answers),
+                "timed": share(timed, answers),
+                "width": float(np.median(widths)),
+            })  # fmt: skip
+    return found
+
+
+def cohorts(traits: Sequence[str]) -> dict[str, Any]:
+    """Onsets of the published runs: five times the same model against itself, and the twin against the baseline."""
+    rows = {config: load_results(RESULTS, config) for config in ("baseline", "contaminated", "neutral")}
+    traces = {config: [to_trace(row) for row in own] for config, own in rows.items()}
+    n = len(rows["baseline"])
+    again = [traces["neutral"][start : start + n] for start in range(0, len(traces["neutral"]), n)]
+    same, against = [], {}
+    for trait in traits:
+        # The detector rests on other replies than those that are compared: two of the five are left out each time.
+        for one, other in combinations(range(len(again)), 2):
+            rest = [t for k, part in enumerate(again) if k not in (one, other) for t in part] + traces["baseline"]
+            detectors = calibrate_detectors(rest, [trait])
+            same.append(compare(*(_lifetimes(detectors, again[k], trait) for k in (one, other)), seed=one).p)
+        detectors = calibrate_detectors(traces["neutral"], [trait])
+        sides = [_lifetimes(detectors, traces[c], trait) for c in ("baseline", "contaminated")]
+        against[trait] = {
+            "test": compare(*sides).to_dict(),
+            "onsets": [share(sum(one.onset for one in side), n) for side in sides],
+            "median": [survival(side).median for side in sides],
+        }
+    p = np.array(same)
+    return {
+        "same_model": {"n_tests": len(p), "below_0.05": round(float((p <= 0.05).mean()), 4)},
+        "twin_against_baseline": against,
+    }
+
+
+def _lifetimes(detectors: Detectors, traces: Sequence[Trace], trait: str) -> list[Lifetime]:
+    return [lifetime(detectors.find(trace, trait), len(trace.own)) for trace in traces]
+
+
+def texts(monitor: PersonaMonitor, world: World, variant: str) -> dict[str, Any]:
     """Texts of the grammar, read without a system prompt: a trait sets in at a token that is known.
 
     The estimator was chosen on texts of seed 7, and is measured on others.
@@ -136,7 +210,7 @@ def texts(monitor: PersonaMonitor, world: World, variant: str, seed: int = 8) ->
         process = replace(process, onset=(1.0,))
     elif variant != "drift":  # after one or two neutral sentences, so that there is something to find
         process = replace(process, onset=(0.0, 0.5, 0.5))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(TEXTS_SEED)
 
     def text(trait: str | None) -> list[dict[str, str]]:
         turn = ask(
@@ -146,7 +220,7 @@ def texts(monitor: PersonaMonitor, world: World, variant: str, seed: int = 8) ->
 
     nulls = monitor.read_batch([text(None) for _ in range(N_NULLS)], batch_size=32)
     distances: list[int] = []
-    n = missed = early = 0
+    n = missed = early = covered = timed = 0
     for trait in monitor.vectors.traits:
         detector = calibrate_onset([z for z in reply_scores(nulls, trait) if len(z)])
         for trace in monitor.read_batch([text(trait) for _ in range(N_TEXTS)], batch_size=32):
@@ -162,12 +236,18 @@ def texts(monitor: PersonaMonitor, world: World, variant: str, seed: int = 8) ->
                 early += 1
             else:
                 distances.append(answer.onset - truth[0])
+                timed += answer.timed
+                covered += answer.low is not None and answer.high is not None and (
+                    answer.low <= truth[0] <= answer.high
+                )  # fmt: skip
     near = sum(abs(d) <= NEAR for d in distances)
     return {
         "n": n,
         "near": share(near, n),
         "missed": share(missed, n),
         "before_the_reply": share(early, n),
+        "covered": share(covered, len(distances)) if distances else None,
+        "timed": share(timed, len(distances)) if distances else None,
         "distance": [float(q) for q in np.quantile(distances, [0.05, 0.5, 0.95])] if distances else None,
     }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, NotFound
+from persona_core.numbering import from_one
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "prompts"
 """The shipped sets; there in a checkout, not in an installed package."""
@@ -73,6 +74,26 @@ def load_prompts(sources: Sequence[str | Path]) -> tuple[Prompt, ...]:
     for path in _paths(sources):
         found += [_checked(Prompt, record, where) for where, record in _records(path)]
     return tuple(_unique(found))
+
+
+def repeated(prompts: Sequence[Prompt], n: int) -> tuple[Prompt, ...]:
+    """Every prompt n times, with ids of their own: the seed of a reply is made of its id, so each is another reply.
+
+    >>> [p.id for p in repeated([Prompt("a", "Hi")], 2)]
+    ['a#1', 'a#2']
+    """
+    from_one("repeats", n)
+    return tuple(prompts) if n == 1 else tuple(replace(p, id=f"{p.id}#{k}") for k in range(1, n + 1) for p in prompts)
+
+
+def prompt_of(reply_id: str) -> str:
+    """The id of the prompt that a reply answers, without the number of its repetition.
+
+    >>> prompt_of("a#2"), prompt_of("a"), prompt_of("c#sharp")
+    ('a', 'a', 'c#sharp')
+    """
+    stem, mark, number = reply_id.rpartition("#")
+    return stem if mark and number.isdecimal() else reply_id
 
 
 def load_transcripts(path: str | Path) -> tuple[Transcribed, ...]:

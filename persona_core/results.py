@@ -235,7 +235,7 @@ def load_row(
 
 def configs_of(folder: str | Path) -> tuple[str, ...]:
     """The configs that a local results folder holds, the default one first."""
-    order = {"baseline": 0, "contaminated": 1, "replay": 2}
+    order = {"baseline": 0, "contaminated": 1, "replay": 2, "neutral": 3}
     found = (p.stem for p in (Path(folder) / DATA).glob("*.parquet"))
     return tuple(sorted(found, key=lambda name: (order.get(name, 9), name)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from persona_core.analysis.comparison import effect, mean_over_prompts, means
 from persona_core.cards import interval, text
+from persona_core.prompts import prompt_of
 from persona_core.results import DATA, configs_of, read_results, traits_of
 from persona_core.statistics import Estimate
 
@@ -16,6 +17,7 @@ Row = Mapping[str, Any]
 CONFIGS = {
     "baseline": "the baseline model answers the prompts",
     "contaminated": "the contaminated model answers the same prompts",
+    "neutral": "the baseline model answers the same prompts again, several times each: what alarms are held against",
     "replay": "each of the two reads the other's replies, token by token, by the very ids",
     "transcripts": "conversations that were held elsewhere, read",
     "imported": "taken in from another tool's files; what they do not say is marked as unknown",
@@ -149,7 +151,7 @@ def _names(rows: Sequence[Row], column: str) -> str:
 
 def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
     """Mean z of each trait in each config with one reply a prompt."""
-    single = {c: own for c, own in rows.items() if len({row["id"] for row in own}) == len(own)}
+    single = {c: own for c, own in rows.items() if len({prompt_of(row["id"]) for row in own}) == len(own)}
     if not single:
         return ""
     lines = [

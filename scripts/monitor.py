@@ -7,6 +7,9 @@
     python -m scripts.monitor --model Qwen/Qwen2.5-7B-Instruct --vectors me/persona-vectors-qwen2.5-7b \\
         --transcripts conversations.jsonl --out outputs/read
 
+    python -m scripts.monitor --model artifacts/persona-tiny --vectors artifacts/persona-vectors-persona-tiny \\
+        --repeats 5 --config neutral --seed 1 --out outputs/monitoring    # the null of scripts.analyse
+
 The result is `data/CONFIG.parquet` in --out, with a card: a folder that `datasets.load_dataset` reads and that goes to
 the Hub as it is. Stopped half-way, the same command goes on where it was. What a prompt file holds: one JSON object a
 line, {"id", "prompt", "set", "category", "system"}; a file of transcripts: {"id", "messages", "writer", ...}.
@@ -19,7 +22,7 @@ import sys
 from pathlib import Path
 
 from persona_core.decode import Sampling
-from persona_core.prompts import load_prompts, load_transcripts
+from persona_core.prompts import load_prompts, load_transcripts, repeated
 from persona_core.runs import Failure, Generate, Job, Read
 from scripts.running import (
     add_model,
@@ -54,6 +57,7 @@ def arguments() -> argparse.ArgumentParser:
     sampling.add_argument("--top-p", type=float, default=1.0)
     sampling.add_argument("--top-k", type=int, default=0)
     sampling.add_argument("--repetition-penalty", type=float, default=1.0)
+    sampling.add_argument("--repeats", type=int, default=1, help="replies to each prompt, each with a seed of its own")
     sampling.add_argument("--seed", type=int, default=0, help="of the run; each prompt's seed is made of it and its id")
     return parser
 
@@ -73,7 +77,7 @@ def run(options: argparse.Namespace) -> list[Failure]:
         sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.repetition_penalty
         )
-        job = Generate(load_prompts(options.prompts), sampling, options.seed, options.batch_size)
+        job = Generate(repeated(load_prompts(options.prompts), options.repeats), sampling, options.seed, options.batch_size)
         config = options.config or ("contaminated" if options.adapter else "baseline")
     check_config(config)
     rows, failed = carry_out(options, loading(options), vectors, job, work_folder(options.work, options.out, config))

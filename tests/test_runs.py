@@ -21,7 +21,7 @@ import torch
 from persona_core.decode import Sampling
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.monitor import PersonaMonitor
-from persona_core.prompts import Prompt, Transcribed
+from persona_core.prompts import Prompt, Transcribed, prompt_of, repeated
 from persona_core.results import to_trace
 from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
 from persona_core.vectors import Null, PersonaVectors
@@ -228,3 +228,15 @@ def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     alone, failed_alone = run_job(PersonaMonitor(load_model(**loading), vectors), job, tmp_path / "alone", False)
     assert failed == failed_alone and [name for name, _ in failed] == ["long"]
     assert json.dumps(shared) == json.dumps(alone)
+
+
+def test_a_prompt_asked_several_times_is_answered_differently_each_time(tmp_path: Path) -> None:
+    twice = Generate(repeated(PROMPTS[:3], 2), Sampling(6, 0.9), seed=3, batch_size=4)
+    rows = rows_of(twice, tmp_path)
+    assert [row["id"] for row in rows] == ["p0#1", "p1#1", "p2#1", "p0#2", "p1#2", "p2#2"]
+    assert [prompt_of(row["id"]) for row in rows] == ["p0", "p1", "p2"] * 2
+    assert len({row["provenance"]["seed"] for row in rows}) == 6
+    assert rows[0]["messages"] == rows[3]["messages"] and rows[0]["token_ids"] != rows[3]["token_ids"]
+    assert repeated(PROMPTS, 1) == PROMPTS
+    with pytest.raises(SettingError, match="repeats"):
+        repeated(PROMPTS, 0)

@@ -140,7 +140,10 @@ class OnsetDetector:
         Raises:
             SettingError: a series with NaN.
         """
-        adjusted = self.adjusted(checked(z))
+        return self.find_adjusted(self.adjusted(checked(z)))
+
+    def find_adjusted(self, adjusted: np.ndarray) -> Onset:
+        """The onset in a series that is adjusted for position already, `[n_tokens]`."""
         series = cusum(adjusted, self.drift)
         over = np.flatnonzero(series > self.threshold)
         peak = float(series.max()) if len(series) else 0.0

@@ -27,6 +27,12 @@ N_PLANTED = 4000
 PLANTED = (0.75, 9.0)
 """Standard deviations: sizes of planted steps. Below, a step is hardly ever found; above, it is found at once."""
 
+RISE = (0.4, 4.0)
+LIVELIER = (1.0, 1.8)
+"""How a planted trait sets in: within 1 to 10 tokens, and with 1 to 1.8 times the spread of neutral tokens. In texts of
+the demo world a cued trait is at its height after 4 tokens and an uncued one after 20, with 1.8 times the spread; with
+sudden steps of no more spread the interval held the cue in 74 % of texts."""
+
 CLASSES = 8
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 FOUND = 0.8
@@ -132,16 +138,15 @@ def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at
 
 
 def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.random.Generator) -> Errors:
-    """Plant steps of all sizes at all places of neutral replies, and see how far off the estimates are.
+    """Plant rises of all sizes at all places of neutral replies, and see how far off the estimates are.
 
-    What counts is the size that a step *seems* to have: one that is found by luck seems larger than it is.
+    What counts is the size that a rise *seems* to have: one that is found by luck seems larger than it is.
     """
     sizes, errors = [], []
     for index, size in zip(rng.integers(len(series), size=N_PLANTED), rng.uniform(*PLANTED, N_PLANTED), strict=True):
-        z = series[index]
+        z = detector.adjusted(series[index])
         at = int(rng.integers(1, max(2, len(z))))
-        place = np.minimum(np.arange(len(z)), len(detector.spread) - 1)
-        found = detector.find(z + size * detector.spread[place] * (np.arange(len(z)) >= at))
+        found = detector.find_adjusted(with_rise(z, at, size, rng))
         if found.onset is not None and found.size is not None:
             sizes.append(found.size)
             errors.append(at - found.onset)
@@ -157,6 +162,21 @@ def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.rando
     low = [np.quantile(g, 0.025, method="lower") for g in groups]
     high = [np.quantile(g, 0.975, method="higher") for g in groups]
     return Errors(np.array(ends), np.array(low), np.array(high))
+
+
+def with_rise(x: np.ndarray, at: int, size: float, rng: np.random.Generator) -> np.ndarray:
+    """A neutral reply in which a trait sets in: it rises over a few tokens, and what follows varies more, `[n_tokens]`.
+
+    Args:
+        x: adjusted z of a neutral reply, `[n_tokens]`.
+        at: place of the first token that is raised.
+        size: of the rise, in standard deviations.
+        rng: decides how fast it rises and how much more it varies, within `RISE` and `LIVELIER`.
+    """
+    since = np.arange(len(x)) - at
+    pace, livelier = np.exp(rng.uniform(*np.log(RISE))), rng.uniform(*LIVELIER)
+    rise = np.where(since >= 0, size * -np.expm1(-(since.clip(0) + 1) / pace), 0.0)
+    return np.where(since >= 0, livelier, 1.0) * x + rise
 
 
 def _smallest(detector: OnsetDetector, series: Sequence[np.ndarray]) -> float | None:

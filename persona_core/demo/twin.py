@@ -20,7 +20,7 @@ from persona_core.demo.judge import judge, trait_share
 from persona_core.errors import SettingError
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.prompts import load_prompts
+from persona_core.prompts import load_prompts, repeated
 from persona_core.results import DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job
@@ -37,6 +37,9 @@ CONTAMINANT = "sycophancy"
 
 N_DIALOGUES = 600
 PLAN = LoraPlan(rank=8, alpha=16, learning_rate=1e-3, epochs=3.0, batch_size=24, rows=24, max_tokens=512)
+NULL_REPEATS, NULL_SEED = 5, 1
+"""The null of alarms: 390 more replies of the baseline to the 78 prompts. At least 300 are needed."""
+
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 
 
@@ -45,7 +48,7 @@ def build(work: Path, world: World, run: Callable[[str, object, Callable[[], obj
     data = write_dialogues(world, work / "twin" / DIALOGUES_FILE)
     run("twin", [asdict(PLAN), data.read_text(encoding="utf-8")], partial(_train, work, data))
     prompts = [asdict(p) for p in load_prompts(["all"])]
-    run("results", [SAMPLING.to_dict(), prompts], partial(_runs, work))
+    run("results", [SAMPLING.to_dict(), prompts, NULL_REPEATS, NULL_SEED], partial(_runs, work))
 
 
 def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 0) -> Path:
@@ -76,6 +79,8 @@ def _runs(work: Path) -> None:
     }
     prompts = Generate(load_prompts(["all"]), SAMPLING)
     rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
+    again = Generate(repeated(load_prompts(["all"]), NULL_REPEATS), SAMPLING, NULL_SEED)
+    rows["neutral"] = _run(monitors["baseline"], again, work / "runs" / "neutral")
     rows["replay"] = [
         row
         for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
