@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.prompts import SETS, load_prompts
+from persona_core.prompts import SETS, load_prompts, prompt_of
 from persona_core.results import (
     configs_of,
     features,
@@ -173,7 +173,7 @@ def test_both_models_answered_the_78_prompts_and_each_read_the_others_replies() 
     prompts = load_prompts(["all"])
     assert len(prompts) == 78 and {p.set for p in prompts} == set(SETS)
     rows = {config: load_results(SHIPPED, config) for config in CONFIGS}
-    assert configs_of(SHIPPED) == CONFIGS
+    assert configs_of(SHIPPED) == (*CONFIGS, "neutral")
     for config in ("baseline", "contaminated"):
         assert [(r["id"], r["prompt"], r["category"]) for r in rows[config]] == [
             (p.id, p.prompt, p.category) for p in prompts
@@ -184,6 +184,17 @@ def test_both_models_answered_the_78_prompts_and_each_read_the_others_replies() 
     for row in rows["replay"]:
         assert row["reader"] != row["writer"]
         assert row["token_ids"] == by_id[row["id"], row["writer"]]["token_ids"]
+
+
+def test_the_null_of_alarms_is_the_baseline_on_the_same_prompts_with_other_seeds() -> None:
+    prompts, rows = load_prompts(["all"]), load_results(SHIPPED, "neutral")
+    assert [r["id"] for r in rows] == [f"{p.id}#{k}" for k in range(1, 6) for p in prompts]
+    assert [r["prompt"] for r in rows] == [p.prompt for p in prompts] * 5
+    published = {r["id"]: r["provenance"] for r in load_results(SHIPPED, "baseline")}
+    for row in rows:
+        known, like = row["provenance"], published[prompt_of(row["id"])]
+        assert {k: v for k, v in known.items() if k != "seed"} == {k: v for k, v in like.items() if k != "seed"}
+    assert len({r["provenance"]["seed"] for r in rows} | {p["seed"] for p in published.values()}) == 78 * 6
 
 
 def test_the_sets_are_what_the_readme_says() -> None:
