@@ -53,7 +53,7 @@ def trace_figure(
         raise SettingError(f"smooth={smooth!r}; expected a whole number of tokens from 1.")
     positions = np.arange(trace.n_tokens)
     # Plotly reads a subset of HTML in text: without escaping a token such as <a href=…> would become a link.
-    tokens = [_shown(token) for token in trace.tokens]
+    tokens = [shown(token) for token in trace.tokens]
     figure = go.Figure()
     for index, trait in enumerate(trace.traits):
         scores = _causal_mean(trace.scores(trait, kind, block, alignment), smooth)  # [n_tokens]
@@ -101,6 +101,6 @@ def _causal_mean(scores: np.ndarray, window: int) -> np.ndarray:  # [n_tokens] -
     return np.where(known, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
-def _shown(token: str) -> str:
-    """A token as visible, inert text."""
+def shown(token: str) -> str:
+    """A token as visible, inert text: white space has a sign, and nothing in it is markup."""
     return html.escape(token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")) or "∅"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -181,15 +182,17 @@ def with_rise(x: np.ndarray, at: int, size: float, rng: np.random.Generator) -> 
 
 def _smallest(detector: OnsetDetector, series: Sequence[np.ndarray]) -> float | None:
     """The smallest of `SIZES` that is found in `FOUND` of the replies when it sets in half-way."""
-    for size in SIZES:
+
+    def found(size: float) -> bool:
         hits = 0
         for z in series:
             half = len(z) // 2
             alarm = detector.find(z + size * (np.arange(len(z)) >= half)).alarm
             hits += alarm is not None and alarm >= half
-        if hits >= FOUND * len(series):
-            return size
-    return None
+        return hits >= FOUND * len(series)
+
+    first = bisect_left(SIZES, True, key=found)  # a larger step is found no less often
+    return SIZES[first] if first < len(SIZES) else None
 
 
 def _by_position(series: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from persona_core.trace import Kind, Trace
 
 # The browser itself refuses every request, should anything in the page ever try one.
-_POLICY = (
+POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
 )
@@ -55,21 +55,21 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
     """
     from persona_core.token_view import script, styles, template
 
-    plotly = f"<script>{_plotlyjs()}</script>\n" if include_plotlyjs else ""
+    plotly = f"<script>{plotlyjs()}</script>\n" if include_plotlyjs else ""
     title = html.escape(str(payload.get("title") or "Trace"))
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>{_PAGE_STYLE}{styles()}</style>
 </head>
 <body>
 <main>{template()}</main>
-<script type="application/json" id="payload">{_inline_json(payload)}</script>
+<script type="application/json" id="payload">{inline_json(payload)}</script>
 {plotly}<script>{script()}{_MOUNT}</script>
 </body>
 </html>
@@ -83,13 +83,18 @@ def standalone_html(
     return standalone_page(trace_payload(trace, kind=kind, title=title), include_plotlyjs=include_plotlyjs)
 
 
-def _inline_json(payload: dict[str, Any]) -> str:
+def inline_json(payload: dict[str, Any]) -> str:
     """JSON that is safe between script tags: no `<`, no `&`, and only ASCII (so no U+2028 either)."""
     text = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _plotlyjs() -> str:
+def plotlyjs() -> str:
+    """The text of plotly.js, as the plotly package brings it.
+
+    Raises:
+        PersonaError: it is not installed.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -97,4 +102,4 @@ def _plotlyjs() -> str:
             "include_plotlyjs=True needs the plotly package. Install it with `pip install plotly`, "
             "or pass include_plotlyjs=False."
         ) from error
-    return str(get_plotlyjs())
+    return str(getplotlyjs())
