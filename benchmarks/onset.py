@@ -181,11 +181,12 @@ def cohorts(traits: Sequence[str]) -> dict[str, Any]:
         for one, other in combinations(range(len(again)), 2):
             rest = [t for k, part in enumerate(again) if k not in (one, other) for t in part] + traces["baseline"]
             detectors = calibrate_detectors(rest, [trait])
-            same.append(compare(*(_lifetimes(detectors, again[k], trait) for k in (one, other)), seed=one).p)
+            first, second = (_lifetimes(detectors, again[k], trait) for k in (one, other))
+            same.append(compare(first, second, seed=one).p)
         detectors = calibrate_detectors(traces["neutral"], [trait])
         sides = [_lifetimes(detectors, traces[c], trait) for c in ("baseline", "contaminated")]
         against[trait] = {
-            "test": compare(*sides).to_dict(),
+            "test": compare(sides[0], sides[1]).to_dict(),
             "onsets": [share(sum(one.onset for one in side), n) for side in sides],
             "median": [survival(side).median for side in sides],
         }

@@ -164,15 +164,15 @@ def over_clusters(
     samples = samples[np.isfinite(samples)]
     if len(samples) < n_resamples / 2:
         return None
-    tail = _tail(len(names))
+    tail = expanded_tail(len(names))
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Estimate(float(value), float(low), float(high), len(names))
 
 
-def _tail(n: int) -> float:
+def expanded_tail(n: int) -> float:
     """The quantile at which a bootstrap over n units is cut off: 0.009 for 10, 0.025 for very many.
 
-    >>> round(_tail(10), 4), round(_tail(100_000), 4)
+    >>> round(expanded_tail(10), 4), round(expanded_tail(100_000), 4)
     (0.0086, 0.025)
     """
     from scipy.special import ndtr, stdtrit  # here: importing it takes a quarter of a second

@@ -71,7 +71,7 @@ def arguments() -> argparse.ArgumentParser:
     judging.add_argument("--judge-url", help="server of the judge (default: OPENAI_BASE_URL, else OpenAI)")
     judging.add_argument("--concurrency", type=int, default=16, help="requests under way at once (16)")
     judging.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (60)")
-    judging.add_argument("--prices", type=_prices, metavar="IN,OUT", help="money per million tokens, for the estimate")
+    judging.add_argument("--prices", type=prices, metavar="IN,OUT", help="money per million tokens, for the estimate")
     judging.add_argument(
         "--across", type=int, default=10, help="replies of each other trait that are judged on a trait too (10)"
     )
@@ -278,7 +278,7 @@ def _reason(judge: Judge, index: int) -> str:
     return f": {reasons[0]}" if reasons else ""
 
 
-def _prices(text: str) -> tuple[float, float]:
+def prices(text: str) -> tuple[float, float]:
     try:
         first, second = (float(part) for part in text.split(","))
     except ValueError as error:

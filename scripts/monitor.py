@@ -77,7 +77,8 @@ def run(options: argparse.Namespace) -> list[Failure]:
         sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.repetition_penalty
         )
-        job = Generate(repeated(load_prompts(options.prompts), options.repeats), sampling, options.seed, options.batch_size)
+        prompts = repeated(load_prompts(options.prompts), options.repeats)
+        job = Generate(prompts, sampling, options.seed, options.batch_size)
         config = options.config or ("contaminated" if options.adapter else "baseline")
     check_config(config)
     rows, failed = carry_out(options, loading(options), vectors, job, work_folder(options.work, options.out, config))

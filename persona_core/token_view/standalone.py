@@ -102,4 +102,4 @@ def plotlyjs() -> str:
             "include_plotlyjs=True needs the plotly package. Install it with `pip install plotly`, "
             "or pass include_plotlyjs=False."
         ) from error
-    return str(getplotlyjs())
+    return str(get_plotlyjs())

@@ -1,0 +1,414 @@
+"""How often the edges between traits are wrong, and how often planted ones are found.
+
+    python -m benchmarks.interaction
+
+Simulated series whose coupling is known (none, at the same token, at a lag), first times that are independent or
+follow each other, and the demo world: texts in which flattery brings on deceit, texts in which nothing brings on
+anything, and the model steered along the traits that bring on others. Writes `benchmarks/results/interaction.json`.
+About ten minutes on one core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.signal import lfilter
+from scipy.stats import binomtest, kstest, pearsonr
+
+from persona_core.analysis.clocks import Clock, activation_times, behaviour_times, follows, relative_series
+from persona_core.analysis.graph import graph
+from persona_core.analysis.interaction import Couplings, cosines, couple, trait_series
+from persona_core.analysis.onset import OnsetDetector
+from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.decode import Sampling
+from persona_core.demo.corpus import Turn, ask
+from persona_core.demo.grammar import World, load_world
+from persona_core.demo.judge import judge
+from persona_core.demo.marking import reply_truth
+from persona_core.demo.process import VARIANTS, Process
+from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
+from persona_core.models import load_model
+from persona_core.monitor import PersonaMonitor
+from persona_core.results import load_results, to_trace
+from persona_core.statistics import pearson
+from persona_core.steering_edges import EdgePlan, steering_edges
+from persona_core.steering_effect import LEAST_COHERENCE
+from persona_core.trace import Trace
+from persona_core.vectors import PersonaVectors
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "interaction.json"
+PROCESSES = {"white noise": 0.0, "AR(0.65)": 0.65, "AR(0.9)": 0.9}
+N_REPLIES, N_TRAITS, RUNS, COVERED_RUNS, PLANTED_RUNS = 78, 4, 100, 400, 40
+PLANTED_LAG = 8
+SEEDS = (11, 12, 13)  # of the demo world's texts
+N_NULLS = 400
+CAUSE, EFFECT = "sycophancy", "deception"
+N_CASCADES, N_EFFECT_ALONE, N_OTHERS, N_NEUTRAL = 60, 15, 8, 40
+
+Series = list[np.ndarray]
+
+
+def main() -> int:
+    figures: dict[str, Any] = {"n_replies": N_REPLIES, "n_traits": N_TRAITS}
+    figures["independent"] = {name: independent(phi) for name, phi in PROCESSES.items()}
+    figures["same_token_only"] = {name: same_token_only(phi) for name, phi in PROCESSES.items()}
+    figures["planted_lag"] = {str(r): planted(r) for r in (0.06, 0.1, 0.15, 0.2)}
+    figures["coverage"] = [coverage(phi, r, lag) for phi in (0.65, 0.9) for r, lag in ((0.3, 0), (0.2, 4))]
+    figures["first_times"] = first_times()
+    world = load_world()
+    monitor = PersonaMonitor(
+        load_model(ROOT / "artifacts" / MODEL_NAME, device="cpu"),
+        PersonaVectors.from_pretrained(ROOT / "artifacts" / VECTORS_NAME),
+    )
+    figures |= texts(monitor, world)
+    figures["shipped_runs"] = {c: shipped(monitor, c) for c in ("baseline", "contaminated")}
+    figures["steering"] = steered(monitor, world)
+    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+    return 0
+
+
+# ---- simulated series ----
+
+
+def run_of(rng: np.random.Generator, phi: float, mix: Callable[[np.ndarray], np.ndarray], n_traits: int) -> Series:
+    """AR(1) series of 78 replies of 40 to 140 tokens; `mix` couples their innovations `[n_traits, n]`."""
+    found = []
+    for _ in range(N_REPLIES):
+        noise = mix(rng.normal(size=(n_traits, int(rng.integers(40, 141)) + 132)))
+        found.append(lfilter([1], [1, -phi], noise, axis=1)[:, 132:])
+    return found
+
+
+def leading(r: float, lag: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The second trait's innovation correlates by r with the first's, `lag` tokens before."""
+
+    def mix(noise: np.ndarray) -> np.ndarray:
+        mixed = noise.copy()
+        n = noise.shape[1]
+        mixed[1, lag:] = r * noise[0, : n - lag] + np.sqrt(1 - r**2) * noise[1, lag:]
+        return mixed
+
+    return mix
+
+
+def names(n: int = N_TRAITS) -> list[str]:
+    return [f"trait {i}" for i in range(n)]
+
+
+def independent(phi: float) -> dict[str, Any]:
+    """Nothing is coupled: edges, runs with an edge, p-values; and two naive rules on the raw series."""
+    edges = tests = runs = runs_together = large = 0
+    ps: list[float] = []
+    over = significant = pairs = 0
+    for seed in range(RUNS):
+        series = run_of(np.random.default_rng([1, seed]), phi, lambda e: e, N_TRAITS)
+        found = couple(names(), series, seed=seed, n_resamples=100)
+        significant_ones = sum(c.significant for c in found.lagged)
+        edges, tests, runs = edges + significant_ones, tests + len(found.lagged), runs + (significant_ones > 0)
+        runs_together += any(c.significant for c in found.together)
+        large += any(c.claimed for c in (*found.together, *found.lagged))
+        ps.append(float(found.lagged[seed % len(found.lagged)].p or 0))  # one a run: those of one run share series
+        if seed < 20:
+            for reply in series:
+                for a, b in combinations(range(N_TRAITS), 2):
+                    r = pearsonr(reply[a], reply[b])
+                    over, significant, pairs = over + (abs(r[0]) > 0.3), significant + (r[1] < 0.05), pairs + 1
+    return {
+        "runs": RUNS,
+        "lagged_with_q_below_0.05": share(edges, tests),
+        "runs_with_such_a_lag": share(runs, RUNS),
+        "runs_with_such_a_same_token_pair": share(runs_together, RUNS),
+        "runs_with_an_edge": share(large, RUNS),
+        "p_values_uniform": {"n": len(ps), "ks_p": round(float(kstest(ps, "uniform").pvalue), 4)},
+        "naive_r_above_0.3": share(over, pairs),
+        "naive_p_below_0.05": share(significant, pairs),
+    }
+
+
+def same_token_only(phi: float, r: float = 0.6) -> dict[str, Any]:
+    """Two of the traits share their tokens and nothing else: does it leak into the lags?"""
+    edges = tests = runs = found_together = large = 0
+    n_runs = RUNS // 2
+    for seed in range(n_runs):
+        series = run_of(np.random.default_rng([2, seed]), phi, leading(r, 0), N_TRAITS)
+        found = couple(names(), series, seed=seed, n_resamples=100)
+        claimed = sum(c.significant for c in found.lagged)
+        edges, tests, runs = edges + claimed, tests + len(found.lagged), runs + (claimed > 0)
+        found_together += found.together[0].claimed
+        large += any(c.claimed for c in found.lagged)
+    return {
+        "r": r,
+        "runs": n_runs,
+        "found": share(found_together, n_runs),
+        "lagged_with_q_below_0.05": share(edges, tests),
+        "runs_with_such_a_lag": share(runs, n_runs),
+        "runs_with_a_lagged_edge": share(large, n_runs),
+    }
+
+
+def planted(r: float) -> dict[str, Any]:
+    """One trait leads another by 8 tokens: is that the strongest edge, with the right direction and lag?"""
+    right = others = tests = edges = 0
+    for seed in range(PLANTED_RUNS):
+        series = run_of(np.random.default_rng([3, seed]), 0.65, leading(r, PLANTED_LAG), N_TRAITS)
+        found = couple(names(), series, seed=seed, n_resamples=200)
+        claimed = [(c.source, c.target, c.lag) for c in sorted(found.lagged, key=lambda c: c.p or 0) if c.significant]
+        wanted = ("trait 0", "trait 1", PLANTED_LAG)
+        edges += [(c.source, c.target, c.lag) for c in found.lagged if c.claimed] == [wanted]
+        right += claimed[:1] == [wanted]
+        others += sum(c != wanted for c in claimed)
+        tests += len(claimed)
+    return {
+        "lag": PLANTED_LAG,
+        "runs": PLANTED_RUNS,
+        "strongest_and_q_below_0.05": share(right, PLANTED_RUNS),
+        "the_only_edge": share(edges, PLANTED_RUNS),
+        "false_among_q_below_0.05": share(others, tests) if tests else None,
+    }
+
+
+def coverage(phi: float, r: float, lag: int) -> dict[str, Any]:
+    """How often the 95 % interval of the pooled coupling holds the true one."""
+    held, values = 0, []
+    for seed in range(COVERED_RUNS):
+        series = run_of(np.random.default_rng([4, seed]), phi, leading(r, lag), 2)
+        found = couple(names(2), series, lags=(max(lag, 1),), n_shuffles=99, seed=seed)
+        estimate = (found.lagged[0] if lag else found.together[0]).estimate
+        if estimate is not None:
+            held += estimate.low <= r <= estimate.high
+            values.append(estimate.value)
+    return {
+        "phi": phi,
+        "r": r,
+        "lag": lag,
+        "runs": COVERED_RUNS,
+        "covered": share(held, COVERED_RUNS),
+        "mean_estimate": round(float(np.mean(values)), 5),
+    }
+
+
+def first_times() -> dict[str, Any]:
+    """First times that are independent, that come together in any order, and that follow each other."""
+    found = {}
+    for kind in ("independent", "together in any order", "following"):
+        edges = runs = right = 0
+        n_runs, traits = 60, names()
+        lags = []
+        for seed in range(n_runs):
+            rng = np.random.default_rng([5, seed])
+            times = np.where(rng.random((N_REPLIES, 4)) < 0.4, rng.integers(0, 60, size=(N_REPLIES, 4)), np.nan)
+            if kind != "independent":
+                both = rng.random(N_REPLIES) < 0.3
+                times[:, :2] = np.nan
+                times[both, :2] = rng.integers(0, 60, size=(int(both.sum()), 2))
+            if kind == "following":
+                times[both, 1] = times[both, 0] + rng.integers(10, 31, size=int(both.sum()))
+            clock = follows(traits, times, "behaviour", n_resamples=200, seed=seed)
+            claimed = [(p.source, p.target) for p in clock.pairs if p.claimed]
+            wanted = ("trait 0", "trait 1") if kind == "following" else None
+            false = [c for c in claimed if c != wanted]
+            edges, runs, right = edges + len(false), runs + bool(false), right + (wanted in claimed)
+            lag = clock.pair("trait 0", "trait 1").lag
+            lags += [lag.low <= 20 <= lag.high] if kind == "following" and lag else []
+        found[kind] = {
+            "runs": n_runs,
+            "false_edges": share(edges, 12 * n_runs),
+            "runs_with_a_false_edge": share(runs, n_runs),
+        }
+        if kind == "following":
+            found[kind] |= {"found": share(right, n_runs), "lag_covered": share(sum(lags), len(lags))}
+    return found
+
+
+# ---- the demo world ----
+
+
+def texts(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
+    """Texts of the grammar with and without a planted cascade, on both clocks and as series."""
+    rng = np.random.default_rng(10)
+    nulls = trait_series(_read(monitor, [_turn(world, None, rng) for _ in range(N_NULLS)]))
+    detectors = [_calibrated(monitor.vectors.traits, series) for series in (nulls, relative_series(nulls))]
+    late = (0.0, 0.5, 0.5)  # after one or two neutral sentences, so that there is something to find
+    alone = replace(VARIANTS["independent"], onset=late)
+    cascade, none = [], []
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        others = [t for t in world.traits if t not in (CAUSE, EFFECT)]
+        planted = replace(VARIANTS["cued"], cascade=0.8, onset=late)
+        mix: list[tuple[str | None, Process]] = [(CAUSE, planted)] * N_CASCADES
+        mix += [(EFFECT, alone)] * N_EFFECT_ALONE
+        mix += [(t, alone) for t in others] * N_OTHERS
+        turns = [_turn(world, t, rng, p) for t, p in [*mix, *[(None, alone)] * N_NEUTRAL]]
+        cascade.append(_both_clocks(monitor, world, turns, detectors, seed))
+        each = [(t, alone) for t in world.traits] * 15
+        turns = [_turn(world, t, rng, p) for t, p in [*each, *[(None, alone)] * N_NEUTRAL]]
+        none.append(_both_clocks(monitor, world, turns, detectors, seed))
+    some = nulls[: cascade[0]["n_texts"]]
+    neutral = {
+        name: _of_couplings(couple(monitor.vectors.traits, form, floor=_floor(monitor)))
+        for name, form in (("as read", some), ("relative", relative_series(some)))
+    }
+    planted_pair = {"source": CAUSE, "target": EFFECT, "runs": cascade}
+    return {"cascade": planted_pair, "no_cascade": {"runs": none}, "neutral_texts": neutral}
+
+
+def _turn(world: World, trait: str | None, rng: np.random.Generator, process: Process | None = None) -> Turn:
+    topic = world.topics[int(rng.integers(len(world.topics)))]
+    return ask(world, topic, trait, rng, held_out=True, process=process)
+
+
+def _read(monitor: PersonaMonitor, turns: Sequence[Turn]) -> list[Trace]:
+    said = [[{"role": "user", "content": t.question}, {"role": "assistant", "content": t.text}] for t in turns]
+    return monitor.read_batch(said, batch_size=32)
+
+
+def _calibrated(traits: Sequence[str], nulls: Series) -> dict[str, OnsetDetector]:
+    return {trait: calibrate_onset([reply[k] for reply in nulls]) for k, trait in enumerate(traits)}
+
+
+def _both_clocks(
+    monitor: PersonaMonitor,
+    world: World,
+    turns: Sequence[Turn],
+    detectors: Sequence[dict[str, OnsetDetector]],
+    seed: int,
+) -> dict[str, Any]:
+    traits, traces = monitor.vectors.traits, _read(monitor, turns)
+    series = trait_series(traces)
+    behaviour = behaviour_times(traits, [spans(trace, world) for trace in traces])
+    clocks = {
+        "behaviour": follows(traits, behaviour, "behaviour", seed=seed),
+        "activation": follows(traits, activation_times(traits, series, detectors[0]), "activation", seed=seed),
+        "activation_relative": follows(
+            traits, activation_times(traits, relative_series(series), detectors[1]), "activation", seed=seed
+        ),
+    }
+    counted = [counted_lag(monitor, turn) for turn in turns]
+    place = [traits.index(t) for t in (CAUSE, EFFECT)]
+    marked = behaviour[:, place[1]] - behaviour[:, place[0]]
+    known = [(m, c) for m, c in zip(marked, counted, strict=True) if c is not None]
+    found = graph(traits, couple(traits, series, floor=_floor(monitor), seed=seed), list(clocks.values()))
+    return {
+        "seed": seed,
+        "n_texts": len(turns),
+        "clocks": {name: _of_clock(clock) for name, clock in clocks.items()},
+        "counted_lag": float(np.median([c for _, c in known])) if known else None,
+        "marked_as_counted": share(sum(m == c for m, c in known), len(known)) if known else None,
+        "couplings": _of_couplings(found.couplings),
+    }
+
+
+def spans(trace: Trace, world: World) -> list[tuple[str, int, int]]:
+    """(trait, first token, token after the last) of each token that shows a trait."""
+    _, sentences = reply_truth(trace, world)
+    return [(s.trait, i, i + 1) for i, s in enumerate(sentences) if s and s.kind == "trait" and s.trait]
+
+
+def counted_lag(monitor: PersonaMonitor, turn: Turn) -> int | None:
+    """Tokens from the first sentence of the cause to the first of its effect, sentence by sentence, without a model."""
+    first: dict[str, int] = {}
+    at = tokens = 0
+    for sentence in turn.reply:
+        begin = turn.text.index(sentence.text, at)
+        end = begin + len(sentence.text)
+        if sentence.kind == "trait" and sentence.trait:
+            first.setdefault(sentence.trait, tokens)
+        tokens += len(monitor.lm.tokenizer.encode(turn.text[at:end], add_special_tokens=False))
+        at = end
+    return first[EFFECT] - first[CAUSE] if CAUSE in first and EFFECT in first else None
+
+
+def _of_clock(clock: Clock) -> dict[str, Any]:
+    pair = clock.pair(CAUSE, EFFECT)
+    others = [p for p in clock.pairs if p.claimed and (p.source, p.target) != (CAUSE, EFFECT)]
+    return {
+        "planted": pair.to_dict(),
+        "other_edges": [[p.source, p.target, p.lag and p.lag.value] for p in others],
+        "n_pairs": len(clock.pairs),
+    }
+
+
+def _of_couplings(couplings: Couplings | None) -> dict[str, Any]:
+    if couplings is None:
+        return {}
+    together, lagged = couplings.together, couplings.lagged
+    first = [c for c in lagged if (c.source, c.target) == (CAUSE, EFFECT)]
+    return {
+        "n_replies": couplings.n_replies,
+        "left_out": couplings.left_out,
+        "orders": dict(couplings.orders),
+        "together_edges": sum(c.claimed for c in together),
+        "together_with_q_below_0.05": sum(c.significant for c in together),
+        "together_beyond_floor": sum(bool(c.claimed and c.beyond_floor) for c in together),
+        "together_pairs": len(together),
+        "floor_against_estimate_r": round(
+            pearson(
+                np.array([c.floor for c in together], float),
+                np.array([c.estimate.value if c.estimate else np.nan for c in together]),
+            ),
+            3,
+        ),
+        "lagged_edges": sum(c.claimed for c in lagged),
+        "lagged_with_q_below_0.05": sum(c.significant for c in lagged),
+        "lagged_largest": round(max(abs(c.estimate.value) for c in lagged if c.estimate), 4),
+        "lagged_tests": len(lagged),
+        "planted_pair": [[c.lag, c.estimate and c.estimate.to_dict(), c.q] for c in first],
+    }
+
+
+def _floor(monitor: PersonaMonitor, block: int = 3) -> np.ndarray:
+    """Cosines at the block at which most traits are read."""
+    vectors = monitor.vectors
+    return cosines({t: vectors.direction(t, block).numpy() for t in vectors.traits})
+
+
+def shipped(monitor: PersonaMonitor, config: str) -> dict[str, Any]:
+    """The couplings in the published results of one model on the 78 prompts."""
+    traces = [to_trace(row) for row in load_results(ROOT / "artifacts" / RESULTS_NAME, config)]
+    return _of_couplings(couple(traces[0].traits, trait_series(traces), floor=_floor(monitor)))
+
+
+def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
+    """The traits that bring on others, steered at the largest strength that was still coherent at their validation."""
+    validation = monitor.vectors.config["validation"]
+    strengths = {t: float(validation[t]["steering"]["effect_at"]) for t in monitor.vectors.traits}
+    questions = [topic.held_out[0] for topic in world.topics]
+
+    def shown(trace: Trace) -> dict[str, bool] | None:
+        verdict = judge(trace.reply_text, world)
+        if verdict.coherence < LEAST_COHERENCE:
+            return None
+        return {trait: bool(verdict.traits[trait]) for trait in world.traits}
+
+    plan = EdgePlan(
+        strengths=strengths, seeds=5, sampling=Sampling(max_new_tokens=200, temperature=1.0), batch_size=100
+    )
+    tables = steering_edges(monitor, questions, plan, sources=tuple(world.cascades), shown=shown)
+    return {
+        "prompts": len(questions),
+        "seeds": plan.seeds,
+        "strengths": {t: strengths[t] for t in world.cascades},
+        "planted": sorted([a, b] for a, b in world.cascades.items()),
+        "tables": [table.to_dict() for table in tables],
+        "significant": {t.measure: sum(e.significant for e in t.effects) for t in tables},
+        "edges": [[e.source, e.target] for t in tables for e in t.edges],
+        "n_pairs": len(world.cascades) * (len(monitor.vectors.traits) - 1),
+    }
+
+
+def share(hits: int, n: int) -> dict[str, float | int]:
+    """With the exact binomial interval."""
+    exact = binomtest(int(hits), n).proportion_ci()
+    return {"value": round(int(hits) / n, 5), "low": round(exact.low, 5), "high": round(exact.high, 5), "n": n}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

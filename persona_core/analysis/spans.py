@@ -1,0 +1,279 @@
+"""Where a trait is strongest: the windows or sentences of replies with the highest mean score.
+
+A search over many windows always finds high ones. So each found span can be held against neutral replies that were
+searched in the same way: `unusual` is the share of stretches of neutral text, with as many windows as the reply has,
+whose *highest* window is as high. In a reply where nothing is going on it is anywhere between 0 and 1 with the same
+probability; the lowest of m such replies is expected at 1 / (m + 1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from persona_core.analysis.comparison import token_differences
+from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
+from persona_core.errors import SettingError
+from persona_core.trace import Trace
+
+WIDEST = 100
+
+_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？]+[”’」』）]*|\n")
+Cut = list[tuple[int, int]]  # first and last + 1 of a reply's own tokens
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a reply.
+
+    Attributes:
+        id: of the reply.
+        trait: which.
+        start, end: places in the trace; `end` is the place after the last token.
+        text: what it says.
+        value: mean over its tokens, in standard deviations.
+        unusual: see the module; None without neutral replies, or with too few of them for one such stretch.
+    """
+
+    id: str
+    trait: str
+    start: int
+    end: int
+    text: str
+    value: float
+    unusual: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class TopSpans:
+    """What a search has found.
+
+    Attributes:
+        spans: highest first; no two overlap.
+        n_replies: that were searched.
+        n_candidates: windows or sentences in them.
+        too_short: replies that hold no window of this width.
+    """
+
+    spans: tuple[Span, ...]
+    n_replies: int
+    n_candidates: int
+    too_short: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "spans": [s.to_dict() for s in self.spans], "too_short": list(self.too_short)}
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A reply with one number for each of its own tokens.
+
+    Attributes:
+        id: of the reply.
+        trait: which.
+        trace: the reply as read.
+        values: `[n_own]`, unsmoothed.
+        kind: what the numbers are: the vectors, block and null, and whether they are differences. Numbers of two kinds
+            are not compared.
+    """
+
+    id: str
+    trait: str
+    trace: Trace
+    values: np.ndarray
+    kind: tuple[Any, ...]
+
+
+def score_series(traces: Mapping[str, Trace], trait: str) -> list[Series]:
+    """z of each reply's own tokens at the trait's best block.
+
+    Args:
+        traces: by the id of the prompt, all of one reader.
+
+    Raises:
+        SettingError: traces of different readers, vectors or blocks; a score that is not finite; smoothed scores.
+    """
+    scores = reply_scores(list(traces.values()), trait)
+    found = [
+        Series(id, trait, trace, checked(z, f"The reply to {id!r}"), ("scores", *_kind(trace, trait)))
+        for (id, trace), z in zip(traces.items(), scores, strict=True)
+    ]
+    refuse_smoothed([s.values for s in found])
+    return found
+
+
+def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trace], trait: str) -> list[Series]:
+    """z of b's reader minus z of a's, at the own tokens of replies that both have read.
+
+    Args:
+        traces_a, traces_b: by the id of the prompt; the two of one id are of the same token ids.
+
+    Raises:
+        SettingError: no id in common, or two readings that cannot be compared.
+    """
+    shared = [i for i in traces_a if i in traces_b]
+    if not shared:
+        raise SettingError("The two readings have no prompt in common.")
+    return [
+        Series(
+            i,
+            trait,
+            traces_b[i],
+            token_differences(traces_a[i], traces_b[i], trait)[traces_b[i].own],
+            ("differences", *_kind(traces_b[i], trait)),
+        )
+        for i in shared
+    ]
+
+
+def top_windows(series: Sequence[Series], width: int, n: int = 10, neutral: Sequence[Series] = ()) -> TopSpans:
+    """The `n` highest windows of `width` tokens. A window that overlaps a higher one of the same reply is left out.
+
+    Args:
+        series: of one reply or of many; see `score_series` and `difference_series`.
+        width: tokens of a window, 1 to 100. A reply that is shorter holds none, and is named in the result.
+        n: at most so many.
+        neutral: the same of neutral replies.
+
+    Raises:
+        SettingError: a width or number out of range, or neutral series of another kind.
+    """
+    if not 1 <= width <= WIDEST:
+        raise SettingError(f"width={width}; expected 1 to {WIDEST} tokens.")
+    return _top(series, lambda s: [(k, k + width) for k in range(len(s.values) - width + 1)], n, neutral)
+
+
+def top_sentences(series: Sequence[Series], n: int = 10, neutral: Sequence[Series] = ()) -> TopSpans:
+    """The `n` highest sentences.
+
+    Args:
+        series, n, neutral: as for `top_windows`.
+
+    Raises:
+        SettingError: as `top_windows`.
+    """
+    return _top(series, lambda s: sentence_tokens([s.trace.tokens[t] for t in s.trace.own]), n, neutral)
+
+
+# ---- sentences ----
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Characters `start` to `end` of each sentence; together they are the whole text.
+
+    A sentence ends after . ! ? or … before white space, after 。！？, or at the end of a line. White space between
+    sentences belongs to the one after it, at the end of the text to the last. What holds no letter ("1.", "- ", "...")
+    is no sentence of its own and goes with the one after it. It is a plain rule: "Dr. No" is cut in two.
+
+    >>> text = "Yes. It is 3.5 m!  Really?\\n1. No"
+    >>> [text[a:b] for a, b in sentences(text)]
+    ['Yes.', ' It is 3.5 m!', '  Really?', '\\n1. No']
+    """
+    ends = [found.start() if found[0] == "\n" else found.end() for found in _END.finditer(text)]
+    cut: list[tuple[int, int]] = []
+    start = 0
+    for end in [*ends, len(text)]:
+        if any(c.isalpha() for c in text[start:end]):
+            cut.append((start, end))
+            start = end
+    if start < len(text):  # nothing but numbers, marks and white space is left
+        cut = [*cut[:-1], (cut[-1][0], len(text))] if cut else [(0, len(text))]
+    return cut
+
+
+def piece_ends(pieces: Sequence[str]) -> np.ndarray:
+    """The character that decides where each display piece belongs: its last, `[n_pieces]`.
+
+    A piece that straddles two sentences (". " and a letter) belongs to the one that holds its last character. A token
+    that shows nothing is part of a character that a later token completes, and belongs there.
+
+    >>> piece_ends(["a.", " B", "", "c"]).tolist()
+    [1, 3, 4, 4]
+    """
+    ends = np.cumsum([len(p) for p in pieces], dtype=int)
+    empty = np.array([not p for p in pieces], bool)
+    return np.minimum(np.where(empty, ends, ends - 1), max(int(ends[-1]) - 1, 0) if len(ends) else 0)
+
+
+def sentence_tokens(pieces: Sequence[str]) -> Cut:
+    """The sentences of a reply by its tokens: first and last + 1, in order, no token left out.
+
+    Args:
+        pieces: display pieces of the reply's own tokens; they join to its text.
+    """
+    spans = sentences("".join(pieces))
+    which = np.searchsorted([start for start, _ in spans], piece_ends(pieces), side="right") - 1  # [n_pieces]
+    edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(pieces)]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
+
+
+# ---- the search ----
+
+
+def _top(series: Sequence[Series], cut: Callable[[Series], Cut], n: int, neutral: Sequence[Series]) -> TopSpans:
+    if n < 1:
+        raise SettingError(f"n={n}; at least 1 span is looked for.")
+    kinds = {(s.trait, s.kind) for s in (*series, *neutral)}
+    if len(kinds) > 1:
+        raise SettingError("The series are of different traits, vectors, blocks or nulls; search them apart.")
+    cuts = [cut(s) for s in series]
+    values = [_means(s.values, own) for s, own in zip(series, cuts, strict=True)]  # each [n_windows]
+    reply = np.repeat(np.arange(len(series)), [len(v) for v in values])
+    place = np.concatenate([np.arange(len(v)) for v in values]) if values else np.zeros(0, int)
+    flat = np.concatenate(values) if values else np.zeros(0)
+    null = [_means(s.values, cut(s)) for s in neutral]
+    flat_null = np.concatenate(null) if null else np.zeros(0)
+
+    taken: dict[int, Cut] = {}
+    spans: list[Span] = []
+    for k in np.argsort(-flat, kind="stable"):  # equal ones: the first stays first
+        if len(spans) == n:
+            break
+        r = int(reply[k])
+        first, end = cuts[r][place[k]]
+        if any(first < b and a < end for a, b in taken.get(r, [])):
+            continue
+        taken.setdefault(r, []).append((first, end))
+        s, own = series[r], series[r].trace.own
+        text = "".join(s.trace.tokens[t] for t in own[first:end])
+        value = float(flat[k])
+        unusual = _share_as_high(value, flat_null, len(values[r]))
+        spans.append(Span(s.id, s.trait, own[first], own[end - 1] + 1, text, value, unusual))
+    short = tuple(s.id for s, own in zip(series, cuts, strict=True) if not own)
+    return TopSpans(tuple(spans), len(series), len(flat), short)
+
+
+def _means(values: np.ndarray, cut: Cut) -> np.ndarray:
+    """Mean over each stretch, `[n_stretches]`."""
+    # By differences of sums, as a loop over windows of 100 tokens takes 50 times as long; float64 keeps 12 digits.
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    first, end = (np.array([c[i] for c in cut], int) for i in (0, 1))
+    return (sums[end] - sums[first]) / np.maximum(end - first, 1)
+
+
+def _share_as_high(value: float, null: np.ndarray, n: int) -> float | None:
+    """Share of stretches of `n` neutral windows whose highest is as high, the reply itself counted as one of them.
+
+    Neutral replies are laid end to end and cut into stretches of `n` windows, as a longer reply has a higher maximum
+    for its length alone.
+    """
+    k = len(null) // n if n else 0
+    if not k:
+        return None
+    highest = null[: k * n].reshape(k, n).max(1)  # [k]
+    return float((1 + (highest >= value).sum()) / (1 + k))
+
+
+def _kind(trace: Trace, trait: str) -> tuple[Any, ...]:
+    block = trace.best_block[trait]
+    row, column = trace.traits.index(trait), trace.blocks.index(block)
+    null = float(trace.null_mean[row, column]), float(trace.null_std[row, column])
+    return trace.provenance.vectors, block, null

@@ -1,0 +1,130 @@
+"""Pre-whitening: what a series says at each token that its own past did not say already.
+
+Scores persist from token to token. Two series that have nothing to do with each other then correlate far more often
+than chance allows: AR(0.65) pairs reach p < 0.05 in about a third of cases. So each trait's series is first reduced to
+its innovations: what is common to all replies at a position is taken off, then the reply's own mean, then what an
+autoregression predicts from the tokens before (Box and Jenkins 1976, chapter 11). Its order is chosen by AIC.
+
+One autoregression is fitted for a trait, over all replies together. In 40 simulated runs of 78 replies of 40 to 140
+tokens from AR(0.9) the coefficient came out as 0.878 pooled and 0.852 fitted reply by reply: a short series makes a
+process look faster than it is. Two series that only share their tokens (r = 0.6 at lag 0) then leaked r = 0.007 into
+lag 1 when pooled and 0.009 reply by reply. A half-panel jackknife gives the coefficient back (0.905) but leaks -0.007,
+also where there is nothing to whiten: it was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from persona_core.analysis.series import checked, refuse_smoothed
+from persona_core.errors import SettingError
+
+MAX_ORDER = 8
+"""Highest order that is tried."""
+
+LEAST_REPLIES = 20
+"""Replies that a mean by position, an autoregression and a pooled correlation need."""
+
+SPREAD_TOKENS = 4
+"""Tokens that a reply must have beyond the highest order: fewer have no correlation with an error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whitened:
+    """One trait's innovations.
+
+    Attributes:
+        innovations: of each reply, float64 `[n_own - order]`: entry i belongs to the reply's token i + order.
+        order: of the autoregression, by AIC.
+        coefficients: of the tokens 1, 2, ... before, `[order]`.
+        aic: of each order that was tried, `[max_order + 1]`, against the smallest.
+    """
+
+    innovations: tuple[np.ndarray, ...]
+    order: int
+    coefficients: np.ndarray
+    aic: np.ndarray
+
+
+def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened:
+    """The innovations of one trait over the replies of a run.
+
+    Args:
+        series: z of each reply's own tokens, `[n_own]` each, unsmoothed.
+        max_order: highest order that is tried; every reply needs `SPREAD_TOKENS` tokens more.
+
+    Raises:
+        SettingError: fewer than `LEAST_REPLIES` replies, one that is too short, a series with NaN, one that does not
+            vary, or one that has been smoothed.
+
+    >>> rng = np.random.default_rng(0)
+    >>> walks = [np.convolve(rng.normal(size=160), 0.8 ** np.arange(40), "valid") for _ in range(40)]
+    >>> found = whiten(walks)
+    >>> bool(abs(found.coefficients[0] - 0.8) < 0.05), len(found.innovations[0]) == 121 - found.order
+    (True, True)
+    """
+    if isinstance(max_order, bool) or not isinstance(max_order, int) or max_order < 0:
+        raise SettingError(f"max_order={max_order!r}; expected a whole number from 0.")
+    values = [checked(z, f"Reply {i}") for i, z in enumerate(series)]
+    if len(values) < LEAST_REPLIES:
+        raise SettingError(f"{len(values)} replies; at least {LEAST_REPLIES} are needed to whiten them together.")
+    short = [i for i, z in enumerate(values) if len(z) < max_order + SPREAD_TOKENS]
+    if short:
+        raise SettingError(
+            f"Reply {short[0]} has {len(values[short[0]])} tokens; an order of up to {max_order} needs "
+            f"{max_order + SPREAD_TOKENS}. Leave short replies out, or lower max_order."
+        )
+    refuse_smoothed(values)
+    deviations = _deviations(values)
+    if not sum(float(d @ d) for d in deviations) > 1e-12 * sum(float(z @ z) for z in values):
+        raise SettingError("The series do not vary beyond what all replies share; there is nothing to correlate.")
+    aic = _aic(deviations, max_order)
+    order = int(np.argmin(aic))
+    past, now = _regression(deviations, order, order)
+    coefficients = np.linalg.lstsq(past, now, rcond=None)[0]
+    innovations = tuple(d[order:] - _lags(d, order, order) @ coefficients for d in deviations)
+    return Whitened(innovations, order, coefficients, aic - aic.min())
+
+
+def _deviations(series: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """From the mean over replies at the same position, and then from the reply's own mean.
+
+    A position that fewer than `LEAST_REPLIES` replies reach takes the mean over all such positions together.
+    """
+    longest = max(map(len, series))
+    counts, sums = np.zeros(longest), np.zeros(longest)
+    for z in series:
+        counts[: len(z)] += 1
+        sums[: len(z)] += z
+    rare = counts < LEAST_REPLIES
+    means = sums / counts  # [longest]
+    if rare.any():
+        means[rare] = sums[rare].sum() / counts[rare].sum()
+    level = [z - means[: len(z)] for z in series]
+    return [z - z.mean() for z in level]
+
+
+def _lags(z: np.ndarray, order: int, start: int) -> np.ndarray:
+    """The tokens 1 to `order` before each token from `start` on, `[n_own - start, order]`."""
+    if not order:
+        return np.zeros((len(z) - start, 0))
+    return np.stack([z[start - k : len(z) - k] for k in range(1, order + 1)], axis=1)
+
+
+def _regression(series: Sequence[np.ndarray], order: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """The past `[n_tokens, order]` and the present `[n_tokens]` of all replies' tokens from `start` on."""
+    return np.concatenate([_lags(z, order, start) for z in series]), np.concatenate([z[start:] for z in series])
+
+
+def _aic(series: Sequence[np.ndarray], max_order: int) -> np.ndarray:
+    """Of Gaussian autoregressions of order 0 to `max_order`, all on the same tokens, `[max_order + 1]`."""
+    past, now = _regression(series, max_order, max_order)
+    values = []
+    for order in range(max_order + 1):
+        part = past[:, :order]
+        errors = now - part @ np.linalg.lstsq(part.T @ part, part.T @ now, rcond=None)[0]
+        values.append(len(now) * np.log(max(float(errors @ errors) / len(now), 1e-300)) + 2 * order)
+    return np.array(values)

@@ -1,0 +1,181 @@
+"""Does pushing trait A bring on trait B? Replies steered along A against replies steered along random directions.
+
+The trap. Adding s along A's vector at a block moves the reading of B at that block by s times the cosine of the two
+vectors, whatever the text becomes. So the steered replies are read again by their ids, without steering, and B is
+measured there: in what the text shows. The random arm adds directions of the same norm at the same block, another one
+for each steered trait and seed, and both arms write with the same seeds.
+
+What is left of the trap: a steered text that is only odd raises every score a little ("not neutral"), and a text that
+shows A raises the score of B: on the demo model nearly every pair moves so. A judge of what a text visibly shows is not
+taken in; give one where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from persona_core.analysis.confirmed import LEAST_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
+from persona_core.chat import Messages
+from persona_core.decode import Sampling
+from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
+from persona_core.generation import Run
+from persona_core.monitor import PersonaMonitor
+from persona_core.numbering import from_one
+from persona_core.steering import Intervention, Steer
+from persona_core.trace import Trace
+from persona_core.transcripts import Transcript
+
+Shown = Callable[[Trace], Mapping[str, bool] | None]
+"""Which traits a reply visibly shows; None for a reply that is noise: it then counts in no measure."""
+
+Prompts = Sequence[str | Messages]
+
+
+@dataclass(frozen=True)
+class EdgePlan:
+    """What is tried.
+
+    Attributes:
+        strength: in norms of the vector. At 0.85 the replies of the demo model were between 41 and 81 % sentences of
+            its grammar, by trait; at 1.0 between 28 and 56 %, at 0.7 too few showed even the steered trait.
+        strengths: trait -> its own strength, where it is another.
+        seeds: replies to each prompt and arm. On 100 prompts 2 found none of the three links of the demo world, 5 all.
+        sampling: how tokens are chosen.
+        batch_size: replies written or read at once.
+        seed: of the first reply and of the random directions.
+    """
+
+    strength: float = 0.85
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    seeds: int = 5
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=200, temperature=0.7))
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for strength in (self.strength, *self.strengths.values()):
+            if not np.isfinite(strength) or strength == 0:
+                raise SettingError(f"strength={strength!r}; expected a number that is not 0, in norms of the vector.")
+        from_one("seeds", self.seeds)
+        from_one("batch_size", self.batch_size)
+
+    def of(self, trait: str) -> float:
+        """The strength at which a trait is steered, in norms of its vector."""
+        return float(self.strengths.get(trait, self.strength))
+
+
+def steering_edges(
+    monitor: PersonaMonitor,
+    prompts: Prompts,
+    plan: EdgePlan | None = None,
+    sources: Sequence[str] | None = None,
+    shown: Shown | None = None,
+    progress: bool = True,
+    n_flips: int = N_FLIPS,
+    n_resamples: int = 1000,
+) -> tuple[Confirmation, ...]:
+    """What steering each source does to every trait, in its score and in what the text shows.
+
+    Args:
+        monitor: model and calibrated vectors.
+        prompts: user messages or conversations, without a system prompt: nothing is asked of the model.
+        plan: strengths, seeds and sampling.
+        sources: traits to steer; None: all.
+        shown: marks which traits a reply visibly shows.
+        n_flips, n_resamples: for the figures.
+
+    Returns:
+        The tables of mean z, of mean z less the other traits' (from three traits on), and with `shown` of visible
+        traits.
+
+    Raises:
+        SettingError: too few prompts.
+        UnknownTrait, UnknownBlock, NotCalibrated, PromptError.
+    """
+    plan = plan or EdgePlan()
+    names, steered = monitor.vectors.traits, tuple(monitor.vectors.traits if sources is None else sources)
+    for trait in (*steered, *plan.strengths):
+        monitor.vectors.tensor(trait)
+    unknown = [trait for trait in names if trait not in monitor.vectors.null]
+    if unknown:
+        raise NotCalibrated(f"No null for {', '.join(unknown)}; z scores need calibrated vectors.")
+    if len(prompts) < LEAST_PROMPTS:
+        raise SettingError(f"{len(prompts)} prompts; at least {LEAST_PROMPTS} are needed to tell an effect.")
+    shape = (len(prompts), plan.seeds, len(names))
+    scores: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
+    visible: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
+    with tqdm(total=2 * len(steered) * plan.seeds * len(prompts), unit="reply", disable=not progress) as bar:
+        for source, arms in zip(steered, _directions(monitor, steered, plan), strict=True):
+            for arm, changes in arms.items():
+                bar.set_description(f"steering {source}, {arm}")
+                z, shows = np.full(shape, np.nan), np.full(shape, np.nan)
+                for k, change in enumerate(changes):
+                    for q, trace in enumerate(_steered(monitor, prompts, change, plan, k)):
+                        z[q, k], shows[q, k] = _measured(trace, names, shown)
+                    bar.update(len(prompts))
+                scores[arm][source], visible[arm][source] = z, shows
+    options = {"n_flips": n_flips, "n_resamples": n_resamples, "seed": plan.seed}
+    found = [confirm(names, scores["vector"], scores["random"], "score", **options)]
+    if len(names) > 2:
+        relative = [
+            {source: less_the_others(z, names.index(source)) for source, z in scores[arm].items()} for arm in scores
+        ]
+        found.append(confirm(names, relative[0], relative[1], "relative", **options))
+    if shown is not None:
+        found.append(confirm(names, visible["vector"], visible["random"], "shown", **options))
+    return tuple(found)
+
+
+def _directions(monitor: PersonaMonitor, steered: Sequence[str], plan: EdgePlan) -> list[dict[str, list[Intervention]]]:
+    """For each steered trait the interventions of both arms, one a seed."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    found = []
+    for trait in steered:
+        best = monitor.vectors.best_block.get(trait)
+        if best is None:
+            raise UnknownBlock(f"{trait!r} has no best block; give the vectors one before steering along it.")
+        block = monitor.lm.blocks.check(best)
+        vector = monitor.vectors.tensor(trait)[block]
+        device = next(monitor.lm.blocks.modules[block].parameters()).device
+        own, amount = monitor.vectors.direction(trait, block).to(device), plan.of(trait) * float(vector.norm())
+        others = torch.randn(plan.seeds, len(vector), generator=generator)
+        random = (others / others.norm(dim=1, keepdim=True)).to(device)  # [seeds, d_model]
+        steer = Steer(trait, block, strength=amount)
+        found.append(
+            {
+                "vector": [Intervention(steer, own, amount)] * plan.seeds,
+                "random": [Intervention(steer, own, amount, along=other) for other in random],
+            }
+        )
+    return found
+
+
+def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, plan: EdgePlan, k: int) -> list[Trace]:
+    """The replies of one arm and seed, written with the intervention and read without it, by their ids."""
+    written = []
+    for start in range(0, len(prompts), plan.batch_size):
+        rendered = [monitor.lm.chat.render(p) for p in prompts[start : start + plan.batch_size]]
+        seeds = [plan.seed + k * len(prompts) + start + row for row in range(len(rendered))]
+        run = Run(monitor.lm, {}, rendered, plan.sampling, seeds, [change])
+        for _ in run.forwards():
+            pass
+        written += [
+            Transcript(run.token_ids(row), run.pieces(row), run.roles(row), len(one.token_ids), monitor.writer_name)
+            for row, one in enumerate(rendered)
+        ]
+    return monitor.read_batch(written, batch_size=plan.batch_size)
+
+
+def _measured(trace: Trace, names: Sequence[str], shown: Shown | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean z and whether it shows, for each trait, `[n_traits]` each; NaN for an empty reply or for noise."""
+    nothing, own = np.full(len(names), np.nan), trace.own
+    marks = shown(trace) if shown is not None and own else None
+    if not own or (shown is not None and marks is None):
+        return nothing, nothing
+    z = np.array([trace.scores(trait)[own].astype(float).mean() for trait in names])
+    return z, nothing if marks is None else np.array([float(marks.get(trait, False)) for trait in names])
