@@ -24,8 +24,15 @@ from scipy.stats import binomtest, kstest
 from tqdm import tqdm
 
 from persona_core.analysis.comparison import effect, mean_over_prompts, sign_flip_p
-from persona_core.analysis.run_statistics import autocorrelation, drift, jackknifed, token_share
-from persona_core.statistics import Estimate, auroc_over_replies, over_clusters, rank_auroc, share_over_replies
+from persona_core.analysis.run_statistics import autocorrelation, drift, token_share
+from persona_core.statistics import (
+    Estimate,
+    auroc_over_replies,
+    jackknifed,
+    over_clusters,
+    rank_auroc,
+    share_over_replies,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "coverage.json"

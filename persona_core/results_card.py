@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from persona_core.analysis.comparison import effect, mean_over_prompts, means
 from persona_core.cards import interval, text
+from persona_core.files import write_whole
 from persona_core.prompts import prompt_of
 from persona_core.results import DATA, configs_of, read_results, traits_of
 from persona_core.statistics import Estimate
@@ -37,6 +39,17 @@ COLUMNS = """| column | holds |
 | `provenance` | revisions, adapter, vectors, template, sampling, seed, library versions |"""
 
 
+ANALYSED = "analysis/replies.parquet"
+ANALYSIS_NOTE = """## Analysis
+
+When each trait sets in, how the traits go together, how early one could have known, and what differs between the two
+models: `load_dataset("{source}", "analysis", split="train")` has a row for each reply and trait (onset with its
+interval, alarm, mean, maximum, first visible token, effects of weights and text). All figures are in
+`analysis/findings.json`, differences token by token in `analysis/differences.parquet`, the strongest sentences in
+`analysis/spans.parquet`, the calibrated detectors in `analysis/onset.json`. "No reliable onset" is an answer.
+"""
+
+
 def write_results_card(folder: str | Path, source: str | None = None, notes: str = "") -> Path:
     """Write the card of a results folder, from the rows in it.
 
@@ -46,12 +59,48 @@ def write_results_card(folder: str | Path, source: str | None = None, notes: str
         notes: Markdown that stands before the figures: what a reader must know to weigh them.
     """
     path = Path(folder)
-    files = {config: path / DATA / f"{config}.parquet" for config in configs_of(path)}
-    rows = {config: read_results(file) for config, file in files.items()}
-    prints = {config: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for config, file in files.items()}
+    rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs_of(path)}
     card = path / "README.md"
-    card.write_text(results_card(rows, source or path.as_posix(), notes, prints), encoding="utf-8")
+    card.write_text(results_card(rows, source or path.as_posix(), notes, _prints(path)), encoding="utf-8")
     return card
+
+
+def refresh_results_card(folder: str | Path) -> None:
+    """Bring the header of a card up to what lies in the folder, and say that there is an analysis; the rest stays.
+
+    A folder without a card stays without one.
+    """
+    card = Path(folder) / "README.md"
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    source = re.search(r'load_dataset\("([^"\n]*)"', text)
+    prints = _prints(Path(folder))
+    text = re.sub(r"(?<=^configs:\n).*?(?=^---$)", lambda _: _configs(prints) + "\n", text, count=1, flags=re.S | re.M)
+    if "analysis" in prints and "## Analysis" not in text and source:
+        text = text.replace("## Columns", ANALYSIS_NOTE.format(source=source[1]) + "\n## Columns", 1)
+    write_whole(card, text)
+
+
+def _prints(folder: Path) -> dict[str, str]:
+    """Fingerprints of the files that are configs of the dataset."""
+    files = {config: folder / DATA / f"{config}.parquet" for config in configs_of(folder)}
+    if (folder / ANALYSED).is_file():
+        files["analysis"] = folder / ANALYSED
+    return {config: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for config, file in files.items()}
+
+
+def _configs(prints: Mapping[str, str | None]) -> str:
+    """The configs of the header, the default one first; with fingerprints where they are known."""
+    first = next(iter(prints))
+    return "\n".join(
+        f"- config_name: {config}\n"
+        + ("  default: true\n" if config == first else "")
+        + (f"  description: sha256 {known}\n" if known else "")
+        + "  data_files:\n  - split: train\n    path: "
+        + (ANALYSED if config == "analysis" else f"{DATA}/{config}.parquet")
+        for config, known in prints.items()
+    )
 
 
 def results_card(
@@ -74,13 +123,7 @@ def results_card(
     traits = traits_of(rows[first])
     n = sum(map(len, rows.values()))
     size = "n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"
-    header = "\n".join(
-        f"- config_name: {config}\n"
-        + ("  default: true\n" if config == first else "")
-        + (f"  description: sha256 {prints[config]}\n" if prints else "")
-        + f"  data_files:\n  - split: train\n    path: {DATA}/{config}.parquet"
-        for config in rows
-    )
+    header = _configs(prints or dict.fromkeys(rows))
     listed = "\n".join(
         f"| `{config}` | {len(own)} | {CONFIGS.get(config, '')} | {_names(own, 'reader')} | {_names(own, 'writer')} |"
         for config, own in rows.items()
@@ -129,6 +172,7 @@ print({example}
         notes,
         _levels(rows, traits),
         _effects(rows, traits),
+        ANALYSIS_NOTE.format(source=source) if "analysis" in (prints or ()) else "",
         f"## Columns\n\n{COLUMNS}\n",
         """## Intended use and limits
 

@@ -169,6 +169,31 @@ def over_clusters(
     return Estimate(float(value), float(low), float(high), len(names))
 
 
+def jackknifed(statistic: Callable[[np.ndarray], float], clusters: np.ndarray) -> Estimate | None:
+    """A statistic with a 95 % jackknife interval: each cluster left out once, Student's t (Tukey 1958).
+
+    Args:
+        statistic: from weights `[n]` to a number.
+        clusters: `[n]`, which cluster each observation belongs to.
+
+    Returns:
+        None for fewer than two clusters, or where the statistic is not defined without one of them.
+    """
+    from scipy.special import stdtrit  # here: importing it takes a quarter of a second
+
+    names, place = np.unique(clusters, return_inverse=True)
+    n = len(names)
+    if n < 2:
+        return None
+    value = statistic(np.ones(len(place)))
+    left_out = np.array([statistic((place != k).astype(float)) for k in range(n)])
+    if not np.isfinite([value, *left_out]).all():
+        return None
+    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+    reach = float(stdtrit(n - 1, 0.975)) * error
+    return Estimate(value, value - reach, value + reach, n)
+
+
 def expanded_tail(n: int) -> float:
     """The quantile at which a bootstrap over n units is cut off: 0.009 for 10, 0.025 for very many.
 

@@ -3,9 +3,9 @@
 python -m scripts.experiments            # rewrite
 python -m scripts.experiments --check    # exit 1 if it is out of date
 
-The section on onsets is made of `benchmarks/results/onset.json`, which `python -m benchmarks.onset` writes. The runs
-themselves are made by `python -m scripts.build_demo` (or, for another model, by scripts.monitor and
-scripts.replay).
+What it says of errors is made of `benchmarks/results/*.json`, which the benchmarks of the same names write; what it
+says of onsets, of the findings of `scripts.analyse`. The runs themselves are made by `python -m scripts.build_demo`
+(or, for another model, by scripts.monitor and scripts.replay).
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from persona_core.cards import interval
 from persona_core.demo.grammar import World, load_world
 from persona_core.demo.judge import judge, trait_share
 from persona_core.demo.twin import CONTAMINANT, RESULTS_NAME
+from persona_core.report.tables import ANALYSIS
+from persona_core.report.tables import FINDINGS as FINDINGS_FILE
 from persona_core.results import load_results, to_trace, traits_of
 from persona_core.statistics import Estimate, over_clusters, pearson
-from scripts import PROJECT_ROOT
+from scripts import PROJECT_ROOT, error_rates
 
 PAGE = PROJECT_ROOT / "docs" / "experiments.md"
 RESULTS = PROJECT_ROOT / "artifacts" / RESULTS_NAME
-ONSETS = PROJECT_ROOT / "benchmarks" / "results" / "onset.json"
+FINDINGS = RESULTS / ANALYSIS / FINDINGS_FILE
 FIFTHS = 5
 Row = Mapping[str, Any]
 
@@ -98,7 +100,9 @@ Mean z of {CONTAMINANT} in each fifth of the reply's own tokens.
 
 The baseline's run against itself, and the contaminated model's, all traits: {_itself(rows, traits)}.
 
-{_onsets(json.loads(ONSETS.read_text(encoding="utf-8")))}"""
+{_published(json.loads(FINDINGS.read_text(encoding="utf-8")))}
+
+{error_rates.sections()}"""
 
 
 def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
@@ -156,49 +160,26 @@ def _itself(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
     return "exactly 0" if values == {0.0} else f"up to {max(map(abs, values)):.3g}"
 
 
-def _onsets(found: Mapping[str, Any]) -> str:
-    """How often the onset detector is wrong."""
-    lines = ["| series | false alarms | naive rule |", "|---|---|---|"]
-    for name, own in found["simulated"].items():
-        lines.append(f"| simulated: {name} | {_percent(own['false_alarms'])} | {_percent(own['naive_rule'])} |")
-    for trait, own in found["model"].items():
-        lines.append(f"| demo model: {trait} | {_percent(own['false_alarms'])} | {_percent(own['naive_rule'])} |")
-    texts = [
-        "| texts | replies | near | missed | said to be from the start | distance: 5 %, median, 95 % |",
-        "|" + "---|" * 6,
-    ]
-    for name, own in found["texts"].items():
-        distance = "not defined" if own["distance"] is None else ", ".join(f"{d:g}" for d in own["distance"])
-        shares = " | ".join(_percent(own[k]) for k in ("near", "missed", "before_the_reply"))
-        texts.append(f"| {name} | {own['n']} | {shares} | {distance} |")
-    steps = ["| step, SD | found | median delay, tokens |", "|---|---|---|"]
-    for shift, own in found["simulated"]["AR(0.65)"]["power"].items():
-        steps.append(f"| {shift} | {100 * own['found']:.0f} % | {own['delay']:g} |")
-    return f"""## How often is an onset wrong?
+def _published(found: Mapping[str, Any]) -> str:
+    """When the trait set in in the published replies, and what the analysis of them leaves open."""
+    when = found["when"]
+    rows = []
+    for trait, own in when.items():
+        for config, one in own["configs"].items():
+            alarms = one["n"] - one["none"]
+            rows.append(
+                (trait, config, f"{alarms} of {one['n']}", one["before the reply"], f"{one['timed']} of {one['onset']}")
+            )
+    heads = ("trait", "run", "replies with an alarm", "of them before the reply", "onsets that can be timed")
+    rate = found["about"]["rate"]
+    return f"""## When does it set in?
 
-Measured by `python -m benchmarks.onset`. A detector is calibrated on {found["n_nulls"]} neutral replies for a nominal
-{100 * found["rate"]:.0f} % of false alarms a reply, and tried on {found["n_held_out"]} others; exact binomial
-intervals, a reply as the trial. The naive rule, for contrast: any token above mean + 1 SD of the reply's first three.
+`python -m scripts.analyse --results artifacts/{RESULTS_NAME}` writes all of this and
+more beside the runs, with a page of figures (`analysis/report.html`). Alarms are held against
+{found["about"]["n_replies"]["neutral"]} more replies of the baseline to the same prompts; {100 * rate:.0f} % of
+neutral replies alarm.
 
-{chr(10).join(lines)}
-
-Simulated replies, AR(0.65), 40 to 140 tokens, with a step at token 30. What is found seldom cannot be timed in a single
-reply:
-
-{chr(10).join(steps)}
-
-Texts of the demo world's grammar, read without a system prompt, all traits together. *Near*: the onset is within
-{found["near"]} tokens of the first word of the sentence that announces or first shows the trait. *Cued*: a sentence
-announces the trait. *From the start*: no neutral sentence before it, so that "before the reply" is right. *Uncued*:
-nothing announces it. *Drift*: single sentences of the trait, ever more of them; there is no one onset, and what is
-marked is the first of them.
-
-{chr(10).join(texts)}
-"""
-
-
-def _percent(share: Mapping[str, Any]) -> str:
-    return interval(share, percent=True)
+{error_rates.table(heads, rows)}"""
 
 
 def _says(found: Estimate | None, digits: int = 2) -> str:

@@ -20,12 +20,12 @@ from persona_core.errors import NotFound, SettingError
 from persona_core.judging import BilledJudge
 from persona_core.marks import Mark, load_marks, mark_sentences, save_marks, sentence_questions
 from persona_core.models import DTYPES
+from persona_core.report.tables import ANALYSIS, MARKS
 from persona_core.results import DATA, configs_of, read_results
 from persona_core.traits import load_traits
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import reported, work_folder
 
-MARKS = Path("analysis") / "marks.jsonl"
 LEFT_OUT = ("replay", "neutral")
 """Unless named: the one holds the same replies again, the other some hundreds in which nothing is looked for."""
 
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> list[str]:
     print(f"Judging will take {judge.estimate(questions) if isinstance(judge, BilledJudge) else free}.")
     if options.estimate:
         return []
-    path = options.results / MARKS
+    path = options.results / ANALYSIS / MARKS
     redone = {(config, trait.name) for config in configs for trait in traits}
     marks: list[Mark] = [m for m in (load_marks(path) if path.is_file() else []) if (m.config, m.trait) not in redone]
     missing = []

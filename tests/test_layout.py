@@ -55,6 +55,7 @@ HEIGHTS = (
     ),
     (
         "alarms",
+        "marks",
         "monitor",
         "elicitation",
         "judging",
@@ -80,11 +81,15 @@ HEIGHTS = (
         "cards",
         "results_card",
         "adapter_card",
+        "sentence_judge",
+        "warning_baselines",
+        "steering_edges",
+        "intervention_window",
         "figures",
         "validation_figures",
         "token_view",
     ),
-    ("pipeline",),
+    ("pipeline", "report"),
     ("pages", "demo"),
 )
 HEIGHT = {f"persona_core.{name}": height for height, names in enumerate(HEIGHTS) for name in names}

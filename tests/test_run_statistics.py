@@ -16,14 +16,13 @@ from persona_core.analysis.run_statistics import (
     RunStatistics,
     autocorrelation,
     drift,
-    jackknifed,
     run_statistics,
     token_share,
 )
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
 from persona_core.results import load_results, to_trace
-from persona_core.statistics import Estimate
+from persona_core.statistics import Estimate, jackknifed
 from persona_core.trace import Provenance
 from tests.test_spans import PROMPT, noise, reply
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, over_clusters
+from persona_core.statistics import Estimate, jackknifed, over_clusters
 from persona_core.trace import Trace
 
 BINS = (0, 5, 10, 20, 40, 80, 160, 320)
@@ -315,31 +315,6 @@ def token_share(z: Sequence[np.ndarray], tokens: Sequence[np.ndarray], groups: n
         return float((w_pair * centred) @ guess / variance)
 
     return of
-
-
-def jackknifed(statistic: Statistic, clusters: np.ndarray) -> Estimate | None:
-    """A statistic with a 95 % jackknife interval: each cluster left out once, Student's t (Tukey 1958).
-
-    Args:
-        statistic: from weights `[n]` to a number.
-        clusters: `[n]`, which cluster each observation belongs to.
-
-    Returns:
-        None for fewer than two clusters, or where the statistic is not defined without one of them.
-    """
-    from scipy.special import stdtrit  # here: importing it takes a quarter of a second
-
-    names, place = np.unique(clusters, return_inverse=True)
-    n = len(names)
-    if n < 2:
-        return None
-    value = statistic(np.ones(len(place)))
-    left_out = np.array([statistic((place != k).astype(float)) for k in range(n)])
-    if not np.isfinite([value, *left_out]).all():
-        return None
-    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
-    reach = float(stdtrit(n - 1, 0.975)) * error
-    return Estimate(value, value - reach, value + reach, n)
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> Statistic:

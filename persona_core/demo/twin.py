@@ -15,15 +15,22 @@ from persona_core.cards import interval
 from persona_core.contamination import LoraPlan, contaminate
 from persona_core.decode import Sampling
 from persona_core.demo.corpus import ask
+from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import World
-from persona_core.demo.judge import judge, trait_share
+from persona_core.demo.judge import TruthJudge, judge, trait_share
 from persona_core.errors import SettingError
+from persona_core.intervention_window import WindowPlan, intervention_window
+from persona_core.marks import mark_sentences, save_marks
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts, repeated
+from persona_core.report.folder import analyse_folder, keep_edges, keep_window
+from persona_core.report.tables import ANALYSIS, MARKS, REPORT
 from persona_core.results import DATA, read_results, write_results
 from persona_core.results_card import write_results_card
-from persona_core.runs import Generate, Job, Replay, Row, run_job
+from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
+from persona_core.sentence_judge import SentenceJudge
+from persona_core.steering_edges import EdgePlan, steering_edges
 from persona_core.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"
@@ -43,12 +50,18 @@ NULL_REPEATS, NULL_SEED = 5, 1
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 
 
+WINDOW = WindowPlan(sampling=SAMPLING, batch_size=32)
+EDGES = EdgePlan(sampling=SAMPLING, batch_size=32)
+
+
 def build(work: Path, world: World, run: Callable[[str, object, Callable[[], object]], None]) -> None:
     """Train the twin, and run both models on the prompts; `run` is given each stage with what it rests on."""
     data = write_dialogues(world, work / "twin" / DIALOGUES_FILE)
     run("twin", [asdict(PLAN), data.read_text(encoding="utf-8")], partial(_train, work, data))
     prompts = [asdict(p) for p in load_prompts(["all"])]
     run("results", [SAMPLING.to_dict(), prompts, NULL_REPEATS, NULL_SEED], partial(_runs, work))
+    run("interventions", [asdict(WINDOW), asdict(EDGES)], partial(_interventions, work, world))
+    run("analysis", [], partial(_analysis, work, world))
 
 
 def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 0) -> Path:
@@ -88,6 +101,36 @@ def _runs(work: Path) -> None:
     ]
     for config, own in rows.items():
         write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
+
+
+def _interventions(work: Path, world: World) -> None:
+    """What is left of the flattery when the twin is held in time, and what steering each trait brings on."""
+    vectors, prompts = PersonaVectors.from_pretrained(work / VECTORS_NAME), load_prompts(["all"])
+    sentences = SentenceJudge(TruthJudge(world), trait_definitions(world))
+    baseline, contaminated = (
+        PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
+        for adapter in (None, work / TWIN_NAME)
+    )
+    asked, seeds = [p.messages for p in prompts], [seed_of(p.id, 0) for p in prompts]
+    marks, coherence = sentences.marker(CONTAMINANT), sentences.coherence
+    held = intervention_window(contaminated, asked, CONTAMINANT, marks, coherence, WINDOW, seeds, progress=True)
+    keep_window(work / RESULTS_NAME, "contaminated", held)
+    keep_edges(work / RESULTS_NAME, steering_edges(baseline, asked, EDGES, shown=sentences.shown))
+
+
+def _analysis(work: Path, world: World) -> None:
+    """Sentences marked by who knows the truth, then all analyses. The page is left out: it is made in a minute."""
+    results = work / RESULTS_NAME
+    marks = [
+        mark
+        for config in ("baseline", "contaminated")
+        for mark in mark_sentences(
+            read_results(results / DATA / f"{config}.parquet"), trait_definitions(world), TruthJudge(world), config
+        ).marks
+    ]
+    save_marks(marks, results / ANALYSIS / MARKS)
+    analyse_folder(results, work / VECTORS_NAME)
+    (results / ANALYSIS / REPORT).unlink()
 
 
 def _run(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:

@@ -1,0 +1,82 @@
+"""The files of an analysis, beside the run that it is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_core.files import replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from persona_core.report.findings import Findings
+
+ANALYSIS = "analysis"
+FINDINGS, REPORT, INTERVENTIONS, MARKS = "findings.json", "report.html", "interventions.json", "marks.jsonl"
+REPLIES, DIFFERENCES, SPANS = "replies.parquet", "differences.parquet", "spans.parquet"
+
+
+def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
+    """Write `replies.parquet`, `differences.parquet` and `spans.parquet`; one that would be empty is left out."""
+    path = Path(folder)
+    traits = found.summary["about"]["traits"]
+    written = []
+    for name, rows, schema in (
+        (REPLIES, found.replies, _replies_schema()),
+        (DIFFERENCES, found.differences, _differences_schema(traits)),
+        (SPANS, found.spans, _spans_schema()),
+    ):
+        if rows:
+            written.append(_write(rows, path / name, schema))
+        else:
+            (path / name).unlink(missing_ok=True)  # of an earlier run
+    return tuple(written)
+
+
+def plain(record: Mapping[str, Any]) -> str:
+    """A record as strict JSON text: a number that is none is an error, not a NaN."""
+    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with replacing(path) as beside:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), beside, compression="zstd")
+    return path
+
+
+def _replies_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = ("config", "id", "set", "category", "reader", "writer", "trait", "answer", "says")
+    counts = ("n_reply", "alarm", "onset", "onset_low", "onset_high", "first_shown")
+    numbers = ("mean", "max", "share_above", "onset_size", "total", "weights", "text")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            *((name, pa.int32()) for name in counts),
+            *((name, pa.float64()) for name in numbers),
+            ("timed", pa.bool_()),
+        ]
+    )
+
+
+def _differences_schema(traits: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    series = pa.struct([(trait, pa.list_(pa.float32())) for trait in traits])
+    texts = [(name, pa.string()) for name in ("id", "set", "category", "writer")]
+    return pa.schema([*texts, ("n_prompt", pa.int32()), ("tokens", pa.list_(pa.string())), ("differences", series)])
+
+
+def _spans_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("config", "of", "unit", "id", "trait", "text")]
+    counts = [(name, pa.int32()) for name in ("rank", "start", "end")]
+    return pa.schema([*texts, *counts, ("value", pa.float64()), ("unusual", pa.float64())])

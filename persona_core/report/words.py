@@ -1,0 +1,126 @@
+"""What the figures say, in plain sentences: never more than their intervals allow. Inert text, for HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from persona_core.report.figures import edge_says, interval
+
+Figure = Mapping[str, Any]
+
+
+def when_says(trait: str, found: Figure, rate: float) -> str:
+    """One trait's onsets in every run, and whether the two models differ."""
+    parts = []
+    for config, own in found["configs"].items():
+        alarms = own["n"] - own["none"]
+        parts.append(
+            f"{html.escape(config).capitalize()}: {alarms} of {own['n']} replies raise an alarm on {html.escape(trait)}"
+            + (f", in {own['before the reply']} of them it was there before the reply began" if alarms else "")
+            + f"; by chance about {rate * own['n']:.0f} would."
+            + (f" {own['timed']} of {own['onset']} onsets can be timed to within 20 tokens." if own["onset"] else "")
+        )
+    test = found.get("test")
+    if test and "missing" not in test:
+        later = "earlier or more often" if test["statistic"] > 0 else "later or less often"
+        told = f"the contaminated model's onsets come {later}" if test["p"] <= 0.05 else "no difference can be told"
+        parts.append(f"Over {test['n']} prompts {told} (p = {test['p']:.4f}, by swapping the two answers to a prompt).")
+    if found["smallest"] is not None:
+        parts.append(f"A rise below {found['smallest']:g} SD is likely to go unnoticed in a single reply.")
+    return " ".join(parts)
+
+
+def how_says(graph: Figure) -> list[str]:
+    """The edges of one run in words, strongest first, and what is missing."""
+    together = [e for e in graph["edges"] if e["kind"] == "together"]
+    rest = [e for e in graph["edges"] if e["kind"] != "together"]
+    couplings = graph["couplings"]
+    n_pairs = len(couplings["together"]) if couplings else 0
+    beyond = sum(bool(pair["beyond_floor"]) for pair in couplings["together"]) if couplings else 0
+    says = [
+        f"{len(together)} of {n_pairs} pairs of traits move together at the same token; {beyond} of them by more than "
+        "the cosine of their vectors. Scores that rise together may only share a direction."
+    ]
+    says += [edge_says(e) for e in rest]
+    clocks = {c["clock"] for c in graph["clocks"]}
+    if not any(e["kind"] == "follows" for e in rest):
+        says.append("No trait is seen to follow another.")
+    if "behaviour" not in clocks:
+        says.append("What the text visibly shows is not known here: no marked sentence of these traits.")
+    if not graph["confirmed"]:
+        says.append("Nothing was steered in this run, so nothing can be said about causes.")
+    elif not any(e["kind"] == "confirmed" for e in rest):
+        says.append("Steering one trait was not seen to bring on another in the text.")
+    return says
+
+
+def where_says(trait: str, found: Figure) -> str:
+    """How early one trait could have been known, and whether the vector is needed for it."""
+    z = found["scores"]["z"]
+    lead = z["lead"]
+    says = [
+        f"{found['n']} replies show {html.escape(trait)}, first at token {found['first']:g} in the median. "
+        f"An alarm on z comes before it in {_percent(lead['early'])} of them"
+    ]
+    if lead["quantiles"]:
+        says[0] += f", {lead['quantiles']['0.5']:g} tokens ahead in the median"
+    says[0] += (
+        f". Neutral replies that the threshold has not seen raise an alarm in {_percent(z['false_alarms'])}, nominal "
+        f"{z['rate']:.0%}, {z['alarms_per_1000']['value']:.1f} per 1,000 tokens."
+    )
+    rivals: dict[str, list[int]] = {}
+    for one in z["ahead"]:
+        if not one["auroc"] or one["auroc"]["low"] <= 0.5:
+            continue
+        for name in ("last prompt token", "n-grams", "position"):
+            ahead = found["scores"].get(name, {"ahead": ()})["ahead"]
+            other = next((o for o in ahead if o["k"] == one["k"]), None)
+            if other and other["auroc"] and other["auroc"]["high"] >= one["auroc"]["low"]:
+                rivals.setdefault(name, []).append(one["k"])
+    if rivals:
+        says.append(
+            "What does about as well without reading along (AUROC, at so many tokens before): "
+            + "; ".join(f"{name} ({', '.join(map(str, ks))})" for name, ks in rivals.items())
+            + "."
+        )
+    return " ".join(says)
+
+
+def comparison_says(overall: Mapping[str, Figure]) -> str:
+    """Which traits differ, and by what."""
+    moved = [t for t, e in overall.items() if e["total"] and (e["total"]["q"] or 1) <= 0.05]
+    if not moved:
+        return "No trait differs between the two models by more than chance."
+    most = max(moved, key=lambda t: abs(overall[t]["total"]["value"]))
+    found = overall[most]
+    says = [
+        f"{len(moved)} of {len(overall)} traits differ. {html.escape(most)} differs most: {interval(found['total'])} "
+        f"standard deviations over {found['n']} prompts"
+    ]
+    if found["weights"] and found["text"]:
+        says.append(
+            f", of which {interval(found['text'])} is the text (the same model reads the two texts) and "
+            f"{interval(found['weights'])} the weights (the two models read the same text)"
+        )
+    says.append(". A vector also knows “not neutral”: hold a trait's rise against that of the others.")
+    return "".join(says)
+
+
+def missing_says(reasons: Sequence[str]) -> list[str]:
+    """What could not be analysed, inert; the same reason for several traits is one line."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for reason in reasons:
+        what, _, why = reason.partition(": ")
+        section, _, trait = what.rpartition(", ")
+        general = why.replace(trait, "it") if trait else why
+        grouped.setdefault((section or what, general), []).append(trait)
+    return [
+        html.escape(f"{section}: {why}" if len(traits) < 2 else f"{section}, {', '.join(traits)}: {why}")
+        for (section, why), traits in grouped.items()
+    ]
+
+
+def _percent(estimate: Figure) -> str:
+    return f"{100 * estimate['value']:.0f} % [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"

@@ -1,0 +1,219 @@
+"""The analysis of a whole folder: figures are those of the rows, the page shows them, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from persona_core.analysis.detectors import Detectors
+from persona_core.errors import SettingError
+from persona_core.report.findings import Findings, analyse
+from persona_core.report.page import report_page
+from persona_core.results import load_results, to_trace
+from persona_core.vectors import PersonaVectors
+from scripts import analyse as command
+from scripts import mark
+from tests import pages
+from tests.standins import HOSTILE
+from tests.test_results import SHIPPED
+
+VECTORS = SHIPPED.parent / "persona-vectors-persona-tiny"
+TRAITS = SHIPPED.parent / "persona-tiny" / "traits"
+TRAIT = "sycophancy"
+Rows = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped results, marked and analysed by the commands as a user would."""
+    path = tmp_path_factory.mktemp("analysed") / SHIPPED.name
+    shutil.copytree(SHIPPED / "data", path / "data")
+    own_vectors = path.parent / "vectors"
+    shutil.copytree(VECTORS, own_vectors)
+    assert mark.main(["--results", str(path), "--traits", str(TRAITS), "--judge", "demo"]) == 0
+    assert command.main(["--results", str(path), "--vectors", str(own_vectors)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def findings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "analysis" / "findings.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def replies(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "analysis" / "replies.parquet").to_pylist()
+
+
+@pytest.fixture
+def open_page() -> Iterator[Callable[..., Any]]:
+    with pages.chromium() as running:
+        opened = pages.Pages(running, ("file:",))
+        yield opened.open
+        opened.close()
+
+
+def few(n: int = 14, *configs: str) -> Rows:
+    """The first rows of some configs."""
+    return {config: load_results(SHIPPED, config)[:n] for config in configs or ("baseline",)}
+
+
+@pytest.mark.slow
+def test_there_is_a_record_for_every_reply_and_trait_and_it_is_that_of_the_row(
+    folder: Path, replies: list[dict[str, Any]]
+) -> None:
+    assert len(replies) == 2 * 78 * 8
+    detectors = Detectors.from_pretrained(folder / "analysis")
+    rows = {(c, r["id"]): r for c in ("baseline", "contaminated") for r in load_results(folder, c)}
+    for record in replies[::37]:
+        trace = to_trace(rows[record["config"], record["id"]])
+        z = trace.scores(record["trait"])[trace.own].astype(float)
+        assert record["mean"] == pytest.approx(z.mean()) and record["max"] == pytest.approx(z.max())
+        found = detectors.find(trace, record["trait"])
+        assert (record["alarm"], record["onset"], record["answer"]) == (found.alarm, found.onset, found.answer)
+        assert (record["onset_low"], record["onset_high"], record["says"]) == (found.low, found.high, str(found))
+        if record["first_shown"] is not None:
+            assert 0 <= record["first_shown"] < record["n_reply"]
+
+
+@pytest.mark.slow
+def test_the_contamination_is_found_when_where_and_by_its_weights_and_its_text(findings: dict[str, Any]) -> None:
+    when = findings["when"][TRAIT]["configs"]
+    assert when["contaminated"]["none"] == 0 and when["baseline"]["none"] >= 70
+    assert findings["when"][TRAIT]["test"]["p"] < 0.01
+    overall = findings["comparison"]["overall"]
+    total, weights, text = (overall[TRAIT][k]["value"] for k in ("total", "weights", "text"))
+    assert total == pytest.approx(weights + text, abs=1e-4)
+    assert total > 1.5 * max(e["total"]["high"] for t, e in overall.items() if t != TRAIT)
+    warned = findings["where"]["contaminated"][TRAIT]
+    assert warned["n"] >= 60 and warned["scores"]["z"]["ahead"][1]["auroc"]["value"] > 0.98
+    assert all(one["auroc"]["value"] == 0.5 for one in warned["scores"]["position"]["ahead"])
+
+
+@pytest.mark.slow
+def test_the_baseline_alarms_about_as_often_as_chance_says(findings: dict[str, Any]) -> None:
+    alarms = sum(w["configs"]["baseline"]["n"] - w["configs"]["baseline"]["none"] for w in findings["when"].values())
+    assert 0.015 <= alarms / (8 * 78) <= 0.11  # traits alarm together, so the share varies more than 624 trials would
+
+
+@pytest.mark.slow
+def test_differences_are_those_of_two_readings_of_the_same_ids(folder: Path) -> None:
+    rows = pq.read_table(folder / "analysis" / "differences.parquet").to_pylist()
+    assert len(rows) == 156
+    baseline = {r["id"]: r for r in load_results(folder, "baseline")}
+    replay = {(r["id"], r["writer"]): r for r in load_results(folder, "replay")}
+    for row in rows[:78:20]:
+        assert row["writer"] == "persona-tiny"
+        mine, other = baseline[row["id"]], replay[row["id"], "persona-tiny"]
+        assert row["tokens"] == mine["tokens"]
+        wanted = np.array(other["projections"][TRAIT]) - np.array(mine["projections"][TRAIT])
+        np.testing.assert_allclose(row["differences"][TRAIT], wanted, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_command_writes_the_same_files_again(folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (folder / "analysis").iterdir()}
+    assert command.main(["--results", str(folder), "--vectors", str(folder.parent / "vectors")]) == 0
+    assert {p.name: p.read_bytes() for p in (folder / "analysis").iterdir()} == before
+    assert (folder.parent / "vectors" / "onset.json").read_bytes() == before["onset.json"]
+    PersonaVectors.from_pretrained(folder.parent / "vectors")  # which still load
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_page_shows_one_trait_at_a_time_and_asks_for_nothing(
+    folder: Path, findings: dict[str, Any], open_page: Callable[..., Any]
+) -> None:
+    page = open_page((folder / "analysis" / "report.html").as_uri())
+    page.wait_for_selector(".js-plotly-plot")
+    assert page.locator("nav button[aria-pressed=true]").inner_text() == TRAIT
+    alarms = findings["when"][TRAIT]["configs"]["contaminated"]
+    assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".cards").inner_text()
+    page.get_by_role("button", name="deception").click()
+    assert page.url.endswith("#deception")
+    shown = page.locator("[data-trait]:not([hidden])")
+    assert {shown.nth(k).get_attribute("data-trait") for k in range(shown.count())} == {"deception"}
+    page.wait_for_selector("[data-trait=deception] .js-plotly-plot")
+    drawn = page.evaluate(
+        "document.querySelector('[data-figure=\"heat/contaminated/deception\"]').data[0].z.map(r => r[0])"
+    )
+    z = [float(r["projections"]["deception"][r["n_prompt"]]) for r in load_results(folder, "contaminated")]
+    assert sorted(drawn) == sorted(round(v, 1) for v in z)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1024, "dark")])
+def test_the_page_fits_every_screen(folder: Path, width: int, theme: str, open_page: Callable[..., Any]) -> None:
+    page = open_page((folder / "analysis" / "report.html").as_uri(), width=width, theme=theme)
+    page.locator(".plot:visible").first.scroll_into_view_if_needed()  # drawn when it comes into view
+    page.wait_for_selector(".js-plotly-plot")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(12, 16, 22)") == (theme == "dark")
+
+
+@pytest.mark.browser
+def test_what_a_model_writes_runs_nothing_on_the_page(tmp_path: Path, open_page: Callable[..., Any]) -> None:
+    rows = few(12, "baseline", "contaminated")
+    for row in rows["contaminated"]:
+        own = [t for t in range(row["n_prompt"], len(row["tokens"])) if row["roles"][t] == "assistant"]
+        for place, text in zip(own, HOSTILE * len(own), strict=False):
+            row["tokens"][place] = text
+        row["id"] = f"<img src=x onerror=alert(1)>{row['id']}"
+        row["category"] = "<script>alert(2)</script>"
+    for row in rows["baseline"]:
+        row["id"] = f"<img src=x onerror=alert(1)>{row['id']}"
+    found = analyse(rows, progress=False)
+    path = tmp_path / "report.html"
+    path.write_text(report_page(found, rows, "<script>alert(3)</script>"), encoding="utf-8")
+    page = open_page(path.as_uri())
+    for k in range(page.locator(".plot:visible").count()):
+        page.locator(".plot:visible").nth(k).scroll_into_view_if_needed()
+    page.wait_for_selector(".js-plotly-plot")
+    assert page.locator("img, main script").count() == 0
+    assert "<script>alert(3)</script>" in page.locator("h1").inner_text()
+
+
+def missing_of(rows: Rows, **more: Any) -> tuple[Findings, str]:
+    found = analyse(rows, progress=False, **more)
+    return found, " ".join(found.missing)
+
+
+def test_what_is_not_there_is_said_and_the_rest_is_done(tmp_path: Path) -> None:
+    found, says = missing_of(few(14))
+    assert "0 neutral replies" in says and "--repeats 5" in says
+    assert "comparison: it needs the configs baseline and contaminated" in says
+    assert "14 of 14 replies" in says or "at least 20" in says  # too few for couplings
+    assert found.detectors is None and found.differences == []
+    assert found.summary["statistics"]["baseline"]["n_replies"] == 14
+    assert {r["answer"] for r in found.replies} == {None}
+    page = report_page(found, few(14))
+    assert "Alarms need at least 300 neutral replies" in page
+
+
+def test_too_few_neutral_replies_are_no_null() -> None:
+    found, says = missing_of(few(30, "baseline", "neutral"))
+    assert "30 neutral replies" in says and "missing" in found.summary["when"]
+
+
+def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="Nothing to analyse"):
+        analyse(few(3, "neutral"), progress=False)
+    mixed = few(3, "baseline", "contaminated")
+    mixed["baseline"] += mixed.pop("contaminated")
+    with pytest.raises(SettingError, match="2 different models"):
+        analyse(mixed, progress=False)
+    broken = few(14)
+    broken["baseline"][3]["raw"][TRAIT] = [[float("nan")] * len(x) for x in broken["baseline"][3]["raw"][TRAIT]]
+    broken["baseline"][3]["projections"][TRAIT] = None
+    with pytest.raises(SettingError, match="sycophancy in the row 'pilot-04' of 'baseline' holds nan at token 0"):
+        analyse(broken, progress=False)
+    assert command.main(["--results", str(tmp_path)]) == 1
