@@ -159,6 +159,22 @@ class PersonaMonitor:
                 bar.update(len(run.prompts))
         return traces
 
+    def write(
+        self,
+        prompts: Sequence[str | Messages],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        interventions: Sequence[Intervention],
+    ) -> list[Trace]:
+        """One batch of replies under interventions that are ready: a start for each row, a direction of one's own.
+
+        For experiments that `Steer` cannot put into words; `generate_batch` is for the rest.
+        """
+        run = Run(self.lm, self._directions, self._render(prompts, sampling), sampling, seeds, interventions)
+        for _ in run.forwards():
+            pass
+        return [self._of_run(run, row) for row in range(len(prompts))]
+
     def read(self, conversation: str | Messages | Trace, *, writer: str | None = None, steer: Steers = None) -> Trace:
         """Read a given text, whoever wrote it, without generating.
 

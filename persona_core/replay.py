@@ -50,7 +50,7 @@ def read_rows(
         ResidualTap(lm.blocks, directions, interventions) as tap,
         tqdm(total=len(rows), desc="reading", unit="text", disable=not progress) as bar,
     ):
-        for batch, ids, reply_index in _batches(lm, rows, n_prompts, batch_size):
+        for batch, ids, reply_index in batches_by_length(lm, rows, n_prompts, batch_size):
             with tap.forward(reply_index):
                 decoder(input_ids=ids, use_cache=False)
             reading = tap.reading()
@@ -85,7 +85,7 @@ def read_pooled(
     decoder = unwrap(lm.model).get_decoder()
     found = np.empty((len(rows), len(pools), len(lm.blocks), lm.blocks.d_model), np.float32)
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
-    for batch, ids, reply_index in _batches(lm, rows, n_prompts, batch_size):
+    for batch, ids, reply_index in batches_by_length(lm, rows, n_prompts, batch_size):
         own = (reply_index >= 0) & ~torch.isin(ids, eos)
         with ResidualTap(lm.blocks, pools=pools) as tap:
             with tap.forward(reply_index, own):
@@ -94,7 +94,7 @@ def read_pooled(
     return found
 
 
-def _batches(
+def batches_by_length(
     lm: LanguageModel, rows: Sequence[Sequence[int]], n_prompts: Sequence[int], batch_size: int
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Places of like length, with their padded ids and reply indices, both `[rows, longest]` on the model's device."""

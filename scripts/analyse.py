@@ -18,9 +18,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from persona_core.models import load_model
 from persona_core.report.folder import analyse_folder
 from persona_core.report.tables import ANALYSIS, REPORT
-from scripts.running import reported
+from scripts.running import add_loading, loading, reported
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -33,6 +34,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--marks", type=Path, help="file of marked sentences (default: analysis/marks.jsonl)")
     parser.add_argument("--rate", type=float, default=0.05, help="share of neutral replies that may alarm (0.05)")
     parser.add_argument("--seed", type=int, default=0, help="of every split, shuffle and bootstrap")
+    parser.add_argument("--model", help="the baseline, to hold its next-token entropy and random directions against z")
+    parser.add_argument("--adapter", help="of the contaminated model")
+    add_loading(parser)
     parser.add_argument("--title", default="What the replies say", help="heading of the page")
     return parser
 
@@ -43,7 +47,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> list[str]:
-    found = analyse_folder(options.results, options.vectors, options.marks, options.rate, options.seed, options.title)
+    models = {}
+    if options.model is not None:
+        models["baseline"] = load_model(**{**loading(options), "adapter": None, "adapter_revision": None})
+        if options.adapter is not None:
+            models["contaminated"] = load_model(**loading(options))
+    found = analyse_folder(
+        options.results, options.vectors, options.marks, models, options.rate, options.seed, options.title
+    )
     for reason in found.missing:
         print(f"not analysed: {reason}")
     print(options.results / ANALYSIS / REPORT)

@@ -27,6 +27,11 @@ def add_model(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
         parser.add_argument("--adapter", help="PEFT adapter on top of it, Hub id (also with @revision) or folder")
     else:
         parser.set_defaults(adapter=None)
+    add_loading(parser)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How a model is loaded."""
     group = parser.add_argument_group("loading the model")
     group.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced over all devices")

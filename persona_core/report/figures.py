@@ -21,6 +21,10 @@ SCORES = {
     "last prompt token": "#2f6fb5",
     "n-grams": "#2b8a57",
     "position": "#6a7280",
+    "entropy": "#8455c0",
+    "random direction 1": "#aab4c2",
+    "random direction 2": "#aab4c2",
+    "random direction 3": "#aab4c2",
 }
 DASHES = {"z": "solid", "cusum": "dash", "last prompt token": "dashdot", "n-grams": "dot", "position": "longdash"}
 ARMS = {

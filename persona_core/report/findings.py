@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -34,7 +34,16 @@ from persona_core.prompts import prompt_of
 from persona_core.results import to_trace, traits_of
 from persona_core.statistics import Estimate
 from persona_core.trace import Trace
-from persona_core.warning_baselines import last_prompt_scores, ngram_scores, position_scores
+from persona_core.warning_baselines import (
+    entropy_scores,
+    last_prompt_scores,
+    ngram_scores,
+    position_scores,
+    random_direction_scores,
+)
+
+if TYPE_CHECKING:
+    from persona_core.models import LanguageModel
 
 FORMAT_VERSION = 1
 NEUTRAL, REPLAY = "neutral", "replay"
@@ -46,6 +55,8 @@ POWER_AT = 20
 WIDTHS = (5, 20)
 """Tokens of the windows among which the highest are looked for, beside sentences."""
 N_SPANS = 12
+N_RANDOM = 3
+"""Random directions that are tried where the model is at hand."""
 LEAST_SHOWING = 10
 """Replies that show a trait, for a figure about what was known before."""
 
@@ -90,8 +101,10 @@ class _Runs:
     marks: Sequence[Mark]
     seed: int
     missing: list[str] = field(default_factory=list)
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
     detectors: Detectors | None = None
     relative: Mapping[str, OnsetDetector] = field(default_factory=dict)
+    null_scores: dict[str, Any] = field(default_factory=dict)  # of the neutral replies: the same for every run
 
     @property
     def configs(self) -> list[str]:
@@ -120,6 +133,7 @@ def analyse(
     marks: Sequence[Mark] = (),
     vectors: Mapping[str, np.ndarray] | None = None,
     interventions: Mapping[str, Any] | None = None,
+    models: Mapping[str, LanguageModel] | None = None,
     rate: float = 0.05,
     seed: int = 0,
     progress: bool = True,
@@ -131,6 +145,8 @@ def analyse(
         marks: which sentences show a trait.
         vectors: trait -> direction `[d_model]`, all of one block: the floor of couplings.
         interventions: what `scripts.intervene` has measured.
+        models: config -> its reader, where it is at hand: next-token entropy and random directions are then held
+            against the vectors as well.
         rate: share of neutral replies that may alarm.
         seed: of every split, shuffle and bootstrap.
         progress: show a bar.
@@ -141,7 +157,8 @@ def analyse(
         NotCalibrated: rows without a null: they have no z.
     """
     traits = traits_of([row for own in rows.values() for row in own])
-    runs = _Runs(rows, {c: [to_trace(row) for row in own] for c, own in rows.items()}, traits, marks, seed)
+    traces = {c: [to_trace(row) for row in own] for c, own in rows.items()}
+    runs = _Runs(rows, traces, traits, marks, seed, models=models or {})
     if not runs.configs:
         raise SettingError(f"Nothing to analyse: the folder holds {', '.join(rows) or 'nothing'}.")
     _check(runs)
@@ -338,6 +355,7 @@ def _warning(runs: _Runs, config: str, trait: str, rate: float) -> dict[str, Any
         "position": (position_scores(traces), position_scores(runs.neutral)),
         "last prompt token": (last_prompt_scores(traces, trait), last_prompt_scores(runs.neutral, trait)),
     }
+    scores |= _with_model(runs, config, trait, traces)
     words = runs.attempt(f"where, {trait}, n-grams", lambda: ngram_scores(traces, runs.neutral, groups))
     if not isinstance(words, dict):
         scores["n-grams"] = words
@@ -346,6 +364,26 @@ def _warning(runs: _Runs, config: str, trait: str, rate: float) -> dict[str, Any
         for name, (shows, null) in scores.items()
     }
     return {"n": len(showing), "first": float(np.median(first)), "scores": found}
+
+
+def _with_model(runs: _Runs, config: str, trait: str, traces: Sequence[Trace]) -> dict[str, tuple[Any, Any]]:
+    """Scores that take the model: its own doubt, and directions that mean nothing. Each text by its own reader."""
+    if not {config, SIDES[0]} <= set(runs.models):
+        return {}
+    own, baseline = runs.models[config], runs.models[SIDES[0]]
+    if "entropy" not in runs.null_scores:
+        runs.null_scores["entropy"] = entropy_scores(baseline, runs.neutral)
+    found: dict[str, tuple[Any, Any]] = {"entropy": (entropy_scores(own, traces), runs.null_scores["entropy"])}
+    block = runs.neutral[0].best_block[trait]
+    shows = random_direction_scores(own, block, traces, runs.neutral, N_RANDOM, runs.seed)
+    key = f"random/{block}"
+    if key not in runs.null_scores:
+        runs.null_scores[key] = random_direction_scores(
+            baseline, block, runs.neutral, runs.neutral, N_RANDOM, runs.seed
+        )
+    for k, (one, null) in enumerate(zip(shows, runs.null_scores[key], strict=True), 1):
+        found[f"random direction {k}"] = (one, null)
+    return found
 
 
 def _comparison(runs: _Runs) -> Comparison | dict[str, str]:

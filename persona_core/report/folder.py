@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,14 @@ from persona_core.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.intervention_window import Window
+    from persona_core.models import LanguageModel
 
 
 def analyse_folder(
     results: str | Path,
     vectors: str | Path | None = None,
     marks: str | Path | None = None,
+    models: Mapping[str, LanguageModel] | None = None,
     rate: float = 0.05,
     seed: int = 0,
     title: str = "What the replies say",
@@ -40,7 +42,7 @@ def analyse_folder(
         vectors: folder of the vectors: their cosines are the floor of couplings, and `onset.json` is written there as
             well, for alarms while a model writes.
         marks: file of marked sentences; None takes `analysis/marks.jsonl` if it is there.
-        rate, seed, progress: as in `analyse`.
+        models, rate, seed, progress: as in `analyse`.
         title: heading of the page.
 
     Raises:
@@ -61,6 +63,7 @@ def analyse_folder(
         load_marks(marks_file) if marks is not None or marks_file.is_file() else [],
         None if known is None else directions(known),
         read_json(folder / INTERVENTIONS) if (folder / INTERVENTIONS).is_file() else None,
+        models,
         rate,
         seed,
         progress,

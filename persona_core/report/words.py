@@ -74,9 +74,8 @@ def where_says(trait: str, found: Figure) -> str:
     for one in z["ahead"]:
         if not one["auroc"] or one["auroc"]["low"] <= 0.5:
             continue
-        for name in ("last prompt token", "n-grams", "position"):
-            ahead = found["scores"].get(name, {"ahead": ()})["ahead"]
-            other = next((o for o in ahead if o["k"] == one["k"]), None)
+        for name in [n for n in found["scores"] if n not in ("z", "cusum")]:
+            other = next((o for o in found["scores"][name]["ahead"] if o["k"] == one["k"]), None)
             if other and other["auroc"] and other["auroc"]["high"] >= one["auroc"]["low"]:
                 rivals.setdefault(name, []).append(one["k"])
     if rivals:

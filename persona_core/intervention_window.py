@@ -1,0 +1,389 @@
+"""WHERE one could still have stepped in: the same reply written again, with an intervention from t* - k on.
+
+t* is the place of the first token of the trait in a reply that the model has written. Every reply has its own seed, and
+draws its tokens by it place by place, so that a second writing under the same seed is the same up to t* - k: what comes
+after differs by the intervention alone. That the ids before are the same is checked for every reply.
+
+`start` names the first token whose choice can change (see `persona_core.steering`), so at k the choice of token t* - k
+is the first that can: with k = 0 the trait's first token itself could still be another.
+
+Arms: "cap" holds the trait's projection at a level of neutral text, "steer" pushes away from the trait, and each has a
+random arm, which moves the state by the same amount along a random direction of the same block. "none" is the reply as
+it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from persona_core.analysis.early_warning import AHEAD
+from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
+from persona_core.chat import Messages
+from persona_core.decode import Sampling
+from persona_core.errors import NotCalibrated, SettingError
+from persona_core.monitor import PersonaMonitor
+from persona_core.numbering import from_one
+from persona_core.statistics import Estimate
+from persona_core.steering import Intervention, Steer, prepare
+from persona_core.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+Marker = Callable[[Trace], Sequence[int]]
+"""Places in the reply, from 0, of the tokens that show the trait; nothing where it does not."""
+
+Coherence = Callable[[str], float | None]
+"""0 to 100 for a reply's text; None where nobody can say."""
+
+CAP_PROBABILITY = 0.95
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """What is tried.
+
+    Attributes:
+        ahead: k, tokens before t*.
+        cap: z at which the trait is held; None: the null's 95th percentile.
+        strength: of the push away from the trait, in standard deviations of the null; it is subtracted.
+        sampling: how tokens are chosen, at the first writing and at the others.
+        batch_size: replies written at once. The random arms have another direction for each batch.
+        seed: of the random directions.
+    """
+
+    ahead: tuple[int, ...] = AHEAD
+    cap: float | None = None
+    strength: float = 4.0
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=256, temperature=0.7))
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from_one("batch_size", self.batch_size)
+        if not self.ahead or min(self.ahead) < 0 or len(set(self.ahead)) < len(self.ahead):
+            raise SettingError(f"ahead={self.ahead!r}; expected different numbers of tokens before t*, from 0.")
+        if not self.strength > 0:
+            raise SettingError(f"strength={self.strength!r}; it is subtracted, so it lies above 0.")
+
+
+@dataclass(frozen=True)
+class Window:
+    """How much an intervention from t* - k on still changes.
+
+    Attributes:
+        trait, block: what was changed, and where.
+        cap: level of the cap, residual-stream units.
+        strength: what was subtracted, in standard deviations of the null.
+        n_prompts: replies that were written.
+        n_showing: of these, replies that show the trait, and were written again.
+        n_diverged: second writings that were not the same up to t* - k, and are left out.
+        first: median t*.
+        outcomes: every reply of every arm and k.
+    """
+
+    trait: str
+    block: int
+    cap: float
+    strength: float
+    n_prompts: int
+    n_showing: int
+    n_diverged: int
+    first: float
+    outcomes: tuple[Outcome, ...] = field(repr=False)
+
+    @property
+    def cells(self) -> tuple[ArmAt, ...]:
+        """Every arm at every k. A reply takes part at each k for which t* - k lies in it: `n` falls as k grows."""
+        return window_figures(self.outcomes)
+
+    @property
+    def common(self) -> tuple[ArmAt, ...]:
+        """The same over the replies that take part at every k: what differs between k is then k alone."""
+        ks = {one.k for one in self.outcomes}
+        by_reply: dict[int, set[int]] = {}
+        for one in self.outcomes:
+            by_reply.setdefault(one.reply, set()).add(one.k)
+        return window_figures([one for one in self.outcomes if by_reply[one.reply] == ks])
+
+    def at(self, k: int, arm: Arm) -> ArmAt:
+        """One cell.
+
+        Raises:
+            SettingError: it was not tried, or no reply was long enough.
+        """
+        for cell in self.cells:
+            if (cell.k, cell.arm) == (k, arm):
+                return cell
+        raise SettingError(f"No cell k={k}, {arm!r}; there are k={sorted({c.k for c in self.cells})}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "trait": self.trait,
+            "block": self.block,
+            "cap": round(self.cap, 5),
+            "strength": self.strength,
+            "n_prompts": self.n_prompts,
+            "n_showing": self.n_showing,
+            "n_diverged": self.n_diverged,
+            "first": self.first,
+            "cells": [cell.to_dict() for cell in self.cells],
+            "common": [cell.to_dict() for cell in self.common],
+        }
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """What a cap from the first token on does to replies that it should leave alone.
+
+    Attributes:
+        cap: level, residual-stream units.
+        identical: share of replies whose ids are all the same.
+        coherence, coherence_before: of the capped replies, and of the same without a cap.
+        n: replies.
+    """
+
+    cap: float
+    identical: Estimate | None
+    coherence: Estimate | None
+    coherence_before: Estimate | None
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        named = {k: getattr(self, k) for k in ("identical", "coherence", "coherence_before")}
+        return {"cap": round(self.cap, 5), "n": self.n, **{k: e and e.to_dict() for k, e in named.items()}}
+
+
+def intervention_window(
+    monitor: PersonaMonitor,
+    prompts: Sequence[str | Messages],
+    trait: str,
+    marks: Marker,
+    coherence: Coherence,
+    plan: WindowPlan | None = None,
+    seeds: Sequence[int] | int = 0,
+    groups: Sequence[object] | None = None,
+    progress: bool = False,
+) -> Window:
+    """Write replies, find where the trait begins in each, and write them again with each arm from each t* - k on.
+
+    Args:
+        monitor: the model and calibrated vectors; the trait's best block is changed.
+        prompts: on which the model may show the trait; replies that do not show it are left out.
+        trait: which.
+        marks: says where a reply shows the trait.
+        coherence: of a reply's text.
+        plan: what is tried; None takes the defaults.
+        seeds: of each reply, or of the first.
+        groups: what the intervals are over; None: the prompts as they stand. Give a prompt's id where it comes several
+            times with different seeds.
+        progress: show a bar.
+
+    Raises:
+        SettingError: no reply shows the trait, or marks outside of a reply.
+        UnknownTrait, UnknownBlock, NotCalibrated: as `prepare`.
+    """
+    plan = plan or WindowPlan()
+    group = list(range(len(prompts))) if groups is None else list(groups)
+    if len(group) != len(prompts):
+        raise SettingError(f"{len(group)} groups for {len(prompts)} prompts; give one for each.")
+    changes = _changes(monitor, trait, plan)
+
+    # 1. The first writing, and where the trait begins.
+    written = monitor.generate_batch(
+        prompts,
+        batch_size=plan.batch_size,
+        seed=seeds if isinstance(seeds, int) else list(seeds),
+        progress=progress,
+        **plan.sampling.to_dict(),
+    )
+    first = {i: marked[0] for i, trace in enumerate(written) if (marked := _marked(trace, marks))}
+    if not first:
+        raise SettingError(f"None of the {len(written)} replies shows {trait!r}: there is nothing to step in before.")
+
+    # 2. Once more from t* - k on, in each arm.
+    outcomes: list[Outcome] = []
+    n_diverged = 0
+    generator = torch.Generator().manual_seed(plan.seed)
+    starts = {k: {i: place - k for i, place in first.items() if place >= k} for k in plan.ahead}
+    total = len(changes) * sum(map(len, starts.values()))
+    with tqdm(total=total, desc=f"window of {trait}", unit="reply", disable=not progress) as bar:
+        for k, begins in starts.items():
+            for i, start in begins.items():
+                outcomes.append(_outcome(written[i], written[i], start, i, group[i], k, "none", marks, coherence))
+            for arm, change in changes.items():
+                for batch in _parts(list(begins), plan.batch_size):
+                    along = _random(change, generator) if arm in CONTROL.values() else None
+                    at = [begins[i] for i in batch]
+                    again = _again(
+                        monitor, [prompts[i] for i in batch], [written[i] for i in batch], change, at, along, plan
+                    )
+                    for i, start, trace in zip(batch, at, again, strict=True):
+                        if _reply(trace)[:start] != _reply(written[i])[:start]:
+                            n_diverged += 1
+                            continue
+                        outcomes.append(_outcome(trace, written[i], start, i, group[i], k, arm, marks, coherence))
+                    bar.update(len(batch))
+    if n_diverged:
+        logger.warning(
+            "%d of %d second writings were not the same before the intervention and are left out: the model's numbers "
+            "depend on the batch. Use float32, or batch_size=1.", n_diverged, total,
+        )  # fmt: skip
+    return Window(
+        trait=trait,
+        block=monitor.vectors.best_block[trait],
+        cap=changes["cap"].amount,
+        strength=plan.strength,
+        n_prompts=len(prompts),
+        n_showing=len(first),
+        n_diverged=n_diverged,
+        first=float(torch.tensor(list(first.values()), dtype=torch.float64).quantile(0.5)),
+        outcomes=tuple(outcomes),
+    )
+
+
+def untouched(
+    monitor: PersonaMonitor,
+    prompts: Sequence[str | Messages],
+    trait: str,
+    coherence: Coherence,
+    plan: WindowPlan | None = None,
+    seeds: Sequence[int] | int = 0,
+    progress: bool = False,
+) -> Untouched:
+    """Write replies with and without the plan's cap from the first token on, with the same seeds.
+
+    Args:
+        monitor, trait, coherence, plan, seeds, progress: as in `intervention_window`.
+        prompts: that the model answers neutrally.
+
+    Raises:
+        UnknownTrait, UnknownBlock, NotCalibrated: as `prepare`.
+    """
+    plan = plan or WindowPlan()
+    cap = _changes(monitor, trait, plan)["cap"]
+    before = monitor.generate_batch(
+        prompts,
+        batch_size=plan.batch_size,
+        seed=seeds if isinstance(seeds, int) else list(seeds),
+        progress=progress,
+        **plan.sampling.to_dict(),
+    )
+    capped: list[Trace] = []
+    for batch in _parts(list(range(len(prompts))), plan.batch_size):
+        capped += _again(
+            monitor, [prompts[i] for i in batch], [before[i] for i in batch], cap, [0] * len(batch), None, plan
+        )
+    same = [float(_reply(a) == _reply(b)) for a, b in zip(capped, before, strict=True)]
+    of = range(len(same))
+    return Untouched(
+        cap.amount,
+        mean_over_groups(same, of, (0.0, 1.0)),
+        mean_over_groups([coherence(t.reply_text) for t in capped], of, (0.0, 100.0)),
+        mean_over_groups([coherence(t.reply_text) for t in before], of, (0.0, 100.0)),
+        len(same),
+    )
+
+
+# ---- interventions ----
+
+
+def _changes(monitor: PersonaMonitor, trait: str, plan: WindowPlan) -> dict[Arm, Intervention]:
+    """The intervention of each arm, its random direction still missing."""
+    vectors = monitor.vectors
+    vectors.tensor(trait)
+    if trait not in vectors.best_block:
+        raise SettingError(f"{trait!r} has no best block; the vectors must say where to intervene.")
+    block = vectors.best_block[trait]
+    if plan.cap is None:
+        cap = Steer.cap(trait, block, _percentile(monitor, trait, block))
+    else:
+        cap = Steer.cap(trait, block, plan.cap, unit="sd")
+    steer = Steer(trait, block, strength=-plan.strength, unit="sd")
+    capping, pushing = prepare([cap, steer], vectors, monitor.lm.blocks)
+    return {"cap": capping, "cap, random": capping, "steer": pushing, "steer, random": pushing}
+
+
+def _percentile(monitor: PersonaMonitor, trait: str, block: int) -> float:
+    null = monitor.vectors.null.get(trait)
+    if null is None or CAP_PROBABILITY not in null.probabilities:
+        raise NotCalibrated(
+            f"The null of {trait!r} has no quantile for {CAP_PROBABILITY:g}; calibrate, or give a cap as z."
+        )
+    return float(null.quantiles[block, null.probabilities.index(CAP_PROBABILITY)])
+
+
+def _random(change: Intervention, generator: torch.Generator) -> torch.Tensor:
+    """An isotropic unit direction, float32 `[d_model]`, where the trait's own lies."""
+    drawn = torch.randn(change.direction.shape, generator=generator)
+    return (drawn / drawn.norm()).to(change.direction.device)
+
+
+def _again(
+    monitor: PersonaMonitor,
+    prompts: Sequence[str | Messages],
+    written: Sequence[Trace],
+    change: Intervention,
+    starts: Sequence[int],
+    along: torch.Tensor | None,
+    plan: WindowPlan,
+) -> list[Trace]:
+    """One batch of second writings, each under the seed of the first, changed from its own start on."""
+    acting = replace(change, starts=torch.tensor(starts), along=along)
+    seeds = [int(t.provenance.seed or 0) for t in written]
+    found = []
+    for trace, start in zip(monitor.write(prompts, plan.sampling, seeds, [acting]), starts, strict=True):
+        record = {**change.steer.to_dict(), "start": start} | ({} if along is None else {"along": "random"})
+        found.append(trace.replace(provenance=replace(trace.provenance, steering=(record,))))
+    return found
+
+
+# ---- what a reply shows ----
+
+
+def _marked(trace: Trace, marks: Marker) -> list[int]:
+    places = sorted(int(place) for place in marks(trace))
+    if places and not 0 <= places[0] <= places[-1] < trace.n_reply:
+        raise SettingError(
+            f"The marks {places[0]} to {places[-1]} do not lie in the reply of {trace.n_reply} tokens; places are "
+            "counted from the first token of the reply."
+        )
+    return places
+
+
+def _outcome(
+    trace: Trace,
+    before: Trace,
+    start: int,
+    reply: int,
+    group: object,
+    k: int,
+    arm: Arm,
+    marks: Marker,
+    coherence: Coherence,
+) -> Outcome:
+    later = [place for place in _marked(trace, marks) if place >= start]
+    n_later = len(trace.own) - start
+    return Outcome(
+        reply=reply,
+        group=group,
+        k=k,
+        arm=arm,
+        shows=float(bool(later)),
+        share=len(later) / n_later if n_later > 0 else None,
+        coherence=coherence(trace.reply_text),
+        changed=float(_reply(trace) != _reply(before)),
+    )
+
+
+def _reply(trace: Trace) -> tuple[int, ...]:
+    return trace.token_ids[trace.n_prompt :]
+
+
+def _parts(items: Sequence[int], size: int) -> list[list[int]]:
+    return [list(items[at : at + size]) for at in range(0, len(items), size)]
