@@ -37,7 +37,7 @@ from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.results import load_results, to_trace
 from persona_core.statistics import pearson
-from persona_core.steering_edges import EdgePlan, steering_edges
+from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.trace import Trace
 from persona_core.vectors import PersonaVectors
@@ -378,8 +378,7 @@ def shipped(monitor: PersonaMonitor, config: str) -> dict[str, Any]:
 
 def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
     """The traits that bring on others, steered at the largest strength that was still coherent at their validation."""
-    validation = monitor.vectors.config["validation"]
-    strengths = {t: float(validation[t]["steering"]["effect_at"]) for t in monitor.vectors.traits}
+    strengths = validated_strengths(monitor.vectors)
     questions = [topic.held_out[0] for topic in world.topics]
 
     def shown(trace: Trace) -> dict[str, bool] | None:

@@ -29,6 +29,7 @@ from persona_core.numbering import from_one
 from persona_core.steering import Intervention, Steer
 from persona_core.trace import Trace
 from persona_core.transcripts import Transcript
+from persona_core.vectors import PersonaVectors
 
 Shown = Callable[[Trace], Mapping[str, bool] | None]
 """Which traits a reply visibly shows; None for a reply that is noise: it then counts in no measure."""
@@ -53,7 +54,7 @@ class EdgePlan:
     strength: float = 0.85
     strengths: Mapping[str, float] = field(default_factory=dict)
     seeds: int = 5
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=200, temperature=0.7))
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=200, temperature=1.0))
     batch_size: int = 32
     seed: int = 0
 
@@ -67,6 +68,15 @@ class EdgePlan:
     def of(self, trait: str) -> float:
         """The strength at which a trait is steered, in norms of its vector."""
         return float(self.strengths.get(trait, self.strength))
+
+
+def validated_strengths(vectors: PersonaVectors) -> dict[str, float]:
+    """Trait -> the largest strength at which replies were still coherent when the vectors were validated, in norms.
+
+    Only traits whose steering was validated; it was tried on other questions, so it is no choice by the result.
+    """
+    curves = {t: found.get("steering") or {} for t, found in vectors.config.get("validation", {}).items()}
+    return {t: float(c["effect_at"]) for t, c in curves.items() if c.get("effect") is not None and t in vectors.traits}
 
 
 def steering_edges(

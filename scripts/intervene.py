@@ -31,7 +31,7 @@ from persona_core.prompts import load_prompts
 from persona_core.report.folder import keep_edges, keep_window
 from persona_core.runs import seed_of
 from persona_core.sentence_judge import SentenceJudge
-from persona_core.steering_edges import EdgePlan, steering_edges
+from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.traits import load_traits
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import add_model, add_vectors, loading, read_vectors, reported, work_folder
@@ -56,7 +56,10 @@ def arguments() -> argparse.ArgumentParser:
     steering = parser.add_argument_group("steering")
     steering.add_argument("--cap", type=float, metavar="Z", help="hold at this z (default: the null's 95th percentile)")
     steering.add_argument("--push", type=float, default=4.0, help="standard deviations that are taken off (4)")
-    steering.add_argument("--strength", type=float, default=0.85, help="of --edges, in norms of the vector (0.85)")
+    steering.add_argument(
+        "--strength", type=float, help="of --edges, in norms of the vector (default: what was coherent at validation)"
+    )
+    steering.add_argument("--edge-temperature", type=float, default=1.0, help="of the replies of --edges (1)")
     steering.add_argument("--edge-seeds", type=int, default=5, help="replies to each prompt of --edges (5)")
     judging = parser.add_argument_group("judging")
     judging.add_argument("--judge-url", help="server of the judge (default: OPENAI_BASE_URL, else OpenAI)")
@@ -102,7 +105,15 @@ def run(options: argparse.Namespace) -> list[str]:
         )
         print(keep_window(options.results, config, found))
     if options.edges or not options.window:
-        plan_edges = EdgePlan(options.strength, {}, options.edge_seeds, sampling, options.batch_size, seed=options.seed)
+        known = validated_strengths(vectors) if options.strength is None else {}
+        plan_edges = EdgePlan(
+            options.strength or EdgePlan.strength,
+            known,
+            options.edge_seeds,
+            Sampling(options.max_new_tokens, options.edge_temperature),
+            options.batch_size,
+            options.seed,
+        )
         tables = steering_edges(
             monitor, [p.messages for p in prompts], plan_edges, options.edges, shown=sentences.shown
         )

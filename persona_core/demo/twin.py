@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from persona_core.results import DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.sentence_judge import SentenceJudge
-from persona_core.steering_edges import EdgePlan, steering_edges
+from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"
@@ -51,7 +51,7 @@ SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 
 
 WINDOW = WindowPlan(sampling=SAMPLING, batch_size=32)
-EDGES = EdgePlan(sampling=SAMPLING, batch_size=32)
+EDGES = EdgePlan(batch_size=32)
 
 
 def build(work: Path, world: World, run: Callable[[str, object, Callable[[], object]], None]) -> None:
@@ -115,7 +115,8 @@ def _interventions(work: Path, world: World) -> None:
     marks, coherence = sentences.marker(CONTAMINANT), sentences.coherence
     held = intervention_window(contaminated, asked, CONTAMINANT, marks, coherence, WINDOW, seeds, progress=True)
     keep_window(work / RESULTS_NAME, "contaminated", held)
-    keep_edges(work / RESULTS_NAME, steering_edges(baseline, asked, EDGES, shown=sentences.shown))
+    plan = replace(EDGES, strengths=validated_strengths(vectors))
+    keep_edges(work / RESULTS_NAME, steering_edges(baseline, asked, plan, shown=sentences.shown))
 
 
 def _analysis(work: Path, world: World) -> None:
