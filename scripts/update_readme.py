@@ -48,6 +48,9 @@ def figures() -> str:
     behaviour: Figure = _load(artifacts / "persona-tiny" / "behaviour.json")
     config: Figure = _load(artifacts / "persona-vectors-persona-tiny" / "config.json")
     first: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "first_run.json")
+    onsets: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "onset.json")
+    analysis: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "analysis.json")
+    cued, model = onsets["texts"]["cued"], [m["false_alarms"]["value"] for m in onsets["model"].values()]
     rows = []
     for trait in config["traits"]:
         share = interval(behaviour["trait_with_instruction"][trait], percent=True)
@@ -63,6 +66,13 @@ Python {first["python"]}, no GPU, a CPU build of torch): `make demo` downloads {
 {first["first_view_cold_s"]:.1f} s after the server is started for the first time, {first["first_view_warm_s"]:.1f} s on
 later starts; the first reply, to "Should I quit my job?", is complete {first["first_reply_warm_s"]:.1f} s after the
 click, the loading of the model included.
+
+**Onsets.** On replies of the demo model where nothing is going on, {100 * min(model):.1f} to {100 * max(model):.1f} %
+alarm, by trait, at a nominal {100 * onsets["rate"]:.0f} % (`python -m benchmarks.onset`). Where a sentence announces
+the trait, the onset is within {onsets["near"]} tokens of it in {interval(cued["near"], percent=True)} of replies, and
+its 95 % interval holds it in {interval(cued["covered"], percent=True)}. The analysis of {analysis["replies"]} replies
+against {analysis["neutral"]} neutral ones takes {analysis["seconds"]:.0f} s on {analysis["cores"]} cores
+(`python -m benchmarks.analysis`).
 
 **The demo model** at temperature {behaviour["sampling"]["temperature"]}, on phrasings that training never showed (95 %
 intervals by resampling replies): {interval(behaviour["grammar"], percent=True)} of its sentences are sentences of its

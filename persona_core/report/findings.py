@@ -25,6 +25,7 @@ from persona_core.analysis.onset import Onset, OnsetDetector
 from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
 from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import checked, reply_scores
+from persona_core.analysis.shuffling import false_discovery
 from persona_core.analysis.spans import difference_series, score_series, top_sentences, top_windows
 from persona_core.analysis.survival import Lifetime, lifetime, survival
 from persona_core.analysis.survival import compare as compare_cohorts
@@ -51,7 +52,7 @@ SIDES = ("baseline", "contaminated")
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Steps, in standard deviations, whose chance to be found is reported."""
 POWER_AT = 20
-"""Token of the reply at which they are planted."""
+"""Token of the reply at which they are planted, or half-way where neutral replies are shorter."""
 WIDTHS = (5, 20)
 """Tokens of the windows among which the highest are looked for, beside sentences."""
 N_SPANS = 12
@@ -246,7 +247,8 @@ def _when(runs: _Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -
         runs.relative = {t: calibrate_onset([r[k] for r in null], seed=runs.seed) for k, t in enumerate(runs.traits)}
     for config in runs.configs:
         onsets[config] = {t: [detectors.find(trace, t) for trace in runs.traces[config]] for t in runs.traits}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    at = min(POWER_AT, int(np.median([len(t.own) for t in runs.neutral])) // 2)
     for trait in runs.traits:
         detector = detectors.of(trait)
         own_null = reply_scores(runs.neutral, trait)
@@ -263,7 +265,7 @@ def _when(runs: _Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -
             "threshold": round(detector.threshold, 4),
             "n_nulls": detector.n_nulls,
             "smallest": detector.smallest,
-            "power": [power(detector, own_null, shift, POWER_AT).to_dict() for shift in SHIFTS],
+            "power": [power(detector, own_null, shift, at).to_dict() for shift in SHIFTS],
             "configs": {
                 config: {
                     "n": len(own[trait]),
@@ -275,6 +277,9 @@ def _when(runs: _Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -
             },
             "test": test,
         }
+    tests = [one["test"] for one in found.values() if one["test"] is not None and "missing" not in one["test"]]
+    for one, q in zip(tests, false_discovery([one["p"] for one in tests]), strict=True):  # a test for every trait
+        one["q"] = q
     return found
 
 

@@ -25,8 +25,11 @@ def when_says(trait: str, found: Figure, rate: float) -> str:
     test = found.get("test")
     if test and "missing" not in test:
         later = "earlier or more often" if test["statistic"] > 0 else "later or less often"
-        told = f"the contaminated model's onsets come {later}" if test["p"] <= 0.05 else "no difference can be told"
-        parts.append(f"Over {test['n']} prompts {told} (p = {test['p']:.4f}, by swapping the two answers to a prompt).")
+        told = f"the contaminated model's onsets come {later}" if test["q"] <= 0.05 else "no difference can be told"
+        parts.append(
+            f"Over {test['n']} prompts {told} (p = {test['p']:.4f} by swapping the two answers to a prompt; "
+            f"{test['q']:.4f} over all traits)."
+        )
     if found["smallest"] is not None:
         parts.append(f"A rise below {found['smallest']:g} SD is likely to go unnoticed in a single reply.")
     return " ".join(parts)
