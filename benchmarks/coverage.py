@@ -20,18 +20,20 @@ from typing import Any
 import numpy as np
 from scipy.signal import lfilter
 from scipy.special import expit, logit, ndtr, ndtri, stdtrit
-from scipy.stats import binomtest, kstest
+from scipy.stats import kstest
 from tqdm import tqdm
 
-from persona_core.analysis.comparison import effect, mean_over_prompts, sign_flip_p
+from persona_core.analysis.comparison import effect, mean_over_prompts
 from persona_core.analysis.run_statistics import autocorrelation, drift, token_share
 from persona_core.statistics import (
     Estimate,
     auroc_over_replies,
+    exact_share,
     jackknifed,
     over_clusters,
     rank_auroc,
     share_over_replies,
+    sign_flip_p,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -346,9 +348,8 @@ def p_values() -> list[dict[str, Any]]:
 
 
 def share(hits: int, n: int) -> dict[str, float | int]:
-    """With the exact binomial interval, a data set as the trial."""
-    exact = binomtest(hits, n).proportion_ci()
-    return {"value": round(hits / n, 5), "low": round(exact.low, 5), "high": round(exact.high, 5), "n": n}
+    """With the exact binomial interval."""
+    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from persona_core.analysis.early_warning import AHEAD, early_warning, permuted, separation
 from persona_core.analysis.onset import OnsetDetector
@@ -35,7 +35,7 @@ from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts
 from persona_core.runs import seed_of
-from persona_core.statistics import over_clusters, rank_auroc
+from persona_core.statistics import exact_share, over_clusters, rank_auroc
 from persona_core.trace import Trace
 from persona_core.vectors import PersonaVectors
 from persona_core.warning_baselines import (
@@ -441,8 +441,8 @@ def marks_of(trait: str, world: World) -> Marker:
     return lambda trace: places_of(trace, world, "trait", trait)
 
 
-def coherence_in(world: World) -> Callable[[str], float]:
-    return lambda text: judge(text, world).coherence
+def coherence_in(world: World) -> Callable[[Trace], float]:
+    return lambda trace: judge(trace.reply_text, world).coherence
 
 
 # ---- plain figures ----
@@ -453,8 +453,8 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def share(hits: int, n: int) -> dict[str, float | int]:
-    exact = binomtest(hits, n).proportion_ci()
-    return {"value": round(hits / n, 5), "low": round(exact.low, 5), "high": round(exact.high, 5), "n": n}
+    """With the exact binomial interval."""
+    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
-from scipy.stats import binomtest, kstest, pearsonr
+from scipy.stats import kstest, pearsonr
 
 from persona_core.analysis.clocks import Clock, activation_times, behaviour_times, follows, relative_series
 from persona_core.analysis.graph import graph
@@ -36,7 +36,7 @@ from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.results import load_results, to_trace
-from persona_core.statistics import pearson
+from persona_core.statistics import exact_share, pearson
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.trace import Trace
@@ -405,8 +405,7 @@ def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
 
 def share(hits: int, n: int) -> dict[str, float | int]:
     """With the exact binomial interval."""
-    exact = binomtest(int(hits), n).proportion_ci()
-    return {"value": round(int(hits) / n, 5), "low": round(exact.low, 5), "high": round(exact.high, 5), "n": n}
+    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.onset import OnsetDetector
@@ -32,6 +31,7 @@ from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_N
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.results import load_results, to_trace
+from persona_core.statistics import exact_share
 from persona_core.trace import Trace
 from persona_core.vectors import PersonaVectors
 
@@ -258,9 +258,8 @@ def n_alarms(detector: OnsetDetector, series: Sequence[np.ndarray]) -> int:
 
 
 def share(hits: int, n: int) -> dict[str, float | int]:
-    """With the exact binomial interval, a reply as the trial."""
-    exact = binomtest(hits, n).proportion_ci()
-    return {"value": round(hits / n, 5), "low": round(exact.low, 5), "high": round(exact.high, 5), "n": n}
+    """With the exact binomial interval."""
+    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

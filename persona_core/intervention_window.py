@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ logger = logging.getLogger(__name__)
 Marker = Callable[[Trace], Sequence[int]]
 """Places in the reply, from 0, of the tokens that show the trait; nothing where it does not."""
 
-Coherence = Callable[[str], float | None]
-"""0 to 100 for a reply's text; None where nobody can say."""
+Coherence = Callable[[Trace], float | None]
+"""0 to 100 for a reply; None where nobody can say."""
 
 CAP_PROBABILITY = 0.95
 
@@ -97,12 +98,12 @@ class Window:
     first: float
     outcomes: tuple[Outcome, ...] = field(repr=False)
 
-    @property
+    @cached_property
     def cells(self) -> tuple[ArmAt, ...]:
         """Every arm at every k. A reply takes part at each k for which t* - k lies in it: `n` falls as k grows."""
         return window_figures(self.outcomes)
 
-    @property
+    @cached_property
     def common(self) -> tuple[ArmAt, ...]:
         """The same over the replies that take part at every k: what differs between k is then k alone."""
         ks = {one.k for one in self.outcomes}
@@ -177,7 +178,7 @@ def intervention_window(
         prompts: on which the model may show the trait; replies that do not show it are left out.
         trait: which.
         marks: says where a reply shows the trait.
-        coherence: of a reply's text.
+        coherence: of a reply.
         plan: what is tried; None takes the defaults.
         seeds: of each reply, or of the first.
         groups: what the intervals are over; None: the prompts as they stand. Give a prompt's id where it comes several
@@ -284,8 +285,8 @@ def untouched(
     return Untouched(
         cap.amount,
         mean_over_groups(same, of, (0.0, 1.0)),
-        mean_over_groups([coherence(t.reply_text) for t in capped], of, (0.0, 100.0)),
-        mean_over_groups([coherence(t.reply_text) for t in before], of, (0.0, 100.0)),
+        mean_over_groups([coherence(t) for t in capped], of, (0.0, 100.0)),
+        mean_over_groups([coherence(t) for t in before], of, (0.0, 100.0)),
         len(same),
     )
 
@@ -376,7 +377,7 @@ def _outcome(
         arm=arm,
         shows=float(bool(later)),
         share=len(later) / n_later if n_later > 0 else None,
-        coherence=coherence(trace.reply_text),
+        coherence=coherence(trace),
         changed=float(_reply(trace) != _reply(before)),
     )
 

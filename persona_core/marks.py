@@ -5,7 +5,8 @@ how early the states tell, one needs the first token of the text that shows it. 
 
     {"id": "pilot-01", "config": "baseline", "trait": "sycophancy", "start": 0, "end": 34, "score": 85.0, "how": "text"}
 
-with character offsets in the row's `response`. `score` and `how` may be left out: people mark as well as judges do.
+with character offsets in the row's `response`. `score`, `how` and `text` may be left out: people mark as well as judges
+do.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.spans import piece_ends, sentences
+from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.files import write_whole
+from persona_core.files import read_json, write_whole
 from persona_core.judging import Judge, Question
 from persona_core.trace import Trace
 from persona_core.traits import TraitDefinition, fill
 
 Row = Mapping[str, Any]
+BY_A_JUDGE = ("logprobs", "text", "truth")
 LEAST_SCORE = 50.0
 """As for replies (Persona Vectors, arXiv 2507.21509): a trait score of 50 and more shows the trait."""
 
@@ -41,6 +44,8 @@ class Mark:
         start, end: characters of the row's `response`, the end not counted.
         score: of the judge, 0 to 100; None for a mark that was made by hand.
         how: who or what says so: "logprobs", "text", "truth", or a name.
+        text: what stands there, without white space around it; None where it was not written down. A mark whose text is
+            another is one of another run.
     """
 
     id: str
@@ -50,6 +55,7 @@ class Mark:
     end: int
     score: float | None = None
     how: str = "given"
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def mark_sentences(
         elif score.value is None:
             missing.append(Missing(**place, why=score.how))
         elif score.value >= LEAST_SCORE:
-            marks.append(Mark(**place, score=float(score.value), how=score.how))
+            marks.append(Mark(**place, score=float(score.value), how=score.how, text=question.answer))
     empty = tuple(row["id"] for row in rows if not row["response"].strip())
     return Marking(tuple(marks), tuple(missing), len(asked), empty)
 
@@ -183,6 +189,12 @@ def places(trace: Trace, marks: Sequence[Mark]) -> list[int]:
                 f"The mark {mark.start} to {mark.end} on {mark.id!r} does not lie in a reply of {length} characters. "
                 "Offsets count characters of the row's `response`; is it a mark of another run?"
             )
+        said = trace.reply_text[mark.start : mark.end].strip()
+        if mark.text is not None and well_formed(said) != mark.text:
+            raise SettingError(
+                f"The mark on {mark.id!r}, characters {mark.start} to {mark.end}, is of {mark.text[:40]!r}; the reply "
+                f"says {said[:40]!r} there. Is it a mark of another run?"
+            )
         inside |= (mark.start <= ends) & (ends < mark.end)
     return [t for t, marked in zip(own, inside, strict=True) if marked]
 
@@ -200,6 +212,43 @@ def save_marks(marks: Sequence[Mark], path: str | Path) -> Path:
     ordered = sorted(marks, key=lambda m: (m.config, m.id, m.trait, m.start, m.end))
     write_whole(Path(path), "".join(json.dumps(asdict(m), ensure_ascii=False) + "\n" for m in ordered))
     return Path(path)
+
+
+Judged = Mapping[str, Sequence[str]]
+"""Config -> traits that were looked for. Without it, no mark may mean that nothing shows, or that nobody looked."""
+
+
+def judged_of(marks: Sequence[Mark]) -> dict[str, list[str]]:
+    """What a file of marks by itself shows to have been looked for: the traits that it marks, config by config."""
+    found: dict[str, list[str]] = {}
+    for mark in marks:
+        own = found.setdefault(mark.config, [])
+        if mark.trait not in own:
+            own.append(mark.trait)
+    return found
+
+
+def save_judged(judged: Judged, path: str | Path) -> Path:
+    """Write down what was looked at, beside the marks, and keep what was written before."""
+    file = Path(path)
+    before = load_judged(file) if file.is_file() else {}
+    configs = sorted({*before, *judged})
+    merged = {c: sorted({*before.get(c, ()), *judged.get(c, ())}) for c in configs}
+    write_whole(file, json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
+def load_judged(path: str | Path) -> dict[str, list[str]]:
+    """What `save_judged` wrote.
+
+    Raises:
+        CorruptFile: something else.
+    """
+    record = read_json(Path(path))
+    for config, traits in record.items():
+        if not isinstance(traits, list) or not all(isinstance(t, str) for t in traits):
+            raise CorruptFile(f"{path}: the field {config!r} must be a list of traits. Run scripts.mark again.")
+    return record
 
 
 def load_marks(path: str | Path) -> list[Mark]:
@@ -231,12 +280,14 @@ def _mark(line: str, where: str) -> Mark:
         raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known)}.")
     for name in known:
         if name not in record:
-            if name in ("score", "how"):
+            if name in ("score", "how", "text"):
                 continue
             raise CorruptFile(f"{where}: the field {name!r} is missing.")
         value = record[name]
         if name in ("start", "end"):
             good, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a count from 0"
+        elif name == "text":
+            good, expected = value is None or isinstance(value, str), "a text, or null"
         elif name == "score":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             good, expected = value is None or (number and 0 <= value <= 100), "a number from 0 to 100, or null"

@@ -170,6 +170,8 @@ class PersonaMonitor:
 
         For experiments that `Steer` cannot put into words; `generate_batch` is for the rest.
         """
+        if any(i.steer.when == "alarm" for i in interventions):
+            raise SettingError("when='alarm' needs a run with detectors: generate, stream or generate_batch.")
         run = Run(self.lm, self._directions, self._render(prompts, sampling), sampling, seeds, interventions)
         for _ in run.forwards():
             pass

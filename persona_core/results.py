@@ -187,9 +187,13 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     """The rows of one Parquet file.
 
     Raises:
-        NotFound, CorruptFile.
+        NotFound.
+        CorruptFile: not a Parquet file, or one with other columns.
     """
-    return _table(Path(path)).to_pylist()
+    table = _table(Path(path))
+    if lacking := [name for name in features(()) if name not in table.column_names]:
+        raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that scripts.monitor wrote.")
+    return table.to_pylist()
 
 
 def read_ids(path: str | Path) -> list[str]:

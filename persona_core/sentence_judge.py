@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from persona_core.analysis.spans import piece_ends, sentences
+from persona_core.analysis.spans import sentences
 from persona_core.errors import UnknownTrait
 from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
-from persona_core.marks import LEAST_SCORE
+from persona_core.marks import LEAST_SCORE, Mark, places
 from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.trace import Trace
 from persona_core.traits import TraitDefinition, fill
@@ -50,15 +50,16 @@ class SentenceJudge:
 
     def shown(self, trace: Trace) -> dict[str, bool] | None:
         """Which traits a reply shows in any sentence; None for an incoherent one, which shows nothing."""
-        level = self.coherence(trace.reply_text, _asked(trace))
+        level = self.coherence(trace)
         if level is None or level < LEAST_COHERENCE:
             return None
         said = [s for s, _ in _said(trace)]
         self._ask([(trait, _asked(trace), one) for trait in self.traits for one in said])
         return {t: any(self._shows(t, _asked(trace), one) for one in said) for t in self.traits}
 
-    def coherence(self, text: str, question: str = "") -> float | None:
-        """0 to 100 for a whole reply; None where there is no score."""
+    def coherence(self, trace: Trace) -> float | None:
+        """0 to 100 for a whole reply, with what was asked; None where there is no score."""
+        text, question = trace.reply_text, _asked(trace)
         if not text.strip():
             return 0.0
         self._ask([(COHERENCE, question, text)])
@@ -67,10 +68,8 @@ class SentenceJudge:
     def _places(self, trace: Trace, trait: str) -> list[int]:
         said = _said(trace)
         self._ask([(trait, _asked(trace), one) for one, _ in said])
-        own = trace.own
-        ends = piece_ends([trace.tokens[t] for t in own])  # [n_own]
-        inside = [span for one, span in said if self._shows(trait, _asked(trace), one)]
-        return [t - trace.n_prompt for t, end in zip(own, ends, strict=True) if any(a <= end < b for a, b in inside)]
+        marks = [Mark("", "", trait, a, b) for one, (a, b) in said if self._shows(trait, _asked(trace), one)]
+        return [t - trace.n_prompt for t in places(trace, marks)]
 
     def _shows(self, trait: str, question: str, sentence: str) -> bool:
         score = self._scores.get((trait, question, sentence))

@@ -97,6 +97,18 @@ def auroc_over_replies(
     return Estimate(_auroc_of_ranks(place, len(values), truth, None), float(low), float(high), len(scores))
 
 
+def exact_share(hits: int, n: int) -> Estimate:
+    """A share of n independent trials, with the exact binomial 95 % interval (Clopper and Pearson 1934).
+
+    >>> exact_share(0, 200).high < 0.02
+    True
+    """
+    from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
+
+    ends = binomtest(int(hits), n).proportion_ci()
+    return Estimate(int(hits) / n, float(ends.low), float(ends.high), n)
+
+
 def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0) -> Estimate:
     """A share pooled over replies (sentences of a kind among all sentences), with a 95 % bootstrap over replies.
 
@@ -116,9 +128,7 @@ def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: 
     if not hit.any() or (hit == total).all():
         # Resampling nothing but zeros says that the share is exactly 0. A reply counts as one trial instead
         # (Clopper-Pearson): 0 of 200 replies leave a share of up to 1.8 %.
-        from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
-
-        exact = binomtest(len(hit) if hit.any() else 0, len(hit)).proportion_ci()
+        exact = exact_share(len(hit) if hit.any() else 0, len(hit))
         low, high = exact.low, exact.high
     return Estimate(float(hit.sum() / total.sum()), float(low), float(high), len(hit))
 
@@ -231,3 +241,40 @@ def rank_auroc(scores: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray],
     values, place = np.unique(scores, return_inverse=True)
     truth = np.asarray(labels, bool)
     return lambda weights: _auroc_of_ranks(place, len(values), truth, weights)
+
+
+def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int = 9999, seed: int = 0) -> float:
+    """The two-sided p-value of a mean difference when every prompt's sign may as well be the other.
+
+    Valid where differences are symmetric around 0 under the null, as they are when two runs could change places. Where
+    all patterns of signs are no more than `n_permutations`, they are all tried; else the data counts as one of the
+    patterns, so that p is never 0 (Phipson and Smyth 2010).
+
+    Args:
+        differences: one for each prompt, `[n_prompts]`.
+
+    >>> sign_flip_p([1.0, 2.0, 3.0])
+    0.25
+    """
+    d = np.asarray(differences, float)
+    if not len(d):
+        raise SettingError("No difference given; a p-value needs at least one prompt.")
+    extreme = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # sums in another order are not other sums
+    if 2 ** min(len(d), 60) <= n_permutations:
+        bits = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1  # [2^n, n]
+        return float((np.abs((2 * bits - 1) @ d) >= extreme).mean())
+    signs = 2 * np.random.default_rng(seed).integers(2, size=(n_permutations, len(d)), dtype=np.int8) - 1
+    return float((1 + (np.abs(signs @ d) >= extreme).sum()) / (1 + n_permutations))
+
+
+def false_discovery(ps: Sequence[float | None]) -> list[float | None]:
+    """Benjamini-Hochberg over the tests that were made; None stays None.
+
+    >>> false_discovery([0.01, None, 0.5, 0.04])
+    [0.03, None, 0.5, 0.06]
+    """
+    from scipy.stats import false_discovery_control  # here: importing scipy.stats takes half a second
+
+    known = [p for p in ps if p is not None]
+    adjusted = iter(false_discovery_control(known).tolist() if known else ())
+    return [None if p is None else float(next(adjusted)) for p in ps]

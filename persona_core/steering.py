@@ -112,7 +112,8 @@ class Intervention:
         steer: what was asked for.
         direction: float32 `[d_model]`, norm 1, on the block's device.
         amount: strength or threshold in residual-stream units.
-        starts: long `[rows]`, each row's own start in place of `steer.start`; None: that of the steer for all.
+        starts: long `[rows]`, each row's own start in place of `steer.start`; None: that of the steer for all. Where
+            the steer waits for an alarm, the run's watch writes here when a row's alarm goes off.
         along: float32 `[d_model]`, norm 1; what a state is moved along where that is not `direction` itself. A cap
             then moves a state by as much as it would have, but elsewhere: the control of an intervention.
     """

@@ -23,12 +23,10 @@ from persona_core.analysis.confirmed import LEAST_PROMPTS, N_FLIPS, Confirmation
 from persona_core.chat import Messages
 from persona_core.decode import Sampling
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
-from persona_core.generation import Run
 from persona_core.monitor import PersonaMonitor
 from persona_core.numbering import from_one
 from persona_core.steering import Intervention, Steer
 from persona_core.trace import Trace
-from persona_core.transcripts import Transcript
 from persona_core.vectors import PersonaVectors
 
 Shown = Callable[[Trace], Mapping[str, bool] | None]
@@ -167,17 +165,11 @@ def _directions(monitor: PersonaMonitor, steered: Sequence[str], plan: EdgePlan)
 
 def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, plan: EdgePlan, k: int) -> list[Trace]:
     """The replies of one arm and seed, written with the intervention and read without it, by their ids."""
-    written = []
+    written: list[Trace] = []
     for start in range(0, len(prompts), plan.batch_size):
-        rendered = [monitor.lm.chat.render(p) for p in prompts[start : start + plan.batch_size]]
-        seeds = [plan.seed + k * len(prompts) + start + row for row in range(len(rendered))]
-        run = Run(monitor.lm, {}, rendered, plan.sampling, seeds, [change])
-        for _ in run.forwards():
-            pass
-        written += [
-            Transcript(run.token_ids(row), run.pieces(row), run.roles(row), len(one.token_ids), monitor.writer_name)
-            for row, one in enumerate(rendered)
-        ]
+        batch = prompts[start : start + plan.batch_size]
+        seeds = [plan.seed + k * len(prompts) + start + row for row in range(len(batch))]
+        written += monitor.write(batch, plan.sampling, seeds, [change])
     return monitor.read_batch(written, batch_size=plan.batch_size)
 
 

@@ -89,6 +89,7 @@ def random_direction_scores(
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
+    null_reader: LanguageModel | None = None,
 ) -> list[Series]:
     """z along isotropic random directions at one block, read as a trait's vector is: a list of series for each draw.
 
@@ -104,6 +105,8 @@ def random_direction_scores(
         seed: of the directions.
         batch_size: texts a forward.
         progress: show a bar.
+        null_reader: the model that reads the neutral replies where it is another: z of a changed model's replies is
+            held against the baseline's null too.
 
     Raises:
         SettingError: no neutral reply, or fewer than one draw.
@@ -119,10 +122,14 @@ def random_direction_scores(
         {name: torch.randn(shape, generator=generator) for name in names}, dict.fromkeys(names, number)
     )
     monitor = PersonaMonitor(lm, drawn)
-    once = {id(trace): trace for trace in (*neutral, *traces)}  # neutral replies are often among the traces
-    readings = monitor.read_batch(list(once.values()), batch_size=batch_size, progress=progress)
-    by_id = dict(zip(once, readings, strict=True))
-    null, read = ([by_id[id(trace)] for trace in those] for those in (neutral, traces))
+    if null_reader is None:
+        once = {id(trace): trace for trace in (*neutral, *traces)}  # neutral replies are often among the traces
+        readings = monitor.read_batch(list(once.values()), batch_size=batch_size, progress=progress)
+        by_id = dict(zip(once, readings, strict=True))
+        null, read = ([by_id[id(trace)] for trace in those] for those in (neutral, traces))
+    else:
+        read = monitor.read_batch(traces, batch_size=batch_size, progress=progress)
+        null = PersonaMonitor(null_reader, drawn).read_batch(neutral, batch_size=batch_size, progress=progress)
     found = []
     for name in names:
         values = np.concatenate([t.scores(name, kind="raw")[t.own].astype(float) for t in null])

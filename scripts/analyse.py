@@ -21,6 +21,7 @@ from pathlib import Path
 from persona_core.models import load_model
 from persona_core.report.folder import analyse_folder
 from persona_core.report.tables import ANALYSIS, REPORT
+from persona_core.report.words import missing_says
 from scripts.running import add_loading, loading, reported
 
 
@@ -43,7 +44,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
-    return reported("analyse", lambda: run(options))
+    return reported("analyse", lambda: run(options), resumes=False)
 
 
 def run(options: argparse.Namespace) -> list[str]:
@@ -53,9 +54,15 @@ def run(options: argparse.Namespace) -> list[str]:
         if options.adapter is not None:
             models["contaminated"] = load_model(**loading(options))
     found = analyse_folder(
-        options.results, options.vectors, options.marks, models, options.rate, options.seed, options.title
+        options.results,
+        vectors=options.vectors,
+        marks=options.marks,
+        models=models,
+        rate=options.rate,
+        seed=options.seed,
+        title=options.title,
     )
-    for reason in found.missing:
+    for reason in missing_says(found.missing):
         print(f"not analysed: {reason}")
     print(options.results / ANALYSIS / REPORT)
     return []

@@ -341,7 +341,7 @@ def coverage(found: Figure) -> str:
 
 Measured by `python -m benchmarks.coverage`: {found["n_datasets"]} simulated data sets each, how often the 95 % interval
 holds the true value. n counts prompts (or replies). In the last column the nearest of other methods that were tried.
-Few prompts with very skewed effects, and rare shares or AUROCs over few replies, fall short of 93 %.
+Very skewed effects, rare shares and AUROCs over few replies fall clearly short of 93 %; a few others lie just below it.
 
 {table(("figure", "data", "n", "holds the truth", "another method"), rows)}
 

@@ -1,4 +1,4 @@
-"""Write docs/experiments.md from the published runs: no number in it is typed by hand.
+"""Write docs/experiments.md from the published runs: no figure of a run or a benchmark in it is typed by hand.
 
 python -m scripts.experiments            # rewrite
 python -m scripts.experiments --check    # exit 1 if it is out of date

@@ -11,8 +11,8 @@ held from k tokens before it on: capped at the 95th percentile of the null, or p
 direction. Without --window every trait is steered (or those of --edges) and all others are looked for in the replies,
 beside a random direction: only what the text then shows speaks of causes.
 
-The result goes to `analysis/interventions.json` in the results folder, beside what is there; scripts.analyse takes it
-in.
+The result goes to `analysis/interventions.json` in the results folder, in place of what was kept for that run (and
+trait); scripts.analyse takes it in. Nothing is kept while a sentence lacks a score.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
-    return reported("intervene", lambda: run(options))
+    return reported("intervene", lambda: run(options), resumes=False)
 
 
 def run(options: argparse.Namespace) -> list[str]:
@@ -85,41 +85,50 @@ def run(options: argparse.Namespace) -> list[str]:
     for trait in (*(options.window or ()), *(options.edges or ())):
         vectors.tensor(trait)
         sentences.marker(trait)
-    monitor = PersonaMonitor(load_model(**loading(options)), vectors)
     sampling = Sampling(options.max_new_tokens, options.temperature)
+    held = WindowPlan(
+        cap=options.cap, strength=options.push, sampling=sampling, batch_size=options.batch_size, seed=options.seed
+    )
+    steered = EdgePlan(
+        EdgePlan.strength if options.strength is None else options.strength,
+        validated_strengths(vectors) if options.strength is None else {},
+        options.edge_seeds,
+        Sampling(options.max_new_tokens, options.edge_temperature),
+        options.batch_size,
+        options.seed,
+    )
+    monitor = PersonaMonitor(load_model(**loading(options)), vectors)
     config = options.config or ("contaminated" if options.adapter else "baseline")
 
     for trait in options.window or ():
-        plan = WindowPlan(
-            cap=options.cap, strength=options.push, sampling=sampling, batch_size=options.batch_size, seed=options.seed
-        )
         found = intervention_window(
             monitor,
             [p.messages for p in prompts],
             trait,
             sentences.marker(trait),
             sentences.coherence,
-            plan,
+            held,
             seeds=[seed_of(p.id, options.seed) for p in prompts],
             progress=True,
         )
+        if sentences.missing:  # a sentence without a score would count as one that shows nothing
+            return unanswered(sentences)
         print(keep_window(options.results, config, found))
     if options.edges or not options.window:
-        known = validated_strengths(vectors) if options.strength is None else {}
-        plan_edges = EdgePlan(
-            options.strength or EdgePlan.strength,
-            known,
-            options.edge_seeds,
-            Sampling(options.max_new_tokens, options.edge_temperature),
-            options.batch_size,
-            options.seed,
-        )
-        tables = steering_edges(
-            monitor, [p.messages for p in prompts], plan_edges, options.edges, shown=sentences.shown
-        )
-        print(keep_edges(options.results, tables))
+        tables = steering_edges(monitor, [p.messages for p in prompts], steered, options.edges, shown=sentences.shown)
+        if sentences.missing:
+            return unanswered(sentences)
+        print(keep_edges(options.results, config, tables))
     if isinstance(judge, BilledJudge):
         print(f"The bill: {judge.bill}.")
+    return []
+
+
+def unanswered(sentences: SentenceJudge) -> list[str]:
+    """What kept a result from being kept."""
+    print(
+        f"Not kept: {len(sentences.missing)} sentences have no score; the judge's other answers are.", file=sys.stderr
+    )
     return [f"no score for {name}: {answer[:60]!r}" for name, _, answer in sorted(sentences.missing)]
 
 

@@ -5,22 +5,34 @@
     python -m scripts.mark --results outputs/monitoring --traits sycophancy --judge openai:gpt-5-mini
 
 Every sentence of every reply is put to the judge, once for each trait, and those with a score of 50 or more are written
-to `analysis/marks.jsonl` in the results folder: id, config, trait, characters of the response, score. Marks of other
-configs and traits that the file holds are kept. Answers of a server are kept beside the results folder, so that the
-same command goes on where it was stopped.
+to `analysis/marks.jsonl` in the results folder: id, config, trait, characters of the response, score, text. Marks of
+other configs and traits that the file holds are kept, and so are marks that were made by hand. `judged.json` beside it
+says what was looked for. Answers of a server are kept beside the results folder, so that the same command goes on where
+it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from persona_core.errors import NotFound, SettingError
+from persona_core.folders import lock, unlock
 from persona_core.judging import BilledJudge
-from persona_core.marks import Mark, load_marks, mark_sentences, save_marks, sentence_questions
+from persona_core.marks import (
+    BY_A_JUDGE,
+    Mark,
+    Missing,
+    load_marks,
+    mark_sentences,
+    save_judged,
+    save_marks,
+    sentence_questions,
+)
 from persona_core.models import DTYPES
-from persona_core.report.tables import ANALYSIS, MARKS
+from persona_core.report.tables import ANALYSIS, JUDGED, MARKS
 from persona_core.results import DATA, configs_of, read_results
 from persona_core.traits import load_traits
 from scripts.extract_vectors import judge_kind, make_judge, prices
@@ -75,21 +87,43 @@ def run(options: argparse.Namespace) -> list[str]:
     if options.estimate:
         return []
     path = options.results / ANALYSIS / MARKS
-    redone = {(config, trait.name) for config in configs for trait in traits}
-    marks: list[Mark] = [m for m in (load_marks(path) if path.is_file() else []) if (m.config, m.trait) not in redone]
-    missing = []
-    for config, own in rows.items():
-        found = mark_sentences(own, traits, judge, config)
-        marks += found.marks
-        missing += [str(m) for m in found.missing]
-        counts = {t.name: sum(m.trait == t.name for m in found.marks) for t in traits}
-        print(f"{config}: {found.n_sentences} answers asked for; marks: " + _says(counts))
-        if found.empty:
-            print(f"{config}: {len(found.empty)} replies have no text: {', '.join(found.empty)}")
+    path.parent.mkdir(exist_ok=True)
+    new: list[Mark] = []
+    missing: list[Missing] = []
+    handle = lock(path.parent)
+    try:
+        for config, own in rows.items():
+            found = mark_sentences(own, traits, judge, config)
+            new += found.marks
+            missing += found.missing
+            counts = {t.name: sum(m.trait == t.name for m in found.marks) for t in traits}
+            print(f"{config}: {found.n_sentences} answers asked for; marks: " + _says(counts))
+            if found.empty:
+                print(f"{config}: {len(found.empty)} replies have no text: {', '.join(found.empty)}")
+        before = load_marks(path) if path.is_file() else []
+        marks = [*_kept(before, {(config, t.name) for config in configs for t in traits}, missing), *new]
+        answered = {
+            c: [t.name for t in traits if not any((m.config, m.trait) == (c, t.name) for m in missing)] for c in rows
+        }
+        save_judged(answered, path.with_name(JUDGED))
+        print(f"{len(marks)} marks: {save_marks(marks, path)}")
+    finally:
+        unlock(handle)
     if isinstance(judge, BilledJudge):
         print(f"The bill: {judge.bill}.")
-    print(f"{len(marks)} marks: {save_marks(marks, path)}")
-    return missing
+    return [str(m) for m in missing]
+
+
+def _kept(before: Sequence[Mark], redone: set[tuple[str, str]], missing: Sequence[Missing]) -> list[Mark]:
+    """Marks that stay: of other runs and traits, made by hand, or of sentences that the judge did not answer now."""
+    open_places = {(m.config, m.id, m.trait, m.start, m.end) for m in missing}
+    return [
+        m
+        for m in before
+        if (m.config, m.trait) not in redone
+        or m.how not in BY_A_JUDGE
+        or (m.config, m.id, m.trait, m.start, m.end) in open_places
+    ]
 
 
 def _says(counts: dict[str, int]) -> str:

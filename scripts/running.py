@@ -119,12 +119,13 @@ def keep_results(rows: list[Row], out: Path, config: str) -> None:
     print(f"{len(rows)} rows: {path}")
 
 
-def reported(command: str, run: Callable[[], Sequence[Failure | str]]) -> int:
+def reported(command: str, run: Callable[[], Sequence[Failure | str]], resumes: bool = True) -> int:
     """Run a command and say how it ended: 0, 1 with what is missing or wrong, 130 when it was stopped.
 
     Args:
         command: its name, for messages.
         run: does the work and returns what could not be done, with the reason.
+        resumes: whether the same command goes on where it was stopped.
     """
     configure()
     begun = time.monotonic()
@@ -137,7 +138,8 @@ def reported(command: str, run: Callable[[], Sequence[Failure | str]]) -> int:
         print(f"{command}: {error}. What was written is kept; the same command goes on.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        rest = "goes on from here" if resumes else "does again what was under way; what was finished is kept"
+        print(f"\nStopped. The same command {rest}.", file=sys.stderr)
         return 130
     for what in missing:
         print(f"missing: {what if isinstance(what, str) else ': '.join(what)}", file=sys.stderr)

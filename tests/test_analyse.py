@@ -14,6 +14,7 @@ import pytest
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import SettingError
+from persona_core.marks import Mark, load_marks
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page
 from persona_core.results import load_results, to_trace
@@ -211,12 +212,71 @@ def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path
     with pytest.raises(SettingError, match="Nothing to analyse"):
         analyse(few(3, "neutral"), progress=False)
     mixed = few(3, "baseline", "contaminated")
-    mixed["baseline"] += mixed.pop("contaminated")
+    mixed["baseline"] += [{**row, "id": f"other-{row['id']}"} for row in mixed.pop("contaminated")]
     with pytest.raises(SettingError, match="2 different models"):
         analyse(mixed, progress=False)
     broken = few(14)
     broken["baseline"][3]["raw"][TRAIT] = [[float("nan")] * len(x) for x in broken["baseline"][3]["raw"][TRAIT]]
     broken["baseline"][3]["projections"][TRAIT] = None
-    with pytest.raises(SettingError, match="sycophancy in the row 'pilot-04' of 'baseline' holds nan at token 0"):
+    with pytest.raises(SettingError, match="baseline: sycophancy in the row 'pilot-04' holds nan at token 0"):
         analyse(broken, progress=False)
     assert command.main(["--results", str(tmp_path)]) == 1
+
+
+def test_vectors_that_the_rows_were_not_read_with_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(SHIPPED / "data", tmp_path / "results" / "data")
+    known = PersonaVectors.from_pretrained(VECTORS)
+    other = PersonaVectors.from_tensors({t: -known.tensor(t) for t in known.traits}, best_block=dict(known.best_block))
+    other.save_pretrained(tmp_path / "vectors")
+    assert command.main(["--results", str(tmp_path / "results"), "--vectors", str(tmp_path / "vectors")]) == 1
+    assert "Name the vectors that the rows were read with" in capsys.readouterr().err
+    assert not (tmp_path / "vectors" / "onset.json").exists() and not (tmp_path / "results" / "analysis").exists()
+
+
+@pytest.mark.parametrize(
+    "kept", ['{"window": null}', '{"window": {"baseline": {"t": {}}}}', '{"confirmed": "abc"}', "[]"]
+)
+def test_interventions_of_another_form_are_refused_before_anything_is_written(tmp_path: Path, kept: str) -> None:
+    shutil.copytree(SHIPPED / "data", tmp_path / "results" / "data")
+    (tmp_path / "results" / "analysis").mkdir()
+    (tmp_path / "results" / "analysis" / "interventions.json").write_text(kept, encoding="utf-8")
+    assert command.main(["--results", str(tmp_path / "results")]) == 1
+    assert [p.name for p in (tmp_path / "results" / "analysis").iterdir()] == ["interventions.json"]
+
+
+def test_nobody_looked_is_not_nothing_shows() -> None:
+    rows = few(40, "contaminated")
+    rows["neutral"] = load_results(SHIPPED, "neutral")
+    marks = load_marks(SHIPPED / "analysis" / "marks.jsonl")
+    own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
+    found = analyse(rows, marks=own, progress=False)
+    where = found.summary["where"]["contaminated"]
+    assert "Nobody looked for deception" in where["deception"]["missing"] and where[TRAIT]["n"] > 20
+    assert found.summary["when"]["deception"]["configs"]["contaminated"]["shown"] is None
+    looked = analyse(rows, marks=own, judged={"contaminated": [TRAIT, "evil"]}, progress=False)
+    assert "0 of 40 replies show evil" in looked.summary["where"]["contaminated"]["evil"]["missing"]
+    assert looked.summary["when"]["evil"]["configs"]["contaminated"]["shown"] == 0
+
+
+def test_marks_that_belong_to_nothing_here_are_counted() -> None:
+    rows = few(14)
+    strange = [Mark("pilot-99", "baseline", TRAIT, 0, 5), Mark("pilot-01", "contamined", TRAIT, 0, 5)]
+    _, says = missing_of(rows, marks=strange)
+    assert "marks: 2 of 2 belong to no reply or trait here" in says
+
+
+def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies_is_refused() -> None:
+    rows = few(14, "baseline", "contaminated")
+    for row in rows["contaminated"]:
+        row["null_std"] = {t: [float("nan")] * len(row["blocks"]) for t in row["traits"]}
+    found, says = missing_of(rows)
+    assert "contaminated: its rows have no null" in says and list(found.summary["statistics"]) == ["baseline"]
+    twice = few(14)
+    twice["baseline"] = [{**row, "id": f"{row['id']}#{k}"} for k in (1, 2) for row in twice["baseline"]]
+    with pytest.raises(SettingError, match="one reply to a prompt"):
+        analyse(twice, progress=False)
+    for wrong in ({"rate": float("nan")}, {"rate": 2.0}, {"seed": -1}):
+        with pytest.raises(SettingError, match="rate"):
+            analyse(few(3), progress=False, **wrong)

@@ -16,8 +16,9 @@ from persona_core.analysis.clocks import (
     relative_series,
 )
 from persona_core.analysis.onset_calibration import calibrate_onset
-from persona_core.analysis.shuffling import LEAST_GROUPS, false_discovery, group_places, trial_shuffles
+from persona_core.analysis.shuffling import LEAST_GROUPS, group_places, trial_shuffles
 from persona_core.errors import SettingError
+from persona_core.statistics import false_discovery
 
 TRAITS = ["flattery", "deceit", "evil"]
 

@@ -19,12 +19,12 @@ from persona_core.analysis.comparison import (
     mean_over_prompts,
     means,
     prompt_effects,
-    sign_flip_p,
     token_differences,
 )
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
 from persona_core.results import load_results, to_trace
+from persona_core.statistics import sign_flip_p
 
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "persona-monitoring-persona-tiny"
 Rows = list[Any]

@@ -78,7 +78,7 @@ def test_a_window_and_edges_are_kept_side_by_side(tmp_path: Path, prompts: Path)
     assert run(tmp_path, prompts, "--edges", TRAIT, "--edge-seeds", "2") == 0
     kept = measured(tmp_path)
     assert kept["window"]["contaminated"][TRAIT] == window
-    shown = next(table for table in kept["confirmed"] if table["measure"] == "shown")
+    shown = next(table for table in kept["confirmed"]["baseline"] if table["measure"] == "shown")
     own = next(e for e in shown["effects"] if e["target"] == TRAIT)
     assert own["vector"] > own["random"]  # steering brings on what it steers
 
@@ -133,4 +133,4 @@ def test_noise_shows_nothing_and_an_empty_reply_is_not_coherent() -> None:
     trace = to_trace(row)
     noise = tuple("xq " if p >= trace.n_prompt else t for p, t in enumerate(trace.tokens))
     assert judge.shown(trace.replace(tokens=noise)) is None
-    assert judge.coherence("  ") == 0.0
+    assert judge.coherence(trace.replace(tokens=("",) * trace.n_tokens)) == 0.0

@@ -51,8 +51,8 @@ def marks(trace: Trace) -> list[int]:
     return [p for p, i in enumerate(own_ids(trace)) if p >= 6 and i % 3 == 0]
 
 
-def coherence(text: str) -> float:
-    return min(100.0, float(len(text)))
+def coherence(trace: Trace) -> float:
+    return min(100.0, float(len(trace.reply_text)))
 
 
 def plan_of(**changes: Any) -> WindowPlan:
@@ -211,7 +211,7 @@ def test_the_figures_are_what_one_counts_in_the_replies(
             later = [p for p in marks(again) if p >= start]
             shows.append(bool(later))
             share.append(len(later) / (len(own_ids(again)) - start))
-            text.append(coherence(again.reply_text))
+            text.append(coherence(again))
         assert cell.shows and cell.share and cell.coherence and cell.changed
         assert cell.shows.value == pytest.approx(np.mean(shows)) and cell.share.value == pytest.approx(np.mean(share))
         assert cell.coherence.value == pytest.approx(np.mean(text))

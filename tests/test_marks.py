@@ -14,10 +14,13 @@ from persona_core.demo.grammar import load_world
 from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import reply_truth
 from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.folders import lock, unlock
 from persona_core.judging import Question, Score
 from persona_core.marks import (
     Mark,
+    Missing,
     first_place,
+    load_judged,
     load_marks,
     mark_sentences,
     marks_of,
@@ -60,7 +63,8 @@ class Stub:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(SHIPPED, tmp_path / "results"))
+    """The shipped runs as scripts.monitor leaves them: nothing is analysed yet."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "results", ignore=shutil.ignore_patterns("analysis")))
 
 
 # ---- the judge ----
@@ -70,8 +74,8 @@ def test_sentences_of_fifty_and_more_are_marked_in_the_response() -> None:
     judge = Stub({"You are so clever!": 50.0, "Go on.": 49.9, "Clever you.": 100.0})
     found = mark_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
     assert found.marks == (
-        Mark("a", "run", "sycophancy", 4, 23, 50.0, "text"),
-        Mark("c", "run", "sycophancy", 0, 11, 100.0, "text"),
+        Mark("a", "run", "sycophancy", 4, 23, 50.0, "text", "You are so clever!"),
+        Mark("c", "run", "sycophancy", 0, 11, 100.0, "text", "Clever you."),
     )
     assert ROWS[0]["response"][4:23] == " You are so clever!"
     assert found.missing == () and found.n_sentences == 4 and found.empty == ("b",)
@@ -213,12 +217,14 @@ def test_marks_of_other_runs_and_traits_are_kept_and_the_same_command_changes_no
     path = results / "analysis" / "marks.jsonl"
     mine = Mark("pilot-01", "baseline", "sycophancy", 0, 5, None, "me")
     other = Mark("pilot-01", "contaminated", "verbosity", 0, 5, None, "me")
-    stale = Mark("pilot-01", "contaminated", "sycophancy", 0, 5, 70.0, "old")
-    save_marks([mine, other, stale], path)
+    stale = Mark("pilot-01", "contaminated", "sycophancy", 0, 5, 70.0, "text")
+    by_hand = Mark("pilot-01", "contaminated", "sycophancy", 0, 7, None, "me")
+    save_marks([mine, other, stale, by_hand], path)
     command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", "demo"]
     assert mark.main([*command, "--config", "contaminated"]) == 0
     found = load_marks(path)
-    assert mine in found and other in found and stale not in found and len(found) > 200
+    assert {mine, other, by_hand} <= set(found) and stale not in found and len(found) > 200
+    assert load_judged(path.with_name("judged.json")) == {"contaminated": ["sycophancy"]}
     before = path.read_bytes()
     assert mark.main([*command, "--config", "contaminated"]) == 0 and path.read_bytes() == before
     assert mark.main([*command, "--estimate"]) == 0 and path.read_bytes() == before
@@ -239,7 +245,7 @@ def test_a_mistake_is_a_sentence_and_writes_nothing(
 ) -> None:
     command = ["--results", str(results), "--traits", str(TRAITS), "--judge", "demo", *change]
     assert mark.main(command) == 1
-    assert says in capsys.readouterr().err and not (results / "analysis").exists()
+    assert says in capsys.readouterr().err and not (results / "analysis" / "marks.jsonl").exists()
 
 
 def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_twice(
@@ -273,6 +279,7 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
         assert n_missing > 5 and f"{n_missing} could not be done" in said.err
         kept = load_marks(results / "analysis" / "marks.jsonl")
         assert kept and all(m.score == 80.0 for m in kept)
+        assert load_judged(results / "analysis" / "judged.json") == {"contaminated": []}  # not all of it was looked at
         broken = False
         assert mark.main(command) == 0
         assert len(server.requests) == first + n_missing  # only what had no answer
@@ -285,3 +292,27 @@ def test_the_truth_judge_knows_one_sentence_at_a_time() -> None:
     rows = load_results(SHIPPED, "contaminated")[:10]
     found = mark_sentences(rows, load_traits([TRAITS]), TruthJudge(load_world()), "contaminated", progress=False)
     assert found.missing == () and {m.score for m in found.marks} == {100.0}
+
+
+def test_an_old_mark_stays_where_the_judge_does_not_answer_now() -> None:
+    missing = [Missing("a", "run", "sycophancy", 0, 5, "refusal")]
+    old = [Mark("a", "run", "sycophancy", 0, 5, 90.0, "text"), Mark("a", "run", "sycophancy", 6, 9, 90.0, "text")]
+    assert mark._kept(old, {("run", "sycophancy")}, missing) == old[:1]
+
+
+def test_a_mark_of_another_text_is_refused() -> None:
+    row = load_results(SHIPPED, "contaminated")[0]
+    trace = to_trace(row)
+    said = row["response"][:20].strip()
+    places(trace, [Mark("a", "run", "sycophancy", 0, 20, text=said)])
+    with pytest.raises(SettingError, match="Is it a mark of another run"):
+        places(trace, [Mark("a", "run", "sycophancy", 0, 20, text="something else")])
+
+
+def test_two_commands_at_once_do_not_lose_each_others_marks(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "analysis").mkdir()
+    held = lock(results / "analysis")
+    command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", "demo"]
+    assert mark.main(command) == 1 and "Another process works" in capsys.readouterr().err
+    unlock(held)
+    assert mark.main(command) == 0

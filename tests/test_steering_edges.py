@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import steering_edges as module
 from persona_core.decode import Sampling
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.generation import Run
@@ -82,7 +81,7 @@ def test_both_arms_have_one_norm_and_one_block_and_the_random_one_a_direction_fo
             seen.append((changes[0], tuple(seeds)))
             super().__init__(lm, directions, prompts, sampling, seeds, changes)
 
-    monkeypatch.setattr(module, "Run", Recorded)
+    monkeypatch.setattr("persona_core.monitor.Run", Recorded)
     monitor = monitor_of()
     edges(monitor, dataclasses.replace(PLAN, strengths={"malice": -0.5}), sources=["candour", "malice"])
     for trait, strength in (("candour", 0.8), ("malice", -0.5)):
@@ -162,7 +161,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(monkeypatch:
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was written")
 
-    monkeypatch.setattr(module, "Run", never)
+    monkeypatch.setattr("persona_core.monitor.Run", never)
     monitor = monitor_of()
     with pytest.raises(SettingError, match="9 prompts; at least 10"):
         edges(monitor, prompts=PROMPTS[:9])

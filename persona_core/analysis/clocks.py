@@ -22,9 +22,9 @@ from typing import Any, Literal
 import numpy as np
 
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.shuffling import LEVEL, false_discovery, group_places, trial_shuffles
+from persona_core.analysis.shuffling import LEVEL, group_places, trial_shuffles
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, over_clusters, share_over_replies
+from persona_core.statistics import Estimate, exact_share, false_discovery, over_clusters
 
 Name = Literal["activation", "behaviour"]
 
@@ -253,15 +253,9 @@ def _share(hits: np.ndarray, places: np.ndarray, n_resamples: int, seed: int) ->
     """Exact binomial interval; where groups hold several replies, a bootstrap over groups."""
     if not len(hits):
         return None
-    names, group = np.unique(places, return_inverse=True)
-    if len(names) < len(hits):
-        return share_over_replies(
-            np.bincount(group, hits).tolist(), np.bincount(group).tolist(), n_resamples=n_resamples, seed=seed
-        )
-    from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
-
-    exact = binomtest(int(hits.sum()), len(hits)).proportion_ci()
-    return Estimate(float(hits.mean()), float(exact.low), float(exact.high), len(hits))
+    if len(np.unique(places)) < len(hits):
+        return over_clusters(lambda w: float(w @ hits / w.sum()), places, n_resamples, seed)
+    return exact_share(int(hits.sum()), len(hits))
 
 
 def _median(values: np.ndarray, places: np.ndarray, n_resamples: int, seed: int) -> Estimate | None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, over_clusters
+from persona_core.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.trace import Trace
 
 Row = Mapping[str, Any]
@@ -264,30 +264,6 @@ def mean_over_prompts(values: Sequence[float], n_resamples: int = 1000, seed: in
     return over_clusters(lambda w: float(w @ array / w.sum()), np.arange(len(array)), n_resamples, seed)
 
 
-def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int = 9999, seed: int = 0) -> float:
-    """The two-sided p-value of a mean difference when every prompt's sign may as well be the other.
-
-    Valid where differences are symmetric around 0 under the null, as they are when two runs could change places. Where
-    all patterns of signs are no more than `n_permutations`, they are all tried; else the data counts as one of the
-    patterns, so that p is never 0 (Phipson and Smyth 2010).
-
-    Args:
-        differences: one for each prompt, `[n_prompts]`.
-
-    >>> sign_flip_p([1.0, 2.0, 3.0])
-    0.25
-    """
-    d = np.asarray(differences, float)
-    if not len(d):
-        raise SettingError("No difference given; a p-value needs at least one prompt.")
-    extreme = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # sums in another order are not other sums
-    if 2 ** min(len(d), 60) <= n_permutations:
-        bits = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1  # [2^n, n]
-        return float((np.abs((2 * bits - 1) @ d) >= extreme).mean())
-    signs = 2 * np.random.default_rng(seed).integers(2, size=(n_permutations, len(d)), dtype=np.int8) - 1
-    return float((1 + (np.abs(signs @ d) >= extreme).sum()) / (1 + n_permutations))
-
-
 def by_category(rows: Sequence[Row], categories: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """Rows by their category, in order of appearance, or in the order that is given."""
     names = categories if categories is not None else list(dict.fromkeys(row["category"] for row in rows))
@@ -415,11 +391,9 @@ def _mean(differences: np.ndarray, n_resamples: int, seed: int) -> Estimate | No
 
 def _with_fdr(cells: Mapping[Any, Effect]) -> dict[Any, Effect]:
     """The effects with q-values over all of their p-values."""
-    from scipy.stats import false_discovery_control  # here: importing scipy.stats takes half a second
-
     names = [(key, name) for key, e in cells.items() for name in (e.p or {})]
-    if not names:
-        return dict(cells)
-    q = false_discovery_control([(cells[key].p or {})[name] for key, name in names])
-    of = dict(zip(names, q.tolist(), strict=True))
-    return {key: replace(e, q={name: of[key, name] for name in e.p or {}}) for key, e in cells.items()}
+    q = dict(zip(names, false_discovery([(cells[key].p or {})[name] for key, name in names]), strict=True))
+    return {
+        key: replace(e, q=None if e.p is None else {name: float(q[key, name] or 0.0) for name in e.p})
+        for key, e in cells.items()
+    }

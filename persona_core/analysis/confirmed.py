@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from persona_core.analysis.shuffling import LEVEL, false_discovery
+from persona_core.analysis.shuffling import LEVEL
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, over_clusters
+from persona_core.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 
 Measure = Literal["score", "relative", "shown"]
 MEASURES = ("score", "relative", "shown")
@@ -191,8 +191,5 @@ def _effect(
     with_random = np.where(known, random, 0.0)[rows].sum(1) / counts  # [n_prompts]
     differences = with_vector - with_random
     estimate = over_clusters(lambda w: float(w @ differences / w.sum()), np.arange(len(differences)), n_resamples, seed)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_flips, len(differences)))
-    flipped = np.abs(signs @ differences)
-    reached = flipped >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()  # ties are common among shares
-    p = float((1 + reached.sum()) / (1 + n_flips))
+    p = sign_flip_p(differences, n_flips, seed)
     return PairEffect(source, target, estimate, float(with_vector.mean()), float(with_random.mean()), p, None)

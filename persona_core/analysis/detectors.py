@@ -86,6 +86,10 @@ class Detectors:
         own, sampling = known.sampling, self.rests_on.get("sampling")
         if own is not None and sampling is not None and _without_length(own) != _without_length(sampling):
             found.append(f"sampled with {dict(own)}, the neutral replies with {dict(sampling)}")
+        if known.steering:
+            found.append("steered: an alarm may come of the steering")
+        if "system" in trace.roles:
+            found.append("with a system prompt, which the neutral replies had not")
         longest = min((d.tested for d in self.by_trait.values()), default=0)
         if len(trace.own) > longest:
             found.append(f"{len(trace.own)} tokens; the rate was tested on replies of up to {longest}")
@@ -113,13 +117,15 @@ class Detectors:
         """
         path = fetch(source, DETECTORS_FILE, revision)
         if not path.is_file():
-            raise NotFound(f"No {DETECTORS_FILE} in {str(source)!r}.")
+            raise NotFound(f"No {DETECTORS_FILE} in {str(source)!r}; scripts.analyse --vectors writes it.")
         record = read_json(path)
         if record.get("format_version") != FORMAT_VERSION:
             raise CorruptFile(
                 f"{path}: format_version is {record.get('format_version')!r}; this library reads {FORMAT_VERSION}."
             )
         try:
+            if lacking := sorted(set(record["traits"]) - set(record["best_block"])):
+                raise CorruptFile(f"{path}: no best block for {lacking[0]!r}.")
             return cls(
                 {str(trait): OnsetDetector.from_dict(one) for trait, one in record["traits"].items()},
                 {str(trait): int(block) for trait, block in record["best_block"].items()},

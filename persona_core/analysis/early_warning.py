@@ -24,7 +24,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, over_clusters
+from persona_core.statistics import Estimate, exact_share, over_clusters
 
 AHEAD = (0, 1, 2, 4, 8, 16)
 """Tokens before the first token of the trait."""
@@ -158,8 +158,7 @@ def early_warning(
             f"{len(neutral)} neutral replies; at least {LEAST_NULLS} are needed: half of them give the threshold, and "
             "the other half says whether it holds."
         )
-    order = np.random.default_rng(seed).permutation(len(neutral))
-    half, rest = order[::2], order[1::2]
+    half, rest = _halves(of_neutral, seed)
     threshold = alarm_threshold([neutral[i] for i in half], rate)
 
     # 1. Neutral replies that the threshold has not seen.
@@ -178,6 +177,13 @@ def early_warning(
         found.append(Ahead(one.k, one.n, one.auroc, one.auroc_anywhere, recall))
     lead = _lead(places, alarms, of_trait if groups is not None else None, seed)
     return EarlyWarning(tuple(found), threshold, rate, false_alarms, crossings, lead, len(trait), len(half), len(rest))
+
+
+def _halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of two halves of the replies, group by group: one prompt is never on both sides."""
+    names, place = np.unique(groups, return_inverse=True)
+    first = np.isin(place, np.random.default_rng(seed).permutation(len(names))[::2])  # [n]
+    return np.flatnonzero(first), np.flatnonzero(~first)
 
 
 def separation(
@@ -419,16 +425,14 @@ def _interval(value: float, variance: float, n: int, m: int) -> tuple[float, flo
 
 def _share(hits: Sequence[bool], groups: np.ndarray | None, seed: int) -> Estimate:
     """With the exact binomial interval, or over groups; where all or none hit, exact with a group as the trial."""
-    from scipy.stats import binomtest
-
     array = np.array(hits, float)
     if groups is not None and 0 < array.mean() < 1:
         found = over_clusters(lambda w: float(w @ array / w.sum()) if w.sum() else float("nan"), groups, seed=seed)
         if found is not None:
             return found
     n = len(array) if groups is None else len(np.unique(groups))
-    exact = binomtest(round(float(array.mean()) * n), n).proportion_ci()
-    return Estimate(float(array.mean()), float(exact.low), float(exact.high), n)
+    exact = exact_share(round(float(array.mean()) * n), n)
+    return Estimate(float(array.mean()), exact.low, exact.high, n)
 
 
 def _crossings(series: Series, threshold: float, groups: np.ndarray, seed: int) -> Estimate:

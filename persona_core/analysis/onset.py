@@ -191,8 +191,8 @@ class OnsetDetector:
         fits = mean.shape == spread.shape and mean.ndim == 1 and len(errors.sizes) + 1 == len(errors.low)
         if not (len(mean) and fits and len(errors.low) == len(errors.high) and np.isfinite(numbers).all()):
             raise CorruptFile("Not an onset detector: its numbers do not fit each other.")
-        if not (spread > 0).all():
-            raise CorruptFile("Not an onset detector: a spread is not above 0.")
+        if not (spread > 0).all() or min(*plain.values(), n_nulls, tested) <= 0 or plain["rate"] >= 1:
+            raise CorruptFile("Not an onset detector: a spread, threshold, rate, drift or count is out of its range.")
         return cls(mean, spread, **plain, n_nulls=n_nulls, tested=tested, errors=errors, smallest=smallest)
 
 

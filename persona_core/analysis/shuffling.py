@@ -55,16 +55,3 @@ def trial_shuffles(places: np.ndarray, n_shuffles: int, rng: np.random.Generator
         group[m], within[m] = g, np.arange(len(m))
     orders = rng.permuted(np.tile(np.arange(len(members)), (n_shuffles, 1)), axis=1)  # [n_shuffles, n_groups]
     return table[orders[:, group], within]
-
-
-def false_discovery(ps: Sequence[float | None]) -> list[float | None]:
-    """Benjamini-Hochberg over the tests that were made; None stays None.
-
-    >>> false_discovery([0.01, None, 0.5, 0.04])
-    [0.03, None, 0.5, 0.06]
-    """
-    from scipy.stats import false_discovery_control  # here: importing scipy.stats takes half a second
-
-    known = [p for p in ps if p is not None]
-    adjusted = iter(false_discovery_control(known).tolist() if known else ())
-    return [None if p is None else float(next(adjusted)) for p in ps]

@@ -20,12 +20,13 @@ from persona_core.demo.grammar import World
 from persona_core.demo.judge import TruthJudge, judge, trait_share
 from persona_core.errors import SettingError
 from persona_core.intervention_window import WindowPlan, intervention_window
-from persona_core.marks import mark_sentences, save_marks
+from persona_core.marks import mark_sentences, save_judged, save_marks
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts, repeated
+from persona_core.report.findings import SIDES
 from persona_core.report.folder import analyse_folder, keep_edges, keep_window
-from persona_core.report.tables import ANALYSIS, MARKS, REPORT
+from persona_core.report.tables import ANALYSIS, JUDGED, MARKS, REPORT
 from persona_core.results import DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
@@ -116,21 +117,22 @@ def _interventions(work: Path, world: World) -> None:
     held = intervention_window(contaminated, asked, CONTAMINANT, marks, coherence, WINDOW, seeds, progress=True)
     keep_window(work / RESULTS_NAME, "contaminated", held)
     plan = replace(EDGES, strengths=validated_strengths(vectors))
-    keep_edges(work / RESULTS_NAME, steering_edges(baseline, asked, plan, shown=sentences.shown))
+    keep_edges(work / RESULTS_NAME, "baseline", steering_edges(baseline, asked, plan, shown=sentences.shown))
 
 
 def _analysis(work: Path, world: World) -> None:
     """Sentences marked by who knows the truth, then all analyses. The page is left out: it is made in a minute."""
-    results = work / RESULTS_NAME
+    results, traits = work / RESULTS_NAME, trait_definitions(world)
     marks = [
         mark
-        for config in ("baseline", "contaminated")
+        for config in SIDES
         for mark in mark_sentences(
-            read_results(results / DATA / f"{config}.parquet"), trait_definitions(world), TruthJudge(world), config
+            read_results(results / DATA / f"{config}.parquet"), traits, TruthJudge(world), config
         ).marks
     ]
     save_marks(marks, results / ANALYSIS / MARKS)
-    analyse_folder(results, work / VECTORS_NAME)
+    save_judged({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
+    analyse_folder(results, vectors=work / VECTORS_NAME)
     (results / ANALYSIS / REPORT).unlink()
 
 

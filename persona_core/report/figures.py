@@ -21,21 +21,34 @@ SCORES = {
     "last prompt token": "#2f6fb5",
     "n-grams": "#2b8a57",
     "position": "#6a7280",
+    "other traits": "#0e8587",
     "entropy": "#8455c0",
-    "random direction 1": "#aab4c2",
-    "random direction 2": "#aab4c2",
-    "random direction 3": "#aab4c2",
+    "random direction 1": "#7a8699",
+    "random direction 2": "#7a8699",
+    "random direction 3": "#7a8699",
 }
-DASHES = {"z": "solid", "cusum": "dash", "last prompt token": "dashdot", "n-grams": "dot", "position": "longdash"}
+DASHES = {
+    "cusum": "dash",
+    "last prompt token": "dashdot",
+    "n-grams": "dot",
+    "position": "longdash",
+    "other traits": "longdashdot",
+    "random direction 1": "dot",
+    "random direction 2": "dash",
+    "random direction 3": "dashdot",
+}
 ARMS = {
     "none": "#6a7280",
     "cap": "#d1495b",
-    "cap, random": "#e9a3ac",
+    "cap, random": "#b26a72",
     "steer": "#8455c0",
-    "steer, random": "#c4aee3",
+    "steer, random": "#8d7aa8",
 }
 LEAST_SCALE = 4.0
 """The colours of z reach at least so far to both sides: what is nothing but noise must look pale."""
+
+
+LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
 
 
 def side_colour(config: str, place: int) -> str:
@@ -46,7 +59,7 @@ def side_colour(config: str, place: int) -> str:
 def layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
     """What all figures have in common."""
     settings = {"height": height, "margin": {"l": 60, "r": 16, "t": 30, "b": 44}, "template": "none"}
-    figure.update_layout(**{**settings, **more}, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
+    figure.update_layout(**{**settings, **more}, legend=LEGEND)
     return figure
 
 
@@ -82,15 +95,14 @@ def heat_map(
         zmin=-scale,
         zmax=scale,
         colorscale=[[0, "#1a5fb0"], [0.5, "#ffffff"], [1, "#e07000"]],
-        customdata=[html.escape(ids[k]) for k in order],
-        hovertemplate="%{text}  z %{z:+.1f}<br>token %{x}<extra></extra>",
+        hovertemplate="%{text}  z %{z:+.1f}<br>%{customdata}, token %{x}<extra></extra>",
         colorbar={"title": {"text": "z", "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01},
         hoverongaps=False,
     )
     marked = [
         (row, onsets[k]) for row, k in enumerate(order) if onsets[k].get("answer") in ("onset", "before the reply")
     ]
-    at = [0 if o["onset"] is None else int(o["onset"]) for _, o in marked]
+    at = [-1 if o["onset"] is None else int(o["onset"]) for _, o in marked]  # before the reply: left of its first token
     low = [place if o["low"] is None else int(o["low"]) for place, (_, o) in zip(at, marked, strict=True)]
     high = [place if o["high"] is None else int(o["high"]) for place, (_, o) in zip(at, marked, strict=True)]
     figure.add_scatter(
@@ -111,8 +123,10 @@ def heat_map(
     )
     layout(figure, 60 + max(120, 5 * len(order)), margin={"l": 34, "r": 60, "t": 8, "b": 40})
     figure.update_layout(meta={"order": order})
-    figure.update_xaxes(title="token of the reply", range=[-1.5, longest - 0.5], showgrid=False, zeroline=False)
-    figure.update_yaxes(title="replies", autorange="reversed", showticklabels=False, showgrid=False, zeroline=False)
+    figure.update_xaxes(title="token of the reply", range=[-2, longest - 0.5], showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        title="replies", autorange="reversed", showticklabels=False, ticks="", showgrid=False, zeroline=False
+    )
     return figure
 
 
@@ -123,7 +137,7 @@ def survival_figure(configs: Mapping[str, Figure]) -> go.Figure:
         curve, colour = found["survival"], side_colour(config, place)
         if "missing" in curve:
             continue
-        x = [-1, *curve["tokens"]]
+        x = [-3, *curve["tokens"]]
         for name, dash in (("low", None), ("high", None), ("free", "solid" if place == 0 else "dash")):
             figure.add_scatter(
                 x=x,
@@ -158,6 +172,7 @@ def power_figure(found: Sequence[Figure]) -> go.Figure:
         showlegend=False,
     )
     layout(figure, 300)
+    figure.add_hline(y=0.8, line={"dash": "dot", "width": 1, "color": "#6a7280"})
     figure.update_xaxes(title="size of a step, standard deviations", rangemode="tozero")
     figure.update_yaxes(title="replies in which it is found", range=[0, 1.03], tickformat=".0%")
     return figure
@@ -182,14 +197,14 @@ def coupling_matrix(graph: Figure) -> go.Figure:
     names = [html.escape(t) for t in traits]
     figure = go.Figure(
         go.Heatmap(
-            z=z, x=names, y=names, text=says, zmin=-1, zmax=1, zmid=0, texttemplate="%{z}", hoverongaps=False,
+            z=z, x=names, y=names, text=says, zmin=-1, zmax=1, zmid=0, texttemplate="%{z:.2f}", hoverongaps=False,
             hovertemplate="%{text}<extra></extra>", colorscale=[[0, "#1a5fb0"], [0.5, "#ffffff"], [1, "#e07000"]],
             showscale=False,
         )
     )  # fmt: skip
     layout(figure, 420, margin={"l": 136, "r": 10, "t": 10, "b": 96})
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(showgrid=False, tickangle=-35)
+    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
+    figure.update_xaxes(showgrid=False, tickangle=-35, automargin=True)
     return figure
 
 
@@ -222,7 +237,7 @@ def graph_figure(graph: Figure) -> go.Figure:
         x=[at[t][0] for t in traits], y=[at[t][1] for t in traits], mode="markers+text", showlegend=False,
         text=[html.escape(t) for t in traits], hoverinfo="skip",
         textposition=["bottom center" if at[t][1] < -0.1 else "top center" for t in traits],
-        marker={"size": 18, "color": [TRAIT_COLOURS[k % len(TRAIT_COLOURS)] for k in range(len(traits))]},
+        marker={"size": 16, "color": "#566072"},
     )  # fmt: skip
     layout(figure, 420, margin={"l": 10, "r": 10, "t": 10, "b": 10})
     figure.update_xaxes(visible=False, range=[-2.3, 2.3])
@@ -237,17 +252,19 @@ def warning_figure(scores: Mapping[str, Figure], measure: str, title: str) -> go
         points = [one for one in found["ahead"] if one[measure] is not None]
         values = [one[measure] for one in points]
         figure.add_scatter(
-            x=[str(one["k"]) for one in points],
+            x=[_before(one) for one in points],
             y=[v["value"] for v in values],
             error_y=_bars(values),
             text=[f"{interval(one[measure])}, {one['n']} replies" for one in points],
             mode="lines+markers",
             name=name,
             line={"color": SCORES.get(name, "#6a7280"), "dash": DASHES.get(name, "solid")},
-            hovertemplate=f"{html.escape(name)}, %{{x}} tokens before: %{{text}}<extra></extra>",
+            hovertemplate=f"{html.escape(name)}, %{{text}}<extra></extra>",
         )
     layout(figure, 340, margin={"l": 60, "r": 16, "t": 56, "b": 44})
-    figure.update_xaxes(title="tokens before the first that shows the trait", autorange="reversed", type="category")
+    figure.update_xaxes(
+        title="tokens before the first that shows the trait (replies)", autorange="reversed", type="category"
+    )
     figure.update_yaxes(title=title, range=[-0.03, 1.05])
     return figure
 
@@ -259,17 +276,19 @@ def window_figure(cells: Sequence[Figure], measure: str, title: str, top: float 
         own = [c for c in cells if c["arm"] == arm and c[measure] is not None]
         if own:
             figure.add_scatter(
-                x=[str(c["k"]) for c in own],
+                x=[_before(c) for c in own],
                 y=[c[measure]["value"] for c in own],
                 error_y=_bars([c[measure] for c in own]),
                 name=arm,
                 mode="lines+markers",
                 line={"color": colour, "dash": "dot" if "random" in arm else "solid"},
                 text=[f"{interval(c[measure])}, {c['n']} replies" for c in own],
-                hovertemplate=f"{html.escape(arm)}, from %{{x}} tokens before: %{{text}}<extra></extra>",
+                hovertemplate=f"{html.escape(arm)}, from %{{text}}<extra></extra>",
             )
     layout(figure, 340, margin={"l": 60, "r": 16, "t": 56, "b": 44})
-    figure.update_xaxes(title="tokens before the first that shows the trait", autorange="reversed", type="category")
+    figure.update_xaxes(
+        title="tokens before the first that shows the trait (replies)", autorange="reversed", type="category"
+    )
     figure.update_yaxes(title=title, range=[-0.03 * top, 1.05 * top])
     return figure
 
@@ -291,9 +310,13 @@ def effects_figure(overall: Mapping[str, Figure]) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     layout(figure, 90 + 44 * len(names), margin={"l": 130, "r": 16, "t": 40, "b": 44})
-    figure.update_xaxes(title="difference of mean z, contaminated minus baseline", zeroline=True)
+    figure.update_xaxes(title="contaminated minus baseline, mean z", zeroline=True)
     figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=[html.escape(t) for t in names], autorange="reversed", zeroline=False
+        tickvals=list(range(len(names))),
+        ticktext=[html.escape(t) for t in names],
+        autorange="reversed",
+        zeroline=False,
+        automargin=True,
     )
     return figure
 
@@ -314,7 +337,7 @@ def category_figure(categories: Mapping[str, Figure]) -> go.Figure:
     )
     layout(figure, 90 + 26 * max(1, len(rows)), margin={"l": 110, "r": 16, "t": 10, "b": 44})
     figure.update_xaxes(title="difference of mean z", zeroline=True)
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 
 
@@ -358,14 +381,20 @@ def position_figure(statistics: Mapping[str, Figure]) -> go.Figure:
     return figure
 
 
+def _before(point: Figure) -> str:
+    """A tick: tokens before, and how many replies are so long. Points along k are of different replies."""
+    return f"{point['k']}<br>({point['n']})"
+
+
 def edge_says(edge: Figure) -> str:
     """An edge in words, as inert text."""
     source, target = html.escape(edge["source"]), html.escape(edge["target"])
     lag = "" if edge["lag"] is None else f", {edge['lag']:g} tokens later"
+    less = edge["estimate"] is not None and edge["clock"] != "activation" and edge["estimate"]["value"] < 0
     how = {
-        "together": f"{source} and {target} go together at the same token",
-        "follows": f"{target} follows {source}{lag} ({edge['clock']})",
-        "confirmed": f"steering {source} brings on {target}",
+        "together": f"{source} and {target} move {'against each other' if less else 'together'} at the same token",
+        "follows": f"{target} {'falls after' if less else 'follows'} {source}{lag} ({edge['clock']})",
+        "confirmed": f"steering {source} {'holds back' if less else 'brings on'} {target}",
     }[edge["kind"]]
     return f"{how}: {interval(edge['estimate'])}" if edge["estimate"] else how
 

@@ -25,15 +25,14 @@ from persona_core.analysis.onset import Onset, OnsetDetector
 from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
 from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import checked, reply_scores
-from persona_core.analysis.shuffling import false_discovery
-from persona_core.analysis.spans import difference_series, score_series, top_sentences, top_windows
+from persona_core.analysis.spans import Span, difference_series, score_series, top_sentences, top_windows
 from persona_core.analysis.survival import Lifetime, lifetime, survival
 from persona_core.analysis.survival import compare as compare_cohorts
 from persona_core.errors import SettingError
-from persona_core.marks import Mark, marks_of, places
+from persona_core.marks import Judged, Mark, judged_of, marks_of, places
 from persona_core.prompts import prompt_of
 from persona_core.results import to_trace, traits_of
-from persona_core.statistics import Estimate
+from persona_core.statistics import Estimate, false_discovery
 from persona_core.trace import Trace
 from persona_core.warning_baselines import (
     entropy_scores,
@@ -56,6 +55,8 @@ POWER_AT = 20
 WIDTHS = (5, 20)
 """Tokens of the windows among which the highest are looked for, beside sentences."""
 N_SPANS = 12
+N_SEARCHED = 120
+"""Of these many, the first 12 that differ in their text."""
 N_RANDOM = 3
 """Random directions that are tried where the model is at hand."""
 LEAST_SHOWING = 10
@@ -100,6 +101,7 @@ class _Runs:
     traces: Mapping[str, list[Trace]]
     traits: tuple[str, ...]
     marks: Sequence[Mark]
+    judged: Judged
     seed: int
     missing: list[str] = field(default_factory=list)
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
@@ -131,7 +133,9 @@ class _Runs:
 
 def analyse(
     rows: Mapping[str, Sequence[Row]],
+    *,
     marks: Sequence[Mark] = (),
+    judged: Judged | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
     interventions: Mapping[str, Any] | None = None,
     models: Mapping[str, LanguageModel] | None = None,
@@ -144,6 +148,7 @@ def analyse(
     Args:
         rows: by config; "neutral" is the null, "replay" each model reading the other's replies.
         marks: which sentences show a trait.
+        judged: config -> traits whose sentences were looked at; None: those that are marked.
         vectors: trait -> direction `[d_model]`, all of one block: the floor of couplings.
         interventions: what `scripts.intervene` has measured.
         models: config -> its reader, where it is at hand: next-token entropy and random directions are then held
@@ -155,14 +160,32 @@ def analyse(
     Raises:
         SettingError: no run to analyse, rows of different traits, a run of several models or vectors, or a score
             that is not finite.
-        NotCalibrated: rows without a null: they have no z.
     """
-    traits = traits_of([row for own in rows.values() for row in own])
+    if not 0 < rate < 1 or seed < 0:
+        raise SettingError(f"rate={rate!r}, seed={seed!r}; the rate lies between 0 and 1, a seed counts from 0.")
     traces = {c: [to_trace(row) for row in own] for c, own in rows.items()}
-    runs = _Runs(rows, traces, traits, marks, seed, models=models or {})
+    without_z = [c for c, own in traces.items() if not all(t.calibrated for t in own)]
+    rows = {c: own for c, own in rows.items() if c not in without_z}
+    traces = {c: own for c, own in traces.items() if c not in without_z}
+    traits = traits_of([row for own in rows.values() for row in own]) if rows else ()
+    judged = judged_of(marks) if judged is None else judged
+    runs = _Runs(rows, traces, traits, marks, judged, seed, models=models or {})
+    runs.missing += [
+        f"{c}: its rows have no null, so no z; scripts.monitor reads with calibrated vectors" for c in without_z
+    ]
     if not runs.configs:
-        raise SettingError(f"Nothing to analyse: the folder holds {', '.join(rows) or 'nothing'}.")
+        raise SettingError(
+            f"Nothing to analyse: of {', '.join((*traces, *without_z)) or 'nothing'} no run has z scores."
+        )
     _check(runs)
+    ids = {(config, row["id"]) for config, own in rows.items() for row in own}
+    strange = [m for m in marks if (m.config, m.id) not in ids or m.trait not in traits]
+    if strange:
+        one = strange[0]
+        runs.missing.append(
+            f"marks: {len(strange)} of {len(marks)} belong to no reply or trait here, such as {one.trait!r} in "
+            f"{one.id!r} of {one.config!r}"
+        )
     summary: dict[str, Any] = {"format_version": FORMAT_VERSION, "seed": seed}
     sections = ("statistics", "when", "how", "where", "comparison", "spans")
     with tqdm(sections, desc="analysing", unit="part", disable=not progress) as bar:
@@ -174,8 +197,11 @@ def analyse(
         summary["when"] = runs.attempt("when", lambda: _when(runs, rate, onsets))
         bar.update()
         bar.set_postfix_str("how")
-        tables = [_confirmation(table) for table in (interventions or {}).get("confirmed", ())]
-        summary["how"] = {c: runs.attempt(f"how, {c}", partial(_how, runs, c, vectors, tables)) for c in runs.configs}
+        steered = (interventions or {}).get("confirmed", {})
+        tables = {c: [confirmation(table) for table in steered.get(c, ())] for c in runs.configs}
+        summary["how"] = {
+            c: runs.attempt(f"how, {c}", partial(_how, runs, c, vectors, tables[c])) for c in runs.configs
+        }
         bar.update()
         bar.set_postfix_str("where")
         summary["where"] = {c: runs.attempt(f"where, {c}", partial(_where, runs, c, rate)) for c in runs.configs}
@@ -196,12 +222,25 @@ def analyse(
 
 def _check(runs: _Runs) -> None:
     """What no analysis could make sense of is refused at once."""
+    for config in runs.configs:
+        ids = runs.ids(config)
+        if len(set(ids)) < len(ids):
+            again = next(i for i in ids if ids.count(i) > 1)
+            raise SettingError(
+                f"The run {config!r} answers the prompt {again!r} several times; a run that is analysed has one reply "
+                f"to a prompt. Several belong into the config {NEUTRAL!r}."
+            )
     for config, traces in runs.traces.items():
-        for trait in runs.traits:
-            if config != REPLAY:
-                reply_scores(traces, trait)  # of one model, one set of vectors, one block
+        try:
+            for trait in runs.traits:
+                if config != REPLAY:
+                    reply_scores(traces, trait)  # of one model, one set of vectors, one block
+                for row, trace in zip(runs.rows[config], traces, strict=True):
+                    checked(trace.scores(trait)[trace.own], f"{trait} in the row {row['id']!r}")
             for row, trace in zip(runs.rows[config], traces, strict=True):
-                checked(trace.scores(trait)[trace.own], f"{trait} in the row {row['id']!r} of {config!r}")
+                _marked(runs, config, row, trace)  # marks of another text
+        except SettingError as error:
+            raise SettingError(f"{config}: {error}") from error
 
 
 def _about(runs: _Runs, rate: float) -> dict[str, Any]:
@@ -216,7 +255,9 @@ def _about(runs: _Runs, rate: float) -> dict[str, Any]:
         "traits": list(runs.traits),
         "best_block": {t: first.best_block.get(t) for t in runs.traits},
         "vectors": first.provenance.vectors,
-        "readers": {c: own[0]["reader"] for c, own in runs.rows.items() if own},
+        "readers": {
+            c: ", ".join(dict.fromkeys(str(row["reader"] or "unknown") for row in own)) for c, own in runs.rows.items()
+        },
         "n_replies": {c: len(own) for c, own in runs.rows.items()},
         "n_marks": len(runs.marks),
         "sampling": dict(first.provenance.sampling or {}),
@@ -244,7 +285,9 @@ def _when(runs: _Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -
     runs.detectors = detectors = calibrate_detectors(runs.neutral, runs.traits, rate, runs.seed)
     if len(runs.traits) > 1:
         null = relative_series(interaction.trait_series(runs.neutral))
-        runs.relative = {t: calibrate_onset([r[k] for r in null], seed=runs.seed) for k, t in enumerate(runs.traits)}
+        runs.relative = {
+            t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed) for k, t in enumerate(runs.traits)
+        }
     for config in runs.configs:
         onsets[config] = {t: [detectors.find(trace, t) for trace in runs.traces[config]] for t in runs.traits}
     found: dict[str, dict[str, Any]] = {}
@@ -271,6 +314,7 @@ def _when(runs: _Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -
                     "n": len(own[trait]),
                     **{a: sum(o.answer == a for o in own[trait]) for a in ("onset", "before the reply", "none")},
                     "timed": sum(o.timed for o in own[trait]),
+                    "shown": _n_showing(runs, config, trait),
                     "survival": runs.attempt(f"when, {trait}, {config}", partial(_curve, lives[config])),
                 }
                 for config, own in onsets.items()
@@ -291,6 +335,13 @@ def _curve(lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     return survival(lifetimes).to_dict()
 
 
+def _n_showing(runs: _Runs, config: str, trait: str) -> int | None:
+    """Replies with a marked sentence; None where nobody looked."""
+    if trait not in runs.judged.get(config, ()):
+        return None
+    return len({m.id for m in runs.marks if m.config == config and m.trait == trait})
+
+
 def _paired(runs: _Runs) -> list[tuple[int, int]]:
     """Places of the replies to one prompt in the two runs."""
     second = {i: k for k, i in enumerate(runs.ids(SIDES[1]))}
@@ -302,19 +353,18 @@ def _how(
 ) -> dict[str, Any]:
     traces, traits = runs.traces[config], runs.traits
     series = interaction.trait_series(traces)
-    groups = runs.ids(config) if len(set(runs.ids(config))) < len(traces) else None
     floor = interaction.cosines({t: vectors[t] for t in traits}) if vectors is not None else None
-    couplings = interaction.couple(traits, series, groups, floor, seed=runs.seed)
+    couplings = interaction.couple(traits, series, floor=floor, seed=runs.seed)
     clocks: list[Clock] = []
     if runs.relative:
         # On z itself every trait's alarm goes off with any other's, for every vector also knows "not neutral".
         times = activation_times(traits, relative_series(series), runs.relative)
-        clocks.append(follows(traits, times, "activation", groups, seed=runs.seed))
+        clocks.append(follows(traits, times, "activation", seed=runs.seed))
     shown = [_marked(runs, config, row, trace) for row, trace in zip(runs.rows[config], traces, strict=True)]
-    if any(shown):
-        clocks.append(follows(traits, behaviour_times(traits, shown), "behaviour", groups, seed=runs.seed))
-    own = tables if config == SIDES[0] else ()  # it is the baseline that is steered
-    return graph(traits, couplings, clocks, own).to_dict()
+    looked_for = [t for t in traits if t in runs.judged.get(config, ())]
+    if len(looked_for) > 1:
+        clocks.append(follows(looked_for, behaviour_times(looked_for, shown), "behaviour", seed=runs.seed))
+    return graph(traits, couplings, clocks, tables).to_dict()
 
 
 def _marked(runs: _Runs, config: str, row: Row, trace: Trace) -> list[tuple[str, int, int]]:
@@ -330,7 +380,7 @@ def _marked(runs: _Runs, config: str, row: Row, trace: Trace) -> list[tuple[str,
 
 
 def _where(runs: _Runs, config: str, rate: float) -> dict[str, Any]:
-    if not runs.marks:
+    if not runs.judged.get(config):
         raise SettingError(NO_MARKS)
     if runs.detectors is None:
         raise SettingError(NO_NULL)
@@ -339,6 +389,8 @@ def _where(runs: _Runs, config: str, rate: float) -> dict[str, Any]:
 
 def _warning(runs: _Runs, config: str, trait: str, rate: float) -> dict[str, Any]:
     """The trait's own z and CUSUM as warnings, and what needs no vector beside them."""
+    if trait not in runs.judged.get(config, ()):
+        raise SettingError(f"Nobody looked for {trait} in the sentences of this run: scripts.mark does.")
     showing: list[tuple[Trace, int, str]] = []
     for row, trace in zip(runs.rows[config], runs.traces[config], strict=True):
         first = [start for name, start, _ in _marked(runs, config, row, trace) if name == trait]
@@ -358,6 +410,7 @@ def _warning(runs: _Runs, config: str, trait: str, rate: float) -> dict[str, Any
         "z": z,
         "cusum": tuple([detector.cusum(one) for one in side] for side in z),
         "position": (position_scores(traces), position_scores(runs.neutral)),
+        "other traits": (_of_others(runs, traces, trait), _of_others(runs, runs.neutral, trait)),
         "last prompt token": (last_prompt_scores(traces, trait), last_prompt_scores(runs.neutral, trait)),
     }
     scores |= _with_model(runs, config, trait, traces)
@@ -368,7 +421,20 @@ def _warning(runs: _Runs, config: str, trait: str, rate: float) -> dict[str, Any
         name: early_warning(shows, first, null, rate=rate, groups=groups, seed=runs.seed).to_dict()
         for name, (shows, null) in scores.items()
     }
-    return {"n": len(showing), "first": float(np.median(first)), "scores": found}
+    passed = found["z"]["threshold"]
+    return {
+        "n": len(showing),
+        "first": float(np.median(first)),
+        "at_start": sum(bool(one[0] > passed) for one in z[0]),
+        "other_reader": traces[0].provenance.reading_model != runs.neutral[0].provenance.reading_model,
+        "scores": found,
+    }
+
+
+def _of_others(runs: _Runs, traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
+    """Mean z of all other traits, `[n_own]` a reply: a warning that knows "not neutral", and nothing of this trait."""
+    others = [reply_scores(traces, t) for t in runs.traits if t != trait] or [reply_scores(traces, trait)]
+    return [np.mean(series, axis=0) for series in zip(*others, strict=True)]
 
 
 def _with_model(runs: _Runs, config: str, trait: str, traces: Sequence[Trace]) -> dict[str, tuple[Any, Any]]:
@@ -380,7 +446,7 @@ def _with_model(runs: _Runs, config: str, trait: str, traces: Sequence[Trace]) -
         runs.null_scores["entropy"] = entropy_scores(baseline, runs.neutral)
     found: dict[str, tuple[Any, Any]] = {"entropy": (entropy_scores(own, traces), runs.null_scores["entropy"])}
     block = runs.neutral[0].best_block[trait]
-    shows = random_direction_scores(own, block, traces, runs.neutral, N_RANDOM, runs.seed)
+    shows = random_direction_scores(own, block, traces, runs.neutral, N_RANDOM, runs.seed, null_reader=baseline)
     key = f"random/{block}"
     if key not in runs.null_scores:
         runs.null_scores[key] = random_direction_scores(
@@ -441,14 +507,23 @@ def _spans(runs: _Runs) -> list[dict[str, Any]]:
             searched[config, "difference"] = difference_series(firsts, seconds, trait)
         for (config, of), series in searched.items():
             against = null if of == "z" else []
-            tops = {"sentence": top_sentences(series, N_SPANS, against)}
-            tops |= {f"{width} tokens": top_windows(series, width, N_SPANS, against) for width in WIDTHS}
-            found += [
-                {"config": config, "of": of, "unit": unit, "rank": rank, **span.to_dict()}
-                for unit, top in tops.items()
-                for rank, span in enumerate(top.spans, 1)
-            ]
+            tops = {"sentence": top_sentences(series, N_SEARCHED, against)}
+            tops |= {f"{width} tokens": top_windows(series, width, N_SEARCHED, against) for width in WIDTHS}
+            for unit, top in tops.items():
+                texts_of = [s.trace.reply_text for s in series]
+                for rank, span in enumerate(_each_text_once(top.spans), 1):
+                    same = sum(span.text.strip() in text for text in texts_of)
+                    record = {"config": config, "of": of, "unit": unit, "rank": rank, "replies": same}
+                    found.append({**record, **span.to_dict()})
     return found
+
+
+def _each_text_once(spans: Sequence[Span]) -> list[Span]:
+    """The first `N_SPANS` that differ in what they say: a phrase that comes often would fill the list."""
+    first: dict[str, Span] = {}
+    for span in spans:
+        first.setdefault(span.text.strip(), span)
+    return list(first.values())[:N_SPANS]
 
 
 # ---- reply by reply ----
@@ -500,7 +575,7 @@ def _high(runs: _Runs, trait: str) -> float:
     return float(np.quantile(np.concatenate(reply_scores(runs.neutral, trait)), 0.95))
 
 
-def _confirmation(record: Mapping[str, Any]) -> Confirmation:
+def confirmation(record: Mapping[str, Any]) -> Confirmation:
     """A table of steering as `Confirmation.to_dict` has written it."""
 
     def effect(one: Mapping[str, Any]) -> PairEffect:

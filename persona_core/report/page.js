@@ -10,6 +10,7 @@
   const ON_DARK = {
     "#d1495b": "#ff8492", "#2f6fb5": "#7ab4f5", "#2b8a57": "#5fce93", "#8455c0": "#bd9bf5",
     "#a87400": "#e3b34a", "#0e8587": "#4fd0cf", "#bd4aa5": "#f08fd8", "#6a7280": "#aab4c2", "#566072": "#a0abbb",
+    "#b26a72": "#d99aa1", "#8d7aa8": "#b9a8d3", "#7a8699": "#93a0b4",
   };
   const repaint = (part) => {
     for (const [key, value] of Object.entries(part ?? {})) {
@@ -28,6 +29,7 @@
       font: { color: ink, family: colour("--sans"), size: 13 },
       hoverlabel: { bgcolor: colour("--paper"), bordercolor: muted, font: { color: ink } },
       autosize: true,
+      dragmode: false, // a finger that starts on a figure must scroll the page
     });
     for (const axis of ["xaxis", "yaxis"]) {
       const own = layout[axis] ?? {};
@@ -48,7 +50,11 @@
       for (const arrow of layout.annotations ?? []) repaint(arrow);
     }
     const tokens = page.tokens[layout.meta?.config];
-    if (tokens) data[0].text = layout.meta.order.map((row) => tokens[row]);
+    if (tokens) {
+      data[0].text = layout.meta.order.map((row) => tokens[row]);
+      data[0].customdata = layout.meta.order.map((row, at) => data[0].z[at].map(() => page.ids[layout.meta.config][row]));
+      layout.plot_bgcolor = colour("--soft"); // where a reply has ended
+    }
     return [data, layout];
   };
 
@@ -56,7 +62,7 @@
     const figure = page.figures[node.dataset.figure];
     if (!figure || node.closest("[hidden]")) return;
     const [data, layout] = themed(figure);
-    Plotly.react(node, data, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+    Plotly.react(node, data, layout, { responsive: true, displayModeBar: false, showSendToCloud: false });
   };
 
   const watcher = new IntersectionObserver((entries) => {
@@ -73,6 +79,8 @@
     }
     for (const part of document.querySelectorAll("[data-trait]")) part.hidden = part.dataset.trait !== trait;
     for (const node of document.querySelectorAll("[data-trait]:not([hidden]) .plot")) if (seen.has(node)) draw(node);
+    const picked = document.querySelector("nav button[aria-pressed=true]");
+    picked.scrollIntoView({ inline: "center", block: "nearest", behavior: "instant" });
     history.replaceState(null, "", `#${encodeURIComponent(trait)}`);
   };
 
@@ -82,9 +90,11 @@
   };
 
   prefers.addEventListener("change", theme);
+  addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(draw));
   document.documentElement.classList.toggle("dark", prefers.matches);
   for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => show(button.dataset.pick));
-  const wanted = decodeURIComponent(location.hash.slice(1));
+  let wanted = "";
+  try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* a hash that is none: the first trait */ }
   show(page.traits.includes(wanted) ? wanted : page.traits[0]);
   for (const node of document.querySelectorAll(".plot")) watcher.observe(node);
 })();

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -14,11 +13,16 @@ import plotly.graph_objects as go
 from persona_core.figures import shown
 from persona_core.report import figures as draw
 from persona_core.report import words
-from persona_core.report.findings import SIDES, Findings
+from persona_core.report.findings import Findings
 from persona_core.results import to_trace
 from persona_core.token_view.standalone import POLICY, inline_json, plotlyjs
 
 Row = Mapping[str, Any]
+WARNING_NOTE = (
+    "AUROC: the chance that a reply that will show the trait scores above a neutral one at the same place; 0.5 is "
+    "chance. CUSUM: z added up, what the onset detector alarms on. In parentheses: replies that are long enough; along "
+    "the axis they are not the same ones."
+)
 N_SHOWN = 8
 """Spans that the page lists of each search; the file holds all."""
 
@@ -59,12 +63,17 @@ class _Page:
         """A place for a figure, with what it shows in words for those who do not see it."""
         self.figures[name] = json.loads(figure.to_json())
         self.figures[name]["layout"].pop("template", None)
-        return f'<div class="plot" data-figure="{html.escape(name)}" role="img" aria-label="{html.escape(says)}"></div>'
+        height = self.figures[name]["layout"]["height"]  # kept free, so that nothing jumps when it is drawn
+        return (
+            f'<div class="plot" data-figure="{html.escape(name)}" style="min-height:{height}px" role="img" '
+            f'aria-label="{html.escape(says)}"></div>'
+        )
 
     def render(self, title: str) -> str:
         parts = [
             self._head(title),
             self._nav(),
+            self._per_trait({t: f'<div class="cards">{self._cards(t)}</div>' for t in self.traits}),
             self._when(),
             self._how(),
             self._where(),
@@ -74,7 +83,8 @@ class _Page:
             self._limits(),
         ]
         tokens = {c: [[shown(t.tokens[p]) for p in t.own] for t in own] for c, own in self.traces.items()}
-        data = {"figures": self.figures, "traits": self.traits, "tokens": tokens}
+        ids = {c: [html.escape(row["id"]) for row in own] for c, own in self.rows.items()}
+        data = {"figures": self.figures, "traits": self.traits, "tokens": tokens, "ids": ids}
         own = resources.files("persona_core.report")
         style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
         return f"""<!doctype html>
@@ -109,27 +119,26 @@ class _Page:
         null = about["n_replies"].get("neutral", 0)
         return f"""<header><h1>{html.escape(title)}</h1>
 <p>{runs}. Null: {null} neutral replies. z: 0 is how the baseline talks when nothing is going on, 1 is a standard
-deviation of its single tokens. Brackets are 95 % intervals over prompts.</p></header>
-<div class="cards">{"".join(self._cards())}</div>"""
+deviation of its single tokens. Brackets are 95 % intervals over prompts. The trait with the largest difference comes
+first.</p></header>
+<noscript><p>The figures need JavaScript. All of them are in findings.json, beside this page.</p></noscript>"""
 
-    def _cards(self) -> list[str]:
-        first, cards = self.traits[0], []
+    def _cards(self, trait: str) -> str:
+        cards = []
         when, compared = self.summary["when"], self.summary["comparison"]
-        if "missing" not in compared and compared["overall"][first]["total"]:
-            total = compared["overall"][first]["total"]
-            cards.append((f"{total['value']:+.1f} SD", f"{first}: contaminated minus baseline {_ends(total)}"))
+        if "missing" not in compared and compared["overall"][trait]["total"]:
+            total = compared["overall"][trait]["total"]
+            cards.append((f"{total['value']:+.1f} SD", f"{trait}, contaminated minus baseline {_ends(total)}"))
         if "missing" not in when:
             rate = self.summary["about"]["rate"]
-            for config, own in when[first]["configs"].items():
+            for config, own in when[trait]["configs"].items():
                 alarms = f"{own['n'] - own['none']} of {own['n']}"
-                chance = f"about {rate * own['n']:.0f} by chance"
-                cards.append((alarms, f"replies of the {config} run raise an alarm on {first}; {chance}"))
-        where = self.summary["where"].get(SIDES[1], {})
-        if "missing" not in where and "missing" not in where.get(first, {"missing": ""}):
-            lead = where[first]["scores"]["z"]["lead"]
-            if lead["quantiles"]:
-                cards.append((f"{lead['quantiles']['0.5']:g} tokens", "from the alarm to the first word that shows it"))
-        return [f'<div class="card"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in cards]
+                shown = "" if own["shown"] is None else f"; marked sentences show it in {own['shown']}"
+                chance = f"about {rate * own['n']:.0f} by chance{shown}"
+                cards.append((alarms, f"{config}: replies with an alarm on {trait}, {chance}"))
+        return "".join(
+            f'<div class="card"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in cards
+        )
 
     def _nav(self) -> str:
         buttons = "".join(
@@ -181,8 +190,8 @@ deviation of its single tokens. Brackets are 95 % intervals over prompts.</p></h
             matrix = self.plot(f"matrix/{config}", draw.coupling_matrix(graph), f"coupling in the {config} run")
             parts.append(
                 f'<h3>{html.escape(config)}</h3><ul>{listed}</ul><div class="pair">{plots}<div>{matrix}<p class="note">'
-                "Above the diagonal: coupling at the same token. Below: the cosine of the vectors, its floor.</p></div>"
-                "</div>"
+                "Above the diagonal: coupling at the same token. Below: the cosine of the vectors at one block, its "
+                "floor.</p></div></div>"
             )
         return _section("How", "do traits go together?", "".join(parts))
 
@@ -199,9 +208,10 @@ deviation of its single tokens. Brackets are 95 % intervals over prompts.</p></h
                 scores = found[trait]["scores"]
                 plots = [
                     self.plot(f"{measure}/{config}/{trait}", draw.warning_figure(scores, measure, label), says)
-                    for measure, label in (("auroc", "AUROC at the same place"), ("recall", "alarm in time"))
+                    for measure, label in (("auroc", "AUROC at the same place"), ("recall", "threshold passed by then"))
                 ]
-                own.append(f'<h3>{html.escape(config)}</h3><p>{says}</p><div class="pair">{"".join(plots)}</div>')
+                pair = f'<div class="pair">{"".join(plots)}</div>'
+                own.append(f'<h3>{html.escape(config)}</h3><p>{says}</p>{pair}<p class="note">{WARNING_NOTE}</p>')
             for config, traits in self.summary["window"].items():
                 if trait in traits:
                     own.append(self._window(config, trait, traits[trait]))
@@ -209,7 +219,7 @@ deviation of its single tokens. Brackets are 95 % intervals over prompts.</p></h
         return _section("Where", "could one have stepped in?", self._per_trait(parts))
 
     def _window(self, config: str, trait: str, window: Mapping[str, Any]) -> str:
-        cells = window["common"] or window["cells"]
+        cells = window["cells"]
         plots = [
             self.plot(f"{name}/{config}/{trait}", draw.window_figure(cells, name, label, top), label)
             for name, label, top in (
@@ -256,7 +266,8 @@ deviation of its single tokens. Brackets are 95 % intervals over prompts.</p></h
             parts[trait] = f'<div class="pair">{"".join(lists)}</div>'
         note = (
             '<p class="note">The highest of many sentences are always high. “Unusual” is the share of stretches of '
-            "neutral text, with as many sentences as the reply has, whose highest is as high.</p>"
+            "neutral text, with as many sentences as the reply has, whose highest is as high. A sentence is listed "
+            "once, where it is highest.</p>"
         )
         return _section("Sentences", "in which it is strongest", self._per_trait(parts) + note)
 
@@ -280,26 +291,32 @@ deviation of its single tokens. Brackets are 95 % intervals over prompts.</p></h
             "drift per 100",
             "lag-1 correlation",
         )
-        rows = "".join(
-            f"<tr><td>{html.escape(t)}</td><td>{html.escape(c)}</td>"
-            + "".join(
-                f"<td>{'–' if s['traits'][t][k] is None else draw.interval(s['traits'][t][k])}</td>" for k in columns
+        head = "".join(f'<th scope="col">{h}</th>' for h in ("run", *heads))
+
+        def table(trait: str) -> str:
+            rows = "".join(
+                f'<tr><th scope="row">{html.escape(c)}</th>'
+                + "".join(
+                    f"<td>{'–' if s['traits'][trait][k] is None else draw.interval(s['traits'][trait][k])}</td>"
+                    for k in columns
+                )
+                + "</tr>"
+                for c, s in statistics.items()
             )
-            + "</tr>"
-            for t in self.traits
-            for c, s in statistics.items()
-        )
-        head = "".join(f'<th scope="col">{h}</th>' for h in ("trait", "run", *heads))
-        table = (
-            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        )
-        return _section("The runs in figures", "by place in the reply", self._per_trait(parts) + table)
+            label = html.escape(f"{trait}: figures of the runs")
+            return (
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}</tr>'
+                f"</thead><tbody>{rows}</tbody></table></div>"
+            )
+
+        tables = {t: part + table(t) for t, part in parts.items()}
+        return _section("The runs in figures", "by place in the reply", self._per_trait(tables))
 
     def _limits(self) -> str:
         about = self.summary["about"]
-        says = [
-            html.escape(f"{c['config']}: {c['replies']} replies: {c['caveat']}.") for c in about["caveats"]
-        ] + words.missing_says(self.found.missing)
+        says = [html.escape(f"{c['config']}: {c['replies']} replies: {c['caveat']}.") for c in about["caveats"]] + [
+            html.escape(one) for one in words.missing_says(self.found.missing)
+        ]
         listed = "".join(f"<li>{one}</li>" for one in says)
         return _section(
             "What this cannot say",
@@ -327,13 +344,11 @@ def _of(config: str, of: str) -> str:
 
 
 def _listed(spans: Sequence[Mapping[str, Any]]) -> str:
-    same = Counter(s["text"].strip() for s in spans)
-    first = {s["text"].strip(): s for s in reversed(spans)}  # the same sentence once, where it is highest
     items = []
-    for s in [s for s in spans if first[s["text"].strip()] is s][:N_SHOWN]:
+    for s in spans[:N_SHOWN]:
         share = s["unusual"]
         unusual = "" if share is None else ", unusual < 0.01" if share < 0.01 else f", unusual {share:.2f}"
-        more = "" if same[s["text"].strip()] == 1 else f" and {same[s['text'].strip()] - 1} more of these"
-        text, where = html.escape(s["text"].strip()), html.escape(s["id"] + more) + html.escape(unusual)
+        often = "" if s["replies"] <= 1 else f", in {s['replies']} replies"
+        text, where = html.escape(s["text"].strip()), html.escape(s["id"] + often + unusual)
         items.append(f'<li><b>{s["value"]:+.1f}</b><span><q dir="auto">{text}</q><small>{where}</small></span></li>')
     return f'<ol class="spans">{"".join(items)}</ol>'

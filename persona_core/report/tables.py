@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from persona_core.report.findings import Findings
 
 ANALYSIS = "analysis"
-FINDINGS, REPORT, INTERVENTIONS, MARKS = "findings.json", "report.html", "interventions.json", "marks.jsonl"
+FINDINGS, REPORT, INTERVENTIONS = "findings.json", "report.html", "interventions.json"
+MARKS, JUDGED = "marks.jsonl", "judged.json"
 REPLIES, DIFFERENCES, SPANS = "replies.parquet", "differences.parquet", "spans.parquet"
 
 
@@ -38,7 +39,16 @@ def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
 
 def plain(record: Mapping[str, Any]) -> str:
     """A record as strict JSON text: a number that is none is an error, not a NaN."""
-    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(_rounded(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Ten significant digits: the last ones differ between machines, and would make a change of every run."""
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def _write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema) -> Path:
@@ -78,5 +88,5 @@ def _spans_schema() -> pa.Schema:
     import pyarrow as pa
 
     texts = [(name, pa.string()) for name in ("config", "of", "unit", "id", "trait", "text")]
-    counts = [(name, pa.int32()) for name in ("rank", "start", "end")]
+    counts = [(name, pa.int32()) for name in ("rank", "replies", "start", "end")]
     return pa.schema([*texts, *counts, ("value", pa.float64()), ("unusual", pa.float64())])

@@ -16,12 +16,19 @@ def when_says(trait: str, found: Figure, rate: float) -> str:
     parts = []
     for config, own in found["configs"].items():
         alarms = own["n"] - own["none"]
-        parts.append(
+        says = (
             f"{html.escape(config).capitalize()}: {alarms} of {own['n']} replies raise an alarm on {html.escape(trait)}"
-            + (f", in {own['before the reply']} of them it was there before the reply began" if alarms else "")
-            + f"; by chance about {rate * own['n']:.0f} would."
-            + (f" {own['timed']} of {own['onset']} onsets can be timed to within 20 tokens." if own["onset"] else "")
         )
+        if own["before the reply"]:
+            says += f", in {own['before the reply']} of them from the first token on"
+        says += f"; by chance about {rate * own['n']:.0f} would."
+        if own["onset"]:
+            says += f" {own['timed']} of {own['onset']} onsets can be timed to within 20 tokens."
+        if own["shown"] is not None:
+            says += f" Marked sentences show it in {own['shown']}."
+            if alarms > 2 * own["shown"] + 2 * rate * own["n"]:
+                says += " Most of these alarms are of something else: every vector also knows “not neutral”."
+        parts.append(says)
     test = found.get("test")
     if test and "missing" not in test:
         later = "earlier or more often" if test["statistic"] > 0 else "later or less often"
@@ -31,7 +38,9 @@ def when_says(trait: str, found: Figure, rate: float) -> str:
             f"{test['q']:.4f} over all traits)."
         )
     if found["smallest"] is not None:
-        parts.append(f"A rise below {found['smallest']:g} SD is likely to go unnoticed in a single reply.")
+        parts.append(
+            f"A step of {found['smallest']:g} SD is found in at least 80 % of single replies, a smaller one less often."
+        )
     return " ".join(parts)
 
 
@@ -41,11 +50,11 @@ def how_says(graph: Figure) -> list[str]:
     rest = [e for e in graph["edges"] if e["kind"] != "together"]
     couplings = graph["couplings"]
     n_pairs = len(couplings["together"]) if couplings else 0
-    beyond = sum(bool(pair["beyond_floor"]) for pair in couplings["together"]) if couplings else 0
-    says = [
-        f"{len(together)} of {n_pairs} pairs of traits move together at the same token; {beyond} of them by more than "
-        "the cosine of their vectors. Scores that rise together may only share a direction."
-    ]
+    floors = [pair["beyond_floor"] for pair in couplings["together"]] if couplings else []
+    says = [f"{len(together)} of {n_pairs} pairs of traits move together at the same token. "]
+    if any(one is not None for one in floors):
+        says[0] += f"{sum(map(bool, floors))} of them by more than the cosine of their vectors. "
+    says[0] += "Scores that rise together may only share a direction."
     says += [edge_says(e) for e in rest]
     clocks = {c["clock"] for c in graph["clocks"]}
     if not any(e["kind"] == "follows" for e in rest):
@@ -53,7 +62,7 @@ def how_says(graph: Figure) -> list[str]:
     if "behaviour" not in clocks:
         says.append("What the text visibly shows is not known here: no marked sentence of these traits.")
     if not graph["confirmed"]:
-        says.append("Nothing was steered in this run, so nothing can be said about causes.")
+        says.append("Edges by steering were not measured in this run, so nothing can be said about causes.")
     elif not any(e["kind"] == "confirmed" for e in rest):
         says.append("Steering one trait was not seen to bring on another in the text.")
     return says
@@ -63,27 +72,35 @@ def where_says(trait: str, found: Figure) -> str:
     """How early one trait could have been known, and whether the vector is needed for it."""
     z = found["scores"]["z"]
     lead = z["lead"]
-    says = [
+    first = (
         f"{found['n']} replies show {html.escape(trait)}, first at token {found['first']:g} in the median. "
-        f"An alarm on z comes before it in {_percent(lead['early'])} of them"
-    ]
-    if lead["quantiles"]:
-        says[0] += f", {lead['quantiles']['0.5']:g} tokens ahead in the median"
-    says[0] += (
-        f". Neutral replies that the threshold has not seen raise an alarm in {_percent(z['false_alarms'])}, nominal "
-        f"{z['rate']:.0%}, {z['alarms_per_1000']['value']:.1f} per 1,000 tokens."
+        f"z passes {z['threshold']:.1f} before it in {_percent(lead['early'])} of them"
     )
+    if lead["quantiles"]:
+        first += f", {lead['quantiles']['0.5']:g} tokens ahead in the median"
+    if found["at_start"]:
+        first += f"; in {found['at_start']} replies at the very first token, so that it cannot be more"
+    says = [
+        f"{first}. Neutral replies that the threshold has not seen pass it in {_percent(z['false_alarms'])}, nominal "
+        f"{100 * z['rate']:.0f} %, {z['alarms_per_1000']['value']:.1f} times per 1,000 tokens."
+    ]
+    if found["other_reader"]:
+        says.append(
+            "The neutral replies are another model's: what is told here is as much that this model is another one as "
+            f"that {html.escape(trait)} comes."
+        )
     rivals: dict[str, list[int]] = {}
     for one in z["ahead"]:
-        if not one["auroc"] or one["auroc"]["low"] <= 0.5:
-            continue
         for name in [n for n in found["scores"] if n not in ("z", "cusum")]:
             other = next((o for o in found["scores"][name]["ahead"] if o["k"] == one["k"]), None)
-            if other and other["auroc"] and other["auroc"]["high"] >= one["auroc"]["low"]:
+            if not (other and one["auroc"] and other["auroc"]):
+                continue
+            told = max(one["auroc"]["low"], other["auroc"]["low"]) > 0.5
+            if told and other["auroc"]["high"] >= one["auroc"]["low"]:
                 rivals.setdefault(name, []).append(one["k"])
     if rivals:
         says.append(
-            "What does about as well without reading along (AUROC, at so many tokens before): "
+            "By AUROC not told apart from z, or better, at so many tokens before: "
             + "; ".join(f"{name} ({', '.join(map(str, ks))})" for name, ks in rivals.items())
             + "."
         )
@@ -98,7 +115,7 @@ def comparison_says(overall: Mapping[str, Figure]) -> str:
     most = max(moved, key=lambda t: abs(overall[t]["total"]["value"]))
     found = overall[most]
     says = [
-        f"{len(moved)} of {len(overall)} traits differ. {html.escape(most)} differs most: {interval(found['total'])} "
+        f"{len(moved)} of {len(overall)} traits differ, {html.escape(most)} most: {interval(found['total'])} "
         f"standard deviations over {found['n']} prompts"
     ]
     if found["weights"] and found["text"]:
@@ -111,16 +128,16 @@ def comparison_says(overall: Mapping[str, Figure]) -> str:
 
 
 def missing_says(reasons: Sequence[str]) -> list[str]:
-    """What could not be analysed, inert; the same reason for several traits is one line."""
-    grouped: dict[tuple[str, str], list[str]] = {}
+    """What could not be analysed; the same reason for several traits is one line. Not escaped."""
+    grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for reason in reasons:
         what, _, why = reason.partition(": ")
         section, _, trait = what.rpartition(", ")
         general = why.replace(trait, "it") if trait else why
-        grouped.setdefault((section or what, general), []).append(trait)
+        grouped.setdefault((section or what, general), []).append((trait, why))
     return [
-        html.escape(f"{section}: {why}" if len(traits) < 2 else f"{section}, {', '.join(traits)}: {why}")
-        for (section, why), traits in grouped.items()
+        f"{section}: {own[0][1]}" if len(own) == 1 else f"{section}, {', '.join(t for t, _ in own)}: {why}"
+        for (section, why), own in grouped.items()
     ]
 
 
