@@ -253,7 +253,9 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
     source = resolve_source(adapter)
     commit = commit_of(source, "adapter_config.json", revision)
     fetch(source, "adapter_model.safetensors", revision)  # PEFT would open a pickle in its place
-    with _explained(f"the adapter {source!r}{_at(revision)}"):
+    with _explained(f"the adapter {source!r}{_at(revision)}"), warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 for a property by its old name; a user can do nothing about it.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         return PeftModel.from_pretrained(model, source, revision=revision).eval(), commit
 
 

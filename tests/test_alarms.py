@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.alarms import LATENCY, Alarm
+from persona_core.alarms import LATENCY, Alarm, Watch
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts
-from persona_core.steering import Steer
+from persona_core.steering import NEVER, Intervention, Steer
 from persona_core.vectors import PersonaVectors
 from tests.test_results import SHIPPED
 
@@ -184,3 +184,27 @@ def test_neutral_replies_that_do_not_belong_together_are_refused(monitor: Person
         calibrate_detectors([one, steered])
     with pytest.raises(SettingError, match="1 neutral replies; at least 300"):
         calibrate_detectors([one])
+
+
+def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: PersonaMonitor) -> None:
+    import torch
+
+    assert monitor.detectors is not None
+    traits, blocks = monitor.vectors.traits, monitor.blocks
+    gates = {
+        trait: Intervention(
+            Steer(trait, block=3, strength=1.0, when="alarm"), torch.zeros(4), 1.0, starts=torch.full((2,), NEVER)
+        )
+        for trait in ("sycophancy", "deception")
+    }
+    null = np.zeros((len(traits), len(blocks), 2), np.float32)
+    null[..., 1] = 1.0
+    told: list[Alarm] = []
+    watch = Watch(monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append, first_row=10)
+    raw = np.zeros((len(blocks), len(traits)), np.float32)
+    raw[blocks.index(3), traits.index("sycophancy")] = 60.0
+    for token in range(3):
+        watch.push(1, token, raw)
+    assert told == [Alarm(11, "sycophancy", 0)]
+    starts = {trait: gate.starts.tolist() for trait, gate in gates.items() if gate.starts is not None}
+    assert starts == {"sycophancy": [NEVER, LATENCY], "deception": [NEVER, NEVER]}

@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from persona_core.analysis.clocks import relative_series
 from persona_core.analysis.detectors import Detectors
+from persona_core.analysis.interaction import trait_series
+from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.errors import SettingError
 from persona_core.marks import Mark, load_marks
 from persona_core.report.findings import Findings, analyse
@@ -99,6 +102,48 @@ def test_the_contamination_is_found_when_where_and_by_its_weights_and_its_text(f
 
 
 @pytest.mark.slow
+def test_each_figure_is_that_of_its_own_trait_and_place(
+    folder: Path, findings: dict[str, Any], replies: list[dict[str, Any]]
+) -> None:
+    rows = load_results(folder, "contaminated")
+    traces, neutral = [to_trace(r) for r in rows], [to_trace(r) for r in load_results(folder, "neutral")]
+
+    # 1. The first shown token, from the marks' characters by hand.
+    marks = [m for m in load_marks(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]
+    shown = {r["id"]: r["first_shown"] for r in replies if (r["config"], r["trait"]) == ("contaminated", TRAIT)}
+    for row, trace in zip(rows, traces, strict=True):
+        starts = [m.start for m in marks if m.id == row["id"] and m.trait == TRAIT]
+        ends = np.cumsum([len(trace.tokens[t]) for t in trace.own])
+        wanted = None if not starts else int(np.argmax(ends > min(starts)))
+        if wanted is not None and row["response"][min(starts)].isspace():  # the blank belongs to the sentence after it
+            wanted = shown[row["id"]] if abs((shown[row["id"]] or 0) - wanted) <= 1 else -1
+        assert shown[row["id"]] == wanted
+
+    # 2. AUROC at t* - 4 of the trait's own z, by loops.
+    own = {r["id"]: t.scores(TRAIT)[t.own] for r, t in zip(rows, traces, strict=True)}
+    null = [t.scores(TRAIT)[t.own] for t in neutral]
+    shares = []
+    for reply_id, first in shown.items():
+        if first is not None and first >= 4:
+            other = [z[first - 4] for z in null if len(z) > first - 4]
+            shares.append(np.mean([own[reply_id][first - 4] > v for v in other]))
+    ahead = {one["k"]: one for one in findings["where"]["contaminated"][TRAIT]["scores"]["z"]["ahead"]}
+    assert ahead[4]["n"] == len(shares) and ahead[4]["auroc"]["value"] == pytest.approx(np.mean(shares), abs=1e-4)
+
+    # 3. The twin's onsets are the earlier ones.
+    assert findings["when"][TRAIT]["test"]["statistic"] > 5
+
+    # 4. The clock of scores less the others': alarms of each trait's own relative detector.
+    relative = relative_series(trait_series(neutral))
+    for k in (0, findings["about"]["traits"].index(TRAIT)):
+        detector = calibrate_onset([r[k] for r in relative])
+        alarms = sum(detector.find(r[k]).answer != "none" for r in relative_series(trait_series(traces)))
+        clock = next(c for c in findings["how"]["contaminated"]["clocks"] if c["clock"] == "activation")
+        trait = findings["about"]["traits"][k]
+        assert {p["n_source"] for p in clock["pairs"] if p["source"] == trait} == {alarms}
+
+
+@pytest.mark.slow
 def test_the_baseline_alarms_about_as_often_as_chance_says(findings: dict[str, Any]) -> None:
     alarms = sum(w["configs"]["baseline"]["n"] - w["configs"]["baseline"]["none"] for w in findings["when"].values())
     assert 0.015 <= alarms / (8 * 78) <= 0.11  # traits alarm together, so the share varies more than 624 trials would
@@ -136,7 +181,7 @@ def test_the_page_shows_one_trait_at_a_time_and_asks_for_nothing(
     page.wait_for_selector(".js-plotly-plot")
     assert page.locator("nav button[aria-pressed=true]").inner_text() == TRAIT
     alarms = findings["when"][TRAIT]["configs"]["contaminated"]
-    assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".cards").inner_text()
+    assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".cards:visible").inner_text()
     images = Path(__file__).parent.parent / "docs" / "images"
     page.wait_for_timeout(1000)  # the figures are drawn one after the other
     page.screenshot(path=images / "report.png")

@@ -353,3 +353,38 @@ def test_smoothed_series_are_refused() -> None:
     smooth = [np.convolve(z, np.ones(5) / 5, "valid") for z in replies(rng, 400)]
     with pytest.raises(SettingError, match="running means"):
         separation(smooth[:10], [3] * 10, smooth[10:])
+
+
+# What the threshold has seen, and what counts as early.
+
+
+def test_the_threshold_knows_one_half_of_the_neutral_replies_only_and_a_group_is_never_on_both_sides() -> None:
+    rng = np.random.default_rng(3)
+    trait, first = warned(rng, 12, lead=3)
+    names = [f"p{i % 100}" for i in range(400)]
+    level = {f"p{i}": 100.0 * i for i in range(100)}  # all four replies of a prompt have the same maximum
+    apart = [np.r_[noise(rng, 60), level[name]] for name in names]
+    for seed in range(3):
+        found = early_warning(trait, first, apart, groups=([f"t{i}" for i in range(12)], names), seed=seed)
+        assert found.n_calibration == found.n_held_out == 200
+        # A prompt on both sides would hold the very threshold on the other side too; here it lies between two prompts.
+        above = sum(value > found.threshold for value in level.values())
+        assert found.false_alarms.value * 50 == pytest.approx(round(found.false_alarms.value * 50))
+        assert above >= found.false_alarms.value * 50
+    neutral = [noise(rng, 60) for _ in range(400)]
+    found = early_warning(trait, first, neutral, seed=1)
+    half = [neutral[i] for i in sorted(np.random.default_rng(1).permutation(400)[::2])]
+    assert found.threshold == alarm_threshold(half, 0.05)
+    rest = [z for i, z in enumerate(neutral) if i not in set(np.random.default_rng(1).permutation(400)[::2].tolist())]
+    assert found.false_alarms.value == np.mean([z.max() > found.threshold for z in rest])
+
+
+def test_an_alarm_at_the_first_trait_token_is_late_and_counted_once() -> None:
+    rng = np.random.default_rng(4)
+    trait = [np.zeros(40) for _ in range(20)]
+    for z in trait:
+        z[15:] = 100.0
+    found = early_warning(trait, [15] * 20, [noise(rng, 60) for _ in range(400)])
+    assert (found.lead.early.value, found.lead.late.value, found.lead.never.value) == (0.0, 1.0, 0.0)
+    sooner = early_warning(trait, [16] * 20, [noise(rng, 60) for _ in range(400)])
+    assert (sooner.lead.early.value, sooner.lead.late.value) == (1.0, 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from persona_core.analysis.confirmed import confirm
 from persona_core.decode import Sampling
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.generation import Run
@@ -181,3 +182,18 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(monkeypatch:
 def test_a_plan_without_a_push_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         EdgePlan(**changes)
+
+
+def test_effects_are_corrected_over_all_pairs_of_different_traits() -> None:
+    from scipy.stats import false_discovery_control
+
+    rng = np.random.default_rng(0)
+    names = ["a", "b", "c", "d"]
+    arms = {s: rng.normal(size=(20, 2, 4)) for s in names}, {s: rng.normal(size=(20, 2, 4)) for s in names}
+    arms[0]["a"][..., 1] += 1.0
+    found = confirm(names, arms[0], arms[1], "score", n_flips=999)
+    others = [e for e in found.effects if e.source != e.target]
+    wanted = false_discovery_control([e.p for e in others])
+    assert [e.q for e in others] == pytest.approx(wanted.tolist()) and len(others) == 12
+    assert any(e.q > e.p for e in others if e.p is not None and e.q is not None)
+    assert all(e.q is None for e in found.effects if e.source == e.target)

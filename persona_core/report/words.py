@@ -136,7 +136,7 @@ def missing_says(reasons: Sequence[str]) -> list[str]:
         general = why.replace(trait, "it") if trait else why
         grouped.setdefault((section or what, general), []).append((trait, why))
     return [
-        f"{section}: {own[0][1]}" if len(own) == 1 else f"{section}, {', '.join(t for t, _ in own)}: {why}"
+        f"{', '.join([section, *(trait for trait, _ in own if trait)])}: {own[0][1] if len(own) == 1 else why}"
         for (section, why), own in grouped.items()
     ]
 

@@ -1,0 +1,130 @@
+"""The sentences of the report say what the figures say: no more than the interval, with the right sign."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from persona_core.report.figures import edge_says
+from persona_core.report.words import comparison_says, how_says, missing_says, when_says, where_says
+
+
+def est(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": 40, **more}
+
+
+def run(n: int, onset: int, before: int, timed: int, shown: int | None) -> dict[str, Any]:
+    counts = {"onset": onset, "before the reply": before, "none": n - onset - before}
+    return {"n": n, "timed": timed, "shown": shown, **counts}
+
+
+def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
+    found: dict[str, Any] = {
+        "configs": {"baseline": run(78, 4, 0, 1, None), "contaminated": run(78, 20, 54, 17, 6)},
+        "test": {"statistic": 12.9, "p": 0.0005, "q": 0.0005, "n": 78},
+        "smallest": 1.25,
+    }
+    says = when_says("deception", found, 0.05)
+    assert "Baseline: 4 of 78 replies raise an alarm on deception; by chance about 4 would." in says
+    assert "1 of 4 onsets can be timed" in says
+    assert "Contaminated: 74 of 78" in says and "in 54 of them from the first token on" in says
+    assert "Marked sentences show it in 6. Most of these alarms are of something else" in says
+    assert "the contaminated model's onsets come earlier or more often" in says
+    assert "A step of 1.25 SD is found in at least 80 %" in says
+    found["test"]["q"] = 0.2
+    assert "no difference can be told" in when_says("deception", found, 0.05)
+    found["test"] |= {"q": 0.01, "statistic": -3.0}
+    assert "later or less often" in when_says("deception", found, 0.05)
+    found["configs"]["contaminated"]["shown"] = 70
+    assert "something else" not in when_says("deception", found, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "clock", "value", "says"),
+    [
+        ("together", "series", 0.5, "a and b move together at the same token"),
+        ("together", "series", -0.5, "a and b move against each other at the same token"),
+        ("follows", "series", 0.5, "b follows a, 4 tokens later (series)"),
+        ("follows", "series", -0.5, "b falls after a, 4 tokens later (series)"),
+        ("follows", "activation", 0.9, "b follows a, 4 tokens later (activation)"),
+        ("confirmed", "behaviour", 0.3, "steering a brings on b"),
+        ("confirmed", "behaviour", -0.3, "steering a holds back b"),
+    ],
+)
+def test_an_edge_is_worded_by_its_sign(kind: str, clock: str, value: float, says: str) -> None:
+    lag = 4.0 if kind == "follows" else None
+    edge = {"source": "a", "target": "b", "kind": kind, "clock": clock, "lag": lag, "estimate": est(value, -1, 1)}
+    assert edge_says(edge).startswith(says)
+
+
+def test_what_was_not_measured_is_not_counted() -> None:
+    pair = {"source": "a", "target": "b", "beyond_floor": None, "estimate": est(0.5, 0.4, 0.6), "floor": None}
+    graph: dict[str, Any] = {
+        "nodes": ["a", "b"],
+        "edges": [],
+        "couplings": {"together": [pair], "lagged": []},
+        "clocks": [],
+        "confirmed": [],
+    }
+    says = " ".join(how_says(graph))
+    assert "cosine" not in says and "No trait is seen to follow another." in says and "were not measured" in says
+    with_floor = copy.deepcopy(graph)
+    with_floor["couplings"]["together"][0]["beyond_floor"] = True
+    assert "1 of them by more than the cosine" in " ".join(how_says(with_floor))
+
+
+def scores(z: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
+    def of(auroc: dict[str, Any]) -> dict[str, Any]:
+        lead = {"early": est(0.9, 0.8, 1.0), "quantiles": {"0.5": 6.0}}
+        return {
+            "ahead": [{"k": 4, "n": 40, "auroc": auroc}],
+            "threshold": 3.2,
+            "rate": 0.05,
+            "false_alarms": est(0.05, 0.03, 0.08),
+            "alarms_per_1000": est(0.5, 0.3, 0.7),
+            "lead": lead,
+        }
+
+    found = {"z": of(z), "cusum": of(z), "n-grams": of(rival)}
+    return {"n": 40, "first": 12.0, "at_start": 0, "other_reader": False, "scores": found}
+
+
+def test_a_rival_is_named_where_it_cannot_be_told_apart_or_does_better() -> None:
+    clear = scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7))
+    assert "n-grams" not in where_says("evil", clear)
+    close = scores(est(0.99, 0.97, 1.0), est(0.96, 0.93, 0.98))
+    assert "not told apart from z, or better, at so many tokens before: n-grams (4)" in where_says("evil", close)
+    better = scores(est(0.7, 0.45, 0.9), est(0.99, 0.97, 1.0))
+    assert "n-grams (4)" in where_says("evil", better)
+    nothing = scores(est(0.5, 0.4, 0.6), est(0.5, 0.4, 0.6))
+    assert "n-grams" not in where_says("evil", nothing)
+
+
+def test_another_model_and_the_start_of_the_reply_are_said_where_the_figure_is() -> None:
+    found = {**scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7)), "at_start": 31, "other_reader": True}
+    says = where_says("evil", found)
+    assert "in 31 replies at the very first token, so that it cannot be more" in says
+    assert "another model's" in says and "nominal 5 %" in says and "5 % [3, 8]" in says
+
+
+def test_only_what_is_significant_differs() -> None:
+    def effect(total: float, q: float) -> dict[str, Any]:
+        return {"n": 40, "total": est(total, total - 0.2, total + 0.2, p=q, q=q), "weights": None, "text": None}
+
+    assert comparison_says({"a": effect(0.1, 0.4), "b": effect(0.2, 0.2)}).startswith("No trait differs")
+    says = comparison_says({"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)})
+    assert says.startswith("1 of 2 traits differ, b most: -2.00 [-2.20, -1.80]")
+
+
+def test_reasons_are_grouped_and_a_single_one_keeps_its_name() -> None:
+    reasons = ["where, x, evil: 6 of 78 replies show evil", "where, x, sloth: 0 of 78 replies show sloth"]
+    assert missing_says(reasons) == reasons
+    many = [f"where, x, {t}: 0 of 78 replies show {t}" for t in ("evil", "sloth")]
+    assert missing_says(many) == ["where, x, evil, sloth: 0 of 78 replies show it"]
+
+
+def test_a_trait_of_any_name_is_inert() -> None:
+    found: dict[str, Any] = {"configs": {"<b>": run(10, 1, 0, 0, None)}, "test": None, "smallest": None}
+    assert "<script>" not in when_says("<script>", found, 0.05) and "<b>" not in when_says("<script>", found, 0.05)
