@@ -1,0 +1,117 @@
+"""The runs that are analysed together: rows, traces and marks, and what one section finds for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from persona_core.analysis.detectors import Detectors
+from persona_core.analysis.onset import OnsetDetector
+from persona_core.analysis.onset_calibration import LEAST_NULLS
+from persona_core.analysis.series import checked, reply_scores
+from persona_core.errors import SettingError
+from persona_core.marks import Judged, Mark, marks_of, places
+from persona_core.prompts import prompt_of
+from persona_core.trace import Trace
+
+if TYPE_CHECKING:
+    from persona_core.models import LanguageModel
+
+NEUTRAL, REPLAY = "neutral", "replay"
+SIDES = ("baseline", "contaminated")
+NO_NULL = (
+    f"Alarms need at least {LEAST_NULLS} neutral replies of the same model: python -m scripts.monitor ... --config "
+    f"{NEUTRAL} --repeats 5 --seed 1 --out the same folder."
+)
+
+Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Runs:
+    """The rows as traces, and what is found on the way."""
+
+    rows: Mapping[str, Sequence[Row]]
+    traces: Mapping[str, list[Trace]]
+    traits: tuple[str, ...]
+    marks: Sequence[Mark]
+    judged: Judged
+    seed: int
+    missing: list[str] = field(default_factory=list)
+    models: Mapping[str, LanguageModel] = field(default_factory=dict)
+    detectors: Detectors | None = None
+    relative: Mapping[str, OnsetDetector] = field(default_factory=dict)
+    null_scores: dict[str, Any] = field(default_factory=dict)  # of the neutral replies: the same for every run
+
+    @property
+    def configs(self) -> list[str]:
+        """Runs with one reply to a prompt: all but the replay and the null."""
+        return [c for c in self.rows if c not in (NEUTRAL, REPLAY)]
+
+    @property
+    def neutral(self) -> list[Trace]:
+        return self.traces.get(NEUTRAL, [])
+
+    def ids(self, config: str) -> list[str]:
+        """The prompt of each reply."""
+        return [prompt_of(row["id"]) for row in self.rows[config]]
+
+    def attempt(self, what: str, analysis: Callable[[], T]) -> T | dict[str, str]:
+        """An analysis, or why there is none."""
+        try:
+            return analysis()
+        except SettingError as error:
+            self.missing.append(f"{what}: {error}")
+            return {"missing": str(error)}
+
+
+def check(runs: Runs) -> None:
+    """What no analysis could make sense of is refused at once."""
+    for config in runs.configs:
+        ids = runs.ids(config)
+        if len(set(ids)) < len(ids):
+            again = next(i for i in ids if ids.count(i) > 1)
+            raise SettingError(
+                f"The run {config!r} answers the prompt {again!r} several times; a run that is analysed has one reply "
+                f"to a prompt. Several belong into the config {NEUTRAL!r}."
+            )
+    for config, traces in runs.traces.items():
+        try:
+            for trait in runs.traits:
+                if config != REPLAY:
+                    reply_scores(traces, trait)  # of one model, one set of vectors, one block
+                for row, trace in zip(runs.rows[config], traces, strict=True):
+                    checked(trace.scores(trait)[trace.own], f"{trait} in the row {row['id']!r}")
+            for row, trace in zip(runs.rows[config], traces, strict=True):
+                marked(runs, config, row, trace)  # marks of another text
+        except SettingError as error:
+            raise SettingError(f"{config}: {error}") from error
+
+
+def marked(runs: Runs, config: str, row: Row, trace: Trace) -> list[tuple[str, int, int]]:
+    """(trait, first token, token after the last) of each mark, counted over the reply's own tokens."""
+    place = {t: k for k, t in enumerate(trace.own)}
+    found = []
+    for trait in runs.traits:
+        for mark in marks_of(runs.marks, row["id"], config, trait):
+            tokens = [place[t] for t in places(trace, [mark])]
+            if tokens:
+                found.append((trait, tokens[0], tokens[-1] + 1))
+    return found
+
+
+def both_read(runs: Runs) -> Iterable[tuple[Row, Trace, Trace]]:
+    """Each text that both models have read: its row, as read by the baseline, as read by the contaminated model."""
+    if not {*SIDES, REPLAY} <= set(runs.rows):
+        return
+    readers = [runs.rows[side][0]["reader"] for side in SIDES]
+    by_text: dict[tuple[str, str], dict[str, tuple[Row, Trace]]] = {}
+    for config in (*SIDES, REPLAY):
+        for row, trace in zip(runs.rows[config], runs.traces[config], strict=True):
+            by_text.setdefault((row["id"], row["writer"]), {})[row["reader"]] = (row, trace)
+    for found in by_text.values():
+        if set(readers) <= set(found):
+            row, first = found[readers[0]]
+            yield row, first, found[readers[1]][1]

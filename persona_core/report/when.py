@@ -1,0 +1,95 @@
+"""When each trait sets in, in every run: detectors from the neutral replies, onsets, and whole cohorts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from persona_core.analysis import interaction
+from persona_core.analysis.clocks import relative_series
+from persona_core.analysis.detectors import calibrate_detectors
+from persona_core.analysis.onset import Onset
+from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
+from persona_core.analysis.series import reply_scores
+from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
+from persona_core.errors import SettingError
+from persona_core.report.runs import NO_NULL, SIDES, Runs
+from persona_core.statistics import false_discovery
+
+SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Steps, in standard deviations, whose chance to be found is reported."""
+POWER_AT = 20
+"""Token of the reply at which they are planted, or half-way where neutral replies are shorter."""
+
+
+def when(runs: Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
+    """Fills `onsets`: config -> trait -> of each reply."""
+    if len(runs.neutral) < LEAST_NULLS:
+        raise SettingError(f"{len(runs.neutral)} neutral replies. {NO_NULL}")
+    runs.detectors = detectors = calibrate_detectors(runs.neutral, runs.traits, rate, runs.seed)
+    if len(runs.traits) > 1:
+        null = relative_series(interaction.trait_series(runs.neutral))
+        runs.relative = {
+            t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed) for k, t in enumerate(runs.traits)
+        }
+    for config in runs.configs:
+        onsets[config] = {t: [detectors.find(trace, t) for trace in runs.traces[config]] for t in runs.traits}
+    found: dict[str, dict[str, Any]] = {}
+    at = min(POWER_AT, int(np.median([len(t.own) for t in runs.neutral])) // 2)
+    for trait in runs.traits:
+        detector = detectors.of(trait)
+        own_null = reply_scores(runs.neutral, trait)
+        lives = {
+            config: [lifetime(o, len(t.own)) for o, t in zip(own[trait], runs.traces[config], strict=True)]
+            for config, own in onsets.items()
+        }
+        test = None
+        if set(SIDES) <= set(lives):
+            pairs = _paired(runs)
+            sides = [[lives[side][pair[k]] for pair in pairs] for k, side in enumerate(SIDES)]
+            test = runs.attempt(f"when, {trait}", partial(_cohort_test, sides, runs.seed))
+        found[trait] = {
+            "threshold": round(detector.threshold, 4),
+            "n_nulls": detector.n_nulls,
+            "smallest": detector.smallest,
+            "power": [power(detector, own_null, shift, at).to_dict() for shift in SHIFTS],
+            "configs": {
+                config: {
+                    "n": len(own[trait]),
+                    **{a: sum(o.answer == a for o in own[trait]) for a in ("onset", "before the reply", "none")},
+                    "timed": sum(o.timed for o in own[trait]),
+                    "shown": _n_showing(runs, config, trait),
+                    "survival": runs.attempt(f"when, {trait}, {config}", partial(_curve, lives[config])),
+                }
+                for config, own in onsets.items()
+            },
+            "test": test,
+        }
+    tests = [one["test"] for one in found.values() if one["test"] is not None and "missing" not in one["test"]]
+    for one, q in zip(tests, false_discovery([one["p"] for one in tests]), strict=True):  # a test for every trait
+        one["q"] = q
+    return found
+
+
+def _cohort_test(sides: Sequence[Sequence[Lifetime]], seed: int) -> dict[str, Any]:
+    return compare(sides[0], sides[1], seed=seed).to_dict()
+
+
+def _curve(lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
+    return survival(lifetimes).to_dict()
+
+
+def _n_showing(runs: Runs, config: str, trait: str) -> int | None:
+    """Replies with a marked sentence; None where nobody looked."""
+    if trait not in runs.judged.get(config, ()):
+        return None
+    return len({m.id for m in runs.marks if m.config == config and m.trait == trait})
+
+
+def _paired(runs: Runs) -> list[tuple[int, int]]:
+    """Places of the replies to one prompt in the two runs."""
+    second = {i: k for k, i in enumerate(runs.ids(SIDES[1]))}
+    return [(k, second[i]) for k, i in enumerate(runs.ids(SIDES[0])) if i in second]
