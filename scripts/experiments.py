@@ -179,7 +179,24 @@ more beside the runs, with a page of figures (`analysis/report.html`). Alarms ar
 {found["about"]["n_replies"]["neutral"]} more replies of the baseline to the same prompts; {100 * rate:.0f} % of
 neutral replies alarm.
 
-{error_rates.table(heads, rows)}"""
+{error_rates.table(heads, rows)}
+
+Steering each of the {len(found["how"]["baseline"]["nodes"])} traits in the baseline and looking for the others in the
+text: {_confirmed(found)}."""
+
+
+def _confirmed(found: Mapping[str, Any]) -> str:
+    """How many edges steering has confirmed in the published analysis."""
+    tables = [t for t in found["how"]["baseline"]["confirmed"] if t["measure"] == "shown"]
+    if not tables:
+        return "not measured"
+    effects = [e for e in tables[0]["effects"] if e["source"] != e["target"]]
+    lowest = min((e["p"] for e in effects if e["p"] is not None), default=1.0)
+    n = sum(e["significant"] for e in effects)
+    return (
+        f"{n} of {len(effects)} pairs are significant (lowest p {lowest:.3f}, before the correction). It takes more "
+        "replies, or fewer pairs, to find what the grammar links: see below"
+    )
 
 
 def _says(found: Estimate | None, digits: int = 2) -> str:
