@@ -48,6 +48,7 @@ LEAST_SCALE = 4.0
 """The colours of z reach at least so far to both sides: what is nothing but noise must look pale."""
 
 
+BEFORE = {"text": "tokens before the first that shows the trait (replies)", "standoff": 6}
 LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
 
 
@@ -261,10 +262,8 @@ def warning_figure(scores: Mapping[str, Figure], measure: str, title: str) -> go
             line={"color": SCORES.get(name, "#6a7280"), "dash": DASHES.get(name, "solid")},
             hovertemplate=f"{html.escape(name)}, %{{text}}<extra></extra>",
         )
-    layout(figure, 340, margin={"l": 60, "r": 16, "t": 56, "b": 44})
-    figure.update_xaxes(
-        title="tokens before the first that shows the trait (replies)", autorange="reversed", type="category"
-    )
+    layout(figure, 360, margin={"l": 60, "r": 16, "t": 56, "b": 66})
+    figure.update_xaxes(title=BEFORE, autorange="reversed", type="category")
     figure.update_yaxes(title=title, range=[-0.03, 1.05])
     return figure
 
@@ -285,10 +284,8 @@ def window_figure(cells: Sequence[Figure], measure: str, title: str, top: float 
                 text=[f"{interval(c[measure])}, {c['n']} replies" for c in own],
                 hovertemplate=f"{html.escape(arm)}, from %{{text}}<extra></extra>",
             )
-    layout(figure, 340, margin={"l": 60, "r": 16, "t": 56, "b": 44})
-    figure.update_xaxes(
-        title="tokens before the first that shows the trait (replies)", autorange="reversed", type="category"
-    )
+    layout(figure, 360, margin={"l": 60, "r": 16, "t": 56, "b": 66})
+    figure.update_xaxes(title=BEFORE, autorange="reversed", type="category")
     figure.update_yaxes(title=title, range=[-0.03 * top, 1.05 * top])
     return figure
 
