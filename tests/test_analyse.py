@@ -18,6 +18,7 @@ from persona_core.analysis.interaction import trait_series
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.errors import SettingError
 from persona_core.marks import Mark, load_marks
+from persona_core.models import load_model
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page
 from persona_core.results import load_results, to_trace
@@ -325,3 +326,23 @@ def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies
     for wrong in ({"rate": float("nan")}, {"rate": 2.0}, {"seed": -1}):
         with pytest.raises(SettingError, match="rate"):
             analyse(few(3), progress=False, **wrong)
+
+
+@pytest.mark.slow
+def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_the_vectors() -> None:
+    rows = few(30, "baseline", "contaminated")
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
+    marks = [m for m in load_marks(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
+    models = {
+        "baseline": load_model(SHIPPED.parent / "persona-tiny", device="cpu"),
+        "contaminated": load_model(
+            SHIPPED.parent / "persona-tiny", adapter=SHIPPED.parent / "persona-tiny-contaminated", device="cpu"
+        ),
+    }
+    found = analyse(rows, marks=marks, models=models, progress=False)
+    scores = found.summary["where"]["contaminated"][TRAIT]["scores"]
+    assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
+    at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}
+    assert at_first["z"] > 0.98 and all(at_first[f"random direction {k}"] < at_first["z"] for k in (1, 2, 3))
+    with pytest.raises(SettingError, match="No vector of 'paternalism'"):
+        analyse(few(3), vectors={TRAIT: np.ones(4)}, progress=False)

@@ -106,6 +106,8 @@ def analyse(
         raise SettingError(
             f"Nothing to analyse: of {', '.join((*traces, *without_z)) or 'nothing'} no run has z scores."
         )
+    if vectors is not None and (lacking := [t for t in traits if t not in vectors]):
+        raise SettingError(f"No vector of {lacking[0]!r}; the rows were read with vectors of {', '.join(traits)}.")
     check(runs)
     ids = {(config, row["id"]) for config, own in rows.items() for row in own}
     strange = [m for m in marks if (m.config, m.id) not in ids or m.trait not in traits]

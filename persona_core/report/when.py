@@ -26,7 +26,7 @@ POWER_AT = 20
 
 
 def when(runs: Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
-    """Fills `onsets`: config -> trait -> of each reply."""
+    """Each trait's onsets in every run; calibrates the runs' detectors, and fills `onsets`: config, trait, reply."""
     if len(runs.neutral) < LEAST_NULLS:
         raise SettingError(f"{len(runs.neutral)} neutral replies. {NO_NULL}")
     runs.detectors = detectors = calibrate_detectors(runs.neutral, runs.traits, rate, runs.seed)

@@ -30,6 +30,7 @@ LEAST_SHOWING = 10
 
 
 def where(runs: Runs, config: str, rate: float) -> dict[str, Any]:
+    """Each trait of one run: what its score and those beside it tell before the text shows it."""
     if not runs.judged.get(config):
         raise SettingError(NO_MARKS)
     if runs.detectors is None:
@@ -103,5 +104,7 @@ def _with_model(runs: Runs, config: str, trait: str, traces: Sequence[Trace]) ->
             baseline, block, runs.neutral, runs.neutral, N_RANDOM, runs.seed
         )
     for k, (one, null) in enumerate(zip(shows, runs.null_scores[key], strict=True), 1):
-        found[f"random direction {k}"] = (one, null)
+        # It has no sign of its own and takes the one that suits it, by the replies as wholes.
+        sign = 1.0 if np.concatenate(one).mean() >= np.concatenate(null).mean() else -1.0
+        found[f"random direction {k}"] = ([sign * z for z in one], [sign * z for z in null])
     return found
