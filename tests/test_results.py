@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from hypothesis import given
@@ -24,7 +26,7 @@ from persona_core.results import (
     traits_of,
     write_results,
 )
-from persona_core.results_card import write_results_card
+from persona_core.results_card import refresh_results_card, write_results_card
 from persona_core.trace import Provenance, Trace
 from tests.standins import hostile_trace, save_hostile_results
 
@@ -228,3 +230,33 @@ def test_the_card_of_the_shipped_results_is_the_one_made_of_their_rows(tmp_path:
     made = write_results_card(tmp_path / "copy", source=f"artifacts/{SHIPPED.name}").read_text()
     head, rest = made.split("## Levels")
     assert card.startswith(head.rstrip()) and card.endswith("## Levels" + rest)
+
+
+def test_the_analysis_is_a_config_of_the_dataset_and_a_card_follows_what_lies_in_its_folder(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "results"))
+    rows = load_dataset(str(folder), "analysis", split="train")
+    assert len(rows) == 2 * 78 * 8 and {"config", "trait", "answer", "onset", "onset_low", "says"} <= set(
+        rows.column_names
+    )
+
+    card = folder / "README.md"
+    before = card.read_text(encoding="utf-8")
+    refresh_results_card(folder)
+    assert card.read_text(encoding="utf-8") == before  # nothing has changed
+    table = pq.read_table(folder / "analysis" / "replies.parquet")
+    pq.write_table(table.slice(0, 5), folder / "analysis" / "replies.parquet")
+    refresh_results_card(folder)
+    after = card.read_text(encoding="utf-8")
+    changed = [b for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert len(changed) == 1 and "sha256" in changed[0]  # so that load_dataset does not hand out the old rows
+    assert len(load_dataset(str(folder), "analysis", split="train")) == 5
+
+    (folder / "analysis" / "replies.parquet").unlink()
+    plain = write_results_card(folder).read_text(encoding="utf-8")
+    assert "config_name: analysis" not in plain and "## Analysis" not in plain
+    pq.write_table(table, folder / "analysis" / "replies.parquet")
+    refresh_results_card(folder)
+    assert "config_name: analysis" in card.read_text() and card.read_text().count("## Analysis\n") == 1
+    card.unlink()
+    refresh_results_card(folder)
+    assert not card.exists()

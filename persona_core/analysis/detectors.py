@@ -32,7 +32,7 @@ class Detectors:
     Attributes:
         by_trait: trait -> detector.
         best_block: trait -> the block whose z it takes.
-        rests_on: what the neutral replies were: reader, vectors, template, sampling.
+        rests_on: what the neutral replies were: reader, vectors, template, sampling, whether with a system prompt.
     """
 
     by_trait: Mapping[str, OnsetDetector]
@@ -88,7 +88,7 @@ class Detectors:
             found.append(f"sampled with {dict(own)}, the neutral replies with {dict(sampling)}")
         if known.steering:
             found.append("steered: an alarm may come of the steering")
-        if "system" in trace.roles:
+        if "system" in trace.roles and not self.rests_on.get("system_prompt"):
             found.append("with a system prompt, which the neutral replies had not")
         longest = min((d.tested for d in self.by_trait.values()), default=0)
         if len(trace.own) > longest:
@@ -172,6 +172,7 @@ def calibrate_detectors(
             "vectors": first.vectors,
             "template": first.template,
             "sampling": _plain(first.sampling),
+            "system_prompt": any("system" in t.roles for t in neutral),
             "n_replies": len(neutral),
         },
     )
