@@ -87,6 +87,22 @@ def test_the_interval_of_an_onset_holds_the_truth_as_often_as_it_says(detector: 
     assert np.median(widths) <= {2.0: 60, 4.0: 12, 7.0: 5}[size]
 
 
+def test_the_interval_knows_that_a_trait_rises_over_a_few_tokens_and_varies_more_than_neutral_ones(
+    detector: OnsetDetector,
+) -> None:
+    """As in texts of the demo world: at its height after 4 tokens, with 1.8 times the spread."""
+    rng, covered = np.random.default_rng(11), []
+    for _ in range(400):
+        n = int(rng.integers(40, 140))
+        at = int(rng.integers(1, n))
+        since = np.arange(n) - at
+        rise = np.interp(since, [-1, 0, 1, 2, 3], [0.0, 0.28, 0.68, 0.95, 1.0])
+        found = detector.find(np.where(since >= 0, 1.8, 1.0) * noise(rng, n) + 5.0 * rise)
+        if found.low is not None and found.high is not None:
+            covered.append(found.low <= at <= found.high)
+    assert len(covered) > 300 and 0.92 <= np.mean(covered) <= 0.995
+
+
 def test_an_effect_that_is_too_small_to_be_timed_is_said_to_be(detector: OnsetDetector) -> None:
     rng = np.random.default_rng(7)
 
