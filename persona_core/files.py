@@ -82,3 +82,28 @@ def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         file.write(text.encode("utf-8", "surrogatepass"))
         file.flush()
         os.fsync(file.fileno())
+
+
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """JSON objects of a file of lines that somebody may have written by hand, each with "file, line k" for messages.
+
+    Empty lines are passed over, and the file is left as it is (`read_lines` mends one that a kill has cut off).
+
+    Raises:
+        CorruptFile: not UTF-8, or a line that is not a JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path}: not a readable UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{where}: not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise CorruptFile(f"{where}: expected an object, got a {type(record).__name__}.")
+        yield where, record

@@ -22,7 +22,7 @@ import numpy as np
 from persona_core.analysis.spans import piece_ends, sentences
 from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.files import read_json, write_whole
+from persona_core.files import read_json, records, write_whole
 from persona_core.judging import Judge, Question
 from persona_core.trace import Trace
 from persona_core.traits import TraitDefinition, fill
@@ -261,20 +261,10 @@ def load_marks(path: str | Path) -> list[Mark]:
     file = Path(path)
     if not file.is_file():
         raise NotFound(f"No file of marks {str(file)!r}.")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{file}: not a readable UTF-8 text: {error}") from error
-    return [_mark(line, f"{file}, line {k}") for k, line in enumerate(lines, 1) if line.strip()]
+    return [_mark(record, where) for where, record in records(file)]
 
 
-def _mark(line: str, where: str) -> Mark:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise CorruptFile(f"{where}: expected an object, got a {type(record).__name__}.")
+def _mark(record: Mapping[str, Any], where: str) -> Mark:
     known = [f.name for f in fields(Mark)]
     if unknown := sorted(set(record) - set(known)):
         raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, NotFound
+from persona_core.files import records
 from persona_core.numbering import from_one
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "prompts"
@@ -126,22 +126,7 @@ def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Every line's JSON object, with file and line for messages; empty lines are passed over."""
     if not path.is_file():
         raise NotFound(f"No file {str(path)!r}. Name a set ({', '.join(SETS)}, all) or a .jsonl file.")
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path}: not a readable UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorruptFile(f"{where}: expected an object, got a {type(record).__name__}.")
-        found.append((where, record))
+    found = list(records(path))
     if not found:
         raise CorruptFile(f"{path}: holds nothing.")
     return found

@@ -33,6 +33,13 @@ DATA = "data"
 ROWS_A_GROUP = 100
 """The Hub's viewer reads whole row groups; 100 replies of 500 tokens, 8 traits and 32 blocks are 50 MB."""
 
+COLUMNS = (
+    "id", "set", "category", "messages", "prompt", "response", "reader", "writer", "n_prompt", "n_reply", "finish",
+    "tokens", "roles", "token_ids", "special", "projections", "summary", "traits", "blocks", "best_block", "raw",
+    "norms", "null_mean", "null_std", "alignment", "provenance",
+)  # fmt: skip
+"""Those of `features`, by name: reading a file must not take the second that importing `datasets` takes."""
+
 _AS_JSON = ("sampling", "steering", "written", "versions")  # of any shape, so they are kept as JSON texts
 _TEXTS = (
     "reader",
@@ -191,7 +198,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         CorruptFile: not a Parquet file, or one with other columns.
     """
     table = _table(Path(path))
-    if lacking := [name for name in features(()) if name not in table.column_names]:
+    if lacking := [name for name in COLUMNS if name not in table.column_names]:
         raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that scripts.monitor wrote.")
     return table.to_pylist()
 

@@ -53,9 +53,9 @@ class SentenceJudge:
         level = self.coherence(trace)
         if level is None or level < LEAST_COHERENCE:
             return None
-        said = [s for s, _ in _said(trace)]
-        self._ask([(trait, _asked(trace), one) for trait in self.traits for one in said])
-        return {t: any(self._shows(t, _asked(trace), one) for one in said) for t in self.traits}
+        question, said = _asked(trace), [one for one, _ in _said(trace)]
+        self._ask([(trait, question, one) for trait in self.traits for one in said])
+        return {t: any(self._shows(t, question, one) for one in said) for t in self.traits}
 
     def coherence(self, trace: Trace) -> float | None:
         """0 to 100 for a whole reply, with what was asked; None where there is no score."""
@@ -66,9 +66,9 @@ class SentenceJudge:
         return self._scores.get((COHERENCE, question, text))
 
     def _places(self, trace: Trace, trait: str) -> list[int]:
-        said = _said(trace)
-        self._ask([(trait, _asked(trace), one) for one, _ in said])
-        marks = [Mark("", "", trait, a, b) for one, (a, b) in said if self._shows(trait, _asked(trace), one)]
+        question, said = _asked(trace), _said(trace)
+        self._ask([(trait, question, one) for one, _ in said])
+        marks = [Mark("", "", trait, a, b) for one, (a, b) in said if self._shows(trait, question, one)]
         return [t - trace.n_prompt for t in places(trace, marks)]
 
     def _shows(self, trait: str, question: str, sentence: str) -> bool:

@@ -20,17 +20,9 @@ from persona_core.analysis.early_warning import (
     separation,
 )
 from persona_core.errors import SettingError
+from tests.test_onset import noise
 
 Replies = list[np.ndarray]
-
-
-def noise(rng: np.random.Generator, n: int, phi: float = 0.65, slope: float = 0.0) -> np.ndarray:
-    """AR(1) of unit variance, drifting over the first 30 tokens."""
-    e = rng.normal(0, np.sqrt(1 - phi**2), n + 60)
-    x = np.zeros(n + 60)
-    for t in range(1, n + 60):
-        x[t] = phi * x[t - 1] + e[t]
-    return x[60:] + slope * np.minimum(np.arange(n), 30)
 
 
 def replies(rng: np.random.Generator, n: int, **kind: Any) -> Replies:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.prompts import SETS, load_prompts, prompt_of
 from persona_core.results import (
+    COLUMNS,
     configs_of,
     features,
     load_results,
@@ -260,3 +261,11 @@ def test_the_analysis_is_a_config_of_the_dataset_and_a_card_follows_what_lies_in
     card.unlink()
     refresh_results_card(folder)
     assert not card.exists()
+
+
+def test_the_columns_by_name_are_those_that_are_declared(tmp_path: Path) -> None:
+    assert tuple(features(("t",))) == COLUMNS
+    table = pq.read_table(SHIPPED / "data" / "baseline.parquet")
+    pq.write_table(table.drop_columns(["norms"]), tmp_path / "x.parquet")
+    with pytest.raises(CorruptFile, match="no column 'norms'"):
+        read_results(tmp_path / "x.parquet")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from persona_core import cards
 from persona_core.figures import TRAIT_COLOURS
 
 Figure = Mapping[str, Any]
@@ -44,6 +46,9 @@ ARMS = {
     "steer": "#8455c0",
     "steer, random": "#8d7aa8",
 }
+interval = partial(cards.interval, digits=2)
+"""A figure with its interval, as the page prints it."""
+
 LEAST_SCALE = 4.0
 """The colours of z reach at least so far to both sides: what is nothing but noise must look pale."""
 
@@ -394,11 +399,6 @@ def edge_says(edge: Figure) -> str:
         "confirmed": f"steering {source} {'holds back' if less else 'brings on'} {target}",
     }[edge["kind"]]
     return f"{how}: {interval(edge['estimate'])}" if edge["estimate"] else how
-
-
-def interval(estimate: Figure, digits: int = 2) -> str:
-    """A figure with its interval."""
-    return f"{estimate['value']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
 
 
 def _bars(estimates: Sequence[Figure]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.marks import Judged, Mark, judged_of
-from persona_core.report.runs import REPLAY, SIDES, Row, Runs, both_read, check, marked
+from persona_core.report.runs import REPLAY, SIDES, Row, Runs, both_read, check
 from persona_core.report.strongest import strongest
 from persona_core.report.when import when
 from persona_core.report.where import where
@@ -198,10 +198,9 @@ def _how(
         # On z itself every trait's alarm goes off with any other's, for every vector also knows "not neutral".
         times = activation_times(traits, relative_series(series), runs.relative)
         clocks.append(follows(traits, times, "activation", seed=runs.seed))
-    shown = [marked(runs, config, row, trace) for row, trace in zip(runs.rows[config], traces, strict=True)]
     looked_for = [t for t in traits if t in runs.judged.get(config, ())]
     if len(looked_for) > 1:
-        clocks.append(follows(looked_for, behaviour_times(looked_for, shown), "behaviour", seed=runs.seed))
+        clocks.append(follows(looked_for, behaviour_times(looked_for, runs.shown[config]), "behaviour", seed=runs.seed))
     return graph(traits, couplings, clocks, tables).to_dict()
 
 
@@ -233,8 +232,8 @@ def _replies(
     thresholds = {t: _high(runs, t) for t in runs.traits}  # as the statistics take it
     found = []
     for config in runs.configs:
-        for place, (row, trace) in enumerate(zip(runs.rows[config], runs.traces[config], strict=True)):
-            shown = marked(runs, config, row, trace)
+        replies = zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True)
+        for place, (row, trace, shown) in enumerate(replies):
             for trait in runs.traits:
                 z = trace.scores(trait)[trace.own].astype(float)
                 onset = onsets[config][trait][place] if config in onsets else None

@@ -27,6 +27,8 @@ NO_NULL = (
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
+Shown = tuple[str, int, int]
+"""A mark: trait, first token, token after the last, counted over the reply's own tokens."""
 
 
 @dataclass(eq=False)
@@ -43,6 +45,7 @@ class Runs:
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
     detectors: Detectors | None = None
     relative: Mapping[str, OnsetDetector] = field(default_factory=dict)
+    shown: dict[str, list[list[Shown]]] = field(default_factory=dict)  # of each reply
     null_scores: dict[str, Any] = field(default_factory=dict)  # of the neutral replies: the same for every run
 
     @property
@@ -68,7 +71,7 @@ class Runs:
 
 
 def check(runs: Runs) -> None:
-    """What no analysis could make sense of is refused at once."""
+    """What no analysis could make sense of is refused at once; lays the marks on the tokens."""
     for config in runs.configs:
         ids = runs.ids(config)
         if len(set(ids)) < len(ids):
@@ -84,14 +87,14 @@ def check(runs: Runs) -> None:
                     reply_scores(traces, trait)  # of one model, one set of vectors, one block
                 for row, trace in zip(runs.rows[config], traces, strict=True):
                     checked(trace.scores(trait)[trace.own], f"{trait} in the row {row['id']!r}")
-            for row, trace in zip(runs.rows[config], traces, strict=True):
-                marked(runs, config, row, trace)  # marks of another text
+            runs.shown[config] = [  # which also finds marks of another text
+                _shown(runs, config, row, trace) for row, trace in zip(runs.rows[config], traces, strict=True)
+            ]
         except SettingError as error:
             raise SettingError(f"{config}: {error}") from error
 
 
-def marked(runs: Runs, config: str, row: Row, trace: Trace) -> list[tuple[str, int, int]]:
-    """(trait, first token, token after the last) of each mark, counted over the reply's own tokens."""
+def _shown(runs: Runs, config: str, row: Row, trace: Trace) -> list[Shown]:
     place = {t: k for k, t in enumerate(trace.own)}
     found = []
     for trait in runs.traits:

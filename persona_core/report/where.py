@@ -12,7 +12,7 @@ from persona_core.analysis.early_warning import early_warning
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.prompts import prompt_of
-from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs, marked
+from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs
 from persona_core.trace import Trace
 from persona_core.warning_baselines import (
     entropy_scores,
@@ -43,8 +43,8 @@ def _warning(runs: Runs, config: str, trait: str, rate: float) -> dict[str, Any]
     if trait not in runs.judged.get(config, ()):
         raise SettingError(f"Nobody looked for {trait} in the sentences of this run: scripts.mark does.")
     showing: list[tuple[Trace, int, str]] = []
-    for row, trace in zip(runs.rows[config], runs.traces[config], strict=True):
-        first = [start for name, start, _ in marked(runs, config, row, trace) if name == trait]
+    for row, trace, shown in zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True):
+        first = [start for name, start, _ in shown if name == trait]
         if first:
             showing.append((trace, min(first), prompt_of(row["id"])))
     if len(showing) < LEAST_SHOWING:
