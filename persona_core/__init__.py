@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Branch": "branching",
     "load_model": "models",
     "wrap_model": "models",
     "LanguageModel": "models",
@@ -24,11 +25,12 @@ _HOME = {
     "PersonaError": "errors",
     "PersonaWarning": "errors",
 }
-__all__ = ["Detectors", "LanguageModel", "PersonaError", "PersonaMonitor", "PersonaVectors", "PersonaWarning", "Steer",
-           "Step", "Trace", "TraitDefinition", "load_model", "wrap_model"]  # fmt: skip
+__all__ = ["Branch", "Detectors", "LanguageModel", "PersonaError", "PersonaMonitor", "PersonaVectors", "PersonaWarning",
+           "Steer", "Step", "Trace", "TraitDefinition", "load_model", "wrap_model"]  # fmt: skip
 
 if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
+    from persona_core.branching import Branch
     from persona_core.errors import PersonaError, PersonaWarning
     from persona_core.models import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step

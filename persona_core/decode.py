@@ -129,6 +129,7 @@ def decode(
     sampling: Sampling,
     seeds: Sequence[int],
     tap: ResidualTap | None = None,
+    kept: Sequence[int] | None = None,
 ) -> Iterator[Forward]:
     """Continue each prompt, one token a step, until every row has ended.
 
@@ -138,6 +139,8 @@ def decode(
         sampling: how tokens are chosen.
         seeds: one seed a row: a row's tokens do not depend on the rows beside it.
         tap: an open tap that reads, steers and pools, or None.
+        kept: how many of each row's last ids are the beginning of its reply already; None: none of them. Positions in
+            the reply, its longest length and its random draws are counted from its first token all the same.
 
     Yields:
         One `Forward` for the prefill, then one for each new token.
@@ -148,12 +151,16 @@ def decode(
     """
     # 1. What does not change during the loop.
     device, rows = lm.device, len(prompts)
-    limits = [room(lm, len(p), sampling.max_new_tokens) for p in prompts]
-    draws = torch.stack([_draws(seed, max(limits)) for seed in seeds]).to(device)  # [rows, longest reply]
+    kept = kept or [0] * rows
+    limits = [room(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, kept, strict=True)]
+    longest = max(limit - k for limit, k in zip(limits, kept, strict=True))  # new tokens
+    draws = torch.stack([_draws(seed, k + longest)[k:] for seed, k in zip(seeds, kept, strict=True)])
+    draws = draws.to(device)  # [rows, new tokens]
     processors, greedy = sampling.processors(), sampling.temperature == 0
     ids, mask = pad_left(prompts, fill=0, device=device)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)  # [rows, longest]
-    reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True), PAD_INDEX)
+    begun = torch.tensor(kept, device=device).unsqueeze(-1)  # [rows, 1]
+    reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True) + begun, PAD_INDEX)
     # transformers tests an all-ones mask on the host at each step; without padding none is needed.
     attention: torch.Tensor | None = mask if len(set(map(len, prompts))) > 1 else None
     history = torch.where(mask.bool(), ids, ids[:, -1:])  # the repetition penalty must not see the padding
@@ -170,7 +177,7 @@ def decode(
 
     # 3. One token a step: choose it, feed it back, hand it out.
     positions = positions[:, -1:]
-    for step in range(max(limits)):
+    for step in range(longest):
         scores = processors(history, logits)  # [rows, vocab]
         chosen = scores.argmax(-1) if greedy else _sample(scores, draws[:, step : step + 1])  # [rows]
         # Scores without a finite maximum are marked among the ids, so that no second copy to the host is needed.
@@ -180,8 +187,8 @@ def decode(
         broken = [row for row in range(rows) if alive[row] and host_ids[row] < 0]
         if broken:
             raise NumericalError(
-                f"The model's scores hold NaN or no finite number at reply token {step} of row {broken[0]}. "
-                "float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
+                f"The model's scores hold NaN or no finite number at reply token {kept[broken[0]] + step} of row "
+                f"{broken[0]}. float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
             )
         chosen = chosen.clamp_min(0)  # rows that have ended may be broken unnoticed
         own = None
@@ -191,7 +198,7 @@ def decode(
         # A row that has ended stays where it is: a learned position table has no row beyond the context.
         moved = 1 if all(alive) else torch.tensor(alive, device=device).unsqueeze(-1).long()  # [rows, 1]
         positions = positions + moved
-        reply_index = torch.full((rows, 1), step, device=device)
+        reply_index = begun + step
         if attention is not None:
             attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=-1)
         logits, reading = _forward(lm, chosen[:, None], attention, positions, cache, tap, reply_index, own)
@@ -199,7 +206,7 @@ def decode(
             history = torch.cat([history, chosen[:, None]], dim=-1)
         for row in range(rows):
             if alive[row]:
-                finished[row] = _ending(host_ids[row], step, limits[row], sampling, lm)
+                finished[row] = _ending(host_ids[row], kept[row] + step, limits[row], sampling, lm)
         tokens = tuple(i if a else None for i, a in zip(host_ids, alive, strict=True))
         yield Forward(tokens, reading, tuple(finished))
         if all(finished):

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.batching import in_halves
+from persona_core.branching import Start
 from persona_core.chat import Messages
 from persona_core.decode import Sampling
 from persona_core.errors import SettingError
@@ -199,11 +200,10 @@ def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
 
 
 def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
-    rendered = [lm.chat.render(r.messages) for r in batch.requests]
+    starts = [Start(lm.chat.render(r.messages)) for r in batch.requests]
     seeds = [plan.seed + r.index for r in batch.requests]
-    run = Run(lm, {}, rendered, plan.sampling, seeds, pools=parse_positions(plan.positions))
-    for _ in run.forwards():
-        pass
+    run = Run(lm, {}, starts, plan.sampling, seeds, pools=parse_positions(plan.positions))
+    run.finish()
     means = run.pooled_means()  # [rows, n_pools, n_blocks, d_model]
     replies = [
         Reply(
@@ -266,12 +266,11 @@ def write_replies(
     pools = parse_positions(["reply_mean"])
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:
         for start in range(0, len(prompts), batch_size):
-            rendered = [lm.chat.render(p) for p in prompts[start : start + batch_size]]
-            seeds = [seed + start + row for row in range(len(rendered))]
-            run = Run(lm, {}, rendered, sampling, seeds, interventions, pools)
-            for _ in run.forwards():
-                pass
+            starts = [Start(lm.chat.render(p)) for p in prompts[start : start + batch_size]]
+            seeds = [seed + start + row for row in range(len(starts))]
+            run = Run(lm, {}, starts, sampling, seeds, interventions, pools)
+            run.finish()
             means = run.pooled_means()[:, 0]  # [rows, n_blocks, d_model]
-            for row in range(len(rendered)):
+            for row in range(len(starts)):
                 yield PooledReply(start + row, tuple(run.replies[row]), run.reply_text(row), run.n_own(row), means[row])
-            bar.update(len(rendered))
+            bar.update(len(starts))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from persona_core.chat import Rendered
+from persona_core.branching import Start
 from persona_core.decode import Forward, Sampling, decode, room
 from persona_core.detokenize import TextSplitter, split_text, text_of
 from persona_core.hooks import ResidualTap
@@ -31,44 +31,54 @@ class Run:
     Args:
         lm: the model.
         directions: block -> unit directions, float32 `[d_model, n_traits]`; may be empty.
-        prompts: rendered prompts, one a row.
+        starts: prompts, and what is kept of replies that are gone on from; one a row.
         sampling: how tokens are chosen.
         seeds: one a row.
         interventions: changes to the residual stream.
         pools: positions at which the states of all blocks are averaged as well.
-        watcher: is shown every token of the replies; what it changes acts from the next forward on.
+        watcher: is shown every new token of the replies; what it changes acts from the next forward on.
+        origins: what is known of each row's kept tokens, for the record.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
         directions: dict[int, torch.Tensor],
-        prompts: Sequence[Rendered],
+        starts: Sequence[Start],
         sampling: Sampling,
         seeds: Sequence[int],
         interventions: Sequence[Intervention] = (),
         pools: Sequence[Pool] = (),
         watcher: Watcher | None = None,
+        origins: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> None:
         self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
-        self.prompts = tuple(prompts)
-        self.replies: list[list[int]] = [[] for _ in prompts]
-        self.finished: tuple[str | None, ...] = (None,) * len(prompts)
+        self.prompts = tuple(start.prompt for start in starts)
+        self.kept = tuple(len(start.kept) for start in starts)
+        self.replies: list[list[int]] = [list(start.kept) for start in starts]
+        self.finished: tuple[str | None, ...] = (None,) * len(starts)
         self.interventions = tuple(interventions)
+        self.origins = tuple(origins or [None] * len(starts))
         self._watcher = watcher
         self._tap = ResidualTap(lm.blocks, directions, interventions, pools)
-        self._longest = max(len(p.token_ids) for p in prompts)
+        self._openings = [start.ids for start in starts]
+        self._longest = max(map(len, self._openings))  # columns of the prefill
         self._written = 0  # columns of the buffers that hold readings
         self._raw = self._norms = torch.empty(0)
-        self._splitters = [TextSplitter(lm.tokenizer) for _ in prompts]
-        self._pieces: list[list[str]] = [[] for _ in prompts]
+        self._splitters = [TextSplitter(lm.tokenizer) for _ in starts]
+        self._pieces: list[list[str]] = [[] for _ in starts]
 
     def forwards(self) -> Generator[Forward]:
         """Run to the end, or until the iterator is closed. The prefill comes first."""
         with self._tap as tap:
-            for forward in decode(self.lm, [p.token_ids for p in self.prompts], self.sampling, self.seeds, tap):
+            for forward in decode(self.lm, self._openings, self.sampling, self.seeds, tap, self.kept):
                 self._keep(forward)
                 yield forward
+
+    def finish(self) -> None:
+        """Run to the end."""
+        for _ in self.forwards():
+            pass
 
     def _keep(self, forward: Forward) -> None:
         self.finished = forward.finished
@@ -80,7 +90,8 @@ class Run:
             raw, norms = forward.reading.raw, forward.reading.norms
             if self._written == 0:  # one buffer for the whole run: nothing grows, nothing is copied twice
                 total = self._longest + max(
-                    room(self.lm, len(p.token_ids), self.sampling.max_new_tokens) for p in self.prompts
+                    room(self.lm, len(p.token_ids), self.sampling.max_new_tokens) - kept
+                    for p, kept in zip(self.prompts, self.kept, strict=True)
                 )
                 self._raw = raw.new_empty(raw.shape[0], total, *raw.shape[2:])
                 self._norms = norms.new_empty(norms.shape[0], total, norms.shape[2])
@@ -96,7 +107,7 @@ class Run:
             if token_id is not None and token_id not in self.lm.eos_ids:
                 watcher.push(row, len(self.replies[row]) - 1, host[row])
 
-    # What follows is asked for one row after `n` reply tokens; None means all that there are.
+    # What follows is asked for one row after `n` reply tokens, the kept ones included; None means all that there are.
 
     def token_ids(self, row: int, n: int | None = None) -> tuple[int, ...]:
         """Prompt and reply."""
@@ -129,14 +140,14 @@ class Run:
 
     def readings(self, row: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32 on the host."""
-        start = self._longest - len(self.prompts[row].token_ids)  # left padding
-        end = self._longest + len(self.replies[row][:n])
+        start = self._longest - len(self._openings[row])  # left padding
+        end = self._longest + len(self.replies[row][:n]) - self.kept[row]
         raw, norms = self._raw[row, start:end], self._norms[row, start:end]
         return raw.permute(2, 1, 0).cpu().contiguous().numpy(), norms.T.cpu().contiguous().numpy()
 
     def raw_at(self, row: int, index: int) -> np.ndarray:
         """Raw projections at one reply token, `[n_traits, n_blocks]`, on the host."""
-        return self._raw[row, self._longest + index].T.cpu().contiguous().numpy()
+        return self._raw[row, self._longest + index - self.kept[row]].T.cpu().contiguous().numpy()
 
     def reply_text(self, row: int) -> str:
         """The reply without end-of-turn tokens."""

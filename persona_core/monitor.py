@@ -18,7 +18,8 @@ from persona_core import __version__
 from persona_core.alarms import OnAlarm, Watch
 from persona_core.analysis.detectors import Detectors
 from persona_core.blocks import resolve_blocks
-from persona_core.chat import Messages, Rendered
+from persona_core.branching import Branch, Start, start_of
+from persona_core.chat import Messages
 from persona_core.decode import Sampling, room
 from persona_core.errors import PromptError, SettingError
 from persona_core.generation import Run
@@ -31,6 +32,7 @@ from persona_core.vectors import PersonaVectors
 
 T = TypeVar("T")
 Steers = Steer | Sequence[Steer] | None
+Prompt = str | Messages | Branch
 
 
 class PersonaMonitor:
@@ -77,7 +79,7 @@ class PersonaMonitor:
 
     def generate(
         self,
-        prompt: str | Messages,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.7,
@@ -91,10 +93,10 @@ class PersonaMonitor:
         """Write a reply and read every token of prompt and reply.
 
         Args:
-            prompt: a user message, or a conversation of {"role", "content"} messages.
+            prompt: a user message, a conversation of {"role", "content"} messages, or a `Branch` of an earlier trace.
             max_new_tokens: longest reply; shortened where the context ends.
             temperature, top_p, top_k, repetition_penalty: as in transformers; temperature 0 is greedy.
-            seed: of this reply's randomness; None draws one and records it in the trace.
+            seed: of this reply's randomness; None takes that of the branch's trace, or draws one; the trace records it.
             steer: interventions that act while it writes.
             on_alarm: called when a trait's onset detector goes off, at once; needs a monitor with detectors.
 
@@ -103,13 +105,12 @@ class PersonaMonitor:
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
         run = self._start([prompt], sampling, seed, steer, on_alarm)
-        for _ in run.forwards():
-            pass
+        run.finish()
         return self._of_run(run, 0)
 
     def stream(
         self,
-        prompt: str | Messages,
+        prompt: Prompt,
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.7,
@@ -130,7 +131,7 @@ class PersonaMonitor:
 
     def generate_batch(
         self,
-        prompts: Sequence[str | Messages],
+        prompts: Sequence[Prompt],
         *,
         batch_size: int = 16,
         max_new_tokens: int = 128,
@@ -153,15 +154,14 @@ class PersonaMonitor:
             for start in range(0, len(prompts), batch_size):
                 part = slice(start, start + batch_size)
                 run = self._start(prompts[part], sampling, seeds[part], steer, on_alarm, start)
-                for _ in run.forwards():
-                    pass
+                run.finish()
                 traces += [self._of_run(run, row) for row in range(len(run.prompts))]
                 bar.update(len(run.prompts))
         return traces
 
     def write(
         self,
-        prompts: Sequence[str | Messages],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[int],
         interventions: Sequence[Intervention],
@@ -173,8 +173,7 @@ class PersonaMonitor:
         if any(i.steer.when == "alarm" for i in interventions):
             raise SettingError("when='alarm' needs a run with detectors: generate, stream or generate_batch.")
         run = Run(self.lm, self._directions, self._render(prompts, sampling), sampling, seeds, interventions)
-        for _ in run.forwards():
-            pass
+        run.finish()
         return [self._of_run(run, row) for row in range(len(prompts))]
 
     def read(self, conversation: str | Messages | Trace, *, writer: str | None = None, steer: Steers = None) -> Trace:
@@ -230,17 +229,36 @@ class PersonaMonitor:
 
     def _start(
         self,
-        prompts: Sequence[str | Messages],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         seed: int | Sequence[int] | None,
         steer: Steers,
         on_alarm: OnAlarm | None = None,
         first_row: int = 0,
     ) -> Run:
-        rendered = self._render(prompts, sampling)
+        starts = self._render(prompts, sampling)
         changes = prepare(steer, self.vectors, self.lm.blocks, len(prompts))
         watch = self._watch(len(prompts), changes, on_alarm, first_row)
-        return Run(self.lm, self._directions, rendered, sampling, _seeds(seed, len(prompts)), changes, watcher=watch)
+        if watch is not None:
+            self._show_kept(watch, starts, changes)
+        seeds = _seeds(seed, len(prompts))
+        if seed is None:  # a branch goes on with the seed of its trace
+            known = [p.trace.provenance.seed if isinstance(p, Branch) else None for p in prompts]
+            seeds = [drawn if own is None else own for drawn, own in zip(seeds, known, strict=True)]
+        origins = [p.written() if isinstance(p, Branch) else None for p in prompts]
+        return Run(self.lm, self._directions, starts, sampling, seeds, changes, watcher=watch, origins=origins)
+
+    def _show_kept(self, watch: Watch, starts: Sequence[Start], changes: Sequence[Intervention]) -> None:
+        """Let the detectors see the kept tokens of branches, before anything is written: alarms count from the reply's
+        first token, and one that lies in the kept part opens its gate at once."""
+        rows = [row for row, start in enumerate(starts) if start.kept]
+        fixed = [c for c in changes if c.steer.when != "alarm"]
+        texts = [starts[row] for row in rows]
+        n_prompts = [len(t.prompt.token_ids) for t in texts]
+        readings = read_rows(self.lm, [t.ids for t in texts], n_prompts, self._directions, fixed) if rows else []
+        for row, n_prompt, (raw, _) in zip(rows, n_prompts, readings, strict=True):
+            for token, at in enumerate(range(n_prompt, raw.shape[-1])):
+                watch.push(row, token, raw[:, :, at].T)
 
     def _watch(
         self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None, first_row: int
@@ -258,15 +276,16 @@ class PersonaMonitor:
             self.detectors.of(trait)
         return Watch(self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm, first_row)
 
-    def _render(self, prompts: Sequence[str | Messages], sampling: Sampling) -> list[Rendered]:
+    def _render(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Start]:
         if not prompts:
             raise PromptError("No prompt given.")
-        rendered = []
+        starts = []
         for index, prompt in enumerate(prompts):
             with _naming(index, len(prompts)):
-                rendered.append(self.lm.chat.render(prompt))
-                room(self.lm, len(rendered[-1].token_ids), sampling.max_new_tokens)
-        return rendered
+                start = start_of(self.lm, prompt, sampling.max_new_tokens)
+                room(self.lm, len(start.ids), sampling.max_new_tokens)
+                starts.append(start)
+        return starts
 
     def _of_run(self, run: Run, row: int, n: int | None = None) -> Trace:
         """The trace of one row of a run after `n` reply tokens; None means all that there are."""
@@ -278,6 +297,7 @@ class PersonaMonitor:
             writer=self.writer_name,
             sampling=run.sampling.to_dict(),
             seed=run.seeds[row],
+            written=run.origins[row],
         )
         return self._trace(text, run.readings(row, n), finish, provenance)
 
@@ -363,7 +383,7 @@ def _naming(index: int, count: int) -> Iterator[None]:
 def _steps(monitor: PersonaMonitor, run: Run) -> Generator[Step, None, None]:
     with closing(run.forwards()) as forwards:
         next(forwards)  # the prefill
-        for index, forward in enumerate(forwards):
+        for index, forward in enumerate(forwards, run.kept[0]):
             token_id = run.replies[0][-1]
             yield Step(index, token_id, run.newest_piece(0), forward.finished[0], monitor, run)
 

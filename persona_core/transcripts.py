@@ -51,7 +51,7 @@ def as_transcript(
     if isinstance(conversation, Transcript):
         text = conversation
     elif isinstance(conversation, Trace):
-        text = _of_trace(lm, conversation, writer)
+        text = transcript_of(lm, conversation, writer)
     else:
         text = _of_messages(lm, conversation, writer)
     if lm.context_length is not None and len(text.ids) > lm.context_length:
@@ -80,7 +80,13 @@ def _of_messages(lm: LanguageModel, conversation: str | Messages, writer: str | 
     return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, len(prompt.token_ids), writer)
 
 
-def _of_trace(lm: LanguageModel, trace: Trace, writer: str | None) -> Transcript:
+def transcript_of(lm: LanguageModel, trace: Trace, writer: str | None = None) -> Transcript:
+    """A trace by its ids, of any length.
+
+    Raises:
+        PromptError: no token.
+        VectorsMismatch: ids that the reader's tokenizer spells otherwise.
+    """
     ids, known = trace.token_ids, trace.provenance
     if not ids:
         raise PromptError("The trace holds no token.")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from persona_core.branching import Start
 from persona_core.decode import Sampling
 from persona_core.generation import Run
 from persona_core.pooling import parse_position
@@ -42,7 +43,7 @@ def test_a_step_waits_for_the_sampled_ids_and_for_nothing_else(
     run = Run(
         monitor.lm,
         monitor._directions,
-        [prompt],
+        [Start(prompt)],
         sampling,
         seeds=[0],
         pools=[parse_position("reply_mean")] if pool else [],
