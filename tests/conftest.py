@@ -8,11 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import pages, view_page
 from tests.chat_templates import tokenizer_for
 from tests.families import D_MODEL, build
 
@@ -81,3 +83,23 @@ def hooks_on(model: torch.nn.Module) -> int:
     """How many forward hooks of any kind hang on `model` and its parts."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with pages.chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens local files as pages; afterwards they must have been silent and have asked for nothing else."""
+    opened = pages.Pages(chromium, ("file:",))
+    yield opened.open
+    opened.close()
+
+
+@pytest.fixture
+def show(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Shows a payload in a bare page with nothing but a token view."""
+    return view_page.shower(open_page, tmp_path)

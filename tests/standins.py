@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.results import to_row, write_results
-from persona_core.token_view import check_payload
+from persona_core.token_view import check_payload, trace_payload
 from persona_core.trace import Provenance, Trace
 
 HOSTILE = [
@@ -32,74 +33,81 @@ TRAITS = ("deception", "flattery", "malice")
 Payload = dict[str, Any]
 
 
-def make_payload(reply: list[str], prompt: list[str] | None = None, **changes: Any) -> Payload:
-    """A payload whose reply has these tokens; all scores 0.1 but for what `spike` changes."""
-    head = ["<|user|>", "\n", *(prompt or ["Why", " ask", "?"]), "<|end|>", "<|bot|>", "\n"]
-    n_said = len(head) - 5
-    roles = ["template"] * 2 + ["user"] * n_said + ["template"] * 3 + ["assistant"] * len(reply)
+FIRST = 8
+"""Place of the reply's first token where the prompt is "Why ask?"."""
+QUIET = 0.1
+
+
+def make_trace(
+    reply: Sequence[str],
+    prompt: Sequence[str] = ("Why", " ask", "?"),
+    scores: Mapping[str, Mapping[int, float] | Sequence[float]] | None = None,
+    traits: Sequence[str] = TRAITS,
+    **changes: Any,
+) -> Trace:
+    """A trace read at block 4 with the null (0, 1), so that z is the raw projection.
+
+    Args:
+        reply, prompt: tokens.
+        scores: by trait, all of them or by place; every other one is 0.1.
+        traits: names.
+        changes: other fields of the trace.
+    """
+    head = ["<|user|>", "\n", *prompt, "<|end|>", "<|bot|>", "\n"]
+    roles = ["template"] * 2 + ["user"] * len(prompt) + ["template"] * 3 + ["assistant"] * len(reply)
     tokens = [*head, *reply]
-    n = len(tokens)
-    payload = {
-        "version": 1,
-        "title": "Why ask?",
-        "tokens": tokens,
-        "ids": list(range(100, 100 + n)),
-        "roles": roles,
-        "special": [bool(re.fullmatch(r"<\|.*\|>", t)) for t in tokens],
+    raw = np.full((len(traits), 1, len(tokens)), QUIET, np.float32)
+    for trait, own in (scores or {}).items():
+        for place, score in own.items() if isinstance(own, Mapping) else enumerate(own):
+            raw[list(traits).index(trait), 0, place] = score
+    one = np.ones((len(traits), 1), np.float32)
+    known: dict[str, Any] = {
+        "token_ids": tuple(range(100, 100 + len(tokens))),
+        "tokens": tuple(tokens),
+        "roles": tuple(roles),
         "n_prompt": len(head),
-        "traits": list(TRAITS),
-        "blocks": dict.fromkeys(TRAITS, 4),
-        "kind": "z",
-        "unit": "standard deviations above neutral",
-        "alignment": "at",
-        "scores": {t: [0.1] * n for t in TRAITS},
-        "scale": 4.0,
-        "done": True,
-        "finish_reason": "eos",
-        "meta": {"reader": "tiny"},
+        "traits": tuple(traits),
+        "blocks": (4,),
+        "raw": raw,
+        "norms": np.full((1, len(tokens)), 2.0, np.float32),
+        "best_block": dict.fromkeys(traits, 4),
+        "null_mean": 0 * one,
+        "null_std": one,
+        "special": tuple(bool(re.fullmatch(r"<\|.*\|>", t)) for t in tokens),
+        "finish": "eos",
+        "provenance": Provenance(reader="tiny", writer="tiny"),
     }
-    return check_payload(payload | changes)
+    return Trace(**(known | changes))
+
+
+SHOWS = ("name", "title", "kind", "alignment", "block", "done", "meta", "onsets", "caveats")
+
+
+def make_payload(reply: Sequence[str], *args: Any, **changes: Any) -> Payload:
+    """The payload of `make_trace`; arguments are those of `make_trace` and of `trace_payload`."""
+    shown = {key: changes.pop(key) for key in SHOWS if key in changes}
+    payload = trace_payload(make_trace(reply, *args, **changes), **({"title": "Why ask?"} | shown))
+    return check_payload(json.loads(json.dumps(payload, allow_nan=False)))
 
 
 def words(n: int) -> list[str]:
     return [f" word{i}" for i in range(n)]
 
 
-def cut(payload: Payload, n: int) -> Payload:
-    """The payload as it was when `n` tokens had been written."""
-    part = {key: payload[key][:n] for key in ("tokens", "ids", "roles", "special")}
-    scores = {t: s[:n] for t, s in payload["scores"].items()}
-    return payload | part | {"scores": scores, "done": False, "finish_reason": None}
-
-
-def hostile_view() -> Payload:
-    """A saved trace full of hostile text, with one spike: flattery at token 12."""
-    payload = make_payload([*HOSTILE, "\n", " end"], title=HOSTILE[0], meta={"reader": HOSTILE[0]})
-    payload["scores"]["flattery"][12] = 3.7
-    return payload
+def cut(trace: Trace, n: int) -> Trace:
+    """The trace as it was when `n` tokens had been written."""
+    part = {key: getattr(trace, key)[:n] for key in ("tokens", "token_ids", "roles", "special")}
+    return trace.replace(**part, raw=trace.raw[..., :n], norms=trace.norms[..., :n], finish="stopped")
 
 
 def hostile_trace() -> Trace:
-    """The same as a trace, with the null (0, 1)."""
-    view = hostile_view()
-    n = len(view["tokens"])
-    one = np.ones((len(TRAITS), 1), np.float32)
-    return Trace(
-        token_ids=tuple(view["ids"]),
-        tokens=tuple(view["tokens"]),
-        roles=tuple(view["roles"]),
-        n_prompt=view["n_prompt"],
-        traits=TRAITS,
-        blocks=(4,),
-        raw=np.array([view["scores"][t] for t in TRAITS], np.float32)[:, None],
-        norms=np.ones((1, n), np.float32),
-        best_block=dict.fromkeys(TRAITS, 4),
-        null_mean=0 * one,
-        null_std=one,
-        special=tuple(view["special"]),
-        finish="eos",
-        provenance=Provenance(reader=HOSTILE[0], writer=HOSTILE[0]),
-    )
+    """A trace full of hostile text, with one spike: flattery at token 12."""
+    known = Provenance(reader=HOSTILE[0], writer=HOSTILE[0])
+    return make_trace([*HOSTILE, "\n", " end"], scores={"flattery": {12: 3.7}}, provenance=known)
+
+
+def hostile_tokens() -> list[str]:
+    return list(hostile_trace().tokens)
 
 
 def save_hostile_results(folder: Path) -> str:

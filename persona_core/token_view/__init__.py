@@ -1,4 +1,5 @@
-"""The client-side token view: one trace as coloured text, bars, trend line and slider, all on one cursor.
+"""The client-side token view: one trace, or two side by side, as coloured text, bars, trend lines and slider on one
+cursor.
 
 Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.pages.view`) and
 as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
@@ -11,13 +12,15 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from persona_core.token_view.payload import Payload, check_payload, trace_payload
-from persona_core.token_view.standalone import standalone_html, standalone_page
+from persona_core.token_view.payload import Payload, check_payload, pair_payload, trace_payload
+from persona_core.token_view.standalone import shell_page, standalone_html, standalone_page
 
 __all__ = [
     "Payload",
     "check_payload",
+    "pair_payload",
     "script",
+    "shell_page",
     "standalone_html",
     "standalone_page",
     "styles",
@@ -25,8 +28,21 @@ __all__ = [
     "trace_payload",
 ]
 
-_SCRIPTS = ("text.js", "payload.js", "timeline.js", "view.js")
-_STYLES = ("colours.css", "view.css", "text.css", "panels.css")
+# In the order of use: what is declared first knows nothing of what follows.
+_SCRIPTS = (
+    "text.js",
+    "payload.js",
+    "scores.js",
+    "choices.js",
+    "pane.js",
+    "bars.js",
+    "chart.js",
+    "lanes.js",
+    "timeline.js",
+    "export.js",
+    "view.js",
+)
+_STYLES = ("colours.css", "view.css", "text.css", "panels.css", "timeline.css")
 
 
 @cache
@@ -45,5 +61,6 @@ def styles() -> str:
 
 
 def script() -> str:
-    """The view's JavaScript: declares `mountTokenView(root, options)` and mounts nothing by itself."""
-    return "\n".join(_read(name) for name in _SCRIPTS)
+    """The view's JavaScript: declares `mountTokenView(root, options)` and `personaPlotly(url)`, and mounts nothing."""
+    parts = "\n".join(_read(name) for name in _SCRIPTS)
+    return f"(() => {{\n{parts}\nObject.assign(window, {{ mountTokenView, personaPlotly: loadPlotly }});\n}})();"

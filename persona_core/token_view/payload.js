@@ -1,42 +1,66 @@
-// Questions about payloads (persona_core/token_view/payload.py says what is in one).
+// What a payload holds, as arrays (persona_core/token_view/payload.py says what is in one).
 
-// Whether `next` is the trace of `payload`, grown by some tokens.
-function continues(payload, next) {
-  if (!payload || next.ids.length < payload.ids.length || next.n_prompt !== payload.n_prompt) return false;
-  for (const key of ["kind", "alignment", "title"]) if (next[key] !== payload[key]) return false;
-  if (next.traits.join("\n") !== payload.traits.join("\n")) return false;
-  return payload.ids.every((id, i) => id === next.ids[i] && payload.roles[i] === next.roles[i]);
+function floats(text) {
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  return new Float32Array(bytes.buffer);
 }
 
-// Whether the view can show it.
-function fits(next) {
-  const n = next?.tokens?.length;
-  return (
-    n > 0 &&
-    [next.ids, next.roles, next.special].every((list) => list?.length === n) &&
-    next.traits.every((name) => next.scores[name]?.length === n)
-  );
-}
-
-// A trace that arrives whole opens on its strongest moment rather than on its last token.
-function peakOf(payload, name) {
-  const scores = payload.scores[name] ?? [];
-  let best = -1;
-  for (let i = payload.n_prompt; i < scores.length; i++)
-    if (!payload.special[i] && (best < 0 || (scores[i] ?? -Infinity) > (scores[best] ?? -Infinity))) best = i;
-  return best < 0 ? scores.length - 1 : best;
-}
-
-// The trait with the highest mean over the reply.
-function mostTelling(payload) {
-  let best = null;
-  let bestMean = -Infinity;
-  for (const name of payload.traits) {
-    const reply = payload.scores[name].slice(payload.n_prompt).filter((score) => score !== null);
-    const mean = reply.reduce((sum, score) => sum + score, 0) / reply.length;
-    if (mean > bestMean) [best, bestMean] = [name, mean];
+// Places are the tokens of both sides on one axis, on which the replies begin at the same place: token i of a side
+// lies at place i + shift. A replay has the same ids on both sides, so that there places are tokens.
+function readPayload(payload) {
+  if (payload?.version !== 2 || !(payload.sides?.length >= 1 && payload.sides.length <= 2)) return null;
+  const sides = [];
+  for (const side of payload.sides) {
+    const n = side.tokens?.length;
+    if (!(n > 0) || [side.ids, side.roles, side.special].some((list) => list?.length !== n)) return null;
+    const arrays = {};
+    try {
+      for (const key of ["raw", "norms", "null_mean", "null_std"]) arrays[key] = floats(side[key]);
+    } catch {
+      return null; // no base64, or no whole number of floats
+    }
+    const cells = payload.traits.length * side.blocks.length;
+    const sizes = { raw: cells * n, norms: side.blocks.length * n, null_mean: cells, null_std: cells };
+    if (Object.entries(sizes).some(([key, size]) => arrays[key].length !== size)) return null;
+    sides.push({ ...side, ...arrays, n, cache: new Map() });
   }
-  return best;
+  const start = Math.max(...sides.map((side) => side.n_prompt)); // the place at which the replies begin
+  for (const side of sides) side.shift = start - side.n_prompt;
+  return {
+    title: payload.title,
+    traits: payload.traits,
+    best: payload.best,
+    view: payload.view ?? {},
+    focus: Number.isInteger(payload.focus) ? payload.focus : null,
+    sides,
+    start,
+    length: Math.max(...sides.map((side) => side.shift + side.n)),
+    done: sides.every((side) => side.done),
+    // The first place at which the two sides have different tokens; the length where they never have.
+    parting: sides.length < 2 ? Infinity : partingOf(sides[0], sides[1]),
+  };
+}
+
+function partingOf(first, second) {
+  const end = Math.max(first.shift + first.n, second.shift + second.n);
+  let place = Math.max(first.shift, second.shift);
+  while (place < end && first.ids[place - first.shift] === second.ids[place - second.shift]) place++;
+  return place;
+}
+
+// Whether `next` is the trace of `model`, grown by some tokens.
+function continues(model, next) {
+  if (!model || model.title !== next.title || model.sides.length !== next.sides.length) return false;
+  if (model.traits.join("\n") !== next.traits.join("\n")) return false;
+  if (JSON.stringify(model.view) !== JSON.stringify(next.view)) return false;
+  return model.sides.every((side, s) => {
+    const other = next.sides[s];
+    if (other.n < side.n || other.n_prompt !== side.n_prompt || other.name !== side.name) return false;
+    if (other.blocks.join() !== side.blocks.join()) return false;
+    return side.ids.every((id, i) => id === other.ids[i] && side.roles[i] === other.roles[i]);
+  });
 }
 
 // How a trace ended, in words.
@@ -48,7 +72,7 @@ const ENDS = {
   read: "read, not generated",
 };
 
-// The facts under the title as one line. A model that reads what it wrote itself is named once.
+// The facts about a side as one line. A model that reads what it wrote itself is named once.
 function metaLine(meta) {
   const { reader, writer, ...rest } = meta ?? {};
   const facts = reader === writer ? { model: reader, ...rest } : { reader, writer, ...rest };

@@ -1,19 +1,27 @@
 """The payload: the one JSON between Python and the token view.
 
 ```
-{"version": 1, "title": "…", "tokens": ["…"], "ids": [1], "roles": ["template|system|user|assistant"],
- "special": [true], "n_prompt": 12, "traits": ["deception", …], "blocks": {"deception": 4}, "kind": "z",
- "unit": "standard deviations above neutral", "alignment": "at", "scores": {"deception": [0.12, null]},
- "scale": 8.0, "done": true, "finish_reason": "eos|length|context|stopped|read|null", "meta": {"reader": "…"}}
+{"version": 2, "title": "…", "traits": ["deception", …], "best": {"deception": 4}, "view": {"kind": "z", …}, "focus": 31,
+ "sides": [{"name": "baseline", "tokens": ["…"], "ids": [1], "roles": ["template|system|user|assistant"],
+            "special": [true], "n_prompt": 12, "blocks": [2, 4], "alignment": "at|before",
+            "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
+            "null_mean": "float32 [n_traits, n_blocks]", "null_std": "…",
+            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "says": "…"}}, "caveats": ["…"],
+            "done": true, "finish": "eos|length|context|stopped|read|null", "warnings": ["…"],
+            "meta": {"reader": "…"}}, …]}
 ```
 
-`tokens` joins to the exact decoded text. A score that does not exist is null. Everything in a payload counts
-as hostile text: the view never puts it into markup.
+"view" is what the view opens on, where nothing else was chosen; "focus", if there is one, the token of the reply that
+the cursor opens on. One side, or two that are held against each other. Arrays are base64 of little-endian float32, exact: the view makes
+z, cosine, smoothing and the other block from them itself and asks nobody. `tokens` joins to the exact decoded text. A
+number that does not exist is NaN. Everything in a payload counts as hostile text: the view never puts it into markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,79 +37,98 @@ if TYPE_CHECKING:
 
 Payload: TypeAlias = dict[str, Any]
 
-VERSION = 1
-Z_SCALE = 8.0
-"""Colours reach full strength at this z score, in every trait, so that two pictures can be compared. At 4 the traits
-that another one pulls along (z of 2 to 5 in the demo model) would look as strong as that one (7 to 9)."""
-
+VERSION = 2
 _PER_TOKEN = ("tokens", "ids", "roles", "special")
-_REQUIRED = (*_PER_TOKEN, "n_prompt", "traits", "kind", "unit", "alignment", "scores", "scale", "done")
+_ARRAYS = ("raw", "norms", "null_mean", "null_std")
+_OF_SIDE = ("name", *_PER_TOKEN, "n_prompt", "blocks", "alignment", *_ARRAYS, "done")
+_REQUIRED = ("title", "traits", "best", "sides")
 
 
 def trace_payload(
     trace: Trace,
     *,
+    name: str = "",
     title: str | None = None,
     kind: Kind | None = None,
     alignment: Alignment = "at",
     block: int | None = None,
-    scale: float | None = None,
     done: bool = True,
     meta: Mapping[str, Any] | None = None,
+    onsets: Mapping[str, Mapping[str, Any]] | None = None,
+    caveats: Sequence[str] = (),
 ) -> Payload:
     """Build the view's payload from a trace.
 
     Args:
         trace: what to show, finished or still growing.
+        name: of the side, shown where there are two.
         title: heading of the view; None takes the last thing that the user said.
-        kind: "z", "raw" or "cosine"; None takes z where the trace is calibrated, else cosine.
-        alignment: "at" (the state after the model read the token) or "before" (the state that chose it).
-        block: block to read all traits at; None reads each trait at its best block.
-        scale: score at which colours reach full strength; None takes 8 for z, and for raw and cosine the
-            largest |score| of the trace, rounded up to one digit.
+        kind: what the view opens on, "z", "raw" or "cosine"; None takes z where the trace is calibrated, else cosine.
+        alignment: what it opens on, "at" (the state after the model read the token) or "before" (the state that
+            chose it).
+        block: block it opens on; None reads each trait at its best block.
         done: False while more tokens are to come.
         meta: short facts shown under the title; None takes reader, writer and seed.
+        onsets: trait -> "onset", "low" and "high" (tokens of the reply, or None) and "says", in words.
+        caveats: in what the onsets' stated rate may not hold for this trace.
 
     Returns:
-        A dict that `json.dumps(..., allow_nan=False)` accepts. Scores are rounded to 4 decimals.
+        A dict that `json.dumps(..., allow_nan=False)` accepts.
 
     Raises:
-        SettingError: an unknown kind, or a scale that is not above 0.
+        SettingError: an unknown kind or alignment.
         UnknownBlock, NotCalibrated: as `Trace.scores`.
 
     Example:
         >>> payload = trace_payload(monitor.read("Hello"), title="Hello")  # doctest: +SKIP
     """
-    kind = kind or trace.default_kind
-    scores = {trait: trace.scores(trait, kind, block, alignment) for trait in trace.traits}  # each [n_tokens]
-    if scale is None:
-        scale = Z_SCALE if kind == "z" else _round_up(_largest(scores.values()))
-    if not scale > 0:
-        raise SettingError(f"scale={scale!r}; expected a number above 0.")
-    if meta is None:
-        known = trace.provenance
-        facts = {"reader": known.reading_model, "writer": known.writer, "seed": known.seed}
-        # A folder's name says enough, and where it lies on the server is nobody's business.
-        meta = {key: _last_part(value) for key, value in facts.items() if value is not None}
-    return {
-        "version": VERSION,
-        "title": well_formed(_last_user_text(trace) if title is None else title),
+    if kind is not None and kind not in UNITS:
+        raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
+    for trait in trace.traits:  # what cannot be shown is an error here, not a blank page
+        trace.scores(trait, kind or trace.default_kind, block, alignment)
+    side = {
+        "name": well_formed(name),
         "tokens": [well_formed(token) for token in trace.tokens],
         "ids": [int(i) for i in trace.token_ids],
         "roles": list(trace.roles),
         "special": [bool(flag) for flag in trace.special],
         "n_prompt": int(trace.n_prompt),
-        "traits": [well_formed(trait) for trait in trace.traits],
-        "blocks": {well_formed(t): int(trace.best_block[t] if block is None else block) for t in trace.traits},
-        "kind": kind,
-        "unit": UNITS[kind],
-        "alignment": alignment,
-        "scores": {well_formed(trait): _rounded(values) for trait, values in scores.items()},
-        "scale": float(scale),
+        "blocks": [int(b) for b in trace.blocks],
+        "alignment": trace.alignment,
+        **{array: _packed(getattr(trace, array)) for array in _ARRAYS},
+        "onsets": {well_formed(trait): dict(onset) for trait, onset in (onsets or {}).items()},
+        "caveats": [well_formed(caveat) for caveat in caveats],
         "done": done,
-        "finish_reason": trace.finish if done else None,
+        "finish": trace.finish if done else None,
         "warnings": [well_formed(warning) for warning in trace.warnings],
-        "meta": {str(key): well_formed(str(value)) for key, value in meta.items()},
+        "meta": {str(k): well_formed(str(v)) for k, v in (_facts(trace) if meta is None else meta).items()},
+    }
+    return {
+        "version": VERSION,
+        "title": well_formed(_last_user_text(trace) if title is None else title),
+        "traits": [well_formed(trait) for trait in trace.traits],
+        "best": {well_formed(t): int(trace.best_block.get(t, trace.blocks[0])) for t in trace.traits},
+        "view": {
+            "kind": kind or trace.default_kind,
+            "alignment": alignment,
+            "block": "best" if block is None else block,
+        },
+        "sides": [side],
+    }
+
+
+def pair_payload(first: Payload, second: Payload, *, title: str | None = None) -> Payload:
+    """Two payloads of one side each as one of two sides, on one cursor: `first` is what `second` is held against.
+
+    Raises:
+        SettingError: their traits differ.
+    """
+    if first["traits"] != second["traits"]:
+        raise SettingError(f"Two sides need the same traits; got {first['traits']} and {second['traits']}.")
+    return {
+        **first,
+        "title": first["title"] if title is None else well_formed(title),
+        "sides": [*first["sides"], *second["sides"]],
     }
 
 
@@ -109,7 +136,7 @@ def check_payload(payload: Any) -> Payload:
     """Return `payload` if the view can show it, so that a broken file is an error and not a blank page.
 
     Raises:
-        CorruptFile: a key is missing, a list has another length than the tokens, or the version is unknown.
+        CorruptFile: a key is missing, a list or an array has another length than the tokens, the version is unknown.
     """
     if not isinstance(payload, dict):
         raise CorruptFile(f"A payload is a JSON object, not {type(payload).__name__}.")
@@ -117,32 +144,41 @@ def check_payload(payload: Any) -> Payload:
         raise CorruptFile(f"Unknown payload version {payload.get('version')!r}; this code reads version {VERSION}.")
     if missing := [key for key in _REQUIRED if key not in payload]:
         raise CorruptFile(f"The payload lacks {', '.join(missing)}.")
-    n_tokens = len(payload["tokens"])
-    lengths = {key: len(payload[key]) for key in _PER_TOKEN}
-    for trait in payload["traits"]:
-        lengths[f"scores[{trait!r}]"] = len(payload["scores"].get(trait, ()))
-    if wrong := {key: length for key, length in lengths.items() if length != n_tokens}:
-        raise CorruptFile(f"The payload has {n_tokens} tokens, but other lengths in {wrong}.")
+    if len(payload["sides"]) not in (1, 2):
+        raise CorruptFile(f"The payload has {len(payload['sides'])} sides; expected one or two.")
+    for side in payload["sides"]:
+        if missing := [key for key in _OF_SIDE if key not in side]:
+            raise CorruptFile(f"The payload's side lacks {', '.join(missing)}.")
+        n_tokens, n_blocks, n_traits = len(side["tokens"]), len(side["blocks"]), len(payload["traits"])
+        sizes = {"raw": n_traits * n_blocks * n_tokens, "norms": n_blocks * n_tokens}
+        expected = dict.fromkeys(_PER_TOKEN, n_tokens) | dict.fromkeys(_ARRAYS, n_traits * n_blocks) | sizes
+        found = {key: len(side[key]) if key in _PER_TOKEN else len(unpacked(side[key])) for key in expected}
+        if wrong := {key: size for key, size in found.items() if size != expected[key]}:
+            raise CorruptFile(f"The payload has {n_tokens} tokens, but other lengths in {wrong}.")
     return payload
 
 
-def _rounded(values: np.ndarray) -> list[float | None]:  # values: [n_tokens]
-    finite = np.isfinite(values)
-    exact = values.astype(np.float64).round(4)  # float32 would print as 0.12340000271797180
-    return [float(v) if ok else None for v, ok in zip(exact, finite, strict=True)]
+def unpacked(text: str) -> np.ndarray:
+    """The numbers of an array of a payload, float32, flat.
+
+    Raises:
+        CorruptFile: not base64 of float32.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise CorruptFile(f"An array of the payload is not base64 of float32: {error}") from error
 
 
-def _largest(scores: Iterable[np.ndarray]) -> float:
-    finite = [np.abs(values[np.isfinite(values)]) for values in scores]
-    return max((float(values.max()) for values in finite if values.size), default=1.0)
+def _packed(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode("ascii")
 
 
-def _round_up(value: float) -> float:
-    """The next number of one digit: 0.0234 becomes 0.03; 0 becomes 1."""
-    if value <= 0:
-        return 1.0
-    step = 10.0 ** np.floor(np.log10(value))
-    return float(f"{np.ceil(value / step - 1e-9) * step:.6g}")
+def _facts(trace: Trace) -> dict[str, Any]:
+    known = trace.provenance
+    facts = {"reader": known.reading_model, "writer": known.writer, "seed": known.seed}
+    # A folder's name says enough, and where it lies on the server is nobody's business.
+    return {key: _last_part(value) for key, value in facts.items() if value is not None}
 
 
 def _last_user_text(trace: Trace) -> str:

@@ -31,7 +31,10 @@ _MOUNT = """
   apply();
   prefers.addEventListener("change", apply);
   const payload = JSON.parse(document.getElementById("payload").textContent);
-  mountTokenView(document.querySelector("main"), { plotly: window.Plotly }).update(payload);
+  if (payload.title) document.title = payload.title;
+  const view = mountTokenView(document.querySelector("main"), { plotly: window.Plotly });
+  view.restore(payload.view);
+  view.update(payload);
 })();
 """
 
@@ -53,10 +56,19 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
     Example:
         >>> page = standalone_page(trace_payload(trace), include_plotlyjs=False)  # doctest: +SKIP
     """
+    title = html.escape(str(payload.get("title") or "Trace"))
+    return _page(title, inline_json(payload), include_plotlyjs)
+
+
+def shell_page(include_plotlyjs: bool = True) -> str:
+    """The standalone page with `"payload goes here"` in the payload's place: a page in the browser fills it in."""
+    return _page("Trace", inline_json("payload goes here"), include_plotlyjs)
+
+
+def _page(title: str, payload: str, include_plotlyjs: bool) -> str:
     from persona_core.token_view import script, styles, template
 
     plotly = f"<script>{plotlyjs()}</script>\n" if include_plotlyjs else ""
-    title = html.escape(str(payload.get("title") or "Trace"))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -69,7 +81,7 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
 </head>
 <body>
 <main>{template()}</main>
-<script type="application/json" id="payload">{inline_json(payload)}</script>
+<script type="application/json" id="payload">{payload}</script>
 {plotly}<script>{script()}{_MOUNT}</script>
 </body>
 </html>
@@ -83,7 +95,7 @@ def standalone_html(
     return standalone_page(trace_payload(trace, kind=kind, title=title), include_plotlyjs=include_plotlyjs)
 
 
-def inline_json(payload: dict[str, Any]) -> str:
+def inline_json(payload: Any) -> str:
     """JSON that is safe between script tags: no `<`, no `&`, and only ASCII (so no U+2028 either)."""
     text = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -44,7 +44,7 @@ function visibleToken(text) {
 
 // A score as text: a true minus sign, two decimals, a dash where there is none.
 function scoreText(value) {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const digits = Math.abs(value) >= 100 ? 0 : 2;
   const text = Math.abs(value).toFixed(digits);
   return (value < 0 && Number(text) !== 0 ? "−" : "+") + text;
@@ -55,4 +55,15 @@ function make(tag, className, text) {
   if (className) node.className = className;
   if (text !== undefined) node.textContent = text;
   return node;
+}
+
+// A share of the scale, -1 to 1; 0 where there is no score.
+function shareOf(score, scale) {
+  return Math.min(Math.max((score || 0) / scale, -1), 1);
+}
+
+function labelled(text, control) {
+  const label = make("label", "tv-choice");
+  label.append(make("span", "", text), control);
+  return label;
 }

@@ -1,332 +1,476 @@
-// The token view: conversation, bars, readout and timeline on one cursor. Runs under gr.HTML and in a standalone page.
+// The token view: one conversation, or two on one cursor. Runs under gr.HTML and in a standalone page.
 //
 // One rule keeps the panels together: whatever moves the cursor calls previewAt(), pinAt() or follow(), and each of
 // those ends in showCursor(), the only function that tells the panels where the cursor is.
 //
-// mountTokenView(root, { plotlyUrl, plotly, emptyText, onPin }) -> { update(payload) }
+// mountTokenView(root, options) -> { update(payload), state(), restore(state) }
+//   plotlyUrl or plotly    where plotly.js is, or plotly.js itself
+//   emptyText              what stands there before there is anything
+//   shellUrl               page without a payload, for the export as a file that works offline
+//   onState(state)         after each change of what is shown: trait, cursor, span and choices, as plain values
+//   onBranch({side, at})   there is a button "Branch here"; `at` counts tokens of the reply
+//   link()                 the address that brings this view back
+
+const PLAY_PAUSE = 90; // ms a token
+// Where the shell page (standalone.py) takes a payload; joined here, so that the shell's own script does not hold it.
+const SHELL_PLACE = JSON.stringify(["payload", "goes", "here"].join(" "));
 
 function mountTokenView(root, options = {}) {
   const part = (name) => root.querySelector('[data-part="' + name + '"]');
   const view = part("view");
-  const text = part("text");
 
-  let payload = null; // the newest payload, or null
-  let trait = null; // the trait that colours the text
-  let traitChosen = false; // by the user, and therefore kept when another trace arrives
-  let position = 0; // the committed cursor
+  let model = null; // the newest payload, read; or null
+  let newest = null; // the payload itself, for the export
+  let made = {}; // choices that the user has made, and that outlive a trace
+  let choices = null; // those in force
+  let traits = []; // that are shown
+  let scale = 1;
+  let position = 0; // the committed cursor, a place
   let pinned = false; // the user put it there: a stream no longer moves it
-  let preview = null; // the token under the mouse, while it is there
-  let spans = []; // one element a token
-  let rows = []; // one bar a trait
+  let preview = null; // the place under the mouse, while it is there
+  let span = null; // [from, to] places, both included
+  let panes = [];
 
-  const lastToken = () => payload.tokens.length - 1;
+  const last = () => model.length - 1;
   const cursor = () => preview ?? position;
+  const trait = () => choices.trait;
 
   // ---- payloads -------------------------------------------------------------------------------------------------
 
-  function update(next) {
-    if (!fits(next)) {
-      payload = null;
-      part("empty").textContent = next?.tokens?.length
-        ? "This trace cannot be shown: its lists differ in length."
+  function update(payload) {
+    const next = readPayload(payload);
+    if (next === null) {
+      model = newest = null;
+      stop();
+      part("empty").textContent = payload
+        ? "This trace cannot be shown: its lists differ in length, or it is of another version."
         : options.emptyText || "Nothing to show yet.";
       view.dataset.state = "empty";
       return;
     }
-    const grown = continues(payload, next);
-    const before = payload;
-    payload = next;
-    view.dataset.state = next.done ? "done" : "live";
-    if (grown) appendTokens(before);
-    else startTrace();
-    showHead();
-    timeline.show(payload, trait);
-    showCursor();
-    showMore();
+    const before = model;
+    const grown = continues(before, next);
+    model = next;
+    newest = payload;
+    view.dataset.state = model.done ? "done" : "live";
+    view.dataset.sides = model.sides.length;
+    if (grown) grow(before);
+    else start();
+    if (wanted) restoreCursor();
+    part("title").textContent = model.title || "Conversation";
+    show();
+    if (model.done) told(); // another trace has another address
   }
 
-  function startTrace() {
-    if (!traitChosen || !payload.traits.includes(trait)) {
-      traitChosen = false;
-      const current = payload.traits.includes(trait) ? trait : payload.traits[0];
-      trait = payload.done ? mostTelling(payload) ?? current : current;
-    }
+  function start() {
+    stop();
+    span = preview = null;
     pinned = false;
-    preview = null;
-    position = payload.done ? peakOf(payload, trait) : lastToken();
-    text.replaceChildren();
-    spans = [];
-    showTraits();
-    addTokens(0);
-    paint();
-    text.scrollTop = 0;
-    requestAnimationFrame(() => reveal(position));
+    choices = choicesFor(model, made);
+    if (!model.traits.includes(choices.trait)) {
+      const current = model.traits[0];
+      choices.trait = model.done ? mostTelling(model, choices, model.traits) ?? current : current;
+    }
+    if (panes.length !== model.sides.length) {
+      panes = model.sides.map((_, s) => makePane(hooksOf(s)));
+      part("panes").replaceChildren(...panes.map(({ element }) => element));
+    }
+    panes.forEach((pane, s) => pane.show(model.sides[s], false, model.sides.length === 1));
+    position = model.done ? opening() : last();
+    build();
+    const place = position;
+    requestAnimationFrame(() => model && revealAt(place));
     // On a phone the view lies below the controls: a reply that starts must not stream out of sight.
-    if (!payload.done && root.getBoundingClientRect().top > innerHeight * 0.5) view.scrollIntoView({ block: "start" });
+    if (!model.done && root.getBoundingClientRect().top > innerHeight * 0.5) view.scrollIntoView({ block: "start" });
   }
 
-  function appendTokens(before) {
-    const n = before.tokens.length;
-    // The text of the last tokens may still change: a character can span several of them.
-    for (let i = 0; i < n; i++) if (before.tokens[i] !== payload.tokens[i]) fillToken(spans[i], payload.tokens[i]);
-    const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
-    addTokens(n);
-    if (payload.done && !before.done && !traitChosen) {
-      trait = mostTelling(payload) ?? trait; // the reply is there: colour it by what it shows most
-      markTrait();
+  function grow(before) {
+    if (model.done && !before.done && !made.trait) {
+      choices.trait = mostTelling(model, choices, traits) ?? trait(); // coloured by what it shows most
+      build();
     }
-    paint();
-    if (!pinned) {
-      if (lastToken() >= n) position = lastToken();
-      if (atEnd) text.scrollTop = text.scrollHeight;
-    }
-  }
-
-  // ---- text -----------------------------------------------------------------------------------------------------
-
-  const NAMES = { system: "System", user: "User", assistant: "Assistant", template: "" };
-
-  function addTokens(from) {
-    for (let i = from; i < payload.tokens.length; i++) {
-      const role = payload.roles[i];
-      let section = text.lastElementChild;
-      if (!section || section.dataset.role !== role) {
-        section = make("div", "tv-section");
-        section.dataset.role = role;
-        section.append(make("div", "tv-who", NAMES[role] ?? role), make("div", "tv-what"));
-        section.lastElementChild.dir = "auto"; // right-to-left replies read from the right
-        text.append(section);
-      }
-      const span = make("span", payload.special[i] ? "tv-tok tv-special" : "tv-tok");
-      span.dataset.i = i;
-      fillToken(span, payload.tokens[i]);
-      spans.push(span);
-      section.lastElementChild.append(span);
+    panes.forEach((pane, s) => pane.show(model.sides[s], true, model.sides.length === 1));
+    if (!pinned && last() >= before.length) position = last();
+    if (model.done === before.done) return;
+    build();
+    if (!pinned && model.focus !== null) {
+      position = opening();
+      const place = position;
+      requestAnimationFrame(() => model && revealAt(place));
     }
   }
 
-  // Colour by hue and strength; a line under (above zero) or over (below zero) the token says the same without colour.
-  function paint() {
-    const scores = payload.scores[trait] ?? [];
-    spans.forEach((span, i) => {
-      const score = scores[i] ?? 0;
-      const strength = Math.min(Math.abs(score) / payload.scale, 1).toFixed(3);
-      const key = (score < 0 ? "-" : "+") + strength;
-      if (span.key === key) return;
-      span.key = key;
-      span.style.setProperty("--a", strength);
-      span.classList.toggle("tv-low", score < 0);
-    });
+  // Where the cursor opens: where the payload says, else on the strongest moment.
+  function opening() {
+    if (model.focus !== null) return Math.min(Math.max(model.start + model.focus, 0), last());
+    return peakOf(model, trait(), choices);
   }
 
-  const indexAt = (event) => {
-    const span = event.target.closest?.(".tv-tok");
-    return span ? Number(span.dataset.i) : null;
-  };
-  text.addEventListener("pointerover", (event) => {
-    if (event.pointerType === "mouse" && payload) previewAt(indexAt(event), false);
-  });
-  text.addEventListener("pointerleave", () => payload && previewAt(null, false));
-  text.addEventListener("click", (event) => {
-    const index = payload ? indexAt(event) : null;
-    if (index === null || !getSelection().isCollapsed) return; // marking text to copy is not a click
-    if (pinned && index === position) follow();
-    else pinAt(index, false);
-  });
-
-  function reveal(index) {
-    const span = spans[index];
-    if (!span) return;
-    const box = text.getBoundingClientRect();
-    const at = span.getBoundingClientRect();
-    if (at.top < box.top + 8) text.scrollTop -= box.top + 24 - at.top;
-    else if (at.bottom > box.bottom - 48) text.scrollTop += at.bottom + 48 - box.bottom; // clear of the fade
-  }
-
-  // The text fades out at the bottom while there is more to scroll to.
-  function showMore() {
-    text.classList.toggle("tv-more", text.scrollHeight - text.scrollTop - text.clientHeight > 4);
-  }
-  text.addEventListener("scroll", showMore, { passive: true });
-  new ResizeObserver(showMore).observe(text);
-
-  // ---- traits ---------------------------------------------------------------------------------------------------
-
-  function showTraits() {
+  // What does not depend on the cursor, and what of it changes with the choices.
+  function build() {
+    traits = model.traits.filter((name) => !choices.hidden.includes(name));
+    if (!traits.includes(trait())) choices.trait = traits[0];
+    sheet.build(model, choices);
+    bars.build(model, traits, choices);
     part("chips").replaceChildren(
-      ...payload.traits.map((name, index) => {
+      ...traits.map((name) => {
         const chip = make("button", "tv-chip");
         chip.type = "button";
-        chip.dataset.index = index;
-        const dot = make("span", "tv-dot");
-        dot.style.setProperty("--dot", "var(--tv-c" + (index % N_COLOURS) + ")");
-        chip.append(dot, make("bdi", "", name));
+        chip.dataset.trait = name;
+        chip.setAttribute("aria-pressed", String(name === trait()));
+        chip.append(bars.colourDot(model.traits.indexOf(name)), make("bdi", "", name));
         return chip;
       })
     );
-    rows = payload.traits.map((name, index) => {
-      const row = make("div", "tv-row");
-      row.setAttribute("role", "listitem");
-      row.dataset.index = index;
-      const dot = make("span", "tv-dot");
-      dot.style.setProperty("--dot", "var(--tv-c" + (index % N_COLOURS) + ")");
-      const bar = make("span", "tv-bar");
-      const fill = make("span", "tv-fill");
-      bar.append(fill);
-      const value = make("span", "tv-value");
-      row.append(dot, make("bdi", "tv-name", name), bar, value);
-      const block = payload.blocks?.[name];
-      row.title = name + (block === undefined ? "" : block < 0 ? ", block unknown" : ", read at block " + block);
-      return { row, fill, value };
+  }
+
+  function show() {
+    scale = scaleOf(model, choices, traits);
+    part("key-low").textContent = "−" + scale;
+    part("key-high").textContent = "+" + scale;
+    part("key-unit").textContent = UNITS[choices.kind];
+    part("legend").textContent = legend();
+    bars.mark(trait());
+    panes.forEach((pane, s) => {
+      pane.paint(scoresOf(model, model.sides[s], trait(), choices), scale);
+      pane.showOnset(trait());
+      pane.text.classList.toggle("tv-plain", !choices.special);
     });
-    part("bars").replaceChildren(...rows.map(({ row }) => row));
-    markTrait();
-  }
-
-  function markTrait() {
-    for (const chip of part("chips").children)
-      chip.setAttribute("aria-pressed", String(payload.traits[chip.dataset.index] === trait));
-    for (const { row } of rows) row.classList.toggle("tv-chosen", payload.traits[row.dataset.index] === trait);
-  }
-
-  function chooseTrait(event) {
-    const item = event.target.closest("[data-index]");
-    if (!item || !payload) return;
-    trait = payload.traits[item.dataset.index];
-    traitChosen = true;
-    markTrait();
-    paint();
-    timeline.show(payload, trait);
+    timeline.show({ model, traits, trait: trait(), choices, scale });
     showCursor();
+    part("branch").hidden = !options.onBranch || !model.done;
   }
-  part("chips").addEventListener("click", chooseTrait);
-  part("bars").addEventListener("click", chooseTrait);
+
+  function legend() {
+    const parts = ["One line a trait, colours as in the buttons, " + UNITS[choices.kind] + "."];
+    if (choices.smooth > 1) parts.push("Mean of the last " + choices.smooth + " tokens.");
+    if (choices.kind === "z") parts.push("Grey band: within ±2, where single tokens of neutral talk mostly lie.");
+    if (choices.kind === "raw") parts.push("Grey band: neutral mean ± 2 standard deviations of " + trait() + ".");
+    if (choices.kind === "cosine") parts.push("Zero is not neutral here; z says what is.");
+    parts.push("Dotted line: the reply begins.");
+    const onset = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.onset));
+    if (onset) parts.push("Tick and shade: " + trait() + " sets in, and the interval of that.");
+    return parts.join(" ");
+  }
+
+  // ---- choices --------------------------------------------------------------------------------------------------
+
+  const sheet = makeChoices(part, { onChange: choose });
+  function choose(change) {
+    if (!model) return;
+    made = { ...made, ...change };
+    choices = choicesFor(model, { ...made, trait: made.trait ?? trait() });
+    const open = document.activeElement?.closest?.(".tv-sheet") ? document.activeElement : null;
+    const [name, text] = [open?.name, open?.closest("label")?.textContent];
+    build();
+    show();
+    // The sheet was built anew: what had the focus gets it back.
+    const again = [...part("choices").querySelectorAll("select, input")].find((control) =>
+      name ? control.name === name : control.closest("label").textContent === text
+    );
+    if (open) again?.focus();
+    told();
+  }
+  const chooseTrait = (name) => choose({ trait: name });
+  part("chips").addEventListener("click", (event) => {
+    const chip = event.target.closest("[data-trait]");
+    if (!chip) return;
+    const name = chip.dataset.trait;
+    chooseTrait(name);
+    [...part("chips").children].find((other) => other.dataset.trait === name)?.focus();
+  });
+  const bars = makeBars(part, { onTrait: chooseTrait });
+
+  // A sheet closes when something else is used, and on Escape.
+  addEventListener("pointerdown", (event) => {
+    for (const menu of view.querySelectorAll(".tv-menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+  });
+  view.addEventListener("keydown", (event) => {
+    const menu = event.key === "Escape" && event.target.closest?.(".tv-menu[open]");
+    if (!menu) return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+    event.stopPropagation();
+  });
 
   // ---- the cursor -----------------------------------------------------------------------------------------------
 
-  function previewAt(index, scroll) {
-    if (preview === index) return;
-    preview = index;
+  const hooksOf = (s) => ({
+    onPreview: (index) => previewAt(index === null ? null : index + model.sides[s].shift, s),
+    onPick(index) {
+      const place = index + model.sides[s].shift;
+      if (pinned && place === position && !span) follow();
+      else pinAt(place, s);
+    },
+    onSpan: (from, to) => markSpan(from + model.sides[s].shift, to + model.sides[s].shift),
+    onKey,
+    onScroll() {
+      if (panes.length < 2 || !model) return;
+      const place = panes[s].topIndex() + model.sides[s].shift;
+      panes[1 - s].scrollTopTo(place - model.sides[1 - s].shift);
+    },
+  });
+
+  // `from`: the side that the mouse is over, whose text must not move under it.
+  function previewAt(place, from = null) {
+    if (preview === place) return;
+    preview = place;
     showCursor();
-    if (scroll) reveal(cursor());
+    if (from === null && (place !== null || pinned)) revealAt(cursor());
   }
 
-  function pinAt(index, scroll = true) {
-    position = Math.min(Math.max(index, 0), lastToken());
+  function pinAt(place, from = null) {
+    position = Math.min(Math.max(place, 0), last());
     pinned = true;
     preview = null;
+    if (span && (position < span[0] || position > span[1])) span = null;
     showCursor();
-    if (scroll) reveal(position);
-    options.onPin?.(position);
+    revealAt(position, from);
+    told();
   }
 
   function follow() {
     pinned = false;
-    preview = null;
-    if (!payload.done) position = lastToken();
+    preview = span = null;
+    if (!model.done) position = last();
     showCursor();
-    if (!payload.done) reveal(position);
+    if (!model.done) revealAt(position);
+    told();
+  }
+
+  function markSpan(from, to) {
+    stop();
+    span = [Math.min(from, to), Math.max(from, to)];
+    position = Math.min(Math.max(position, span[0]), span[1]);
+    pinned = true;
+    preview = null;
+    showCursor();
+    told();
+  }
+
+  function revealAt(place, except = null) {
+    panes.forEach((pane, s) => s === except || pane.reveal(place - model.sides[s].shift));
   }
 
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
+  part("branch").addEventListener("click", () => {
+    const s = span ? 0 : Math.max(0, model.sides.findIndex((side) => position - side.shift < side.n));
+    options.onBranch?.({ side: s, at: Math.max(0, (span ? span[0] : position) - model.start) });
+  });
 
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
   function onKey(event) {
-    if (!payload || event.ctrlKey || event.metaKey || event.altKey) return;
-    const inText = event.currentTarget === text;
-    if (inText && /^(ArrowUp|ArrowDown|PageUp|PageDown)$/.test(event.key)) return; // these scroll the text
-    if (event.key in STEPS) pinAt(cursor() + STEPS[event.key]);
-    else if (event.key === "Home") pinAt(0);
-    else if (event.key === "End") pinAt(lastToken());
-    else if (event.key === "Escape") follow();
-    else return;
+    if (!model || event.ctrlKey || event.metaKey || event.altKey) return;
+    const target = event.key in STEPS ? cursor() + STEPS[event.key] : { Home: 0, End: last() }[event.key];
+    if (event.key === "Escape") follow();
+    else if (target === undefined) return;
+    else if (event.shiftKey) {
+      // The end of the span that the cursor is at moves along.
+      const to = Math.min(Math.max(target, 0), last());
+      const fixed = !span ? cursor() : cursor() === span[0] ? span[1] : span[0];
+      position = to;
+      markSpan(fixed, to);
+      position = to;
+      showCursor();
+      revealAt(to);
+    } else {
+      stop();
+      span = null;
+      pinAt(target);
+    }
     event.preventDefault();
   }
-  text.addEventListener("keydown", onKey);
   part("thumb").addEventListener("keydown", onKey);
 
-  let shown = null; // the span that carries the cursor's outline
-  let pinShown = null;
+  // ---- play -----------------------------------------------------------------------------------------------------
+
+  let playing = null;
+  function stop() {
+    clearInterval(playing);
+    playing = null;
+    part("play").setAttribute("aria-pressed", "false");
+    part("play").setAttribute("aria-label", "Play");
+  }
+  part("play").addEventListener("click", () => {
+    if (!model) return;
+    if (playing !== null) return stop();
+    if (position >= last()) position = 0;
+    span = null;
+    part("play").setAttribute("aria-pressed", "true");
+    part("play").setAttribute("aria-label", "Pause");
+    playing = setInterval(() => {
+      if (!model || position >= last()) return stop();
+      pinAt(position + 1);
+    }, PLAY_PAUSE);
+  });
+
+  // ---- what is at the cursor ------------------------------------------------------------------------------------
+
   function showCursor() {
-    const index = cursor();
-    if (shown !== spans[index]) {
-      shown?.classList.remove("tv-at");
-      shown = spans[index];
-      shown?.classList.add("tv-at");
-    }
-    const pinSpan = pinned ? spans[position] : null;
-    if (pinShown !== pinSpan) {
-      pinShown?.classList.remove("tv-pinned");
-      pinShown = pinSpan;
-      pinShown?.classList.add("tv-pinned");
-    }
-    payload.traits.forEach((name, i) => {
-      const score = payload.scores[name][index];
-      const share = Math.min(Math.max((score ?? 0) / payload.scale, -1), 1);
-      const { row, fill, value } = rows[i];
-      fill.style.transform = "scaleX(" + share.toFixed(4) + ")"; // a negative scale grows to the left of zero
-      fill.classList.toggle("tv-low", share < 0);
-      row.classList.toggle("tv-over", Math.abs(score ?? 0) > payload.scale);
-      value.textContent = scoreText(score);
+    const place = cursor();
+    panes.forEach((pane, s) => {
+      const { shift } = model.sides[s];
+      pane.moveTo(place - shift, pinned ? position - shift : -1);
     });
-    timeline.moveTo(index);
-    showReadout(index);
+    timeline.moveTo(place);
+    timeline.showSpan(span);
+    const marked = preview === null ? span : null; // the mouse reads single tokens, also while a span is marked
+    const values = model.sides.map((side) => (name) => {
+      const scores = scoresOf(model, side, name, choices);
+      return marked ? meanOver(scores, marked[0] - side.shift, marked[1] - side.shift) : scores[place - side.shift];
+    });
+    const words = model.sides.map((side) => {
+      if (marked) return marked[1] - marked[0] + 1 + " tokens";
+      const text = side.tokens[place - side.shift];
+      return text === undefined ? "(no token here)" : visibleToken(text);
+    });
+    bars.show(values, scale, trait(), words);
+    showPlace(place, marked, values, words);
   }
 
-  function showReadout(index) {
-    const score = payload.scores[trait]?.[index];
-    const token = visibleToken(payload.tokens[index]);
-    const role = payload.roles[index];
-    const inReply = index - payload.n_prompt + 1;
-    const place =
-      "Token " + (index + 1) + " of " + payload.tokens.length + (inReply > 0 ? " · " + inReply + " of the reply" : " · prompt");
-    const chip = part("token");
-    chip.textContent = token;
-    chip.style.setProperty("--a", Math.min(Math.abs(score ?? 0) / payload.scale, 1).toFixed(3));
-    chip.classList.toggle("tv-low", (score ?? 0) < 0);
-    part("place").textContent = place + "\n" + role + (payload.special[index] ? " · special" : "") + " · id " + payload.ids[index];
-    part("score").textContent = scoreText(score);
-    part("score-name").textContent = trait ?? "";
+  function showPlace(place, marked, values, words) {
+    const inReply = place - model.start + 1;
+    const where = marked
+      ? "Tokens " + (marked[0] + 1) + " to " + (marked[1] + 1) + " of " + model.length + " · means"
+      : "Token " + (place + 1) + " of " + model.length + (inReply > 0 ? " · " + inReply + " of the reply" : " · prompt");
+    const facts = marked ? "" : factsAt(place);
+    const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
+    part("place").textContent = where + (facts ? "\n" + facts : "");
     part("note").textContent =
-      payload.unit + (payload.alignment === "before" ? ", in the state that chose this token" : ", after the model read this token");
-    part("pin").textContent = pinned ? (payload.done ? "Unpin" : "Follow") : "Pin";
+      trait() + ": " + UNITS[choices.kind] + ", " + state +
+      (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
+    part("pin").textContent = marked ? "Clear" : pinned ? (model.done ? "Unpin" : "Follow") : "Pin";
     part("pin").setAttribute("aria-pressed", String(pinned));
     const thumb = part("thumb");
-    thumb.setAttribute("aria-valuemax", payload.tokens.length);
-    thumb.setAttribute("aria-valuenow", index + 1);
-    thumb.setAttribute("aria-valuetext", place + ", " + token + ", " + trait + " " + scoreText(score));
-    if (pinned && preview === null) announce(place + ": " + token + ", " + trait + " " + scoreText(score));
+    const read = model.sides
+      .map((side, s) => (model.sides.length > 1 ? side.name + " " : "") + words[s] + " " + scoreText(values[s](trait())))
+      .join(", ");
+    thumb.setAttribute("aria-valuemax", model.length);
+    thumb.setAttribute("aria-valuenow", place + 1);
+    thumb.setAttribute("aria-valuetext", where + ", " + trait() + ": " + read);
+    if (pinned && preview === null && playing === null) announce(where + ": " + trait() + " " + read);
+  }
+
+  // Role and id of the token, of the first side that has one there.
+  function factsAt(place) {
+    const side = model.sides.find((one) => one.tokens[place - one.shift] !== undefined);
+    if (!side) return "";
+    const i = place - side.shift;
+    return side.roles[i] + (side.special[i] ? " · special" : "") + (side.ids[i] < 0 ? "" : " · id " + side.ids[i]);
   }
 
   // Screen readers hear where a step ended, not every token of a drag, and not the newest token of a stream.
   let speaking = null;
-  function announce(words) {
+  function announce(sentence) {
     clearTimeout(speaking);
-    speaking = setTimeout(() => (part("live").textContent = words), 300);
+    speaking = setTimeout(() => (part("live").textContent = sentence), 300);
   }
 
-  // ---- head, theme, chart ---------------------------------------------------------------------------------------
+  // ---- export ---------------------------------------------------------------------------------------------------
 
-  function showHead() {
-    const { title, meta, done, finish_reason: reason } = payload;
-    part("title").textContent = title || "Conversation";
-    part("meta").textContent = metaLine(meta);
-    const warnings = payload.warnings ?? [];
-    part("warnings").textContent = warnings.length ? "⚠ " + warnings.join(" ") : "";
-    part("warnings").hidden = !warnings.length;
-    part("key-low").textContent = "−" + payload.scale;
-    part("key-high").textContent = "+" + payload.scale;
-    part("key-unit").textContent = payload.unit;
-    part("legend").hidden = payload.kind !== "z";
-    part("status").textContent = done ? ENDS[reason] ?? "" : "writing";
+  const FORMATS = {
+    json: ["JSON, the displayed scores", () => download(fileName(model, "json"), JSON.stringify(exported(model, traits, choices), null, 1), "application/json")],
+    csv: ["CSV, one row a token", () => download(fileName(model, "csv"), exportedTable(model, traits, choices), "text/csv;charset=utf-8")],
+    png: ["PNG, text and chart", async () => {
+      const strips = [...view.querySelectorAll(".tv-heat")];
+      const style = getComputedStyle(view);
+      const colours = { of: (name) => style.getPropertyValue(name).trim() };
+      const chartImage = await timeline.picture();
+      download(fileName(model, "png"), await drawPicture(view, { model, trait: trait(), choices, scale, colours, chartImage, strips }));
+    }],
+    html: ["HTML, a page that works offline", async () => {
+      const shell = await (await fetch(options.shellUrl)).text();
+      const text = JSON.stringify({ ...newest, view: { ...newest.view, ...state(), trait: trait() } });
+      const safe = text.replace(/[<>&\u2028\u2029]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
+      // A function: in a text as replacement "$&" would mean something.
+      download(fileName(model, "html"), shell.replace(SHELL_PLACE, () => safe), "text/html;charset=utf-8");
+    }],
+    link: ["Copy a link to this view", async () => {
+      await navigator.clipboard.writeText(options.link());
+      announce("The link is copied.");
+    }],
+  };
+  const offered = ["json", "csv", "png", ...(options.shellUrl ? ["html"] : []), ...(options.link ? ["link"] : [])];
+  part("formats").append(
+    ...offered.map((format) => {
+      const button = make("button", "tv-item", FORMATS[format][0]);
+      button.type = "button";
+      button.dataset.format = format;
+      button.addEventListener("click", async () => {
+        if (!model) return;
+        const label = FORMATS[format][0];
+        try {
+          await FORMATS[format][1]();
+          button.textContent = format === "link" ? "Copied" : label;
+        } catch (error) {
+          button.textContent = "That did not work: " + error.message;
+        }
+        setTimeout(() => (button.textContent = label), 4000);
+      });
+      return button;
+    })
+  );
+
+  // ---- state ----------------------------------------------------------------------------------------------------
+
+  // What was chosen and where the cursor is, as plain values; what is as it always is at first is left out.
+  function state() {
+    if (!model) return {};
+    const kept = { ...made };
+    if (pinned) kept.at = position;
+    if (span) kept.span = span;
+    return kept;
   }
+  let telling = null;
+  function told() {
+    if (!options.onState || telling !== null) return;
+    telling = setTimeout(() => {
+      telling = null;
+      options.onState(state());
+    }, 150); // browsers refuse more than some addresses a second
+  }
+
+  let wanted = null; // a cursor that a link asked for, before its trace was there
+  function restore(saved) {
+    const { at, span: marked, ...rest } = saved ?? {};
+    made = { ...made, ...rest };
+    wanted = Number.isInteger(at) || Array.isArray(marked) ? { at, marked } : null;
+    if (!model) return;
+    choices = choicesFor(model, { ...made, trait: model.traits.includes(made.trait) ? made.trait : trait() });
+    build();
+    if (wanted) restoreCursor();
+    show();
+  }
+
+  function restoreCursor() {
+    if (!model.done) return;
+    const { at, marked } = wanted;
+    wanted = null;
+    if (Array.isArray(marked) && marked.every((place) => Number.isInteger(place) && place >= 0 && place <= last())) {
+      span = [Math.min(...marked), Math.max(...marked)];
+      position = span[0];
+      pinned = true;
+    }
+    if (Number.isInteger(at) && at >= 0 && at <= last()) {
+      position = at;
+      pinned = true;
+    }
+    requestAnimationFrame(() => model && revealAt(position));
+  }
+
+  // ---- theme, chart ---------------------------------------------------------------------------------------------
 
   const timeline = makeTimeline(part, {
-    onPreview: (index) => previewAt(index, index !== null || pinned),
-    onPick: (index) => pinAt(index),
+    onPreview: (place) => previewAt(place),
+    onPick(place) {
+      stop();
+      span = null;
+      pinAt(place);
+    },
+    onSpan: markSpan,
   });
 
-  const restyled = new MutationObserver(() => timeline.redraw());
+  const restyled = new MutationObserver(() => timeline.restyle());
   for (const node of [document.documentElement, document.body])
     restyled.observe(node, { attributes: true, attributeFilter: ["class", "data-theme"] });
 
@@ -339,5 +483,5 @@ function mountTokenView(root, options = {}) {
   else view.dataset.chart = "missing";
 
   update(null);
-  return { update };
+  return { update, state, restore };
 }

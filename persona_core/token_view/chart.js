@@ -1,0 +1,134 @@
+// The trend lines: one for each trait, one plot a side, on the timeline's axis.
+
+const N_COLOURS = 8; // --tv-c0 … --tv-c7; further traits repeat the colours with dashes
+const GAP = 8; // px between the plots of two sides
+
+// Load plotly.js once a page and keep a private reference: Gradio brings a different version of its own.
+function loadPlotly(url) {
+  const key = Symbol.for("persona_core.plotly");
+  if (!window[key]) {
+    window[key] = new Promise((resolve, reject) => {
+      const before = window.Plotly;
+      const script = document.createElement("script");
+      script.src = url;
+      script.onload = () => {
+        const mine = window.Plotly;
+        if (before === undefined) delete window.Plotly;
+        else window.Plotly = before;
+        resolve(mine);
+      };
+      script.onerror = () => reject(new Error("plotly.js did not load"));
+      document.head.append(script);
+    });
+  }
+  return window[key];
+}
+
+// scene: model, traits (shown), trait, choices, scale, colours, width, left, right, height
+function drawTrend(plotly, node, scene) {
+  const { model, traits, trait, choices, scale, colours, width, left, right, height } = scene;
+  const { of } = colours;
+  let [low, high] = choices.kind === "cosine" ? [-scale, scale] : [-scale / 2, scale];
+  for (const side of model.sides)
+    for (const name of traits)
+      for (const score of scoresOf(model, side, name, choices)) {
+        if (score < low) low = score; // NaN moves neither end
+        if (score > high) high = score;
+      }
+  const room = (high - low) * 0.04;
+  const order = [...traits].sort((a, b) => (a === trait) - (b === trait)); // the chosen one on top
+  const shapes = [];
+  const lines = [];
+  const axes = {};
+  const annotations = [];
+  const n = model.sides.length;
+  const share = (height - (n - 1) * GAP) / n / height;
+  const axis = { fixedrange: true, zeroline: false, showgrid: false, ticks: "", color: of("--tv-muted") };
+  model.sides.forEach((side, s) => {
+    const y = s ? "y2" : "y";
+    const top = 1 - s * (share + GAP / height);
+    axes["yaxis" + (s ? "2" : "")] = {
+      ...axis, range: [low - room, high + room], nticks: 5, automargin: false, domain: [Math.max(top - share, 0), top],
+    };
+    if (n > 1)
+      annotations.push({
+        text: plain(side.name), xref: "paper", yref: "paper", x: 0, y: top, xanchor: "left", yanchor: "top",
+        showarrow: false, font: { size: 12, color: of("--tv-ink") }, bgcolor: of("--tv-paper"), opacity: 0.9,
+      });
+    for (const name of order) {
+      const index = model.traits.indexOf(name);
+      lines.push({
+        type: "scatter", mode: "lines", x0: side.shift, dx: 1, yaxis: y,
+        y: scoresOf(model, side, name, choices),
+        opacity: name === trait ? 1 : 0.7,
+        line: {
+          color: colours.trait(index),
+          width: name === trait ? 2.4 : 1.2,
+          dash: index < N_COLOURS ? "solid" : "dot",
+          simplify: true,
+        },
+      });
+    }
+    const line = (more) => ({ type: "line", yref: y, line: { color: of("--tv-line-strong"), width: 1 }, ...more });
+    shapes.push(line({ xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0 }));
+    const band = nullBand(model, side, trait, choices);
+    if (band)
+      shapes.unshift({
+        type: "rect", xref: "paper", x0: 0, x1: 1, yref: y, y0: band[0], y1: band[1], layer: "below",
+        fillcolor: of("--tv-band"), line: { width: 0 },
+      });
+    if (side.n_prompt > 0 && side.n_prompt < side.n)
+      shapes.push(
+        line({
+          x0: model.start - 0.5, x1: model.start - 0.5, yref: y + " domain", y0: 0, y1: 1,
+          line: { color: of("--tv-muted"), width: 1, dash: "dot" },
+        })
+      );
+    const onset = side.onsets?.[trait];
+    if (Number.isInteger(onset?.onset)) {
+      const at = (token) => model.start + token;
+      const [from, to] = [onset.low ?? onset.onset, onset.high ?? onset.onset];
+      shapes.push({
+        type: "rect", x0: at(from) - 0.5, x1: at(to) + 0.5, yref: y + " domain", y0: 0, y1: 1, layer: "below",
+        fillcolor: of("--tv-onset"), line: { width: 0 },
+      });
+      shapes.push(
+        line({
+          x0: at(onset.onset), x1: at(onset.onset), yref: y + " domain", y0: 0.86, y1: 1,
+          line: { color: of("--tv-ink"), width: 2 },
+        })
+      );
+    }
+  });
+  plotly.react(
+    node,
+    lines,
+    {
+      width: width + left + right,
+      height,
+      margin: { l: left, r: right, t: 4, b: 4, pad: 0 },
+      showlegend: false,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: colours.font, size: 11, color: of("--tv-muted") },
+      xaxis: { ...axis, range: [-0.5, model.length - 0.5], showticklabels: false, anchor: n > 1 ? "y2" : "y" },
+      ...axes,
+      shapes,
+      annotations,
+    },
+    { staticPlot: true, displayModeBar: false }
+  );
+}
+
+// Plotly reads a subset of HTML in text; a name is none.
+const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+// Where this model's neutral talk mostly lies: two standard deviations to each side. A cosine has no null of its own.
+function nullBand(model, side, trait, choices) {
+  if (choices.kind === "z") return [-2, 2];
+  if (choices.kind !== "raw") return null;
+  const column = side.blocks.indexOf(blockOf(model, trait, choices));
+  const cell = model.traits.indexOf(trait) * side.blocks.length + column;
+  const [mean, std] = [side.null_mean[cell], side.null_std[cell]];
+  return column >= 0 && std > 0 ? [mean - 2 * std, mean + 2 * std] : null;
+}

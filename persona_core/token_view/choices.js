@@ -1,0 +1,101 @@
+// The choices of what is shown, in a sheet that stays out of the way. One object holds them:
+// {trait, kind, block, alignment, smooth, scale, special, hidden}. What is in it is checked: it may come from a link.
+
+const SMOOTHING = [1, 3, 5, 9, 17, 33];
+const DEFAULTS = { trait: null, kind: "z", block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, hidden: [] };
+
+// The choices that hold for a trace: those that were made where they mean something there, else what the trace opens on.
+function choicesFor(model, made) {
+  const opens = { ...DEFAULTS, ...pick(model.view, ["kind", "alignment", "block", "trait"]) };
+  const chosen = { ...opens, ...made };
+  const blocks = blocksOf(model);
+  if (!kindsOf(model).includes(chosen.kind)) chosen.kind = kindsOf(model)[0];
+  if (chosen.block !== "best" && chosen.block !== "all") chosen.block = Number(chosen.block);
+  if (typeof chosen.block === "number" && !blocks.includes(chosen.block)) chosen.block = "best";
+  if (chosen.block === "all" && blocks.length < 2) chosen.block = "best";
+  if (chosen.alignment !== "before") chosen.alignment = "at";
+  chosen.smooth = SMOOTHING.includes(Number(chosen.smooth)) ? Number(chosen.smooth) : 1;
+  if (chosen.scale !== "range") chosen.scale = "fixed";
+  chosen.hidden = (chosen.hidden ?? []).filter((name) => model.traits.includes(name));
+  if (chosen.hidden.length === model.traits.length) chosen.hidden = [];
+  return chosen;
+}
+
+const pick = (from, keys) => Object.fromEntries(keys.filter((key) => from?.[key] !== undefined).map((key) => [key, from[key]]));
+
+const blocksOf = (model) => model.sides[0].blocks.filter((block) => model.sides.every((side) => side.blocks.includes(block)));
+
+// z needs a null, the cosine norms.
+function kindsOf(model) {
+  const every = (key) => model.sides.every((side) => side[key].every((value) => !Number.isNaN(value)));
+  return [...(every("null_std") ? ["z"] : []), ...(every("norms") ? ["cosine"] : []), "raw"];
+}
+
+function makeChoices(part, { onChange }) {
+  const sheet = part("choices");
+
+  function select(name, label, options, value, why) {
+    const control = make("select");
+    control.name = name;
+    for (const [key, text] of options) control.append(new Option(text, key));
+    control.value = String(value);
+    control.addEventListener("change", () => onChange({ [name]: control.value }));
+    const row = labelled(label, control);
+    if (why) row.append(make("small", "", why));
+    return row;
+  }
+
+  function tick(label, checked, onTick) {
+    const control = make("input");
+    control.type = "checkbox";
+    control.checked = checked;
+    control.addEventListener("change", () => onTick(control.checked));
+    const row = make("label", "tv-tick");
+    row.append(control, make("bdi", "", label));
+    return row;
+  }
+
+  const KINDS = { z: "z: standard deviations above neutral", cosine: "cosine of state and vector", raw: "raw: residual-stream units" };
+
+  function build(model, choices) {
+    const blocks = blocksOf(model);
+    const kinds = kindsOf(model).map((kind) => [kind, KINDS[kind]]);
+    const blockOptions = [
+      ["best", "each trait's best"],
+      ...blocks.map((block) => [block, "block " + block]),
+      ...(blocks.length > 1 ? [["all", "all blocks, as a heat map"]] : []),
+    ];
+    const shown = make("fieldset", "tv-ticks");
+    shown.append(make("legend", "", "Traits shown"));
+    for (const name of model.traits)
+      shown.append(
+        tick(name, !choices.hidden.includes(name), (on) => {
+          const hidden = on ? choices.hidden.filter((other) => other !== name) : [...choices.hidden, name];
+          onChange({ hidden: hidden.length === model.traits.length ? choices.hidden : hidden });
+        })
+      );
+    sheet.replaceChildren(
+      select("kind", "Score", kinds, choices.kind),
+      select("block", "Read at", blockOptions, choices.block),
+      select(
+        "alignment", "State",
+        [["at", "after reading the token"], ["before", "that chose the token"]],
+        choices.alignment
+      ),
+      select(
+        "smooth", "Smoothing",
+        SMOOTHING.map((n) => [n, n === 1 ? "none" : "mean of the last " + n + " tokens"]),
+        choices.smooth
+      ),
+      select(
+        "scale", "Colours end at",
+        choices.kind === "z" ? [["fixed", "±" + Z_SCALE + ", always"], ["range", "the largest score here"]] : [["range", "the largest score here"]],
+        choices.kind === "z" ? choices.scale : "range"
+      ),
+      tick("Special tokens", choices.special, (on) => onChange({ special: on })),
+      shown
+    );
+  }
+
+  return { build };
+}

@@ -1,0 +1,180 @@
+// What is shown, as files: the same numbers, in the unit, block, alignment and smoothing that are chosen.
+
+// One record a token of each side: scores as they are displayed (null where there is none).
+function exported(model, traits, choices) {
+  return {
+    title: model.title,
+    kind: choices.kind,
+    unit: UNITS[choices.kind],
+    state: choices.alignment === "before" ? "the state that chose the token" : "after reading the token",
+    smoothing: choices.smooth,
+    blocks: Object.fromEntries(traits.map((trait) => [trait, blockOf(model, trait, choices)])),
+    sides: model.sides.map((side) => {
+      const columns = traits.map((trait) => scoresOf(model, side, trait, choices));
+      return {
+        name: side.name,
+        facts: side.meta,
+        finish: side.finish,
+        n_prompt: side.n_prompt,
+        onsets: side.onsets,
+        tokens: side.tokens.map((text, i) => ({
+          index: i,
+          id: side.ids[i],
+          role: side.roles[i],
+          special: side.special[i],
+          text,
+          scores: Object.fromEntries(traits.map((trait, t) => [trait, Number.isNaN(columns[t][i]) ? null : columns[t][i]])),
+        })),
+      };
+    }),
+  };
+}
+
+// A table with one row a token. The text stands as a JSON string: white space can be seen, and a spreadsheet takes none
+// of it for a formula.
+function exportedTable(model, traits, choices) {
+  const field = (value) => {
+    const text = String(value ?? "");
+    return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+  };
+  // A name that begins as a formula does is quoted for the same reason.
+  const heading = (name) => field(/^[=+\-@\t\r]/.test(name) ? "'" + name : name);
+  const data = exported(model, traits, choices);
+  const rows = [["side", "index", "id", "role", "special", "text", ...traits].map(heading)];
+  for (const side of data.sides)
+    for (const token of side.tokens)
+      rows.push(
+        [heading(side.name), token.index, token.id, token.role, token.special, field(JSON.stringify(token.text))].concat(
+          traits.map((trait) => field(token.scores[trait]))
+        )
+      );
+  return rows.map((row) => row.join(",")).join("\r\n") + "\r\n";
+}
+
+function download(name, content, type) {
+  const link = make("a");
+  link.href = content instanceof Blob ? URL.createObjectURL(content) : URL.createObjectURL(new Blob([content], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function fileName(model, ending) {
+  const words = model.title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  return (words || "trace") + "." + ending;
+}
+
+// The picture: title, coloured text of each side, the chart and the heat strips, drawn anew on one canvas.
+async function drawPicture(view, { model, trait, choices, scale, colours, chartImage, strips }) {
+  const ratio = 2;
+  const width = 1200;
+  const edge = 32;
+  const of = colours.of;
+  const sans = getComputedStyle(view).fontFamily;
+  const columnGap = 40;
+  const columnWidth = (width - 2 * edge - (model.sides.length - 1) * columnGap) / model.sides.length;
+  const canvas = document.createElement("canvas");
+  const pen = canvas.getContext("2d");
+  const line = 27;
+
+  // Where each token stands: words wrap as a whole where they fit into a line.
+  function layOut(side) {
+    pen.font = "16px " + sans;
+    const placed = [];
+    let [x, y] = [0, 0];
+    let role = null;
+    for (let i = 0; i < side.n; i++) {
+      if (side.special[i] && !choices.special) continue;
+      if (side.roles[i] !== role) {
+        role = side.roles[i];
+        if (x > 0) [x, y] = [0, y + line];
+        if (role !== "template") {
+          placed.push({ label: WHO[role] ?? role, x: 0, y });
+          y += line - 6;
+        }
+      }
+      for (const piece of side.tokens[i].split(/(\n)/)) {
+        if (piece === "\n") {
+          [x, y] = role === "template" ? [x, y] : [0, y + line];
+          continue;
+        }
+        const text = piece.replace(UNSEEN_ALL, markOf);
+        for (let rest = text; rest; ) {
+          let taken = rest;
+          let size = pen.measureText(taken).width;
+          if (x > 0 && x + size > columnWidth) {
+            [x, y] = [0, y + line];
+            continue;
+          }
+          while (size > columnWidth && taken.length > 1) {
+            taken = taken.slice(0, Math.max(1, Math.floor((taken.length * columnWidth) / size) - 1));
+            size = pen.measureText(taken).width;
+          }
+          placed.push({ text: taken, i, x, y, size });
+          x += size;
+          rest = rest.slice(taken.length);
+        }
+      }
+    }
+    return { placed, height: y + line };
+  }
+
+  const columns = model.sides.map(layOut);
+  const textHeight = Math.max(...columns.map(({ height }) => height));
+  const picture = chartImage ? await loadImage(chartImage) : null;
+  const chartHeight = picture ? (picture.height / picture.width) * (width - 2 * edge) : 0;
+  const stripHeight = strips.reduce((sum, strip) => sum + (strip.clientHeight * (width - 2 * edge)) / Math.max(strip.clientWidth, 1) + 10, 0);
+  const heights = [116, textHeight, 24, chartHeight, 12, stripHeight, edge];
+  canvas.width = width * ratio;
+  canvas.height = Math.min(heights.reduce((a, b) => a + b, 0), 16000) * ratio; // browsers draw no taller canvas
+  pen.scale(ratio, ratio);
+  pen.fillStyle = of("--tv-paper");
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  const write = (text, x, y, size, colour, weight = 400) => {
+    pen.font = weight + " " + size + "px " + sans;
+    pen.fillStyle = of(colour);
+    pen.fillText(text, x, y);
+  };
+  write(model.title.slice(0, 110), edge, 46, 21, "--tv-ink", 600);
+  write(trait + ", " + UNITS[choices.kind] + ". Colours end at ±" + scale + ".", edge, 70, 14, "--tv-muted");
+  model.sides.forEach((side, s) => {
+    const x0 = edge + s * (columnWidth + columnGap);
+    const y0 = 116;
+    write([side.name, metaLine(side.meta)].filter(Boolean).join(" · ").slice(0, 90), x0, 98, 13, "--tv-muted", 600);
+    const scores = scoresOf(model, side, trait, choices);
+    for (const item of columns[s].placed) {
+      if (item.label) {
+        write(item.label.toUpperCase(), x0 + item.x, y0 + item.y + 10, 11, "--tv-muted", 600);
+        continue;
+      }
+      const share = shareOf(scores[item.i], scale);
+      pen.globalAlpha = Math.abs(share) * 0.78;
+      pen.fillStyle = of(share < 0 ? "--tv-low" : "--tv-high");
+      pen.fillRect(x0 + item.x, y0 + item.y - 5, item.size, 23);
+      pen.globalAlpha = 1;
+      // The second channel: a line under what is above zero, over what is below.
+      const thick = Math.max(0, Math.abs(share) * 3 - 0.5);
+      pen.fillStyle = of(share < 0 ? "--tv-low-line" : "--tv-high-line");
+      pen.fillRect(x0 + item.x, y0 + item.y + (share < 0 ? -5 : 18 - thick), item.size, thick);
+      write(item.text, x0 + item.x, y0 + item.y + 12, 16, side.special[item.i] ? "--tv-muted" : "--tv-ink");
+    }
+  });
+  let y = 116 + textHeight + 24;
+  if (picture) pen.drawImage(picture, edge, y, width - 2 * edge, chartHeight);
+  y += chartHeight + 12;
+  for (const strip of strips) {
+    const height = (strip.clientHeight * (width - 2 * edge)) / Math.max(strip.clientWidth, 1);
+    pen.drawImage(strip, edge, y, width - 2 * edge, height);
+    y += height + 10;
+  }
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+function loadImage(url) {
+  return new Promise((resolve, reject) => {
+    const image = new Image();
+    image.onload = () => resolve(image);
+    image.onerror = () => reject(new Error("the chart could not be drawn"));
+    image.src = url;
+  });
+}

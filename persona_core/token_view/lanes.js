@@ -1,0 +1,92 @@
+// The lanes under the chart: who speaks, a heat strip for each side (a row a trait, or a row a block), and where there
+// are two sides a strip of their difference. Drawn on canvases, on the timeline's axis.
+
+const ROW = { roomy: 11, tight: 6 }; // px of a row; tight from more than ten rows on
+
+function makeLanes(node) {
+  let lanes = [];
+
+  // kinds: the strips from top to bottom, [{label, rows: [{label, title, colour, scores, shift, chosen}], faint}]
+  function build(strips, { width, ratio, model, scale, colours }) {
+    const roles = make("div", "tv-roles");
+    const parts = strips.map((strip) => {
+      const height = strip.rows.length > 10 ? ROW.tight : ROW.roomy;
+      const lane = make("div", "tv-lane");
+      const names = make("div", "tv-lane-names");
+      for (const row of strip.rows) {
+        const name = make("div", "tv-lane-name");
+        name.style.height = height + "px";
+        name.classList.toggle("tv-chosen", Boolean(row.chosen));
+        const dot = make("span", "tv-dot");
+        dot.style.setProperty("--dot", row.colour);
+        name.append(make("bdi", "", row.label), dot);
+        names.append(name);
+      }
+      const canvas = make("canvas", "tv-heat");
+      canvas.dataset.strip = strip.key;
+      canvas.style.height = height * strip.rows.length + "px";
+      lane.append(names, canvas);
+      const parts = strip.label ? [make("div", "tv-lane-title", strip.label), lane] : [lane];
+      paintStrip(canvas, strip, { width, ratio, height, model, scale, colours });
+      return parts;
+    });
+    node.replaceChildren(roles, ...parts.flat());
+    showRoles(roles, model, width);
+    lanes = parts;
+  }
+
+  return { build };
+}
+
+function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours }) {
+  canvas.width = Math.max(1, Math.round(width * ratio));
+  canvas.height = Math.round(height * strip.rows.length * ratio);
+  const pen = canvas.getContext("2d");
+  const [high, low] = [colours.of("--tv-high"), colours.of("--tv-low")];
+  const n = model.length;
+  // One column a token, or the strongest token of each pixel where there are more tokens than pixels: a spike is
+  // never averaged away.
+  const columns = Math.min(n, canvas.width);
+  strip.rows.forEach((row, r) => {
+    const top = Math.round(r * height * ratio);
+    const bottom = Math.round((r + 1) * height * ratio) - (strip.rows.length > 1 ? Math.ceil(ratio) : 0);
+    for (let column = 0; column < columns; column++) {
+      const from = Math.floor((column * n) / columns);
+      const to = Math.max(from + 1, Math.floor(((column + 1) * n) / columns));
+      let best = 0;
+      for (let place = from; place < to; place++) {
+        const score = row.scores[place - row.shift];
+        if (Math.abs(score) > Math.abs(best)) best = score; // NaN and what is not there compare as false
+      }
+      if (best === 0) continue;
+      const left = Math.round((column * canvas.width) / columns);
+      const right = Math.round(((column + 1) * canvas.width) / columns);
+      pen.globalAlpha = Math.min(Math.abs(best) / scale, 1) * (strip.faint?.(from) ? 0.45 : 1);
+      pen.fillStyle = best < 0 ? low : high;
+      pen.fillRect(left, top, right - left, bottom - top);
+    }
+  });
+}
+
+// Who speaks, on the first side; the sides differ only in the reply.
+function showRoles(lane, model, width) {
+  const side = model.sides[0];
+  const runs = [];
+  let from = 0;
+  for (let i = 1; i <= side.n; i++) {
+    if (i < side.n && side.roles[i] === side.roles[from]) continue;
+    runs.push([side.roles[from], from + side.shift, i + side.shift]);
+    from = i;
+  }
+  lane.replaceChildren(
+    ...runs.map(([role, start, end]) => {
+      // A label that does not fit is left out: its start alone would be a riddle.
+      const fitsLabel = role !== "template" && ((end - start) / model.length) * width > 8 + 6.5 * role.length;
+      const run = make("div", "tv-run", fitsLabel ? role : "");
+      run.dataset.role = role;
+      run.style.left = (100 * start) / model.length + "%";
+      run.style.width = (100 * (end - start)) / model.length + "%";
+      return run;
+    })
+  );
+}

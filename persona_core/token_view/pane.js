@@ -1,0 +1,194 @@
+// One side's conversation as text, token by token.
+
+const WHO = { system: "System", user: "User", assistant: "Assistant", template: "" };
+
+// hooks: onPreview(index | null), onPick(index), onSpan(from, to), onKey(event), onScroll(pane)
+function makePane(hooks) {
+  const element = make("section", "tv-pane");
+  const name = make("h3", "tv-name-line");
+  const status = make("span", "tv-status");
+  const meta = make("p", "tv-meta");
+  const warnings = make("p", "tv-warnings");
+  const says = make("p", "tv-says");
+  const caveats = make("p", "tv-meta");
+  const text = make("div", "tv-text");
+  warnings.setAttribute("role", "note");
+  text.tabIndex = 0;
+  text.setAttribute("role", "group");
+  const top = make("div", "tv-pane-head");
+  const facts = make("div", "tv-facts");
+  facts.append(meta, status);
+  top.append(name, facts, warnings, says, caveats);
+  element.append(top, text);
+
+  let side = null;
+  let spans = []; // one element a token
+  let painted = []; // what each was painted last
+
+  function fill(from) {
+    for (let i = from; i < side.n; i++) {
+      const role = side.roles[i];
+      let section = text.lastElementChild;
+      if (!section || section.dataset.role !== role) {
+        section = make("div", "tv-section");
+        section.dataset.role = role;
+        section.append(make("div", "tv-who", WHO[role] ?? role), make("div", "tv-what"));
+        section.lastElementChild.dir = "auto"; // right-to-left replies read from the right
+        text.append(section);
+      }
+      const span = make("span", side.special[i] ? "tv-tok tv-special" : "tv-tok");
+      span.dataset.i = i;
+      fillToken(span, side.tokens[i]);
+      spans.push(span);
+      section.lastElementChild.append(span);
+    }
+  }
+
+  function show(next, grown, alone) {
+    const before = side;
+    side = next;
+    if (grown) {
+      // The text of the last tokens may still change: a character can span several of them.
+      for (let i = 0; i < before.n; i++) if (before.tokens[i] !== side.tokens[i]) fillToken(spans[i], side.tokens[i]);
+      const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
+      fill(before.n);
+      if (atEnd && before.n < side.n) text.scrollTop = text.scrollHeight;
+    } else {
+      text.replaceChildren();
+      spans = [];
+      painted = [];
+      at = pinned = null;
+      fill(0);
+      text.scrollTop = 0;
+    }
+    name.textContent = side.name;
+    name.hidden = alone;
+    meta.textContent = metaLine(side.meta);
+    status.textContent = side.done ? ENDS[side.finish] ?? "" : "writing";
+    status.dataset.state = side.done ? "done" : "live";
+    element.dataset.state = status.dataset.state;
+    const found = side.warnings ?? [];
+    warnings.textContent = found.length ? "⚠ " + found.join(" ") : "";
+    warnings.hidden = !found.length;
+    text.setAttribute(
+      "aria-label",
+      (alone ? "The conversation" : side.name) + ", token by token. Left and right arrow keys move the cursor."
+    );
+    showMore();
+  }
+
+  // When a trait sets in, in words.
+  function showOnset(trait) {
+    const onset = side.onsets?.[trait];
+    says.textContent = onset ? trait + ": " + onset.says : "";
+    says.hidden = !onset;
+    const known = onset ? side.caveats ?? [] : [];
+    caveats.textContent = known.length ? "About onsets here: " + known.join("; ") : "";
+    caveats.hidden = !known.length;
+  }
+
+  // Colour by hue and strength; a line under (above zero) or over (below zero) the token says the same without colour.
+  function paint(scores, scale) {
+    for (let i = 0; i < side.n; i++) {
+      const share = shareOf(scores[i], scale);
+      const key = share.toFixed(3);
+      if (painted[i] === key) continue;
+      painted[i] = key;
+      spans[i].style.setProperty("--a", Math.abs(share).toFixed(3));
+      spans[i].classList.toggle("tv-low", share < 0);
+    }
+  }
+
+  let at = null;
+  let pinned = null;
+  function moveTo(index, pinnedIndex) {
+    if (at !== spans[index]) {
+      at?.classList.remove("tv-at");
+      at = spans[index] ?? null;
+      at?.classList.add("tv-at");
+    }
+    const next = spans[pinnedIndex] ?? null;
+    if (pinned !== next) {
+      pinned?.classList.remove("tv-pinned");
+      pinned = next;
+      pinned?.classList.add("tv-pinned");
+    }
+  }
+
+  function reveal(index) {
+    const span = spans[index];
+    if (!span) return;
+    const box = text.getBoundingClientRect();
+    const place = span.getBoundingClientRect();
+    if (place.top < box.top + 8) text.scrollTop -= box.top + 24 - place.top;
+    else if (place.bottom > box.bottom - 48) text.scrollTop += place.bottom + 48 - box.bottom; // clear of the fade
+  }
+
+  // ---- pointer, keys, selection ----
+
+  const indexAt = (node) => {
+    const element = node?.nodeType === Node.TEXT_NODE ? node.parentElement : node;
+    const span = element?.closest?.(".tv-tok");
+    return span && text.contains(span) ? Number(span.dataset.i) : null;
+  };
+  text.addEventListener("pointerover", (event) => {
+    if (event.pointerType === "mouse" && side) hooks.onPreview(indexAt(event.target));
+  });
+  text.addEventListener("pointerleave", () => side && hooks.onPreview(null));
+  text.addEventListener("click", (event) => {
+    const index = side ? indexAt(event.target) : null;
+    if (index !== null && getSelection().isCollapsed) hooks.onPick(index);
+  });
+  text.addEventListener("keydown", (event) => {
+    if (!/^(ArrowUp|ArrowDown|PageUp|PageDown)$/.test(event.key)) hooks.onKey(event); // those scroll the text
+  });
+  // Text that is marked, to be copied perhaps, is a span as well.
+  text.addEventListener("pointerup", () => {
+    const marked = getSelection();
+    if (!side || marked.isCollapsed) return;
+    const ends = [indexAt(marked.anchorNode), indexAt(marked.focusNode)];
+    if (ends.includes(null)) return;
+    hooks.onSpan(Math.min(...ends), Math.max(...ends));
+  });
+
+  // ---- scrolling ----
+
+  // The text fades out at the bottom while there is more to scroll to.
+  function showMore() {
+    text.classList.toggle("tv-more", text.scrollHeight - text.scrollTop - text.clientHeight > 4);
+  }
+  new ResizeObserver(showMore).observe(text);
+
+  // The token at the top of what is to be seen, by bisection.
+  function topIndex() {
+    const line = text.getBoundingClientRect().top + 12;
+    let [low, high] = [0, spans.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (spans[middle].getBoundingClientRect().bottom < line) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  let led = false; // scrolled by the other side, not by the user
+  function scrollTopTo(index) {
+    const span = spans[Math.min(Math.max(index, 0), spans.length - 1)];
+    if (!span) return;
+    const target = text.scrollTop + span.getBoundingClientRect().top - text.getBoundingClientRect().top - 12;
+    if (Math.abs(target - text.scrollTop) < 2) return;
+    led = true;
+    text.scrollTop = target;
+  }
+  text.addEventListener(
+    "scroll",
+    () => {
+      showMore();
+      if (led) led = false;
+      else hooks.onScroll();
+    },
+    { passive: true }
+  );
+
+  return { element, text, show, showOnset, paint, moveTo, reveal, topIndex, scrollTopTo };
+}

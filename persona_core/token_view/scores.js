@@ -1,0 +1,116 @@
+// The numbers that are shown. The arithmetic is that of Trace.scores, float32 step by step, so that what is shown and
+// exported is what Python gives, to the fourth decimal.
+
+const UNITS = { z: "standard deviations above neutral", raw: "residual-stream units", cosine: "cosine" };
+const Z_SCALE = 8; // colours reach full strength here, in every trait, so that two pictures can be compared
+
+// Fourth decimal, halves to even, as numpy rounds.
+function rounded(value) {
+  const scaled = value * 1e4;
+  const low = Math.floor(scaled);
+  const rest = scaled - low;
+  const whole = rest < 0.5 ? low : rest > 0.5 ? low + 1 : low % 2 === 0 ? low : low + 1;
+  return whole / 1e4;
+}
+
+function blockOf(model, trait, choices) {
+  return typeof choices.block === "number" ? choices.block : model.best[trait];
+}
+
+// One trait of one side at every token: Float64Array [n], NaN where there is none.
+function scoresOf(model, side, trait, choices, block = blockOf(model, trait, choices)) {
+  const { kind, alignment, smooth } = choices;
+  const key = [trait, kind, block, alignment, smooth].join("\n");
+  let found = side.cache.get(key);
+  if (found === undefined) {
+    found = smoothed(aligned(unitScores(model, side, trait, kind, block), side.alignment, alignment), smooth);
+    for (let i = 0; i < found.length; i++) found[i] = rounded(found[i]);
+    side.cache.set(key, found);
+  }
+  return found;
+}
+
+function unitScores(model, side, trait, kind, block) {
+  const row = model.traits.indexOf(trait);
+  const column = side.blocks.indexOf(block);
+  const out = new Float64Array(side.n).fill(NaN);
+  if (row < 0 || column < 0) return out;
+  const cell = row * side.blocks.length + column;
+  const [mean, std] = [side.null_mean[cell], side.null_std[cell]];
+  for (let i = 0; i < side.n; i++) {
+    const raw = side.raw[cell * side.n + i];
+    if (kind === "raw") out[i] = raw;
+    else if (kind === "z") out[i] = std > 0 ? Math.fround(Math.fround(raw - mean) / std) : NaN;
+    else {
+      const norm = side.norms[column * side.n + i];
+      out[i] = norm === 0 ? 0 : Math.fround(raw / norm);
+    }
+  }
+  return out;
+}
+
+// "at": the state after the token was read; "before": the state that chose it.
+function aligned(scores, own, wanted) {
+  if (own === wanted) return scores;
+  const moved = new Float64Array(scores.length).fill(NaN);
+  if (wanted === "before") moved.set(scores.subarray(0, -1), 1);
+  else moved.set(scores.subarray(1), 0);
+  return moved;
+}
+
+// Mean of each score and up to `window - 1` before it: what comes later never colours what came before.
+function smoothed(scores, window) {
+  if (window <= 1) return scores;
+  return scores.map((score, i) => {
+    if (Number.isNaN(score)) return NaN;
+    const known = [...scores.subarray(Math.max(0, i - window + 1), i + 1)].filter((s) => !Number.isNaN(s));
+    return Math.fround(known.reduce((sum, s) => sum + s, 0) / known.length);
+  });
+}
+
+// Mean over the tokens of a span that have a score.
+function meanOver(scores, from, to) {
+  let [sum, count] = [0, 0];
+  for (let i = Math.max(from, 0); i <= Math.min(to, scores.length - 1); i++)
+    if (!Number.isNaN(scores[i])) [sum, count] = [sum + scores[i], count + 1];
+  return count ? rounded(sum / count) : NaN;
+}
+
+// The score at which colours reach full strength.
+function scaleOf(model, choices, traits) {
+  if (choices.kind === "z" && choices.scale === "fixed") return Z_SCALE;
+  let most = 0;
+  for (const side of model.sides) {
+    // Special tokens and templates can lie far outside of what the text does; the reply decides.
+    const from = side.n > side.n_prompt ? side.n_prompt : 0;
+    for (const trait of traits) {
+      const scores = scoresOf(model, side, trait, choices);
+      for (let i = from; i < side.n; i++) if (!side.special[i] && Math.abs(scores[i]) > most) most = Math.abs(scores[i]);
+    }
+  }
+  if (most === 0) return 1;
+  const step = 10 ** Math.floor(Math.log10(most)); // rounded up to one digit: 0.0234 becomes 0.03
+  return Number((Math.ceil(most / step - 1e-9) * step).toPrecision(6));
+}
+
+// A trace that arrives whole opens on its strongest moment rather than on its last token.
+function peakOf(model, trait, choices) {
+  let best = null;
+  model.sides.forEach((side) => {
+    const scores = scoresOf(model, side, trait, choices);
+    for (let i = side.n_prompt; i < side.n; i++)
+      if (!side.special[i] && scores[i] > (best?.score ?? -Infinity)) best = { score: scores[i], place: i + side.shift };
+  });
+  return best?.place ?? model.length - 1;
+}
+
+// The trait with the highest mean over the reply, or between two sides that with the largest difference of means.
+function mostTelling(model, choices, traits) {
+  let best = null;
+  for (const trait of traits) {
+    const means = model.sides.map((side) => meanOver(scoresOf(model, side, trait, choices), side.n_prompt, side.n - 1));
+    const weight = means.length < 2 ? means[0] : Math.abs(means[1] - means[0]);
+    if (weight > (best?.weight ?? -Infinity)) best = { trait, weight };
+  }
+  return best?.trait ?? null;
+}
