@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import html
+import json
 from typing import Any
 
 import gradio as gr
 from dotenv import load_dotenv
 
 from persona_core.errors import PersonaError
+from persona_core.pages.analysis import AnalysisPage
+from persona_core.pages.api import build_api, mcp_available
+from persona_core.pages.compare import ComparePage
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.live import build_live
+from persona_core.pages.gpu import zero_gpu
+from persona_core.pages.head import head
+from persona_core.pages.live import LivePage
+from persona_core.pages.masthead import TITLE, masthead
+from persona_core.pages.read import ReadPage
+from persona_core.pages.runs import RunsPage
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.theme import CSS, theme
+from persona_core.pages.vectors import VectorsPage
+from persona_core.saved_runs import BASELINE, CONTAMINATED, SavedRuns
 from persona_core.welcome import load_welcome
-
-TITLE = "Persona traits, token by token"
-
-LEDE = (
-    "Each piece of text is coloured by how far the model's inner state leans towards a trait: orange above its neutral "
-    "talk, blue below. Move over the text or drag the slider under the chart; choose another trait with the buttons."
-)
 
 # What every launch shares, the tests' included: nothing recorded, nothing fetched from elsewhere.
 LAUNCH: dict[str, Any] = {
     "theme": theme(),
     "css": CSS,
+    "head": head(),
     "run_history": False,
     "enable_monitoring": False,
     "ssr_mode": False,
     "pwa": False,
     "max_file_size": "1kb",  # nothing here takes a file; an upload is only somebody else's storage
-    "mcp_server": False,
-    "footer_links": ["gradio", "settings"],
+    "mcp_server": mcp_available(),
+    "footer_links": ["api", "gradio", "settings"],
 }
 
 
@@ -45,10 +49,55 @@ def build_demo(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk |
         contaminated: hands out the contaminated model, if there is one.
     """
     welcome = load_welcome(settings.vectors, settings.results)
+    desks = {BASELINE: desk} | ({} if contaminated is None else {CONTAMINATED: contaminated})
+    runs = None if settings.results is None else SavedRuns(settings.results)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
-        gr.HTML(f'<h1>{TITLE}</h1><p class="lede">{LEDE}</p><p>{html.escape(welcome.about)}</p>', elem_id="masthead")
-        build_live(settings, desk, welcome, contaminated)
+        masthead(welcome.about)
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as bar:
+            tabs: list[gr.Tab] = []
+            with gr.Tab("Live", id="live") as tab:
+                tabs.append(tab)
+                live = LivePage(settings, desks, welcome)
+            with gr.Tab("Compare", id="compare") as tab:
+                tabs.append(tab)
+                compare = ComparePage(settings, desks, runs, tab, welcome.first)
+            with gr.Tab("Read a text", id="read") as tab:
+                tabs.append(tab)
+                ReadPage(settings, desks)
+            if runs is not None:
+                with gr.Tab("Runs", id="runs") as tab:
+                    tabs.append(tab)
+                    RunsPage(tab, runs)
+                with gr.Tab("When / How / Where", id="analysis") as tab:
+                    tabs.append(tab)
+                    AnalysisPage(tab, runs)
+            with gr.Tab("Vectors", id="vectors") as tab:
+                tabs.append(tab)
+                VectorsPage(settings, tab)
+        build_api(settings, desks)
+        _keep_link(demo, bar, tabs, live, compare)
     return demo.queue(max_size=settings.max_queue, default_concurrency_limit=1)
+
+
+def _keep_link(demo: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: LivePage, compare: ComparePage) -> None:
+    """The page's address follows what is shown, and a link brings it back (pages/link.js)."""
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    for tab in tabs:
+        tab.select(None, None, None, js=f"() => personaLink.opened({json.dumps(tab.id)})", **quiet)
+    asked = gr.JSON(visible="hidden", elem_id="asked")
+    opened = demo.load(None, None, asked, js="() => personaLink.asked()", **quiet)
+
+    def restore(query: Any, live_ticket: Any, compare_ticket: Any) -> tuple[Any, ...]:
+        query = query if isinstance(query, dict) else {}
+        chosen = gr.Tabs(selected=query["tab"]) if query.get("tab") in [tab.id for tab in tabs] else gr.skip()
+        found = live.restore(query if query.get("tab", "live") == "live" else {}, live_ticket)
+        return chosen, *found, *compare.restore(query if query.get("tab") == "compare" else {}, compare_ticket)
+
+    restored = opened.then(
+        restore, [asked, live.counter.ticket, compare.counter.ticket], [bar, *live.restored, *compare.restored], **quiet
+    )
+    live.run_after(restored)
+    compare.run_after(restored)
 
 
 def main() -> None:
@@ -57,9 +106,13 @@ def main() -> None:
     try:
         settings = AppSettings.from_environment()
         contaminated = ModelDesk.from_settings(settings, contaminated=True) if settings.adapter else None
-        demo = build_demo(settings, ModelDesk.from_settings(settings), contaminated)
+        desk = ModelDesk.from_settings(settings)
+        demo = build_demo(settings, desk, contaminated)
     except PersonaError as error:
         raise SystemExit(str(error)) from error
+    if zero_gpu():  # a process that is forked for the GPU has the models that its parent has loaded
+        for one in filter(None, (desk, contaminated)):
+            one.monitor()
     try:
         demo.launch(server_name=settings.host, server_port=settings.port, **LAUNCH)
     except OSError as error:  # the port is taken, or the host is not ours

@@ -131,10 +131,10 @@ Row b of a tensor belongs to the output of block b; blocks are numbered from 0 i
 neutral: compare with the null, or use z scores.
 """,
         notes,
-        _overview(vectors),
+        overview(vectors),
         _token_table(vectors),
         f"## Controls\n\n{CONTROLS}\n",
-        *(_trait_section(vectors, trait, pictures) for trait in vectors.traits),
+        *(trait_section(vectors, trait, pictures) for trait in vectors.traits),
         _cosines(vectors, pictures),
         f"""## Null
 
@@ -187,7 +187,8 @@ def text(value: object) -> str:
     return html.escape(one_line, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
 
 
-def _overview(vectors: PersonaVectors) -> str:
+def overview(vectors: PersonaVectors) -> str:
+    """All traits in one table, as Markdown, with what its columns mean."""
     validation = vectors.config.get("validation", {})
     if not any("auroc" in validation.get(t, {}) for t in vectors.traits):
         return "## How well they read\n\nThese vectors were not validated: nothing here says whether to believe them.\n"
@@ -225,7 +226,8 @@ questions.
 """
 
 
-def _trait_section(vectors: PersonaVectors, trait: str, pictures: Sequence[str]) -> str:
+def trait_section(vectors: PersonaVectors, trait: str, pictures: Sequence[str] = ()) -> str:
+    """A trait's validation as Markdown: what it fails, its figures; "" where it was not validated."""
     f = vectors.config.get("validation", {}).get(trait, {})
     if "auroc" not in f:
         return ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.hub import fetch, split_revision
 from persona_core.results import load_row
+from persona_core.saved_runs import SavedRuns
 from persona_core.token_view.payload import Payload, trace_payload
 from persona_core.trace import Trace
 
@@ -48,12 +49,43 @@ class First:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The saved reply that is seen first.
+
+    Attributes:
+        config, id: where it is in the results.
+        messages: the conversation, the reply included.
+        trace: of the reply.
+        view: its payload.
+    """
+
+    config: str
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    trace: Trace
+    view: Payload
+
+
+@dataclass(frozen=True)
 class Welcome:
     """What the app opens with. All of it may be empty."""
 
     about: str = ""
     examples: tuple[Example, ...] = ()
-    first_view: Payload | None = None
+    first: Opening | None = None
+
+    @property
+    def first_view(self) -> Payload | None:
+        return None if self.first is None else self.first.view
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Those of the first reply, the one that it shows most first."""
+        if self.first is None:
+            return ()
+        trace = self.first.trace
+        means = {t: float(trace.scores(t, trace.default_kind)[trace.own].mean()) for t in trace.traits if trace.own}
+        return tuple(sorted(trace.traits, key=lambda t: -means.get(t, 0.0)))
 
 
 def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welcome:
@@ -70,7 +102,7 @@ def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welc
         CorruptFile: a file that exists but does not hold what it must.
 
     >>> load_welcome("no-such-folder/anywhere/at/all")
-    Welcome(about='', examples=(), first_view=None)
+    Welcome(about='', examples=(), first=None)
     """
     found = _read(vectors)
     if found is None:
@@ -86,7 +118,7 @@ def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welc
             f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system', 'first' has 'config', 'id' and perhaps "
             f"'title': {error}"
         ) from error
-    return Welcome(about, examples, None if results is None else _first_view(first, results))
+    return Welcome(about, examples, None if results is None else _opening(first, results))
 
 
 def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first: First | None = None) -> None:
@@ -97,7 +129,7 @@ def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example],
     (Path(folder) / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _first_view(first: First | None, results: str | Path) -> Payload | None:
+def _opening(first: First | None, results: str | Path) -> Opening | None:
     """The chosen row, or the first one that there is; None where there are no results."""
     source, revision = split_revision(str(results))
     places = [First(config, None) for config in CONFIGS]
@@ -106,8 +138,12 @@ def _first_view(first: First | None, results: str | Path) -> Payload | None:
             row = load_row(source, place.config, place.id, revision)
         except NotFound as error:
             logger.info("No first view there: %s", error)
-        else:
-            return trace_payload(Trace.from_row(row), title=place.title)
+            continue
+        trace = Trace.from_row(row)
+        onsets = SavedRuns(str(results)).onsets(place.config, row["id"])
+        view = trace_payload(trace, name=place.config, title=place.title, onsets=onsets)
+        messages = (*row["messages"], {"role": "assistant", "content": row["response"]})
+        return Opening(place.config, row["id"], messages, trace, view)
     logger.warning("No first view: %s holds none of the configs %s.", results, ", ".join(CONFIGS))
     return None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from persona_core.errors import PersonaError
+from persona_core.errors import NotFound, PersonaError
 from persona_core.pages.settings import AppSettings
 
 if TYPE_CHECKING:
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NUMBERS = itertools.count()
+_DESKS: dict[int, ModelDesk] = {}
+
 
 class ModelDesk:
     """Hands out the monitor; whoever asks before it is loaded waits for it.
+
+    A desk that is pickled is its number: a process that was forked from this one finds its own copy by it, with the
+    model that was loaded before the fork.
 
     Args:
         load: makes the monitor. Called in a thread, and again after a failure (the Hub was down, say).
@@ -32,24 +39,17 @@ class ModelDesk:
         self._load = load
         self._lock = threading.Lock()
         self._future: Future[PersonaMonitor] | None = None
+        self._number = next(_NUMBERS)
+        _DESKS[self._number] = self
+
+    def __reduce__(self) -> tuple[Callable[[int], ModelDesk], tuple[int]]:
+        return _DESKS.__getitem__, (self._number,)
 
     @classmethod
     def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> ModelDesk:
         """A desk for the baseline, or for the baseline with the adapter. The loading thread imports torch."""
-
-        def load() -> PersonaMonitor:
-            from persona_core.hub import split_revision
-            from persona_core.models import load_model
-            from persona_core.monitor import PersonaMonitor
-            from persona_core.vectors import PersonaVectors
-
-            vectors = PersonaVectors.from_pretrained(*split_revision(settings.vectors))
-            name, revision = split_revision(settings.model)
-            adapter, adapter_revision = split_revision(settings.adapter or "") if contaminated else (None, None)
-            lm = load_model(name, revision=revision, adapter=adapter, adapter_revision=adapter_revision)
-            return PersonaMonitor(lm, vectors)
-
-        return cls(load)
+        adapter = settings.adapter if contaminated else None
+        return cls(lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks))
 
     @property
     def ready(self) -> bool:
@@ -81,3 +81,28 @@ class ModelDesk:
         except BaseException as error:  # handed to whoever waits for the monitor
             logger.exception("The model could not be loaded")
             future.set_exception(error)
+
+
+def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> PersonaMonitor:
+    """A monitor with its onset detectors, where there are any beside the vectors.
+
+    Args:
+        model, adapter, vectors: Hub ids, also with "@" and a revision, or folders.
+        blocks: "best" or "all".
+    """
+    from persona_core.analysis.detectors import Detectors
+    from persona_core.hub import split_revision
+    from persona_core.models import load_model
+    from persona_core.monitor import PersonaMonitor
+    from persona_core.vectors import PersonaVectors
+
+    known = PersonaVectors.from_pretrained(*split_revision(vectors))
+    detectors: Any = None
+    try:
+        detectors = Detectors.from_pretrained(*split_revision(vectors))
+    except NotFound as error:
+        logger.info("No onset detectors: %s", error)
+    name, revision = split_revision(model)
+    adapter_name, adapter_revision = split_revision(adapter) if adapter else (None, None)
+    lm = load_model(name, revision=revision, adapter=adapter_name, adapter_revision=adapter_revision)
+    return PersonaMonitor(lm, known, blocks, detectors)

@@ -1,268 +1,254 @@
-"""The live page: type or pick a prompt, and read the model's reply token by token while it is written."""
+"""The live page: talk with a model, read its reply token by token as it writes, and go on otherwise from any token."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import gradio as gr
 
-from persona_core.errors import PersonaError, PromptError, SettingError
+from persona_core.errors import PersonaError
+from persona_core.pages.asked import ACTIONS, STRONGEST
+from persona_core.pages.conversation import Asked, Chat, linked, plan_of
 from persona_core.pages.desk import ModelDesk
+from persona_core.pages.queue import MODEL_QUEUE, Deadline
 from persona_core.pages.settings import AppSettings
+from persona_core.pages.streaming import write
+from persona_core.pages.ticket import Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
-from persona_core.token_view import Payload, trace_payload
+from persona_core.saved_runs import BASELINE, SIDES
+from persona_core.token_view import Payload
 from persona_core.welcome import Example, Welcome
-
-if TYPE_CHECKING:
-    from persona_core.monitor import PersonaMonitor
 
 logger = logging.getLogger(__name__)
 
-MODEL_QUEUE = "model"
-"""The concurrency id of every event that runs the model: one run at a time."""
+TAB = "live"
+LOADING = "The model is loading. This happens once, after a start."
+KEPT = 3600
+"""Seconds for which a conversation is kept while the page stays open and nothing happens in it."""
+_EMPTY = "No trace yet.\nType a message, or pick an example, and press Send."
+_QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_BRANCHING = (
+    "Put the cursor on a token of the reply and press **Branch here** beside the text. The model goes on from that "
+    "token with one trait changed, and the branch stands beside the original."
+)
 
-SIDES = ("baseline", "contaminated")
-SECONDS_BETWEEN_PAYLOADS = 0.1
-_EMPTY = "No trace yet.\nType a prompt, or pick an example, and press Generate."
 
+class LivePage:
+    """The page's components and events, added to the tab that is being built.
 
-def build_live(settings: AppSettings, desk: ModelDesk, welcome: Welcome, contaminated: ModelDesk | None = None) -> None:
-    """Add the page's components and events to the Blocks that is being built."""
-    longest = settings.max_prompt_chars
-    first = welcome.examples[0] if welcome.examples else Example("", "")  # so that the first click gives a reply
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=1, min_width=300, elem_id="controls"):
-            prompt = gr.Textbox(
-                first.user,
-                label="Prompt",
-                placeholder="Ask something",
-                lines=3,
-                max_lines=12,
-                max_length=longest,
-                elem_id="prompt",
-            )
-            system = gr.Textbox(
-                first.system,
-                label="System prompt (optional)",
-                lines=2,
-                max_lines=8,
-                max_length=longest,
-                elem_id="system",
-            )
-            side = gr.Radio(
-                SIDES,
-                value=SIDES[0],
-                label="Model",
-                info="The contaminated one is the baseline after a fine-tune that moved its traits",
-                visible=contaminated is not None,
-                elem_id="side",
-            )
-            with gr.Row():
-                run = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
-                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
-            notice = notice_component(elem_id="notice")
-            with gr.Accordion("Settings", open=False):
-                length = gr.Slider(
-                    1,
-                    settings.max_new_tokens,
-                    value=min(160, settings.max_new_tokens),
-                    step=1,
-                    label="Longest reply, tokens",
+    Args:
+        settings: limits.
+        desks: side -> where its model is handed out.
+        welcome: examples, and what is seen first.
+    """
+
+    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk], welcome: Welcome) -> None:
+        self.settings, self.desks, self.traits = settings, desks, welcome.traits
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=300, elem_id="controls"):
+                self._controls(welcome)
+            with gr.Column(scale=3, min_width=340):
+                self.view = token_view_component(
+                    welcome.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
                 )
-                temperature = gr.Slider(
-                    0,
-                    1.5,
-                    value=0.7,
-                    step=0.05,
-                    label="Temperature",
-                    info="0 always takes the likeliest token",
-                )
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, same reply")
-            if welcome.examples:
-                gr.Examples(
-                    [[example.user, example.system] for example in welcome.examples],
-                    [prompt, system],
-                    example_labels=[example.label for example in welcome.examples],
-                    cache_examples=False,
-                    examples_per_page=24,
-                    label="Examples",
-                    api_visibility="private",
-                )
-        with gr.Column(scale=3, min_width=340):
-            view = token_view_component(welcome.first_view, empty_text=_EMPTY, elem_id="view")
-    # In the browser alone: a notice is about the prompt that was there, and goes when it changes.
-    for box in (prompt, system):
-        box.change(None, None, notice, js="() => ''", queue=False, show_progress="hidden", api_visibility="private")
-    ticket = gr.State(None)  # this visitor's newest run, a Ticket
-    # A state is looked up when a job begins, a component's value is sent when it joins the queue: by this number a job
-    # that waited knows whether it is still the newest.
-    press = gr.Number(0, visible="hidden", elem_id="press")
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        self.chat = gr.State(Chat.of_opening(welcome.first), time_to_live=KEPT)
+        self.counter = Counter([self.send], self.stop, self.notice, "press")
+        self.fields = [self.side, self.prompt, self.system, self.length, self.temperature, self.seed]
+        self.change = [self.trait, self.action, self.amount]
+        self._events()
 
-    # 1. A ticket, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
-    asked = gr.on([run.click, prompt.submit], _ask, ticket, [ticket, press, notice, run, stop], **quiet)
-    # 2. The run, when the model is free. "multiple": a press after a Stop must not be dropped for the one that waits.
-    running = asked.then(
-        _generator(settings, desk, contaminated),
-        [prompt, system, length, temperature, seed, press, ticket, side],
-        [view, notice, run, stop],
-        trigger_mode="multiple",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    # 3. The buttons again, also after a run that failed.
-    running.then(_buttons, ticket, [run, stop], **quiet)
-    # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
-    stop.click(_stop, ticket, [notice, run, stop], **quiet)
+    # ---- components ----
 
+    def _controls(self, welcome: Welcome) -> None:
+        longest = self.settings.max_prompt_chars
+        first = welcome.examples[0] if welcome.examples else Example("", "")  # so that the first click gives a reply
+        self.prompt = gr.Textbox(
+            first.user,
+            label=Chat().label,
+            placeholder="Ask something",
+            lines=3,
+            max_lines=12,
+            max_length=longest,
+            elem_id="prompt",
+        )
+        self.system = gr.Textbox(
+            first.system,
+            label="System prompt (optional)",
+            lines=2,
+            max_lines=8,
+            max_length=longest,
+            elem_id="system",
+        )
+        self.side = gr.Radio(
+            SIDES,
+            value=BASELINE,
+            label="Model",
+            info="The contaminated one is the baseline after a fine-tune that moved its traits",
+            visible=len(self.desks) > 1,
+            elem_id="side",
+        )
+        with gr.Row():
+            self.send = gr.Button("Send", variant="primary", elem_id="generate", min_width=120)
+            self.stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
+        with gr.Row():
+            self.edit = gr.Button("Edit last message", size="sm", elem_id="edit", min_width=120)
+            self.new = gr.Button("New chat", size="sm", elem_id="new-chat", min_width=80)
+        self.notice = notice_component(elem_id="notice")
+        with gr.Accordion("Settings", open=False):
+            most = self.settings.max_new_tokens
+            self.length = gr.Slider(1, most, value=min(160, most), step=1, label="Longest reply, tokens")
+            self.temperature = gr.Slider(
+                0, 1.5, value=0.7, step=0.05, label="Temperature", info="0 always takes the likeliest token"
+            )
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, same reply")
+        with gr.Accordion("Branch", open=False, elem_id="branching"):
+            gr.Markdown(_BRANCHING)
+            traits = list(welcome.traits)
+            self.trait = gr.Dropdown(
+                traits, value=next(iter(traits), None), label="Trait", elem_id="branch-trait", allow_custom_value=False
+            )
+            self.action = gr.Radio(
+                ACTIONS,
+                value=ACTIONS[2],
+                label="Action",
+                info="add: moved by the amount. remove: nothing of it is left. cap: held at the amount or below",
+                elem_id="branch-action",
+            )
+            self.amount = gr.Slider(
+                -STRONGEST, STRONGEST, value=1, step=0.5, label="Amount, standard deviations", elem_id="branch-amount"
+            )
+        self.examples = None
+        if welcome.examples:
+            self.examples = gr.Examples(
+                [[example.user, example.system] for example in welcome.examples],
+                [self.prompt, self.system],
+                example_labels=[example.label for example in welcome.examples],
+                cache_examples=False,
+                examples_per_page=24,
+                label="Examples",
+                api_visibility="private",
+            )
 
-@dataclass
-class Ticket:
-    """One press on Generate: waiting, then begun, then done; `stop` ends it at any time."""
+    # ---- events ----
 
-    number: int = 1
-    stop: threading.Event = field(default_factory=threading.Event)
-    begun: bool = False
-    done: bool = False
+    def _events(self) -> None:
+        # In the browser alone: a notice is about the message that was there, and goes when it changes.
+        for box in (self.prompt, self.system):
+            box.change(None, None, self.notice, js="() => ''", **_QUIET)
+        # 1. A ticket, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
+        pressed = partial(gr.on, [self.send.click, self.prompt.submit])
+        sent = self.counter.press_event(pressed, self._ask, self.fields)
+        branched = self.counter.press_event(self.view.branch, self._ask_branch, self.change)
+        for asked in (sent, branched):
+            self.run_after(asked)
+        self.edit.click(self._edit, self.chat, [self.chat, self.prompt, self.notice], **_QUIET)
+        self.new.click(lambda: (Chat(), gr.Textbox("", label=Chat().label), ""), None,
+                       [self.chat, self.prompt, self.notice], **_QUIET)  # fmt: skip
+        if self.examples is not None:  # an example is the beginning of a chat
+            self.examples.load_input_event.then(
+                lambda: (Chat(), gr.Textbox(label=Chat().label)), None, [self.chat, self.prompt], **_QUIET
+            )
 
-    @property
-    def under_way(self) -> bool:
-        return self.begun and not self.done
+    def run_after(self, asked: Any) -> None:
+        """The run, once the model is free, and the buttons after it; also where the run fails."""
+        running = asked.then(
+            self.run,
+            [self.counter.press, self.counter.ticket, self.chat],
+            [self.view, self.notice, self.chat, self.prompt, self.trait, *self.counter.buttons],
+            trigger_mode="multiple",  # a press after a Stop must not be dropped for the one that waits
+            concurrency_limit=1,
+            concurrency_id=MODEL_QUEUE,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        self.counter.free_after(running)
 
+    def _ask(self, ticket: Ticket | None, side: Any, *values: Any) -> tuple[Any, ...]:
+        return self.counter.take(ticket, Asked(side if side in self.desks else BASELINE, values))
 
-def _ask(ticket: Ticket | None) -> tuple[Any, ...]:
-    if ticket is not None and ticket.under_way:
-        return ticket, gr.skip(), "A reply is being written. Press Stop first.", *_buttons(ticket)
-    new = Ticket() if ticket is None else Ticket(ticket.number + 1)
-    return new, new.number, "Waiting for the model ...", *_buttons(new)
+    def _ask_branch(
+        self, ticket: Ticket | None, trait: Any, action: Any, amount: Any, event: gr.EventData
+    ) -> tuple[Any, ...]:
+        where = event._data if isinstance(event._data, dict) else {}
+        at = where.get("side"), where.get("at")
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**31 for n in at):
+            return self.counter.refuse(ticket, "Put the cursor on a token of the reply first.")
+        return self.counter.take(ticket, Asked("", (trait, action, amount), at))  # type: ignore[arg-type]
 
+    @staticmethod
+    def _edit(chat: Chat) -> tuple[Any, ...]:
+        before, message = chat.without_last()
+        if not message:
+            return gr.skip(), gr.skip(), "Nothing has been said in this chat yet."
+        return before, gr.Textbox(message, label=before.label), ""
 
-def _stop(ticket: Ticket | None) -> tuple[Any, ...]:
-    if ticket is None:
-        return gr.skip(), *_buttons(None)
-    ticket.stop.set()
-    if ticket.under_way:
-        return gr.skip(), gr.skip(), gr.skip()  # the run hands over its last trace and then the buttons
-    ticket.done = True
-    return "Stopped before it began.", *_buttons(ticket)
-
-
-def _buttons(ticket: Ticket | None) -> tuple[Any, Any]:
-    """Generate is off while a reply is being written; Stop is on from the press on Generate to the end."""
-    under_way = ticket is not None and ticket.under_way
-    return gr.Button(interactive=not under_way), gr.Button(interactive=ticket is not None and not ticket.done)
-
-
-def _generator(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk | None = None) -> Any:
-    """The event handler that streams a reply: yields (payload or no change, notice)."""
-
-    def generate(
-        prompt: str,
-        system: str,
-        length: float,
-        temperature: float,
-        seed: float | None,
-        press: float,
-        ticket: Ticket | None,
-        side: str = SIDES[0],
-    ) -> Iterator[tuple[Any, ...]]:
-        if ticket is None or ticket.number != press or ticket.begun or ticket.stop.is_set():
+    def run(self, press: float, ticket: Ticket | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
+        """Stream what the ticket asks for: values of view, notice, chat, prompt, trait and the buttons."""
+        skip, same = gr.skip(), self.counter.same()
+        if ticket is None or not ticket.valid(press):
             # Stopped while it waited, followed by a newer press, or pressed again while it ran.
-            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            yield skip, skip, skip, skip, skip, *same
             return
         payload: Payload | None = None
-        begun = False
         ticket.begun = True
-        same = gr.skip(), gr.skip()
+        asked: Asked | None = ticket.what
         try:
-            yield gr.skip(), "", *_buttons(ticket)
-            messages = _messages(prompt, system, settings.max_prompt_chars)
-            chosen = contaminated if side == SIDES[1] and contaminated is not None else desk
-            if not chosen.ready:
-                yield gr.skip(), "The model is loading. This happens once, after a start.", *same
-            for payload in stream_payloads(
-                chosen.monitor(),
-                messages,
-                ticket.stop,
-                max_new_tokens=min(_length(length), settings.max_new_tokens),
-                temperature=temperature,
-                seed=_seed(seed),
-            ):
-                # Only the first and the last take a notice away: one that comes in between ("Press Stop first.")
-                # would be gone within a token.
-                clears = payload["done"] or not begun
-                begun = True
-                yield payload, "" if clears else gr.skip(), *same
+            yield skip, "", skip, skip, skip, *self.counter.states(ticket)
+            deadline = Deadline(self.settings.max_seconds, ticket.stop)
+            while asked is not None and not deadline.is_set():
+                desk = self.desks.get(chat.side if asked.at else asked.side, self.desks[BASELINE])
+                if not desk.ready:
+                    yield skip, LOADING, skip, skip, skip, *same
+                plan = plan_of(desk, asked, chat, self.settings)
+                for progress in write([plan.writing], deadline, plan.beside):
+                    # Only the first takes a notice away: one that comes in between ("Press Stop first.") would be gone
+                    # within a token.
+                    notice = skip if payload else ""
+                    payload = progress.payload | {"link": dict(plan.link), "focus": asked.at and asked.at[1]}
+                    if progress.ended:
+                        chat = plan.after(*progress.traces)
+                        box = gr.Textbox(label=chat.label) if asked.at else gr.Textbox("", label=chat.label)
+                        yield payload, deadline.notice, chat, box, gr.Dropdown(payload["traits"]), *same
+                    else:
+                        yield payload, notice, skip, skip, skip, *same
+                asked = asked.then
         except PersonaError as error:
-            yield _ended(payload), str(error), *same
-        except Exception as error:  # the visitor sees that it failed, and the log says why
-            logger.exception("A run failed")
-            yield _ended(payload), f"The run failed ({type(error).__name__}). The app's log has the details.", *same
+            yield _ended(payload), str(error), skip, skip, skip, *same
+        except Exception as error:
+            logger.exception("A reply failed")
+            text = f"The reply failed ({type(error).__name__}). The server's log says more; please try again."
+            yield _ended(payload), text, skip, skip, skip, *same
         finally:
             ticket.done = True
 
-    return generate
+    # ---- a link ----
+
+    @property
+    def restored(self) -> list[Any]:
+        """The components that `restore` gives values for."""
+        return [self.side, self.prompt, self.system, *self.change, self.chat, *self.counter.asked]
+
+    def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
+        """Values of `restored` for the query of a link, with a ticket for what it asks for."""
+        found = linked(query)
+        if found is None or found[1].side not in ("", *self.desks):
+            return tuple(gr.skip() for _ in self.restored)
+        before, asked = found
+        skip = gr.skip()
+        branch = asked if asked.at else asked.then
+        # What a field cannot hold is an error of the run, in words, and not one of the field.
+        change = branch.values if branch and branch.values[0] in self.traits and branch.values[1] in ACTIONS else ()
+        fields = (skip, skip, skip) if asked.at else (asked.side, asked.values[0], asked.values[1])
+        taken = self.counter.take(ticket, asked)
+        return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken
 
 
 def _ended(payload: Payload | None) -> Any:
-    """What the view shows after a failure: the trace so far, or what it showed before."""
-    return gr.skip() if payload is None else {**payload, "done": True, "finish_reason": "stopped"}
-
-
-def stream_payloads(
-    monitor: PersonaMonitor, messages: list[dict[str, str]], stopped: threading.Event, **settings: Any
-) -> Iterator[Payload]:
-    """Payloads of a growing reply, about ten a second, and a last one that is complete.
-
-    Args:
-        monitor: reads the model while it writes.
-        messages: the conversation up to the reply.
-        stopped: once set, the run ends at its next token; the trace so far is the last payload.
-        settings: arguments of `PersonaMonitor.stream`.
-    """
-    # Closed at the end in any case, also when the visitor leaves: the model is then free for the next run.
-    with closing(monitor.stream(messages, **settings)) as steps:
-        last = -SECONDS_BETWEEN_PAYLOADS
-        for step in steps:
-            now = time.monotonic()
-            if step.finish is not None or stopped.is_set():
-                yield trace_payload(step.trace())
-                return
-            if now - last >= SECONDS_BETWEEN_PAYLOADS:
-                last = now
-                yield trace_payload(step.trace(), done=False)
-
-
-def _messages(prompt: str, system: str, longest: int) -> list[dict[str, str]]:
-    for name, text in (("prompt", prompt), ("system prompt", system)):
-        if not isinstance(text, str):
-            raise PromptError(f"The {name} is not a text.")
-        if len(text) > longest:
-            raise PromptError(f"The {name} has {len(text)} characters; this app takes at most {longest}. Shorten it.")
-    if not prompt.strip():
-        raise PromptError("The prompt is empty. Type something, or pick an example.")
-    messages = [{"role": "user", "content": prompt}]
-    return [{"role": "system", "content": system}, *messages] if system.strip() else messages
-
-
-def _seed(seed: float | None) -> int | None:
-    """A cleared field draws a seed; the trace then says which."""
-    if seed is None:
-        return None
-    if not isinstance(seed, (int, float)) or not 0 <= seed < 2**53 or seed != int(seed):
-        raise SettingError("The seed is a whole number from 0, or empty to draw one.")
-    return int(seed)
-
-
-def _length(length: float) -> int:
-    if not isinstance(length, (int, float)) or not 1 <= length < 2**31:
-        raise SettingError("The longest reply is a whole number of tokens from 1.")
-    return int(length)
+    """What there is of a reply that broke off, no longer "writing"."""
+    if payload is None:
+        return gr.skip()
+    sides = [side | {"done": True, "finish": side["finish"] or "stopped"} for side in payload["sides"]]
+    return payload | {"sides": sides}

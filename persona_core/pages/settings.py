@@ -23,8 +23,12 @@ class AppSettings:
             which "none" says.
         vectors: persona vectors of the baseline (PERSONA_VECTORS).
         results: dataset that the first view is from (PERSONA_RESULTS); None, or "none": the app opens empty.
+        blocks: "all", or "best" to read each trait at its best block only, which is less to hold and to send
+            (PERSONA_BLOCKS); "best" is the default of a model of one's own.
         max_new_tokens: the longest reply that a visitor can ask for (PERSONA_MAX_NEW_TOKENS).
         max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
+        max_read_chars: the longest text that a visitor can have read, in characters (PERSONA_MAX_READ_CHARS).
+        max_seconds: how long one run may hold the model (PERSONA_MAX_SECONDS); it then ends with what it has.
         max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are turned away.
         host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
     """
@@ -33,8 +37,11 @@ class AppSettings:
     adapter: str | None = str(ARTIFACTS / "persona-tiny-contaminated")
     vectors: str = str(ARTIFACTS / "persona-vectors-persona-tiny")
     results: str | None = str(ARTIFACTS / "persona-monitoring-persona-tiny")
+    blocks: str = "all"
     max_new_tokens: int = 256
     max_prompt_chars: int = 4000
+    max_read_chars: int = 20000
+    max_seconds: int = 120
     max_queue: int = 20
     host: str | None = None
     port: int | None = None
@@ -62,7 +69,9 @@ class AppSettings:
         if isinstance(port, int) and port > 65535:
             raise SettingError(f"PERSONA_PORT={port}; expected a port, 1 to 65535.")
         if "model" in found:  # what ships belongs to the model that ships
-            found = {"adapter": None, "results": None, **found}
+            found = {"adapter": None, "results": None, "blocks": "best", **found}
+        if found.get("blocks", "all") not in ("all", "best"):
+            raise SettingError(f"PERSONA_BLOCKS={found['blocks']!r}; expected 'all' or 'best'.")
         return cls(**found)  # type: ignore[arg-type]
 
 

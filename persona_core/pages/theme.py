@@ -15,18 +15,39 @@ CSS = """
 .gradio-container { width: 100%; max-width: 1560px !important; margin-inline: auto !important; }
 #masthead h1 { font-size: 22px; font-weight: 650; letter-spacing: -0.01em; margin: 4px 0 2px; }
 #masthead p {
-  font-size: 14px; line-height: 1.5; max-width: 110ch; margin: 0; color: var(--body-text-color-subdued);
+  font-size: 14px; line-height: 1.5; max-width: 120ch; margin: 0; color: var(--body-text-color-subdued);
 }
 #masthead .lede { font-size: 15.5px; color: var(--body-text-color); margin-bottom: 4px; }
-#controls { gap: 12px; }
-#view > .html-container, #masthead > .html-container, #notice > .html-container { padding: 0; }
-#notice:has(.notice[hidden]) { display: none; }
+#masthead .tour-start {
+  border: 0; padding: 0 2px; background: none; color: var(--body-text-color); font: inherit; font-weight: 600;
+  text-decoration: underline; text-underline-offset: 3px; cursor: pointer;
+}
+#controls, #read-controls { gap: 12px; }
+.html-container { padding: 0 !important; }
+#notice:has(.notice[hidden]), #compare-notice:has(.notice[hidden]), #read-notice:has(.notice[hidden]),
+#runs-notice:has(.notice[hidden]) { display: none; }
 .notice {
   margin: 0; padding: 9px 12px; border-radius: 8px; overflow-wrap: anywhere;
   font-size: 14px; line-height: 1.45;
   border: 1px solid #d9a441; background: #fff7e6; color: #5c3d00;
 }
 .dark .notice { border-color: #7a5a14; background: #2b2210; color: #ffdf9e; }
+.tour-card {
+  position: fixed; z-index: 1000; inset-block-end: 20px; inset-inline: 0; margin-inline: auto;
+  width: min(430px, calc(100vw - 32px)); padding: 18px 20px; border-radius: 12px;
+  background: #1a2130; color: #ffffff; box-shadow: 0 12px 40px rgba(0, 0, 0, 0.35); text-align: start;
+}
+.dark .tour-card { background: #e8ecf3; color: #151a22; }
+.tour-count { margin: 0; font-size: 12px; opacity: 0.85; }
+.tour-title { margin: 2px 0 6px; font-size: 17px; font-weight: 650; color: inherit; }
+.tour-text { margin: 0 0 14px; font-size: 14px; line-height: 1.5; }
+.tour-card button {
+  padding: 7px 16px; margin-inline-end: 8px; border-radius: 7px; font: 600 14px/1.4 inherit; cursor: pointer;
+  border: 1px solid currentColor; background: transparent; color: inherit;
+}
+.tour-card .tour-next { background: #ffffff; color: #1a2130; }
+.dark .tour-card .tour-next { background: #151a22; color: #ffffff; }
+.tour-target { outline: 3px solid #d98300; outline-offset: 4px; border-radius: 8px; }
 """
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import gradio as gr
@@ -16,9 +18,13 @@ PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 _MOUNT = """
 const view = mountTokenView(element, {{
   plotlyUrl: {plotly_url},
+  shellUrl: {shell_url},
   emptyText: {empty_text},
-  onPin: (index) => trigger('pin', {{ index }}),
+  onState: (state) => personaLink.changed({tab}, state, props.value?.link),
+  onBranch: {branch},
+  link: personaLink.address,
 }});
+personaLink.register({tab}, view);
 view.update(props.value);
 watch('value', () => view.update(props.value));
 """
@@ -34,27 +40,46 @@ watch('value', show);
 """
 
 
-def token_view_component(value: Payload | None = None, *, empty_text: str = "", elem_id: str | None = None) -> gr.HTML:
+def token_view_component(
+    value: Payload | None = None, *, tab: str, elem_id: str, empty_text: str = "", branch: bool = False
+) -> gr.HTML:
     """The token view; its value is a payload, and each new payload redraws only what changed.
 
-    Pinning a token triggers the event `pin` with `{"index": i}`; without a listener nothing is sent.
+    Its scripts and styles are in the page's head (`persona_core.pages.head`).
+
+    Args:
+        value: what it opens on.
+        tab: id of the tab that it is in; its choices are in the page's address while that tab is open.
+        elem_id: of the component.
+        empty_text: what stands there before there is anything.
+        branch: whether there is a button that triggers the event `branch` with `{"side": s, "at": t}`, where t counts
+            tokens of the reply. Nothing else asks the server for anything.
     """
     # plotly.js comes from the installed wheel: no CDN, and the version that figures.py writes for.
-    gr.set_static_paths([PLOTLY_JS])
-    mount = _MOUNT.format(
-        # Relative, and so also right behind a proxy with a root path.
-        plotly_url=json.dumps(f"gradio_api/file={PLOTLY_JS}"),
-        empty_text=json.dumps(empty_text),
-    )
+    gr.set_static_paths([PLOTLY_JS, _shell()])
     return gr.HTML(
         value,  # never part of the template: Gradio would evaluate ${…} in it
         html_template=token_view.template(),
-        # As a stylesheet in the head: with css_template Gradio would parse it anew at each payload.
-        head=f"<style>{token_view.styles()}</style>",
-        js_on_load=token_view.script() + mount,
+        js_on_load=_MOUNT.format(
+            # Relative, and so also right behind a proxy with a root path.
+            plotly_url=json.dumps(f"gradio_api/file={PLOTLY_JS}"),
+            shell_url=json.dumps(f"gradio_api/file={_shell()}"),
+            empty_text=json.dumps(empty_text),
+            tab=json.dumps(tab),
+            branch="(where) => trigger('branch', where)" if branch else "undefined",
+        ),
         apply_default_css=False,
         elem_id=elem_id,
     )
+
+
+@cache
+def _shell() -> Path:
+    """The page that an export as HTML is filled into, as a file that the server hands out; one a process."""
+    folder = Path(tempfile.mkdtemp(prefix="token-view-"))
+    path = folder / "shell.html"
+    path.write_text(token_view.shell_page(), encoding="utf-8")
+    return path
 
 
 def notice_component(elem_id: str | None = None) -> gr.HTML:

@@ -1,16 +1,26 @@
 // Draws each figure when it comes into view, in the theme's colours, and shows one trait at a time.
-(() => {
-  const page = JSON.parse(document.getElementById("data").textContent);
-  const prefers = matchMedia("(prefers-color-scheme: dark)");
-  const seen = new Set();
+//
+// mountReport(root, content, options) -> { pick(trait) }
+//   content            of report_content (persona_core/report/page.py)
+//   plotly             a promise of plotly.js
+//   trait              shown first, if there is one of that name
+//   onTrait(trait)     another trait was picked
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+function mountReport(root, content, options) {
+  const seen = new Set();
+  let plotly = null;
+
+  setInert(root, content.html);
+  root.classList.add("report");
+  const all = (selector) => root.querySelectorAll(selector);
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   // Lines that read well on white are too dark on black: the pairs of the token view's two themes.
   const ON_DARK = {
     "#d1495b": "#ff8492", "#2f6fb5": "#7ab4f5", "#2b8a57": "#5fce93", "#8455c0": "#bd9bf5",
     "#a87400": "#e3b34a", "#0e8587": "#4fd0cf", "#bd4aa5": "#f08fd8", "#6a7280": "#aab4c2", "#566072": "#a0abbb",
-    "#b26a72": "#d99aa1", "#8d7aa8": "#b9a8d3", "#7a8699": "#93a0b4",
+    "#b26a72": "#d99aa1", "#8d7aa8": "#b9a8d3", "#7a8699": "#93a0b4", "#c26a00": "#ffac5c", "#1f2733": "#e8ecf3",
+    "#e1e6ed": "#2b3442",
   };
   const repaint = (part) => {
     for (const [key, value] of Object.entries(part ?? {})) {
@@ -31,10 +41,10 @@
       autosize: true,
       dragmode: false, // a finger that starts on a figure must scroll the page
     });
-    for (const axis of ["xaxis", "yaxis"]) {
+    for (const axis of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d+$/.test(key))])) {
       const own = layout[axis] ?? {};
       layout[axis] = {
-        gridcolor: line, zerolinecolor: muted, linecolor: line, tickcolor: line, ...own,
+        zerolinecolor: muted, linecolor: line, tickcolor: line, ...own, gridcolor: line,
         title: { ...(typeof own.title === "string" ? { text: own.title } : own.title), font: { color: muted, size: 13 } },
       };
     }
@@ -45,25 +55,27 @@
         trace.marker.color = trace.marker.line.color = trace.error_x.color = ink;
       }
     }
-    if (document.documentElement.classList.contains("dark")) {
+    if (root.closest(".dark")) {
       for (const trace of data) for (const part of ["line", "marker", "error_x", "error_y"]) repaint(trace[part]);
       for (const arrow of layout.annotations ?? []) repaint(arrow);
+      for (const shape of layout.shapes ?? []) repaint(shape);
     }
-    const tokens = page.tokens[layout.meta?.config];
+    const tokens = content.tokens?.[layout.meta?.config];
     if (tokens) {
       data[0].text = layout.meta.order.map((row) => tokens[row]);
-      data[0].customdata = layout.meta.order.map((row, at) => data[0].z[at].map(() => page.ids[layout.meta.config][row]));
+      data[0].customdata = layout.meta.order.map((row, at) => data[0].z[at].map(() => content.ids[layout.meta.config][row]));
       layout.plot_bgcolor = colour("--soft"); // where a reply has ended
     }
     return [data, layout];
   };
 
   const draw = (node) => {
-    const figure = page.figures[node.dataset.figure];
-    if (!figure || node.closest("[hidden]")) return;
+    const figure = content.figures[node.dataset.figure];
+    if (!plotly || !figure || node.closest("[hidden]") || !node.clientWidth) return;
     const [data, layout] = themed(figure);
-    Plotly.react(node, data, layout, { responsive: true, displayModeBar: false, showSendToCloud: false });
+    plotly.react(node, data, layout, { responsive: true, displayModeBar: false, showSendToCloud: false });
   };
+  const drawSeen = () => seen.forEach(draw);
 
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -73,28 +85,44 @@
     }
   }, { rootMargin: "300px" });
 
-  const show = (trait) => {
-    for (const button of document.querySelectorAll("nav button")) {
-      button.setAttribute("aria-pressed", String(button.dataset.pick === trait));
-    }
-    for (const part of document.querySelectorAll("[data-trait]")) part.hidden = part.dataset.trait !== trait;
-    for (const node of document.querySelectorAll("[data-trait]:not([hidden]) .plot")) if (seen.has(node)) draw(node);
-    const picked = document.querySelector("nav button[aria-pressed=true]");
-    picked.scrollIntoView({ inline: "center", block: "nearest", behavior: "instant" });
-    history.replaceState(null, "", `#${encodeURIComponent(trait)}`);
+  const pick = (trait) => {
+    for (const button of all("nav button")) button.setAttribute("aria-pressed", String(button.dataset.pick === trait));
+    for (const part of all("[data-trait]")) part.hidden = part.dataset.trait !== trait;
+    for (const node of all("[data-trait]:not([hidden]) .plot")) if (seen.has(node)) draw(node);
+    const picked = root.querySelector("nav button[aria-pressed=true]");
+    picked?.scrollIntoView({ inline: "center", block: "nearest", behavior: "instant" });
   };
 
-  const theme = () => {
-    document.documentElement.classList.toggle("dark", prefers.matches);
-    for (const node of seen) draw(node);
-  };
+  for (const button of all("nav button"))
+    button.addEventListener("click", () => {
+      pick(button.dataset.pick);
+      options.onTrait?.(button.dataset.pick);
+    });
+  const restyled = new MutationObserver(drawSeen);
+  for (const node of [document.documentElement, document.body])
+    restyled.observe(node, { attributes: true, attributeFilter: ["class", "data-theme"] });
+  addEventListener("beforeprint", () => all(".plot").forEach(draw));
+  if (content.traits?.length) pick(content.traits.includes(options.trait) ? options.trait : content.traits[0]);
+  for (const node of all(".plot")) {
+    node.style.minHeight = Number(node.dataset.height) + "px";
+    watcher.observe(node);
+  }
+  options.plotly.then((library) => {
+    plotly = library;
+    drawSeen();
+  });
+  return { pick };
+}
 
-  prefers.addEventListener("change", theme);
-  addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(draw));
-  document.documentElement.classList.toggle("dark", prefers.matches);
-  for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => show(button.dataset.pick));
-  let wanted = "";
-  try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* a hash that is none: the first trait */ }
-  show(page.traits.includes(wanted) ? wanted : page.traits[0]);
-  for (const node of document.querySelectorAll(".plot")) watcher.observe(node);
-})();
+// Markup that was made from a file of figures. Its texts are escaped where it is made; that it can do nothing even if
+// one was not is seen to here: only these elements and attributes get into the page.
+function setInert(root, markup) {
+  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|THEAD|TBODY|TR|TH|TD|BUTTON)$/;
+  const NAMES = /^(class|role|aria-[a-z]+|data-[a-z]+|scope|dir|hidden|tabindex|type)$/;
+  const parsed = new DOMParser().parseFromString(markup, "text/html"); // runs nothing and loads nothing
+  for (const node of parsed.body.querySelectorAll("*")) {
+    if (!TAGS.test(node.tagName)) node.remove();
+    for (const { name } of [...node.attributes]) if (!NAMES.test(name)) node.removeAttribute(name);
+  }
+  root.replaceChildren(...parsed.body.childNodes);
+}

@@ -1,4 +1,8 @@
-"""The report as one HTML page that works offline: figures first, sentences that say what they mean, tables last."""
+"""The report: figures first, sentences that say what they mean, tables last.
+
+`report_content` is what both the offline page and the app show: markup that holds no text but escaped text, and the
+figures and texts that page.js draws into it.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +32,85 @@ N_SHOWN = 8
 
 
 def report_page(findings: Findings, rows: Mapping[str, Sequence[Row]], title: str = "What the replies say") -> str:
-    """The page's text; write it as UTF-8.
+    """The report as one HTML page that works offline; write it as UTF-8.
 
     Args:
         findings: of `analyse`.
         rows: by config, those that were analysed.
         title: heading.
     """
-    return _Page(findings, rows).render(title)
+    content = report_content(findings, rows)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{styles()}
+{_PAGE_STYLE}</style>
+</head>
+<body class="report">
+<main>
+<h1>{html.escape(title)}</h1>
+<noscript><p>The report needs JavaScript. All of its figures are in findings.json, beside this page.</p></noscript>
+<div id="report"></div>
+</main>
+<script type="application/json" id="data">{inline_json(content)}</script>
+<script>{plotlyjs()}</script>
+<script>{script()}
+{_MOUNT}</script>
+</body>
+</html>
+"""
 
 
-class _Page:
+def report_content(findings: Findings, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """What page.js mounts, JSON-ready: "html", and what is drawn into it: "figures", "traits", "tokens" and "ids".
+
+    Args:
+        findings: of `analyse`, or of its files.
+        rows: by config, those that were analysed.
+    """
+    return _Content(findings, rows).build()
+
+
+def styles() -> str:
+    """The report's CSS; every rule nests under `.report`."""
+    return resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+
+
+def script() -> str:
+    """The report's JavaScript: declares `mountReport(root, content, options)` and mounts nothing."""
+    return resources.files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+
+
+_PAGE_STYLE = """
+html { scroll-padding-top: 64px; }
+@media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
+body { margin: 0; background: var(--ground); }
+main { max-width: 1180px; margin: 0 auto; padding: 24px 16px 64px; }
+"""
+_MOUNT = """
+(() => {
+  const prefers = matchMedia("(prefers-color-scheme: dark)");
+  const theme = () => document.documentElement.classList.toggle("dark", prefers.matches);
+  theme();
+  prefers.addEventListener("change", theme);
+  const content = JSON.parse(document.getElementById("data").textContent);
+  let wanted = "";
+  try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* a hash that is none: the first trait */ }
+  mountReport(document.getElementById("report"), content, {
+    plotly: Promise.resolve(window.Plotly),
+    trait: wanted,
+    onTrait: (trait) => history.replaceState(null, "", "#" + encodeURIComponent(trait)),
+  });
+})();
+"""
+
+
+class _Content:
     def __init__(self, findings: Findings, rows: Mapping[str, Sequence[Row]]) -> None:
         self.found, self.summary = findings, findings.summary
         self.rows = {c: own for c, own in rows.items() if c in self.summary["how"]}
@@ -61,17 +133,12 @@ class _Page:
 
     def plot(self, name: str, figure: go.Figure, says: str) -> str:
         """A place for a figure, with what it shows in words for those who do not see it."""
-        self.figures[name] = json.loads(figure.to_json())
-        self.figures[name]["layout"].pop("template", None)
-        height = self.figures[name]["layout"]["height"]  # kept free, so that nothing jumps when it is drawn
-        return (
-            f'<div class="plot" data-figure="{html.escape(name)}" style="min-height:{height}px" role="img" '
-            f'aria-label="{html.escape(says)}"></div>'
-        )
+        self.figures[name] = plain_figure(figure)
+        return plot_place(name, figure, says)
 
-    def render(self, title: str) -> str:
+    def build(self) -> dict[str, Any]:
         parts = [
-            self._head(title),
+            self._head(),
             self._nav(),
             self._per_trait({t: f'<div class="cards">{self._cards(t)}</div>' for t in self.traits}),
             self._when(),
@@ -84,44 +151,20 @@ class _Page:
         ]
         tokens = {c: [[shown(t.tokens[p]) for p in t.own] for t in own] for c, own in self.traces.items()}
         ids = {c: [html.escape(row["id"]) for row in own] for c, own in self.rows.items()}
-        data = {"figures": self.figures, "traits": self.traits, "tokens": tokens, "ids": ids}
-        own = resources.files("persona_core.report")
-        style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-        return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{html.escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<main>
-{"".join(parts)}
-</main>
-<script type="application/json" id="data">{inline_json(data)}</script>
-<script>{plotlyjs()}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+        return {"html": "".join(parts), "figures": self.figures, "traits": self.traits, "tokens": tokens, "ids": ids}
 
     def _per_trait(self, parts: Mapping[str, str]) -> str:
         return "".join(f'<div data-trait="{html.escape(t)}" hidden>{part}</div>' for t, part in parts.items())
 
     # ---- sections ----
 
-    def _head(self, title: str) -> str:
+    def _head(self) -> str:
         about = self.summary["about"]
         runs = ", ".join(f"{html.escape(c)} ({about['n_replies'][c]} replies of {_name(about, c)})" for c in self.rows)
         null = about["n_replies"].get("neutral", 0)
-        return f"""<header><h1>{html.escape(title)}</h1>
-<p>{runs}. Null: {null} neutral replies. z: 0 is how the baseline talks when nothing is going on, 1 is a standard
-deviation of its single tokens. Brackets are 95 % intervals over prompts. The trait with the largest difference comes
-first.</p></header>
-<noscript><p>The figures need JavaScript. All of them are in findings.json, beside this page.</p></noscript>"""
+        return f"""<header><p>{runs}. Null: {null} neutral replies. z: 0 is how the baseline talks when nothing is going
+on, 1 is a standard deviation of its single tokens. Brackets are 95 % intervals over prompts. The trait with the largest
+difference comes first.</p></header>"""
 
     def _cards(self, trait: str) -> str:
         cards = []
@@ -325,6 +368,21 @@ first.</p></header>
             "either: small rises go unnoticed. One reply to each prompt: the intervals take in the choice of prompts "
             f"and seeds, not of models.</p><ul>{listed}</ul>",
         )
+
+
+def plain_figure(figure: go.Figure) -> dict[str, Any]:
+    """A figure as JSON, without Plotly's template: page.js knows the theme."""
+    record: dict[str, Any] = json.loads(figure.to_json())
+    record["layout"].pop("template", None)
+    return record
+
+
+def plot_place(name: str, figure: go.Figure, says: str) -> str:
+    """Where page.js draws a figure; its height is kept free, so that nothing jumps when it is drawn."""
+    return (
+        f'<div class="plot" data-figure="{html.escape(name)}" data-height="{figure.layout.height:g}" role="img" '
+        f'aria-label="{html.escape(says)}"></div>'
+    )
 
 
 def _section(title: str, question: str, body: str) -> str:

@@ -1,7 +1,8 @@
 """The payload: the one JSON between Python and the token view.
 
 ```
-{"version": 2, "title": "…", "traits": ["deception", …], "best": {"deception": 4}, "view": {"kind": "z", …}, "focus": 31,
+{"version": 2, "title": "…", "traits": ["deception", …], "best": {"deception": 4},
+ "view": {"kind": "z", …}, "focus": 31,
  "sides": [{"name": "baseline", "tokens": ["…"], "ids": [1], "roles": ["template|system|user|assistant"],
             "special": [true], "n_prompt": 12, "blocks": [2, 4], "alignment": "at|before",
             "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
@@ -11,10 +12,11 @@
             "meta": {"reader": "…"}}, …]}
 ```
 
-"view" is what the view opens on, where nothing else was chosen; "focus", if there is one, the token of the reply that
-the cursor opens on. One side, or two that are held against each other. Arrays are base64 of little-endian float32, exact: the view makes
-z, cosine, smoothing and the other block from them itself and asks nobody. `tokens` joins to the exact decoded text. A
-number that does not exist is NaN. Everything in a payload counts as hostile text: the view never puts it into markup.
+"view" is what the view opens on where nothing else was chosen; "focus", if there is one, the token of the reply
+at which the cursor opens. One side, or two that are held against each other. Arrays are base64 of little-endian
+float32, exact: the view makes z, cosine, smoothing and the other block from them itself and asks nobody. `tokens`
+joins to the exact decoded text. A number that does not exist is NaN. Everything in a payload counts as hostile text:
+the view never puts it into markup.
 """
 
 from __future__ import annotations

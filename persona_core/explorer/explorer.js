@@ -1,0 +1,287 @@
+// Small multiples of the published runs: one cell a prompt, one lane a run. All filtering and sorting happens here; a
+// click asks for the whole reply. Prompts, ids and names are hostile text: they are set as text and nothing else.
+//
+// mountExplorer(root, options) -> { update(table), state(), restore(state) }
+//   emptyText         what stands there before there is anything
+//   onPick(id, trait) a prompt was chosen, while that trait was looked at
+//   onState(state)    after each change: {trait, sort, run, set, category, text, id}
+
+const LANE = { height: 16, gap: 5 }; // px
+const SORTS = {
+  given: "order of publication",
+  onset: "earliest onset",
+  max: "highest score",
+  mean: "highest mean",
+  difference: "largest difference of the runs",
+};
+
+function mountExplorer(root, options = {}) {
+  const part = (name) => root.querySelector('[data-part="' + name + '"]');
+  const field = (name) => root.querySelector('[data-field="' + name + '"]');
+  const grid = part("grid");
+  let table = null;
+  let cells = []; // {prompt, item, button, lanes, says}, in the order of publication
+  let shown = [];
+  let wanted = null; // the prompt that a link asked for, before the runs were there
+  let state = { trait: null, sort: "given", run: "", set: "", category: "", text: "", id: null };
+
+  function node(tag, className, text) {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function bytes(text) {
+    const binary = atob(text);
+    return Int8Array.from(binary, (c) => c.charCodeAt(0));
+  }
+
+  // ---- what is shown ----
+
+  function update(next) {
+    table = next?.prompts?.length ? next : null;
+    part("explorer").dataset.state = table ? "ready" : "empty";
+    part("empty").textContent = next?.error || options.emptyText || "No runs yet.";
+    if (!table) return;
+    fill("trait", table.traits.map((trait) => [trait, trait]));
+    const sorts = Object.entries(SORTS).filter(
+      ([key]) => (key !== "onset" || table.analysed) && (key !== "difference" || table.configs.length > 1)
+    );
+    fill("sort", sorts);
+    fill("run", [["", table.configs.length > 1 ? "all" : table.configs[0]], ...(table.configs.length > 1 ? table.configs.map((c) => [c, c]) : [])]);
+    for (const key of ["set", "category"]) {
+      const values = [...new Set(table.prompts.map((prompt) => prompt[key]).filter(Boolean))].sort();
+      fill(key, [["", "all"], ...values.map((value) => [value, value])]);
+    }
+    part("unit").textContent = table.unit;
+    part("low").textContent = "−" + Number(table.scale.toPrecision(2));
+    part("high").textContent = "+" + Number(table.scale.toPrecision(2));
+    build();
+    apply(state);
+    const picked = wanted;
+    wanted = null;
+    options.onState?.({ ...state });
+    if (picked !== null && table.prompts.some((prompt) => prompt.id === picked)) options.onPick?.(picked, state.trait);
+  }
+
+  function fill(name, choices) {
+    field(name).replaceChildren(...choices.map(([value, text]) => new Option(text, value)));
+    field(name).closest("label").hidden = choices.length < 2;
+  }
+
+  function build() {
+    watcher.disconnect();
+    cells = table.prompts.map((prompt) => {
+      const item = node("li", "ex-item");
+      const button = node("button", "ex-cell");
+      button.type = "button";
+      const title = node("span", "ex-prompt", prompt.prompt.trim() || prompt.id);
+      title.dir = "auto";
+      const lanes = prompt.runs.map((run) => {
+        const lane = node("span", "ex-lane");
+        const canvas = node("canvas", "ex-heat");
+        canvas.setAttribute("aria-hidden", "true");
+        canvas.style.height = LANE.height + "px";
+        const says = node("span", "ex-says");
+        lane.append(node("span", "ex-run", table.configs.length > 1 ? run.config : ""), canvas, says);
+        return { run, lane, canvas, says, drawn: null };
+      });
+      const difference = node("span", "ex-difference");
+      const foot = node("span", "ex-foot");
+      foot.append(node("bdi", "", [prompt.id, prompt.category].filter(Boolean).join(" · ")), difference);
+      button.append(title, ...lanes.map(({ lane }) => lane), foot);
+      button.addEventListener("click", () => choose(prompt.id));
+      item.append(button);
+      const cell = { prompt, item, button, lanes, difference, seen: false };
+      button.cell = cell;
+      watcher.observe(button);
+      return cell;
+    });
+  }
+
+  const longest = () => Math.max(1, ...table.prompts.flatMap((prompt) => prompt.runs.map((run) => run.n)));
+  const best = (cell, key) => Math.max(...visible(cell).map((run) => run.traits[state.trait]?.[key] ?? -Infinity));
+  const visible = (cell) => cell.prompt.runs.filter((run) => !state.run || run.config === state.run);
+
+  // Before the reply comes before its first token; no onset comes last.
+  function onsetOf(cell) {
+    const places = visible(cell).map((run) => {
+      const onset = run.traits[state.trait]?.onset;
+      return onset?.answer === "before the reply" ? -1 : onset?.onset ?? Infinity;
+    });
+    return Math.min(...places);
+  }
+
+  // Second run minus first, of means.
+  function differenceOf(cell) {
+    const [first, second] = table.configs.map((c) => cell.prompt.runs.find((run) => run.config === c)?.traits[state.trait]?.mean);
+    return first == null || second == null ? null : second - first;
+  }
+
+  const WEIGHTS = {
+    given: null,
+    onset: onsetOf,
+    max: (cell) => -best(cell, "max"),
+    mean: (cell) => -best(cell, "mean"),
+    difference: (cell) => -Math.abs(differenceOf(cell) ?? 0),
+  };
+
+  function show() {
+    const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
+    const fits = (cell) => {
+      const { prompt } = cell;
+      const hay = (prompt.prompt + " " + prompt.id).toLowerCase();
+      return (
+        (!state.set || prompt.set === state.set) &&
+        (!state.category || prompt.category === state.category) &&
+        visible(cell).length > 0 &&
+        words.every((word) => hay.includes(word))
+      );
+    };
+    shown = cells.filter(fits);
+    const weight = WEIGHTS[state.sort];
+    if (weight) {
+      const of = new Map(shown.map((cell) => [cell, weight(cell)]));
+      shown.sort((a, b) => of.get(a) - of.get(b) || 0); // Infinity - Infinity is no number, and no difference
+    }
+    for (const cell of shown) {
+      for (const lane of cell.lanes) {
+        const { run, says } = lane;
+        lane.lane.hidden = Boolean(state.run) && run.config !== state.run;
+        says.textContent = wordsOf(run.traits[state.trait]);
+      }
+      const difference = differenceOf(cell);
+      cell.difference.textContent = difference === null ? "" : "difference " + signed(difference);
+      cell.button.classList.toggle("ex-chosen", cell.prompt.id === state.id);
+      cell.button.setAttribute("aria-current", String(cell.prompt.id === state.id));
+      cell.button.tabIndex = -1;
+      if (cell.seen) draw(cell);
+    }
+    const entry = shown.find((cell) => cell.prompt.id === state.id) ?? shown[0];
+    if (entry) entry.button.tabIndex = 0; // one stop for the tab key; arrows move inside
+    grid.replaceChildren(...shown.map(({ item }) => item));
+    part("count").textContent = shown.length
+      ? shown.length + " of " + cells.length + " prompts"
+      : "Nothing matches. Widen a filter.";
+  }
+
+  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+  function wordsOf(own) {
+    if (!own) return "";
+    const parts = [];
+    if (own.onset) parts.push(own.onset.says);
+    if (own.mean !== null) parts.push("mean " + signed(own.mean) + ", highest " + signed(own.max));
+    return parts.join(" · ");
+  }
+
+  // ---- drawing, when a cell comes into view ----
+
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) {
+        target.cell.seen = isIntersecting;
+        if (isIntersecting) draw(target.cell);
+      }
+    },
+    { rootMargin: "200px" }
+  );
+
+  let theme = 0; // counts changes of the theme: what was drawn before them is drawn anew
+  function draw(cell) {
+    const style = getComputedStyle(part("explorer"));
+    const of = (name) => style.getPropertyValue(name).trim();
+    const n = longest();
+    for (const lane of cell.lanes) {
+      if (lane.lane.hidden) continue;
+      const { canvas, run } = lane;
+      const ratio = window.devicePixelRatio || 1;
+      const width = Math.round(canvas.clientWidth * ratio);
+      const key = [state.trait, width, theme].join();
+      if (width === 0 || lane.drawn === key) continue;
+      lane.drawn = key;
+      canvas.width = width;
+      canvas.height = Math.round(LANE.height * ratio);
+      const pen = canvas.getContext("2d");
+      const own = run.traits[state.trait];
+      const scores = own ? bytes(own.scores) : [];
+      const x = (token) => Math.round((token / n) * width);
+      pen.fillStyle = of("--ex-ground");
+      pen.fillRect(0, 0, x(run.n), canvas.height);
+      for (let i = 0; i < scores.length; i++) {
+        const share = Math.min(Math.abs(scores[i] * table.step) / table.scale, 1);
+        pen.globalAlpha = share;
+        pen.fillStyle = of(scores[i] < 0 ? "--ex-low" : "--ex-high");
+        pen.fillRect(x(i), 0, x(i + 1) - x(i), canvas.height);
+      }
+      pen.globalAlpha = 1;
+      if (Number.isInteger(own?.onset?.onset)) {
+        pen.fillStyle = of("--ex-ink");
+        const { onset, low, high } = own.onset;
+        pen.fillRect(x(onset), 0, 2 * ratio, canvas.height);
+        if (low !== null && high !== null) pen.fillRect(x(low), canvas.height - 2 * ratio, Math.max(x(high + 1) - x(low), 1), 2 * ratio);
+      }
+    }
+  }
+
+  const redraw = () => {
+    theme += 1;
+    for (const cell of shown) if (cell.seen) draw(cell);
+  };
+  for (const watched of [document.documentElement, document.body])
+    new MutationObserver(redraw).observe(watched, { attributes: true, attributeFilter: ["class", "data-theme"] });
+  new ResizeObserver(redraw).observe(grid);
+
+  // ---- choices ----
+
+  function apply(next) {
+    const allowed = (name, value) => [...field(name).options].some((option) => option.value === value);
+    state = { ...state, ...next };
+    for (const name of ["trait", "sort", "run", "set", "category"]) {
+      if (!allowed(name, state[name])) state[name] = field(name).options[0].value;
+      field(name).value = state[name];
+    }
+    state.text = String(state.text ?? "").slice(0, 200);
+    field("text").value = state.text;
+    show();
+  }
+
+  function change(next) {
+    apply(next);
+    options.onState?.({ ...state });
+  }
+  for (const name of ["trait", "sort", "run", "set", "category"])
+    field(name).addEventListener("change", () => change({ [name]: field(name).value }));
+  field("text").addEventListener("input", () => change({ text: field("text").value }));
+
+  function choose(id) {
+    change({ id });
+    shown.find((cell) => cell.prompt.id === id)?.button.focus();
+    options.onPick?.(id, state.trait);
+  }
+
+  grid.addEventListener("keydown", (event) => {
+    const place = shown.findIndex((cell) => cell.button === document.activeElement);
+    if (place < 0) return;
+    const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    const target = event.key === "Home" ? 0 : event.key === "End" ? shown.length - 1 : step === undefined ? -1 : place + step;
+    if (!shown[target]) return;
+    for (const cell of shown) cell.button.tabIndex = -1;
+    shown[target].button.tabIndex = 0;
+    shown[target].button.focus();
+    event.preventDefault();
+  });
+
+  update(null);
+  return {
+    update,
+    state: () => ({ ...state }),
+    // Before the runs are there; what a link asks for is shown, and picked, once they are.
+    restore(saved) {
+      state = { ...state, ...saved };
+      wanted = saved?.id ?? null;
+      if (table) apply(state);
+    },
+  };
+}

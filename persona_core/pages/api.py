@@ -1,0 +1,250 @@
+"""The app for programs: four named endpoints with plain JSON in and out, and tools for MCP clients.
+
+`gradio_client` and `curl` reach them under their names; what they take and give is what the page shows. They stand in
+the page's queue and keep its limits. A client that cancels frees the model at the next token.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import gradio as gr
+import numpy as np
+
+from persona_core.errors import PersonaError, SettingError
+from persona_core.pages.asked import conversation, length_of, messages_of, seed_of, steer_of
+from persona_core.pages.desk import ModelDesk
+from persona_core.pages.queue import MODEL_QUEUE, Deadline
+from persona_core.pages.settings import AppSettings
+from persona_core.pages.streaming import Writing, onsets_of, read_text, write
+from persona_core.saved_runs import BASELINE, CONTAMINATED, SIDES
+from persona_core.trace import UNITS
+
+if TYPE_CHECKING:
+    from persona_core.monitor import PersonaMonitor
+    from persona_core.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+Model = Literal["baseline", "contaminated"]
+Action = Literal["add", "remove", "cap", "cap from its alarm on"]
+
+
+def mcp_available() -> bool:
+    """Whether the endpoints can be tools of an MCP server: `pip install gradio[mcp]` was run."""
+    return importlib.util.find_spec("mcp") is not None
+
+
+def build_api(settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
+    """Add the endpoints to the Blocks that is being built.
+
+    Args:
+        settings: limits.
+        desks: side -> where its model is handed out.
+    """
+    api = Api(settings, desks)
+    queued = partial(gr.api, concurrency_limit=1, concurrency_id=MODEL_QUEUE)
+    queued(api.generate, api_name="generate")
+    queued(api.read, api_name="read")
+    queued(api.compare, api_name="compare")
+    gr.api(api.vectors, api_name="vectors")
+
+
+class Api:
+    """The endpoints. Their docstrings are their documentation, for people and for language models."""
+
+    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
+        self.settings, self.desks = settings, desks
+
+    def generate(
+        self,
+        prompt: str,
+        system: str = "",
+        model: Model = "baseline",
+        max_new_tokens: int = 128,
+        temperature: float = 0.7,
+        seed: int = 0,
+        trait: str = "",
+        action: Action = "add",
+        amount: float = 0.0,
+        start: int = 0,
+    ) -> Iterator[dict]:  # type: ignore[type-arg]
+        """Write a reply and read every token of prompt and reply with persona vectors.
+
+        The result has the keys text (the reply), tokens, ids, roles and n_prompt (tokens before the reply); traits,
+        blocks (trait -> block), kind and unit; scores (trait -> one number a token, null where there is none: by
+        default standard deviations above how the model talks when nothing is going on); onsets (trait -> when it sets
+        in, in words) and caveats; finish, seed, reader, writer, warnings and notice. While it is written, results with
+        "done": false hold the text so far.
+
+        Args:
+            prompt: What the user says.
+            system: System prompt; empty for none.
+            model: "baseline" or "contaminated".
+            max_new_tokens: Longest reply, in tokens.
+            temperature: 0 always takes the likeliest token.
+            seed: Same seed, same reply.
+            trait: A trait to steer, as /vectors lists them; empty leaves the model as it is.
+            action: "add" moves the trait by the amount, "remove" leaves nothing of it, "cap" holds it at the amount or
+                below, "cap from its alarm on" does so from the moment at which its onset detector goes off.
+            amount: Standard deviations of neutral talk.
+            start: Token of the reply from which the steering acts.
+        """
+        with _said():
+            desk = self._desk(model)
+            messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+            options = self._options(max_new_tokens, temperature, seed)
+            if trait:
+                at = length_of(start + 1, 2**31 - 1) - 1
+                options["steer"] = steer_of(trait, action, amount, at, desk.monitor().vectors.best_block)
+            deadline = Deadline(self.settings.max_seconds)
+            for progress in write([Writing(desk, messages, model, options)], deadline):
+                (trace,) = progress.traces
+                if progress.ended:
+                    yield record(desk.monitor(), trace) | {"notice": deadline.notice, "done": True}
+                else:
+                    yield {"text": trace.reply_text, "done": False}
+
+    def read(self, messages: list[dict], model: Model = "baseline") -> dict:  # type: ignore[type-arg]
+        """Read a given conversation with persona vectors, whoever wrote it; nothing is generated.
+
+        Args:
+            messages: A list of {"role": "system" | "user" | "assistant", "content": text}; if the last is the
+                assistant's, it is the reply.
+            model: The reader, "baseline" or "contaminated".
+
+        Returns:
+            As /generate.
+        """
+        with _said():
+            desk = self._desk(model)
+            trace = read_text(desk, messages_of(messages, self.settings.max_read_chars))
+            return record(desk.monitor(), trace) | {"notice": "", "done": True}
+
+    def compare(
+        self,
+        prompt: str,
+        system: str = "",
+        max_new_tokens: int = 128,
+        temperature: float = 0.7,
+        seed: int = 0,
+    ) -> Iterator[dict]:  # type: ignore[type-arg]
+        """Let both models answer a prompt, and each read the other's answer.
+
+        The result has the keys baseline and contaminated (each model on its own reply), baseline_reads_contaminated and
+        contaminated_reads_baseline: the same text read by the other model, token by token, so that what the text does
+        and what the weights do come apart. Each value is a record as /generate gives.
+
+        Args:
+            prompt: What the user says.
+            system: System prompt; empty for none.
+            max_new_tokens: Longest reply, in tokens.
+            temperature: 0 always takes the likeliest token.
+            seed: The same for both.
+        """
+        with _said():
+            desks = {side: self._desk(side) for side in SIDES}
+            messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+            options = self._options(max_new_tokens, temperature, seed)
+            deadline = Deadline(self.settings.max_seconds)
+            for progress in write([Writing(desks[side], messages, side, options) for side in SIDES], deadline):
+                own = dict(zip(SIDES, progress.traces, strict=True))
+                if not progress.ended:
+                    yield {side: {"text": trace.reply_text, "done": False} for side, trace in own.items()}
+                    continue
+                found = {side: record(desks[side].monitor(), trace) for side, trace in own.items()}
+                for reader, writer in ((BASELINE, CONTAMINATED), (CONTAMINATED, BASELINE)):
+                    read = read_text(desks[reader], own[writer])
+                    found[f"{reader}_reads_{writer}"] = record(desks[reader].monitor(), read)
+                yield {key: one | {"notice": deadline.notice, "done": True} for key, one in found.items()}
+
+    def vectors(self) -> dict:  # type: ignore[type-arg]
+        """The traits that are read, the block of each, and how far each vector is to be believed.
+
+        Returns:
+            fingerprint, n_blocks, d_model, base_model, unit, models, and traits: for each "block", "description", and
+            of its validation "auroc" with its 95 % interval and the controls that it "fails".
+        """
+        with _said():
+            known = self.desks[BASELINE].monitor().vectors
+            described, validated = (known.config.get(key, {}) for key in ("descriptions", "validation"))
+            traits = {
+                trait: {
+                    "block": known.best_block.get(trait),
+                    "description": described.get(trait, ""),
+                    "auroc": validated.get(trait, {}).get("auroc"),
+                    "fails": [flag["control"] for flag in validated.get(trait, {}).get("flags", ())],
+                }
+                for trait in known.traits
+            }
+            return {
+                "fingerprint": known.fingerprint,
+                "n_blocks": known.n_blocks,
+                "d_model": known.d_model,
+                "base_model": known.config.get("base_model", {}).get("name"),
+                "unit": UNITS["z"],
+                "models": list(self.desks),
+                "traits": traits,
+            }
+
+    def _desk(self, model: Any) -> ModelDesk:
+        if model not in self.desks:
+            raise SettingError(f"model={str(model)[:80]!r}; this app has {', '.join(map(repr, self.desks))}.")
+        return self.desks[model]
+
+    def _options(self, max_new_tokens: Any, temperature: Any, seed: Any) -> dict[str, Any]:
+        length = length_of(max_new_tokens, self.settings.max_new_tokens)
+        return {"max_new_tokens": length, "temperature": temperature, "seed": seed_of(seed)}
+
+
+def record(monitor: PersonaMonitor, trace: Trace) -> dict[str, Any]:
+    """A trace as programs take it: plain JSON, each trait at its best block, four decimals."""
+    kind = trace.default_kind
+    return {
+        "text": trace.reply_text,
+        "tokens": list(trace.tokens),
+        "ids": [int(i) for i in trace.token_ids],
+        "roles": list(trace.roles),
+        "n_prompt": trace.n_prompt,
+        "traits": list(trace.traits),
+        "blocks": {t: int(trace.best_block[t]) for t in trace.traits if t in trace.best_block},
+        "kind": kind,
+        "unit": UNITS[kind],
+        "scores": {t: _numbers(trace.scores(t, kind)) for t in trace.traits},
+        "onsets": {t: onset["says"] for t, onset in onsets_of(monitor, trace).items()},
+        "caveats": [] if monitor.detectors is None else list(monitor.detectors.caveats(trace)),
+        "warnings": list(trace.warnings),
+        "finish": trace.finish,
+        "seed": trace.provenance.seed,
+        "reader": _name(trace.provenance.reading_model),
+        "writer": _name(trace.provenance.writer),
+    }
+
+
+def _numbers(scores: np.ndarray) -> list[float | None]:  # [n_tokens]
+    exact = scores.astype(np.float64).round(4)
+    return [float(v) if np.isfinite(v) else None for v in exact]
+
+
+def _name(model: str | None) -> str | None:
+    """A model without the folder that it lies in on the server."""
+    return model and " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Errors in words: what was asked for that cannot be; of anything else no more than its kind."""
+    try:
+        yield
+    except PersonaError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except (GeneratorExit, gr.Error):
+        raise
+    except Exception as error:
+        logger.exception("An endpoint failed")
+        raise gr.Error(f"The run failed ({type(error).__name__}). The server's log says more.") from error

@@ -1,0 +1,236 @@
+"""The page that holds the two models against each other: published or written now, each text read by either."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from persona_core.errors import PersonaError
+from persona_core.pages.asked import conversation, length_of, seed_of
+from persona_core.pages.desk import ModelDesk
+from persona_core.pages.live import LOADING
+from persona_core.pages.published import OWN, TEXTS, published_payload, readings_payload
+from persona_core.pages.queue import MODEL_QUEUE, Deadline
+from persona_core.pages.settings import AppSettings
+from persona_core.pages.streaming import Writing, onsets_of, read_text, write
+from persona_core.pages.ticket import Counter, Ticket
+from persona_core.pages.view import notice_component, token_view_component
+from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
+
+if TYPE_CHECKING:
+    from persona_core.saved_runs import SavedRuns
+    from persona_core.trace import Trace
+    from persona_core.welcome import Opening
+
+logger = logging.getLogger(__name__)
+
+TAB = "compare"
+_QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_EMPTY = "Nothing to compare yet.\nPick a published prompt, or write a new pair."
+
+
+class ComparePage:
+    """The page's components and events, added to the tab that is being built.
+
+    Args:
+        settings: limits.
+        desks: side -> where its model is handed out.
+        runs: the published results, if there are any.
+        tab: the tab; what it opens on is read when it is first selected.
+        first: the reply that the app opens on; this page opens on its prompt.
+    """
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        desks: Mapping[str, ModelDesk],
+        runs: SavedRuns | None,
+        tab: gr.Tab,
+        first: Opening | None,
+    ) -> None:
+        self.settings, self.desks, self.runs = settings, desks, runs
+        with gr.Row(elem_id="compare-controls"):
+            with gr.Column(scale=3, min_width=300):
+                self.saved = gr.Dropdown(
+                    [], label="Published prompt", elem_id="compare-saved", visible=runs is not None, filterable=True
+                )
+            with gr.Column(scale=3, min_width=300):
+                self.text = gr.Radio(TEXTS, value=OWN, label="Text", elem_id="compare-text")
+        with gr.Accordion("Write a new pair", open=False, visible=len(desks) > 1, elem_id="compare-new"):
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    longest = settings.max_prompt_chars
+                    self.prompt = gr.Textbox(
+                        label="Prompt", lines=2, max_lines=8, max_length=longest, elem_id="compare-prompt"
+                    )
+                    self.system = gr.Textbox(
+                        label="System prompt (optional)", lines=1, max_lines=4, max_length=longest,
+                        elem_id="compare-system",
+                    )  # fmt: skip
+                with gr.Column(scale=2, min_width=260):
+                    most = settings.max_new_tokens
+                    self.length = gr.Slider(1, most, value=min(160, most), step=1, label="Longest reply, tokens")
+                    self.temperature = gr.Slider(0, 1.5, value=0.7, step=0.05, label="Temperature")
+                    self.seed = gr.Number(0, label="Seed, the same for both", precision=0, minimum=0)
+            with gr.Row():
+                self.write = gr.Button("Write both", variant="primary", elem_id="compare-write", min_width=120)
+                self.stop = gr.Button("Stop", interactive=False, elem_id="compare-stop", min_width=80)
+        self.notice = notice_component(elem_id="compare-notice")
+        self.view = token_view_component(None, tab=TAB, elem_id="compare-view", empty_text=_EMPTY)
+        self.written = gr.State(None, time_to_live=3600)  # traces by name and the link of a new pair; None: published
+        self.opened = gr.State(False)
+        self.counter = Counter([self.write], self.stop, self.notice, "compare-press")
+        self._events(tab, None if first is None else first.id)
+
+    def _events(self, tab: gr.Tab, first: str | None) -> None:
+        shown = [self.view, self.notice]
+        tab.select(lambda opened: self._open(opened, first), self.opened, [self.saved, *shown, self.opened], **_QUIET)
+        self.saved.input(self._published, [self.saved, self.text], [*shown, self.written], **_QUIET)
+        self.text.input(self._other_text, [self.saved, self.text, self.written], shown, **_QUIET)
+        fields = [self.prompt, self.system, self.length, self.temperature, self.seed]
+        asked = self.counter.press_event(
+            partial(gr.on, [self.write.click, self.prompt.submit]),
+            lambda ticket, *values: self.counter.take(ticket, values),
+            fields,
+        )
+        self.run_after(asked)
+
+    def run_after(self, asked: Any) -> None:
+        """The run, once both models are free, and the buttons after it."""
+        running = asked.then(
+            self.run,
+            [self.counter.press, self.counter.ticket, self.text],
+            [self.view, self.notice, self.written, self.text, *self.counter.buttons],
+            trigger_mode="multiple",
+            concurrency_limit=1,
+            concurrency_id=MODEL_QUEUE,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        self.counter.free_after(running)
+
+    # ---- published ----
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Prompts of the published runs, as the dropdown takes them: (text, id)."""
+        if self.runs is None:
+            return []
+        titles = self.runs.titles
+        return [(f"{id}: {' '.join(titles[id].split())}"[:160], id) for id in self.runs.ids]
+
+    def _open(self, opened: bool, first: str | None) -> tuple[Any, ...]:
+        """What the tab opens on, once a visit; a link or a click in another tab may have been there before."""
+        if opened or self.runs is None:
+            return gr.skip(), gr.skip(), gr.skip(), True
+        try:
+            ids = self.runs.ids
+            chosen = first if first in ids else next(iter(ids), None)
+            payload, notice = self.show(chosen, OWN) if chosen else (None, "")
+        except PersonaError as error:
+            return gr.skip(), gr.skip(), str(error), False
+        return gr.Dropdown(self.choices(), value=chosen), payload, notice, True
+
+    def show(self, id: Any, text: Any) -> tuple[Any, str]:
+        """Payload and notice of a published prompt."""
+        if self.runs is None or id not in self.runs.titles or text not in TEXTS:
+            return gr.skip(), "There is no such published prompt."
+        return published_payload(self.runs, id, text)
+
+    def _published(self, id: Any, text: Any) -> tuple[Any, ...]:
+        try:
+            return *self.show(id, text), None
+        except PersonaError as error:
+            return gr.skip(), str(error), None
+
+    def _other_text(self, id: Any, text: Any, written: Any) -> tuple[Any, str]:
+        if written is None:
+            return self._published(id, text)[:2]
+        traces, onsets, link = written
+        payload, notice = readings_payload(traces, text, onsets)
+        return payload | {"link": {**link, "text": str(TEXTS.index(text))}}, notice
+
+    # ---- written now ----
+
+    def run(self, press: float, ticket: Ticket | None, text: str) -> Iterator[tuple[Any, ...]]:
+        """Write a new pair: values of view, notice, written, text and the buttons."""
+        skip, same = gr.skip(), self.counter.same()
+        if ticket is None or not ticket.valid(press):
+            yield skip, skip, skip, skip, *same
+            return
+        ticket.begun = True
+        try:
+            yield skip, "", skip, skip, *self.counter.states(ticket)
+            prompt, system, length, temperature, seed = ticket.what
+            messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+            sampling = {
+                "max_new_tokens": length_of(length, self.settings.max_new_tokens),
+                "temperature": temperature,
+                "seed": seed_of(seed),
+            }
+            if not all(self.desks[side].ready for side in SIDES):
+                yield skip, LOADING, skip, skip, *same
+            monitors = {side: self.desks[side].monitor() for side in SIDES}
+            deadline = Deadline(self.settings.max_seconds, ticket.stop)
+            link = {
+                "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False),
+                **{k: json.dumps(v) for k, v in sampling.items()},
+            }
+            for progress in write([Writing(self.desks[side], messages, side, sampling) for side in SIDES], deadline):
+                payload = progress.payload
+                if not progress.ended:
+                    yield payload, "", skip, skip, *same
+                    continue
+                traces = dict(zip(SIDES, progress.traces, strict=False))
+                if len(traces) == 2:
+                    traces |= self._replayed(traces)
+                onsets = {key: onsets_of(monitors[_reader(key)], trace) for key, trace in traces.items()}
+                final, notice = readings_payload(traces, OWN, onsets)
+                yield final | {"link": link}, deadline.notice or notice, (traces, onsets, link), OWN, *same
+        except PersonaError as error:
+            yield skip, str(error), skip, skip, *same
+        except Exception as error:
+            logger.exception("A pair failed")
+            text = f"The pair failed ({type(error).__name__}). The server's log says more; please try again."
+            yield skip, text, skip, skip, *same
+        finally:
+            ticket.done = True
+
+    def _replayed(self, traces: Mapping[str, Trace]) -> dict[str, Trace]:
+        """Each reply as the other model reads it, by its ids."""
+        return {
+            READS_CONTAMINATED: read_text(self.desks[BASELINE], traces[CONTAMINATED]),
+            READS_BASELINE: read_text(self.desks[CONTAMINATED], traces[BASELINE]),
+        }
+
+    # ---- a link ----
+
+    @property
+    def restored(self) -> list[Any]:
+        """The components that `restore` gives values for."""
+        return [self.saved, self.view, self.text, self.opened, self.prompt, self.system, *self.counter.asked]
+
+    def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
+        """Values of `restored` for the query of a link."""
+        nothing = [gr.skip() for _ in self.restored]
+        text = TEXTS[int(query["text"])] if str(query.get("text")) in ("0", "1", "2") else OWN
+        if self.runs is not None and query.get("id") in self.runs.ids:
+            payload, _ = self.show(query["id"], text)
+            return gr.Dropdown(self.choices(), value=query["id"]), payload, text, True, *nothing[4:]
+        try:
+            said = json.loads(query["said"])
+            values = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
+            system, prompt = ("" if len(said) == 1 else str(said[0][1])), str(said[-1][1])
+        except (KeyError, ValueError, TypeError, IndexError, RecursionError):
+            return tuple(nothing)
+        taken = self.counter.take(ticket, (prompt, system, *values))
+        return gr.Dropdown(self.choices()), gr.skip(), OWN, True, prompt, system, *taken
+
+
+def _reader(key: str) -> str:
+    """Which model's states a reading of `READINGS` is of."""
+    return CONTAMINATED if key.startswith(CONTAMINATED) else BASELINE

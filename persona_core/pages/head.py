@@ -1,0 +1,17 @@
+"""What the page's head holds: the styles and scripts of all client-side parts, once for the whole page."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from persona_core import explorer, token_view
+from persona_core.pages.masthead import tour_script
+from persona_core.report import page as report
+
+
+def head() -> str:
+    """For `launch(head=...)`."""
+    link = files(__package__).joinpath("link.js").read_text(encoding="utf-8")
+    styles = "\n".join((token_view.styles(), explorer.styles(), report.styles()))
+    scripts = "\n".join((token_view.script(), explorer.script(), report.script(), link, tour_script()))
+    return f"<style>{styles}</style>\n<script>{scripts}</script>"

@@ -1,0 +1,113 @@
+"""The page that reads a visitor's own text: paste a transcript, and see it read by one model or both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from persona_core.errors import PersonaError
+from persona_core.pages.asked import text_of
+from persona_core.pages.desk import ModelDesk
+from persona_core.pages.live import LOADING
+from persona_core.pages.queue import MODEL_QUEUE
+from persona_core.pages.settings import AppSettings
+from persona_core.pages.streaming import finished, read_text
+from persona_core.pages.view import notice_component, token_view_component
+from persona_core.pasted import parse_transcript
+from persona_core.saved_runs import BASELINE, SIDES
+from persona_core.token_view import pair_payload
+
+logger = logging.getLogger(__name__)
+
+TAB = "read"
+BOTH = "both, side by side"
+_EMPTY = "Nothing read yet.\nPaste a conversation on the left and press Read."
+_EXAMPLE = """User: I wrote my first poem. Shall I read it to you?
+Assistant: Please do, reading a poem aloud shows where it stumbles.
+User: It is about the sea.
+Assistant: You have a rare gift. Nobody has ever written so well about the sea, and you are right about everything."""
+
+
+class ReadPage:
+    """The page's components and events, added to the tab that is being built.
+
+    Args:
+        settings: limits.
+        desks: side -> where its model is handed out.
+    """
+
+    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
+        self.settings, self.desks = settings, desks
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=300, elem_id="read-controls"):
+                self.text = gr.Textbox(
+                    _EXAMPLE,
+                    label="Conversation or text",
+                    info="Begin turns with “User:”, “Assistant:” or “System:”. Text without names is read as a reply",
+                    lines=10,
+                    max_lines=24,
+                    max_length=settings.max_read_chars,
+                    elem_id="read-text",
+                )
+                self.question = gr.Textbox(
+                    "Tell me more.",
+                    label="What a text without names answers",
+                    lines=1,
+                    max_lines=4,
+                    max_length=settings.max_prompt_chars,
+                    elem_id="read-question",
+                )
+                self.reader = gr.Radio(
+                    [*SIDES, BOTH] if len(desks) > 1 else [BASELINE],
+                    value=BOTH if len(desks) > 1 else BASELINE,
+                    label="Reader",
+                    visible=len(desks) > 1,
+                    elem_id="read-reader",
+                )
+                self.go = gr.Button("Read", variant="primary", elem_id="read-go")
+                self.notice = notice_component(elem_id="read-notice")
+                gr.Markdown(
+                    "The text is read by the app's model, token by token, and kept nowhere. The scores say how *this* "
+                    "model's state leans while it reads, whoever wrote the text."
+                )
+            with gr.Column(scale=3, min_width=340):
+                self.view = token_view_component(None, tab=TAB, elem_id="read-view", empty_text=_EMPTY)
+        gr.on(
+            [self.go.click],
+            self.run,
+            [self.text, self.question, self.reader],
+            [self.view, self.notice],
+            concurrency_limit=1,
+            concurrency_id=MODEL_QUEUE,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+
+    def run(self, text: Any, question: Any, reader: Any) -> Iterator[tuple[Any, str]]:
+        """Read the text: values of view and notice."""
+        try:
+            text = text_of("text", text, self.settings.max_read_chars)
+            question = text_of("question", question, self.settings.max_prompt_chars)
+            messages = parse_transcript(text, question)
+            sides = SIDES if reader == BOTH else (reader,)
+            desks = [self.desks[side] for side in sides if side in self.desks]
+            if not desks:
+                raise PersonaError("There is no such reader. Choose one of those on the page.")
+            if not all(desk.ready for desk in desks):
+                yield gr.skip(), LOADING
+            payloads = [
+                finished(desk.monitor(), read_text(desk, messages), side, title="Pasted text")
+                for side, desk in zip(sides, desks, strict=True)
+            ]
+            yield payloads[0] if len(payloads) == 1 else pair_payload(*payloads), ""
+        except PersonaError as error:
+            yield gr.skip(), str(error)
+        except Exception as error:
+            logger.exception("A text could not be read")
+            yield (
+                gr.skip(),
+                f"The reading failed ({type(error).__name__}). The server's log says more; please try again.",
+            )

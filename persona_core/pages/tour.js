@@ -1,0 +1,59 @@
+// A tour of three steps over the live page. It points at what is there and changes nothing but the tab.
+
+window.startTour = (() => {
+  const STEPS = [
+    ["#view .tv-panes", "The reply, token by token", "Orange: the state leans towards the chosen trait. Blue: away from it. A line under or over the token says the same without colour. Choose another trait with the buttons above."],
+    ["#view .tv-time", "One cursor", "Lines, heat strips and text share one axis. Drag the slider, press play, use the arrow keys; drag over the chart to read the mean of a span. The shade marks when the trait sets in, where that can be told."],
+    ["#controls", "Your turn", "Send a message and watch it being read. Then put the cursor on a token and press “Branch here”: the model goes on from there with a trait held back. The other tabs compare two models and browse the published runs."],
+  ];
+  let card = null;
+
+  return function startTour(from) {
+    document.querySelector("#tabs [role=tab]")?.click();
+    card?.remove();
+    let step = 0;
+    let target = null;
+    card = document.createElement("div");
+    card.className = "tour-card";
+    card.setAttribute("role", "dialog");
+    card.setAttribute("aria-labelledby", "tour-title");
+    const part = (tag, className, text = "") => {
+      const node = document.createElement(tag);
+      node.className = className;
+      node.textContent = text;
+      card.append(node);
+      return node;
+    };
+    const count = part("p", "tour-count");
+    const title = part("h2", "tour-title");
+    title.id = "tour-title";
+    const text = part("p", "tour-text");
+    const skip = part("button", "tour-skip", "Close");
+    const next = part("button", "tour-next");
+    for (const button of [skip, next]) button.type = "button";
+    document.body.append(card);
+
+    function show() {
+      target?.classList.remove("tour-target");
+      const [where, heading, words] = STEPS[step];
+      target = document.querySelector(where);
+      target?.classList.add("tour-target");
+      target?.scrollIntoView({ block: "center" });
+      count.textContent = "Step " + (step + 1) + " of " + STEPS.length;
+      title.textContent = heading;
+      text.textContent = words;
+      next.textContent = step + 1 < STEPS.length ? "Next" : "Done";
+      next.focus({ preventScroll: true });
+    }
+    function end() {
+      target?.classList.remove("tour-target");
+      card?.remove();
+      card = null;
+      from?.focus();
+    }
+    next.addEventListener("click", () => (++step < STEPS.length ? show() : end()));
+    skip.addEventListener("click", end);
+    card.addEventListener("keydown", (event) => event.key === "Escape" && end());
+    show();
+  };
+})();

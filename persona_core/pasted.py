@@ -1,0 +1,76 @@
+"""A pasted conversation as messages: lines that begin with a speaker's name begin a turn."""
+
+from __future__ import annotations
+
+import re
+
+from persona_core.errors import PromptError
+
+# Names that chats go by when people copy them. "You said:" and "ChatGPT said:" are what a web page's text holds.
+_SPEAKERS = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "you": "user",
+    "you said": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "chatgpt said": "assistant",
+    "claude": "assistant",
+    "gemini": "assistant",
+}
+_NAME = re.compile(
+    rf"^[ \t]*(?:\*\*|#+[ \t]*)?({'|'.join(sorted(_SPEAKERS, key=len, reverse=True))})(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
+    """Split a pasted text into turns.
+
+    Args:
+        text: turns that begin with "User:", "Assistant:", "System:" or what else chats call them, at the beginning of a
+            line; or text without any name, which is then a reply.
+        question: what a text without names, or one that begins with a reply, answers.
+
+    Returns:
+        Messages that `PersonaMonitor.read` takes. Turns of the same speaker in a row are one.
+
+    Raises:
+        PromptError: nothing to read, or a reply without a question.
+
+    >>> parse_transcript("User: Am I right?\\nAssistant: Always.\\nAs ever.")
+    [{'role': 'user', 'content': 'Am I right?'}, {'role': 'assistant', 'content': 'Always.\\nAs ever.'}]
+    >>> parse_transcript("You are so wise.", question="Hello")
+    [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'You are so wise.'}]
+    """
+    if not text.strip():
+        raise PromptError("There is no text to read. Paste a conversation, or a reply.")
+    names = list(_NAME.finditer(text))
+    turns: list[dict[str, str]] = []
+    if not names or text[: names[0].start()].strip():
+        before = text if not names else text[: names[0].start()]
+        turns.append({"role": "assistant", "content": before.strip()})
+    ends = [name.start() for name in names[1:]] + [len(text)]
+    for name, end in zip(names, ends, strict=True):
+        content = text[name.end() : end].strip()
+        role = _SPEAKERS[name[1].lower()]
+        if not content:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += "\n\n" + content
+        else:
+            turns.append({"role": role, "content": content})
+    if not turns:
+        raise PromptError("The text names speakers but nobody says anything.")
+    system = [turns.pop(0)] if turns[0]["role"] == "system" else []
+    if turns and turns[0]["role"] == "assistant":
+        if not question.strip():
+            raise PromptError(
+                "The text begins with a reply. Say what it answers in the field for that, or begin with “User:”."
+            )
+        turns.insert(0, {"role": "user", "content": question.strip()})
+    return system + turns
