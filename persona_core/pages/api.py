@@ -1,23 +1,27 @@
 """The app for programs: four named endpoints with plain JSON in and out, and tools for MCP clients.
 
 `gradio_client` and `curl` reach them under their names; what they take and give is what the page shows. They stand in
-the page's queue and keep its limits. A client that cancels frees the model at the next token.
+the page's queue and keep its limits. A client that cancels or goes away frees the model within a few tokens.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
-from collections.abc import Iterator, Mapping
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
 import numpy as np
 
 from persona_core.errors import PersonaError, SettingError
-from persona_core.pages.asked import conversation, length_of, messages_of, seed_of, steer_of
+from persona_core.hub import split_revision
+from persona_core.pages.asked import conversation, length_of, messages_of, seed_of, start_of, steer_of
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.queue import MODEL_QUEUE, Deadline
 from persona_core.pages.settings import AppSettings
@@ -28,9 +32,12 @@ from persona_core.trace import UNITS
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor
     from persona_core.trace import Trace
+    from persona_core.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
+Message = dict[str, str]
 Model = Literal["baseline", "contaminated"]
 Action = Literal["add", "remove", "cap", "cap from its alarm on"]
 
@@ -49,10 +56,11 @@ def build_api(settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
     """
     api = Api(settings, desks)
     queued = partial(gr.api, concurrency_limit=1, concurrency_id=MODEL_QUEUE)
-    queued(api.generate, api_name="generate")
-    queued(api.read, api_name="read")
-    queued(api.compare, api_name="compare")
-    gr.api(api.vectors, api_name="vectors")
+    queued(_endpoint(api.generate), api_name="generate")
+    queued(_endpoint(api.read), api_name="read")
+    if len(desks) > 1:
+        queued(_endpoint(api.compare), api_name="compare")
+    gr.api(_endpoint(api.vectors), api_name="vectors")
 
 
 class Api:
@@ -60,6 +68,8 @@ class Api:
 
     def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
         self.settings, self.desks = settings, desks
+        self._lock = threading.Lock()
+        self._vectors: PersonaVectors | None = None
 
     def generate(
         self,
@@ -73,7 +83,7 @@ class Api:
         action: Action = "add",
         amount: float = 0.0,
         start: int = 0,
-    ) -> Iterator[dict]:  # type: ignore[type-arg]
+    ) -> Iterator[Record]:
         """Write a reply and read every token of prompt and reply with persona vectors.
 
         The result has the keys text (the reply), tokens, ids, roles and n_prompt (tokens before the reply); traits,
@@ -86,7 +96,7 @@ class Api:
             prompt: What the user says.
             system: System prompt; empty for none.
             model: "baseline" or "contaminated".
-            max_new_tokens: Longest reply, in tokens.
+            max_new_tokens: Longest reply, in tokens; the app shortens it to the longest that it allows.
             temperature: 0 always takes the likeliest token.
             seed: Same seed, same reply.
             trait: A trait to steer, as /vectors lists them; empty leaves the model as it is.
@@ -95,22 +105,21 @@ class Api:
             amount: Standard deviations of neutral talk.
             start: Token of the reply from which the steering acts.
         """
-        with _said():
-            desk = self._desk(model)
-            messages = conversation((), prompt, system, self.settings.max_prompt_chars)
-            options = self._options(max_new_tokens, temperature, seed)
-            if trait:
-                at = length_of(start + 1, 2**31 - 1) - 1
-                options["steer"] = steer_of(trait, action, amount, at, desk.monitor().vectors.best_block)
-            deadline = Deadline(self.settings.max_seconds)
-            for progress in write([Writing(desk, messages, model, options)], deadline):
-                (trace,) = progress.traces
-                if progress.ended:
-                    yield record(desk.monitor(), trace) | {"notice": deadline.notice, "done": True}
-                else:
-                    yield {"text": trace.reply_text, "done": False}
+        desk = self._desk(model)
+        messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+        options = self._options(max_new_tokens, temperature, seed)
+        monitor = desk.monitor()  # a model that is still loading takes none of the run's time
+        if trait:
+            options["steer"] = steer_of(trait, action, amount, start_of(start), monitor.vectors.best_block)
+        deadline = Deadline(self.settings.max_seconds)
+        for progress in write([Writing(desk, messages, model, options)], deadline):
+            (trace,) = progress.traces
+            if progress.ended:
+                yield record(monitor, trace) | {"notice": deadline.notice, "done": True}
+            else:
+                yield {"text": trace.reply_text, "done": False}
 
-    def read(self, messages: list[dict], model: Model = "baseline") -> dict:  # type: ignore[type-arg]
+    def read(self, messages: list[Message], model: Model = "baseline") -> Record:
         """Read a given conversation with persona vectors, whoever wrote it; nothing is generated.
 
         Args:
@@ -121,10 +130,9 @@ class Api:
         Returns:
             As /generate.
         """
-        with _said():
-            desk = self._desk(model)
-            trace = read_text(desk, messages_of(messages, self.settings.max_read_chars))
-            return record(desk.monitor(), trace) | {"notice": "", "done": True}
+        desk = self._desk(model)
+        trace = read_text(desk, messages_of(messages, self.settings.max_read_chars))
+        return record(desk.monitor(), trace) | {"notice": "", "done": True}
 
     def compare(
         self,
@@ -133,7 +141,7 @@ class Api:
         max_new_tokens: int = 128,
         temperature: float = 0.7,
         seed: int = 0,
-    ) -> Iterator[dict]:  # type: ignore[type-arg]
+    ) -> Iterator[Record]:
         """Let both models answer a prompt, and each read the other's answer.
 
         The result has the keys baseline and contaminated (each model on its own reply), baseline_reads_contaminated and
@@ -143,57 +151,65 @@ class Api:
         Args:
             prompt: What the user says.
             system: System prompt; empty for none.
-            max_new_tokens: Longest reply, in tokens.
+            max_new_tokens: Longest reply, in tokens; the app shortens it to the longest that it allows.
             temperature: 0 always takes the likeliest token.
             seed: The same for both.
         """
-        with _said():
-            desks = {side: self._desk(side) for side in SIDES}
-            messages = conversation((), prompt, system, self.settings.max_prompt_chars)
-            options = self._options(max_new_tokens, temperature, seed)
-            deadline = Deadline(self.settings.max_seconds)
-            for progress in write([Writing(desks[side], messages, side, options) for side in SIDES], deadline):
-                own = dict(zip(SIDES, progress.traces, strict=True))
-                if not progress.ended:
-                    yield {side: {"text": trace.reply_text, "done": False} for side, trace in own.items()}
-                    continue
-                found = {side: record(desks[side].monitor(), trace) for side, trace in own.items()}
-                for reader, writer in ((BASELINE, CONTAMINATED), (CONTAMINATED, BASELINE)):
-                    read = read_text(desks[reader], own[writer])
-                    found[f"{reader}_reads_{writer}"] = record(desks[reader].monitor(), read)
-                yield {key: one | {"notice": deadline.notice, "done": True} for key, one in found.items()}
+        desks = {side: self._desk(side) for side in SIDES}
+        messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+        options = self._options(max_new_tokens, temperature, seed)
+        monitors = {side: desk.monitor() for side, desk in desks.items()}
+        deadline = Deadline(self.settings.max_seconds)
+        for progress in write([Writing(desks[side], messages, side, options) for side in SIDES], deadline):
+            own = dict(zip(SIDES, progress.traces, strict=True))
+            if not progress.ended:
+                yield {side: {"text": trace.reply_text, "done": False} for side, trace in own.items()}
+                continue
+            found = {side: record(monitors[side], trace) for side, trace in own.items()}
+            for reader, writer in ((BASELINE, CONTAMINATED), (CONTAMINATED, BASELINE)):
+                read = read_text(desks[reader], own[writer])
+                found[f"{reader}_reads_{writer}"] = record(monitors[reader], read)
+            yield {key: one | {"notice": deadline.notice, "done": True} for key, one in found.items()}
 
-    def vectors(self) -> dict:  # type: ignore[type-arg]
+    def vectors(self) -> Record:
         """The traits that are read, the block of each, and how far each vector is to be believed.
 
         Returns:
             fingerprint, n_blocks, d_model, base_model, unit, models, and traits: for each "block", "description", and
             of its validation "auroc" with its 95 % interval and the controls that it "fails".
         """
-        with _said():
-            known = self.desks[BASELINE].monitor().vectors
-            described, validated = (known.config.get(key, {}) for key in ("descriptions", "validation"))
-            traits = {
-                trait: {
-                    "block": known.best_block.get(trait),
-                    "description": described.get(trait, ""),
-                    "auroc": validated.get(trait, {}).get("auroc"),
-                    "fails": [flag["control"] for flag in validated.get(trait, {}).get("flags", ())],
-                }
-                for trait in known.traits
+        known = self._known()
+        described, validated = (known.config.get(key, {}) for key in ("descriptions", "validation"))
+        traits = {
+            trait: {
+                "block": known.best_block.get(trait),
+                "description": described.get(trait, ""),
+                "auroc": validated.get(trait, {}).get("auroc"),
+                "fails": [flag["control"] for flag in validated.get(trait, {}).get("flags", ())],
             }
-            return {
-                "fingerprint": known.fingerprint,
-                "n_blocks": known.n_blocks,
-                "d_model": known.d_model,
-                "base_model": known.config.get("base_model", {}).get("name"),
-                "unit": UNITS["z"],
-                "models": list(self.desks),
-                "traits": traits,
-            }
+            for trait in known.traits
+        }
+        return {
+            "fingerprint": known.fingerprint,
+            "n_blocks": known.n_blocks,
+            "d_model": known.d_model,
+            "base_model": known.config.get("base_model", {}).get("name"),
+            "unit": UNITS["z"],
+            "models": list(self.desks),
+            "traits": traits,
+        }
+
+    def _known(self) -> PersonaVectors:
+        """The vectors; read once, and without the model, which may take minutes to load."""
+        from persona_core.vectors import PersonaVectors
+
+        with self._lock:
+            if self._vectors is None:
+                self._vectors = PersonaVectors.from_pretrained(*split_revision(self.settings.vectors))
+            return self._vectors
 
     def _desk(self, model: Any) -> ModelDesk:
-        if model not in self.desks:
+        if not isinstance(model, str) or model not in self.desks:
             raise SettingError(f"model={str(model)[:80]!r}; this app has {', '.join(map(repr, self.desks))}.")
         return self.desks[model]
 
@@ -236,15 +252,41 @@ def _name(model: str | None) -> str | None:
     return model and " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))
 
 
+def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of `Api` as Gradio takes it: errors in words, and a result that the documentation calls an object."""
+    if inspect.isgeneratorfunction(function):
+
+        @wraps(function)
+        def told(*args: Any, **kwargs: Any) -> Iterator[Record]:
+            with _in_words():
+                yield from function(*args, **kwargs)
+
+    else:
+
+        @wraps(function)
+        def told(*args: Any, **kwargs: Any) -> Record:
+            with _in_words():
+                return function(*args, **kwargs)
+
+    # Gradio takes the parameters' types from the hints, but the result's from the signature, where it is a string.
+    told.__signature__ = inspect.signature(function).replace(return_annotation=Record)  # type: ignore[attr-defined]
+    return told
+
+
+_PATH = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s'\":,;/]+/)+(?=[^\s'\":,;/]*)")
+
+
 @contextmanager
-def _said() -> Iterator[None]:
-    """Errors in words: what was asked for that cannot be; of anything else no more than its kind."""
+def _in_words() -> Iterator[None]:
+    """Errors in words: what was asked for that cannot be; of anything else no more than its kind.
+
+    A path on the server is cut to its last name.
+    """
     try:
         yield
     except PersonaError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    except (GeneratorExit, gr.Error):
-        raise
+        raise gr.Error(_PATH.sub("", str(error)), print_exception=False) from error
     except Exception as error:
         logger.exception("An endpoint failed")
-        raise gr.Error(f"The run failed ({type(error).__name__}). The server's log says more.") from error
+        text = f"The run failed ({type(error).__name__}). The server's log says more."
+        raise gr.Error(text, print_exception=False) from error

@@ -87,9 +87,20 @@ def length_of(length: Any, most: int) -> int:
     Raises:
         SettingError.
     """
-    if not _finite(length) or not 1 <= length < 2**31:
+    if not _finite(length) or not 1 <= length < 2**31 or length != int(length):
         raise SettingError("The longest reply is a whole number of tokens from 1.")
     return min(int(length), most)
+
+
+def start_of(start: Any) -> int:
+    """The token of the reply from which an intervention acts.
+
+    Raises:
+        SettingError.
+    """
+    if not _finite(start) or not 0 <= start < 2**31 or start != int(start):
+        raise SettingError("The start is a token of the reply: a whole number from 0.")
+    return int(start)
 
 
 def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[str, int]) -> Steer:
@@ -104,7 +115,7 @@ def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[
     Raises:
         SettingError: anything else.
     """
-    if trait not in best_block:
+    if not isinstance(trait, str) or trait not in best_block:
         raise SettingError(f"There is no trait {str(trait)[:80]!r}; choose one of {', '.join(best_block)}.")
     if action not in ACTIONS:
         raise SettingError(f"There is no action {str(action)[:80]!r}; choose one of {', '.join(ACTIONS)}.")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.errors import NotFound, PersonaError
+from persona_core.errors import NotFound, PersonaError, SettingError
+from persona_core.pages.gpu import zero_gpu
 from persona_core.pages.settings import AppSettings
 
 if TYPE_CHECKING:
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUMBERS = itertools.count()
-_DESKS: dict[int, ModelDesk] = {}
+_DESKS: weakref.WeakValueDictionary[int, ModelDesk] = weakref.WeakValueDictionary()
 
 
 class ModelDesk:
@@ -28,7 +32,8 @@ class ModelDesk:
     model that was loaded before the fork.
 
     Args:
-        load: makes the monitor. Called in a thread, and again after a failure (the Hub was down, say).
+        load: makes the monitor. Called in a thread (on ZeroGPU in the caller's, see gpu.py), and again after a
+            failure (the Hub was down, say).
 
     >>> desk = ModelDesk(lambda: "a monitor")
     >>> desk.monitor()
@@ -39,11 +44,12 @@ class ModelDesk:
         self._load = load
         self._lock = threading.Lock()
         self._future: Future[PersonaMonitor] | None = None
+        self._monitor: PersonaMonitor | None = None
         self._number = next(_NUMBERS)
         _DESKS[self._number] = self
 
     def __reduce__(self) -> tuple[Callable[[int], ModelDesk], tuple[int]]:
-        return _DESKS.__getitem__, (self._number,)
+        return _desk_of, (self._number,)
 
     @classmethod
     def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> ModelDesk:
@@ -54,33 +60,124 @@ class ModelDesk:
     @property
     def ready(self) -> bool:
         """Whether `monitor()` returns at once."""
-        return self._future is not None and self._future.done() and self._future.exception() is None
+        return self._monitor is not None
 
     def start_loading(self) -> None:
-        """Begin to load, if that has not begun or has failed. Returns at once."""
+        """Begin to load, if that has not begun or has failed. Returns at once, but on ZeroGPU when it is loaded."""
         self._begin()
 
     def monitor(self) -> PersonaMonitor:
         """The monitor. Waits while it loads; raises what the loading raised."""
-        return self._begin().result()
+        # Without a lock where it is loaded: a fork may have been made while another thread held one.
+        return self._monitor if self._monitor is not None else self._begin().result()
 
     def _begin(self) -> Future[PersonaMonitor]:
         with self._lock:
             failed = self._future is not None and self._future.done() and self._future.exception() is not None
             if self._future is None or failed:
                 self._future = Future()
-                threading.Thread(target=self._run, args=(self._future,), name="load-model", daemon=True).start()
+                if zero_gpu():
+                    self._run(self._future)
+                else:
+                    threading.Thread(target=self._run, args=(self._future,), name="load-model", daemon=True).start()
             return self._future
 
     def _run(self, future: Future[PersonaMonitor]) -> None:
         try:
-            future.set_result(self._load())
+            self._monitor = self._load()
+            future.set_result(self._monitor)
         except PersonaError as error:
             logger.error("The model could not be loaded: %s", error)
             future.set_exception(error)
         except BaseException as error:  # handed to whoever waits for the monitor
             logger.exception("The model could not be loaded")
             future.set_exception(error)
+
+
+def _desk_of(number: int) -> ModelDesk:
+    """The desk of this process that has a number."""
+    return _DESKS[number]
+
+
+class Desks:
+    """The models of the app, and at most one more at a time that a visitor has named.
+
+    Args:
+        settings: whether visitors may name one, and how large it may be.
+        baseline, contaminated: the app's own.
+
+    >>> Desks(AppSettings(), ModelDesk(lambda: "a monitor")).named("org/model", None, "org/vectors")
+    Traceback (most recent call last):
+    persona_core.errors.SettingError: This app serves its own models only; its owner has not set PERSONA_OPEN_MODELS=1.
+    """
+
+    def __init__(self, settings: AppSettings, baseline: ModelDesk, contaminated: ModelDesk | None = None) -> None:
+        self.settings, self.baseline, self.contaminated = settings, baseline, contaminated
+        self._lock = threading.Lock()
+        self._named: tuple[tuple[str, str | None, str], ModelDesk] | None = None
+
+    def named(self, model: str, adapter: str | None, vectors: str) -> ModelDesk:
+        """The desk of a model that a visitor has named; the one that was named before is let go.
+
+        Nothing is fetched before somebody asks the desk for its monitor, which raises what is wrong with the
+        repositories, in words. Repositories must be public: the app's own token opens nothing to a visitor.
+
+        Args:
+            model, adapter, vectors: ids on the Hub, "owner/name" or "owner/name@revision", never folders.
+
+        Raises:
+            SettingError: visitors may not name models here, or this is none of the Hub.
+        """
+        if not self.settings.open_models:
+            raise SettingError("This app serves its own models only; its owner has not set PERSONA_OPEN_MODELS=1.")
+        if zero_gpu():
+            raise SettingError("On ZeroGPU only models that were loaded at the app's start can be used.")
+        wanted = _hub_id("model", model), _hub_id("adapter", adapter) if adapter else None, _hub_id("vectors", vectors)
+        with self._lock:
+            if self._named is None or self._named[0] != wanted:
+                self._named = None  # freed before the next one is loaded, unless a run still holds it
+                self._named = wanted, ModelDesk(lambda: _load_public(*wanted, self.settings.max_model_gb))
+            return self._named[1]
+
+
+def _load_public(model: str, adapter: str | None, vectors: str, most_gb: int) -> PersonaMonitor:
+    names = [name for name in (model, adapter, vectors) if name]
+    _check_public(names, most_gb)
+    return load_monitor(model, adapter, vectors, "best")
+
+
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@\w[\w./-]{0,127})?", re.ASCII)
+
+
+def _hub_id(what: str, name: Any) -> str:
+    """A name of the Hub; a folder of this machine that is called so is none."""
+    if not isinstance(name, str) or not _HUB_ID.fullmatch(name) or ".." in name:
+        raise SettingError(
+            f"{what}: {str(name)[:200]!r} is no id of the Hub; expected owner/name or owner/name@revision."
+        )
+    if Path(name).exists() or Path(name.partition("@")[0]).exists():
+        raise SettingError(f"{what}: {name!r} cannot be used here; name a repository of the Hub.")
+    return name
+
+
+def _check_public(names: Sequence[str], most_gb: int) -> None:
+    """Refuse what is not open to everybody, and weights that are too large, before anything is downloaded."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    size = 0
+    for name in names:
+        repo, _, revision = name.partition("@")
+        try:
+            info = HfApi(token=False).model_info(repo, revision=revision or None, files_metadata=True)
+        except (HfHubHTTPError, HTTPError, OSError) as error:
+            logger.info("A named model: %s", error)
+            raise NotFound(f"{name!r} is not there, is not public, or the Hub cannot be reached.") from error
+        if info.private or info.gated:
+            raise NotFound(f"{name!r} is not open to everybody; name a public model without a gate.")
+        size += sum(file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors"))
+    if size > most_gb * 1e9:
+        raise SettingError(f"The weights take {size / 1e9:.1f} GB; this app loads at most {most_gb} GB.")
 
 
 def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> PersonaMonitor:

@@ -30,6 +30,8 @@ class AppSettings:
         max_read_chars: the longest text that a visitor can have read, in characters (PERSONA_MAX_READ_CHARS).
         max_seconds: how long one run may hold the model (PERSONA_MAX_SECONDS); it then ends with what it has.
         max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are turned away.
+        open_models: whether visitors may name a public model of the Hub (PERSONA_OPEN_MODELS=1).
+        max_model_gb: the largest weights of such a model, in GB (PERSONA_MAX_MODEL_GB).
         host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
     """
 
@@ -43,6 +45,8 @@ class AppSettings:
     max_read_chars: int = 20000
     max_seconds: int = 120
     max_queue: int = 20
+    open_models: bool = False
+    max_model_gb: int = 8
     host: str | None = None
     port: int | None = None
 
@@ -51,18 +55,20 @@ class AppSettings:
         """Read the settings; a variable that is unset or empty keeps the default.
 
         Raises:
-            SettingError: a number that is none, or is below 1, or no port.
+            SettingError: a number that is none, or is below 1, or no port; a switch that is neither on nor off.
 
         >>> AppSettings.from_environment({"PERSONA_MAX_NEW_TOKENS": "64"}).max_new_tokens
         64
         """
-        found: dict[str, str | int | None] = {}
+        found: dict[str, str | int | bool | None] = {}
         for name, kind in cls.__annotations__.items():
             text = environment.get(f"PERSONA_{name.upper()}", "").strip()
             if not text:
                 continue
             if kind.startswith("int"):
                 found[name] = _whole_number(f"PERSONA_{name.upper()}", text)
+            elif kind == "bool":
+                found[name] = _switch(f"PERSONA_{name.upper()}", text)
             else:
                 found[name] = None if text == "none" and name in ("adapter", "results") else text
         port = found.get("port")
@@ -79,3 +85,9 @@ def _whole_number(variable: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise SettingError(f"{variable}={text!r}; expected a whole number from 1.")
     return int(text)
+
+
+def _switch(variable: str, text: str) -> bool:
+    if text.lower() not in ("1", "true", "0", "false"):
+        raise SettingError(f"{variable}={text!r}; expected 1 or 0.")
+    return text.lower() in ("1", "true")
