@@ -256,7 +256,9 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
     with _explained(f"the adapter {source!r}{_at(revision)}"), warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for a property by its old name; a user can do nothing about it.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return PeftModel.from_pretrained(model, source, revision=revision).eval(), commit
+        # Read on the CPU and copied to where the model is: PEFT would take the first GPU, whichever the model is on,
+        # and on ZeroGPU there is none yet.
+        return PeftModel.from_pretrained(model, source, revision=revision, torch_device="cpu").eval(), commit
 
 
 @contextmanager

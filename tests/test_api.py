@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import contextlib
 import http.client
 import json
@@ -177,7 +179,7 @@ def test_every_endpoint_is_described_for_a_stranger(client: Client, slow_url: st
         description, about, _ = get_function_description(getattr(api.Api, name[1:]))
         assert len(description) > 60
         for parameter in info["parameters"]:
-            assert about[parameter["parameter_name"]], (name, parameter)
+            assert about[parameter["parameter_name"]].endswith("."), "one line each, or Gradio cuts it"
             assert parameter["type"], "a type for each"
         assert info["returns"][0]["type"]["type"] == "object"
 
@@ -354,3 +356,25 @@ def test_mcp_is_on_where_its_package_is_there(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "mcp").mkdir()
     (tmp_path / "mcp" / "__init__.py").touch()
     assert api.mcp_available()
+
+
+def test_the_endpoints_are_tools_of_an_mcp_server(desks: tuple[ModelDesk, ModelDesk], client: Client) -> None:
+    pytest.importorskip("mcp", reason='pip install "gradio[mcp]", in an environment of its own')
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def call() -> tuple[set[str], Any, Any]:
+        async with (
+            streamable_http_client(f"{client.src}gradio_api/mcp/") as (receive, send, _),
+            ClientSession(receive, send) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name for tool in (await session.list_tools()).tools}
+            good = await session.call_tool("generate", {"prompt": PROMPT, "max_new_tokens": 20})
+            return tools, good, await session.call_tool("generate", {"prompt": ""})
+
+    tools, good, bad = asyncio.run(call())
+    assert tools == {name[1:] for name in ENDPOINTS}
+    found = ast.literal_eval(good.content[0].text)  # Gradio writes a result as Python does
+    check_record(found, desks[0].monitor().generate(PROMPT, max_new_tokens=20, temperature=0.7, seed=0))
+    assert bad.isError and bad.content[0].text.startswith("The prompt is empty.")

@@ -64,7 +64,10 @@ def build_api(settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
 
 
 class Api:
-    """The endpoints. Their docstrings are their documentation, for people and for language models."""
+    """The endpoints. Their docstrings are their documentation, for people and for language models.
+
+    Gradio shows an argument's first line only, so each has one.
+    """
 
     def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
         self.settings, self.desks = settings, desks
@@ -86,6 +89,7 @@ class Api:
     ) -> Iterator[Record]:
         """Write a reply and read every token of prompt and reply with persona vectors.
 
+        A trait can be steered meanwhile; "cap from its alarm on" waits until the trait's onset detector goes off.
         The result has the keys text (the reply), tokens, ids, roles and n_prompt (tokens before the reply); traits,
         blocks (trait -> block), kind and unit; scores (trait -> one number a token, null where there is none: by
         default standard deviations above how the model talks when nothing is going on); onsets (trait -> when it sets
@@ -100,8 +104,7 @@ class Api:
             temperature: 0 always takes the likeliest token.
             seed: Same seed, same reply.
             trait: A trait to steer, as /vectors lists them; empty leaves the model as it is.
-            action: "add" moves the trait by the amount, "remove" leaves nothing of it, "cap" holds it at the amount or
-                below, "cap from its alarm on" does so from the moment at which its onset detector goes off.
+            action: add: moved by the amount; remove: nothing of it is left; cap: held at the amount or below.
             amount: Standard deviations of neutral talk.
             start: Token of the reply from which the steering acts.
         """
@@ -123,8 +126,7 @@ class Api:
         """Read a given conversation with persona vectors, whoever wrote it; nothing is generated.
 
         Args:
-            messages: A list of {"role": "system" | "user" | "assistant", "content": text}; if the last is the
-                assistant's, it is the reply.
+            messages: A list of {"role": "system", "user" or "assistant", "content": text}; the last is the reply.
             model: The reader, "baseline" or "contaminated".
 
         Returns:
