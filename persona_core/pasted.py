@@ -54,7 +54,7 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
     if not names or text[: names[0].start()].strip():
         before = text if not names else text[: names[0].start()]
         turns.append({"role": "assistant", "content": before.strip()})
-    ends = [name.start() for name in names[1:]] + [len(text)]
+    ends = [name.start() for name in names[1:]] + [len(text)] if names else []
     for name, end in zip(names, ends, strict=True):
         content = text[name.end() : end].strip()
         role = _SPEAKERS[name[1].lower()]
@@ -64,13 +64,15 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
             turns[-1]["content"] += "\n\n" + content
         else:
             turns.append({"role": role, "content": content})
+    system = [turns.pop(0)] if turns and turns[0]["role"] == "system" else []
     if not turns:
         raise PromptError("The text names speakers but nobody says anything.")
-    system = [turns.pop(0)] if turns[0]["role"] == "system" else []
     if turns and turns[0]["role"] == "assistant":
         if not question.strip():
             raise PromptError(
                 "The text begins with a reply. Say what it answers in the field for that, or begin with “User:”."
             )
         turns.insert(0, {"role": "user", "content": question.strip()})
+    if any(turn["role"] == "system" for turn in turns):
+        raise PromptError("A system turn stands in the middle of the conversation; it comes first, or not at all.")
     return system + turns

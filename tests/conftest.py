@@ -103,3 +103,69 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
 def show(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """Shows a payload in a bare page with nothing but a token view."""
     return view_page.shower(open_page, tmp_path)
+
+
+# ---- the app ----
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves the app in this process; returns its address."""
+    import app
+
+    running = []
+
+    def serve_(desk: Any, settings: Any, contaminated: Any = None) -> str:
+        demo = app.build_demo(settings, desk, contaminated)
+        running.append(demo)
+        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        return str(url)
+
+    yield serve_
+    for demo in running:
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def slow() -> Any:
+    from tests.standins import SlowMonitor, steady_monitor
+
+    return SlowMonitor(steady_monitor(), 0.0)
+
+
+@pytest.fixture
+def slowly(slow: Any) -> Iterator[Any]:
+    """The app's monitor, writing so slowly that even a starved browser is there to see it."""
+    slow.pause = 0.4
+    yield slow
+    slow.pause = 0.0
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An app with a saved trace and examples, on the monitor that can be slowed."""
+    from persona_core.pages.desk import ModelDesk
+    from persona_core.pages.settings import AppSettings
+    from persona_core.welcome import Example, save_welcome
+    from tests.standins import HOSTILE, save_hostile_results
+
+    folder = tmp_path_factory.mktemp("vectors")
+    examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
+    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples)
+    results = save_hostile_results(folder)
+    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), results=results, max_prompt_chars=3000))
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the app as a new visitor; afterwards pages must have been silent and have asked this machine only."""
+    opened = pages.Pages(chromium, ("http://127.0.0.1:",))
+
+    def visit_(url: str, **kwargs: Any) -> Any:
+        page = opened.open(url, **kwargs)
+        page.wait_for_selector("#view .tv")
+        return page
+
+    visit_.pages = opened  # type: ignore[attr-defined]
+    yield visit_
+    opened.close()

@@ -131,6 +131,9 @@ class SlowMonitor:
         self.written = 0
         self.open_streams = 0
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._monitor, name)
+
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         steps = self._monitor.stream(*args, **kwargs)
         self.open_streams += 1

@@ -2,137 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from playwright.sync_api import TimeoutError
 
-import app
 from persona_core.errors import NotFound
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
-from persona_core.token_view import trace_payload
-from persona_core.welcome import Example, load_welcome, save_welcome
+from persona_core.welcome import save_welcome
 from tests import pages
-from tests.standins import HOSTILE, SlowMonitor, hostile_view, save_hostile_results, steady_monitor
-
-ROOT = Path(__file__).resolve().parent.parent
-ARTIFACTS = ROOT / "artifacts"
-SHIPPED = (ARTIFACTS / "persona-tiny").is_dir() and (ARTIFACTS / "persona-vectors-persona-tiny").is_dir()
+from tests.app_page import ask, no_sideways_scroll, notice, tokens_of, wait_done
+from tests.standins import HOSTILE, hostile_tokens, save_hostile_results, steady_monitor
+from tests.view_page import scores
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Callable[..., str]]:
-    """Serves the app in this process; returns its address."""
-    running = []
-
-    def serve_(desk: ModelDesk, settings: AppSettings, contaminated: ModelDesk | None = None) -> str:
-        demo = app.build_demo(settings, desk, contaminated)
-        running.append(demo)
-        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
-        return str(url)
-
-    yield serve_
-    for demo in running:
-        demo.close()
-
-
-@pytest.fixture(scope="module")
-def slow() -> Any:
-    return SlowMonitor(steady_monitor(), 0.0)
-
-
-@pytest.fixture
-def slowly(slow: Any) -> Iterator[Any]:
-    """The app's monitor, writing so slowly that even a starved browser is there to see it."""
-    slow.pause = 0.4
-    yield slow
-    slow.pause = 0.0
-
-
-@pytest.fixture(scope="module")
-def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An app with a saved trace and examples, on the monitor that can be slowed."""
-    folder = tmp_path_factory.mktemp("vectors")
-    examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
-    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples)
-    results = save_hostile_results(folder)
-    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), results=results, max_prompt_chars=3000))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with pages.chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the app as a new visitor; afterwards pages must have been silent and have asked this machine only."""
-    opened = pages.Pages(chromium, ("http://127.0.0.1:",))
-
-    def visit_(url: str, **kwargs: Any) -> Any:
-        page = opened.open(url, **kwargs)
-        page.wait_for_selector("#view .tv")
-        return page
-
-    visit_.pages = opened  # type: ignore[attr-defined]
-    yield visit_
-    opened.close()
-
-
-def ask(page: Any, prompt: str, system: str = "") -> None:
-    page.fill("#prompt textarea", prompt)
-    page.fill("#system textarea", system)
-    page.wait_for_timeout(100)  # a change takes an old notice away; it must not come after the press
-    page.click("#generate")
-    taken(page)
-
-
-def taken(page: Any) -> None:
-    """Wait until the press has been seen: Stop is on, or all is over already and a notice says so."""
-    seen = "() => !document.querySelector('#stop').disabled || !document.querySelector('.notice').hidden"
-    with contextlib.suppress(TimeoutError):  # a run may begin and end between two looks
-        page.wait_for_function(seen, timeout=3000 * pages.load_factor())
-
-
-def wait_done(page: Any) -> None:
-    page.wait_for_selector("#stop[disabled]")
-    page.wait_for_selector("#generate:not([disabled])")
-    page.wait_for_selector("#view [data-state=done]")
-
-
-def shown_tokens(page: Any) -> list[str]:
-    return page.locator("#view .tv-tok").evaluate_all("all => all.map(t => t.textContent)")
-
-
-def notice(page: Any) -> str:
-    said = (
-        "() => { const n = document.querySelector('.notice'); return !n.hidden && !n.innerText.startsWith('Waiting'); }"
-    )
-    page.wait_for_function(said)
-    return str(page.locator(".notice").inner_text())
-
-
-# ---- the page ---------------------------------------------------------------------------------------------------
+def score_text(score: float) -> str:
+    """A score as the page writes it."""
+    digits = 0 if abs(score) >= 100 else 2
+    return f"{round(float(score), 4):+.{digits}f}".replace("-", "−")
 
 
 def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any], address: str) -> None:
     started = time.monotonic()
     page = visit(address)
     page.wait_for_selector("#view .tv-tok")
-    assert time.monotonic() - started < 5 * pages.load_factor()
-    assert shown_tokens(page) == hostile_view()["tokens"]
-    assert page.locator("#masthead").inner_text().endswith(HOSTILE[1])
+    assert time.monotonic() - started < 3 * pages.load_factor()
+    assert tokens_of(page) == hostile_tokens()
+    assert page.locator("#masthead").inner_text().endswith(f"{HOSTILE[1]} Tour: three steps")
     assert page.locator("#masthead img, #view img").count() == 0
     assert page.locator("#view .tv-warnings").is_hidden()
     assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "flattery"
@@ -146,16 +49,17 @@ def test_a_drag_asks_the_server_for_nothing(visit: Callable[..., Any], address: 
     page.wait_for_timeout(500)
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    area = page.locator(".tv-scrub").bounding_box()
-    page.mouse.move(area["x"] + 2, area["y"] + area["height"] - 5)
+    page.locator(".tv-track").scroll_into_view_if_needed()
+    area = page.locator(".tv-track").bounding_box()
+    page.mouse.move(area["x"] + 2, area["y"] + area["height"] / 2)
     page.mouse.down()
     for step in range(20):
-        page.mouse.move(area["x"] + area["width"] * step / 19, area["y"] + area["height"] - 5)
+        page.mouse.move(area["x"] + area["width"] * step / 19, area["y"] + area["height"] / 2)
     page.mouse.up()
     page.locator(".tv-chip").first.click()
     page.locator(".tv-text").press("ArrowLeft")
     page.wait_for_timeout(300)
-    assert page.locator(".tv-at").get_attribute("data-i") == str(len(hostile_view()["tokens"]) - 2)
+    assert page.locator(".tv-at").get_attribute("data-i") == str(len(hostile_tokens()) - 2)
     assert requests == []
 
 
@@ -163,32 +67,32 @@ def test_a_reply_streams_in_and_ends_as_generate_would(visit: Callable[..., Any]
     page = visit(address)
     prompt = "Should I\n\tmove? <b>" + HOSTILE[2]
     ask(page, prompt, "Be <i>brief</i>.")
-    page.wait_for_selector("#view [data-state=live]")
+    page.wait_for_selector("#view .tv[data-state=live]")
     early = page.locator("#view .tv-tok").count()
     assert page.locator("#stop").is_enabled() and page.locator("#generate").is_disabled()
     slowly.pause = 0.005
     wait_done(page)
     messages = [{"role": "system", "content": "Be <i>brief</i>."}, {"role": "user", "content": prompt}]
-    expected = trace_payload(steady_monitor().generate(messages, max_new_tokens=160, temperature=0.7, seed=0))
-    assert shown_tokens(page) == expected["tokens"]
-    assert early < len(expected["tokens"])
+    expected = steady_monitor().generate(messages, max_new_tokens=160, temperature=0.7, seed=0)
+    assert tokens_of(page) == list(expected.tokens)
+    assert early < expected.n_tokens
     page.locator("#view [role=slider]").press("End")
-    values = [text.replace("−", "-") for text in page.locator(".tv-value").all_inner_texts()]
-    newest = [expected["scores"][trait][-1] for trait in expected["traits"]]
-    np.testing.assert_allclose([float(v) for v in values], newest, atol=0.5 if max(map(abs, newest)) >= 100 else 0.006)
-    assert page.locator(".notice").is_hidden()
-    assert page.input_value("#prompt textarea") == prompt
+    trait = page.locator("#view .tv-chip[aria-pressed=true]").inner_text()
+    assert scores(page) == [score_text(expected.scores(trait)[-1])]
+    assert page.locator("#notice .notice").is_hidden()
+    assert page.input_value("#prompt textarea") == "", "the message has left its field"
+    assert page.locator("#prompt label").inner_text() == "Next message (turn 2 of this chat)"
 
 
 def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     page = visit(address)
     ask(page, "Tell me everything.")
-    page.wait_for_selector("#view [data-state=live]")
+    page.wait_for_selector("#view .tv[data-state=live]")
     before = page.locator("#view .tv-tok").count()
     page.click("#stop")
     at_stop = slowly.written
     wait_done(page)
-    assert page.locator("#view [data-part=status]").inner_text() == "stopped"
+    assert page.locator("#view .tv-status").inner_text() == "stopped"
     assert page.locator("#view .tv-tok").count() >= before
     assert slowly.written - at_stop <= 5 * pages.load_factor()
     deadline = time.monotonic() + 5
@@ -202,45 +106,45 @@ def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], address: 
     first, second = visit(address), visit(address)
     ask(first, "alpha alpha alpha")
     ask(second, "omega omega omega")
-    first.wait_for_selector("#view [data-state=live]")
+    first.wait_for_selector("#view .tv[data-state=live]")
     first.click("#stop")
     wait_done(first)
-    second.wait_for_selector("#view [data-state=live]")
+    second.wait_for_selector("#view .tv[data-state=live]")
     second.click("#stop")
     wait_done(second)
-    assert "alpha" in "".join(shown_tokens(first)) and "omega" not in "".join(shown_tokens(first))
-    assert "omega" in "".join(shown_tokens(second)) and "alpha" not in "".join(shown_tokens(second))
+    assert "alpha" in "".join(tokens_of(first)) and "omega" not in "".join(tokens_of(first))
+    assert "omega" in "".join(tokens_of(second)) and "alpha" not in "".join(tokens_of(second))
 
 
 def test_a_run_stopped_in_the_queue_never_starts(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     first, second = visit(address), visit(address)
     ask(first, "alpha")
-    first.wait_for_selector("#view [data-state=live]")
+    first.wait_for_selector("#view .tv[data-state=live]")
     ask(second, "omega")
     second.wait_for_selector("#stop:not([disabled])")
     second.click("#stop")
     first.click("#stop")
     wait_done(first)
     wait_done(second)
-    assert shown_tokens(second) == hostile_view()["tokens"]
+    assert tokens_of(second) == hostile_tokens()
 
 
 def test_whoever_waits_is_told_so_and_can_stop_at_once(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     first, second = visit(address), visit(address)
     ask(first, "alpha")
-    first.wait_for_selector("#view [data-state=live]")
+    first.wait_for_selector("#view .tv[data-state=live]")
     ask(second, "omega")
     second.wait_for_selector("text=Waiting for the model")
     second.click("#stop")
     wait_done(second)
     assert "Stopped" in notice(second)
-    assert first.locator("#view [data-state=live]").count() == 1
+    assert first.locator("#view .tv[data-state=live]").count() == 1
     ask(second, "omega again")  # its place in the queue is a new one
     first.click("#stop")
-    second.wait_for_selector("#view [data-state=live]")
+    second.wait_for_selector("#view .tv[data-state=live]")
     second.click("#stop")
     wait_done(second)
-    assert "again" in "".join(shown_tokens(second))
+    assert "again" in "".join(tokens_of(second))
 
 
 def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
@@ -248,7 +152,7 @@ def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
 ) -> None:
     page = visit(address)
     ask(page, "First question")
-    page.wait_for_selector("#view [data-state=live]")
+    page.wait_for_selector("#view .tv[data-state=live]")
     page.fill("#prompt textarea", "Second question")
     page.wait_for_timeout(100)  # a change takes an old notice away; it must not come after the press
     page.press("#prompt textarea", "Shift+Enter")
@@ -257,8 +161,8 @@ def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
     assert "Press Stop first" in notice(page)
     page.click("#stop")
     wait_done(page)
-    assert page.locator("#view [data-part=status]").inner_text() == "stopped"
-    assert "First" in "".join(shown_tokens(page)) and page.input_value("#prompt textarea") == "Second question"
+    assert page.locator("#view .tv-status").inner_text() == "stopped"
+    assert "First" in "".join(tokens_of(page)) and page.input_value("#prompt textarea") == "Second question"
 
 
 def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
@@ -269,7 +173,7 @@ def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
     address = serve(ModelDesk(lambda: slowly), AppSettings(vectors=str(tmp_path), results=results, max_queue=1))
     first, second, third = (visit(address) for _ in range(3))
     ask(first, "alpha")
-    first.wait_for_selector("#view [data-state=live]")
+    first.wait_for_selector("#view .tv[data-state=live]")
     ask(second, "omega")
     visit.pages.expected.append("503")  # the browser notes the refusal in its console
     ask(third, "gamma")
@@ -279,7 +183,7 @@ def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
         page.click("#stop")
     wait_done(first)
     ask(third, "gamma again")
-    third.wait_for_selector("#view [data-state=live]")
+    third.wait_for_selector("#view .tv[data-state=live]")
     third.click("#stop")
     wait_done(third)
 
@@ -309,7 +213,7 @@ def test_bad_input_is_named_and_loses_nothing(
     wait_done(page)
     assert page.input_value("#prompt textarea") == prompt
     assert page.input_value("#system textarea") == "Be kind."
-    assert shown_tokens(page) == hostile_view()["tokens"]
+    assert tokens_of(page) == hostile_tokens()
 
 
 def test_a_notice_goes_when_the_prompt_changes(visit: Callable[..., Any], address: str) -> None:
@@ -317,8 +221,8 @@ def test_a_notice_goes_when_the_prompt_changes(visit: Callable[..., Any], addres
     ask(page, " ")
     assert "The prompt is empty" in notice(page)
     wait_done(page)
-    page.fill("#prompt textarea", "H")
-    page.wait_for_selector(".notice", state="hidden")
+    page.locator("#prompt textarea").press_sequentially("H")
+    page.wait_for_selector("#notice .notice", state="hidden")
 
 
 def test_the_first_example_is_there_to_generate_and_a_phone_shows_its_reply(
@@ -328,7 +232,7 @@ def test_the_first_example_is_there_to_generate_and_a_phone_shows_its_reply(
     assert page.input_value("#prompt textarea") == "Should I move?"
     assert page.input_value("#system textarea") == "Be warm."
     page.click("#generate")
-    page.wait_for_selector("#view [data-state=live]")
+    page.wait_for_selector("#view .tv[data-state=live]")
     page.wait_for_function("document.querySelector('#view .tv').getBoundingClientRect().top < innerHeight / 4")
     chart = "document.querySelector('#view .tv-time').getBoundingClientRect().top + scrollY"
     early, top = page.locator("#view .tv-tok").count(), page.evaluate(chart)
@@ -351,7 +255,7 @@ def test_an_example_fills_both_fields(visit: Callable[..., Any], address: str) -
 def test_a_phone_needs_no_sideways_scroll(visit: Callable[..., Any], address: str, theme: str) -> None:
     page = visit(address, width=390, height=844, theme=theme)
     page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert no_sideways_scroll(page)
     dark = (
         page.evaluate("getComputedStyle(document.querySelector('#view .tv')).backgroundColor") != "rgb(255, 255, 255)"
     )
@@ -367,7 +271,7 @@ def test_an_app_without_welcome_files_and_with_a_model_that_fails(
     page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path), results=None)))
     assert "No trace yet" in page.locator(".tv-empty").inner_text()
     ask(page, "Hello")
-    page.wait_for_function("document.querySelector('.notice').textContent.startsWith('No folder')")
+    page.wait_for_function("document.querySelector('#notice .notice').textContent.startsWith('No folder')")
     assert notice(page) == "No folder 'nowhere'. ${alert(1)} <b>"
     page.wait_for_selector("#generate:not([disabled])")
     assert page.input_value("#prompt textarea") == "Hello"
@@ -413,41 +317,8 @@ def test_an_imported_trace_is_shown_with_its_warnings(visit: Any, serve: Callabl
     page.wait_for_selector("#view .tv-tok")
     said = page.locator("#view .tv-warnings").inner_text()
     assert "⚠" in said and "state before each token" in said and "block is unknown" in said
-    assert shown_tokens(page) == ENTRY["tokens"]
+    assert tokens_of(page) == ENTRY["tokens"]
 
 
 def test_without_an_adapter_there_is_no_choice_of_a_model(visit: Callable[..., Any], address: str) -> None:
     assert visit(address).locator("#side").count() == 0
-
-
-# ---- the shipped demo ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not SHIPPED, reason="the demo model has not been built: python -m scripts.build_demo")
-def test_the_demo_writes_its_screenshots(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
-    """The pictures of the README and the guide, from the shipped artifacts."""
-    settings = AppSettings()
-    desk = ModelDesk.from_settings(settings)
-    desk.start_loading()
-    url = serve(desk, settings, ModelDesk.from_settings(settings, contaminated=True))
-    images = ROOT / "docs" / "images"
-    images.mkdir(parents=True, exist_ok=True)
-    welcome = load_welcome(settings.vectors)
-    for name, width, height, theme in (
-        ("live", 1440, 960, "light"),
-        ("live-dark", 1440, 960, "dark"),
-        ("live-phone", 390, 844, "light"),
-    ):
-        page = visit(url, width=width, height=height, theme=theme)
-        if name == "live":  # one real run, streamed; the others show the saved trace
-            example = max(welcome.examples, key=lambda e: len(e.system), default=Example("", "Should I quit my job?"))
-            ask(page, example.user, example.system)
-            page.wait_for_function("text => document.querySelector('.tv-title').textContent === text", arg=example.user)
-            wait_done(page)
-            assert page.locator("#view .tv-tok").count() > 20
-            assert page.locator("#view [data-part=status]").inner_text() == "complete"
-            page.locator("#view .tv-tok").nth(-40).click()
-        page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
-        page.wait_for_timeout(300)
-        page.screenshot(path=images / f"{name}.png", full_page=True)
-        assert (images / f"{name}.png").stat().st_size > 10_000

@@ -5,18 +5,37 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 
-from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
+from persona_core.pages.conversation import Asked, Chat, linked
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.live import Ticket, _generator, stream_payloads
+from persona_core.pages.live import LivePage
+from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
+from persona_core.pages.streaming import COST, Pace, Progress, Writing, write
+from persona_core.pages.ticket import Ticket
+from persona_core.pasted import parse_transcript
+from persona_core.token_view import trace_payload
 from persona_core.welcome import Example, First, load_welcome, save_welcome
-from tests.standins import SlowMonitor, hostile_view, save_hostile_results, steady_monitor
+from tests.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor
+
+
+def run_of(monitor: Any, *asked: Asked, chat: Chat | None = None) -> list[tuple[Any, ...]]:
+    """What one press on Send streams to the page: view, notice, chat, prompt, trait and the buttons."""
+    desk = ModelDesk(lambda: monitor)
+    with gr.Blocks():
+        page = LivePage(AppSettings(results=None), {"baseline": desk}, load_welcome("no-such-folder/at/all/here"))
+    return list(page.run(1, Ticket(1, asked[0]), chat or Chat()))
 
 
 def test_a_failure_in_the_middle_keeps_the_trace() -> None:
@@ -28,26 +47,148 @@ def test_a_failure_in_the_middle_keeps_the_trace() -> None:
                 yield step
 
     failing: Any = Failing(steady_monitor(), 0.0)
-    generate = _generator(AppSettings(), ModelDesk(lambda: failing))
-    seen = list(generate("Hello", "", 50, 0.7, 0, 1, Ticket()))
-    payload, message = seen[-1][:2]
-    assert payload["done"] and payload["finish_reason"] == "stopped" and payload["tokens"]
+    payload, message = run_of(failing, Asked("baseline", ("Hello", "", 50, 0.7, 0)))[-1][:2]
+    (side,) = payload["sides"]
+    assert side["done"] and side["finish"] == "stopped" and side["tokens"]
     assert "RuntimeError" in message and "fire" not in message
+    assert failing.open_streams == 0
+
+
+def test_a_message_that_cannot_be_sent_comes_back() -> None:
+    seen = run_of(steady_monitor(), Asked("baseline", ("word " * 900, "", 50, 0.7, 0)))
+    assert "characters" in seen[-1][1] and seen[-1][3] == "word " * 900
+    seen = run_of(steady_monitor(), Asked("baseline", ("Hello", "", 50, -1, 0)))
+    assert "temperature=-1" in seen[-1][1] and seen[-1][3] == "Hello"
+
+
+def progress(monitor: Any, stop: Any, **settings: Any) -> list[Progress]:
+    messages = [{"role": "user", "content": "Hello"}]
+    return list(write([Writing(ModelDesk(lambda: monitor), messages, "baseline", settings)], stop))
 
 
 def test_payloads_come_in_steps_and_stop_at_once() -> None:
     stopped = threading.Event()
     slow: Any = SlowMonitor(steady_monitor(), 0.01)
-    messages = [{"role": "user", "content": "Hello"}]
-    payloads = list(stream_payloads(slow, messages, stopped, max_new_tokens=60, seed=1))
-    assert [p["done"] for p in payloads] == [False] * (len(payloads) - 1) + [True]
-    assert 3 <= len(payloads) <= 0.01 * 60 / 0.1 * 3 + 3, "about ten a second, not one a token"
-    for earlier, later in itertools.pairwise(payloads):
-        assert later["ids"][: len(earlier["ids"])] == earlier["ids"]
+    seen = progress(slow, stopped, max_new_tokens=60, seed=1)
+    assert [p.ended for p in seen] == [False] * (len(seen) - 1) + [True]
+    assert [p.payload["sides"][0]["done"] for p in seen] == [p.ended for p in seen]
+    assert 3 <= len(seen) <= 0.01 * 60 / 0.1 * 3 + 3, "about ten a second, not one a token"
+    for earlier, later in itertools.pairwise(seen):
+        ids = earlier.payload["sides"][0]["ids"]
+        assert later.payload["sides"][0]["ids"][: len(ids)] == ids
     stopped.set()
-    (only,) = stream_payloads(slow, messages, stopped, max_new_tokens=60, seed=1)
-    assert only["done"] and only["finish_reason"] == "stopped"
+    (only,) = progress(slow, stopped, max_new_tokens=60, seed=1)
+    assert only.ended and only.payload["sides"][0]["finish"] == "stopped" and len(only.traces[0].own) == 1
     assert slow.open_streams == 0
+
+
+def test_payloads_take_a_small_share_of_the_time_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    pace, made = Pace(), 0
+    for _ in range(5000):
+        clock[0] += 0.01  # a token
+        if pace.due():
+            made += 1
+            clock[0] += 0.05  # a payload of a very long reply
+            pace.made()
+    assert 0.02 <= made * 0.05 / clock[0] <= COST * 1.05
+
+
+def test_two_replies_are_written_in_turn_and_end_together() -> None:
+    desk = ModelDesk(lambda: steady_monitor())
+    messages = [{"role": "user", "content": "Hello"}]
+    both = [Writing(desk, messages, name, {"max_new_tokens": n, "seed": n}) for name, n in (("a", 12), ("b", 30))]
+    *_, last = write(both, threading.Event())
+    assert [t.n_reply for t in last.traces] == [12, 30] and last.ended
+    for trace, n in zip(last.traces, (12, 30), strict=True):
+        assert trace.token_ids == steady_monitor().generate(messages, max_new_tokens=n, seed=n).token_ids
+
+
+def test_a_deadline_ends_a_run_with_what_it_has_and_says_so() -> None:
+    slow: Any = SlowMonitor(steady_monitor(), 0.02)
+    deadline = Deadline(0.2)
+    *_, last = progress(slow, deadline, max_new_tokens=400, seed=1)
+    assert last.ended and last.payload["sides"][0]["finish"] == "stopped" and last.traces[0].n_reply < 60
+    assert "0.2 seconds" in deadline.notice
+    assert Deadline(60).notice == ""
+
+
+# ---- links, pasted texts, what visitors ask for ----
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"said": "x"},
+        {"said": "[]"},
+        {"said": '[["user"]]', "side": "baseline"},
+        {"said": '[["assistant", "Hi"]]', "max_new_tokens": "1", "temperature": "1", "seed": "1", "side": "baseline"},
+        {"said": '[["user", "Hi"]]', "max_new_tokens": "NaN,", "temperature": "1", "seed": "1", "side": "baseline"},
+        {"branch": "[1,2]"},
+        {"branch": '["t", "add", 1, "x"]'},
+        {"branch": '["t", "add", 1, -4]'},
+        {"said": "[" * 100_000},
+        {"said": None},
+    ],
+)
+def test_a_link_that_holds_something_else_asks_for_nothing(query: Any) -> None:
+    assert linked(query) is None
+
+
+@settings_(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(["said", "side", "branch", "seed", "temperature", "max_new_tokens"]), st.text()))
+def test_no_link_breaks_the_page(query: dict[str, str]) -> None:
+    linked(query)
+
+
+def test_a_link_brings_back_what_was_asked() -> None:
+    said = [["system", "Be kind."], ["user", "A"], ["assistant", "B"], ["user", "C"]]
+    query = {"said": json.dumps(said), "side": "baseline", "max_new_tokens": "20", "temperature": "0.7", "seed": "3"}
+    found = linked(query | {"branch": '["t", "cap", 1.5, 4]'})
+    assert found is not None
+    chat, asked = found
+    assert [m["content"] for m in chat.messages] == ["A", "B"]
+    assert asked.values == ("C", "Be kind.", 20, 0.7, 3)
+    assert asked.then is not None and asked.then.at == (0, 4) and asked.then.values == ("t", "cap", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("User: a\nAssistant: b", ["user", "assistant"]),
+        ("Human: a\n\nAI: b\nc: d\nhuman:  e", ["user", "assistant", "user"]),
+        ("system: s\nUSER: a", ["system", "user"]),
+        ("You said:\na\nChatGPT said:\nb", ["user", "assistant"]),
+        ("**User:** a\n## Assistant: b", ["user", "assistant"]),
+        ("no names at all", ["user", "assistant"]),
+        ("Assistant: b\nUser: c", ["user", "assistant", "user"]),
+        ("User: a\nUser: b", ["user"]),
+        ("the user: is not a name here", ["user", "assistant"]),
+    ],
+)
+def test_a_pasted_text_is_split_at_its_speakers(text: str, roles: list[str]) -> None:
+    found = parse_transcript(text, "Why?")
+    assert [m["role"] for m in found] == roles
+    assert all(m["content"] for m in found)
+
+
+@settings_(max_examples=300, deadline=None)
+@given(st.text(alphabet="aUser:Assitn\n *#", max_size=80))
+def test_a_pasted_text_becomes_turns_that_can_be_read_or_a_reason(text: str) -> None:
+    try:
+        found = parse_transcript(text, "Why?")
+    except PromptError:
+        return
+    rest = found[1:] if found[0]["role"] == "system" else found
+    assert all(m["content"].strip() for m in found)
+    assert [m["role"] for m in rest] == [("user", "assistant")[i % 2] for i in range(len(rest))]
+
+
+def test_a_pasted_reply_needs_what_it_answers() -> None:
+    for text, says in ((" \n", "no text"), ("Assistant: Hi", "what it answers"), ("User:\nAssistant: ", "nobody says")):
+        with pytest.raises(PromptError, match=says):
+            parse_transcript(text)
 
 
 def test_the_desk_loads_once_and_tries_again_after_a_failure() -> None:
@@ -89,13 +230,14 @@ def test_welcome_files_round_trip(tmp_path: Path) -> None:
     welcome = load_welcome(tmp_path, results)
     assert (welcome.about, welcome.examples) == ("é", examples)
     assert welcome.first_view is not None and welcome.first_view["title"] == "Heading"
-    assert {k: welcome.first_view[k] for k in ("tokens", "scores")} == {
-        k: hostile_view()[k] for k in ("tokens", "scores")
+    expected = trace_payload(hostile_trace())["sides"][0]
+    assert {k: welcome.first_view["sides"][0][k] for k in ("tokens", "raw")} == {
+        k: expected[k] for k in ("tokens", "raw")
     }
     assert load_welcome(tmp_path).first_view is None
     save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "gone"))
     fallback = load_welcome(tmp_path, results).first_view
-    assert fallback is not None and fallback["tokens"] == hostile_view()["tokens"]
+    assert fallback is not None and fallback["sides"][0]["tokens"] == hostile_tokens()
     assert load_welcome(tmp_path, tmp_path / "app.json").first_view is None
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match=r"baseline\.parquet"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.view_page import (
     scores,
     shown_tokens,
     strip,
+    texts,
     token,
     update,
 )
@@ -46,13 +47,6 @@ def rich_trace(n_reply: int = 30, seed: int = 0) -> Trace:
         null_std=rng.uniform(0.5, 2, (3, 3)).astype(np.float32),
         best_block={TRAITS[0]: 1, TRAITS[1]: 4, TRAITS[2]: 7},
     )
-
-
-def texts(values: Sequence[Any]) -> list[str]:
-    """Scores as the page writes them."""
-    return [
-        "–" if np.isnan(v) else f"{round(float(v), 4):+.2f}".replace("-", "−").replace("−0.00", "+0.00") for v in values
-    ]
 
 
 # ---- two sides ----
@@ -123,8 +117,8 @@ def test_two_sides_stand_beside_each_other_only_where_there_is_room(show: Callab
         first, second = (page.locator(".tv-pane").nth(k).bounding_box() for k in (0, 1))
         assert (second["x"] > first["x"] + first["width"] - 1) == beside
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        texts = [page.locator(".tv-text").nth(k).bounding_box()["y"] for k in (0, 1)]
-        assert (texts[0] == texts[1]) == beside
+        tops = [page.locator(".tv-text").nth(k).bounding_box()["y"] for k in (0, 1)]
+        assert (tops[0] == tops[1]) == beside
 
 
 # ---- choices: the numbers are those of Trace.scores ----

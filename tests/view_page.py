@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly
 
 from persona_core.token_view import script, styles, template
@@ -111,3 +112,10 @@ def choose(page: Any, name: str, value: str) -> None:
 
 def shown_tokens(page: Any, side: int = 0) -> list[str]:
     return page.locator(".tv-pane").nth(side).locator(".tv-tok").evaluate_all("all => all.map(t => t.textContent)")
+
+
+def texts(values: Sequence[Any]) -> list[str]:
+    """Scores as the page writes them."""
+    return [
+        "–" if np.isnan(v) else f"{round(float(v), 4):+.2f}".replace("-", "−").replace("−0.00", "+0.00") for v in values
+    ]

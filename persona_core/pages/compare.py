@@ -61,7 +61,7 @@ class ComparePage:
                 )
             with gr.Column(scale=3, min_width=300):
                 self.text = gr.Radio(TEXTS, value=OWN, label="Text", elem_id="compare-text")
-        with gr.Accordion("Write a new pair", open=False, visible=len(desks) > 1, elem_id="compare-new"):
+        with gr.Accordion("Write a new pair", open=False, visible=len(desks) > 1, elem_id="compare-new") as self.new:
             with gr.Row():
                 with gr.Column(scale=3, min_width=300):
                     longest = settings.max_prompt_chars
@@ -118,10 +118,12 @@ class ComparePage:
 
     def choices(self) -> list[tuple[str, str]]:
         """Prompts of the published runs, as the dropdown takes them: (text, id)."""
-        if self.runs is None:
-            return []
-        titles = self.runs.titles
-        return [(f"{id}: {' '.join(titles[id].split())}"[:160], id) for id in self.runs.ids]
+        try:
+            titles = {} if self.runs is None else self.runs.titles
+        except PersonaError as error:  # said where the runs are asked for
+            logger.warning("No published runs: %s", error)
+            titles = {}
+        return [(f"{id}: {' '.join(title.split())}"[:100], id) for id, title in titles.items()]
 
     def _open(self, opened: bool, first: str | None) -> tuple[Any, ...]:
         """What the tab opens on, once a visit; a link or a click in another tab may have been there before."""
@@ -212,23 +214,25 @@ class ComparePage:
     @property
     def restored(self) -> list[Any]:
         """The components that `restore` gives values for."""
-        return [self.saved, self.view, self.text, self.opened, self.prompt, self.system, *self.counter.asked]
+        written = [self.new, self.prompt, self.system]
+        return [self.saved, self.view, self.text, self.opened, *written, *self.counter.asked]
 
     def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
-        """Values of `restored` for the query of a link."""
-        nothing = [gr.skip() for _ in self.restored]
+        """Values of `restored` for the query of a link; a link that holds something else is no error."""
+        skip = gr.skip()
         text = TEXTS[int(query["text"])] if str(query.get("text")) in ("0", "1", "2") else OWN
-        if self.runs is not None and query.get("id") in self.runs.ids:
-            payload, _ = self.show(query["id"], text)
-            return gr.Dropdown(self.choices(), value=query["id"]), payload, text, True, *nothing[4:]
+        if "id" in query:
+            payload, notice = self._published(query["id"], text)[:2]
+            first = gr.Dropdown(self.choices(), value=query["id"]), payload, text, True
+            return *first, skip, skip, skip, skip, skip, notice, *self.counter.same()
         try:
             said = json.loads(query["said"])
             values = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
             system, prompt = ("" if len(said) == 1 else str(said[0][1])), str(said[-1][1])
         except (KeyError, ValueError, TypeError, IndexError, RecursionError):
-            return tuple(nothing)
-        taken = self.counter.take(ticket, (prompt, system, *values))
-        return gr.Dropdown(self.choices()), gr.skip(), OWN, True, prompt, system, *taken
+            return tuple(skip for _ in self.restored)
+        first = gr.Dropdown(self.choices()), skip, OWN, True
+        return *first, gr.Accordion(open=True), prompt, system, *self.counter.take(ticket, (prompt, system, *values))
 
 
 def _reader(key: str) -> str:

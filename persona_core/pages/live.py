@@ -135,12 +135,12 @@ class LivePage:
     # ---- events ----
 
     def _events(self) -> None:
-        # In the browser alone: a notice is about the message that was there, and goes when it changes.
+        # In the browser alone: a notice is about the message that was there, and goes when somebody changes it.
         for box in (self.prompt, self.system):
-            box.change(None, None, self.notice, js="() => ''", **_QUIET)
+            box.input(None, None, self.notice, js="() => ''", **_QUIET)
         # 1. A ticket, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
-        sent = self.counter.press_event(pressed, self._ask, self.fields)
+        sent = self.counter.press_event(pressed, self._ask, self.fields, [self.prompt])
         branched = self.counter.press_event(self.view.branch, self._ask_branch, self.change)
         for asked in (sent, branched):
             self.run_after(asked)
@@ -149,7 +149,10 @@ class LivePage:
                        [self.chat, self.prompt, self.notice], **_QUIET)  # fmt: skip
         if self.examples is not None:  # an example is the beginning of a chat
             self.examples.load_input_event.then(
-                lambda: (Chat(), gr.Textbox(label=Chat().label)), None, [self.chat, self.prompt], **_QUIET
+                lambda: (Chat(), gr.Textbox(label=Chat().label), ""),
+                None,
+                [self.chat, self.prompt, self.notice],
+                **_QUIET,
             )
 
     def run_after(self, asked: Any) -> None:
@@ -167,7 +170,9 @@ class LivePage:
         self.counter.free_after(running)
 
     def _ask(self, ticket: Ticket | None, side: Any, *values: Any) -> tuple[Any, ...]:
-        return self.counter.take(ticket, Asked(side if side in self.desks else BASELINE, values))
+        taken = self.counter.take(ticket, Asked(side if side in self.desks else BASELINE, values))
+        # The message leaves its field at once, so that the next one can be typed; a run that fails puts it back.
+        return *taken, gr.skip() if taken[0] is ticket else ""
 
     def _ask_branch(
         self, ticket: Ticket | None, trait: Any, action: Any, amount: Any, event: gr.EventData
@@ -210,17 +215,17 @@ class LivePage:
                     payload = progress.payload | {"link": dict(plan.link), "focus": asked.at and asked.at[1]}
                     if progress.ended:
                         chat = plan.after(*progress.traces)
-                        box = gr.Textbox(label=chat.label) if asked.at else gr.Textbox("", label=chat.label)
+                        box = gr.Textbox(label=chat.label)
                         yield payload, deadline.notice, chat, box, gr.Dropdown(payload["traits"]), *same
                     else:
                         yield payload, notice, skip, skip, skip, *same
                 asked = asked.then
         except PersonaError as error:
-            yield _ended(payload), str(error), skip, skip, skip, *same
+            yield _ended(payload), str(error), skip, _back(ticket.what, payload), skip, *same
         except Exception as error:
             logger.exception("A reply failed")
             text = f"The reply failed ({type(error).__name__}). The server's log says more; please try again."
-            yield _ended(payload), text, skip, skip, skip, *same
+            yield _ended(payload), text, skip, _back(ticket.what, payload), skip, *same
         finally:
             ticket.done = True
 
@@ -241,9 +246,14 @@ class LivePage:
         branch = asked if asked.at else asked.then
         # What a field cannot hold is an error of the run, in words, and not one of the field.
         change = branch.values if branch and branch.values[0] in self.traits and branch.values[1] in ACTIONS else ()
-        fields = (skip, skip, skip) if asked.at else (asked.side, asked.values[0], asked.values[1])
+        fields = (skip, skip, skip) if asked.at else (asked.side, "", asked.values[1])
         taken = self.counter.take(ticket, asked)
         return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken
+
+
+def _back(asked: Asked, payload: Payload | None) -> Any:
+    """The message, back in its field, where nothing of a reply has come."""
+    return gr.skip() if payload is not None or asked.at else asked.values[0]
 
 
 def _ended(payload: Payload | None) -> Any:

@@ -23,6 +23,9 @@ CSS = """
   text-decoration: underline; text-underline-offset: 3px; cursor: pointer;
 }
 #controls, #read-controls { gap: 12px; }
+#controls .label { color: var(--body-text-color-subdued); }
+.panel-note { margin: 24px 0; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.panel-note[hidden] { display: none; }
 .html-container { padding: 0 !important; }
 #notice:has(.notice[hidden]), #compare-notice:has(.notice[hidden]), #read-notice:has(.notice[hidden]),
 #runs-notice:has(.notice[hidden]) { display: none; }

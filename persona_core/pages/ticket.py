@@ -8,7 +8,7 @@ whether it was stopped or followed by a newer press meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,15 +89,17 @@ class Counter:
         """Set the buttons free after a run, also one that failed."""
         event.then(self.states, self.ticket, self.buttons, **self._quiet)
 
-    def press_event(self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any]) -> Any:
+    def press_event(
+        self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()
+    ) -> Any:
         """What a press does first, without the queue: a run that is under way keeps its own ticket.
 
         Args:
             listen: takes a function, inputs and outputs, as `button.click` does.
-            ask: gives the values of `asked` for the ticket and the inputs.
-            inputs: further components.
+            ask: gives the values of `asked`, and of `outputs`, for the ticket and the inputs.
+            inputs, outputs: further components.
         """
-        return listen(ask, [self.ticket, *inputs], self.asked, **self._quiet)
+        return listen(ask, [self.ticket, *inputs], [*self.asked, *outputs], **self._quiet)
 
     def _stopped(self, ticket: Ticket | None) -> tuple[Any, ...]:
         if ticket is None:

@@ -138,7 +138,8 @@ function mountTokenView(root, options = {}) {
     });
     timeline.show({ model, traits, trait: trait(), choices, scale });
     showCursor();
-    part("branch").hidden = !options.onBranch || !model.done;
+    part("branch").hidden = !options.onBranch;
+    part("branch").disabled = !model.done; // not hidden meanwhile: what stands below must not jump
   }
 
   function legend() {
