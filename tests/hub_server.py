@@ -49,6 +49,7 @@ class Repo:
     """A repository: its commits in order, each with all its files."""
 
     private: bool = False
+    gated: bool = False
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)  # sha, message, files
     tags: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
@@ -289,11 +290,14 @@ class Handler(BaseHTTPRequestHandler):
                 "createdAt": DATE,
                 "private": repo.private,
                 "disabled": False,
-                "gated": False,
+                "gated": "manual" if repo.gated else False,
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
-                "siblings": [{"rfilename": name} for name in sorted(files)],
+                "siblings": [
+                    {"rfilename": name, **({"size": len(files[name])} if "blobs" in query else {})}
+                    for name in sorted(files)
+                ],
             }
         )
 
