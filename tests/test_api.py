@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
 import sys
 import threading
 import time
@@ -182,6 +183,20 @@ def test_every_endpoint_is_described_for_a_stranger(client: Client, slow_url: st
             assert about[parameter["parameter_name"]].endswith("."), "one line each, or Gradio cuts it"
             assert parameter["type"], "a type for each"
         assert info["returns"][0]["type"]["type"] == "object"
+
+
+def test_the_readme_shows_what_a_program_can_do(
+    client: Client, desks: tuple[ModelDesk, ModelDesk], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "gradio_client" in b)
+    assert "http://127.0.0.1:7860/" in block
+    names: dict[str, Any] = {}
+    exec(block.replace("http://127.0.0.1:7860/", str(client.src)), names)
+    assert len(capsys.readouterr().out) > 1000
+    keys = re.search(r"^A record of .*?\n\n", text, re.S | re.M)
+    assert keys and set(re.findall(r"`(\w+)`", keys[0])) == set(names["reply"]) - {"done"}
+    assert max(names["capped"]["scores"]["sycophancy"]) < max(names["reply"]["scores"]["sycophancy"])
 
 
 # ---- what they refuse -------------------------------------------------------------------------------------------

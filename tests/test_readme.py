@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import metadata_load
 
+from persona_core.pages.settings import AppSettings
 from scripts.update_readme import README, with_figures
 
 ROOT = Path(__file__).parent.parent
 TEXT = README.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+SERVED = "from gradio_client import"  # such a block needs the app: tests/test_api.py runs it
+BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if SERVED not in block]
 
 
 def test_the_figures_are_those_of_the_artifacts_and_benchmarks() -> None:
@@ -72,6 +75,19 @@ def test_the_front_matter_is_that_of_a_space() -> None:
     assert front["sdk"] == "gradio" and (ROOT / front["app_file"]).is_file()
     assert len(front["short_description"]) <= 60 and front["license"] == "mit"
     assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
+
+
+def test_every_setting_of_the_app_is_in_the_table() -> None:
+    table = {
+        name: default
+        for names, default in re.findall(r"^\| (`PERSONA.*?) \| (.*?) \|", TEXT, re.M)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    fields = {f"PERSONA_{field.name.upper()}": field.default for field in dataclasses.fields(AppSettings)}
+    assert list(table) == list(fields)
+    for name, default in fields.items():
+        if isinstance(default, int):  # a switch too
+            assert table[name] == str(int(default)), name
 
 
 def test_the_two_commands_come_first() -> None:
