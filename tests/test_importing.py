@@ -65,13 +65,15 @@ def test_what_is_unknown_is_marked_and_shown(tmp_path: Path) -> None:
     with pytest.raises(NotCalibrated):
         trace.scores("evil")
     payload = trace_payload(trace)
-    assert payload["kind"] == "raw" and len(payload["warnings"]) == 4
-    assert "state before each token" in " ".join(payload["warnings"])
+    (side,) = payload["sides"]
+    assert payload["view"]["kind"] == "raw" and len(side["warnings"]) == 4
+    assert "state before each token" in " ".join(side["warnings"])
     lm = tiny_lm("llama", "chatml")
     vectors = PersonaVectors.from_tensors({"evil": lm.model.lm_head.weight[: len(lm.blocks)]}, {"evil": 0})
     with pytest.raises(VectorsMismatch):
         PersonaMonitor(lm, vectors).read(trace)
-    assert trace_payload(Trace.from_row(row).replace(provenance=type(trace.provenance)()))["warnings"] == []
+    plain = trace_payload(Trace.from_row(row).replace(provenance=type(trace.provenance)()))
+    assert plain["sides"][0]["warnings"] == []
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,8 @@ def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: 
     first = load_welcome(local.vectors, local.results).first_view
     assert first is not None and json.loads(done.stdout.splitlines()[-1]) == first
     row = next(r for r in load_results(RESULTS, "contaminated") if r["id"] == "pilot-03")
-    assert first["scores"] == trace_payload(to_trace(row))["scores"]
+    assert first["sides"][0]["raw"] == trace_payload(to_trace(row))["sides"][0]["raw"]
+    assert first["sides"][0]["onsets"]["sycophancy"]["says"], "the published analysis is read too"
     assert not any("/me/persona-tiny/" in path or "contaminated/" in path for _, path in published.requests)
 
 
