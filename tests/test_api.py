@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +24,6 @@ from gradio.utils import get_function_description
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-import app
 from persona_core.errors import NotFound
 from persona_core.pages import api
 from persona_core.pages.desk import ModelDesk
@@ -36,22 +35,6 @@ from tests.standins import SlowMonitor, steady_monitor
 
 PROMPT = "Should I quit my job?"
 ENDPOINTS = {"/generate", "/read", "/compare", "/vectors"}
-
-
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Callable[..., str]]:
-    """Serves the app in this process; returns its address."""
-    running = []
-
-    def serve_(desk: ModelDesk, settings: AppSettings, contaminated: ModelDesk | None = None) -> str:
-        demo = app.build_demo(settings, desk, contaminated)
-        running.append(demo)
-        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
-        return str(url)
-
-    yield serve_
-    for demo in running:
-        demo.close()
 
 
 @pytest.fixture(scope="module")
@@ -374,14 +357,13 @@ def test_mcp_is_on_where_its_package_is_there(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_endpoints_are_tools_of_an_mcp_server(desks: tuple[ModelDesk, ModelDesk], client: Client) -> None:
-    pytest.importorskip("mcp", reason='pip install "gradio[mcp]", in an environment of its own')
-    from mcp import ClientSession
-    from mcp.client.streamable_http import streamable_http_client
+    mcp = pytest.importorskip("mcp", reason='pip install "gradio[mcp]", in an environment of its own')
+    streamable = pytest.importorskip("mcp.client.streamable_http")
 
     async def call() -> tuple[set[str], Any, Any]:
         async with (
-            streamable_http_client(f"{client.src}gradio_api/mcp/") as (receive, send, _),
-            ClientSession(receive, send) as session,
+            streamable.streamable_http_client(f"{client.src}gradio_api/mcp/") as (receive, send, _),
+            mcp.ClientSession(receive, send) as session,
         ):
             await session.initialize()
             tools = {tool.name for tool in (await session.list_tools()).tools}
