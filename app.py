@@ -93,11 +93,9 @@ def _keep_link(demo: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: LivePage
         found = live.restore(query if query.get("tab", "live") == "live" else {}, live_ticket)
         return chosen, *found, *compare.restore(query if query.get("tab") == "compare" else {}, compare_ticket)
 
-    restored = opened.then(
+    opened.then(
         restore, [asked, live.counter.ticket, compare.counter.ticket], [bar, *live.restored, *compare.restored], **quiet
     )
-    live.run_after(restored)
-    compare.run_after(restored)
 
 
 def main() -> None:
@@ -108,11 +106,11 @@ def main() -> None:
         contaminated = ModelDesk.from_settings(settings, contaminated=True) if settings.adapter else None
         desk = ModelDesk.from_settings(settings)
         demo = build_demo(settings, desk, contaminated)
+        if zero_gpu():  # a process that is forked for the GPU has the models that its parent has loaded
+            for one in filter(None, (desk, contaminated)):
+                one.monitor()
     except PersonaError as error:
         raise SystemExit(str(error)) from error
-    if zero_gpu():  # a process that is forked for the GPU has the models that its parent has loaded
-        for one in filter(None, (desk, contaminated)):
-            one.monitor()
     try:
         demo.launch(server_name=settings.host, server_port=settings.port, **LAUNCH)
     except OSError as error:  # the port is taken, or the host is not ours

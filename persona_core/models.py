@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from persona_core.hub import commit_of, fetch, public_name, resolve_source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# transformers 5.23 ties weights under switches of the whole process: of two threads that load at once, one finds its
+# "lm_head.weight" missing (8 of 8 times with the demo model).
+_one_at_a_time = threading.Lock()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -143,16 +147,17 @@ def load_model(
     name = resolve_source(name)
     with _explained(f"the model {name!r}{_at(revision)}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            # bitsandbytes places the weights itself, so the device is said here and not moved to afterwards
-            device_map="auto" if target is None else {"": target} if quantized is not None else None,
-            quantization_config=quantized,
-            use_safetensors=True,  # a pickle is never opened
-            output_loading_info=True,
-        )
+        with _one_at_a_time:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=revision,
+                dtype="auto" if dtype == "auto" else DTYPES[dtype],
+                # bitsandbytes places the weights itself, so the device is said here and not moved to afterwards
+                device_map="auto" if target is None else {"": target} if quantized is not None else None,
+                quantization_config=quantized,
+                use_safetensors=True,  # a pickle is never opened
+                output_loading_info=True,
+            )
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers fills them with random numbers and goes on
         raise CorruptFile(f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, e.g. {missing[0]!r}.")

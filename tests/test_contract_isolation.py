@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from persona_core import hooks
+from persona_core.models import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering import Steer
 from tests import contract_checks as checks
 from tests.conftest import Maker, hooks_on, random_vectors, tiny_lm
+from tests.test_results import SHIPPED
 
 PUSH = Steer("malice", 1, strength=30.0)
 PULL = Steer("malice", 0, strength=-30.0)
@@ -229,3 +232,13 @@ def test_clause_8_steering_changes_what_it_says_and_no_more(make_monitor: Maker)
     plain = checks.wanted_raw(monitor, trace.token_ids)
     moved = trace.raw[1, block, first:] - plain[1, block, first:]
     assert np.allclose(moved, strength, rtol=1e-4)
+
+
+def test_two_threads_may_load_at_once() -> None:
+    folder = SHIPPED.parent / "persona-tiny"
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda _: load_model(folder, device="cpu"), range(3)))
+    head = loaded[0].model.get_output_embeddings().weight
+    for lm in loaded:
+        assert torch.equal(lm.model.get_output_embeddings().weight, head)
+        assert lm.model.get_output_embeddings().weight is lm.model.get_input_embeddings().weight

@@ -15,7 +15,7 @@ from persona_core.pages.asked import conversation, length_of, seed_of
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.live import LOADING
 from persona_core.pages.published import OWN, TEXTS, published_payload, readings_payload
-from persona_core.pages.queue import MODEL_QUEUE, Deadline
+from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.ticket import Counter, Ticket
@@ -98,21 +98,7 @@ class ComparePage:
             lambda ticket, *values: self.counter.take(ticket, values),
             fields,
         )
-        self.run_after(asked)
-
-    def run_after(self, asked: Any) -> None:
-        """The run, once both models are free, and the buttons after it."""
-        running = asked.then(
-            self.run,
-            [self.counter.press, self.counter.ticket, self.text],
-            [self.view, self.notice, self.written, self.text, *self.counter.buttons],
-            trigger_mode="multiple",
-            concurrency_limit=1,
-            concurrency_id=MODEL_QUEUE,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        self.counter.free_after(running)
+        self.counter.runs([asked.then], self.run, [self.text], [*shown, self.written, self.text])
 
     # ---- published ----
 
@@ -215,7 +201,7 @@ class ComparePage:
     def restored(self) -> list[Any]:
         """The components that `restore` gives values for."""
         written = [self.new, self.prompt, self.system]
-        return [self.saved, self.view, self.text, self.opened, *written, *self.counter.asked]
+        return [self.saved, self.view, self.text, self.opened, *written, *self.counter.asked, self.counter.linked]
 
     def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
         """Values of `restored` for the query of a link; a link that holds something else is no error."""
@@ -224,7 +210,7 @@ class ComparePage:
         if "id" in query:
             payload, notice = self._published(query["id"], text)[:2]
             first = gr.Dropdown(self.choices(), value=query["id"]), payload, text, True
-            return *first, skip, skip, skip, skip, skip, notice, *self.counter.same()
+            return *first, skip, skip, skip, skip, skip, notice, *self.counter.same(), skip
         try:
             said = json.loads(query["said"])
             values = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
@@ -232,7 +218,8 @@ class ComparePage:
         except (KeyError, ValueError, TypeError, IndexError, RecursionError):
             return tuple(skip for _ in self.restored)
         first = gr.Dropdown(self.choices()), skip, OWN, True
-        return *first, gr.Accordion(open=True), prompt, system, *self.counter.take(ticket, (prompt, system, *values))
+        taken = self.counter.take(ticket, (prompt, system, *values))
+        return *first, gr.Accordion(open=True), prompt, system, *taken, 1
 
 
 def _reader(key: str) -> str:

@@ -13,7 +13,7 @@ from persona_core.errors import PersonaError
 from persona_core.pages.asked import ACTIONS, STRONGEST
 from persona_core.pages.conversation import Asked, Chat, linked, plan_of
 from persona_core.pages.desk import ModelDesk
-from persona_core.pages.queue import MODEL_QUEUE, Deadline
+from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import write
 from persona_core.pages.ticket import Counter, Ticket
@@ -142,8 +142,8 @@ class LivePage:
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
         sent = self.counter.press_event(pressed, self._ask, self.fields, [self.prompt])
         branched = self.counter.press_event(self.view.branch, self._ask_branch, self.change)
-        for asked in (sent, branched):
-            self.run_after(asked)
+        shown = [self.view, self.notice, self.chat, self.prompt, self.trait]
+        self.counter.runs([sent.then, branched.then], self.run, [self.chat], shown)
         self.edit.click(self._edit, self.chat, [self.chat, self.prompt, self.notice], **_QUIET)
         self.new.click(lambda: (Chat(), gr.Textbox("", label=Chat().label), ""), None,
                        [self.chat, self.prompt, self.notice], **_QUIET)  # fmt: skip
@@ -154,20 +154,6 @@ class LivePage:
                 [self.chat, self.prompt, self.notice],
                 **_QUIET,
             )
-
-    def run_after(self, asked: Any) -> None:
-        """The run, once the model is free, and the buttons after it; also where the run fails."""
-        running = asked.then(
-            self.run,
-            [self.counter.press, self.counter.ticket, self.chat],
-            [self.view, self.notice, self.chat, self.prompt, self.trait, *self.counter.buttons],
-            trigger_mode="multiple",  # a press after a Stop must not be dropped for the one that waits
-            concurrency_limit=1,
-            concurrency_id=MODEL_QUEUE,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        self.counter.free_after(running)
 
     def _ask(self, ticket: Ticket | None, side: Any, *values: Any) -> tuple[Any, ...]:
         taken = self.counter.take(ticket, Asked(side if side in self.desks else BASELINE, values))
@@ -202,12 +188,13 @@ class LivePage:
         asked: Asked | None = ticket.what
         try:
             yield skip, "", skip, skip, skip, *self.counter.states(ticket)
-            deadline = Deadline(self.settings.max_seconds, ticket.stop)
-            while asked is not None and not deadline.is_set():
+            deadline: Deadline | None = None
+            while asked is not None and not ticket.stop.is_set():
                 desk = self.desks.get(chat.side if asked.at else asked.side, self.desks[BASELINE])
                 if not desk.ready:
                     yield skip, LOADING, skip, skip, skip, *same
                 plan = plan_of(desk, asked, chat, self.settings)
+                deadline = deadline or Deadline(self.settings.max_seconds, ticket.stop)  # the loading is not counted
                 for progress in write([plan.writing], deadline, plan.beside):
                     # Only the first takes a notice away: one that comes in between ("Press Stop first.") would be gone
                     # within a token.
@@ -219,7 +206,7 @@ class LivePage:
                         yield payload, deadline.notice, chat, box, gr.Dropdown(payload["traits"]), *same
                     else:
                         yield payload, notice, skip, skip, skip, *same
-                asked = asked.then
+                asked = None if deadline.is_set() else asked.then
         except PersonaError as error:
             yield _ended(payload), str(error), skip, _back(ticket.what, payload), skip, *same
         except Exception as error:
@@ -234,7 +221,7 @@ class LivePage:
     @property
     def restored(self) -> list[Any]:
         """The components that `restore` gives values for."""
-        return [self.side, self.prompt, self.system, *self.change, self.chat, *self.counter.asked]
+        return [self.side, self.prompt, self.system, *self.change, self.chat, *self.counter.asked, self.counter.linked]
 
     def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
         """Values of `restored` for the query of a link, with a ticket for what it asks for."""
@@ -248,7 +235,7 @@ class LivePage:
         change = branch.values if branch and branch.values[0] in self.traits and branch.values[1] in ACTIONS else ()
         fields = (skip, skip, skip) if asked.at else (asked.side, "", asked.values[1])
         taken = self.counter.take(ticket, asked)
-        return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken
+        return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken, 1
 
 
 def _back(asked: Asked, payload: Payload | None) -> Any:

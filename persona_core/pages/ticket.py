@@ -14,6 +14,8 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.pages.queue import MODEL_QUEUE
+
 BUSY = "A reply is being written. Press Stop first."
 WAITING = "Waiting for the model ..."
 
@@ -56,6 +58,7 @@ class Counter:
     def __init__(self, run: list[gr.Button], stop: gr.Button, notice: gr.HTML, elem_id: str) -> None:
         self.ticket = gr.State(None)
         self.press = gr.Number(0, visible="hidden", elem_id=elem_id)
+        self.linked = gr.Number(0, visible="hidden")  # changes when a link has taken a ticket
         self.buttons = [*run, stop]
         self._n_run = len(run)
         self.asked = [self.ticket, self.press, notice, *self.buttons]
@@ -85,9 +88,26 @@ class Counter:
         """The buttons as they are."""
         return tuple(gr.skip() for _ in self.buttons)
 
-    def free_after(self, event: Any) -> None:
-        """Set the buttons free after a run, also one that failed."""
-        event.then(self.states, self.ticket, self.buttons, **self._quiet)
+    def runs(self, listens: Sequence[Callable[..., Any]], run: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+        """The run of each press, once the model is free, and the buttons after it; also where the run fails.
+
+        Args:
+            listens: each takes a function, inputs and outputs, as `event.then` does.
+            run: takes the number of the press, the ticket and the inputs; streams values of the outputs and buttons.
+            inputs, outputs: components.
+        """
+        for listen in (*listens, self.linked.change):
+            running = listen(
+                run,
+                [self.press, self.ticket, *inputs],
+                [*outputs, *self.buttons],
+                trigger_mode="multiple",  # a press after a Stop must not be dropped for the one that waits
+                concurrency_limit=1,
+                concurrency_id=MODEL_QUEUE,
+                show_progress="hidden",
+                api_visibility="private",
+            )
+            running.then(self.states, self.ticket, self.buttons, **self._quiet)
 
     def press_event(
         self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()

@@ -182,6 +182,10 @@ function mountTokenView(root, options = {}) {
   });
   const bars = makeBars(part, { onTrait: chooseTrait });
 
+  for (const menu of view.querySelectorAll(".tv-menu"))
+    menu.addEventListener("toggle", () => {
+      for (const other of view.querySelectorAll(".tv-menu[open]")) if (menu.open && other !== menu) other.open = false;
+    });
   // A sheet closes when something else is used, and on Escape.
   addEventListener("pointerdown", (event) => {
     for (const menu of view.querySelectorAll(".tv-menu[open]")) if (!menu.contains(event.target)) menu.open = false;
