@@ -6,13 +6,14 @@ import json
 
 import gradio as gr
 
+from persona_core.pages.json_html import JsonHTML
 from persona_core.pages.view import PLOTLY_JS
 
 _TEMPLATE = '<p class="panel-note" data-part="note" role="status"></p><div data-part="report"></div>'
 _MOUNT = """
 const note = element.querySelector('[data-part=note]');
 const show = () => {{
-  const content = props.value;
+  const content = props.value ? JSON.parse(props.value) : null;
   note.textContent = content?.error || (content?.html ? '' : {empty});
   note.hidden = !note.textContent;
   if (!content?.html) return;
@@ -32,7 +33,7 @@ watch('value', show);
 """
 
 
-def panel_component(*, tab: str, elem_id: str, empty_text: str) -> gr.HTML:
+def panel_component(*, tab: str, elem_id: str, empty_text: str) -> JsonHTML:
     """A component whose value is what `report_content` gives, or {"error": "in words"}.
 
     Args:
@@ -41,7 +42,7 @@ def panel_component(*, tab: str, elem_id: str, empty_text: str) -> gr.HTML:
         empty_text: what stands there before there is a value.
     """
     gr.set_static_paths([PLOTLY_JS])
-    return gr.HTML(
+    return JsonHTML(
         None,
         html_template=_TEMPLATE,
         js_on_load=_MOUNT.format(

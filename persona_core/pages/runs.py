@@ -10,6 +10,7 @@ import gradio as gr
 
 from persona_core import explorer
 from persona_core.errors import PersonaError
+from persona_core.pages.json_html import JsonHTML
 from persona_core.pages.published import published_payload
 from persona_core.pages.view import notice_component, token_view_component
 
@@ -25,8 +26,9 @@ const explorer = mountExplorer(element, {{
   onState: (state) => personaLink.part({tab}, 'runs', state),
 }});
 personaLink.register({tab}, {{ restore: (_, asked) => explorer.restore(asked.runs) }});
-explorer.update(props.value);
-watch('value', () => explorer.update(props.value));
+const show = () => explorer.update(props.value ? JSON.parse(props.value) : null);
+show();
+watch('value', show);
 """
 
 
@@ -40,7 +42,7 @@ class RunsPage:
 
     def __init__(self, tab: gr.Tab, runs: SavedRuns) -> None:
         self.runs = runs
-        self.explorer = gr.HTML(
+        self.explorer = JsonHTML(
             None,
             html_template=explorer.template(),
             js_on_load=_MOUNT.format(tab=json.dumps(TAB)),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor, Step
     from persona_core.trace import Trace
 
-SECONDS_BETWEEN = 0.1
+SECONDS_BETWEEN = 0.15
 COST = 0.03
 """Share of a run's time that payloads may take: after one that took 10 ms, 330 ms pass to the next."""
 
@@ -86,7 +86,7 @@ def write(writings: Sequence[Writing], stopped: Stop, beside: Payload | None = N
         beside: a payload of one side that the one reply is shown beside, as its first side.
 
     Yields:
-        Progress about ten times a second, the last of which has `ended`.
+        Progress about six times a second, the last of which has `ended`.
     """
     newest: Progress | None = None
     # Closed at the end in any case, also when the visitor leaves: the model is then free for the next run.

@@ -35,17 +35,24 @@ CSS = """
   border: 1px solid #d9a441; background: #fff7e6; color: #5c3d00;
 }
 .dark .notice { border-color: #7a5a14; background: #2b2210; color: #ffdf9e; }
+#vectors-summary, #vectors-words { overflow-x: auto; }
+#vectors-summary :is(table, th, td), #vectors-words :is(table, th, td) { border-color: #d3dae3; }
+.dark :is(#vectors-summary, #vectors-words) :is(table, th, td) { border-color: #2f3947; }
 .tour-card {
   position: fixed; z-index: 1000; inset-block-end: 20px; inset-inline: 0; margin-inline: auto;
   width: min(430px, calc(100vw - 32px)); padding: 18px 20px; border-radius: 12px;
   background: #1a2130; color: #ffffff; box-shadow: 0 12px 40px rgba(0, 0, 0, 0.35); text-align: start;
 }
-.dark .tour-card { background: #e8ecf3; color: #151a22; }
+.dark #vectors-summary, #vectors-words { overflow-x: auto; }
+#vectors-summary :is(table, th, td), #vectors-words :is(table, th, td) { border-color: #d3dae3; }
+.dark :is(#vectors-summary, #vectors-words) :is(table, th, td) { border-color: #2f3947; }
+.tour-card { background: #e8ecf3; color: #151a22; }
 .tour-count { margin: 0; font-size: 12px; opacity: 0.85; }
 .tour-title { margin: 2px 0 6px; font-size: 17px; font-weight: 650; color: inherit; }
 .tour-text { margin: 0 0 14px; font-size: 14px; line-height: 1.5; }
 .tour-card button {
-  padding: 7px 16px; margin-inline-end: 8px; border-radius: 7px; font: 600 14px/1.4 inherit; cursor: pointer;
+  padding: 7px 16px; margin-inline-end: 8px; border-radius: 7px; cursor: pointer;
+  font-family: inherit; font-size: 14px; font-weight: 600;
   border: 1px solid currentColor; background: transparent; color: inherit;
 }
 .tour-card .tour-next { background: #ffffff; color: #1a2130; }

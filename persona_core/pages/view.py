@@ -11,22 +11,25 @@ import gradio as gr
 import plotly
 
 from persona_core import token_view
+from persona_core.pages.json_html import JsonHTML
 from persona_core.token_view import Payload
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 _MOUNT = """
+let payload = null;
 const view = mountTokenView(element, {{
   plotlyUrl: {plotly_url},
   shellUrl: {shell_url},
   emptyText: {empty_text},
-  onState: (state) => personaLink.changed({tab}, state, props.value?.link),
+  onState: (state) => personaLink.changed({tab}, state, payload?.link),
   onBranch: {branch},
   link: personaLink.address,
 }});
 personaLink.register({tab}, view);
-view.update(props.value);
-watch('value', () => view.update(props.value));
+const show = () => view.update((payload = props.value ? JSON.parse(props.value) : null));
+show();
+watch('value', show);
 """
 
 _NOTICE = """
@@ -57,8 +60,8 @@ def token_view_component(
     """
     # plotly.js comes from the installed wheel: no CDN, and the version that figures.py writes for.
     gr.set_static_paths([PLOTLY_JS, _shell()])
-    return gr.HTML(
-        value,  # never part of the template: Gradio would evaluate ${…} in it
+    return JsonHTML(
+        value,
         html_template=token_view.template(),
         js_on_load=_MOUNT.format(
             # Relative, and so also right behind a proxy with a root path.

@@ -1,7 +1,7 @@
 // The trend lines: one for each trait, one plot a side, on the timeline's axis.
 
 const N_COLOURS = 8; // --tv-c0 … --tv-c7; further traits repeat the colours with dashes
-const GAP = 8; // px between the plots of two sides
+const GAP = 20; // px above the plot of each of two sides, for its name
 
 // Load plotly.js once a page and keep a private reference: Gradio brings a different version of its own.
 function loadPlotly(url) {
@@ -42,18 +42,21 @@ function drawTrend(plotly, node, scene) {
   const axes = {};
   const annotations = [];
   const n = model.sides.length;
-  const share = (height - (n - 1) * GAP) / n / height;
+  const gap = n > 1 ? GAP : 0;
+  const [above, below] = [gap || 4, 4]; // px of margin
+  const inner = height - above - below;
+  const share = (inner - (n - 1) * gap) / n / inner;
   const axis = { fixedrange: true, zeroline: false, showgrid: false, ticks: "", color: of("--tv-muted") };
   model.sides.forEach((side, s) => {
     const y = s ? "y2" : "y";
-    const top = 1 - s * (share + GAP / height);
+    const top = 1 - s * (share + gap / inner);
     axes["yaxis" + (s ? "2" : "")] = {
       ...axis, range: [low - room, high + room], nticks: 5, automargin: false, domain: [Math.max(top - share, 0), top],
     };
     if (n > 1)
       annotations.push({
-        text: plain(side.name), xref: "paper", yref: "paper", x: 0, y: top, xanchor: "left", yanchor: "top",
-        showarrow: false, font: { size: 12, color: of("--tv-ink") }, bgcolor: of("--tv-paper"), opacity: 0.9,
+        text: plain(side.name), xref: "paper", yref: "paper", x: 0, y: top, xanchor: "left", yanchor: "bottom",
+        showarrow: false, font: { size: 12, color: of("--tv-ink") }, borderpad: 0, yshift: -2,
       });
     for (const name of order) {
       const index = model.traits.indexOf(name);
@@ -106,7 +109,7 @@ function drawTrend(plotly, node, scene) {
     {
       width: width + left + right,
       height,
-      margin: { l: left, r: right, t: 4, b: 4, pad: 0 },
+      margin: { l: left, r: right, t: above, b: below, pad: 0 },
       showlegend: false,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",

@@ -4,13 +4,25 @@
 const ROW = { roomy: 11, tight: 6 }; // px of a row; tight from more than ten rows on
 
 function makeLanes(node) {
-  let lanes = [];
+  const roles = make("div", "tv-roles");
+  let canvases = [];
+  let built = null; // what the elements are for; while a reply grows they stay and are painted anew
 
-  // kinds: the strips from top to bottom, [{label, rows: [{label, title, colour, scores, shift, chosen}], faint}]
-  function build(strips, { width, ratio, model, scale, colours }) {
-    const roles = make("div", "tv-roles");
+  // strips: from top to bottom, [{key, label, rows: [{label, colour, scores, shift, chosen}], faint(place)}]
+  function show(strips, drawing) {
+    const wanted = JSON.stringify(strips.map(({ key, label, rows }) => [key, label, rows.map((row) => [row.label, row.colour, row.chosen])]));
+    if (built !== wanted) build(strips);
+    built = wanted;
+    strips.forEach((strip, s) => paintStrip(canvases[s], strip, { ...drawing, height: rowHeight(strip) }));
+    showRoles(roles, drawing.model, drawing.width);
+  }
+
+  const rowHeight = (strip) => (strip.rows.length > 10 ? ROW.tight : ROW.roomy);
+
+  function build(strips) {
+    canvases = [];
     const parts = strips.map((strip) => {
-      const height = strip.rows.length > 10 ? ROW.tight : ROW.roomy;
+      const height = rowHeight(strip);
       const lane = make("div", "tv-lane");
       const names = make("div", "tv-lane-names");
       for (const row of strip.rows) {
@@ -26,16 +38,13 @@ function makeLanes(node) {
       canvas.dataset.strip = strip.key;
       canvas.style.height = height * strip.rows.length + "px";
       lane.append(names, canvas);
-      const parts = strip.label ? [make("div", "tv-lane-title", strip.label), lane] : [lane];
-      paintStrip(canvas, strip, { width, ratio, height, model, scale, colours });
-      return parts;
+      canvases.push(canvas);
+      return strip.label ? [make("div", "tv-lane-title", strip.label), lane] : [lane];
     });
     node.replaceChildren(roles, ...parts.flat());
-    showRoles(roles, model, width);
-    lanes = parts;
   }
 
-  return { build };
+  return { show };
 }
 
 function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours }) {

@@ -10,7 +10,7 @@ function makePane(hooks) {
   const meta = make("p", "tv-meta");
   const warnings = make("p", "tv-warnings");
   const says = make("p", "tv-says");
-  const caveats = make("p", "tv-meta");
+  const caveats = make("p", "tv-caveats");
   const text = make("div", "tv-text");
   warnings.setAttribute("role", "note");
   text.tabIndex = 0;

@@ -3,7 +3,7 @@
 //
 // The slider's track moves the cursor; over chart and lanes the mouse previews, a click pins, and a drag marks a span.
 
-const CHART = { one: 170, each: 128 }; // px
+const CHART = { one: 170, each: 122 }; // px
 
 function makeTimeline(part, { onPreview, onPick, onSpan }) {
   const [view, chart, area, track] = ["view", "chart", "area", "track"].map(part);
@@ -56,7 +56,11 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
 
   function readColours() {
     const style = getComputedStyle(view);
-    const of = (name) => style.getPropertyValue(name).trim();
+    const known = new Map(); // asking the browser each time took a tenth of the drawing
+    const of = (name) => {
+      if (!known.has(name)) known.set(name, style.getPropertyValue(name).trim());
+      return known.get(name);
+    };
     colours = { of, trait: (index) => of("--tv-c" + (index % N_COLOURS)), font: style.fontFamily };
   }
 
@@ -96,7 +100,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
         faint: (place) => place >= model.parting,
       });
     }
-    lanes.build(strips, { width, ratio: window.devicePixelRatio || 1, model, scale, colours });
+    lanes.show(strips, { width, ratio: window.devicePixelRatio || 1, model, scale, colours });
   }
 
   function drawChart() {
@@ -117,7 +121,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
   function redraw() {
     if (!scene || width === 0) return;
     if (colours === null) readColours();
-    chart.style.height = (scene.model.sides.length === 2 ? 2 * CHART.each + GAP : CHART.one) + "px";
+    chart.style.height = (scene.model.sides.length === 2 ? 2 * (CHART.each + GAP) : CHART.one) + "px";
     drawLanes();
     drawChartSoon();
   }
