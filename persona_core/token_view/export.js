@@ -65,7 +65,15 @@ function fileName(model, ending) {
 }
 
 // The picture: title, coloured text of each side, the chart and the heat strips, drawn anew on one canvas.
-async function drawPicture(view, { model, trait, choices, scale, colours, chartImage, strips }) {
+async function drawPicture(view, { model, trait, choices, scale, colours, chartImage }) {
+  const strips = [...view.querySelectorAll(".tv-lane")].map((lane) => ({
+    title: lane.previousElementSibling?.matches(".tv-lane-title") ? lane.previousElementSibling.textContent : "",
+    canvas: lane.querySelector("canvas"),
+    names: [...lane.querySelectorAll(".tv-lane-name")].map((name) => ({
+      text: name.textContent,
+      colour: getComputedStyle(name.querySelector(".tv-dot")).backgroundColor,
+    })),
+  }));
   const ratio = 2;
   const width = 1200;
   const edge = 32;
@@ -104,6 +112,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
           let size = pen.measureText(taken).width;
           if (x > 0 && x + size > columnWidth) {
             [x, y] = [0, y + line];
+            rest = rest.replace(/^ /, ""); // a line does not begin with the space between two words
             continue;
           }
           while (size > columnWidth && taken.length > 1) {
@@ -123,7 +132,11 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   const textHeight = Math.max(...columns.map(({ height }) => height));
   const picture = chartImage ? await loadImage(chartImage) : null;
   const chartHeight = picture ? (picture.height / picture.width) * (width - 2 * edge) : 0;
-  const stripHeight = strips.reduce((sum, strip) => sum + (strip.clientHeight * (width - 2 * edge)) / Math.max(strip.clientWidth, 1) + 10, 0);
+  // Strips lie under the chart's plot area, at the scale at which the chart is drawn.
+  const chart = view.querySelector(".tv-chart");
+  const [area, zoom] = [view.querySelector(".tv-area"), (width - 2 * edge) / Math.max(chart.clientWidth, 1)];
+  const [stripLeft, stripWidth] = [edge + area.offsetLeft * zoom, area.clientWidth * zoom];
+  const stripHeight = strips.reduce((sum, { canvas, title }) => sum + canvas.clientHeight * zoom + (title ? 28 : 10), 0);
   const heights = [116, textHeight, 24, chartHeight, 12, stripHeight, edge];
   canvas.width = width * ratio;
   canvas.height = Math.min(heights.reduce((a, b) => a + b, 0), 16000) * ratio; // browsers draw no taller canvas
@@ -135,12 +148,18 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     pen.fillStyle = of(colour);
     pen.fillText(text, x, y);
   };
-  write(model.title.slice(0, 110), edge, 46, 21, "--tv-ink", 600);
+  // As much of a text as fits into a width; measured in the font that it is written in.
+  const fitted = (text, most) => {
+    pen.font = "600 13px " + sans;
+    while (text.length > 1 && pen.measureText(text).width > most) text = text.slice(0, Math.ceil(text.length * 0.95) - 2) + "…";
+    return text;
+  };
+  write(fitted(model.title, (width - 2 * edge) * (13 / 21)), edge, 46, 21, "--tv-ink", 600);
   write(trait + ", " + UNITS[choices.kind] + ". Colours end at ±" + scale + ".", edge, 70, 14, "--tv-muted");
   model.sides.forEach((side, s) => {
     const x0 = edge + s * (columnWidth + columnGap);
     const y0 = 116;
-    write([side.name, metaLine(side.meta)].filter(Boolean).join(" · ").slice(0, 90), x0, 98, 13, "--tv-muted", 600);
+    write(fitted([side.name, metaLine(side.meta)].filter(Boolean).join(" · "), columnWidth), x0, 98, 13, "--tv-muted", 600);
     const scores = scoresOf(model, side, trait, choices);
     for (const item of columns[s].placed) {
       if (item.label) {
@@ -162,9 +181,20 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   let y = 116 + textHeight + 24;
   if (picture) pen.drawImage(picture, edge, y, width - 2 * edge, chartHeight);
   y += chartHeight + 12;
-  for (const strip of strips) {
-    const height = (strip.clientHeight * (width - 2 * edge)) / Math.max(strip.clientWidth, 1);
-    pen.drawImage(strip, edge, y, width - 2 * edge, height);
+  for (const { canvas: strip, title, names } of strips) {
+    if (title) write(title, stripLeft, (y += 18) - 5, 13, "--tv-muted", 600);
+    const height = strip.clientHeight * zoom;
+    pen.drawImage(strip, stripLeft, y, stripWidth, height);
+    names.forEach(({ text, colour }, row) => {
+      const middle = y + ((row + 0.5) * height) / names.length;
+      pen.fillStyle = colour;
+      pen.beginPath();
+      pen.arc(stripLeft - 10, middle, 3.5, 0, 2 * Math.PI);
+      pen.fill();
+      pen.textAlign = "end";
+      write(text, stripLeft - 19, middle + 3.5, 10.5, "--tv-muted");
+      pen.textAlign = "start";
+    });
     y += height + 10;
   }
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));

@@ -377,11 +377,10 @@ function mountTokenView(root, options = {}) {
     json: ["JSON, the displayed scores", () => download(fileName(model, "json"), JSON.stringify(exported(model, traits, choices), null, 1), "application/json")],
     csv: ["CSV, one row a token", () => download(fileName(model, "csv"), exportedTable(model, traits, choices), "text/csv;charset=utf-8")],
     png: ["PNG, text and chart", async () => {
-      const strips = [...view.querySelectorAll(".tv-heat")];
       const style = getComputedStyle(view);
       const colours = { of: (name) => style.getPropertyValue(name).trim() };
       const chartImage = await timeline.picture();
-      download(fileName(model, "png"), await drawPicture(view, { model, trait: trait(), choices, scale, colours, chartImage, strips }));
+      download(fileName(model, "png"), await drawPicture(view, { model, trait: trait(), choices, scale, colours, chartImage }));
     }],
     html: ["HTML, a page that works offline", async () => {
       const shell = await (await fetch(options.shellUrl)).text();
