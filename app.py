@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import gradio as gr
@@ -100,6 +101,8 @@ def _keep_link(demo: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: LivePage
 
 def main() -> None:
     """Serve the app; a model is loaded when somebody first generates with it."""
+    # Gradio quotes what a program sends with too few values: what people type belongs into no log.
+    warnings.filterwarnings("ignore", message=r"(?s).*Received inputs")
     load_dotenv()
     try:
         settings = AppSettings.from_environment()

@@ -51,9 +51,12 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
         raise PromptError("There is no text to read. Paste a conversation, or a reply.")
     names = list(_NAME.finditer(text))
     turns: list[dict[str, str]] = []
-    if not names or text[: names[0].start()].strip():
-        before = text if not names else text[: names[0].start()]
-        turns.append({"role": "assistant", "content": before.strip()})
+    if not names:
+        turns.append({"role": "assistant", "content": text.strip()})
+    elif before := text[: names[0].start()].strip():
+        raise PromptError(
+            f"Nobody says “{before[:40]}”: it stands before the first name. Begin it with a name, or take it away."
+        )
     ends = [name.start() for name in names[1:]] + [len(text)] if names else []
     for name, end in zip(names, ends, strict=True):
         content = text[name.end() : end].strip()

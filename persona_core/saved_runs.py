@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.hub import fetch, split_revision
 from persona_core.report.tables import ANALYSIS, REPLIES
@@ -136,6 +137,21 @@ class SavedRuns:
         """Trait -> onset in one reply ("answer", "onset", "low", "high", "says"); empty without an analysis."""
         with self._lock:
             return self._analysed.get((config, id), {})
+
+    @cached_property
+    def _detectors(self) -> Detectors | None:
+        """Those that the onsets were found with; None without an analysis."""
+        name, revision = split_revision(self.source)
+        try:
+            path = fetch(name, f"{ANALYSIS}/{DETECTORS_FILE}", revision, repo_type="dataset")
+        except NotFound:
+            return None
+        return Detectors.from_pretrained(path.parent)
+
+    def caveats(self, trace: Trace) -> tuple[str, ...]:
+        """In what a reply is not like the neutral ones, so that the stated rate of alarms need not hold for it."""
+        with self._lock:
+            return () if self._detectors is None else self._detectors.caveats(trace)
 
     def onsets_of(self, id: str) -> dict[str, dict[str, dict[str, Any]]]:
         """The same of all runs of one prompt."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,6 +114,10 @@ def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welc
         about = str(found.get("about", ""))
         examples = tuple(Example(**{k: str(v) for k, v in item.items()}) for item in found.get("examples", ()))
         first = First(**found["first"]) if found.get("first") else None
+        if first is not None:
+            strange = [v for v in (first.config, first.id or "", first.title or "") if not isinstance(v, str)]
+            if strange or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", first.config):
+                raise TypeError(f"'first' holds {strange[0] if strange else first.config[:80]!r}")
     except (AttributeError, TypeError) as error:
         raise CorruptFile(
             f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system', 'first' has 'config', 'id' and perhaps "
@@ -140,8 +145,10 @@ def _opening(first: First | None, results: str | Path) -> Opening | None:
             logger.info("No first view there: %s", error)
             continue
         trace = Trace.from_row(row)
-        onsets = SavedRuns(str(results)).onsets(place.config, row["id"])
-        view = trace_payload(trace, name=place.config, title=place.title, onsets=onsets)
+        runs = SavedRuns(str(results))
+        onsets = runs.onsets(place.config, row["id"])
+        caveats = runs.caveats(trace) if onsets else ()
+        view = trace_payload(trace, name=place.config, title=place.title, onsets=onsets, caveats=caveats)
         messages = (*row["messages"], {"role": "assistant", "content": row["response"]})
         return Opening(place.config, row["id"], messages, trace, view)
     logger.warning("No first view: %s holds none of the configs %s.", results, ", ".join(CONFIGS))

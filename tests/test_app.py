@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.error
 import urllib.request
@@ -178,8 +179,9 @@ def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
     ask(second, "omega")
     visit.pages.expected.append("503")  # the browser notes the refusal in its console
     ask(third, "gamma")
-    third.wait_for_timeout(500)
-    assert not third.locator("#generate").is_disabled()
+    third.wait_for_function("document.querySelector('#notice .notice').textContent.startsWith('Too many others')")
+    assert not third.locator("#generate").is_disabled() and third.locator("#stop").is_disabled()
+    assert third.input_value("#prompt textarea") == "gamma", "the message is not lost"
     for page in (second, first):
         page.click("#stop")
     wait_done(first)
@@ -323,3 +325,54 @@ def test_an_imported_trace_is_shown_with_its_warnings(visit: Any, serve: Callabl
 
 def test_without_an_adapter_there_is_no_choice_of_a_model(visit: Callable[..., Any], address: str) -> None:
     assert visit(address).locator("#side").count() == 0
+
+
+def test_nothing_takes_the_conversation_away_while_a_reply_is_written(
+    visit: Callable[..., Any], address: str, slowly: Any
+) -> None:
+    page = visit(address)
+    ask(page, "First question")
+    page.wait_for_selector("#view .tv[data-state=live]")
+    for button in ("#new-chat", "#edit"):
+        page.click(button)
+        assert "Press Stop first" in notice(page)
+    assert page.locator("#prompt label").inner_text() == "Message"
+    page.click("#stop")
+    wait_done(page)
+    assert page.locator("#prompt label").inner_text() == "Next message (turn 2 of this chat)"
+    page.click("#new-chat")
+    page.wait_for_selector("#view .tv[data-state=empty]", state="attached")
+    assert page.locator("#prompt label").inner_text() == "Message"
+
+
+@pytest.mark.parametrize(
+    "fragment", ["hidden=%25", "tab=nope&trait=x", "at=99999999999", "tab=live&branch=%5B", "%", "tab=live&said=1"]
+)
+def test_a_strange_link_shows_the_page_as_it_is(visit: Callable[..., Any], address: str, fragment: str) -> None:
+    page = visit(f"{address}#{fragment}")
+    page.wait_for_selector("#view .tv-tok")
+    assert tokens_of(page) == hostile_tokens()
+    page.get_by_role("tab", name="Read a text", exact=True).click()
+    page.wait_for_function("location.hash.startsWith('#tab=read')")
+
+
+def test_a_message_that_is_too_long_is_refused_before_it_is_kept(address: str) -> None:
+    """As a program would send it, past the page's own limit."""
+    body = json.dumps(
+        {
+            "data": [None, "baseline", "x" * 10_000, "", 10, 0.7, 0],
+            "fn_index": fn_index(address, "_ask"),
+            "session_hash": "z",
+        }
+    )
+    request = urllib.request.Request(
+        f"{address}gradio_api/run/predict", body.encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert "takes at most 3000" in answer.read().decode()
+
+
+def fn_index(address: str, name: str) -> int:
+    with urllib.request.urlopen(f"{address}config", timeout=20) as answer:
+        config = json.load(answer)
+    return next(d["id"] for d in config["dependencies"] if d["api_name"] == name)

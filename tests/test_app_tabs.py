@@ -110,11 +110,36 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     assert tokens_of(page, side=1) == list(expected.tokens)
     assert page.locator("#view .tv-name-line").all_inner_texts() == ["as it was", "without sycophancy"]
     at_cursor(page, "#view", [original, expected], original.n_prompt + at + 1)
-    # A branch of the branch, from the second side, takes the place of the pair.
-    link = page.url
-    again = visit(link)
+    # A branch of the branch, from the second side, takes the place of the pair; its link brings both back.
+    later = 25
+    page.locator("#view .tv-pane").nth(1).locator(f".tv-tok[data-i='{expected.n_prompt + later}']").click()
+    page.locator("#branch-action").get_by_label("add", exact=True).check()
+    page.locator("#view [data-part=branch]").click()
+    page.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1].innerText === 'sycophancy +1 SD'")
+    page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
+    block = monitors["baseline"].vectors.best_block["sycophancy"]
+    push = Steer("sycophancy", block, strength=1.0, unit="sd", start=later)
+    second = monitors["baseline"].generate(Branch(expected, later), steer=push, **settings)
+    assert [tokens_of(page, side=s) for s in (0, 1)] == [list(expected.tokens), list(second.tokens)]
+    page.wait_for_timeout(400)
+    again = visit(page.url)
+    again.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1]?.innerText === 'sycophancy +1 SD'")
     again.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
-    assert tokens_of(again, side=1) == list(expected.tokens)
+    assert [tokens_of(again, side=s) for s in (0, 1)] == [list(expected.tokens), list(second.tokens)]
+
+
+def test_a_drawn_seed_is_in_the_link(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    page.locator("#controls").get_by_text("Settings", exact=True).click()
+    page.get_by_label("Seed", exact=True).fill("")
+    ask(page, QUESTION)
+    wait_done(page)
+    page.wait_for_timeout(400)
+    again = visit(page.url)
+    wait_done(again)
+    again.wait_for_function("document.querySelector('#view .tv-title').innerText === 'Should I quit my job?'")
+    again.wait_for_selector("#view .tv[data-state=done]")
+    assert tokens_of(again) == tokens_of(page)
 
 
 # ---- compare ----

@@ -48,7 +48,7 @@ def test_a_failure_in_the_middle_keeps_the_trace() -> None:
 
     failing: Any = Failing(steady_monitor(), 0.0)
     payload, message = run_of(failing, Asked("baseline", ("Hello", "", 50, 0.7, 0)))[-1][:2]
-    (side,) = payload["sides"]
+    (side,) = json.loads(payload)["sides"]
     assert side["done"] and side["finish"] == "stopped" and side["tokens"]
     assert "RuntimeError" in message and "fire" not in message
     assert failing.open_streams == 0
@@ -126,8 +126,9 @@ def test_a_deadline_ends_a_run_with_what_it_has_and_says_so() -> None:
         {"said": '[["assistant", "Hi"]]', "max_new_tokens": "1", "temperature": "1", "seed": "1", "side": "baseline"},
         {"said": '[["user", "Hi"]]', "max_new_tokens": "NaN,", "temperature": "1", "seed": "1", "side": "baseline"},
         {"branch": "[1,2]"},
-        {"branch": '["t", "add", 1, "x"]'},
-        {"branch": '["t", "add", 1, -4]'},
+        {"branch": '[["t", "add", 1, "x"]]'},
+        {"branch": '[["t", "add", 1, -4]]'},
+        {"branch": '[["t", "add", 1, 1e999]]'},
         {"said": "[" * 100_000},
         {"said": None},
     ],
@@ -145,12 +146,13 @@ def test_no_link_breaks_the_page(query: dict[str, str]) -> None:
 def test_a_link_brings_back_what_was_asked() -> None:
     said = [["system", "Be kind."], ["user", "A"], ["assistant", "B"], ["user", "C"]]
     query = {"said": json.dumps(said), "side": "baseline", "max_new_tokens": "20", "temperature": "0.7", "seed": "3"}
-    found = linked(query | {"branch": '["t", "cap", 1.5, 4]'})
+    found = linked(query | {"branch": '[["t", "cap", 1.5, 4], ["u", "add", 2, 9]]'})
     assert found is not None
     chat, asked = found
     assert [m["content"] for m in chat.messages] == ["A", "B"]
     assert asked.values == ("C", "Be kind.", 20, 0.7, 3)
     assert asked.then is not None and asked.then.at == (0, 4) and asked.then.values == ("t", "cap", 1.5)
+    assert asked.then.then is not None and asked.then.then.at == (1, 9) and asked.then.then.values == ("u", "add", 2)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,13 @@ def test_a_pasted_text_becomes_turns_that_can_be_read_or_a_reason(text: str) -> 
 
 
 def test_a_pasted_reply_needs_what_it_answers() -> None:
-    for text, says in ((" \n", "no text"), ("Assistant: Hi", "what it answers"), ("User:\nAssistant: ", "nobody says")):
+    for text, says in (
+        (" \n", "no text"),
+        ("Assistant: Hi", "what it answers"),
+        ("User:\nAssistant: ", "nobody says"),
+        ("A heading\nUser: a\nAssistant: b", "before the first name"),
+        ("User: a\nSystem: b\nUser: c", "in the middle"),
+    ):
         with pytest.raises(PromptError, match=says):
             parse_transcript(text)
 

@@ -9,7 +9,9 @@ from typing import Any
 import gradio as gr
 
 from persona_core.errors import CorruptFile, PersonaError
+from persona_core.pages.json_html import sent
 from persona_core.pages.panel import panel_component
+from persona_core.pages.words import in_words
 from persona_core.report.page import report_content
 from persona_core.report.saved import read_findings
 from persona_core.saved_runs import REPLAY, SavedRuns
@@ -47,9 +49,9 @@ class AnalysisPage:
         if opened:
             return gr.skip(), True
         try:
-            return self.content(), True
+            return sent(self.content()), True
         except PersonaError as error:
-            return {"error": str(error)}, False
+            return sent({"error": in_words(error)}), False
 
     def content(self) -> dict[str, Any]:
         """What the panel shows; made once a process.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from persona_core.pages.desk import ModelDesk
 from persona_core.pages.queue import MODEL_QUEUE, Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
+from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE, CONTAMINATED, SIDES
 from persona_core.trace import UNITS
 
@@ -275,9 +275,6 @@ def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     return told
 
 
-_PATH = re.compile(r"(?<![\w:/.~-])~?/(?:[^\s'\":,;/]+/)+(?=[^\s'\":,;/]*)")
-
-
 @contextmanager
 def _in_words() -> Iterator[None]:
     """Errors in words: what was asked for that cannot be; of anything else no more than its kind.
@@ -287,8 +284,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except PersonaError as error:
-        raise gr.Error(_PATH.sub("", str(error)), print_exception=False) from error
+        raise gr.Error(in_words(error), print_exception=False) from error
     except Exception as error:
         logger.exception("An endpoint failed")
-        text = f"The run failed ({type(error).__name__}). The server's log says more."
-        raise gr.Error(text, print_exception=False) from error
+        raise gr.Error(failed("The run", error), print_exception=False) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,12 @@ def seed_of(seed: Any) -> int | None:
     return int(seed)
 
 
+def drawn(seed: Any) -> int:
+    """The same, drawn where the field was cleared: what is shown can then be brought back by a link."""
+    known = seed_of(seed)
+    return secrets.randbits(31) if known is None else known
+
+
 def length_of(length: Any, most: int) -> int:
     """The longest reply in tokens, no longer than the app allows.
 
@@ -128,6 +135,11 @@ def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[
         return Steer.ablate(trait, block, start=at)
     when: When = "alarm" if action == ACTIONS[3] else "start"
     return Steer.cap(trait, block, threshold=float(amount), unit="sd", start=at, when=when)
+
+
+def fits(trait: Any, action: Any, amount: Any) -> bool:
+    """Whether the fields of a branch can hold the values."""
+    return isinstance(trait, str) and action in ACTIONS and _finite(amount) and abs(amount) <= STRONGEST
 
 
 def steer_name(steer: Steer) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from persona_core.errors import PersonaError
-from persona_core.pages.asked import conversation, length_of, seed_of
+from persona_core.errors import PersonaError, PromptError
+from persona_core.pages.asked import conversation, drawn, length_of, text_of
 from persona_core.pages.desk import ModelDesk
+from persona_core.pages.json_html import sent
 from persona_core.pages.live import LOADING
 from persona_core.pages.published import OWN, TEXTS, published_payload, readings_payload
 from persona_core.pages.queue import Deadline
@@ -20,6 +21,7 @@ from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.ticket import Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
+from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class ComparePage:
                 self.stop = gr.Button("Stop", interactive=False, elem_id="compare-stop", min_width=80)
         self.notice = notice_component(elem_id="compare-notice")
         self.view = token_view_component(None, tab=TAB, elem_id="compare-view", empty_text=_EMPTY)
-        self.written = gr.State(None, time_to_live=3600)  # traces by name and the link of a new pair; None: published
+        self.written = gr.State(None)  # traces by name and the link of a new pair; None: published
         self.opened = gr.State(False)
         self.counter = Counter([self.write], self.stop, self.notice, "compare-press")
         self._events(tab, None if first is None else first.id)
@@ -95,10 +97,20 @@ class ComparePage:
         fields = [self.prompt, self.system, self.length, self.temperature, self.seed]
         asked = self.counter.press_event(
             partial(gr.on, [self.write.click, self.prompt.submit]),
-            lambda ticket, *values: self.counter.take(ticket, values),
+            self._ask,
             fields,
         )
-        self.counter.runs([asked.then], self.run, [self.text], [*shown, self.written, self.text])
+        self.counter.runs([asked.then], self.run, [], [*shown, self.written, self.text])
+
+        self.counter.refused(lambda _: gr.skip(), [self.prompt])
+
+    def _ask(self, ticket: Ticket | None, *values: Any) -> tuple[Any, ...]:
+        try:
+            for name, value in zip(("prompt", "system prompt"), values, strict=False):
+                text_of(name, value, self.settings.max_prompt_chars)  # before anything of it is kept
+        except PromptError as error:
+            return self.counter.refuse(ticket, in_words(error))
+        return self.counter.take(ticket, values)
 
     # ---- published ----
 
@@ -120,31 +132,32 @@ class ComparePage:
             chosen = first if first in ids else next(iter(ids), None)
             payload, notice = self.show(chosen, OWN) if chosen else (None, "")
         except PersonaError as error:
-            return gr.skip(), gr.skip(), str(error), False
+            return gr.skip(), gr.skip(), in_words(error), False
         return gr.Dropdown(self.choices(), value=chosen), payload, notice, True
 
     def show(self, id: Any, text: Any) -> tuple[Any, str]:
         """Payload and notice of a published prompt."""
         if self.runs is None or id not in self.runs.titles or text not in TEXTS:
             return gr.skip(), "There is no such published prompt."
-        return published_payload(self.runs, id, text)
+        payload, notice = published_payload(self.runs, id, text)
+        return sent(payload), notice
 
     def _published(self, id: Any, text: Any) -> tuple[Any, ...]:
         try:
             return *self.show(id, text), None
         except PersonaError as error:
-            return gr.skip(), str(error), None
+            return gr.skip(), in_words(error), None
 
     def _other_text(self, id: Any, text: Any, written: Any) -> tuple[Any, str]:
         if written is None:
             return self._published(id, text)[:2]
         traces, onsets, link = written
-        payload, notice = readings_payload(traces, text, onsets)
-        return payload | {"link": {**link, "text": str(TEXTS.index(text))}}, notice
+        payload, notice = readings_payload(traces, text, onsets, self._caveats)
+        return sent(payload | {"link": {**link, "text": str(TEXTS.index(text))}}), notice
 
     # ---- written now ----
 
-    def run(self, press: float, ticket: Ticket | None, text: str) -> Iterator[tuple[Any, ...]]:
+    def run(self, press: float, ticket: Ticket | None) -> Iterator[tuple[Any, ...]]:
         """Write a new pair: values of view, notice, written, text and the buttons."""
         skip, same = gr.skip(), self.counter.same()
         if ticket is None or not ticket.valid(press):
@@ -158,7 +171,7 @@ class ComparePage:
             sampling = {
                 "max_new_tokens": length_of(length, self.settings.max_new_tokens),
                 "temperature": temperature,
-                "seed": seed_of(seed),
+                "seed": drawn(seed),
             }
             if not all(self.desks[side].ready for side in SIDES):
                 yield skip, LOADING, skip, skip, *same
@@ -171,22 +184,25 @@ class ComparePage:
             for progress in write([Writing(self.desks[side], messages, side, sampling) for side in SIDES], deadline):
                 payload = progress.payload
                 if not progress.ended:
-                    yield payload, "", skip, skip, *same
+                    yield sent(payload), "", skip, skip, *same
                     continue
                 traces = dict(zip(SIDES, progress.traces, strict=False))
                 if len(traces) == 2:
                     traces |= self._replayed(traces)
                 onsets = {key: onsets_of(monitors[_reader(key)], trace) for key, trace in traces.items()}
-                final, notice = readings_payload(traces, OWN, onsets)
-                yield final | {"link": link}, deadline.notice or notice, (traces, onsets, link), OWN, *same
+                final, notice = readings_payload(traces, OWN, onsets, self._caveats)
+                yield sent(final | {"link": link}), deadline.notice or notice, (traces, onsets, link), OWN, *same
         except PersonaError as error:
-            yield skip, str(error), skip, skip, *same
+            yield skip, in_words(error), skip, skip, *same
         except Exception as error:
             logger.exception("A pair failed")
-            text = f"The pair failed ({type(error).__name__}). The server's log says more; please try again."
-            yield skip, text, skip, skip, *same
+            yield skip, failed("The pair", error), skip, skip, *same
         finally:
             ticket.done = True
+
+    def _caveats(self, trace: Trace) -> tuple[str, ...]:
+        detectors = self.desks[BASELINE].monitor().detectors
+        return () if detectors is None else detectors.caveats(trace)
 
     def _replayed(self, traces: Mapping[str, Trace]) -> dict[str, Trace]:
         """Each reply as the other model reads it, by its ids."""
@@ -209,7 +225,9 @@ class ComparePage:
         text = TEXTS[int(query["text"])] if str(query.get("text")) in ("0", "1", "2") else OWN
         if "id" in query:
             payload, notice = self._published(query["id"], text)[:2]
-            first = gr.Dropdown(self.choices(), value=query["id"]), payload, text, True
+            choices = self.choices()
+            known = query["id"] if query["id"] in [id for _, id in choices] else None
+            first = gr.Dropdown(choices, value=known), payload, text, True
             return *first, skip, skip, skip, skip, skip, notice, *self.counter.same(), skip
         try:
             said = json.loads(query["said"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PromptError
-from persona_core.pages.asked import conversation, length_of, seed_of, steer_name, steer_of
+from persona_core.pages.asked import conversation, drawn, length_of, steer_name, steer_of
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, finished
@@ -30,13 +31,15 @@ class Chat:
         messages: the conversation, the last reply included.
         traces: of the sides that are shown: the last reply, or a reply and its branch.
         side: which model speaks.
-        link: what brings the last reply back, as texts; a branch adds its own.
+        link: what brings the last reply back, as texts; its branches add their own.
+        lines: for each trace the branches that led to it, each `(trait, action, amount, at)`.
     """
 
     messages: tuple[Mapping[str, str], ...] = ()
     traces: tuple[Trace, ...] = ()
     side: str = BASELINE
     link: Mapping[str, str] | None = None
+    lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     @classmethod
     def of_opening(cls, opening: Opening | None) -> Chat:
@@ -77,28 +80,35 @@ class Asked:
     then: Asked | None = None
 
 
-def linked(asked: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
+def linked(query: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
     """What a link asks for: a conversation, and what is to be written in it; None where it asks for nothing.
 
     A link that holds something else is no error: its visitor sees the page as it is without one.
     """
-    branch = None
     try:
-        if "branch" in asked:
-            trait, action, amount, at = json.loads(asked["branch"])
-            branch = Asked("", (trait, action, amount), (0, int(at))) if at >= 0 else None
-        if "said" not in asked:
-            return None if branch is None else (Chat(), branch)
-        said = [{"role": str(role), "content": str(text)} for role, text in json.loads(asked["said"])]
-        sampling = [json.loads(asked[key]) for key in ("max_new_tokens", "temperature", "seed")]
-        side = str(asked["side"])
-    except (KeyError, ValueError, TypeError, RecursionError):
+        branches = _branches(json.loads(query["branch"])) if "branch" in query else None
+        if "said" not in query:
+            return None if branches is None else (Chat(), branches)
+        said = [{"role": str(role), "content": str(text)} for role, text in json.loads(query["said"])]
+        sampling = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
+        side = str(query["side"])
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
     system = said.pop(0)["content"] if said and said[0]["role"] == "system" else ""
     if [m["role"] for m in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
         return None
     prompt = said.pop()["content"]
-    return Chat(tuple(said), side=side), Asked(side, (prompt, system, *sampling), then=branch)
+    return Chat(tuple(said), side=side), Asked(side, (prompt, system, *sampling), then=branches)
+
+
+def _branches(specs: Any) -> Asked | None:
+    """Branches of a link, each `[trait, action, amount, at]`: the first of a reply, each other of the one before it."""
+    asked: Asked | None = None
+    for place, (trait, action, amount, at) in reversed(list(enumerate(specs))):
+        if not 0 <= int(at) < 2**31:
+            raise ValueError(at)
+        asked = Asked("", (trait, action, amount), (min(place, 1), int(at)), asked)
+    return asked
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,9 @@ class Plan:
         writing: the reply.
         chat: the conversation before it.
         beside: what is shown as the first side meanwhile.
-        original: the trace that a branch leaves.
         link: what brings the view back.
+        original: the trace that a branch leaves.
+        lines: as in `Chat`, once it is written.
     """
 
     writing: Writing
@@ -118,13 +129,14 @@ class Plan:
     link: Mapping[str, str]
     beside: Payload | None = None
     original: Trace | None = None
+    lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     def after(self, trace: Trace) -> Chat:
         """The conversation once the reply is there. A branch takes the place of the reply that it leaves."""
         before = self.chat.messages
         if self.original is not None:
             said = (*before[:-1], {"role": "assistant", "content": trace.reply_text}) if before else ()
-            return replace(self.chat, messages=said, traces=(self.original, trace))
+            return replace(self.chat, messages=said, traces=(self.original, trace), lines=self.lines)
         said = (*before, {"role": "assistant", "content": trace.reply_text})
         return replace(self.chat, messages=said, traces=(trace,), link=self.link)
 
@@ -145,7 +157,7 @@ def _reply(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> 
     sampling = {
         "max_new_tokens": length_of(length, settings.max_new_tokens),
         "temperature": temperature,
-        "seed": seed_of(seed),
+        "seed": drawn(seed),
     }
     link = {"side": asked.side, "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)}
     link |= {k: json.dumps(v) for k, v in sampling.items()}
@@ -164,11 +176,22 @@ def _branch(desk: ModelDesk, asked: Asked, chat: Chat) -> Plan:
     trace = chat.traces[side]
     if at >= len(trace.own):
         raise PromptError(f"The reply has {len(trace.own)} tokens; put the cursor on one of them.")
+    writer = desk.monitor().writer_name
+    if not same_model(trace.provenance.writer, writer):
+        raise PromptError(f"This reply is by {trace.provenance.writer}, which this app does not hold. Write one first.")
     trait, action, amount = asked.values
     steer = steer_of(trait, action, amount, at, desk.monitor().vectors.best_block)
     sampling = dict(trace.provenance.sampling or {})
     sampling["seed"] = trace.provenance.seed
     beside = finished(desk.monitor(), trace, ORIGINAL)
-    link = {**(chat.link or {}), "branch": json.dumps([*asked.values, at])}
+    line = (*chat.lines[side], (*asked.values, at))
+    link = {**(chat.link or {}), "branch": json.dumps(line)}
     writing = Writing(desk, Branch(trace, at), steer_name(steer), {**sampling, "steer": steer})
-    return Plan(writing, chat, link, beside, trace)
+    return Plan(writing, chat, link, beside, trace, (chat.lines[side], line))
+
+
+def same_model(writer: str | None, name: str) -> bool:
+    """Whether a trace is by the model of that name: folders count by their last name, adapters are part of it."""
+    return writer is not None and [Path(p).name for p in writer.split(" + ")] == [
+        Path(p).name for p in name.split(" + ")
+    ]

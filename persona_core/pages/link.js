@@ -24,7 +24,11 @@ window.personaLink = (() => {
     const span = (query.span ?? "").split("-");
     if (span.length === 2 && span.every((place) => NUMBER.test(place))) state.span = span.map(Number);
     if (query.special === "0") state.special = false;
-    if (query.hidden) state.hidden = query.hidden.split(",").map(decodeURIComponent);
+    try {
+      if (query.hidden) state.hidden = query.hidden.split(",").map(decodeURIComponent);
+    } catch {
+      // no list of names: nothing is hidden
+    }
     return state;
   }
 
@@ -69,6 +73,8 @@ window.personaLink = (() => {
     if (parent !== window) parent.postMessage({ hash: full.slice(full.indexOf("#") + 1) }, "https://huggingface.co");
   }
 
+  // Whoever picks a tab by hand has left what the link asked for.
+  addEventListener("click", (event) => (settled ||= event.isTrusted && Boolean(event.target.closest?.("[role=tab]"))), true);
   addEventListener("hashchange", () => location.reload()); // a link was pasted over the page's own address
 
   return {

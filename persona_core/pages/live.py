@@ -9,15 +9,17 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.errors import PersonaError
-from persona_core.pages.asked import ACTIONS, STRONGEST
+from persona_core.errors import PersonaError, PromptError
+from persona_core.pages.asked import ACTIONS, STRONGEST, fits, text_of
 from persona_core.pages.conversation import Asked, Chat, linked, plan_of
 from persona_core.pages.desk import ModelDesk
+from persona_core.pages.json_html import sent
 from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import write
-from persona_core.pages.ticket import Counter, Ticket
+from persona_core.pages.ticket import BUSY, Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
+from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE, SIDES
 from persona_core.token_view import Payload
 from persona_core.welcome import Example, Welcome
@@ -26,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 TAB = "live"
 LOADING = "The model is loading. This happens once, after a start."
-KEPT = 3600
-"""Seconds for which a conversation is kept while the page stays open and nothing happens in it."""
 _EMPTY = "No trace yet.\nType a message, or pick an example, and press Send."
 _QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BRANCHING = (
@@ -54,7 +54,7 @@ class LivePage:
                 self.view = token_view_component(
                     welcome.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
                 )
-        self.chat = gr.State(Chat.of_opening(welcome.first), time_to_live=KEPT)
+        self.chat = gr.State(Chat.of_opening(welcome.first))
         self.counter = Counter([self.send], self.stop, self.notice, "press")
         self.fields = [self.side, self.prompt, self.system, self.length, self.temperature, self.seed]
         self.change = [self.trait, self.action, self.amount]
@@ -144,18 +144,21 @@ class LivePage:
         branched = self.counter.press_event(self.view.branch, self._ask_branch, self.change)
         shown = [self.view, self.notice, self.chat, self.prompt, self.trait]
         self.counter.runs([sent.then, branched.then], self.run, [self.chat], shown)
-        self.edit.click(self._edit, self.chat, [self.chat, self.prompt, self.notice], **_QUIET)
-        self.new.click(lambda: (Chat(), gr.Textbox("", label=Chat().label), ""), None,
-                       [self.chat, self.prompt, self.notice], **_QUIET)  # fmt: skip
+        # The queue was full: the message goes back into its field.
+        self.counter.refused(lambda ticket: _back(ticket.what, None), [self.prompt])
+        chat = [self.chat, self.prompt, self.notice]
+        held = [self.counter.ticket, self.chat]
+        self.edit.click(self._edit, held, chat, **_QUIET)
+        self.new.click(self._new, held, [*chat, self.view], **_QUIET)
         if self.examples is not None:  # an example is the beginning of a chat
-            self.examples.load_input_event.then(
-                lambda: (Chat(), gr.Textbox(label=Chat().label), ""),
-                None,
-                [self.chat, self.prompt, self.notice],
-                **_QUIET,
-            )
+            self.examples.load_input_event.then(self._example, held, chat, **_QUIET)
 
     def _ask(self, ticket: Ticket | None, side: Any, *values: Any) -> tuple[Any, ...]:
+        try:
+            for name, value in zip(("prompt", "system prompt"), values, strict=False):
+                text_of(name, value, self.settings.max_prompt_chars)  # before anything of it is kept
+        except PromptError as error:
+            return *self.counter.refuse(ticket, in_words(error)), gr.skip()
         taken = self.counter.take(ticket, Asked(side if side in self.desks else BASELINE, values))
         # The message leaves its field at once, so that the next one can be typed; a run that fails puts it back.
         return *taken, gr.skip() if taken[0] is ticket else ""
@@ -170,11 +173,25 @@ class LivePage:
         return self.counter.take(ticket, Asked("", (trait, action, amount), at))  # type: ignore[arg-type]
 
     @staticmethod
-    def _edit(chat: Chat) -> tuple[Any, ...]:
+    def _edit(ticket: Ticket | None, chat: Chat) -> tuple[Any, ...]:
+        if ticket is not None and not ticket.done:
+            return gr.skip(), gr.skip(), BUSY
         before, message = chat.without_last()
         if not message:
             return gr.skip(), gr.skip(), "Nothing has been said in this chat yet."
         return before, gr.Textbox(message, label=before.label), ""
+
+    @staticmethod
+    def _new(ticket: Ticket | None, _: Chat) -> tuple[Any, ...]:
+        if ticket is not None and not ticket.done:
+            return gr.skip(), gr.skip(), BUSY, gr.skip()
+        return Chat(), gr.Textbox("", label=Chat().label), "", None
+
+    @staticmethod
+    def _example(ticket: Ticket | None, _: Chat) -> tuple[Any, ...]:
+        if ticket is not None and not ticket.done:
+            return gr.skip(), gr.skip(), BUSY
+        return Chat(), gr.Textbox(label=Chat().label), ""
 
     def run(self, press: float, ticket: Ticket | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
         """Stream what the ticket asks for: values of view, notice, chat, prompt, trait and the buttons."""
@@ -203,16 +220,15 @@ class LivePage:
                     if progress.ended:
                         chat = plan.after(*progress.traces)
                         box = gr.Textbox(label=chat.label)
-                        yield payload, deadline.notice, chat, box, gr.Dropdown(payload["traits"]), *same
+                        yield sent(payload), deadline.notice, chat, box, gr.Dropdown(payload["traits"]), *same
                     else:
-                        yield payload, notice, skip, skip, skip, *same
+                        yield sent(payload), notice, skip, skip, skip, *same
                 asked = None if deadline.is_set() else asked.then
         except PersonaError as error:
-            yield _ended(payload), str(error), skip, _back(ticket.what, payload), skip, *same
+            yield _ended(payload), in_words(error), skip, _back(ticket.what, payload), skip, *same
         except Exception as error:
             logger.exception("A reply failed")
-            text = f"The reply failed ({type(error).__name__}). The server's log says more; please try again."
-            yield _ended(payload), text, skip, _back(ticket.what, payload), skip, *same
+            yield _ended(payload), failed("The reply", error), skip, _back(ticket.what, payload), skip, *same
         finally:
             ticket.done = True
 
@@ -232,7 +248,7 @@ class LivePage:
         skip = gr.skip()
         branch = asked if asked.at else asked.then
         # What a field cannot hold is an error of the run, in words, and not one of the field.
-        change = branch.values if branch and branch.values[0] in self.traits and branch.values[1] in ACTIONS else ()
+        change = branch.values if branch and fits(*branch.values) and branch.values[0] in self.traits else ()
         fields = (skip, skip, skip) if asked.at else (asked.side, "", asked.values[1])
         taken = self.counter.take(ticket, asked)
         return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken, 1
@@ -248,4 +264,4 @@ def _ended(payload: Payload | None) -> Any:
     if payload is None:
         return gr.skip()
     sides = [side | {"done": True, "finish": side["finish"] or "stopped"} for side in payload["sides"]]
-    return payload | {"sides": sides}
+    return sent(payload | {"sides": sides})

@@ -6,7 +6,7 @@ import json
 
 import gradio as gr
 
-from persona_core.pages.json_html import JsonHTML
+from persona_core.pages.json_html import json_html
 from persona_core.pages.view import PLOTLY_JS
 
 _TEMPLATE = '<p class="panel-note" data-part="note" role="status"></p><div data-part="report"></div>'
@@ -33,7 +33,7 @@ watch('value', show);
 """
 
 
-def panel_component(*, tab: str, elem_id: str, empty_text: str) -> JsonHTML:
+def panel_component(*, tab: str, elem_id: str, empty_text: str) -> gr.HTML:
     """A component whose value is what `report_content` gives, or {"error": "in words"}.
 
     Args:
@@ -42,7 +42,7 @@ def panel_component(*, tab: str, elem_id: str, empty_text: str) -> JsonHTML:
         empty_text: what stands there before there is a value.
     """
     gr.set_static_paths([PLOTLY_JS])
-    return JsonHTML(
+    return json_html(
         None,
         html_template=_TEMPLATE,
         js_on_load=_MOUNT.format(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
@@ -28,7 +28,10 @@ ALONE = "Only one of the two readings is there; the other model has not read thi
 
 
 def readings_payload(
-    traces: Mapping[str, Trace], text: str = OWN, onsets: Mapping[str, Mapping[str, Any]] | None = None
+    traces: Mapping[str, Trace],
+    text: str = OWN,
+    onsets: Mapping[str, Mapping[str, Any]] | None = None,
+    caveats: Callable[[Trace], Sequence[str]] = lambda _: (),
 ) -> tuple[Payload, str]:
     """The two readings of one text, or of the two texts, and what is to be said about them.
 
@@ -36,16 +39,18 @@ def readings_payload(
         traces: by the names that `SavedRuns.traces` gives; at least one.
         text: one of `TEXTS`.
         onsets: by the same names, as `trace_payload` takes them.
+        caveats: of the onsets in a trace.
     """
-    onsets = onsets or {}
+
+    def shown(key: str, name: str) -> Payload:
+        known = (onsets or {}).get(key)
+        return trace_payload(traces[key], name=name, onsets=known, caveats=caveats(traces[key]) if known else ())
+
     wanted = READINGS[text]
     if not all(key in traces for key in wanted):
         key = next((k for k in wanted if k in traces), next(iter(traces)))
-        alone = trace_payload(traces[key], name=key, onsets=onsets.get(key))
-        return alone, ALONE if set(SIDES) & set(traces) else ""
-    first, second = (
-        trace_payload(traces[key], name=side, onsets=onsets.get(key)) for key, side in zip(wanted, SIDES, strict=True)
-    )
+        return shown(key, key), ALONE if set(SIDES) & set(traces) else ""
+    first, second = (shown(key, side) for key, side in zip(wanted, SIDES, strict=True))
     return pair_payload(first, second, title=HEADINGS[text] + first["title"]), ""
 
 
@@ -55,5 +60,5 @@ def published_payload(runs: SavedRuns, id: str, text: str = OWN) -> tuple[Payloa
     Raises:
         NotFound, CorruptFile: as `SavedRuns`.
     """
-    payload, notice = readings_payload(runs.traces(id), text, runs.onsets_of(id))
+    payload, notice = readings_payload(runs.traces(id), text, runs.onsets_of(id), runs.caveats)
     return payload | {"link": {"id": id, "text": str(TEXTS.index(text))}}, notice

@@ -11,11 +11,13 @@ import gradio as gr
 from persona_core.errors import PersonaError
 from persona_core.pages.asked import text_of
 from persona_core.pages.desk import ModelDesk
+from persona_core.pages.json_html import sent
 from persona_core.pages.live import LOADING
 from persona_core.pages.queue import MODEL_QUEUE
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import finished, read_text
 from persona_core.pages.view import notice_component, token_view_component
+from persona_core.pages.words import failed, in_words
 from persona_core.pasted import parse_transcript
 from persona_core.saved_runs import BASELINE, SIDES
 from persona_core.token_view import pair_payload
@@ -102,12 +104,9 @@ class ReadPage:
                 finished(desk.monitor(), read_text(desk, messages), side, title="Pasted text")
                 for side, desk in zip(sides, desks, strict=True)
             ]
-            yield payloads[0] if len(payloads) == 1 else pair_payload(*payloads), ""
+            yield sent(payloads[0] if len(payloads) == 1 else pair_payload(*payloads)), ""
         except PersonaError as error:
-            yield gr.skip(), str(error)
+            yield gr.skip(), in_words(error)
         except Exception as error:
             logger.exception("A text could not be read")
-            yield (
-                gr.skip(),
-                f"The reading failed ({type(error).__name__}). The server's log says more; please try again.",
-            )
+            yield gr.skip(), failed("The reading", error)

@@ -10,9 +10,10 @@ import gradio as gr
 
 from persona_core import explorer
 from persona_core.errors import PersonaError
-from persona_core.pages.json_html import JsonHTML
+from persona_core.pages.json_html import json_html, sent
 from persona_core.pages.published import published_payload
 from persona_core.pages.view import notice_component, token_view_component
+from persona_core.pages.words import in_words
 
 if TYPE_CHECKING:
     from persona_core.saved_runs import SavedRuns
@@ -42,7 +43,7 @@ class RunsPage:
 
     def __init__(self, tab: gr.Tab, runs: SavedRuns) -> None:
         self.runs = runs
-        self.explorer = JsonHTML(
+        self.explorer = json_html(
             None,
             html_template=explorer.template(),
             js_on_load=_MOUNT.format(tab=json.dumps(TAB)),
@@ -62,9 +63,9 @@ class RunsPage:
         if opened:
             return gr.skip(), True
         try:
-            return self.runs.table(), True
+            return sent(self.runs.table()), True
         except PersonaError as error:
-            return {"error": str(error)}, False
+            return sent({"error": in_words(error)}), False
 
     def _pick(self, event: gr.EventData) -> tuple[Any, str]:
         picked = event._data if isinstance(event._data, Mapping) else {}
@@ -77,6 +78,6 @@ class RunsPage:
                 return gr.skip(), "There is no such published prompt."
             payload, notice = published_payload(self.runs, id)
             chosen = {"trait": trait} if trait in payload["traits"] else {}
-            return payload | {"view": payload["view"] | chosen}, notice
+            return sent(payload | {"view": payload["view"] | chosen}), notice
         except PersonaError as error:
-            return gr.skip(), str(error)
+            return gr.skip(), in_words(error)

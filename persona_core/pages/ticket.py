@@ -18,6 +18,7 @@ from persona_core.pages.queue import MODEL_QUEUE
 
 BUSY = "A reply is being written. Press Stop first."
 WAITING = "Waiting for the model ..."
+FULL = "Too many others are waiting for the model. Try again in a minute."
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Counter:
         self.linked = gr.Number(0, visible="hidden")  # changes when a link has taken a ticket
         self.buttons = [*run, stop]
         self._n_run = len(run)
+        self._runs: list[Any] = []
         self.asked = [self.ticket, self.press, notice, *self.buttons]
         quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
@@ -108,6 +110,19 @@ class Counter:
                 api_visibility="private",
             )
             running.then(self.states, self.ticket, self.buttons, **self._quiet)
+            self._runs.append(running)
+
+    def refused(self, back: Callable[[Ticket], Any], outputs: Any) -> None:
+        """What becomes of a press whose run was turned away by a full queue: it is said, and `back` gives values."""
+
+        def told(ticket: Ticket | None) -> tuple[Any, ...]:
+            if ticket is None or ticket.begun or ticket.done:  # the run itself failed, and has said so
+                return gr.skip(), *(gr.skip() for _ in outputs), *self.same()
+            ticket.done = True
+            return FULL, back(ticket), *self.states(ticket)
+
+        for running in self._runs:
+            running.failure(told, self.ticket, [self.asked[2], *outputs, *self.buttons], **self._quiet)
 
     def press_event(
         self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()

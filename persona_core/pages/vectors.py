@@ -8,11 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.cards import overview, trait_section
+from persona_core.cards import overview, text, trait_section
 from persona_core.errors import PersonaError
 from persona_core.hub import public_name, split_revision
+from persona_core.pages.json_html import sent
 from persona_core.pages.panel import panel_component
 from persona_core.pages.settings import AppSettings
+from persona_core.pages.words import in_words
 from persona_core.report.page import plain_figure, plot_place
 from persona_core.validation_figures import cosine_figure, validation_figure
 from persona_core.vectors import PersonaVectors
@@ -58,7 +60,7 @@ class VectorsPage:
             picker = gr.Radio(list(vectors.traits), value=first, visible=True)
             return head(vectors, self.source) + "\n\n" + overview(vectors), picker, *self._show(first), True
         except PersonaError as error:
-            return html.escape(str(error)), gr.skip(), gr.skip(), gr.skip(), False
+            return html.escape(in_words(error)), gr.skip(), gr.skip(), gr.skip(), False
 
     def _show(self, trait: Any) -> tuple[Any, Any]:
         """Figures and words of one trait's validation."""
@@ -83,15 +85,15 @@ class VectorsPage:
         )
         content = {"html": places or "<p></p>", "figures": {name: plain_figure(one) for name, one in figures.items()}}
         words = trait_section(vectors, trait) or f"The vector of {html.escape(trait)} was not validated."
-        return content, words
+        return sent(content), words
 
 
 def head(vectors: PersonaVectors, source: str) -> str:
     """What the vectors are of, as Markdown."""
     base = vectors.config.get("base_model", {})
-    name = html.escape(str(base.get("name", "a model that is not named")))
+    name = text(base.get("name", "a model that is not named"))
     return (
         f"**{html.escape(public_name(split_revision(source)[0]))}**: {len(vectors.traits)} traits, read in the "
-        f"residual stream of *{name}* ({vectors.n_blocks} blocks, numbered from 0, width {vectors.d_model}). A larger "
+        f"residual stream of `{name}` ({vectors.n_blocks} blocks, numbered from 0, width {vectors.d_model}). A larger "
         "projection means more of the trait; zero is not neutral, z = 0 is."
     )

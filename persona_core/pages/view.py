@@ -11,7 +11,7 @@ import gradio as gr
 import plotly
 
 from persona_core import token_view
-from persona_core.pages.json_html import JsonHTML
+from persona_core.pages.json_html import json_html
 from persona_core.token_view import Payload
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -60,7 +60,7 @@ def token_view_component(
     """
     # plotly.js comes from the installed wheel: no CDN, and the version that figures.py writes for.
     gr.set_static_paths([PLOTLY_JS, _shell()])
-    return JsonHTML(
+    return json_html(
         value,
         html_template=token_view.template(),
         js_on_load=_MOUNT.format(

@@ -27,6 +27,7 @@ function mountTokenView(root, options = {}) {
   let scale = 1;
   let position = 0; // the committed cursor, a place
   let pinned = false; // the user put it there: a stream no longer moves it
+  let pinnedSide = 0; // in whose text
   let preview = null; // the place under the mouse, while it is there
   let span = null; // [from, to] places, both included
   let panes = [];
@@ -66,6 +67,7 @@ function mountTokenView(root, options = {}) {
     stop();
     span = preview = null;
     pinned = false;
+    pinnedSide = 0;
     choices = choicesFor(model, made);
     if (!model.traits.includes(choices.trait)) {
       const current = model.traits[0];
@@ -139,7 +141,6 @@ function mountTokenView(root, options = {}) {
     timeline.show({ model, traits, trait: trait(), choices, scale });
     showCursor();
     part("branch").hidden = !options.onBranch;
-    part("branch").disabled = !model.done; // not hidden meanwhile: what stands below must not jump
   }
 
   function legend() {
@@ -228,6 +229,7 @@ function mountTokenView(root, options = {}) {
     position = Math.min(Math.max(place, 0), last());
     pinned = true;
     preview = null;
+    if (from !== null) pinnedSide = from;
     if (span && (position < span[0] || position > span[1])) span = null;
     showCursor();
     revealAt(position, from);
@@ -259,8 +261,10 @@ function mountTokenView(root, options = {}) {
 
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
   part("branch").addEventListener("click", () => {
-    const s = span ? 0 : Math.max(0, model.sides.findIndex((side) => position - side.shift < side.n));
-    options.onBranch?.({ side: s, at: Math.max(0, (span ? span[0] : position) - model.start) });
+    // From the text that was clicked into, if it has a token there.
+    const has = (side) => side && position - side.shift < side.n;
+    const s = has(model.sides[pinnedSide]) ? pinnedSide : model.sides.findIndex(has);
+    options.onBranch?.({ side: s, at: position - model.start });
   });
 
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
@@ -319,6 +323,8 @@ function mountTokenView(root, options = {}) {
     });
     timeline.moveTo(place);
     timeline.showSpan(span);
+    // Not hidden meanwhile: what stands below must not jump.
+    part("branch").disabled = !model.done || position < model.start;
     const marked = preview === null ? span : null; // the mouse reads single tokens, also while a span is marked
     const values = model.sides.map((side) => (name) => {
       const scores = scoresOf(model, side, name, choices);
