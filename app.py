@@ -13,7 +13,7 @@ from persona_core.errors import PersonaError
 from persona_core.pages.analysis import AnalysisPage
 from persona_core.pages.api import build_api, mcp_available
 from persona_core.pages.compare import ComparePage
-from persona_core.pages.desk import ModelDesk
+from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.gpu import zero_gpu
 from persona_core.pages.head import head
 from persona_core.pages.live import LivePage
@@ -58,7 +58,7 @@ def build_demo(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk |
             tabs: list[gr.Tab] = []
             with gr.Tab("Live", id="live") as tab:
                 tabs.append(tab)
-                live = LivePage(settings, desks, welcome)
+                live = LivePage(settings, desks, Desks(settings, desk, contaminated), welcome)
             with gr.Tab("Compare", id="compare") as tab:
                 tabs.append(tab)
                 compare = ComparePage(settings, desks, runs, tab, welcome.first)

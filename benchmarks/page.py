@@ -3,9 +3,9 @@
     python -m benchmarks.page
 
 Writes `benchmarks/results/page.json`. Streaming: the demo model writes 500 tokens, all blocks read, in turn plainly,
-with the payloads that the page is sent, and with a page in a Chromium on the same cores; paired ratios with the interval
-of their mean. Scrubbing: the slider is dragged, and each step is timed with its style and layout. Long tasks: what kept
-the page's main thread busy for more than 50 ms while a reply streamed in.
+with the payloads that the page is sent, and with a page in a Chromium on the same cores; paired ratios with the
+interval of their mean. Scrubbing: the slider is dragged, and each step is timed with its style and layout. Long tasks:
+what kept the page's main thread busy for more than 50 ms while a reply streamed in.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,11 @@ def main() -> int:
             page = opened.open(url)
             page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
             page.locator("#controls").get_by_text("Settings", exact=True).click()
+            page.wait_for_timeout(1000)  # the sheet opens
             page.get_by_label("number input for Longest reply, tokens").fill(str(N_TOKENS))
+            page.keyboard.press("Tab")
+            on_page(page, 0)
+            assert page.locator("#view .tv-tok").count() > N_TOKENS, "the page asks for as many tokens"
             page.evaluate(
                 """() => {
                   window.tasks = [];
@@ -93,7 +98,7 @@ def main() -> int:
                     .observe({ type: 'longtask' });
                 }"""
             )
-            figures["page"] = ratio(timed, plainly, lambda seed: on_page(page, seed))
+            figures["page"] = ratio(timed, plainly, partial(on_page, page))
             tasks = page.evaluate("tasks")
             figures["longest_task_ms"], figures["long_tasks"] = max(tasks, default=0), len(tasks)
             opened.close()
@@ -111,7 +116,7 @@ def main() -> int:
 def ratio(timed: Any, plain: Callable[[int], None], other: Callable[[int], None]) -> dict[str, float]:
     """Mean of the paired ratios of the time of `other` to that of `plain`, with its 95 % interval; order in turn."""
     ratios = []
-    for seed in tqdm(range(PAIRS), desc=other.__name__):
+    for seed in tqdm(range(PAIRS), desc="pairs"):
         timed.seconds.clear()
         for run in (plain, other) if seed % 2 else (other, plain):
             run(seed)

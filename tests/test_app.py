@@ -360,7 +360,7 @@ def test_a_message_that_is_too_long_is_refused_before_it_is_kept(address: str) -
     """As a program would send it, past the page's own limit."""
     body = json.dumps(
         {
-            "data": [None, "baseline", "x" * 10_000, "", 10, 0.7, 0],
+            "data": [None, "baseline", "", "", "", "x" * 10_000, "", 10, 0.7, 0],
             "fn_index": fn_index(address, "_ask"),
             "session_hash": "z",
         }
@@ -376,3 +376,20 @@ def fn_index(address: str, name: str) -> int:
     with urllib.request.urlopen(f"{address}config", timeout=20) as answer:
         config = json.load(answer)
     return next(d["id"] for d in config["dependencies"] if d["api_name"] == name)
+
+
+def test_a_visitor_names_a_model_only_where_the_owner_allows_it(
+    visit: Callable[..., Any], serve: Callable[..., str], address: str, slow: Any, tmp_path: Path
+) -> None:
+    page = visit(address)
+    assert page.locator("#another").count() == 0 and page.get_by_label("another", exact=True).count() == 0
+    save_welcome(tmp_path, about="", examples=())
+    settings = AppSettings(vectors=str(tmp_path), results=save_hostile_results(tmp_path), open_models=True)
+    page = visit(serve(ModelDesk(lambda: slow), settings))
+    page.get_by_label("another", exact=True).check()
+    page.locator("#another button").first.click()
+    page.get_by_label("Model", exact=True).last.fill("/etc")
+    ask(page, "Hello")
+    assert "is no id of the Hub" in notice(page)
+    wait_done(page)
+    assert page.input_value("#prompt textarea") == "Hello"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.pages.conversation import Asked, Chat, linked
-from persona_core.pages.desk import ModelDesk
+from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.live import LivePage
 from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
@@ -34,7 +34,9 @@ def run_of(monitor: Any, *asked: Asked, chat: Chat | None = None) -> list[tuple[
     """What one press on Send streams to the page: view, notice, chat, prompt, trait and the buttons."""
     desk = ModelDesk(lambda: monitor)
     with gr.Blocks():
-        page = LivePage(AppSettings(results=None), {"baseline": desk}, load_welcome("no-such-folder/at/all/here"))
+        settings = AppSettings(results=None)
+        welcome = load_welcome("no-such-folder/at/all/here")
+        page = LivePage(settings, {"baseline": desk}, Desks(settings, desk), welcome)
     return list(page.run(1, Ticket(1, asked[0]), chat or Chat()))
 
 

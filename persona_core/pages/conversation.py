@@ -32,6 +32,7 @@ class Chat:
         traces: of the sides that are shown: the last reply, or a reply and its branch.
         side: which model speaks.
         link: what brings the last reply back, as texts; its branches add their own.
+        named: model, adapter and vectors that the visitor has named, where `side` is none of the app's own.
         lines: for each trace the branches that led to it, each `(trait, action, amount, at)`.
     """
 
@@ -39,6 +40,7 @@ class Chat:
     traces: tuple[Trace, ...] = ()
     side: str = BASELINE
     link: Mapping[str, str] | None = None
+    named: tuple[str, str, str] | None = None
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     @classmethod
@@ -72,12 +74,14 @@ class Asked:
         values: of the fields, unchecked.
         at: for a branch: which side it leaves, and at which token of the reply.
         then: what is written after it, as a link of a branch asks for.
+        named: as in `Chat`.
     """
 
     side: str
     values: tuple[Any, ...]
     at: tuple[int, int] | None = None
     then: Asked | None = None
+    named: tuple[str, str, str] | None = None
 
 
 def linked(query: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
@@ -92,13 +96,17 @@ def linked(query: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
         said = [{"role": str(role), "content": str(text)} for role, text in json.loads(query["said"])]
         sampling = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
         side = str(query["side"])
+        named = None
+        if "named" in query:
+            model, adapter, vectors = map(str, json.loads(query["named"]))
+            named = model, adapter, vectors
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
     system = said.pop(0)["content"] if said and said[0]["role"] == "system" else ""
     if [m["role"] for m in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
         return None
     prompt = said.pop()["content"]
-    return Chat(tuple(said), side=side), Asked(side, (prompt, system, *sampling), then=branches)
+    return Chat(tuple(said), side=side), Asked(side, (prompt, system, *sampling), then=branches, named=named)
 
 
 def _branches(specs: Any) -> Asked | None:
@@ -161,8 +169,12 @@ def _reply(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> 
     }
     link = {"side": asked.side, "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)}
     link |= {k: json.dumps(v) for k, v in sampling.items()}
+    if asked.named:
+        link["named"] = json.dumps(asked.named)
     return Plan(
-        Writing(desk, messages, asked.side, sampling), Chat(tuple(messages), side=asked.side, link=chat.link), link
+        Writing(desk, messages, asked.side, sampling),
+        Chat(tuple(messages), side=asked.side, link=chat.link, named=asked.named),
+        link,
     )
 
 

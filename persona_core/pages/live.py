@@ -12,7 +12,7 @@ import gradio as gr
 from persona_core.errors import PersonaError, PromptError
 from persona_core.pages.asked import ACTIONS, STRONGEST, fits, text_of
 from persona_core.pages.conversation import Asked, Chat, linked, plan_of
-from persona_core.pages.desk import ModelDesk
+from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.json_html import sent
 from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
@@ -20,13 +20,14 @@ from persona_core.pages.streaming import write
 from persona_core.pages.ticket import BUSY, Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import failed, in_words
-from persona_core.saved_runs import BASELINE, SIDES
+from persona_core.saved_runs import BASELINE
 from persona_core.token_view import Payload
 from persona_core.welcome import Example, Welcome
 
 logger = logging.getLogger(__name__)
 
 TAB = "live"
+ANOTHER = "another"
 LOADING = "The model is loading. This happens once, after a start."
 _EMPTY = "No trace yet.\nType a message, or pick an example, and press Send."
 _QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -42,11 +43,12 @@ class LivePage:
     Args:
         settings: limits.
         desks: side -> where its model is handed out.
+        pool: hands out a model that a visitor names, where the owner allows it.
         welcome: examples, and what is seen first.
     """
 
-    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk], welcome: Welcome) -> None:
-        self.settings, self.desks, self.traits = settings, desks, welcome.traits
+    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk], pool: Desks, welcome: Welcome) -> None:
+        self.settings, self.desks, self.pool, self.traits = settings, desks, pool, welcome.traits
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 self._controls(welcome)
@@ -56,7 +58,7 @@ class LivePage:
                 )
         self.chat = gr.State(Chat.of_opening(welcome.first))
         self.counter = Counter([self.send], self.stop, self.notice, "press")
-        self.fields = [self.side, self.prompt, self.system, self.length, self.temperature, self.seed]
+        self.fields = [self.side, *self.named, self.prompt, self.system, self.length, self.temperature, self.seed]
         self.change = [self.trait, self.action, self.amount]
         self._events()
 
@@ -82,14 +84,21 @@ class LivePage:
             max_length=longest,
             elem_id="system",
         )
+        sides = [*self.desks, *([ANOTHER] if self.settings.open_models else [])]
         self.side = gr.Radio(
-            SIDES,
+            sides,
             value=BASELINE,
             label="Model",
             info="The contaminated one is the baseline after a fine-tune that moved its traits",
-            visible=len(self.desks) > 1,
+            visible=len(sides) > 1,
             elem_id="side",
         )
+        with gr.Accordion("Another model", open=False, visible=self.settings.open_models, elem_id="another"):
+            gr.Markdown(
+                "Public repositories of the Hub, as owner/name or owner/name@revision. No code of theirs is run."
+            )
+            names = ("model", "adapter (optional)", "vectors")
+            self.named = [gr.Textbox(label=name.capitalize(), max_length=400, max_lines=1) for name in names]
         with gr.Row():
             self.send = gr.Button("Send", variant="primary", elem_id="generate", min_width=120)
             self.stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=80)
@@ -153,13 +162,17 @@ class LivePage:
         if self.examples is not None:  # an example is the beginning of a chat
             self.examples.load_input_event.then(self._example, held, chat, **_QUIET)
 
-    def _ask(self, ticket: Ticket | None, side: Any, *values: Any) -> tuple[Any, ...]:
+    def _ask(self, ticket: Ticket | None, side: Any, *fields: Any) -> tuple[Any, ...]:
+        named, values = fields[:3], fields[3:]
         try:
             for name, value in zip(("prompt", "system prompt"), values, strict=False):
                 text_of(name, value, self.settings.max_prompt_chars)  # before anything of it is kept
         except PromptError as error:
             return *self.counter.refuse(ticket, in_words(error)), gr.skip()
-        taken = self.counter.take(ticket, Asked(side if side in self.desks else BASELINE, values))
+        asked = Asked(side if side in self.desks else BASELINE, values)
+        if side == ANOTHER:
+            asked = Asked(ANOTHER, values, named=tuple(str(name or "").strip()[:400] for name in named))  # type: ignore[arg-type]
+        taken = self.counter.take(ticket, asked)
         # The message leaves its field at once, so that the next one can be typed; a run that fails puts it back.
         return *taken, gr.skip() if taken[0] is ticket else ""
 
@@ -207,7 +220,7 @@ class LivePage:
             yield skip, "", skip, skip, skip, *self.counter.states(ticket)
             deadline: Deadline | None = None
             while asked is not None and not ticket.stop.is_set():
-                desk = self.desks.get(chat.side if asked.at else asked.side, self.desks[BASELINE])
+                desk = self._desk(asked, chat)
                 if not desk.ready:
                     yield skip, LOADING, skip, skip, skip, *same
                 plan = plan_of(desk, asked, chat, self.settings)
@@ -232,6 +245,14 @@ class LivePage:
         finally:
             ticket.done = True
 
+    def _desk(self, asked: Asked, chat: Chat) -> ModelDesk:
+        """Where the model that is to write is handed out; a branch is written by the model of its reply."""
+        side, named = (chat.side, chat.named) if asked.at else (asked.side, asked.named)
+        if side == ANOTHER and named:
+            model, adapter, vectors = named
+            return self.pool.named(model, adapter or None, vectors)
+        return self.desks.get(side, self.desks[BASELINE])
+
     # ---- a link ----
 
     @property
@@ -242,7 +263,8 @@ class LivePage:
     def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
         """Values of `restored` for the query of a link, with a ticket for what it asks for."""
         found = linked(query)
-        if found is None or found[1].side not in ("", *self.desks):
+        sides = ("", *self.desks, *([ANOTHER] if self.settings.open_models else []))
+        if found is None or found[1].side not in sides:
             return tuple(gr.skip() for _ in self.restored)
         before, asked = found
         skip = gr.skip()
