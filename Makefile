@@ -6,6 +6,8 @@ SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+# Two processes of tests, each file in one of them: most tests keep one core busy.
+WORKERS ?= 2
 
 PY := $(VENV)/bin/python
 RUN_STAMP := $(VENV)/.installed-requirements
@@ -28,7 +30,7 @@ chromium: $(DEV_STAMP) ## Find a Chromium for the tests, or install one
 	@$(PY) -m tests.browser --install
 
 test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTEST_ARGS="-k name")
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP) ## Check style, format and types
 	$(PY) -m ruff check .
