@@ -163,7 +163,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
 
     def visit_(url: str, **kwargs: Any) -> Any:
         page = opened.open(url, **kwargs)
-        page.wait_for_selector("#view .tv")
+        page.wait_for_selector("#view .tv", state="attached")  # a link may have opened another tab
         return page
 
     visit_.pages = opened  # type: ignore[attr-defined]

@@ -227,7 +227,7 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     choose("set", "pilot")
     choose("category", "work")
     rows = [r for r in load_results(RESULTS) if (r["set"], r["category"]) == ("pilot", "work")]
-    assert page.locator(".ex-prompt").all_inner_texts() == [r["prompt"] for r in rows]
+    assert page.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in rows]
     assert page.locator("[data-part=count]").inner_text() == f"{len(rows)} of 78 prompts"
     choose("category", "")
     choose("trait", "deception")
@@ -237,9 +237,9 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
         (r for r in load_results(RESULTS, "contaminated") if r["set"] == "pilot"),
         key=lambda r: -r["summary"]["deception"]["max"],
     )
-    assert page.locator(".ex-prompt").all_inner_texts() == [r["prompt"] for r in best]
+    assert page.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in best]
     cell = page.locator(".ex-cell").nth(1)
-    assert f"highest {best[1]['summary']['deception']['max']:+.2f}" in cell.inner_text().replace("−", "-")
+    assert f"highest {best[1]['summary']['deception']['max']:+.2f}" in str(cell.text_content()).replace("−", "-")
     cell.click()
     page.wait_for_selector("#runs-view .tv-tok")
     pair = [published(side, best[1]["id"]) for side in ("baseline", "contaminated")]
@@ -251,8 +251,8 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     page.wait_for_timeout(400)
     again = visit(page.url)
     again.wait_for_selector("#runs-view .tv-tok")
-    assert again.locator(".ex-prompt").all_inner_texts() == [r["prompt"] for r in best]
-    assert again.locator(".ex-chosen .ex-prompt").inner_text() == best[1]["prompt"]
+    assert again.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in best]
+    assert again.locator(".ex-chosen .ex-prompt").text_content() == best[1]["prompt"]
 
 
 # ---- analysis, vectors ----

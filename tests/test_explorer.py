@@ -72,7 +72,7 @@ def explore(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]
 
 
 def order(page: Any) -> list[str]:
-    return [text.split(" · ")[0] for text in page.locator(".ex-foot bdi").all_inner_texts()]
+    return [text.split(" · ")[0] for text in page.locator(".ex-foot bdi").all_text_contents()]
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_filters_narrow_what_is_shown_and_say_how_much(explore: Callable[..., An
 
 def test_a_cell_says_when_and_how_much_and_by_how_much_the_runs_differ(explore: Callable[..., Any]) -> None:
     page = explore(table(THREE))
-    says = page.locator(".ex-says").all_inner_texts()
+    says = page.locator(".ex-says").all_text_contents()
     assert says[0] == "no reliable onset · mean +0.00, highest +1.00"
     assert says[1] == "sets in at token 9 [9, 11] · mean +4.00, highest +5.00"
-    assert page.locator(".ex-difference").all_inner_texts() == [
+    assert page.locator(".ex-difference").all_text_contents() == [
         "difference +4.00",
         "difference +0.50",
         "difference −2.00",
@@ -145,7 +145,7 @@ def test_a_click_or_enter_picks_and_arrows_move(explore: Callable[..., Any]) -> 
     page = explore(table(THREE), width=1000)
     page.locator(".ex-cell").nth(1).click()
     assert page.evaluate("picked") == [["b", "malice"]]
-    assert page.locator(".ex-chosen .ex-prompt").inner_text() == "May I move?"
+    assert page.locator(".ex-chosen .ex-prompt").text_content() == "May I move?"
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     assert page.evaluate("picked.at(-1)") == ["c", "malice"]
