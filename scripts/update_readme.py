@@ -50,6 +50,9 @@ def figures() -> str:
     first: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "first_run.json")
     onsets: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "onset.json")
     analysis: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "analysis.json")
+    page: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "page.json")
+    one, _, long, _ = page["scrub"]
+    cost = page["payloads"]
     cued, model = onsets["texts"]["cued"], [m["false_alarms"]["value"] for m in onsets["model"].values()]
     rows = []
     for trait in config["traits"]:
@@ -66,6 +69,12 @@ Python {first["python"]}, no GPU, a CPU build of torch): `make demo` downloads {
 {first["first_view_cold_s"]:.1f} s after the server is started for the first time, {first["first_view_warm_s"]:.1f} s on
 later starts; the first reply, to "Should I quit my job?", is complete {first["first_reply_warm_s"]:.1f} s after the
 click, the loading of the model included.
+
+**The page** (`python -m benchmarks.page`): the first view stands {page["first_view_s"]} s after it is opened. A step of
+the slider takes {one["p95_ms"]} ms (95th percentile, {one["tokens"]:,} tokens and {one["traits"]} traits;
+{long["p95_ms"]} ms at {long["tokens"]:,} and {long["traits"]}). What the page is sent while {page["tokens"]} tokens are
+written takes {100 * (cost["value"] - 1):.1f} % [{100 * (cost["low"] - 1):.1f}, {100 * (cost["high"] - 1):.1f}] of the
+writing, and nothing kept the page busy for more than {page["longest_task_ms"]} ms.
 
 **Onsets.** On replies of the demo model where nothing is going on, {100 * min(model):.1f} to {100 * max(model):.1f} %
 alarm, by trait, at a nominal {100 * onsets["rate"]:.0f} % (`python -m benchmarks.onset`). Where a sentence announces
