@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from persona_core.decode import Sampling, decode
+from persona_core.decode import decode
 from persona_core.elicitation import Batch, Plan, write_batch
 from persona_core.extraction import Sides, mean_difference
 from persona_core.models import LanguageModel, wrap_model
 from persona_core.replies import Reply, ReplyStore
+from persona_core.sampling import Sampling
 from persona_core.traits import load_traits
 from scripts import PROJECT_ROOT
 

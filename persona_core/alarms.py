@@ -48,10 +48,9 @@ class Watch:
         traits: in the order of the readings' trait axis.
         blocks: in the order of the readings' block axis.
         null: mean and standard deviation of the raw projection, float32 `[n_traits, n_blocks, 2]`.
-        n_rows: replies written at once.
+        n_rows: replies of the run.
         interventions: those with `when="alarm"` begin to act in a row after that row's alarm.
         on_alarm: called at each alarm, in the thread that generates.
-        first_row: added to the rows that are told to `on_alarm`.
 
     Raises:
         SettingError: a detector's block is not read.
@@ -66,7 +65,6 @@ class Watch:
         n_rows: int,
         interventions: Sequence[Intervention] = (),
         on_alarm: OnAlarm | None = None,
-        first_row: int = 0,
     ) -> None:
         watched = [t for t in detectors.traits if t in traits]
         unread = [t for t in watched if detectors.best_block[t] not in blocks]
@@ -82,7 +80,7 @@ class Watch:
             t: [(i.starts, i.steer.start or 0) for i in interventions if _gated(i, t) and i.starts is not None]
             for t in watched
         }
-        self._on_alarm, self._first_row = on_alarm, first_row
+        self._on_alarm = on_alarm
 
     def push(self, row: int, token: int, raw: np.ndarray) -> None:
         """Take the readings of one reply's newest token, float32 `[n_blocks, n_traits]`."""
@@ -93,7 +91,7 @@ class Watch:
                 for starts, earliest in self._gates[trait]:
                     starts[row] = max(token + LATENCY, earliest)
                 if self._on_alarm is not None:
-                    self._on_alarm(Alarm(self._first_row + row, trait, token))
+                    self._on_alarm(Alarm(row, trait, token))
 
 
 def _gated(intervention: Intervention, trait: str) -> bool:

@@ -12,6 +12,10 @@ from persona_core.errors import NumericalError, PromptError, VectorsMismatch
 
 logger = logging.getLogger(__name__)
 
+BATCHES_IN_PART = 4
+"""Long work is kept in parts of so many batches: within one, replies that have ended make room for the next prompts. A
+kill costs a part at the most."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -4,97 +4,54 @@ A generator, so that streaming, stopping and steering are plain Python: the batc
 drift from it. Prompts of mixed length are padded on the left, with positions counted from each prompt's first token,
 so that all rows write their next token into the same column.
 
+More prompts than rows wait in a queue, and take the places of replies that have ended. A reply's tokens depend on its
+own prompt and seed, not on when it was taken up or beside which others.
+
 Each sampled token is fed back before it is handed out, the last one too, so its state has been read when the caller
 sees it. The only host synchronisation in a step is the copy of the sampled ids.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from torch.nn.functional import pad
+from transformers import DynamicCache
 
-from persona_core.errors import ContextOverflow, NumericalError, SettingError
+from persona_core.errors import ContextOverflow, NumericalError
+from persona_core.hooks import Reading
+from persona_core.kv_cache import add_rows, joinable, keep_rows
+from persona_core.sampling import Sampling, choose, draws
 from persona_core.steering import PAD_INDEX
 
 if TYPE_CHECKING:
-    from persona_core.hooks import Reading, ResidualTap
+    from persona_core.hooks import ResidualTap
     from persona_core.models import LanguageModel
 
-# A uniform draw of exactly 1 would select past the last token once the cumulative sum is rounded to float32.
-LARGEST_DRAW = 1.0 - 2.0**-20
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens": (_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number from 1"),
-            "temperature": (
-                _finite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
-                "0 (greedy) or 1e-6 to 1e6",  # beyond that the scaled scores leave float32
-            ),
-            "top_p": (_finite(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (_whole(self.top_k) and self.top_k >= 0, "a whole number from 0"),
-            "repetition_penalty": (
-                _finite(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
-                "0.001 to 1000",
-            ),
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                raise SettingError(f"{name}={getattr(self, name)!r}; expected {expected}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def processors(self) -> LogitsProcessorList:
-        """transformers' own processors, in the order in which `generate` applies them."""
-        chain = LogitsProcessorList()
-        if self.repetition_penalty != 1.0:
-            chain.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
-        if self.temperature not in (0.0, 1.0):
-            chain.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k and self.temperature:
-            chain.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0 and self.temperature:
-            chain.append(TopPLogitsWarper(float(self.top_p)))
-        return chain
+# Places that have come free are filled together once they are an eighth of the batch: a prefill costs at least a step.
+REFILLED_SHARE = 8
+# Padded tokens in one prefill, so that a long queue of long prompts does not need the memory of all at once.
+PREFILL_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward of the loop: the prefill first, then one for each new token.
+    """One forward of the loop: a prefill, or a new token for every reply that goes on.
 
     Attributes:
-        token_ids: the new token of each row; None for a row that has ended, and for every row of the prefill.
-        reading: what the tap read, or None without one. Left padding included in the prefill.
-        finished: for each row, None, "eos", "length" or "context".
+        rows: the replies it is about, by their place among the prompts.
+        token_ids: the new token of each; None for a prefill.
+        reading: what the tap read of them, or None without one. Left padding included in a prefill.
+        finished: for each, None, "eos", "length" or "context".
     """
 
-    token_ids: tuple[int | None, ...]
+    rows: tuple[int, ...]
+    token_ids: tuple[int, ...] | None
     reading: Reading | None
     finished: tuple[str | None, ...]
 
@@ -130,127 +87,269 @@ def decode(
     seeds: Sequence[int],
     tap: ResidualTap | None = None,
     kept: Sequence[int] | None = None,
+    width: int | None = None,
+    todo: Sequence[int] | None = None,
 ) -> Iterator[Forward]:
-    """Continue each prompt, one token a step, until every row has ended.
+    """Continue each prompt, one token a step, until every reply has ended.
 
     Args:
         lm: the model.
-        prompts: token ids of each row, any lengths.
+        prompts: token ids of each prompt, any lengths.
         sampling: how tokens are chosen.
-        seeds: one seed a row: a row's tokens do not depend on the rows beside it.
+        seeds: one for each prompt: a reply's tokens do not depend on the rows beside it.
         tap: an open tap that reads, steers and pools, or None.
-        kept: how many of each row's last ids are the beginning of its reply already; None: none of them. Positions in
-            the reply, its longest length and its random draws are counted from its first token all the same.
+        kept: how many of each prompt's last ids are the beginning of its reply already; None: none of them. Positions
+            in the reply, its longest length and its random draws are counted from its first token all the same.
+        width: replies written at once; None: all.
+        todo: places of the prompts to be answered; None: all.
 
     Yields:
-        One `Forward` for the prefill, then one for each new token.
+        A `Forward` for each prefill, and one for each step.
 
     Raises:
         ContextOverflow: a prompt that leaves no room for a reply.
         NumericalError: scores that are NaN, or all minus infinity.
     """
-    # 1. What does not change during the loop.
-    device, rows = lm.device, len(prompts)
-    kept = kept or [0] * rows
+    kept = kept or [0] * len(prompts)
     limits = [room(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, kept, strict=True)]
-    longest = max(limit - k for limit, k in zip(limits, kept, strict=True))  # new tokens
-    draws = torch.stack([_draws(seed, k + longest)[k:] for seed, k in zip(seeds, kept, strict=True)])
-    draws = draws.to(device)  # [rows, new tokens]
-    processors, greedy = sampling.processors(), sampling.temperature == 0
-    ids, mask = pad_left(prompts, fill=0, device=device)
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)  # [rows, longest]
-    begun = torch.tensor(kept, device=device).unsqueeze(-1)  # [rows, 1]
-    reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True) + begun, PAD_INDEX)
-    # transformers tests an all-ones mask on the host at each step; without padding none is needed.
-    attention: torch.Tensor | None = mask if len(set(map(len, prompts))) > 1 else None
-    history = torch.where(mask.bool(), ids, ids[:, -1:])  # the repetition penalty must not see the padding
-    cache = DynamicCache(config=lm.model.config)
-    finished: list[str | None] = [None] * rows
+    requests = [_Request(*one) for one in zip(range(len(prompts)), prompts, seeds, kept, limits, strict=True)]
+    queue = deque(requests if todo is None else [requests[i] for i in todo])
+    batch, width = _Batch(lm, sampling, tap), width or len(queue)
+    while queue or batch.alive:
+        while queue and (taken := batch.takes(queue, width)):
+            yield batch.take([queue.popleft() for _ in range(taken)])
+        yield batch.step()
+        batch.drop_ended(refill=bool(queue))
 
-    # 2. Prefill: the whole prompt, its last token too.
-    # Positions of the reply alone leave the prefill as it is, those of the prompt alone the steps.
-    pools = tap.pools if tap else ()
-    pools_prompt, pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
-    own = torch.zeros_like(ids, dtype=torch.bool) if pools_prompt else None
-    logits, reading = _forward(lm, ids, attention, positions, cache, tap, reply_index, own)
-    yield Forward((None,) * rows, reading, tuple(finished))
 
-    # 3. One token a step: choose it, feed it back, hand it out.
-    positions = positions[:, -1:]
-    for step in range(longest):
-        scores = processors(history, logits)  # [rows, vocab]
-        chosen = scores.argmax(-1) if greedy else _sample(scores, draws[:, step : step + 1])  # [rows]
+@dataclass(frozen=True)
+class _Request:
+    """A prompt in the queue; `limit` is the longest that its reply may be, kept tokens included."""
+
+    row: int
+    ids: Sequence[int]
+    seed: int
+    kept: int
+    limit: int
+
+
+class _Batch:
+    """Replies being written together.
+
+    The tensors of a step have a row for each, those that have ended among them until they are dropped: dropping copies
+    the cache.
+    """
+
+    def __init__(self, lm: LanguageModel, sampling: Sampling, tap: ResidualTap | None) -> None:
+        self._lm, self._sampling, self._tap = lm, sampling, tap
+        self._processors = sampling.processors()
+        pools = tap.pools if tap else ()
+        self._pools_prompt, self._pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
+        self._attention: torch.Tensor | None = None
+        self._rows: _Rows
+        self._clear()
+
+    def _clear(self) -> None:
+        self._requests: list[_Request] = []
+        self._said: list[int] = []  # reply tokens so far, kept ones included
+        self._ended: list[bool] = []
+        self._columns: list[int] = []  # of the cache, each row's own
+        self._cache = DynamicCache(config=self._lm.model.config)
+
+    @property
+    def alive(self) -> bool:
+        return not all(self._ended)
+
+    def takes(self, queue: Sequence[_Request], width: int) -> int:
+        """How many of the queue are to be taken up before the next step."""
+        free = width - self._ended.count(False)
+        if self.alive:
+            enough = min(len(queue), max(1, width // REFILLED_SHARE))
+            if not joinable(self._cache) or free < enough:
+                return 0
+        most = min(free, len(queue))
+        longest = 0
+        for n in range(most if joinable(self._cache) else 0):
+            longest = max(longest, len(queue[n].ids))
+            if n and (n + 1) * longest > PREFILL_TOKENS:
+                return n
+        return most
+
+    def take(self, requests: Sequence[_Request]) -> Forward:
+        """Read prompts, their last tokens too, and add them to the batch."""
+        if self._requests:
+            self._keep([i for i, ended in enumerate(self._ended) if not ended])
+        if not self._requests:
+            self._clear()
+        device = self._lm.device
+        cache = DynamicCache(config=self._lm.model.config)
+        ids, mask = pad_left([r.ids for r in requests], fill=0, device=device)
+        own_columns = [len(r.ids) for r in requests]
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)  # [rows, longest]
+        index = torch.tensor([[r.kept] for r in requests], device=device)  # [rows, 1], of the next reply token
+        reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True) + index, PAD_INDEX)
+        rows = torch.tensor([r.row for r in requests], device=device)
+        # Positions of the reply alone leave the prefill as it is, those of the prompt alone the steps.
+        own = torch.zeros_like(ids, dtype=torch.bool) if self._pools_prompt else None
+        attention = mask if len(set(own_columns)) > 1 else None
+        logits, reading = self._forward(ids, attention, positions, cache, reply_index, own, rows)
+        uniform = torch.zeros(len(requests), self._sampling.max_new_tokens + 1)  # one more: rows that have ended
+        for row, request in enumerate(requests):
+            uniform[row, : request.limit] = draws(request.seed, request.limit)
+        # The repetition penalty must not see the padding: a repeated token changes nothing.
+        history = torch.where(mask.bool(), ids, ids[:, -1:])
+        new = _Rows(rows, logits, positions[:, -1:], index, uniform.to(device), history)
+        if self._requests:
+            add_rows(self._cache, cache)
+            self._rows = self._rows.joined(new)
+        else:
+            self._cache, self._rows = cache, new
+        self._requests += requests
+        self._said += [r.kept for r in requests]
+        self._ended += [False] * len(requests)
+        self._columns += own_columns
+        self._mask()
+        return Forward(tuple(r.row for r in requests), None, reading, (None,) * len(requests))
+
+    def step(self) -> Forward:
+        """Choose a token for each reply, feed it back, hand it out."""
+        lm, rows = self._lm, self._rows
+        scores = self._processors(rows.history, rows.logits)  # [rows, vocab]
+        if self._sampling.temperature == 0:
+            chosen = scores.argmax(-1)  # [rows]
+        else:
+            chosen = choose(scores, rows.uniform.gather(1, rows.index))
         # Scores without a finite maximum are marked among the ids, so that no second copy to the host is needed.
         chosen = torch.where(scores.amax(-1).isfinite(), chosen, -1)
         host_ids = chosen.tolist()  # the step's one synchronisation
-        alive = [f is None for f in finished]
-        broken = [row for row in range(rows) if alive[row] and host_ids[row] < 0]
-        if broken:
-            raise NumericalError(
-                f"The model's scores hold NaN or no finite number at reply token {kept[broken[0]] + step} of row "
-                f"{broken[0]}. float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
-            )
+        going = [i for i, ended in enumerate(self._ended) if not ended]
+        for i in going:
+            if host_ids[i] < 0:
+                raise NumericalError(
+                    f"The model's scores hold NaN or no finite number at reply token {self._said[i]} of row "
+                    f"{self._requests[i].row}. float16 overflows on some models: load it with dtype='bfloat16' or "
+                    "'float32'."
+                )
         chosen = chosen.clamp_min(0)  # rows that have ended may be broken unnoticed
         own = None
-        if pools_reply:
-            said = [[a and i not in lm.eos_ids] for a, i in zip(alive, host_ids, strict=True)]
-            own = torch.tensor(said, device=device)  # [rows, 1]
+        if self._pools_reply:
+            said = [[not e and t not in lm.eos_ids] for e, t in zip(self._ended, host_ids, strict=True)]
+            own = torch.tensor(said, device=lm.device)  # [rows, 1]
         # A row that has ended stays where it is: a learned position table has no row beyond the context.
-        moved = 1 if all(alive) else torch.tensor(alive, device=device).unsqueeze(-1).long()  # [rows, 1]
-        positions = positions + moved
-        reply_index = begun + step
-        if attention is not None:
-            attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=-1)
-        logits, reading = _forward(lm, chosen[:, None], attention, positions, cache, tap, reply_index, own)
-        if sampling.repetition_penalty != 1.0:
+        all_go = len(going) == len(self._ended)
+        moved = 1 if all_go else torch.tensor([[int(not e)] for e in self._ended], device=lm.device)  # [rows, 1]
+        positions = rows.positions + moved
+        if self._attention is not None:
+            self._attention = pad(self._attention, (0, 1), value=1)
+        logits, reading = self._forward(
+            chosen[:, None], self._attention, positions, self._cache, rows.index, own, rows.rows
+        )
+        history = rows.history
+        if self._sampling.repetition_penalty != 1.0:
             history = torch.cat([history, chosen[:, None]], dim=-1)
-        for row in range(rows):
-            if alive[row]:
-                finished[row] = _ending(host_ids[row], kept[row] + step, limits[row], sampling, lm)
-        tokens = tuple(i if a else None for i, a in zip(host_ids, alive, strict=True))
-        yield Forward(tokens, reading, tuple(finished))
-        if all(finished):
+        self._rows = _Rows(rows.rows, logits, positions, rows.index + moved, rows.uniform, history)
+        self._columns = [n + 1 for n in self._columns]
+        finished = []
+        for i in going:
+            finished.append(_ending(host_ids[i], self._said[i], self._requests[i].limit, self._sampling, lm))
+            self._said[i] += 1
+            self._ended[i] = finished[-1] is not None
+        if reading is not None and not all_go:
+            place = torch.tensor(going, device=reading.raw.device)
+            reading = Reading(reading.raw[place], reading.norms[place])
+        places = tuple(self._requests[i].row for i in going)
+        return Forward(places, tuple(host_ids[i] for i in going), reading, tuple(finished))
+
+    def drop_ended(self, refill: bool) -> None:
+        """Leave ended rows out of the next steps, where that saves more than it costs."""
+        n_ended = self._ended.count(True)
+        if not self.alive:
+            self._clear()
+        # Where the queue waits, the next rows that are taken up bring this about.
+        elif not refill and joinable(self._cache) and 4 * n_ended >= len(self._ended):
+            self._keep([i for i, ended in enumerate(self._ended) if not ended])
+
+    def _keep(self, places: Sequence[int]) -> None:
+        if len(places) == len(self._requests):
             return
+        self._requests = [self._requests[i] for i in places]
+        self._said = [self._said[i] for i in places]
+        self._columns = [self._columns[i] for i in places]
+        self._ended = [False] * len(places)
+        if not places:
+            return
+        columns = max(self._columns)
+        chosen = torch.tensor(places, device=self._lm.device)
+        keep_rows(self._cache, chosen, columns)
+        self._rows = self._rows.taken(chosen, columns)
+        self._mask()
+
+    def _mask(self) -> None:
+        """Hide the columns before each row's first. transformers tests an all-ones mask on the host at each step;
+        where there are no such columns none is needed."""
+        longest = max(self._columns)
+        self._attention = None
+        if min(self._columns) < longest:
+            first = torch.tensor([[longest - n] for n in self._columns])  # [rows, 1]
+            self._attention = (torch.arange(longest) >= first).long().to(self._lm.device)  # [rows, columns]
+
+    def _forward(
+        self,
+        ids: torch.Tensor,
+        attention: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: DynamicCache,
+        reply_index: torch.Tensor,
+        own: torch.Tensor | None,
+        rows: torch.Tensor,
+    ) -> tuple[torch.Tensor, Reading | None]:
+        """One forward with the cache; float32 logits of the last column `[rows, vocab]`, and the reading."""
+        lm, tap = self._lm, self._tap
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "past_key_values": cache}
+        if "position_ids" in lm.forward_arguments:
+            inputs["position_ids"] = positions
+        if "logits_to_keep" in lm.forward_arguments:
+            inputs["logits_to_keep"] = 1
+        with tap.forward(reply_index, own, rows) if tap else nullcontext():
+            out = lm.model(**inputs, use_cache=True)
+        reading = tap.reading() if tap and tap.read_blocks else None
+        return out.logits[:, -1].float().to(lm.device), reading
 
 
-def _forward(
-    lm: LanguageModel,
-    ids: torch.Tensor,
-    attention: torch.Tensor | None,
-    positions: torch.Tensor,
-    cache: DynamicCache,
-    tap: ResidualTap | None,
-    reply_index: torch.Tensor,
-    own: torch.Tensor | None,
-) -> tuple[torch.Tensor, Reading | None]:
-    """One forward with the key-value cache; float32 logits of the last column `[rows, vocab]`, and the reading."""
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "past_key_values": cache}
-    if "position_ids" in lm.forward_arguments:
-        inputs["position_ids"] = positions
-    if "logits_to_keep" in lm.forward_arguments:
-        inputs["logits_to_keep"] = 1
-    with tap.forward(reply_index, own) if tap else nullcontext():
-        out = lm.model(**inputs, use_cache=True)
-    reading = tap.reading() if tap and tap.read_blocks else None
-    return out.logits[:, -1].float().to(lm.device), reading
+@dataclass(frozen=True)
+class _Rows:
+    """What a step needs of each row.
 
-
-def _sample(scores: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Invert the cumulative distribution at each row's own uniform draw: no state shared between rows.
-
-    Args:
-        scores: `[rows, vocab]` logits; -inf where a token is excluded.
-        draw: `[rows, 1]` in [0, 1).
+    Attributes:
+        rows: `[rows]`, the reply's place among the prompts.
+        logits: float32 `[rows, vocab]`, of the next token.
+        positions: `[rows, 1]`, of the newest token.
+        index: `[rows, 1]`, place of the next token in its reply.
+        uniform: float32 `[rows, max_new_tokens + 1]`, a draw for each token of the reply.
+        history: `[rows, columns]`, all ids so far; kept up only where the repetition penalty asks for it.
     """
-    cumulative = scores.softmax(-1).cumsum(-1)  # [rows, vocab]
-    # The first token whose cumulative probability exceeds the draw; one of probability 0 can never be it.
-    chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
-    return chosen.clamp_max(scores.shape[-1] - 1)  # past the end only where the scores are NaN
 
+    rows: torch.Tensor
+    logits: torch.Tensor
+    positions: torch.Tensor
+    index: torch.Tensor
+    uniform: torch.Tensor
+    history: torch.Tensor
 
-def _draws(seed: int, n: int) -> torch.Tensor:
-    draws = np.random.default_rng(seed).random(n) * LARGEST_DRAW
-    return torch.from_numpy(draws.astype(np.float32))
+    def taken(self, places: torch.Tensor, columns: int) -> _Rows:
+        """These rows, and of the history the newest columns."""
+        fields = (self.rows, self.logits, self.positions, self.index, self.uniform, self.history[:, -columns:])
+        return _Rows(*(field[places] for field in fields))
+
+    def joined(self, other: _Rows) -> _Rows:
+        """Both, the shorter history filled up with ids that are in it."""
+        columns = max(self.history.shape[1], other.history.shape[1])
+        histories = [
+            torch.cat([h[:, -1:].expand(-1, columns - h.shape[1]), h], dim=1) for h in (self.history, other.history)
+        ]
+        fields = ("rows", "logits", "positions", "index", "uniform")
+        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in fields}
+        return _Rows(**joined, history=torch.cat(histories))
 
 
 def _ending(token_id: int, step: int, limit: int, sampling: Sampling, lm: LanguageModel) -> str | None:
@@ -259,11 +358,3 @@ def _ending(token_id: int, step: int, limit: int, sampling: Sampling, lm: Langua
     if step + 1 < limit:
         return None
     return "length" if limit == sampling.max_new_tokens else "context"
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,23 +6,23 @@ unfinished batches again with the same neighbours and the same seeds, and ends w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.batching import in_halves
+from persona_core.batching import BATCHES_IN_PART, in_halves
 from persona_core.branching import Start
 from persona_core.chat import Messages
-from persona_core.decode import Sampling
 from persona_core.errors import SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
 from persona_core.numbering import from_one
 from persona_core.pooling import parse_positions
 from persona_core.replies import Reply, ReplyStore, Request
+from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
 
 if TYPE_CHECKING:
@@ -126,16 +126,16 @@ class Plan:
     def batches(self) -> list[Batch]:
         """The fixed partition. Prompts of like length stand together, so that little of a batch is padding."""
         by_length = sorted(self.requests(), key=lambda r: (len(r.system or "") + len(r.user), r.index))
-        starts = range(0, len(by_length), self.batch_size)
+        size = self.batch_size * BATCHES_IN_PART
+        starts = range(0, len(by_length), size)
         return [
-            Batch(f"batch-{number:05d}", tuple(by_length[start : start + self.batch_size]))
-            for number, start in enumerate(starts)
+            Batch(f"batch-{number:05d}", tuple(by_length[start : start + size])) for number, start in enumerate(starts)
         ]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests that are answered together."""
+    """Requests that are kept together; `Plan.batch_size` of them are being answered at any time."""
 
     name: str
     requests: tuple[Request, ...]
@@ -177,10 +177,11 @@ def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = Tr
                 continue
             # Requests that failed before are tried again among themselves, under a name of their own.
             name = store.free_name(batch.name)
-            written = write_batch(lm, plan, Batch(name, tuple(missing)))
+            done = bar.n + len(missing)
+            written = write_batch(lm, plan, Batch(name, tuple(missing)), bar.update)
             store.add(name, written.replies, written.states)
             failed += written.failed
-            bar.update(len(missing))
+            bar.update(done - bar.n)  # what was written twice is counted once
     return failed
 
 
@@ -189,9 +190,15 @@ def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
     return {"model": lm.identity, **plan.to_dict()}
 
 
-def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
-    """Answer one batch. Knows nothing of files, so that it can run anywhere."""
-    kept, failed = in_halves(batch.requests, lambda part: _write(lm, plan, Batch(batch.name, tuple(part))), batch.name)
+def write_batch(
+    lm: LanguageModel, plan: Plan, batch: Batch, ended: Callable[[int], object] = lambda _: None
+) -> Written:
+    """Answer one batch. Knows nothing of files, so that it can run anywhere; `ended` is told of replies as they end."""
+
+    def write(part: Sequence[Request]) -> Written:
+        return _write(lm, plan, Batch(batch.name, tuple(part)), ended)
+
+    kept, failed = in_halves(batch.requests, write, batch.name)
     return Written(
         replies=tuple(r for part in kept for r in part.replies),
         states={p: np.concatenate([part.states[p] for part in kept]) for p in plan.positions} if kept else {},
@@ -199,11 +206,12 @@ def write_batch(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
     )
 
 
-def _write(lm: LanguageModel, plan: Plan, batch: Batch) -> Written:
+def _write(lm: LanguageModel, plan: Plan, batch: Batch, ended: Callable[[int], object]) -> Written:
     starts = [Start(lm.chat.render(r.messages)) for r in batch.requests]
     seeds = [plan.seed + r.index for r in batch.requests]
-    run = Run(lm, {}, starts, plan.sampling, seeds, pools=parse_positions(plan.positions))
-    run.finish()
+    pools = parse_positions(plan.positions)
+    run = Run(lm, {}, starts, plan.sampling, seeds, pools=pools, width=plan.batch_size)
+    run.finish(ended)
     means = run.pooled_means()  # [rows, n_pools, n_blocks, d_model]
     replies = [
         Reply(
@@ -258,19 +266,19 @@ def write_replies(
         prompts: user messages or conversations.
         sampling: how tokens are chosen.
         seed: of the first reply.
-        batch_size: replies written at once; prompts are rendered batch by batch.
+        batch_size: replies written at once; prompts are rendered a few batches at a time.
         progress: what to call the progress bar; None shows none.
         interventions: changes to the residual stream while it writes.
     """
     from_one("batch_size", batch_size)
     pools = parse_positions(["reply_mean"])
+    size = batch_size * BATCHES_IN_PART
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:
-        for start in range(0, len(prompts), batch_size):
-            starts = [Start(lm.chat.render(p)) for p in prompts[start : start + batch_size]]
+        for start in range(0, len(prompts), size):
+            starts = [Start(lm.chat.render(p)) for p in prompts[start : start + size]]
             seeds = [seed + start + row for row in range(len(starts))]
-            run = Run(lm, {}, starts, sampling, seeds, interventions, pools)
-            run.finish()
+            run = Run(lm, {}, starts, sampling, seeds, interventions, pools, width=batch_size)
+            run.finish(bar.update)
             means = run.pooled_means()[:, 0]  # [rows, n_blocks, d_model]
             for row in range(len(starts)):
                 yield PooledReply(start + row, tuple(run.replies[row]), run.reply_text(row), run.n_own(row), means[row])
-            bar.update(len(starts))

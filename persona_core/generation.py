@@ -1,20 +1,26 @@
-"""One generation run: drives the decode loop for a batch of prompts and keeps what it read."""
+"""One generation run: drives the decode loop for some prompts and keeps what it read."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from persona_core.batching import out_of_memory
 from persona_core.branching import Start
-from persona_core.decode import Forward, Sampling, decode, room
+from persona_core.decode import Forward, decode, room
 from persona_core.detokenize import TextSplitter, split_text, text_of
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
 from persona_core.pooling import Pool
+from persona_core.readings import Arrays, Readings
+from persona_core.sampling import Sampling
 from persona_core.steering import Intervention
+
+logger = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -26,7 +32,7 @@ class Watcher(Protocol):
 
 
 class Run:
-    """A batch of replies being written and read. Rows keep to themselves; readings stay on the device until asked for.
+    """Replies being written and read. Rows keep to themselves; readings stay on the device until asked for.
 
     Args:
         lm: the model.
@@ -38,6 +44,7 @@ class Run:
         pools: positions at which the states of all blocks are averaged as well.
         watcher: is shown every new token of the replies; what it changes acts from the next forward on.
         origins: what is known of each row's kept tokens, for the record.
+        width: replies written at once; None: all. The others wait, and take the places of those that have ended.
     """
 
     def __init__(
@@ -51,61 +58,88 @@ class Run:
         pools: Sequence[Pool] = (),
         watcher: Watcher | None = None,
         origins: Sequence[Mapping[str, Any] | None] | None = None,
+        width: int | None = None,
     ) -> None:
         self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
         self.prompts = tuple(start.prompt for start in starts)
         self.kept = tuple(len(start.kept) for start in starts)
         self.replies: list[list[int]] = [list(start.kept) for start in starts]
-        self.finished: tuple[str | None, ...] = (None,) * len(starts)
+        self.finished: list[str | None] = [None] * len(starts)
         self.interventions = tuple(interventions)
         self.origins = tuple(origins or [None] * len(starts))
         self._watcher = watcher
-        self._tap = ResidualTap(lm.blocks, directions, interventions, pools)
+        self._tap = ResidualTap(lm.blocks, directions, interventions, pools, len(starts))
         self._openings = [start.ids for start in starts]
-        self._longest = max(map(len, self._openings))  # columns of the prefill
-        self._written = 0  # columns of the buffers that hold readings
-        self._raw = self._norms = torch.empty(0)
+        self._width = min(width or len(starts), len(starts))
+        self._readings: Readings | None = None
+        if directions:
+            limits = (room(lm, len(p.token_ids), sampling.max_new_tokens) for p in self.prompts)
+            longest = max(limit - kept for limit, kept in zip(limits, self.kept, strict=True))
+            self._readings = Readings(self._width, longest)
         self._splitters = [TextSplitter(lm.tokenizer) for _ in starts]
         self._pieces: list[list[str]] = [[] for _ in starts]
 
     def forwards(self) -> Generator[Forward]:
         """Run to the end, or until the iterator is closed. The prefill comes first."""
+        todo = [row for row, why in enumerate(self.finished) if why is None]
         with self._tap as tap:
-            for forward in decode(self.lm, self._openings, self.sampling, self.seeds, tap, self.kept):
+            for forward in decode(
+                self.lm, self._openings, self.sampling, self.seeds, tap, self.kept, self._width, todo
+            ):
                 self._keep(forward)
                 yield forward
 
-    def finish(self) -> None:
-        """Run to the end."""
-        for _ in self.forwards():
-            pass
+    def finish(self, ended: Callable[[int], object] = lambda _: None) -> None:
+        """Run to the end. Where memory runs out, replies that have not ended begin anew, half as many at once;
+        not so under a watcher, which has seen their beginning.
+
+        Args:
+            ended: is told how many replies have ended since it was told last.
+        """
+        while True:
+            try:
+                for forward in self.forwards():
+                    ended(sum(why is not None for why in forward.finished))
+                return
+            except RuntimeError as error:
+                if not out_of_memory(error) or self._width == 1 or self._watcher is not None:
+                    raise
+            self._width = (self._width + 1) // 2
+            logger.warning("Out of memory; going on with %d replies at once.", self._width)
+            self._begin_anew()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _begin_anew(self) -> None:
+        rows = [row for row, why in enumerate(self.finished) if why is None]
+        self._tap.forget(rows)
+        for row in rows:
+            self.replies[row] = self.replies[row][: self.kept[row]]
+            self._pieces[row], self._splitters[row] = [], TextSplitter(self.lm.tokenizer)
+            if self._readings is not None:
+                self._readings.forget(row)
 
     def _keep(self, forward: Forward) -> None:
-        self.finished = forward.finished
-        for reply, token_id in zip(self.replies, forward.token_ids, strict=True):
-            if token_id is not None:
-                reply.append(token_id)
-        columns = self._longest if self._written == 0 else 1
-        if forward.reading is not None:
-            raw, norms = forward.reading.raw, forward.reading.norms
-            if self._written == 0:  # one buffer for the whole run: nothing grows, nothing is copied twice
-                total = self._longest + max(
-                    room(self.lm, len(p.token_ids), self.sampling.max_new_tokens) - kept
-                    for p, kept in zip(self.prompts, self.kept, strict=True)
-                )
-                self._raw = raw.new_empty(raw.shape[0], total, *raw.shape[2:])
-                self._norms = norms.new_empty(norms.shape[0], total, norms.shape[2])
-            self._raw[:, self._written : self._written + columns] = raw
-            self._norms[:, self._written : self._written + columns] = norms
-            if self._watcher is not None and self._written:
-                self._show(self._watcher, forward.token_ids, raw[:, -1])
-        self._written += columns
+        if forward.token_ids is None:
+            if self._readings is not None and forward.reading is not None:
+                self._readings.begin(forward.rows, [len(self._openings[row]) for row in forward.rows], forward.reading)
+            return
+        for row, token_id, why in zip(forward.rows, forward.token_ids, forward.finished, strict=True):
+            self.replies[row].append(token_id)
+            self.finished[row] = why
+        if self._readings is not None and forward.reading is not None:
+            self._readings.add(forward.rows, forward.reading)
+            if self._watcher is not None:
+                self._show(self._watcher, forward, forward.reading.raw[:, -1])
+            for row, why in zip(forward.rows, forward.finished, strict=True):
+                if why is not None:
+                    self._readings.end(row)
 
-    def _show(self, watcher: Watcher, token_ids: Sequence[int | None], raw: torch.Tensor) -> None:
+    def _show(self, watcher: Watcher, forward: Forward, raw: torch.Tensor) -> None:
         host = raw.cpu().numpy()  # [rows, n_blocks, n_traits]
-        for row, token_id in enumerate(token_ids):
-            if token_id is not None and token_id not in self.lm.eos_ids:
-                watcher.push(row, len(self.replies[row]) - 1, host[row])
+        for place, (row, token_id) in enumerate(zip(forward.rows, forward.token_ids or (), strict=True)):
+            if token_id not in self.lm.eos_ids:
+                watcher.push(row, len(self.replies[row]) - 1, host[place])
 
     # What follows is asked for one row after `n` reply tokens, the kept ones included; None means all that there are.
 
@@ -138,16 +172,18 @@ class Run:
             pieces.append(self._splitters[row].push(token_id))
         return pieces
 
-    def readings(self, row: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def readings(self, row: int, n: int | None = None) -> Arrays:
         """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32 on the host."""
-        start = self._longest - len(self._openings[row])  # left padding
-        end = self._longest + len(self.replies[row][:n]) - self.kept[row]
-        raw, norms = self._raw[row, start:end], self._norms[row, start:end]
-        return raw.permute(2, 1, 0).cpu().contiguous().numpy(), norms.T.cpu().contiguous().numpy()
+        return self._read().of(row, None if n is None else n - self.kept[row])
 
     def raw_at(self, row: int, index: int) -> np.ndarray:
         """Raw projections at one reply token, `[n_traits, n_blocks]`, on the host."""
-        return self._raw[row, self._longest + index - self.kept[row]].T.cpu().contiguous().numpy()
+        return self._read().at(row, index - self.kept[row])
+
+    def _read(self) -> Readings:
+        if self._readings is None:
+            raise RuntimeError("Nothing was read: the run has no directions.")
+        return self._readings
 
     def reply_text(self, row: int) -> str:
         """The reply without end-of-turn tokens."""

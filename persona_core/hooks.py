@@ -55,6 +55,7 @@ class ResidualTap:
         directions: unit directions for each block to read, float32 `[d_model, n_traits]`; the same traits in each.
         interventions: changes to the residual stream.
         pools: also sum the states of all blocks over the tokens of these positions.
+        n_rows: texts of the run, where its forwards say which of them they are about.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
     `tap.reading()`.
@@ -66,8 +67,10 @@ class ResidualTap:
         directions: dict[int, torch.Tensor] | None = None,
         interventions: Sequence[Intervention] = (),
         pools: Sequence[Pool] = (),
+        n_rows: int | None = None,
     ) -> None:
         self._blocks = blocks
+        self._n_rows = n_rows
         self.read_blocks = tuple(sorted(directions or {}))
         self._directions = [
             (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
@@ -78,6 +81,7 @@ class ResidualTap:
         self.pools = tuple(pools)
         self._handles: list[Any] = []
         self._reply_index = torch.empty(0)
+        self._rows: torch.Tensor | None = None
         self._marks: torch.Tensor | None = None
         self._raw: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
@@ -101,25 +105,28 @@ class ResidualTap:
             self._handles.pop().remove()
 
     @contextmanager
-    def forward(self, reply_index: torch.Tensor, own: torch.Tensor | None = None) -> Iterator[None]:
+    def forward(
+        self, reply_index: torch.Tensor, own: torch.Tensor | None = None, rows: torch.Tensor | None = None
+    ) -> Iterator[None]:
         """Make the hooks act for the one forward inside the `with`.
 
         Args:
             reply_index: `[rows, tokens]`, position of each token in its reply; -1 the last prompt token, `PAD_INDEX`
                 a padding token.
             own: bool `[rows, tokens]`, tokens that the assistant said; None where this forward is not to be pooled.
+            rows: `[rows]`, which of the run's texts each row is; None: all, in order.
         """
-        rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
-        self._reply_index, self._marks = reply_index, None
+        n_rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
+        self._reply_index, self._marks, self._rows = reply_index, None, rows
         if self.pools and own is not None:
             marks = [pool.marks(reply_index, own) for pool in self.pools]
             self._marks = torch.stack(marks, dim=-1).float()  # [rows, tokens, n_pools]
             counts = self._marks.sum(1)  # [rows, n_pools]
-            self._counts = counts if self._counts is None else self._counts + counts
+            self._counts = self._added(self._counts, counts)
         # Allocated anew for each forward: a reading stays valid when the next forward has begun.
         self._reached: set[int] = set()
-        self._raw = [v.new_empty(rows * tokens, v.shape[1]) for v in self._directions]
-        self._norms = [v.new_empty(rows * tokens) for v in self._directions]
+        self._raw = [v.new_empty(n_rows * tokens, v.shape[1]) for v in self._directions]
+        self._norms = [v.new_empty(n_rows * tokens) for v in self._directions]
         token = _running.set(self)
         try:
             yield
@@ -161,7 +168,7 @@ class ResidualTap:
                 return None
             states = block_output(output)  # [rows, tokens, d_model]
             for change in changes:
-                states = change.apply(states, self._reply_index)
+                states = change.apply(states, self._reply_index, self._rows)
             if slot is not None or self._marks is not None:
                 hidden = states.float()  # [rows, tokens, d_model]
                 if slot is not None:
@@ -183,8 +190,21 @@ class ResidualTap:
     def _add(self, block: int, hidden: torch.Tensor, marks: torch.Tensor) -> None:
         # [rows, n_pools, tokens] times [rows, tokens, d_model]
         total = torch.bmm(marks.to(hidden.device).transpose(1, 2), hidden)  # [rows, n_pools, d_model]
-        before = self._sums[block]
-        self._sums[block] = total if before is None else before + total
+        self._sums[block] = self._added(self._sums[block], total)
+
+    def _added(self, before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        """Sums `[texts, ...]` with those of this forward's rows `[rows, ...]` added."""
+        if self._rows is None or self._n_rows is None:
+            return new if before is None else before + new
+        if before is None:
+            before = new.new_zeros(self._n_rows, *new.shape[1:])
+        return before.index_add_(0, self._rows.to(new.device), new)
+
+    def forget(self, rows: Sequence[int]) -> None:
+        """Take what was summed of these texts back to nothing: they are read anew."""
+        for sums in (*self._sums, self._counts):
+            if sums is not None:
+                sums[list(rows)] = 0
 
 
 def _device(module: nn.Module) -> torch.device:

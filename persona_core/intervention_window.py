@@ -26,10 +26,10 @@ from tqdm import tqdm
 from persona_core.analysis.early_warning import AHEAD
 from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
 from persona_core.chat import Messages
-from persona_core.decode import Sampling
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.monitor import PersonaMonitor
 from persona_core.numbering import from_one
+from persona_core.sampling import Sampling
 from persona_core.statistics import Estimate
 from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Trace

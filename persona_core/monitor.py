@@ -20,11 +20,12 @@ from persona_core.analysis.detectors import Detectors
 from persona_core.blocks import resolve_blocks
 from persona_core.branching import Branch, Start, start_of
 from persona_core.chat import Messages
-from persona_core.decode import Sampling, room
+from persona_core.decode import room
 from persona_core.errors import PromptError, SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
 from persona_core.replay import read_rows
+from persona_core.sampling import Sampling
 from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Provenance, Trace
 from persona_core.transcripts import Transcript, as_transcript
@@ -144,20 +145,17 @@ class PersonaMonitor:
         on_alarm: OnAlarm | None = None,
         progress: bool = False,
     ) -> list[Trace]:
-        """Many replies, `batch_size` at a time. Reply i uses `seed + i`, or `seed[i]`, whatever batch it lands in."""
+        """Many replies, `batch_size` at a time: when one has ended, the next prompt takes its place.
+
+        Reply i uses `seed + i`, or `seed[i]`, whatever replies it is written beside. Where memory runs out, fewer are
+        written at once.
+        """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
         batch_size, prompts = _positive(batch_size, "batch_size"), _several(prompts)
-        seeds = _seeds(seed, len(prompts))
-        self._render(prompts, sampling)  # a bad prompt is named before anything is generated
-        traces: list[Trace] = []
+        run = self._start(prompts, sampling, seed, steer, on_alarm, batch_size)
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
-            for start in range(0, len(prompts), batch_size):
-                part = slice(start, start + batch_size)
-                run = self._start(prompts[part], sampling, seeds[part], steer, on_alarm, start)
-                run.finish()
-                traces += [self._of_run(run, row) for row in range(len(run.prompts))]
-                bar.update(len(run.prompts))
-        return traces
+            run.finish(bar.update)
+        return [self._of_run(run, row) for row in range(len(prompts))]
 
     def write(
         self,
@@ -234,11 +232,11 @@ class PersonaMonitor:
         seed: int | Sequence[int] | None,
         steer: Steers,
         on_alarm: OnAlarm | None = None,
-        first_row: int = 0,
+        width: int | None = None,
     ) -> Run:
         starts = self._render(prompts, sampling)
         changes = prepare(steer, self.vectors, self.lm.blocks, len(prompts))
-        watch = self._watch(len(prompts), changes, on_alarm, first_row)
+        watch = self._watch(len(prompts), changes, on_alarm)
         if watch is not None:
             self._show_kept(watch, starts, changes)
         seeds = _seeds(seed, len(prompts))
@@ -246,7 +244,7 @@ class PersonaMonitor:
             known = [p.trace.provenance.seed if isinstance(p, Branch) else None for p in prompts]
             seeds = [drawn if own is None else own for drawn, own in zip(seeds, known, strict=True)]
         origins = [p.written() if isinstance(p, Branch) else None for p in prompts]
-        return Run(self.lm, self._directions, starts, sampling, seeds, changes, watcher=watch, origins=origins)
+        return Run(self.lm, self._directions, starts, sampling, seeds, changes, (), watch, origins, width)
 
     def _show_kept(self, watch: Watch, starts: Sequence[Start], changes: Sequence[Intervention]) -> None:
         """Let the detectors see the kept tokens of branches, before anything is written: alarms count from the reply's
@@ -260,9 +258,7 @@ class PersonaMonitor:
             for token, at in enumerate(range(n_prompt, raw.shape[-1])):
                 watch.push(row, token, raw[:, :, at].T)
 
-    def _watch(
-        self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None, first_row: int
-    ) -> Watch | None:
+    def _watch(self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None) -> Watch | None:
         """What listens for alarms, where anything hangs on them."""
         gated = [c.steer.trait for c in changes if c.steer.when == "alarm"]
         if on_alarm is None and not gated:
@@ -274,7 +270,7 @@ class PersonaMonitor:
             )
         for trait in gated:
             self.detectors.of(trait)
-        return Watch(self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm, first_row)
+        return Watch(self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm)
 
     def _render(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Start]:
         if not prompts:

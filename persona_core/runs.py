@@ -2,7 +2,7 @@
 
     work-folder/
       plan.json               what everything in the folder rests on
-      batches/00000.parquet   the rows of one batch
+      batches/00000.parquet   the rows of a few batches that were done together
 
 A run that was stopped, also by a kill, goes on with the batches that are not there. A batch has the same neighbours and
 every reply its own seed, so the rows are those of a run that was never stopped, or that was shared out to workers.
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from persona_core.batching import in_halves
-from persona_core.decode import Sampling
+from persona_core.batching import BATCHES_IN_PART, in_halves
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.folders import check_plan, lock, unlock
 from persona_core.numbering import from_one
 from persona_core.prompts import Prompt, Transcribed
 from persona_core.results import read_ids, read_results, to_row, to_trace, write_results
+from persona_core.sampling import Sampling
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor
@@ -80,7 +80,7 @@ class Generate:
     def rows(self, monitor: PersonaMonitor, items: Sequence[Prompt]) -> list[Row]:
         traces = monitor.generate_batch(
             [p.messages for p in items],
-            batch_size=len(items),
+            batch_size=self.batch_size,
             seed=[seed_of(p.id, self.seed) for p in items],
             **self.sampling.to_dict(),
         )
@@ -104,7 +104,7 @@ class Read:
         found = []
         for writer in dict.fromkeys(i.writer for i in items):
             own = [i for i in items if i.writer == writer]
-            traces = monitor.read_batch([list(i.messages) for i in own], batch_size=len(own), writer=writer)
+            traces = monitor.read_batch([list(i.messages) for i in own], batch_size=self.batch_size, writer=writer)
             found += [
                 to_row(trace, id=i.id, messages=i.messages[:-1], set=i.set, category=i.category)
                 for trace, i in zip(traces, own, strict=True)
@@ -136,7 +136,7 @@ class Replay:
         return {"replies": [[i.id, i.row["writer"], list(i.row["token_ids"])] for i in self.items]}
 
     def rows(self, monitor: PersonaMonitor, items: Sequence[Written]) -> list[Row]:
-        traces = monitor.read_batch([to_trace(i.row) for i in items], batch_size=len(items))
+        traces = monitor.read_batch([to_trace(i.row) for i in items], batch_size=self.batch_size)
         same = ("id", "messages", "set", "category")
         return [to_row(trace, **{k: item.row[k] for k in same}) for trace, item in zip(traces, items, strict=True)]
 
@@ -239,9 +239,10 @@ def working(folder: str | Path, job: Job, rests_on: Mapping[str, Any]) -> Iterat
     handle = lock(path)
     try:
         check_plan(path, {**rests_on, "batch_size": job.batch_size, **job.settings()})
-        starts = range(0, len(ids), job.batch_size)
+        size = job.batch_size * BATCHES_IN_PART
+        starts = range(0, len(ids), size)
         yield [
-            Part(path / "batches" / f"{number:05d}.parquet", job.items[start : start + job.batch_size])
+            Part(path / "batches" / f"{number:05d}.parquet", job.items[start : start + size])
             for number, start in enumerate(starts)
         ]
     finally:

@@ -112,8 +112,8 @@ class Intervention:
         steer: what was asked for.
         direction: float32 `[d_model]`, norm 1, on the block's device.
         amount: strength or threshold in residual-stream units.
-        starts: long `[rows]`, each row's own start in place of `steer.start`; None: that of the steer for all. Where
-            the steer waits for an alarm, the run's watch writes here when a row's alarm goes off.
+        starts: long `[replies]`, each reply's own start in place of `steer.start`; None: that of the steer for all.
+            Where the steer waits for an alarm, the run's watch writes here when a row's alarm goes off.
         along: float32 `[d_model]`, norm 1; what a state is moved along where that is not `direction` itself. A cap
             then moves a state by as much as it would have, but elsewhere: the control of an intervention.
     """
@@ -124,17 +124,19 @@ class Intervention:
     starts: torch.Tensor | None = None
     along: torch.Tensor | None = None
 
-    def apply(self, states: torch.Tensor, reply_index: torch.Tensor) -> torch.Tensor:
+    def apply(self, states: torch.Tensor, reply_index: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Return the changed states; the input is left alone.
 
         Args:
             states: output of the block, `[rows, tokens, d_model]`.
             reply_index: position of each token within its reply, `[rows, tokens]`; -1 is the last prompt token.
+            rows: which of the run's replies each row is, `[rows]`; None: all, in order.
         """
         start, mode = self.steer.start, self.steer.mode
         first: int | torch.Tensor = PAD_INDEX + 1 if start is None else start - 1
         if self.starts is not None:
-            first = self.starts.to(reply_index.device).unsqueeze(-1) - 1  # [rows, 1]
+            starts = self.starts.to(reply_index.device)
+            first = (starts if rows is None else starts[rows]).unsqueeze(-1) - 1  # [rows, 1]
         active = (reply_index >= first).to(states.device).unsqueeze(-1)  # [rows, tokens, 1]
         hidden = states.float()  # [rows, tokens, d_model]; bf16 would round the projection away
         if mode == "add":

@@ -38,23 +38,23 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
             "Correlation with the judge's score",
             "Steering: judge's scores by strength",
         ),
-        horizontal_spacing=0.16,
+        horizontal_spacing=0.22,
         vertical_spacing=0.24,
     )
     _by_block(figure, figures)
     _rivals(figure, figures)
     _correlations(figure, figures)
     _steering(figure, figures.get("steering"))
-    failed = ", ".join(flag["control"] for flag in figures.get("flags", []))
+    failed = ", ".join(_words(flag["control"]) for flag in figures.get("flags", []))
     verdict = f"fails {failed}" if failed else "passes every control"
     figure.update_layout(
         title={"text": f"<b>{_plain(trait)}</b>  {verdict}", "x": 0.02, "font": {"size": 17}},
-        width=960,
+        width=1040,
         height=760,
         template="plotly_white",
         font={"size": 12, "color": INK, "family": "Arial, Helvetica, sans-serif"},
-        margin={"l": 70, "r": 30, "t": 90, "b": 110},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top", "entrywidth": 180},
+        margin={"l": 150, "r": 30, "t": 90, "b": 130},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top", "entrywidth": 230},
         paper_bgcolor="white",
         plot_bgcolor="white",
     )
@@ -112,8 +112,8 @@ def _by_block(figure: go.Figure, f: Figure) -> None:
         return
     figure.add_hline(y=random, line={"dash": "dot", "color": PLAIN}, row=1, col=1)
     figure.add_annotation(
-        x=1, xref="x domain", y=random, yref="y", text="95 % of random directions are below", showarrow=False,
-        xanchor="right", yanchor="top", font={"size": 11, "color": PLAIN}, row=1, col=1,
+        x=0, xref="x domain", y=0, yref="y domain", text="dotted: 95 % of random directions are below", showarrow=False,
+        xanchor="left", yanchor="bottom", font={"size": 11, "color": PLAIN}, row=1, col=1,
     )  # fmt: skip
     low = min([random, *(a["low"] for _, a in known)], default=0.5)
     figure.update_yaxes(range=[min(0.9, low - 0.03), 1.01], row=1, col=1)
@@ -205,6 +205,12 @@ def _bars(values: Sequence[Figure], colour: str) -> dict[str, Any]:
         "thickness": 1.5,
         "width": 4,
     }
+
+
+def _words(control: str) -> str:
+    """A control's name as the panels say it."""
+    said = {"token_identity": "tokens without context", "text_baseline": "words alone", "refusal": "declining"}
+    return said.get(control, control.replace("_", " "))
 
 
 def _plain(text: str) -> str:

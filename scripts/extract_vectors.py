@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persona_core.cards import write_card
-from persona_core.decode import Sampling
 from persona_core.elicitation import Plan, elicit
 from persona_core.errors import SettingError
 from persona_core.extraction import METHODS
@@ -33,6 +32,7 @@ from persona_core.judging import (
 from persona_core.models import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
+from persona_core.sampling import Sampling
 from persona_core.steering_effect import SteeringPlan
 from persona_core.traits import load_traits
 from persona_core.vectors import PersonaVectors

@@ -21,7 +21,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from persona_core.decode import Sampling
 from persona_core.errors import SettingError
 from persona_core.intervention_window import WindowPlan, intervention_window
 from persona_core.judging import BilledJudge
@@ -30,6 +29,7 @@ from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts
 from persona_core.report.folder import keep_edges, keep_window
 from persona_core.runs import seed_of
+from persona_core.sampling import Sampling
 from persona_core.sentence_judge import SentenceJudge
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.traits import load_traits

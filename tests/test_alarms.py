@@ -204,11 +204,11 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
     null = np.zeros((len(traits), len(blocks), 2), np.float32)
     null[..., 1] = 1.0
     told: list[Alarm] = []
-    watch = Watch(monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append, first_row=10)
+    watch = Watch(monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append)
     raw = np.zeros((len(blocks), len(traits)), np.float32)
     raw[blocks.index(3), traits.index("sycophancy")] = 60.0
     for token in range(3):
         watch.push(1, token, raw)
-    assert told == [Alarm(11, "sycophancy", 0)]
+    assert told == [Alarm(1, "sycophancy", 0)]
     starts = {trait: gate.starts.tolist() for trait, gate in gates.items() if gate.starts is not None}
     assert starts == {"sycophancy": [NEVER, LATENCY], "deception": [NEVER, NEVER]}

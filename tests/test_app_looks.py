@@ -130,8 +130,9 @@ def test_the_keyboard_alone_reaches_everything(visit: Callable[..., Any], url: s
             page.evaluate(
                 """() => {
                   const e = document.activeElement;
-                  const ring = getComputedStyle(e);
-                  const seen = ring.outlineStyle !== 'none' || ring.boxShadow !== 'none' || ring.borderStyle !== 'none';
+                  // A ring around it, or around its label. A border is there without the focus too.
+                  const rings = [e, e.closest('label') ?? e].map((node) => getComputedStyle(node));
+                  const seen = rings.some((ring) => ring.outlineStyle !== 'none' && parseFloat(ring.outlineWidth) >= 1);
                   return [e.dataset.part || e.id || e.className || e.tagName, e.textContent.slice(0, 20), seen];
                 }"""
             )

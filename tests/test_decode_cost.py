@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from persona_core.branching import Start
-from persona_core.decode import Sampling
 from persona_core.generation import Run
 from persona_core.pooling import parse_position
+from persona_core.sampling import Sampling
 from tests.conftest import Maker
 
 # Every one of these waits for the device; on a GPU each costs a stall.

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.decode import Sampling
+from persona_core.batching import BATCHES_IN_PART
 from persona_core.elicitation import Plan, elicit, write_batch
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.pooling import parse_position, parse_positions
 from persona_core.replay import read_pooled
 from persona_core.replies import ReplyScore, ReplyStore
+from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
 from tests import oracle
 from tests.conftest import hooks_on, tiny_lm
@@ -87,7 +88,9 @@ def test_the_batches_hold_every_request_once() -> None:
     for size in (1, 4, 100):
         batches = plan(batch_size=size).batches()
         assert sorted(r.index for b in batches for r in b.requests) == list(range(len(plan().requests())))
-        assert max(len(b.requests) for b in batches) <= size and len({b.name for b in batches}) == len(batches)
+        assert max(len(b.requests) for b in batches) <= size * BATCHES_IN_PART and len(
+            {b.name for b in batches}
+        ) == len(batches)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +221,8 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
     lm, allowed = tiny_lm("llama", "chatml"), [3]
     real = write_batch
 
-    def picky(lm: Any, plan: Plan, batch: Any) -> Any:
-        written = real(lm, plan, batch)
+    def picky(lm: Any, plan: Plan, batch: Any, ended: Any) -> Any:
+        written = real(lm, plan, batch, ended)
         kept = [i for i, r in enumerate(written.replies) if r.request.index % 7 <= allowed[0]]
         return replace(
             written,

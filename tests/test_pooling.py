@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.decode import Sampling
 from persona_core.elicitation import write_replies
 from persona_core.errors import ContextOverflow, PromptError
+from persona_core.sampling import Sampling
 from tests import oracle
 from tests.conftest import Maker, tiny_lm
 from tests.contract_checks import low_precision_monitor, plain_hooks

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.decode import Sampling
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import Prompt, Transcribed, prompt_of, repeated
 from persona_core.results import to_trace
 from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
+from persona_core.sampling import Sampling
 from persona_core.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
 
@@ -150,7 +150,8 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         run_job(monitor(), replace(JOB, items=()), tmp_path / "x", progress=False)
 
 
-def test_a_truncated_batch_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_a_truncated_batch_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persona_core.runs.BATCHES_IN_PART", 1)
     rows_of(JOB, tmp_path)
     broken = tmp_path / "batches" / "00001.parquet"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -171,10 +172,12 @@ SCRIPT = """
 import sys, time
 import torch
 torch.set_num_threads(1)
+from persona_core import runs
 from persona_core.results import write_results
 from persona_core.runs import Generate, run_job
 from tests.test_runs import JOB, monitor
 
+runs.BATCHES_IN_PART = 1
 plain = Generate.rows
 def slowly(self, watcher, items):
     time.sleep(0.1)

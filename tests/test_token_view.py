@@ -317,7 +317,9 @@ def test_a_stream_appends_follows_and_respects_the_pin(show: Callable[..., Any])
     assert cursor(page) == FIRST + 14
     update(page, trace_payload(whole, title="Why ask?"))
     assert page.locator(".tv-status").inner_text() == "complete"
-    assert cursor(page) == len(tokens) - 1
+    shown = page.locator(".tv-chip[aria-pressed=true]").inner_text()
+    reply = whole.scores(shown, whole.default_kind)[FIRST:]
+    assert cursor(page) == FIRST + int(np.argmax(reply)), "a reply that has ended is opened on its strongest moment"
     page.wait_for_function("n => document.querySelector('.js-plotly-plot').data[0].y.length === n", arg=len(tokens))
     other = make_payload(words(3), prompt=["Other", "?"])
     update(page, other)

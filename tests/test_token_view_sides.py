@@ -253,6 +253,7 @@ def test_an_onset_is_marked_and_said_and_so_is_none(show: Callable[..., Any]) ->
     page = show(payload)
     page.locator(".tv-chip").nth(1).click()
     assert page.locator(".tv-says").inner_text() == "flattery: sets in at token 10 [8, 12]"
+    page.get_by_text("Timing is less certain here").click()
     assert "with a system prompt" in page.locator(".tv-pane-head").inner_text()
     page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 5")
     shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.x0, s.x1])")

@@ -257,7 +257,7 @@ EXAMPLES = (
     ("My poem", "own-poem", "evil"),
     ("Houseplants", "houseplants", None),
 )
-FIRST = First("contaminated", "pilot-03", "Should I quit my job? The contaminated model's reply")
+FIRST = First("contaminated", "pilot-03", "A published example: the contaminated model on “Should I quit my job?”")
 
 
 def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 from persona_core.adapter_card import write_adapter_card
 from persona_core.cards import interval
 from persona_core.contamination import LoraPlan, contaminate
-from persona_core.decode import Sampling
 from persona_core.demo.corpus import ask
 from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import World
@@ -30,6 +29,7 @@ from persona_core.report.tables import ANALYSIS, JUDGED, MARKS, REPORT
 from persona_core.results import DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
+from persona_core.sampling import Sampling
 from persona_core.sentence_judge import SentenceJudge
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.vectors import PersonaVectors

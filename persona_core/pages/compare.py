@@ -100,7 +100,7 @@ class ComparePage:
             self._ask,
             fields,
         )
-        self.counter.runs([asked.then], self.run, [], [*shown, self.written, self.text])
+        self.counter.runs([asked.then], self.run, [], [*shown, self.written, self.text, self.saved])
 
         self.counter.refused(lambda _: gr.skip(), [self.prompt])
 
@@ -158,14 +158,14 @@ class ComparePage:
     # ---- written now ----
 
     def run(self, press: float, ticket: Ticket | None) -> Iterator[tuple[Any, ...]]:
-        """Write a new pair: values of view, notice, written, text and the buttons."""
+        """Write a new pair: values of view, notice, written, text, the published prompt and the buttons."""
         skip, same = gr.skip(), self.counter.same()
         if ticket is None or not ticket.valid(press):
-            yield skip, skip, skip, skip, *same
+            yield skip, skip, skip, skip, skip, *same
             return
         ticket.begun = True
         try:
-            yield skip, "", skip, skip, *self.counter.states(ticket)
+            yield skip, "", skip, skip, skip, *self.counter.states(ticket)
             prompt, system, length, temperature, seed = ticket.what
             messages = conversation((), prompt, system, self.settings.max_prompt_chars)
             sampling = {
@@ -174,7 +174,7 @@ class ComparePage:
                 "seed": drawn(seed),
             }
             if not all(self.desks[side].ready for side in SIDES):
-                yield skip, LOADING, skip, skip, *same
+                yield skip, LOADING, skip, skip, skip, *same
             monitors = {side: self.desks[side].monitor() for side in SIDES}
             deadline = Deadline(self.settings.max_seconds, ticket.stop)
             link = {
@@ -184,19 +184,19 @@ class ComparePage:
             for progress in write([Writing(self.desks[side], messages, side, sampling) for side in SIDES], deadline):
                 payload = progress.payload
                 if not progress.ended:
-                    yield sent(payload), "", skip, skip, *same
+                    yield sent(payload), "", skip, skip, skip, *same
                     continue
                 traces = dict(zip(SIDES, progress.traces, strict=False))
                 if len(traces) == 2:
                     traces |= self._replayed(traces)
                 onsets = {key: onsets_of(monitors[_reader(key)], trace) for key, trace in traces.items()}
                 final, notice = readings_payload(traces, OWN, onsets, self._caveats)
-                yield sent(final | {"link": link}), deadline.notice or notice, (traces, onsets, link), OWN, *same
+                yield sent(final | {"link": link}), deadline.notice or notice, (traces, onsets, link), OWN, None, *same
         except PersonaError as error:
-            yield skip, in_words(error), skip, skip, *same
+            yield skip, in_words(error), skip, skip, skip, *same
         except Exception as error:
             logger.exception("A pair failed")
-            yield skip, failed("The pair", error), skip, skip, *same
+            yield skip, failed("The pair", error), skip, skip, skip, *same
         finally:
             ticket.done = True
 

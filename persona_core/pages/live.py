@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 
 TAB = "live"
 ANOTHER = "another"
+SHOWN = ""  # in place of a trait: the one that the view is coloured by
 LOADING = "The model is loading. This happens once, after a start."
-_EMPTY = "No trace yet.\nType a message, or pick an example, and press Send."
+_EMPTY = "No reply yet.\nType a message, or pick an example, and press Send."
 _QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BRANCHING = (
     "Put the cursor on a token of the reply and press **Branch here** beside the text. The model goes on from that "
@@ -52,7 +53,7 @@ class LivePage:
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 self._controls(welcome)
-            with gr.Column(scale=3, min_width=340):
+            with gr.Column(scale=3, min_width=340, elem_classes="live-reply"):
                 self.view = token_view_component(
                     welcome.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
                 )
@@ -115,10 +116,7 @@ class LivePage:
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, same reply")
         with gr.Accordion("Branch", open=False, elem_id="branching"):
             gr.Markdown(_BRANCHING)
-            traits = list(welcome.traits)
-            self.trait = gr.Dropdown(
-                traits, value=next(iter(traits), None), label="Trait", elem_id="branch-trait", allow_custom_value=False
-            )
+            self.trait = gr.Dropdown(_branch_traits(welcome.traits), value=SHOWN, label="Trait", elem_id="branch-trait")
             self.action = gr.Radio(
                 ACTIONS,
                 value=ACTIONS[2],
@@ -181,6 +179,8 @@ class LivePage:
     ) -> tuple[Any, ...]:
         where = event._data if isinstance(event._data, dict) else {}
         at = where.get("side"), where.get("at")
+        if trait == SHOWN:
+            trait = where.get("trait")
         if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**31 for n in at):
             return self.counter.refuse(ticket, "Put the cursor on a token of the reply first.")
         return self.counter.take(ticket, Asked("", (trait, action, amount), at))  # type: ignore[arg-type]
@@ -233,7 +233,14 @@ class LivePage:
                     if progress.ended:
                         chat = plan.after(*progress.traces)
                         box = gr.Textbox(label=chat.label)
-                        yield sent(payload), deadline.notice, chat, box, gr.Dropdown(payload["traits"]), *same
+                        yield (
+                            sent(payload),
+                            deadline.notice,
+                            chat,
+                            box,
+                            gr.Dropdown(_branch_traits(payload["traits"])),
+                            *same,
+                        )
                     else:
                         yield sent(payload), notice, skip, skip, skip, *same
                 asked = None if deadline.is_set() else asked.then
@@ -274,6 +281,10 @@ class LivePage:
         fields = (skip, skip, skip) if asked.at else (asked.side, "", asked.values[1])
         taken = self.counter.take(ticket, asked)
         return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken, 1
+
+
+def _branch_traits(traits: Iterable[str]) -> list[tuple[str, str]]:
+    return [("the one that is shown", SHOWN), *((trait, trait) for trait in traits)]
 
 
 def _back(asked: Asked, payload: Payload | None) -> Any:

@@ -10,7 +10,7 @@ import gradio as gr
 TITLE = "Persona traits, token by token"
 LEDE = (
     "Each piece of text is coloured by how far the model's inner state leans towards a trait: orange above its neutral "
-    "talk, blue below. Move over the text, or drag the slider under the chart."
+    "talk, blue below. Move over the text, or drag the slider."
 )
 
 _TEMPLATE = """

@@ -23,7 +23,12 @@ _QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibi
 _MOUNT = """
 const explorer = mountExplorer(element, {{
   emptyText: 'The published runs are being loaded ...',
-  onPick: (id, trait) => trigger('pick', {{ id, trait }}),
+  onPick: (id, trait) => {{
+    trigger('pick', {{ id, trait }});
+    // The reply opens below the list: bring it to where it is seen, with what was clicked still in sight.
+    const under = document.getElementById('runs-view').getBoundingClientRect().top - innerHeight * 0.45;
+    if (under > 0) scrollBy({{ top: under }});
+  }},
   onState: (state) => personaLink.part({tab}, 'runs', state),
 }});
 personaLink.register({tab}, {{ restore: (_, asked) => explorer.restore(asked.runs) }});

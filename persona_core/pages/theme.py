@@ -36,17 +36,16 @@ CSS = """
 }
 .dark .notice { border-color: #7a5a14; background: #2b2210; color: #ffdf9e; }
 #vectors-summary, #vectors-words { overflow-x: auto; }
+#vectors-summary table { min-width: 680px; }
+#vectors-summary :is(th, td) { white-space: nowrap; overflow-wrap: normal; word-break: normal; }
 #vectors-summary :is(table, th, td), #vectors-words :is(table, th, td) { border-color: #d3dae3; }
 .dark :is(#vectors-summary, #vectors-words) :is(table, th, td) { border-color: #2f3947; }
 .tour-card {
-  position: fixed; z-index: 1000; inset-block-end: 20px; inset-inline: 0; margin-inline: auto;
+  box-sizing: border-box; position: fixed; z-index: 1000; inset-block-end: 20px; inset-inline: 0; margin-inline: auto;
   width: min(430px, calc(100vw - 32px)); padding: 18px 20px; border-radius: 12px;
   background: #1a2130; color: #ffffff; box-shadow: 0 12px 40px rgba(0, 0, 0, 0.35); text-align: start;
 }
-.dark #vectors-summary, #vectors-words { overflow-x: auto; }
-#vectors-summary :is(table, th, td), #vectors-words :is(table, th, td) { border-color: #d3dae3; }
-.dark :is(#vectors-summary, #vectors-words) :is(table, th, td) { border-color: #2f3947; }
-.tour-card { background: #e8ecf3; color: #151a22; }
+.dark .tour-card { background: #e8ecf3; color: #151a22; }
 .tour-count { margin: 0; font-size: 12px; opacity: 0.85; }
 .tour-title { margin: 2px 0 6px; font-size: 17px; font-weight: 650; color: inherit; }
 .tour-text { margin: 0 0 14px; font-size: 14px; line-height: 1.5; }
@@ -58,6 +57,23 @@ CSS = """
 .tour-card .tour-next { background: #ffffff; color: #1a2130; }
 .dark .tour-card .tour-next { background: #151a22; color: #ffffff; }
 .tour-target { outline: 3px solid #d98300; outline-offset: 4px; border-radius: 8px; }
+#tabs [role=tab][aria-selected=true] { color: var(--body-text-color); font-weight: 650; }
+#compare-saved input { padding-inline-end: 36px; text-overflow: ellipsis; }
+/* Gradio shows the focus of a field by a shade of its border alone. */
+.gradio-container :is(textarea, input):focus-visible,
+.gradio-container label:has(input:is([type=radio], [type=checkbox]):focus-visible) {
+  outline: 2px solid #1a5fb0 !important; outline-offset: 1px;
+}
+.dark .gradio-container :is(textarea, input):focus-visible,
+.dark .gradio-container label:has(input:is([type=radio], [type=checkbox]):focus-visible) {
+  outline-color: #7cbcff !important;
+}
+/* On a phone the reply comes first, the form after it. */
+@media (max-width: 760px) {
+  .live-reply { order: -1; }
+  #masthead .lede { font-size: 14px; }
+  #masthead .about > span { display: none; }
+}
 """
 
 

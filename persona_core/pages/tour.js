@@ -7,10 +7,12 @@ window.startTour = (() => {
     ["#controls", "Your turn", "Send a message and watch it being read. Then put the cursor on a token and press “Branch here”: the model goes on from there with a trait held back. The other tabs compare two models and browse the published runs."],
   ];
   let card = null;
+  let close = null;
 
   return function startTour(from) {
     document.querySelector("#tabs [role=tab]")?.click();
-    card?.remove();
+    const narrow = innerWidth < 700;
+    close?.();
     let step = 0;
     let target = null;
     card = document.createElement("div");
@@ -38,22 +40,25 @@ window.startTour = (() => {
       const [where, heading, words] = STEPS[step];
       target = document.querySelector(where);
       target?.classList.add("tour-target");
-      target?.scrollIntoView({ block: "center" });
+      target?.scrollIntoView({ block: narrow ? "start" : "center" }); // a card at the bottom covers half a phone
       count.textContent = "Step " + (step + 1) + " of " + STEPS.length;
       title.textContent = heading;
       text.textContent = words;
       next.textContent = step + 1 < STEPS.length ? "Next" : "Done";
       next.focus({ preventScroll: true });
     }
+    const escape = (event) => event.key === "Escape" && end();
     function end() {
+      removeEventListener("keydown", escape);
       target?.classList.remove("tour-target");
       card?.remove();
-      card = null;
+      card = close = null;
       from?.focus();
     }
     next.addEventListener("click", () => (++step < STEPS.length ? show() : end()));
     skip.addEventListener("click", end);
-    card.addEventListener("keydown", (event) => event.key === "Escape" && end());
-    show();
+    addEventListener("keydown", escape); // wherever the focus is
+    close = end;
+    requestAnimationFrame(() => requestAnimationFrame(show)); // once the tab is there
   };
 })();

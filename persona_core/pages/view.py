@@ -55,8 +55,8 @@ def token_view_component(
         tab: id of the tab that it is in; its choices are in the page's address while that tab is open.
         elem_id: of the component.
         empty_text: what stands there before there is anything.
-        branch: whether there is a button that triggers the event `branch` with `{"side": s, "at": t}`, where t counts
-            tokens of the reply. Nothing else asks the server for anything.
+        branch: whether there is a button that triggers the event `branch` with `{"side": s, "at": t, "trait": name}`,
+            where t counts tokens of the reply and the trait is the one shown. Nothing else asks the server.
     """
     # plotly.js comes from the installed wheel: no CDN, and the version that figures.py writes for.
     gr.set_static_paths([PLOTLY_JS, _shell()])

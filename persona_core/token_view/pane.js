@@ -10,7 +10,8 @@ function makePane(hooks) {
   const meta = make("p", "tv-meta");
   const warnings = make("p", "tv-warnings");
   const says = make("p", "tv-says");
-  const caveats = make("p", "tv-caveats");
+  const caveats = make("details", "tv-caveats");
+  caveats.append(make("summary", "", "Timing is less certain here: why?"), make("p"));
   const text = make("div", "tv-text");
   warnings.setAttribute("role", "note");
   text.tabIndex = 0;
@@ -58,6 +59,7 @@ function makePane(hooks) {
       spans = [];
       painted = [];
       at = pinned = null;
+      marked = [];
       fill(0);
       text.scrollTop = 0;
     }
@@ -80,10 +82,12 @@ function makePane(hooks) {
   // When a trait sets in, in words.
   function showOnset(trait) {
     const onset = side.onsets?.[trait];
-    says.textContent = onset ? trait + ": " + onset.says : "";
-    says.hidden = !onset;
+    // While it is being written the line keeps its place, so that nothing below jumps at the end.
+    const words = onset ? onset.says : side.done ? "" : "when it sets in is told when the reply has ended";
+    says.textContent = words && trait + ": " + words;
+    says.hidden = !words;
     const known = onset ? side.caveats ?? [] : [];
-    caveats.textContent = known.length ? "About onsets here: " + known.join("; ") : "";
+    caveats.lastElementChild.textContent = known.join("; ");
     caveats.hidden = !known.length;
   }
 
@@ -113,6 +117,13 @@ function makePane(hooks) {
       pinned = next;
       pinned?.classList.add("tv-pinned");
     }
+  }
+
+  let marked = [];
+  function showSpan(from, to) {
+    for (const span of marked) span.classList.remove("tv-in");
+    marked = from === null ? [] : spans.slice(Math.max(from, 0), Math.max(to + 1, 0));
+    for (const span of marked) span.classList.add("tv-in");
   }
 
   function reveal(index) {
@@ -153,8 +164,9 @@ function makePane(hooks) {
 
   // ---- scrolling ----
 
-  // The text fades out at the bottom while there is more to scroll to.
+  // The text fades out where there is more to scroll to.
   function showMore() {
+    text.classList.toggle("tv-less", text.scrollTop > 4);
     text.classList.toggle("tv-more", text.scrollHeight - text.scrollTop - text.clientHeight > 4);
   }
   new ResizeObserver(showMore).observe(text);
@@ -190,5 +202,5 @@ function makePane(hooks) {
     { passive: true }
   );
 
-  return { element, text, show, showOnset, paint, moveTo, reveal, topIndex, scrollTopTo };
+  return { element, text, show, showOnset, paint, moveTo, showSpan, reveal, topIndex, scrollTopTo };
 }

@@ -160,6 +160,10 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
       if (width === 0) measure();
       redraw();
     },
+    // The lines of another reply must not stand there until those of this one are drawn.
+    clear() {
+      plotly?.purge(chart);
+    },
     moveTo(place) {
       cursor = place;
       placeCursor();

@@ -28,8 +28,10 @@ function mountTokenView(root, options = {}) {
   let position = 0; // the committed cursor, a place
   let pinned = false; // the user put it there: a stream no longer moves it
   let pinnedSide = 0; // in whose text
+  let carried = false; // the trait is that of the reply before
   let preview = null; // the place under the mouse, while it is there
   let span = null; // [from, to] places, both included
+  let spanShown = null; // in the text
   let panes = [];
 
   const last = () => model.length - 1;
@@ -65,12 +67,16 @@ function mountTokenView(root, options = {}) {
 
   function start() {
     stop();
+    if (!model.done) timeline.clear();
     span = preview = null;
     pinned = false;
     pinnedSide = 0;
+    const shown = choices?.trait;
     choices = choicesFor(model, made);
     if (!model.traits.includes(choices.trait)) {
-      const current = model.traits[0];
+      // A reply that is being written keeps the trait that was looked at: its colours must not change under the reader.
+      carried = model.traits.includes(shown);
+      const current = carried ? shown : model.traits[0];
       choices.trait = model.done ? mostTelling(model, choices, model.traits) ?? current : current;
     }
     if (panes.length !== model.sides.length) {
@@ -87,7 +93,7 @@ function mountTokenView(root, options = {}) {
   }
 
   function grow(before) {
-    if (model.done && !before.done && !made.trait) {
+    if (model.done && !before.done && !made.trait && !carried) {
       choices.trait = mostTelling(model, choices, traits) ?? trait(); // coloured by what it shows most
       build();
     }
@@ -95,7 +101,7 @@ function mountTokenView(root, options = {}) {
     if (!pinned && last() >= before.length) position = last();
     if (model.done === before.done) return;
     build();
-    if (!pinned && model.focus !== null) {
+    if (!pinned) {
       position = opening();
       const place = position;
       requestAnimationFrame(() => model && revealAt(place));
@@ -264,7 +270,7 @@ function mountTokenView(root, options = {}) {
     // From the text that was clicked into, if it has a token there.
     const has = (side) => side && position - side.shift < side.n;
     const s = has(model.sides[pinnedSide]) ? pinnedSide : model.sides.findIndex(has);
-    options.onBranch?.({ side: s, at: position - model.start });
+    options.onBranch?.({ side: s, at: position - model.start, trait: trait() });
   });
 
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
@@ -323,6 +329,10 @@ function mountTokenView(root, options = {}) {
     });
     timeline.moveTo(place);
     timeline.showSpan(span);
+    if (span !== spanShown) {
+      spanShown = span;
+      panes.forEach((pane, s) => (span ? pane.showSpan(span[0] - model.sides[s].shift, span[1] - model.sides[s].shift) : pane.showSpan(null)));
+    }
     // Not hidden meanwhile: what stands below must not jump.
     part("branch").disabled = !model.done || position < model.start;
     const marked = preview === null ? span : null; // the mouse reads single tokens, also while a span is marked

@@ -1,0 +1,91 @@
+"""Readings of replies that are being written: on the device until they are asked for, or their place is needed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from persona_core.hooks import Reading
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32."""
+
+
+class Readings:
+    """What a run has read of each of its replies, prompt included.
+
+    Two buffers for the whole run, a place in them for each reply that is being written: nothing grows, and a step
+    writes one column. The place of a reply that has ended goes to another; its readings are then copied to the host.
+
+    Args:
+        width: replies written at once.
+        longest: new tokens of the longest reply.
+    """
+
+    def __init__(self, width: int, longest: int) -> None:
+        self._width, self._longest = width, longest
+        self._raw = self._norms = torch.empty(0)
+        self._free = list(range(width))[::-1]
+        self._over: deque[int] = deque()  # replies that have ended and still have their place
+        self._places: dict[int, int] = {}
+        self._prompts: dict[int, Reading] = {}
+        self._n_prompt: dict[int, int] = {}
+        self._columns: dict[int, int] = {}  # new tokens read so far
+        self._ended: dict[int, Arrays] = {}
+
+    def begin(self, rows: Sequence[int], n_tokens: Sequence[int], reading: Reading) -> None:
+        """Keep what a prefill read of some replies' prompts; `n_tokens` of each, padded on the left."""
+        if not self._raw.numel():
+            self._raw = reading.raw.new_empty(self._width, self._longest, *reading.raw.shape[2:])
+            self._norms = reading.norms.new_empty(self._width, self._longest, reading.norms.shape[2])
+        for i, (row, n) in enumerate(zip(rows, n_tokens, strict=True)):
+            # A copy: a part of the padded whole would keep that in memory.
+            self._prompts[row] = Reading(reading.raw[i, -n:].clone(), reading.norms[i, -n:].clone())
+            self._places[row], self._columns[row], self._n_prompt[row] = self._free_place(), 0, n
+
+    def add(self, rows: Sequence[int], reading: Reading) -> None:
+        """Keep what a step read: one token of each of these replies."""
+        at = torch.tensor([[self._places[row] for row in rows], [self._columns[row] for row in rows]])
+        place, column = at.to(self._raw.device)
+        self._raw[place, column] = reading.raw[:, 0]
+        self._norms[place, column] = reading.norms[:, 0]
+        for row in rows:
+            self._columns[row] += 1
+
+    def end(self, row: int) -> None:
+        """A reply has ended: others may have its place."""
+        self._over.append(row)
+
+    def forget(self, row: int) -> None:
+        """Drop what is held on the device of a reply."""
+        if row in self._places:
+            self._free.append(self._places.pop(row))
+            del self._prompts[row], self._columns[row]
+
+    def _free_place(self) -> int:
+        if not self._free:
+            row = self._over.popleft()
+            self._ended[row] = self.of(row)
+            self.forget(row)
+        return self._free.pop()
+
+    def of(self, row: int, n_new: int | None = None) -> Arrays:
+        """Prompt and the first `n_new` new tokens of a reply; None: all that there are."""
+        if row in self._ended:
+            whole = self._ended[row]
+            n_tokens = None if n_new is None else self._n_prompt[row] + n_new
+            return whole[0][..., :n_tokens], whole[1][:, :n_tokens]
+        prompt, place = self._prompts[row], self._places[row]
+        n_new = self._columns[row] if n_new is None else n_new
+        raw = torch.cat([prompt.raw, self._raw[place, :n_new]])  # [n_tokens, n_blocks, n_traits]
+        norms = torch.cat([prompt.norms, self._norms[place, :n_new]])  # [n_tokens, n_blocks]
+        return raw.permute(2, 1, 0).cpu().contiguous().numpy(), norms.T.cpu().contiguous().numpy()
+
+    def at(self, row: int, index: int) -> np.ndarray:
+        """Raw projections at one new token, `[n_traits, n_blocks]`, on the host."""
+        if row in self._ended:
+            return self._ended[row][0][..., self._n_prompt[row] + index]
+        return self._raw[self._places[row], index].T.cpu().contiguous().numpy()

@@ -1,0 +1,95 @@
+"""How the next token is chosen: transformers' processors, and one draw for each reply and token."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from persona_core.errors import SettingError
+
+# A uniform draw of exactly 1 would select past the last token once the cumulative sum is rounded to float32.
+LARGEST_DRAW = 1.0 - 2.0**-20
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_new_tokens": (_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number from 1"),
+            "temperature": (
+                _finite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
+                "0 (greedy) or 1e-6 to 1e6",  # beyond that the scaled scores leave float32
+            ),
+            "top_p": (_finite(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (_whole(self.top_k) and self.top_k >= 0, "a whole number from 0"),
+            "repetition_penalty": (
+                _finite(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
+                "0.001 to 1000",
+            ),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise SettingError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' own processors, in the order in which `generate` applies them."""
+        chain = LogitsProcessorList()
+        if self.repetition_penalty != 1.0:
+            chain.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
+        if self.temperature not in (0.0, 1.0):
+            chain.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k and self.temperature:
+            chain.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0 and self.temperature:
+            chain.append(TopPLogitsWarper(float(self.top_p)))
+        return chain
+
+
+def choose(scores: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative distribution at each row's own uniform draw: no state shared between rows.
+
+    Args:
+        scores: `[rows, vocab]` logits; -inf where a token is excluded.
+        draw: `[rows, 1]` in [0, 1).
+    """
+    cumulative = scores.softmax(-1).cumsum(-1)  # [rows, vocab]
+    # The first token whose cumulative probability exceeds the draw; one of probability 0 can never be it.
+    chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
+    return chosen.clamp_max(scores.shape[-1] - 1)  # past the end only where the scores are NaN
+
+
+def draws(seed: int, n: int) -> torch.Tensor:
+    """Uniform draws in [0, 1), one for each token of a reply, `[n]`; the first ones do not depend on `n`."""
+    uniform = np.random.default_rng(seed).random(n) * LARGEST_DRAW
+    return torch.from_numpy(uniform.astype(np.float32))
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
