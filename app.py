@@ -49,16 +49,16 @@ def build_demo(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk |
         desk: hands out the baseline.
         contaminated: hands out the contaminated model, if there is one.
     """
-    welcome = load_welcome(settings.vectors, settings.results)
     desks = {BASELINE: desk} | ({} if contaminated is None else {CONTAMINATED: contaminated})
     runs = None if settings.results is None else SavedRuns(settings.results)
+    welcome = load_welcome(settings.vectors, runs)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as demo:
         masthead(welcome.about)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as bar:
             tabs: list[gr.Tab] = []
             with gr.Tab("Live", id="live") as tab:
                 tabs.append(tab)
-                live = LivePage(settings, desks, Desks(settings, desk, contaminated), welcome)
+                live = LivePage(settings, desks, Desks(settings), welcome)
             with gr.Tab("Compare", id="compare") as tab:
                 tabs.append(tab)
                 compare = ComparePage(settings, desks, runs, tab, welcome.first)

@@ -97,9 +97,7 @@ def logistic_probe(sides: Sides, c: float = PROBE_C) -> np.ndarray:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise SettingError(
-            "method='logistic_probe' needs scikit-learn: pip install 'persona-core[extract]'."
-        ) from error
+        raise SettingError("method='logistic_probe' needs scikit-learn: pip install scikit-learn.") from error
     labels = np.r_[np.ones(len(sides.high)), np.zeros(len(sides.low))]
     found = []
     for block in range(sides.high.n_blocks):

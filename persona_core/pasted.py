@@ -7,21 +7,25 @@ import re
 from persona_core.errors import PromptError
 
 # Names that chats go by when people copy them. "You said:" and "ChatGPT said:" are what a web page's text holds.
-_SPEAKERS = {
+_PLAIN = {
     "system": "system",
     "user": "user",
     "human": "user",
-    "you": "user",
     "you said": "user",
     "assistant": "assistant",
+    "chatgpt said": "assistant",
+}
+# Words that begin lines of ordinary text too ("Model: X200"). They are names only where no plain one has their role.
+_LOOSE = {
+    "you": "user",
     "ai": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
-    "chatgpt said": "assistant",
     "claude": "assistant",
     "gemini": "assistant",
 }
+_SPEAKERS = _PLAIN | _LOOSE
 _NAME = re.compile(
     rf"^[ \t]*(?:\*\*|#+[ \t]*)?({'|'.join(sorted(_SPEAKERS, key=len, reverse=True))})(?:\*\*)?[ \t]*:(?:\*\*)?[ \t]*",
     re.IGNORECASE | re.MULTILINE,
@@ -49,7 +53,7 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
     """
     if not text.strip():
         raise PromptError("There is no text to read. Paste a conversation, or a reply.")
-    names = list(_NAME.finditer(text))
+    names = _names(text)
     turns: list[dict[str, str]] = []
     if not names:
         turns.append({"role": "assistant", "content": text.strip()})
@@ -79,3 +83,12 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
     if any(turn["role"] == "system" for turn in turns):
         raise PromptError("A system turn stands in the middle of the conversation; it comes first, or not at all.")
     return system + turns
+
+
+def _names(text: str) -> list[re.Match[str]]:
+    """The lines that begin a turn."""
+    found = list(_NAME.finditer(text))
+    plain = {_PLAIN[name[1].lower()] for name in found if name[1].lower() in _PLAIN}
+    names = [name for name in found if name[1].lower() in _PLAIN or _LOOSE[name[1].lower()] not in plain]
+    # Nobody is named at the beginning, and plainly nowhere: a reply that holds such words.
+    return [] if names and not plain and text[: names[0].start()].strip() else names

@@ -59,7 +59,7 @@ def open_client(
     try:
         from openai import AsyncOpenAI
     except ImportError as error:
-        raise ServerError("This needs the openai package: pip install 'persona-core[judge]'.") from error
+        raise ServerError("This needs the openai package: pip install openai.") from error
     secret = api_key or os.environ.get(key)
     if not secret and not base_url:
         raise ServerError(

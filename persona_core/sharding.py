@@ -107,7 +107,7 @@ def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: in
     try:
         import ray
     except ImportError as error:
-        raise SettingError("--ray needs Ray: pip install 'persona-core[ray]'.") from error
+        raise SettingError("--ray needs Ray: pip install 'ray[data]'.") from error
     if not n_tasks:
         return
     begun = not ray.is_initialized()

@@ -63,7 +63,7 @@ class SteeringPlan:
     def n_judged(self, trait: TraitDefinition) -> int:
         """How many questions a judge is asked for the curve of one trait: two a reply."""
         cells = 1 + 2 * len({s for s in self.strengths if s})
-        return 2 * cells * self.seeds * len(_questions(trait, self))
+        return 2 * cells * self.seeds * len(steering_questions(trait, self))
 
 
 def steering_effect(
@@ -91,7 +91,7 @@ def steering_effect(
     Raises:
         SettingError: no evaluation question is left that has not chosen the block.
     """
-    block, questions = vectors.best_block[trait.name], _questions(trait, plan)
+    block, questions = vectors.best_block[trait.name], steering_questions(trait, plan)
     written = _fingerprint(lm, plan, block, questions, vectors.tensor(trait.name)[block])
     settings = _digest(written, trait.fingerprint, judge.name, COHERENCE_PROMPT, n_resamples)
     kept = None if folder is None else Path(folder) / f"{trait.name}.json"
@@ -112,13 +112,17 @@ def steering_effect(
 Cell = tuple[str, float]  # arm, strength
 
 
-def _questions(trait: TraitDefinition, plan: SteeringPlan) -> tuple[str, ...]:
-    """Of the half of the evaluation questions that gives the figures; the other half has chosen the block."""
+def steering_questions(trait: TraitDefinition, plan: SteeringPlan) -> tuple[str, ...]:
+    """Of the half of the evaluation questions that gives the figures; the other half has chosen the block.
+
+    Raises:
+        SettingError: there is only one evaluation question.
+    """
     questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :]
     if not questions:
         raise SettingError(
             f"{trait.name!r} has {len(trait.evaluation_questions)} evaluation question, which chooses the block: none "
-            "is left for steering. Add some, or leave the steering curves out."
+            "is left for steering. Add some, or leave the steering curves out (--no-steering)."
         )
     return questions[: plan.n_questions]
 

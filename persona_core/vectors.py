@@ -57,7 +57,7 @@ class Null:
         return float(self.mean[number]), float(self.std[number])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PersonaVectors:
     """The persona vectors of one model.
 
@@ -71,6 +71,8 @@ class PersonaVectors:
     >>> vectors = PersonaVectors.from_tensors({"candour": torch.eye(3)}, best_block={"candour": 1})
     >>> vectors.traits, vectors.n_blocks, vectors.d_model
     (('candour',), 3, 3)
+    >>> vectors
+    PersonaVectors(candour; 3 blocks x 3, not calibrated)
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -78,6 +80,13 @@ class PersonaVectors:
     null: Mapping[str, Null] = field(default_factory=dict)
     absent_blocks: tuple[int, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        known = self.config.get("base_model", {}).get("name")
+        return (
+            f"PersonaVectors({', '.join(self.tensors)}; {self.n_blocks} blocks x {self.d_model}"
+            f"{f', of {known}' if known else ''}{'' if self.null else ', not calibrated'})"
+        )
 
     def __post_init__(self) -> None:
         if not self.tensors:

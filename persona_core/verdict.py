@@ -130,7 +130,7 @@ def _notes(f: Figures) -> Iterator[str]:
         )
     text = f["text_baseline"]
     if text is None:
-        yield "The words alone were not tried: that needs scikit-learn (pip install 'persona-core[extract]')."
+        yield "The words alone were not tried: that needs scikit-learn (pip install scikit-learn)."
     elif text["vector_minus_text"] is not None and text["vector_minus_text"]["low"] <= 0:
         yield (
             f"Counting words does as well on these replies (AUROC {say(text['auroc'])}): the AUROC does not show that "

@@ -169,7 +169,7 @@ def ngram_scores(
         from sklearn.model_selection import GroupKFold
         from sklearn.naive_bayes import MultinomialNB
     except ImportError as error:
-        raise SettingError("The n-gram baseline needs scikit-learn: pip install 'persona-core[extract]'.") from error
+        raise SettingError("The n-gram baseline needs scikit-learn: pip install scikit-learn.") from error
 
     from_one("longest", longest)
     if (len(groups[0]), len(groups[1])) != (len(trait), len(neutral)):

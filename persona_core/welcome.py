@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from typing import Any
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.hub import fetch, split_revision
 from persona_core.results import load_row
-from persona_core.saved_runs import SavedRuns
+from persona_core.saved_runs import BASELINE, OTHERS, SavedRuns
 from persona_core.token_view.payload import Payload, trace_payload
 from persona_core.trace import Trace
 
 logger = logging.getLogger(__name__)
 
 APP_FILE = "app.json"
-CONFIGS = ("baseline", "imported", "transcripts")  # where a first view is looked for if none was chosen
+CONFIGS = (BASELINE, *OTHERS)  # where a first view is looked for if none was chosen
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,12 @@ class Opening:
 
     Attributes:
         config, id: where it is in the results.
-        messages: the conversation, the reply included.
         trace: of the reply.
         view: its payload.
     """
 
     config: str
     id: str
-    messages: tuple[Mapping[str, str], ...]
     trace: Trace
     view: Payload
 
@@ -89,12 +87,12 @@ class Welcome:
         return tuple(sorted(trace.traits, key=lambda t: -means.get(t, 0.0)))
 
 
-def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welcome:
+def load_welcome(vectors: str | Path, runs: SavedRuns | None = None) -> Welcome:
     """What the app opens with.
 
     Args:
         vectors: a folder or Hub repository, also with "@" and a revision.
-        results: a results folder or Hub repository, likewise, for the first view.
+        runs: published results, for the first view.
 
     Returns:
         A `Welcome`, with nothing in it where there is nothing.
@@ -123,7 +121,7 @@ def load_welcome(vectors: str | Path, results: str | Path | None = None) -> Welc
             f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system', 'first' has 'config', 'id' and perhaps "
             f"'title': {error}"
         ) from error
-    return Welcome(about, examples, None if results is None else _opening(first, results))
+    return Welcome(about, examples, None if runs is None else _opening(first, runs))
 
 
 def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first: First | None = None) -> None:
@@ -134,9 +132,9 @@ def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example],
     (Path(folder) / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _opening(first: First | None, results: str | Path) -> Opening | None:
+def _opening(first: First | None, runs: SavedRuns) -> Opening | None:
     """The chosen row, or the first one that there is; None where there are no results."""
-    source, revision = split_revision(str(results))
+    source, revision = split_revision(runs.source)
     places = [First(config, None) for config in CONFIGS]
     for place in (first, *places) if first else places:
         try:
@@ -145,13 +143,11 @@ def _opening(first: First | None, results: str | Path) -> Opening | None:
             logger.info("No first view there: %s", error)
             continue
         trace = Trace.from_row(row)
-        runs = SavedRuns(str(results))
         onsets = runs.onsets(place.config, row["id"])
         caveats = runs.caveats(trace) if onsets else ()
         view = trace_payload(trace, name=place.config, title=place.title, onsets=onsets, caveats=caveats)
-        messages = (*row["messages"], {"role": "assistant", "content": row["response"]})
-        return Opening(place.config, row["id"], messages, trace, view)
-    logger.warning("No first view: %s holds none of the configs %s.", results, ", ".join(CONFIGS))
+        return Opening(place.config, row["id"], trace, view)
+    logger.warning("No first view: %s holds none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from persona_core.models import load_model
 from persona_core.report.folder import analyse_folder
-from persona_core.report.tables import ANALYSIS, REPORT
+from persona_core.report.tables import REPORT
 from persona_core.report.words import missing_says
+from persona_core.results import ANALYSIS
 from scripts.running import add_loading, loading, reported
 
 

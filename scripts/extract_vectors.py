@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,8 +33,9 @@ from persona_core.models import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
 from persona_core.sampling import Sampling
-from persona_core.steering_effect import SteeringPlan
-from persona_core.traits import load_traits
+from persona_core.server import address, open_client
+from persona_core.steering_effect import SteeringPlan, steering_questions
+from persona_core.traits import TraitDefinition, load_traits
 from persona_core.vectors import PersonaVectors
 from scripts.running import add_model, loading, reported
 
@@ -127,7 +128,10 @@ def run(options: argparse.Namespace) -> list[str]:
     if options.judge is None and set(stages) & {"judge", "validate"} - ({"validate"} if steering is None else set()):
         raise SettingError("No judge. Name one: --judge openai:MODEL, local:MODEL, or demo for the demo model.")
     if options.judge is not None:
-        judge_kind(options.judge)  # a mistake in it is said now, not when everything has been written
+        _check_judge(options.judge, options.judge_url, traits if {"elicit", "judge"} <= set(stages) else ())
+    if steering is not None and "validate" in stages:
+        for definition in traits:
+            steering_questions(definition, steering)
     model = _once(lambda: load_model(**_loading(options)))
     missing: list[str] = []
     with ReplyStore(out) as store:
@@ -207,6 +211,23 @@ def judge_kind(text: str) -> tuple[str, str]:
     if (kind == "demo" and not name) or (kind in ("openai", "local") and name):
         return kind, name
     raise SettingError(f"--judge {text!r}; expected openai:MODEL, local:MODEL or demo.")
+
+
+def _check_judge(judge: str, url: str | None, traits: Sequence[TraitDefinition]) -> None:
+    """Say a mistake now, not when everything has been written. `traits`: what is to be written and judged."""
+    kind, _ = judge_kind(judge)
+    if kind == "openai" and traits:
+        open_client(base_url=address(url), api_key=None)
+    if kind == "demo":
+        from persona_core.demo.grammar import load_world
+
+        known = load_world().traits
+        for trait in traits:
+            if trait.name not in known:
+                raise SettingError(
+                    f"The demo judge does not know {trait.name!r}: it knows the demo model's {', '.join(known)}. "
+                    "For a trait of your own name --judge openai:MODEL or local:MODEL."
+                )
 
 
 def _elicit(

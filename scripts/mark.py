@@ -32,8 +32,8 @@ from persona_core.marks import (
     sentence_questions,
 )
 from persona_core.models import DTYPES
-from persona_core.report.tables import ANALYSIS, JUDGED, MARKS
-from persona_core.results import DATA, configs_of, read_results
+from persona_core.report.tables import JUDGED, MARKS
+from persona_core.results import ANALYSIS, DATA, configs_of, read_results
 from persona_core.traits import load_traits
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import reported, work_folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,33 @@ def test_what_a_model_writes_runs_nothing_on_the_page(tmp_path: Path, open_page:
     page.wait_for_selector(".js-plotly-plot")
     assert page.locator("img, main script").count() == 0
     assert "<script>alert(3)</script>" in page.locator("h1").inner_text()
+    listed = " ".join(page.locator(".spans q").all_text_contents())
+    assert any(text.strip() in listed for text in HOSTILE if "<" in text), "escaped, and so shown as it is"
+
+
+def test_markup_that_was_not_escaped_gets_no_further_than_the_parser(open_page: Callable[..., Any]) -> None:
+    page = open_page("about:blank")
+    page.add_script_tag(content=files("persona_core.report").joinpath("page.js").read_text(encoding="utf-8"))
+    markup = (
+        "<section class=a onclick='ran()'><img src=x onerror='ran()'><script>ran()</script>"
+        "<b style='color:red'>kept</b>"
+        "<a href='javascript:ran()'>link</a><iframe srcdoc='<script>parent.ran()</script>'></iframe>"
+        "<svg onload='ran()'></svg><form action=x><input autofocus onfocus='ran()'></form></section>"
+    )
+    page.evaluate(
+        """markup => {
+          window.runs = 0;
+          window.ran = () => (window.runs += 1);
+          const root = document.createElement("div");
+          document.body.append(root);
+          mountReport(root, { html: markup, figures: {} }, { plotly: new Promise(() => {}) });
+          root.querySelector("section").click();
+        }""",
+        markup,
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("runs") == 0
+    assert page.evaluate("document.querySelector('.report').innerHTML") == '<section class="a"><b>kept</b></section>'
 
 
 def missing_of(rows: Rows, **more: Any) -> tuple[Findings, str]:

@@ -140,6 +140,7 @@ def test_whoever_waits_is_told_so_and_can_stop_at_once(visit: Callable[..., Any]
     second.click("#stop")
     wait_done(second)
     assert "Stopped" in notice(second)
+    assert second.input_value("#prompt textarea") == "omega", "what was typed is not lost"
     assert first.locator("#view .tv[data-state=live]").count() == 1
     ask(second, "omega again")  # its place in the queue is a new one
     first.click("#stop")

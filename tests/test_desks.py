@@ -23,14 +23,13 @@ ARTIFACTS = ROOT / "artifacts"
 
 @pytest.fixture
 def desks() -> Desks:
-    return Desks(AppSettings(open_models=True), ModelDesk(lambda: "baseline"))  # type: ignore[arg-type, return-value]
+    return Desks(AppSettings(open_models=True))
 
 
 def test_no_model_can_be_named_unless_the_owner_allows_it() -> None:
-    closed = Desks(AppSettings(), ModelDesk(lambda: "baseline"))  # type: ignore[arg-type, return-value]
+    closed = Desks(AppSettings())
     with pytest.raises(SettingError, match="PERSONA_OPEN_MODELS=1"):
         closed.named("org/model", None, "org/vectors")
-    assert closed.contaminated is None and closed.baseline.monitor() == "baseline"  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.settings import AppSettings
 said = []
 for most, *names in json.loads(sys.argv[1]):
-    desks = Desks(AppSettings(open_models=True, max_model_gb=most), ModelDesk(lambda: None))
+    desks = Desks(AppSettings(open_models=True, max_model_gb=most))
     try:
         trace = desks.named(*names).monitor().generate("Should I quit my job?", max_new_tokens=5, seed=0)
         said.append([trace.provenance.reading_model, trace.provenance.reader_revision, list(trace.token_ids)])

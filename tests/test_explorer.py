@@ -93,6 +93,14 @@ def test_prompts_are_sorted_by_what_is_chosen(explore: Callable[..., Any], sort:
     assert "".join(order(page)) == expected
 
 
+def test_what_was_there_before_the_reply_comes_first_by_onset(explore: Callable[..., Any]) -> None:
+    early = cell("baseline", 2.0)
+    early["traits"]["malice"]["onset"] |= {"answer": "before the reply", "says": "already raised"}
+    page = explore(table([*THREE, prompt("d", "And now?", [early])]))
+    page.locator("[data-field=sort]").select_option("onset")
+    assert "".join(order(page)) == "dabc"
+
+
 def test_filters_narrow_what_is_shown_and_say_how_much(explore: Callable[..., Any]) -> None:
     page = explore(table(THREE))
     count = page.locator("[data-part=count]")

@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE_BYTES = 10_000_000
 
 # Imports point downwards only. What runs while a module is imported may come from its own height and below;
-# an import inside a function (`Trace.figure`) may point up. Modules that are not named here are not ranked.
+# an import inside a function (`Trace.figure`) may point up.
 HEIGHTS = (
     (
         "errors",
         "numbering",
         "hub",
         "pooling",
+        "pasted",
         "hooks",
         "steering",
         "blocks",
@@ -45,7 +46,11 @@ HEIGHTS = (
         "vectors",
         "traits",
         "trace",
+        "kv_cache",
+        "sampling",
         "decode",
+        "readings",
+        "branching",
         "generation",
         "replay",
         "transcripts",
@@ -77,6 +82,8 @@ HEIGHTS = (
         "confounds",
         "verdict",
         "validation",
+        "saved_runs",
+        "explorer",
         "welcome",
         "cards",
         "results_card",
@@ -182,6 +189,12 @@ def wrong_imports(root: Path) -> list[str]:
 
 def test_imports_point_the_way_of_the_design() -> None:
     assert wrong_imports(ROOT) == []
+
+
+def test_every_module_has_its_height() -> None:
+    modules = {path.stem for path in (ROOT / "persona_core").glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in (ROOT / "persona_core").glob("*/__init__.py")}
+    assert modules | packages == {name for names in HEIGHTS for name in names}
 
 
 @pytest.mark.parametrize(

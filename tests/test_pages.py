@@ -17,7 +17,7 @@ from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
-from persona_core.pages.conversation import Asked, Chat, linked
+from persona_core.pages.conversation import Asked, Chat, linked, plan_of
 from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.live import LivePage
 from persona_core.pages.queue import Deadline
@@ -25,6 +25,7 @@ from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import COST, Pace, Progress, Writing, write
 from persona_core.pages.ticket import Ticket
 from persona_core.pasted import parse_transcript
+from persona_core.saved_runs import SavedRuns
 from persona_core.token_view import trace_payload
 from persona_core.welcome import Example, First, load_welcome, save_welcome
 from tests.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor
@@ -36,7 +37,7 @@ def run_of(monitor: Any, *asked: Asked, chat: Chat | None = None) -> list[tuple[
     with gr.Blocks():
         settings = AppSettings(results=None)
         welcome = load_welcome("no-such-folder/at/all/here")
-        page = LivePage(settings, {"baseline": desk}, Desks(settings, desk), welcome)
+        page = LivePage(settings, {"baseline": desk}, Desks(settings), welcome)
     return list(page.run(1, Ticket(1, asked[0]), chat or Chat()))
 
 
@@ -82,6 +83,52 @@ def test_payloads_come_in_steps_and_stop_at_once() -> None:
     (only,) = progress(slow, stopped, max_new_tokens=60, seed=1)
     assert only.ended and only.payload["sides"][0]["finish"] == "stopped" and len(only.traces[0].own) == 1
     assert slow.open_streams == 0
+
+
+def test_a_stop_at_the_very_end_still_hands_over_the_whole_reply() -> None:
+    """Between the last token and the end the onsets are found; a stop or a deadline may come just then."""
+    monitor = steady_monitor()
+    own = monitor.generate([{"role": "user", "content": "Hello"}], max_new_tokens=30, seed=1)
+
+    class AtTheEnd:
+        def is_set(self) -> bool:
+            return written[-1:] == [own.n_reply]
+
+    class Counting(SlowMonitor):
+        def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            for step in super().stream(*args, **kwargs):
+                written.append(step.index + 1 + (step.finish is not None))
+                yield step
+            written.append(own.n_reply)  # asked for once more, and there is no more
+
+    written: list[int] = []
+    counting: Any = Counting(monitor, 0.0)
+    last = progress(counting, AtTheEnd(), max_new_tokens=30, seed=1)[-1]
+    assert last.ended and last.traces[0].token_ids == own.token_ids
+    assert last.payload["sides"][0]["finish"] == own.finish
+
+
+def test_a_branch_is_no_longer_than_the_owner_allows() -> None:
+    monitor: Any = steady_monitor()
+    trace = monitor.generate([{"role": "user", "content": "Hello"}], max_new_tokens=40, seed=1)
+    desk = ModelDesk(lambda: monitor)
+    chat = Chat(traces=(trace,))
+    trait = monitor.vectors.traits[0]
+
+    def planned(at: int, most: int) -> Any:
+        return plan_of(desk, Asked("", (trait, "cap", 1), (0, at)), chat, AppSettings(max_new_tokens=most))
+
+    assert planned(3, 8).writing.settings["max_new_tokens"] == 8
+    assert planned(3, 300).writing.settings["max_new_tokens"] == 40
+    with pytest.raises(PromptError, match="at most 8 tokens"):
+        planned(8, 8)
+
+
+def test_a_reply_is_no_longer_than_the_owner_allows() -> None:
+    plan = plan_of(
+        ModelDesk(steady_monitor), Asked("baseline", ("Hi", "", 100, 0.7, 0)), Chat(), AppSettings(max_new_tokens=8)
+    )
+    assert plan.writing.settings["max_new_tokens"] == 8
 
 
 def test_payloads_take_a_small_share_of_the_time_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +216,9 @@ def test_a_link_brings_back_what_was_asked() -> None:
         ("Assistant: b\nUser: c", ["user", "assistant", "user"]),
         ("User: a\nUser: b", ["user"]),
         ("the user: is not a name here", ["user", "assistant"]),
+        ("You: a\nClaude: b", ["user", "assistant"]),
+        ("User: a\nAssistant: Buy it.\nModel: X200\nYou: will like it", ["user", "assistant"]),
+        ("I would buy it.\nModel: X200", ["user", "assistant"]),
     ],
 )
 def test_a_pasted_text_is_split_at_its_speakers(text: str, roles: list[str]) -> None:
@@ -237,7 +287,7 @@ def test_welcome_files_round_trip(tmp_path: Path) -> None:
     examples = (Example("a", "b", "c"), Example("d", "e"))
     results = save_hostile_results(tmp_path)
     save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "x", "Heading"))
-    welcome = load_welcome(tmp_path, results)
+    welcome = load_welcome(tmp_path, SavedRuns(results))
     assert (welcome.about, welcome.examples) == ("é", examples)
     assert welcome.first_view is not None and welcome.first_view["title"] == "Heading"
     expected = trace_payload(hostile_trace())["sides"][0]
@@ -246,12 +296,12 @@ def test_welcome_files_round_trip(tmp_path: Path) -> None:
     }
     assert load_welcome(tmp_path).first_view is None
     save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "gone"))
-    fallback = load_welcome(tmp_path, results).first_view
+    fallback = load_welcome(tmp_path, SavedRuns(results)).first_view
     assert fallback is not None and fallback["sides"][0]["tokens"] == hostile_tokens()
-    assert load_welcome(tmp_path, tmp_path / "app.json").first_view is None
+    assert load_welcome(tmp_path, SavedRuns(tmp_path / "app.json")).first_view is None
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match=r"baseline\.parquet"):
-        load_welcome(tmp_path, results)
+        load_welcome(tmp_path, SavedRuns(results))
     (tmp_path / "app.json").write_text(json.dumps({"examples": [{"text": "x"}]}))
     with pytest.raises(CorruptFile, match=r"app\.json"):
         load_welcome(tmp_path)

@@ -19,6 +19,7 @@ from persona_core.pages.settings import AppSettings
 from persona_core.publishing import check_secrets
 from persona_core.repositories import repositories
 from persona_core.results import load_results, to_trace
+from persona_core.saved_runs import SavedRuns
 from persona_core.token_view import trace_payload
 from persona_core.vectors import PersonaVectors
 from persona_core.welcome import load_welcome
@@ -157,10 +158,11 @@ import json
 import app
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
+from persona_core.saved_runs import SavedRuns
 from persona_core.welcome import load_welcome
 settings = AppSettings.from_environment()
 app.build_demo(settings, ModelDesk.from_settings(settings))
-print(json.dumps(load_welcome(settings.vectors, settings.results).first_view))
+print(json.dumps(load_welcome(settings.vectors, SavedRuns(settings.results)).first_view))
 """
 
 
@@ -174,7 +176,8 @@ def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: 
     done = run(published, ["-c", FIRST_VIEW], space, **environment)
     assert done.returncode == 0, done.stderr
     local = AppSettings()
-    first = load_welcome(local.vectors, local.results).first_view
+    assert local.results is not None
+    first = load_welcome(local.vectors, SavedRuns(local.results)).first_view
     assert first is not None and json.loads(done.stdout.splitlines()[-1]) == first
     row = next(r for r in load_results(RESULTS, "contaminated") if r["id"] == "pilot-03")
     assert first["sides"][0]["raw"] == trace_payload(to_trace(row))["sides"][0]["raw"]

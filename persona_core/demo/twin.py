@@ -25,8 +25,8 @@ from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts, repeated
 from persona_core.report.findings import SIDES
 from persona_core.report.folder import analyse_folder, keep_edges, keep_window
-from persona_core.report.tables import ANALYSIS, JUDGED, MARKS, REPORT
-from persona_core.results import DATA, read_results, write_results
+from persona_core.report.tables import JUDGED, MARKS, REPORT
+from persona_core.results import ANALYSIS, DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.sampling import Sampling

@@ -12,14 +12,14 @@ import gradio as gr
 
 from persona_core.errors import PersonaError, PromptError
 from persona_core.pages.asked import conversation, drawn, length_of, text_of
+from persona_core.pages.conversation import linked
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.json_html import sent
-from persona_core.pages.live import LOADING
 from persona_core.pages.published import OWN, TEXTS, published_payload, readings_payload
 from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
-from persona_core.pages.ticket import Counter, Ticket
+from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
@@ -92,8 +92,9 @@ class ComparePage:
     def _events(self, tab: gr.Tab, first: str | None) -> None:
         shown = [self.view, self.notice]
         tab.select(lambda opened: self._open(opened, first), self.opened, [self.saved, *shown, self.opened], **_QUIET)
-        self.saved.input(self._published, [self.saved, self.text], [*shown, self.written], **_QUIET)
-        self.text.input(self._other_text, [self.saved, self.text, self.written], shown, **_QUIET)
+        chosen = [self.counter.ticket, self.saved, self.text]
+        self.saved.input(self._chosen, chosen, [*shown, self.written], **_QUIET)
+        self.text.input(self._other_text, [*chosen, self.written], shown, **_QUIET)
         fields = [self.prompt, self.system, self.length, self.temperature, self.seed]
         asked = self.counter.press_event(
             partial(gr.on, [self.write.click, self.prompt.submit]),
@@ -101,8 +102,6 @@ class ComparePage:
             fields,
         )
         self.counter.runs([asked.then], self.run, [], [*shown, self.written, self.text, self.saved])
-
-        self.counter.refused(lambda _: gr.skip(), [self.prompt])
 
     def _ask(self, ticket: Ticket | None, *values: Any) -> tuple[Any, ...]:
         try:
@@ -148,7 +147,14 @@ class ComparePage:
         except PersonaError as error:
             return gr.skip(), in_words(error), None
 
-    def _other_text(self, id: Any, text: Any, written: Any) -> tuple[Any, str]:
+    def _chosen(self, ticket: Ticket | None, id: Any, text: Any) -> tuple[Any, ...]:
+        if ticket is not None and ticket.under_way:  # the pair that is being written would take the view back
+            return gr.skip(), BUSY, gr.skip()
+        return self._published(id, text)
+
+    def _other_text(self, ticket: Ticket | None, id: Any, text: Any, written: Any) -> tuple[Any, str]:
+        if ticket is not None and ticket.under_way:
+            return gr.skip(), BUSY
         if written is None:
             return self._published(id, text)[:2]
         traces, onsets, link = written
@@ -229,12 +235,10 @@ class ComparePage:
             known = query["id"] if query["id"] in [id for _, id in choices] else None
             first = gr.Dropdown(choices, value=known), payload, text, True
             return *first, skip, skip, skip, skip, skip, notice, *self.counter.same(), skip
-        try:
-            said = json.loads(query["said"])
-            values = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
-            system, prompt = ("" if len(said) == 1 else str(said[0][1])), str(said[-1][1])
-        except (KeyError, ValueError, TypeError, IndexError, RecursionError):
+        found = linked({**query, "side": BASELINE})
+        if found is None or found[0].messages or found[1].at or not set(SIDES) <= set(self.desks):
             return tuple(skip for _ in self.restored)
+        prompt, system, *values = found[1].values
         first = gr.Dropdown(self.choices()), skip, OWN, True
         taken = self.counter.take(ticket, (prompt, system, *values))
         return *first, gr.Accordion(open=True), prompt, system, *taken, 1

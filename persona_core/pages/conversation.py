@@ -155,7 +155,7 @@ def plan_of(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) ->
     Raises:
         PromptError, SettingError: it asks for what cannot be.
     """
-    return _branch(desk, asked, chat) if asked.at else _reply(desk, asked, chat, settings)
+    return _branch(desk, asked, chat, settings) if asked.at else _reply(desk, asked, chat, settings)
 
 
 def _reply(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> Plan:
@@ -178,7 +178,7 @@ def _reply(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> 
     )
 
 
-def _branch(desk: ModelDesk, asked: Asked, chat: Chat) -> Plan:
+def _branch(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> Plan:
     """The branch of a reply; values: trait, action, amount."""
     from persona_core.branching import Branch
 
@@ -195,6 +195,11 @@ def _branch(desk: ModelDesk, asked: Asked, chat: Chat) -> Plan:
     steer = steer_of(trait, action, amount, at, desk.monitor().vectors.best_block)
     sampling = dict(trace.provenance.sampling or {})
     sampling["seed"] = trace.provenance.seed
+    # A published reply may be longer than the owner lets visitors write.
+    most = settings.max_new_tokens
+    if at >= most:
+        raise PromptError(f"Replies are at most {most} tokens here; put the cursor before that token of the reply.")
+    sampling["max_new_tokens"] = min(sampling.get("max_new_tokens", most), most)
     beside = finished(desk.monitor(), trace, ORIGINAL)
     line = (*chat.lines[side], (*asked.values, at))
     link = {**(chat.link or {}), "branch": json.dumps(line)}

@@ -100,19 +100,18 @@ def _desk_of(number: int) -> ModelDesk:
 
 
 class Desks:
-    """The models of the app, and at most one more at a time that a visitor has named.
+    """At most one model at a time that a visitor has named.
 
     Args:
         settings: whether visitors may name one, and how large it may be.
-        baseline, contaminated: the app's own.
 
-    >>> Desks(AppSettings(), ModelDesk(lambda: "a monitor")).named("org/model", None, "org/vectors")
+    >>> Desks(AppSettings()).named("org/model", None, "org/vectors")
     Traceback (most recent call last):
     persona_core.errors.SettingError: This app serves its own models only; its owner has not set PERSONA_OPEN_MODELS=1.
     """
 
-    def __init__(self, settings: AppSettings, baseline: ModelDesk, contaminated: ModelDesk | None = None) -> None:
-        self.settings, self.baseline, self.contaminated = settings, baseline, contaminated
+    def __init__(self, settings: AppSettings) -> None:
+        self.settings = settings
         self._lock = threading.Lock()
         self._named: tuple[tuple[str, str | None, str], ModelDesk] | None = None
 

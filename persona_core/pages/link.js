@@ -56,13 +56,22 @@ window.personaLink = (() => {
     return query;
   }
 
-  function address() {
+  function whole() {
     const query = new URLSearchParams({ tab });
     const { link, state, more } = parts[tab] ?? {};
     for (const [key, value] of Object.entries({ ...link, ...more, ...fromState(state) })) query.set(key, value);
-    const page = location.origin + location.pathname + location.search;
-    const full = page + "#" + query;
-    return full.length <= LONGEST ? full : page + "#tab=" + tab;
+    return location.origin + location.pathname + location.search + "#" + query;
+  }
+
+  function address() {
+    const full = whole();
+    return full.length <= LONGEST ? full : full.slice(0, full.indexOf("#")) + "#tab=" + tab;
+  }
+
+  // To be handed on: one that would not bring the view back is an error that says so.
+  function copied() {
+    if (whole().length > LONGEST) throw new Error("the conversation is too long for a link.");
+    return whole();
   }
 
   function show() {
@@ -82,8 +91,9 @@ window.personaLink = (() => {
     register(name, view) {
       if (asked.tab === name || (!asked.tab && name === "live")) view.restore(viewState(asked), json(asked));
     },
+    // `link`: what brings the view back; null where nothing does any more, undefined where that has not changed.
     changed(name, state, link) {
-      parts[name] = { ...parts[name], state, link: link ?? parts[name]?.link };
+      parts[name] = { ...parts[name], state, link: link === undefined ? parts[name]?.link : link };
       if (name === tab) show();
     },
     // Another part of a tab that has a state of its own, such as the filters of the runs.
@@ -100,6 +110,6 @@ window.personaLink = (() => {
     },
     // What the server is asked for when the page opens.
     asked: () => asked,
-    address,
+    copied,
   };
 })();

@@ -17,7 +17,7 @@ from persona_core.pages.json_html import sent
 from persona_core.pages.queue import Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import write
-from persona_core.pages.ticket import BUSY, Counter, Ticket
+from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 TAB = "live"
 ANOTHER = "another"
 SHOWN = ""  # in place of a trait: the one that the view is coloured by
-LOADING = "The model is loading. This happens once, after a start."
 _EMPTY = "No reply yet.\nType a message, or pick an example, and press Send."
 _QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BRANCHING = (
@@ -150,13 +149,18 @@ class LivePage:
         sent = self.counter.press_event(pressed, self._ask, self.fields, [self.prompt])
         branched = self.counter.press_event(self.view.branch, self._ask_branch, self.change)
         shown = [self.view, self.notice, self.chat, self.prompt, self.trait]
-        self.counter.runs([sent.then, branched.then], self.run, [self.chat], shown)
-        # The queue was full: the message goes back into its field.
-        self.counter.refused(lambda ticket: _back(ticket.what, None), [self.prompt])
+        self.counter.runs(
+            [sent.then, branched.then],
+            self.run,
+            [self.chat],
+            shown,
+            back=lambda ticket: (_back(ticket.what, None),),
+            back_to=[self.prompt],
+        )
         chat = [self.chat, self.prompt, self.notice]
         held = [self.counter.ticket, self.chat]
         self.edit.click(self._edit, held, chat, **_QUIET)
-        self.new.click(self._new, held, [*chat, self.view], **_QUIET)
+        self.new.click(self._new, held, [*chat, self.view, self.system], **_QUIET)
         if self.examples is not None:  # an example is the beginning of a chat
             self.examples.load_input_event.then(self._example, held, chat, **_QUIET)
 
@@ -197,8 +201,8 @@ class LivePage:
     @staticmethod
     def _new(ticket: Ticket | None, _: Chat) -> tuple[Any, ...]:
         if ticket is not None and not ticket.done:
-            return gr.skip(), gr.skip(), BUSY, gr.skip()
-        return Chat(), gr.Textbox("", label=Chat().label), "", None
+            return gr.skip(), gr.skip(), BUSY, gr.skip(), gr.skip()
+        return Chat(), gr.Textbox("", label=Chat().label), "", None, ""
 
     @staticmethod
     def _example(ticket: Ticket | None, _: Chat) -> tuple[Any, ...]:

@@ -17,7 +17,8 @@ const show = () => {{
   note.textContent = content?.error || (content?.html ? '' : {empty});
   note.hidden = !note.textContent;
   if (!content?.html) return;
-  mountReport(element.querySelector('[data-part=report]'), content, {{
+  report?.destroy();
+  report = mountReport(element.querySelector('[data-part=report]'), content, {{
     plotly: personaPlotly({plotly}),
     trait: wanted,
     onTrait: (trait) => {{
@@ -27,6 +28,7 @@ const show = () => {{
   }});
 }};
 let wanted = null;
+let report = null;
 personaLink.register({tab}, {{ restore: (state) => (wanted = state.trait ?? null) }});
 show();
 watch('value', show);

@@ -93,11 +93,14 @@ def write(writings: Sequence[Writing], stopped: Stop, beside: Payload | None = N
     with closing(_tokens(writings, beside)) as tokens:
         for progress in tokens:
             newest = progress or newest
+            if progress is not None and progress.ended:  # also where it was stopped just now
+                yield progress
+                return
             if stopped.is_set():
                 break
             if progress is not None:
                 yield progress
-    if newest is not None and not newest.ended:
+    if newest is not None:
         yield _end(writings, newest.traces, beside)
 
 

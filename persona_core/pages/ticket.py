@@ -17,6 +17,7 @@ import gradio as gr
 from persona_core.pages.queue import MODEL_QUEUE
 
 BUSY = "A reply is being written. Press Stop first."
+LOADING = "The model is loading. This happens once, after a start."
 WAITING = "Waiting for the model ..."
 FULL = "Too many others are waiting for the model. Try again in a minute."
 
@@ -62,12 +63,9 @@ class Counter:
         self.linked = gr.Number(0, visible="hidden")  # changes when a link has taken a ticket
         self.buttons = [*run, stop]
         self._n_run = len(run)
-        self._runs: list[Any] = []
         self.asked = [self.ticket, self.press, notice, *self.buttons]
-        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
-        stop.click(self._stopped, self.ticket, [notice, *self.buttons], **quiet)
-        self._quiet = quiet
+        self._notice, self._stop = notice, stop
+        self._quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def take(self, ticket: Ticket | None, what: Any = None) -> tuple[Any, ...]:
         """Values of `asked` after a press: a new ticket, or the old one while its run is under way."""
@@ -90,14 +88,46 @@ class Counter:
         """The buttons as they are."""
         return tuple(gr.skip() for _ in self.buttons)
 
-    def runs(self, listens: Sequence[Callable[..., Any]], run: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+    def runs(
+        self,
+        listens: Sequence[Callable[..., Any]],
+        run: Callable[..., Any],
+        inputs: Any,
+        outputs: Any,
+        back: Callable[[Ticket], Any] = lambda _: (),
+        back_to: Sequence[Any] = (),
+    ) -> None:
         """The run of each press, once the model is free, and the buttons after it; also where the run fails.
 
         Args:
             listens: each takes a function, inputs and outputs, as `event.then` does.
             run: takes the number of the press, the ticket and the inputs; streams values of the outputs and buttons.
             inputs, outputs: components.
+            back: values of `back_to` for a press that came to nothing: turned away by a full queue, or stopped while
+                it waited.
         """
+        given_back = [self._notice, *back_to, *self.buttons]
+
+        def told(ticket: Ticket | None) -> tuple[Any, ...]:
+            if ticket is None or ticket.begun or ticket.done:  # the run itself failed, and has said so
+                return gr.skip(), *(gr.skip() for _ in back_to), *self.same()
+            ticket.done = True
+            return FULL, *back(ticket), *self.states(ticket)
+
+        def stopped(ticket: Ticket | None) -> tuple[Any, ...]:
+            kept = tuple(gr.skip() for _ in back_to)
+            if ticket is None:
+                return gr.skip(), *kept, *self.states(None)
+            ticket.stop.set()
+            if ticket.under_way:
+                return gr.skip(), *kept, *self.same()  # the run hands over its last trace and then the buttons
+            if ticket.done:
+                return gr.skip(), *kept, *self.states(ticket)
+            ticket.done = True
+            return "Stopped before it began.", *back(ticket), *self.states(ticket)
+
+        # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
+        self._stop.click(stopped, self.ticket, given_back, **self._quiet)
         for listen in (*listens, self.linked.change):
             running = listen(
                 run,
@@ -110,19 +140,7 @@ class Counter:
                 api_visibility="private",
             )
             running.then(self.states, self.ticket, self.buttons, **self._quiet)
-            self._runs.append(running)
-
-    def refused(self, back: Callable[[Ticket], Any], outputs: Any) -> None:
-        """What becomes of a press whose run was turned away by a full queue: it is said, and `back` gives values."""
-
-        def told(ticket: Ticket | None) -> tuple[Any, ...]:
-            if ticket is None or ticket.begun or ticket.done:  # the run itself failed, and has said so
-                return gr.skip(), *(gr.skip() for _ in outputs), *self.same()
-            ticket.done = True
-            return FULL, back(ticket), *self.states(ticket)
-
-        for running in self._runs:
-            running.failure(told, self.ticket, [self.asked[2], *outputs, *self.buttons], **self._quiet)
+            running.failure(told, self.ticket, given_back, **self._quiet)
 
     def press_event(
         self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()
@@ -135,12 +153,3 @@ class Counter:
             inputs, outputs: further components.
         """
         return listen(ask, [self.ticket, *inputs], [*self.asked, *outputs], **self._quiet)
-
-    def _stopped(self, ticket: Ticket | None) -> tuple[Any, ...]:
-        if ticket is None:
-            return gr.skip(), *self.states(None)
-        ticket.stop.set()
-        if ticket.under_way:
-            return gr.skip(), *self.same()  # the run hands over its last trace and then the buttons
-        ticket.done = True
-        return "Stopped before it began.", *self.states(ticket)

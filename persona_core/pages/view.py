@@ -22,9 +22,9 @@ const view = mountTokenView(element, {{
   plotlyUrl: {plotly_url},
   shellUrl: {shell_url},
   emptyText: {empty_text},
-  onState: (state) => personaLink.changed({tab}, state, payload?.link),
+  onState: (state) => personaLink.changed({tab}, state, payload ? payload.link : null),
   onBranch: {branch},
-  link: personaLink.address,
+  link: personaLink.copied,
 }});
 personaLink.register({tab}, view);
 const show = () => view.update((payload = props.value ? JSON.parse(props.value) : null));

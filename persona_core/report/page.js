@@ -1,6 +1,6 @@
 // Draws each figure when it comes into view, in the theme's colours, and shows one trait at a time.
 //
-// mountReport(root, content, options) -> { pick(trait) }
+// mountReport(root, content, options) -> { pick(trait), destroy() }
 //   content            of report_content (persona_core/report/page.py)
 //   plotly             a promise of plotly.js
 //   trait              shown first, if there is one of that name
@@ -101,7 +101,8 @@ function mountReport(root, content, options) {
   const restyled = new MutationObserver(drawSeen);
   for (const node of [document.documentElement, document.body])
     restyled.observe(node, { attributes: true, attributeFilter: ["class", "data-theme"] });
-  addEventListener("beforeprint", () => all(".plot").forEach(draw));
+  const drawAll = () => all(".plot").forEach(draw);
+  addEventListener("beforeprint", drawAll);
   if (content.traits?.length) pick(content.traits.includes(options.trait) ? options.trait : content.traits[0]);
   for (const node of all(".plot")) {
     node.style.minHeight = Number(node.dataset.height) + "px";
@@ -111,7 +112,15 @@ function mountReport(root, content, options) {
     plotly = library;
     drawSeen();
   });
-  return { pick };
+  // Before another content takes its place: what listens outside of the root lets go.
+  const destroy = () => {
+    removeEventListener("beforeprint", drawAll);
+    restyled.disconnect();
+    watcher.disconnect();
+    for (const node of seen) plotly?.purge(node);
+    seen.clear();
+  };
+  return { pick, destroy };
 }
 
 // Markup that was made from a file of figures. Its texts are escaped where it is made; that it can do nothing even if

@@ -9,7 +9,8 @@ from persona_core.errors import CorruptFile, NotFound
 from persona_core.files import read_json
 from persona_core.hub import fetch, split_revision
 from persona_core.report.findings import FORMAT_VERSION, Findings
-from persona_core.report.tables import ANALYSIS, FINDINGS, REPLIES, SPANS
+from persona_core.report.tables import FINDINGS, SPANS
+from persona_core.results import ANALYSIS, REPLIES
 
 SECTIONS = ("about", "statistics", "when", "how", "where", "window", "comparison")
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_core.files import replacing
+from persona_core.results import REPLIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from persona_core.report.findings import Findings
 
-ANALYSIS = "analysis"
 FINDINGS, REPORT, INTERVENTIONS = "findings.json", "report.html", "interventions.json"
 MARKS, JUDGED = "marks.jsonl", "judged.json"
-REPLIES, DIFFERENCES, SPANS = "replies.parquet", "differences.parquet", "spans.parquet"
+DIFFERENCES, SPANS = "differences.parquet", "spans.parquet"
 
 
 def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:

@@ -1,7 +1,6 @@
 // The token view: one conversation, or two on one cursor. Runs under gr.HTML and in a standalone page.
 //
-// One rule keeps the panels together: whatever moves the cursor calls previewAt(), pinAt() or follow(), and each of
-// those ends in showCursor(), the only function that tells the panels where the cursor is.
+// One rule keeps the panels together: showCursor() is the only function that tells the panels where the cursor is.
 //
 // mountTokenView(root, options) -> { update(payload), state(), restore(state) }
 //   plotlyUrl or plotly    where plotly.js is, or plotly.js itself
@@ -43,6 +42,7 @@ function mountTokenView(root, options = {}) {
   function update(payload) {
     const next = readPayload(payload);
     if (next === null) {
+      if (model) told();
       model = newest = null;
       stop();
       part("empty").textContent = payload
@@ -265,11 +265,13 @@ function mountTokenView(root, options = {}) {
     panes.forEach((pane, s) => s === except || pane.reveal(place - model.sides[s].shift));
   }
 
+  // What the model itself said, not the end of its turn.
+  const branchable = (side, place) => place >= model.start && side.roles[place - side.shift] === "assistant";
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
   part("branch").addEventListener("click", () => {
     // From the text that was clicked into, if it has a token there.
-    const has = (side) => side && position - side.shift < side.n;
-    const s = has(model.sides[pinnedSide]) ? pinnedSide : model.sides.findIndex(has);
+    const here = (side) => side && branchable(side, position);
+    const s = here(model.sides[pinnedSide]) ? pinnedSide : model.sides.findIndex(here);
     options.onBranch?.({ side: s, at: position - model.start, trait: trait() });
   });
 
@@ -334,7 +336,7 @@ function mountTokenView(root, options = {}) {
       panes.forEach((pane, s) => (span ? pane.showSpan(span[0] - model.sides[s].shift, span[1] - model.sides[s].shift) : pane.showSpan(null)));
     }
     // Not hidden meanwhile: what stands below must not jump.
-    part("branch").disabled = !model.done || position < model.start;
+    part("branch").disabled = !model.done || !model.sides.some((side) => branchable(side, position));
     const marked = preview === null ? span : null; // the mouse reads single tokens, also while a span is marked
     const values = model.sides.map((side) => (name) => {
       const scores = scoresOf(model, side, name, choices);
