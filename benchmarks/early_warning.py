@@ -193,7 +193,7 @@ def read(
         turn = ask(world, topic, trait, rng, held_out=True, process=process)
         conversations.append([{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.text}])
         topics.append(topic.id)
-    return monitor.read_batch(conversations, batch_size=32), topics
+    return monitor.read_batch(conversations), topics
 
 
 def starts_of(trace: Trace, world: World) -> list[int]:
@@ -283,7 +283,7 @@ def all_scores(monitor: PersonaMonitor, shown: dict[str, Shown], neutral: Neutra
     for block in sorted({monitor.vectors.best_block[t] for t in shown}):
         own = [t for t in shown if monitor.vectors.best_block[t] == block]
         traces = [trace for t in own for trace in shown[t].traces]
-        draws = random_direction_scores(monitor.lm, block, [*traces, *null], null, N_DRAWS, seed=block, batch_size=32)
+        draws = random_direction_scores(monitor.lm, block, [*traces, *null], null, N_DRAWS, seed=block)
         for number, series in enumerate(draws):
             at = 0
             for t in own:

@@ -267,7 +267,7 @@ def _turn(world: World, trait: str | None, rng: np.random.Generator, process: Pr
 
 def _read(monitor: PersonaMonitor, turns: Sequence[Turn]) -> list[Trace]:
     said = [[{"role": "user", "content": t.question}, {"role": "assistant", "content": t.text}] for t in turns]
-    return monitor.read_batch(said, batch_size=32)
+    return monitor.read_batch(said)
 
 
 def _calibrated(traits: Sequence[str], nulls: Series) -> dict[str, OnsetDetector]:

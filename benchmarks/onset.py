@@ -219,12 +219,12 @@ def texts(monitor: PersonaMonitor, world: World, variant: str) -> dict[str, Any]
         )
         return [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.text}]
 
-    nulls = monitor.read_batch([text(None) for _ in range(N_NULLS)], batch_size=32)
+    nulls = monitor.read_batch([text(None) for _ in range(N_NULLS)])
     distances: list[int] = []
     n = missed = early = covered = timed = 0
     for trait in monitor.vectors.traits:
         detector = calibrate_onset([z for z in reply_scores(nulls, trait) if len(z)])
-        for trace in monitor.read_batch([text(trait) for _ in range(N_TEXTS)], batch_size=32):
+        for trace in monitor.read_batch([text(trait) for _ in range(N_TEXTS)]):
             own, sentences = reply_truth(trace, world)
             truth = [i for i, s in enumerate(sentences) if s and s.kind in ("cue", "trait") and s.trait == trait]
             if not truth or (truth[0] < EARLIEST) != (variant == "from the start"):

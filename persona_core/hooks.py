@@ -34,6 +34,10 @@ from persona_core.steering import Intervention
 _running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
 
 
+class _Enough(Exception):
+    """Leaves a forward from inside: all that is asked for has been read."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What one forward read, on the first block's device.
@@ -56,6 +60,7 @@ class ResidualTap:
         interventions: changes to the residual stream.
         pools: also sum the states of all blocks over the tokens of these positions.
         n_rows: texts of the run, where its forwards say which of them they are about.
+        stop: leave a forward once the last block that is needed has run; its output is then lost.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
     `tap.reading()`.
@@ -68,6 +73,7 @@ class ResidualTap:
         interventions: Sequence[Intervention] = (),
         pools: Sequence[Pool] = (),
         n_rows: int | None = None,
+        stop: bool = False,
     ) -> None:
         self._blocks = blocks
         self._n_rows = n_rows
@@ -79,6 +85,7 @@ class ResidualTap:
         changed = {i.steer.block for i in interventions}
         self._changes = {b: [i for i in interventions if i.steer.block == b] for b in changed}
         self.pools = tuple(pools)
+        self._last = max(self.read_blocks, default=None) if stop and not pools else None
         self._handles: list[Any] = []
         self._reply_index = torch.empty(0)
         self._rows: torch.Tensor | None = None
@@ -130,6 +137,8 @@ class ResidualTap:
         token = _running.set(self)
         try:
             yield
+        except _Enough:
+            pass
         finally:
             _running.reset(token)
 
@@ -176,6 +185,8 @@ class ResidualTap:
                     self._reached.add(block)
                 if self._marks is not None:
                     self._add(block, hidden, self._marks)
+            if block == self._last:
+                raise _Enough
             if not changes:
                 return None
             return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -97,6 +97,11 @@ class LanguageModel:
         return self.model.get_input_embeddings().weight.device
 
     @property
+    def dispatched(self) -> bool:
+        """Whether accelerate moves weights or states between devices around each module's forward."""
+        return bool(getattr(self.model, "hf_device_map", None))
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
 

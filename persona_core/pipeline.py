@@ -155,7 +155,6 @@ def neutral_traces(
     vectors: PersonaVectors,
     store: ReplyStore,
     blocks: str | Sequence[int] = "all",
-    batch_size: int = 16,
     progress: bool = True,
 ) -> list[Trace]:
     """The neutral replies read with these vectors, by the ids that were written."""
@@ -163,7 +162,7 @@ def neutral_traces(
     if not replies:
         raise SettingError("The store holds no neutral reply, so there is no null: elicit neutral replies.")
     texts = [written_by(lm, r.request.messages, r.token_ids, r.writer) for r in replies]
-    return PersonaMonitor(lm, vectors, blocks).read_batch(texts, batch_size=batch_size, progress=progress)
+    return PersonaMonitor(lm, vectors, blocks).read_batch(texts, progress=progress)
 
 
 def _sides(store: ReplyStore, kept: Kept, settings: Settings) -> Sides:

@@ -104,7 +104,7 @@ class Read:
         found = []
         for writer in dict.fromkeys(i.writer for i in items):
             own = [i for i in items if i.writer == writer]
-            traces = monitor.read_batch([list(i.messages) for i in own], batch_size=self.batch_size, writer=writer)
+            traces = monitor.read_batch([list(i.messages) for i in own], writer=writer)
             found += [
                 to_row(trace, id=i.id, messages=i.messages[:-1], set=i.set, category=i.category)
                 for trace, i in zip(traces, own, strict=True)
@@ -136,7 +136,7 @@ class Replay:
         return {"replies": [[i.id, i.row["writer"], list(i.row["token_ids"])] for i in self.items]}
 
     def rows(self, monitor: PersonaMonitor, items: Sequence[Written]) -> list[Row]:
-        traces = monitor.read_batch([to_trace(i.row) for i in items], batch_size=self.batch_size)
+        traces = monitor.read_batch([to_trace(i.row) for i in items])
         same = ("id", "messages", "set", "category")
         return [to_row(trace, **{k: item.row[k] for k in same}) for trace, item in zip(traces, items, strict=True)]
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
 
-from persona_core.batching import out_of_memory
 from persona_core.elicitation import Batch, Plan, Written, described
 from persona_core.errors import PersonaError, ServerError
 from persona_core.files import append_lines, read_lines
@@ -138,7 +136,7 @@ def _read(lm: LanguageModel, plan: Plan, batch: Batch, texts: dict[int, tuple[st
         kept.append((request, own))
     if not rows:
         return Written((), {}, tuple(failed))
-    pooled = _pool(lm, rows, n_prompts, plan)
+    pooled = read_pooled(lm, rows, n_prompts, parse_positions(plan.positions))
     replies = [
         Reply(
             request=request,
@@ -152,17 +150,3 @@ def _read(lm: LanguageModel, plan: Plan, batch: Batch, texts: dict[int, tuple[st
         for request, own in kept
     ]
     return Written(tuple(replies), {p: pooled[:, i] for i, p in enumerate(plan.positions)}, tuple(failed))
-
-
-def _pool(lm: LanguageModel, rows: list[tuple[int, ...]], n_prompts: list[int], plan: Plan) -> Any:
-    size = plan.batch_size
-    while True:
-        try:
-            return read_pooled(lm, rows, n_prompts, parse_positions(plan.positions), size)
-        except RuntimeError as error:
-            if not out_of_memory(error) or size == 1:
-                raise
-            size = max(1, size // 2)
-            logger.warning("Out of memory while reading; going on with %d rows a forward.", size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()

@@ -170,7 +170,7 @@ def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, pl
         batch = prompts[start : start + plan.batch_size]
         seeds = [plan.seed + k * len(prompts) + start + row for row in range(len(batch))]
         written += monitor.write(batch, plan.sampling, seeds, [change])
-    return monitor.read_batch(written, batch_size=plan.batch_size)
+    return monitor.read_batch(written)
 
 
 def _measured(trace: Trace, names: Sequence[str], shown: Shown | None) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.monitor import PersonaMonitor
 from persona_core.numbering import from_one
-from persona_core.replay import batches_by_length
+from persona_core.replay import each_batch
 from persona_core.transcripts import as_transcript
 from persona_core.vectors import PersonaVectors
 
@@ -48,27 +48,29 @@ def last_prompt_scores(traces: Sequence[Trace], trait: str) -> Series:
 
 
 @torch.inference_mode()
-def entropy_scores(lm: LanguageModel, traces: Sequence[Trace], batch_size: int = 8, progress: bool = False) -> Series:
+def entropy_scores(
+    lm: LanguageModel, traces: Sequence[Trace], batch_tokens: int = 1024, progress: bool = False
+) -> Series:
     """How undecided the model is about the next token, in nats: at place t, after token t has been read.
 
     One teacher-forced forward over each text, with the language-model head; the entropy of the softmax at temperature
-    1, in float32. A batch holds the logits of all its tokens at once: rows x tokens x vocabulary.
+    1, in float32. A batch holds the logits of all its tokens at once: of 1,024 tokens over 128,000 ids half a gigabyte.
 
     Args:
         lm: the reader.
         traces: read by their ids.
-        batch_size: texts a forward.
+        batch_tokens: tokens a forward, padding included.
         progress: show a bar.
 
     Raises:
-        SettingError: `batch_size` below 1.
+        SettingError: `batch_tokens` below 1.
         VectorsMismatch: a trace whose ids the reader's tokenizer spells otherwise.
     """
-    from_one("batch_size", batch_size)
     found: dict[int, np.ndarray] = {}
     rows = [as_transcript(lm, t, None).ids for t in traces]
     with tqdm(total=len(rows), desc="entropy", unit="text", disable=not progress) as bar:
-        for batch, ids, _ in batches_by_length(lm, rows, [t.n_prompt for t in traces], batch_size):
+
+        def read(batch: list[int], ids: torch.Tensor, _: torch.Tensor) -> None:
             logits = lm.model(input_ids=ids, use_cache=False).logits  # [rows, longest, vocab]
             for row, i in enumerate(batch):
                 own = torch.tensor(traces[i].own, dtype=torch.long, device=logits.device)
@@ -77,6 +79,8 @@ def entropy_scores(lm: LanguageModel, traces: Sequence[Trace], batch_size: int =
                 entropy = -(logs.exp() * logs.clamp_min(torch.finfo(logs.dtype).min)).sum(-1)  # [n_own]
                 found[i] = entropy.double().cpu().numpy()
             bar.update(len(batch))
+
+        each_batch(lm, rows, [t.n_prompt for t in traces], read, batch_tokens)
     return [found[i] for i in range(len(rows))]
 
 
@@ -87,7 +91,6 @@ def random_direction_scores(
     neutral: Sequence[Trace],
     n_draws: int = 5,
     seed: int = 0,
-    batch_size: int = 16,
     progress: bool = False,
     null_reader: LanguageModel | None = None,
 ) -> list[Series]:
@@ -103,7 +106,6 @@ def random_direction_scores(
         neutral: replies of the null, read again as well.
         n_draws: directions.
         seed: of the directions.
-        batch_size: texts a forward.
         progress: show a bar.
         null_reader: the model that reads the neutral replies where it is another: z of a changed model's replies is
             held against the baseline's null too.
@@ -124,12 +126,12 @@ def random_direction_scores(
     monitor = PersonaMonitor(lm, drawn)
     if null_reader is None:
         once = {id(trace): trace for trace in (*neutral, *traces)}  # neutral replies are often among the traces
-        readings = monitor.read_batch(list(once.values()), batch_size=batch_size, progress=progress)
+        readings = monitor.read_batch(list(once.values()), progress=progress)
         by_id = dict(zip(once, readings, strict=True))
         null, read = ([by_id[id(trace)] for trace in those] for those in (neutral, traces))
     else:
-        read = monitor.read_batch(traces, batch_size=batch_size, progress=progress)
-        null = PersonaMonitor(null_reader, drawn).read_batch(neutral, batch_size=batch_size, progress=progress)
+        read = monitor.read_batch(traces, progress=progress)
+        null = PersonaMonitor(null_reader, drawn).read_batch(neutral, progress=progress)
     found = []
     for name in names:
         values = np.concatenate([t.scores(name, kind="raw")[t.own].astype(float) for t in null])

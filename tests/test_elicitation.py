@@ -140,7 +140,7 @@ def test_reading_given_ids_pools_the_same_states(tmp_path: Path) -> None:
         replies = store.replies()
         prompts = [lm.chat.render(r.request.messages).token_ids for r in replies]
         rows = [(*p, *r.token_ids) for p, r in zip(prompts, replies, strict=True)]
-        read = read_pooled(lm, rows, [len(p) for p in prompts], parse_positions(POSITIONS), batch_size=4)
+        read = read_pooled(lm, rows, [len(p) for p in prompts], parse_positions(POSITIONS), batch_tokens=200)
         for i, position in enumerate(POSITIONS):
             written = np.stack(list(store.states(replies, position)))
             assert oracle.relative_error(read[:, i], written) < 1e-4

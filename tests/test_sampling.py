@@ -344,10 +344,10 @@ def test_a_batch_size_below_one_is_refused(batch_size: int) -> None:
     monitor = monitor_of(endless())
     for run in (
         lambda: monitor.generate_batch([PROMPT], batch_size=batch_size, max_new_tokens=1),
-        lambda: monitor.read_batch([PROMPT], batch_size=batch_size),
+        lambda: monitor.read_batch([PROMPT], batch_tokens=batch_size),
         lambda: list(write_replies(monitor.lm, [PROMPT], Sampling(max_new_tokens=1), 0, batch_size)),
     ):
-        with pytest.raises(SettingError, match="batch_size"):
+        with pytest.raises(SettingError, match="batch_(size|tokens)="):
             run()
 
 

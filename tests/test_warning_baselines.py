@@ -68,14 +68,14 @@ def test_entropy_is_that_of_the_distribution_after_the_token_whatever_the_batch(
     monitor: PersonaMonitor, traces: list[Trace]
 ) -> None:
     blocks = BY_NAME["llama"].blocks(monitor.lm.model)
-    for batch_size in (1, 2, 8):
-        for trace, found in zip(traces, entropy_scores(monitor.lm, traces, batch_size), strict=True):
+    for batch_tokens in (1, 100, 1024):
+        for trace, found in zip(traces, entropy_scores(monitor.lm, traces, batch_tokens), strict=True):
             logits = oracle.logits(monitor.lm.model, blocks, trace.token_ids)[trace.own]  # [n_own, vocab]
             shifted = logits - logits.max(-1, keepdims=True)
             p = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
             wanted = [-sum(float(q) * np.log(float(q)) for q in row if q > 0) for row in p]
             assert found == pytest.approx(wanted, rel=1e-4)
-    with pytest.raises(SettingError, match="batch_size"):
+    with pytest.raises(SettingError, match="batch_tokens=0"):
         entropy_scores(monitor.lm, traces, 0)
 
 
