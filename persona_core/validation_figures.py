@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_core.errors import SettingError, UnknownTrait
+from persona_core.verdict import control_words
 
 if TYPE_CHECKING:
     from persona_core.vectors import PersonaVectors
@@ -45,7 +46,7 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
     _rivals(figure, figures)
     _correlations(figure, figures)
     _steering(figure, figures.get("steering"))
-    failed = ", ".join(_words(flag["control"]) for flag in figures.get("flags", []))
+    failed = ", ".join(control_words(flag["control"]) for flag in figures.get("flags", []))
     verdict = f"fails {failed}" if failed else "passes every control"
     figure.update_layout(
         title={"text": f"<b>{_plain(trait)}</b>  {verdict}", "x": 0.02, "font": {"size": 17}},
@@ -205,12 +206,6 @@ def _bars(values: Sequence[Figure], colour: str) -> dict[str, Any]:
         "thickness": 1.5,
         "width": 4,
     }
-
-
-def _words(control: str) -> str:
-    """A control's name as the panels say it."""
-    said = {"token_identity": "tokens without context", "text_baseline": "words alone", "refusal": "declining"}
-    return said.get(control, control.replace("_", " "))
 
 
 def _plain(text: str) -> str:

@@ -18,6 +18,16 @@ FEW_QUESTIONS = 5
 Figures = Mapping[str, Any]
 
 
+def control_words(control: str) -> str:
+    """A control's name as figures and tables say it.
+
+    >>> control_words("token_identity"), control_words("split_half")
+    ('tokens without context', 'split half')
+    """
+    said = {"token_identity": "tokens without context", "text_baseline": "words alone", "refusal": "declining"}
+    return said.get(control, control.replace("_", " "))
+
+
 def flags(figures: Figures) -> list[dict[str, str]]:
     """The controls that failed: `control`, its name, and `says`, one sentence with the numbers."""
     found = (*_detection(figures), *_direction(figures), *_confounds(figures), *steering_flags(figures.get("steering")))

@@ -124,7 +124,7 @@ def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDe
     assert answers.count("before the reply") > 80 and "none" not in answers
     assert detector.find(np.zeros(60)).answer == "none" and detector.find(np.zeros(0)).answer == "none"
     assert str(detector.find(np.array([0.1]))) == "no reliable onset"
-    assert str(detector.find(np.full(60, 5.0))) == "already raised at the reply's first token"
+    assert str(detector.find(np.full(60, 5.0))) == "raised from the first token on, so there is no onset to time"
 
 
 def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:

@@ -347,7 +347,7 @@ def test_a_batch_size_below_one_is_refused(batch_size: int) -> None:
         lambda: monitor.read_batch([PROMPT], batch_tokens=batch_size),
         lambda: list(write_replies(monitor.lm, [PROMPT], Sampling(max_new_tokens=1), 0, batch_size)),
     ):
-        with pytest.raises(SettingError, match="batch_(size|tokens)="):
+        with pytest.raises(SettingError, match=r"batch_(size|tokens)="):
             run()
 
 

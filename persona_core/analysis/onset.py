@@ -60,7 +60,7 @@ class Onset:
         if self.answer == "none":
             return "no reliable onset"
         if self.answer == "before the reply":
-            return "already raised at the reply's first token"
+            return "raised from the first token on, so there is no onset to time"
         if self.timed:
             return f"sets in at token {self.onset} [{self.low}, {self.high}]"
         return f"rises somewhere between tokens {self.low} and {self.high}: too small or too slow to be timed"

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.cards import overview, text, trait_section
+from persona_core.cards import CONTROLS, overview, text, trait_section
 from persona_core.errors import PersonaError
 from persona_core.hub import public_name, split_revision
 from persona_core.pages.json_html import sent
@@ -39,6 +39,8 @@ class VectorsPage:
         self.trait = gr.Radio([], label="Trait", elem_id="vectors-trait", visible=False)
         self.panel = panel_component(tab=TAB, elem_id="vectors-figures", empty_text="")
         self.words = gr.Markdown("", elem_id="vectors-words")
+        with gr.Accordion("What the controls are", open=False):
+            gr.Markdown(CONTROLS)
         self.opened = gr.State(False)
         shown = [self.panel, self.words]
         tab.select(self._open, self.opened, [self.summary, self.trait, *shown, self.opened], **quiet)

@@ -107,9 +107,7 @@ function peakOf(model, trait, choices) {
 // The trait with the highest mean over the reply, or between two sides that with the largest difference of means.
 function mostTelling(model, choices, traits) {
   let best = null;
-  // One reply: of the traits that set in somewhere, if there are any. That it can be told when is what tells most.
-  const timed = model.sides.length > 1 ? [] : traits.filter((trait) => Number.isInteger(model.sides[0].onsets?.[trait]?.onset));
-  for (const trait of timed.length ? timed : traits) {
+  for (const trait of traits) {
     const means = model.sides.map((side) => meanOver(scoresOf(model, side, trait, choices), side.n_prompt, side.n - 1));
     const weight = means.length < 2 ? means[0] : Math.abs(means[1] - means[0]);
     if (weight > (best?.weight ?? -Infinity)) best = { trait, weight };

@@ -1,0 +1,103 @@
+"""Ratios of ways to do the same work, measured in turn in one run, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one way over that of another.
+
+    Attributes:
+        value: median over the pairs.
+        low, high: 95 % interval of the median, by resampling pairs.
+        n: pairs.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """The ratio of paired times.
+
+    >>> ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]).value
+    0.5
+    """
+    pairs = np.asarray(ours, float) / np.asarray(theirs, float)
+    drawn = np.random.default_rng(0).choice(pairs, (N_RESAMPLES, len(pairs)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return Ratio(round(float(np.median(pairs)), 4), round(float(low), 4), round(float(high), 4), len(pairs))
+
+
+def stepwise(ways: Mapping[str, Callable[[], Iterator[Any]]], warm_up: int = 4) -> dict[str, list[float]]:
+    """Seconds of each step of several iterators that advance in turn; which of them comes first goes round.
+
+    The iterators must have the same number of steps; the first ones are not counted.
+    """
+    running = {name: make() for name, make in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    gc.collect()
+    gc.disable()  # a collection inside one way's step would be its alone
+    try:
+        for step in range(10**9):
+            for name in names[step % len(names) :] + names[: step % len(names)]:
+                begun = now()
+                if next(running[name], None) is None:
+                    return {name: own[warm_up : min(map(len, seconds.values()))] for name, own in seconds.items()}
+                seconds[name].append(now() - begun)
+    finally:
+        gc.enable()
+        for one in running.values():
+            one.close()  # type: ignore[attr-defined]
+    raise AssertionError("unreachable")
+
+
+def in_rounds(ways: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in each round; a first round is not counted. A way is given the number of the round."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(rounds + 1):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            gc.collect()
+            begun = now()
+            ways[name](number)
+            seconds[name].append(now() - begun)
+    return {name: own[1:] for name, own in seconds.items()}
+
+
+def now() -> float:
+    """The clock, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

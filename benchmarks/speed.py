@@ -1,0 +1,233 @@
+"""What reading costs: the cases that the suites of `benchmarks.run` are made of.
+
+All ways of a case do the same work; where they have outputs these are held against each other, and a difference is an
+error, not a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from benchmarks.measuring import in_rounds, ratio, stepwise
+from benchmarks.models import directions, prompts, random_vectors
+from persona_core.blocks import block_output
+from persona_core.branching import Start
+from persona_core.chat import Rendered
+from persona_core.generation import Run
+from persona_core.models import LanguageModel
+from persona_core.monitor import PersonaMonitor
+from persona_core.sampling import Sampling, choose, draws
+from persona_core.transcripts import Transcript
+
+Ids = Sequence[Sequence[int]]
+Way = Callable[[LanguageModel, Ids, int, dict[int, torch.Tensor]], np.ndarray]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Largest relative difference between two ways; of the dtype in which the states themselves are rounded."""
+
+
+def run_of(
+    lm: LanguageModel, ids: Ids, sampling: Sampling, read: dict[int, torch.Tensor], width: int | None = None
+) -> Run:
+    """Our loop on prompts of ids."""
+    starts = [Start(Rendered(tuple(row), ("user",) * len(row))) for row in ids]
+    return Run(lm, read, starts, sampling, range(len(ids)), width=width)
+
+
+# ---- live reading ----
+
+
+def live_reading(lm: LanguageModel, batch: int, n_new: int, n_traits: int = 8) -> dict[str, Any]:
+    """Reading all blocks, over the same loop without reading: step by step, in turn."""
+    sampling, read, ids = Sampling(n_new, temperature=1.0), directions(lm, n_traits), prompts(batch)
+
+    def steps(way: dict[int, torch.Tensor]) -> Callable[[], Iterator[Any]]:
+        return lambda: run_of(lm, ids, sampling, way).forwards()
+
+    seconds = stepwise({"plain": steps({}), "reading": steps(read)})
+    step = float(np.median(seconds["plain"]))
+    return {"step_ms": round(1000 * step, 2), "over_plain": ratio(seconds["reading"], seconds["plain"]).to_dict()}
+
+
+def over_generate(lm: LanguageModel, batch: int, n_new: int, rounds: int) -> dict[str, Any]:
+    """Our loop with reading, over transformers' `generate` without any: whole generations."""
+    sampling, read, ids = Sampling(n_new, temperature=1.0), directions(lm), prompts(batch)
+
+    def ours(_: int) -> None:
+        run_of(lm, ids, sampling, read).finish()
+
+    def theirs(number: int) -> None:
+        torch.manual_seed(number)
+        _generate(lm, ids, n_new, do_sample=True, top_k=0)
+
+    seconds = in_rounds({"ours": ours, "generate": theirs}, rounds)
+    return {"over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict()}
+
+
+@torch.inference_mode()
+def _generate(lm: LanguageModel, ids: Ids, n_new: int, **more: Any) -> Any:
+    """`generate` on prompts of one length, or padded on the left."""
+    longest = max(map(len, ids))
+    padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=lm.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=lm.device)
+    known = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0, "eos_token_id": sorted(lm.eos_ids) or None}
+    return lm.model.generate(padded, attention_mask=mask, **(known | more))
+
+
+# ---- others who read all blocks while a model writes ----
+
+
+def peers(lm: LanguageModel, batch: int, n_new: int, rounds: int, more: dict[str, Way] | None = None) -> dict[str, Any]:
+    """Ours and other ways to read the same traits at the same tokens, over `generate` without reading. Greedy."""
+    read, ids = directions(lm), prompts(batch)
+    known: dict[str, Way] = {"output_hidden_states": hidden_states, "item hook": item_hook, **(more or {})}
+    wanted: list[np.ndarray] = []
+
+    def ours(_: int) -> None:
+        run = run_of(lm, ids, Sampling(n_new, temperature=0), read)
+        run.finish()
+        n_prompt = len(ids[0])
+        wanted[:] = [np.stack([run.readings(row)[0][..., n_prompt - 1 : -1] for row in range(batch)])]
+
+    def plain(_: int) -> None:
+        _generate(lm, ids, n_new)
+
+    def compared(name: str) -> Callable[[int], None]:
+        return lambda _: _compare(known[name](lm, ids, n_new, read), wanted[0], name, lm)
+
+    others = {name: compared(name) for name in known}
+    seconds = in_rounds({"ours": ours, "generate": plain, **others}, rounds)
+    return {
+        "ours_over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict(),
+        **{f"ours_over {name}": ratio(seconds["ours"], seconds[name]).to_dict() for name in known},
+    }
+
+
+def _compare(found: np.ndarray, wanted: np.ndarray, name: str, lm: LanguageModel) -> None:
+    """Projections of two ways, `[rows, n_traits, n_blocks, n_new]`; the last prompt token first."""
+    off = np.abs(found - wanted).max() / np.abs(wanted).max()
+    if found.shape != wanted.shape or not off < TOLERANCE[lm.dtype]:
+        raise SystemExit(f"{name} does not read what we read: shape {found.shape}, {off:.2g} of the largest.")
+
+
+def hidden_states(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Tensor]) -> np.ndarray:
+    """`generate(output_hidden_states=True)`, projected at the end. The last block is read by a hook: transformers
+    hands it on with the final norm applied."""
+    last: list[torch.Tensor] = []
+    module = lm.blocks.modules[-1]
+    handle = module.register_forward_hook(lambda _m, _a, out: last.append(block_output(out)[:, -1:]))
+    try:
+        out = _generate(lm, ids, n_new, output_hidden_states=True, return_dict_in_generate=True)
+    finally:
+        handle.remove()
+    steps = [[h[:, -1:] for h in step[1:-1]] + [final] for step, final in zip(out.hidden_states, last, strict=True)]
+    states = torch.stack([torch.cat(step, dim=1) for step in steps], dim=2).float()  # [rows, n_blocks, n_new, d_model]
+    vectors = torch.stack([read[b] for b in sorted(read)]).to(states.device)  # [n_blocks, d_model, n_traits]
+    return torch.einsum("rbtd,bdk->rkbt", states, vectors).cpu().numpy()
+
+
+def item_hook(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Tensor]) -> np.ndarray:
+    """A hook on each block that asks for each trait's number at once: what most public code does."""
+    found: dict[int, list[list[list[float]]]] = {b: [] for b in read}
+
+    def hook(block: int) -> Callable[..., None]:
+        vectors = read[block].to(lm.device).T
+
+        def own(_m: Any, _a: Any, output: Any) -> None:
+            states = block_output(output)[:, -1].float()
+            found[block].append([[torch.dot(state, vector).item() for vector in vectors] for state in states])
+
+        return own
+
+    with ExitStack() as stack:
+        for block in read:
+            handle = lm.blocks.modules[block].register_forward_hook(hook(block))
+            stack.callback(handle.remove)
+        _generate(lm, ids, n_new)
+    return np.array([found[b] for b in sorted(found)], np.float32).transpose(2, 3, 0, 1)
+
+
+# ---- given texts ----
+
+
+def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
+    """Reading `n` replies of mixed length, over one at a time with `output_hidden_states`."""
+    monitor = PersonaMonitor(lm, random_vectors(lm), "all")
+    rows = prompts(n, 60, 260)
+    texts = [Transcript(row, ("",) * len(row), ("assistant",) * len(row), 20) for row in rows]
+    read = directions(lm)
+    vectors = torch.stack([read[b] for b in sorted(read)]).to(lm.device)
+    got: dict[str, list[np.ndarray]] = {}
+
+    def ours(_: int) -> None:
+        got["ours"] = [t.raw for t in monitor.read_batch(texts)]
+
+    @torch.inference_mode()
+    def one_at_a_time(_: int) -> None:
+        found = []
+        for row in rows:
+            out = lm.model(torch.tensor([row], device=lm.device), output_hidden_states=True, use_cache=False)
+            states = torch.stack(out.hidden_states[1:])[:, 0].float()  # [n_blocks, n_tokens, d_model]; last: normed
+            found.append(torch.einsum("btd,bdk->kbt", states, vectors).cpu().numpy())
+        got["theirs"] = found
+
+    seconds = in_rounds({"ours": ours, "one at a time": one_at_a_time}, rounds)
+    for ours_, theirs in zip(got["ours"], got["theirs"], strict=True):
+        _compare(theirs[:, :-1][None], ours_[:, :-1][None], "output_hidden_states", lm)
+    return {"over_one_at_a_time": ratio(seconds["ours"], seconds["one at a time"]).to_dict()}
+
+
+# ---- replies of mixed length ----
+
+
+class _SameDraws(LogitsProcessor):
+    """Makes `generate` choose what our loop chooses: the token of each row's own draw, the others excluded."""
+
+    def __init__(self, rows: Sequence[int], n_new: int, n_prompt: int) -> None:
+        self._uniform = torch.stack([draws(row, n_new) for row in rows])
+        self._n_prompt = n_prompt
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        step = input_ids.shape[1] - self._n_prompt
+        chosen = choose(scores, self._uniform[:, step : step + 1].to(scores.device))
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+
+def mixed_lengths(lm: LanguageModel, n: int, width: int, n_new: int, one_in: int, rounds: int) -> dict[str, Any]:
+    """Replies that end by themselves, one token in `one_in` being an end, over `generate` on batches in input order."""
+    lm = replace(lm, eos_ids=frozenset(range(0, lm.vocabulary_size, one_in)))
+    ids, sampling = prompts(n, 16, 48), Sampling(n_new, temperature=1.0)
+    got: dict[str, list[list[int]]] = {}
+
+    def ours(_: int) -> None:
+        run = run_of(lm, ids, sampling, {}, width)
+        run.finish()
+        got["ours"] = run.replies
+
+    def static(_: int) -> None:
+        found = []
+        for start in range(0, n, width):
+            part = ids[start : start + width]
+            longest = max(map(len, part))
+            same = _SameDraws(range(start, start + len(part)), n_new, longest)
+            out = _generate(lm, part, n_new, logits_processor=LogitsProcessorList([same]))[:, longest:].tolist()
+            for row in out:
+                end = next((i + 1 for i, token in enumerate(row) if token in lm.eos_ids), len(row))
+                found.append(row[:end])
+        got["static"] = found
+
+    seconds = in_rounds({"ours": ours, "static": static}, rounds)
+    lengths = np.array([len(reply) for reply in got["ours"]])
+    steps = sum(int(lengths[i : i + width].max()) for i in range(0, n, width))
+    return {
+        "over_static": ratio(seconds["ours"], seconds["static"]).to_dict(),
+        "same_replies": float(np.mean([a == b for a, b in zip(got["ours"], got["static"], strict=True)])),
+        "tokens": {"mean": round(float(lengths.mean()), 1), "longest": int(lengths.max())},
+        "least_possible": round(float(lengths.sum()) / width / steps, 3),  # of the steps: every row always busy
+    }
