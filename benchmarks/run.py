@@ -31,13 +31,13 @@ SIZES = {"small": SMALL, "medium": MEDIUM}
 logger = logging.getLogger("benchmarks")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("cpu", "gpu", "peers"))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these cases; the others are kept as they are")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU (2)")
     parser.add_argument("--write", action="store_true", help="measure nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     if options.suite and not options.write:

@@ -27,6 +27,7 @@ from persona_core.errors import ContextOverflow, NumericalError
 from persona_core.hooks import Reading
 from persona_core.kv_cache import add_rows, joinable, keep_rows
 from persona_core.sampling import Sampling, choose, draws
+from persona_core.static_step import ROUNDED, StaticStep, supports
 from persona_core.steering import PAD_INDEX
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def decode(
     kept: Sequence[int] | None = None,
     width: int | None = None,
     todo: Sequence[int] | None = None,
+    fixed: bool | None = None,
 ) -> Iterator[Forward]:
     """Continue each prompt, one token a step, until every reply has ended.
 
@@ -102,9 +104,10 @@ def decode(
             in the reply, its longest length and its random draws are counted from its first token all the same.
         width: replies written at once; None: all.
         todo: places of the prompts to be answered; None: all.
+        fixed: steps in fixed memory (static_step.py) where the model supports them; None: on a GPU.
 
     Yields:
-        A `Forward` for each prefill, and one for each step.
+        A `Forward` for each prefill, and one for each step. A reading is valid until the next one is asked for.
 
     Raises:
         ContextOverflow: a prompt that leaves no room for a reply.
@@ -114,7 +117,12 @@ def decode(
     limits = [room(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, kept, strict=True)]
     requests = [_Request(*one) for one in zip(range(len(prompts)), prompts, seeds, kept, limits, strict=True)]
     queue = deque(requests if todo is None else [requests[i] for i in todo])
-    batch, width = _Batch(lm, sampling, tap), width or len(queue)
+    width, columns = width or len(queue), max(len(r.ids) + r.limit - r.kept for r in queue)
+    columns += -columns % ROUNDED
+    if fixed is None:
+        fixed = lm.device.type == "cuda"
+    fixed = fixed and supports(lm, columns) and (tap is None or tap.repeats)
+    batch = _Batch(lm, sampling, tap, max(r.limit for r in queue), columns if fixed else None)
     while queue or batch.alive:
         while queue and (taken := batch.takes(queue, width)):
             yield batch.take([queue.popleft() for _ in range(taken)])
@@ -140,8 +148,12 @@ class _Batch:
     the cache.
     """
 
-    def __init__(self, lm: LanguageModel, sampling: Sampling, tap: ResidualTap | None) -> None:
-        self._lm, self._sampling, self._tap = lm, sampling, tap
+    def __init__(
+        self, lm: LanguageModel, sampling: Sampling, tap: ResidualTap | None, longest: int, columns: int | None
+    ) -> None:
+        self._lm, self._sampling, self._tap, self._longest = lm, sampling, tap, longest
+        self._room, self._loaded = columns, False
+        self._static: StaticStep | None = None
         self._processors = sampling.processors()
         pools = tap.pools if tap else ()
         self._pools_prompt, self._pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
@@ -155,6 +167,7 @@ class _Batch:
         self._ended: list[bool] = []
         self._columns: list[int] = []  # of the cache, each row's own
         self._cache = DynamicCache(config=self._lm.model.config)
+        self._loaded = False
 
     @property
     def alive(self) -> bool:
@@ -193,13 +206,14 @@ class _Batch:
         own = torch.zeros_like(ids, dtype=torch.bool) if self._pools_prompt else None
         attention = mask if len(set(own_columns)) > 1 else None
         logits, reading = self._forward(ids, attention, positions, cache, reply_index, own, rows)
-        uniform = torch.zeros(len(requests), self._sampling.max_new_tokens + 1)  # one more: rows that have ended
+        uniform = torch.zeros(len(requests), self._longest + 1)  # one more: rows that have ended
         for row, request in enumerate(requests):
             uniform[row, : request.limit] = draws(request.seed, request.limit)
         # The repetition penalty must not see the padding: a repeated token changes nothing.
         history = torch.where(mask.bool(), ids, ids[:, -1:])
         new = _Rows(rows, logits, positions[:, -1:], index, uniform.to(device), history)
         if self._requests:
+            self._grow()
             add_rows(self._cache, cache)
             self._rows = self._rows.joined(new)
         else:
@@ -241,9 +255,12 @@ class _Batch:
         positions = rows.positions + moved
         if self._attention is not None:
             self._attention = pad(self._attention, (0, 1), value=1)
-        logits, reading = self._forward(
-            chosen[:, None], self._attention, positions, self._cache, rows.index, own, rows.rows
-        )
+        if self._room is not None:
+            logits, reading = self._in_fixed_memory(self._room)(chosen[:, None], positions, rows.index)
+        else:
+            logits, reading = self._forward(
+                chosen[:, None], self._attention, positions, self._cache, rows.index, own, rows.rows
+            )
         history = rows.history
         if self._sampling.repetition_penalty != 1.0:
             history = torch.cat([history, chosen[:, None]], dim=-1)
@@ -263,10 +280,12 @@ class _Batch:
     def drop_ended(self, refill: bool) -> None:
         """Leave ended rows out of the next steps, where that saves more than it costs."""
         n_ended = self._ended.count(True)
+        full = self._loaded and self._static is not None and self._static.full
         if not self.alive:
             self._clear()
-        # Where the queue waits, the next rows that are taken up bring this about.
-        elif not refill and joinable(self._cache) and 4 * n_ended >= len(self._ended):
+        elif full or (
+            not refill and joinable(self._cache) and 4 * n_ended >= len(self._ended)
+        ):  # the rows that go on are shorter than that: they move to the left
             self._keep([i for i, ended in enumerate(self._ended) if not ended])
 
     def _keep(self, places: Sequence[int]) -> None:
@@ -278,11 +297,29 @@ class _Batch:
         self._ended = [False] * len(places)
         if not places:
             return
+        self._grow()
         columns = max(self._columns)
         chosen = torch.tensor(places, device=self._lm.device)
         keep_rows(self._cache, chosen, columns)
         self._rows = self._rows.taken(chosen, columns)
         self._mask()
+
+    def _in_fixed_memory(self, columns: int) -> StaticStep:
+        """The step in fixed memory, with what has been read so far in it."""
+        if self._static is None or self._static.rows != len(self._requests):
+            self._static = StaticStep(self._lm, self._cache, columns, self._repeated)
+        if not self._loaded:
+            self._static.load(self._cache, self._columns, self._rows.rows)
+            self._cache, self._loaded = DynamicCache(config=self._lm.model.config), True  # not held twice
+        return self._static
+
+    def _grow(self) -> None:
+        """Back to a cache that rows can be taken out of and added to."""
+        if self._loaded and self._static is not None:
+            self._cache, self._loaded = self._static.unload(), False
+
+    def _repeated(self, ids: Any, mask: Any, positions: Any, cache: Any, index: Any, which: Any) -> Any:
+        return self._forward(ids, mask, positions, cache, index, None, which)
 
     def _mask(self) -> None:
         """Hide the columns before each row's first. transformers tests an all-ones mask on the host at each step;
@@ -325,7 +362,7 @@ class _Rows:
         logits: float32 `[rows, vocab]`, of the next token.
         positions: `[rows, 1]`, of the newest token.
         index: `[rows, 1]`, place of the next token in its reply.
-        uniform: float32 `[rows, max_new_tokens + 1]`, a draw for each token of the reply.
+        uniform: float32 `[rows, longest + 1]`, a draw for each token of the reply.
         history: `[rows, columns]`, all ids so far; kept up only where the repetition penalty asks for it.
     """
 

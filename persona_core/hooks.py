@@ -96,6 +96,11 @@ class ResidualTap:
         self._sums: list[torch.Tensor | None] = [None] * len(blocks)
         self._counts: torch.Tensor | None = None
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a forward does the same each time, with nothing that changes on the host meanwhile."""
+        return not self.pools and all(i.starts is None for own in self._changes.values() for i in own)
+
     def __enter__(self) -> ResidualTap:
         needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self.pools else set())
         try:

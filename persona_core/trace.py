@@ -217,6 +217,7 @@ class Trace:
 
         page = standalone_html(self, kind=kind or self.default_kind)
         if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(page, encoding="utf-8")
         return page
 

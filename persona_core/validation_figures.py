@@ -114,7 +114,8 @@ def _by_block(figure: go.Figure, f: Figure) -> None:
     figure.add_hline(y=random, line={"dash": "dot", "color": PLAIN}, row=1, col=1)
     figure.add_annotation(
         x=0, xref="x domain", y=0.2, yref="y domain", text="dotted: 95 % of random<br>directions are below",
-        showarrow=False, xanchor="left", yanchor="middle", align="left", font={"size": 11, "color": PLAIN}, row=1, col=1,
+        showarrow=False, xanchor="left", yanchor="middle", align="left", font={"size": 11, "color": PLAIN},
+        row=1, col=1,
     )  # fmt: skip
     low = min([random, *(a["low"] for _, a in known)], default=0.5)
     figure.update_yaxes(range=[min(0.9, low - 0.03), 1.01], row=1, col=1)

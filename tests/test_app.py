@@ -273,7 +273,7 @@ def test_an_app_without_welcome_files_and_with_a_model_that_fails(
         raise NotFound("No folder 'nowhere'. ${alert(1)} <b>")
 
     page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path), results=None)))
-    assert "No trace yet" in page.locator(".tv-empty").inner_text()
+    assert "No reply yet" in page.locator(".tv-empty").inner_text()
     ask(page, "Hello")
     page.wait_for_function("document.querySelector('#notice .notice').textContent.startsWith('No folder')")
     assert notice(page) == "No folder 'nowhere'. ${alert(1)} <b>"

@@ -346,7 +346,7 @@ def test_replies_whose_states_are_lost_are_written_again(store_folder: Path) -> 
     content = lost.read_bytes()
     lost.unlink()
     with ReplyStore(store_folder) as store:
-        assert len(store.replies()) == len(plan().requests()) - 5
+        assert len(store.replies()) == len(plan().requests()) - min(5 * BATCHES_IN_PART, len(plan().requests()))
         elicit(tiny_lm("llama", "chatml"), plan(), store, progress=False)
         assert len(store.replies()) == len(plan().requests())
     assert lost.read_bytes() == content

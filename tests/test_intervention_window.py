@@ -154,8 +154,8 @@ def test_the_random_arm_moves_the_state_by_the_same_amount_elsewhere(
     seen: list[tuple[Intervention, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     real = Intervention.apply
 
-    def apply(self: Intervention, states: torch.Tensor, reply_index: torch.Tensor) -> torch.Tensor:
-        moved = real(self, states, reply_index)
+    def apply(self: Intervention, states: torch.Tensor, reply_index: torch.Tensor, rows: Any) -> torch.Tensor:
+        moved = real(self, states, reply_index, rows)
         seen.append((self, states[0].double(), (moved - states)[0].double(), reply_index[0]))
         return moved
 

@@ -39,7 +39,7 @@ def test_the_code_runs_as_shown(
     names: dict[str, object] = {}
     for block in BLOCKS:
         exec(block, names)
-    assert (tmp_path / "trace.html").stat().st_size > 10_000
+    assert (tmp_path / "outputs" / "trace.html").stat().st_size > 10_000
     assert len(capsys.readouterr().out) > 100
 
 
@@ -58,7 +58,7 @@ def test_the_code_of_a_page_runs_as_shown(
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", text, re.S):
         exec(block, names)
-    commands = re.findall(r"python -m (scripts\.\w+)", text)
+    commands = re.findall(r"python -m ((?:scripts|benchmarks)\.\w+)", text)
     assert commands and all((ROOT / c.replace(".", "/")).with_suffix(".py").is_file() for c in commands)
     flags = set(re.findall(r"(?<=\s)--[a-z-]+", " ".join(re.findall(r"```(?:text|bash)\n(.*?)```", text, re.S))))
     known = set()

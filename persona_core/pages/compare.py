@@ -183,21 +183,23 @@ class ComparePage:
                 yield skip, LOADING, skip, skip, skip, *same
             monitors = {side: self.desks[side].monitor() for side in SIDES}
             deadline = Deadline(self.settings.max_seconds, ticket.stop)
+            notice: Any = ""
             link = {
                 "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False),
                 **{k: json.dumps(v) for k, v in sampling.items()},
             }
             for progress in write([Writing(self.desks[side], messages, side, sampling) for side in SIDES], deadline):
-                payload = progress.payload
                 if not progress.ended:
-                    yield sent(payload), "", skip, skip, skip, *same
+                    # Only the first takes a notice away: one that comes in between would be gone within a token.
+                    yield sent(progress.payload), notice, skip, skip, skip, *same
+                    notice = skip
                     continue
                 traces = dict(zip(SIDES, progress.traces, strict=False))
                 if len(traces) == 2:
                     traces |= self._replayed(traces)
                 onsets = {key: onsets_of(monitors[_reader(key)], trace) for key, trace in traces.items()}
-                final, notice = readings_payload(traces, OWN, onsets, self._caveats)
-                yield sent(final | {"link": link}), deadline.notice or notice, (traces, onsets, link), OWN, None, *same
+                final, said = readings_payload(traces, OWN, onsets, self._caveats)
+                yield sent(final | {"link": link}), deadline.notice or said, (traces, onsets, link), OWN, None, *same
         except PersonaError as error:
             yield skip, in_words(error), skip, skip, skip, *same
         except Exception as error:
