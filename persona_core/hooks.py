@@ -7,7 +7,8 @@ The contract, each clause with a test:
 2. Every token of a forward is read: all of a prompt, and each generated token, the last one too.
 3. Changes act before reading, in the order given: the reading of a steered block shows the steered state.
 4. Projections, norms and pooled sums are computed and accumulated in float32, whatever the model's dtype.
-5. All directions of a block are one matrix product on the block's device. Nothing is copied to the host here.
+5. All directions of a block are one matrix product on the block's device. The few states of a decoding step are
+   gathered, and all blocks are one product. Nothing is copied to the host here.
 6. Hooks act only for the run that registered them: a context variable holds the run whose forward is under way, so
    two threads, or two interleaved streams, on one model see neither each other's states nor each other's changes.
 7. The hooks come first in each block's list, so that other readers see the changed state, and they are gone when the
@@ -30,6 +31,9 @@ from persona_core.blocks import Blocks, block_output
 from persona_core.errors import UnsupportedModel
 from persona_core.pooling import Pool
 from persona_core.steering import Intervention
+
+# Numbers in all states of a forward up to which they are gathered: 16 MB. A step of 32 blocks x 4,096 and 32 rows is.
+GATHERED = 2**22
 
 _running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
 
@@ -81,6 +85,11 @@ class ResidualTap:
         self._directions = [
             (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
         ]
+        self._together: torch.Tensor | None = None  # [n_blocks, d_model, n_traits]
+        if len({v.device for v in self._directions}) == 1:
+            self._together = torch.stack(self._directions)
+            self._directions = list(self._together)  # views: held once
+        self._states: torch.Tensor | None = None  # [n_blocks, rows * tokens, d_model], of a small forward
         self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
         changed = {i.steer.block for i in interventions}
         self._changes = {b: [i for i in interventions if i.steer.block == b] for b in changed}
@@ -137,8 +146,12 @@ class ResidualTap:
             self._counts = self._added(self._counts, counts)
         # Allocated anew for each forward: a reading stays valid when the next forward has begun.
         self._reached: set[int] = set()
-        self._raw = [v.new_empty(n_rows * tokens, v.shape[1]) for v in self._directions]
-        self._norms = [v.new_empty(n_rows * tokens) for v in self._directions]
+        self._states, self._raw, self._norms = None, [], []
+        if self._together is not None and n_rows * tokens * self._together[..., 0].numel() <= GATHERED:
+            self._states = self._together.new_empty(len(self._together), n_rows * tokens, self._together.shape[1])
+        else:
+            self._raw = [v.new_empty(n_rows * tokens, v.shape[1]) for v in self._directions]
+            self._norms = [v.new_empty(n_rows * tokens) for v in self._directions]
         token = _running.set(self)
         try:
             yield
@@ -156,6 +169,10 @@ class ResidualTap:
         missing = [b for b in self.read_blocks if b not in self._reached]
         if missing:
             raise UnsupportedModel(f"The forward did not run block {missing[0]}; its states cannot be read.")
+        if self._states is not None and self._together is not None:
+            raw = torch.bmm(self._states, self._together)  # [n_blocks, rows * tokens, n_traits]
+            norms = torch.linalg.vector_norm(self._states, dim=-1)  # [n_blocks, rows * tokens]
+            return Reading(raw.transpose(0, 1).unflatten(0, self._shape), norms.T.unflatten(0, self._shape))
         device = self._directions[0].device
         raw = torch.stack([r.to(device) for r in self._raw], dim=1)  # [rows * tokens, n_blocks, n_traits]
         norms = torch.stack([n.to(device) for n in self._norms], dim=1)  # [rows * tokens, n_blocks]
@@ -183,13 +200,11 @@ class ResidualTap:
             states = block_output(output)  # [rows, tokens, d_model]
             for change in changes:
                 states = change.apply(states, self._reply_index, self._rows)
-            if slot is not None or self._marks is not None:
-                hidden = states.float()  # [rows, tokens, d_model]
-                if slot is not None:
-                    self._read(slot, hidden)
-                    self._reached.add(block)
-                if self._marks is not None:
-                    self._add(block, hidden, self._marks)
+            if slot is not None:
+                self._read(slot, states)
+                self._reached.add(block)
+            if self._marks is not None:
+                self._add(block, states.float(), self._marks)
             if block == self._last:
                 raise _Enough
             if not changes:
@@ -198,8 +213,12 @@ class ResidualTap:
 
         return hook
 
-    def _read(self, slot: int, hidden: torch.Tensor) -> None:
-        flat = hidden.reshape(-1, hidden.shape[-1])  # [rows * tokens, d_model]
+    def _read(self, slot: int, states: torch.Tensor) -> None:
+        flat = states.reshape(-1, states.shape[-1])  # [rows * tokens, d_model]
+        if self._states is not None:
+            self._states[slot].copy_(flat)  # float32, whatever the states are
+            return
+        flat = flat.float()
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
 

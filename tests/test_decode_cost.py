@@ -58,13 +58,24 @@ def test_a_step_waits_for_the_sampled_ids_and_for_nothing_else(
 def test_all_traits_of_a_block_are_one_product(make_monitor: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = make_monitor("llama", traits=("a", "b", "c", "d", "e"))
     shapes: list[tuple[int, ...]] = []
-    original = torch.mm
 
-    def counted(left: torch.Tensor, right: torch.Tensor, **kw: Any) -> torch.Tensor:
-        shapes.append(tuple(right.shape))
-        return original(left, right, **kw)
+    def counting(name: str) -> Any:
+        original = getattr(torch, name)
 
-    monkeypatch.setattr(torch, "mm", counted)
+        def counted(left: torch.Tensor, right: torch.Tensor, **kw: Any) -> torch.Tensor:
+            shapes.append(tuple(right.shape))
+            return original(left, right, **kw)
+
+        return counted
+
+    for name in ("mm", "bmm"):
+        monkeypatch.setattr(torch, name, counting(name))
+    d_model, n_blocks = monitor.lm.blocks.d_model, len(monitor.blocks)
     trace = monitor.generate("Hello", max_new_tokens=4, seed=0)
-    n_forwards = 1 + trace.n_reply
-    assert shapes == [(monitor.lm.blocks.d_model, 5)] * (n_forwards * len(monitor.blocks))
+    ours = [shape for shape in shapes if shape[-1] == 5]
+    assert ours == [(n_blocks, d_model, 5)] * (1 + trace.n_reply), "of all blocks, where a forward is small"
+    shapes.clear()
+    monkeypatch.setattr("persona_core.hooks.GATHERED", 0)
+    monitor.generate("Hello", max_new_tokens=4, seed=0)
+    ours = [shape for shape in shapes if shape[-1] == 5]
+    assert ours == [(d_model, 5)] * ((1 + trace.n_reply) * n_blocks), "of each block, where it is not"

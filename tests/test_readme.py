@@ -62,7 +62,7 @@ def test_the_code_of_a_page_runs_as_shown(
     assert commands and all((ROOT / c.replace(".", "/")).with_suffix(".py").is_file() for c in commands)
     flags = set(re.findall(r"(?<=\s)--[a-z-]+", " ".join(re.findall(r"```(?:text|bash)\n(.*?)```", text, re.S))))
     known = set()
-    for name in set(commands):
+    for name in {c for c in commands if c.startswith("scripts.") or c == "benchmarks.run"}:
         with pytest.raises(SystemExit):
             importlib.import_module(name).main(["--help"])
         known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

@@ -109,3 +109,18 @@ def test_an_error_of_the_code_ends_the_reading() -> None:
     lm = replace(tiny_lm(), model=tiny_lm().model)
     with pytest.raises(RuntimeError, match="shapes"):
         each_batch(lm, [[1, 2]], [1], lambda *_: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_a_large_forward_is_read_block_by_block_with_the_same_numbers(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm(family, "chatml")
+    monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)), "all")
+    together = monitor.read_batch(TEXTS)
+    monkeypatch.setattr("persona_core.hooks.GATHERED", 0)
+    for one, other in zip(monitor.read_batch(TEXTS), together, strict=True):
+        assert oracle.relative_error(one.raw, other.raw) < 1e-5
+        assert oracle.relative_error(one.norms, other.norms) < 1e-5
+        states = oracle.states(lm.model, list(lm.blocks.modules), list(one.token_ids))
+        assert oracle.relative_error(one.norms, np.linalg.norm(states, axis=-1)) < 1e-4
