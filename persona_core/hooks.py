@@ -116,6 +116,10 @@ class ResidualTap:
             for b in sorted(needed):
                 module = self._blocks.modules[b]
                 self._handles.append(module.register_forward_hook(self._hook_for(b), prepend=True))
+            if self._last is not None and self._last + 1 < len(self._blocks):
+                # Before the next block, so that other readers of the last one that is needed see it too.
+                after = self._blocks.modules[self._last + 1]
+                self._handles.append(after.register_forward_pre_hook(self._leave))
         except BaseException:
             self.__exit__()
             raise
@@ -191,6 +195,10 @@ class ResidualTap:
             raise RuntimeError("No forward was pooled; pass pools, and the reply's own tokens to each forward.")
         return self._counts
 
+    def _leave(self, _module: nn.Module, _args: Any) -> None:
+        if _running.get() is self:
+            raise _Enough
+
     def _hook_for(self, block: int) -> Any:
         slot, changes = self._slot.get(block), self._changes.get(block, [])
 
@@ -205,8 +213,6 @@ class ResidualTap:
                 self._reached.add(block)
             if self._marks is not None:
                 self._add(block, states.float(), self._marks)
-            if block == self._last:
-                raise _Enough
             if not changes:
                 return None
             return (states, *output[1:]) if isinstance(output, tuple) else states

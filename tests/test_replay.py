@@ -41,7 +41,7 @@ def test_a_forward_ends_with_the_last_block_that_is_needed(family: str, block: i
     vectors = random_vectors(len(lm.blocks))
     ran: list[int] = []
     handles = [
-        module.register_forward_pre_hook(lambda *_, b=b: ran.append(b)) for b, module in enumerate(lm.blocks.modules)
+        module.register_forward_hook(lambda *_, b=b: ran.append(b)) for b, module in enumerate(lm.blocks.modules)
     ]
     before = hooks_on(lm.model)
     try:
