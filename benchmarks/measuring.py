@@ -71,17 +71,17 @@ def stepwise(ways: Mapping[str, Callable[[], Iterator[Any]]], warm_up: int = 4) 
     raise AssertionError("unreachable")
 
 
-def in_rounds(ways: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; a first round is not counted. A way is given the number of the round."""
+def in_rounds(ways: Mapping[str, Callable[[int], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each way in each round; the first ones are not counted. A way is given the number of the round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    for number in range(rounds + 1):
+    for number in range(warm_up + rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()
             begun = now()
             ways[name](number)
             seconds[name].append(now() - begun)
-    return {name: own[1:] for name, own in seconds.items()}
+    return {name: own[warm_up:] for name, own in seconds.items()}
 
 
 def now() -> float:

@@ -21,7 +21,7 @@ from benchmarks import speed
 from benchmarks.models import SMALL, llama
 from persona_core.models import LanguageModel
 
-N_NEW, ROUNDS = 48, 7
+N_NEW, ROUNDS = 48, 5
 
 
 def cases() -> dict[str, Callable[[], dict[str, Any]]]:

@@ -108,6 +108,8 @@ def _targets(suites: Mapping[str, Figure]) -> str:
 
 def say(ratio: Figure) -> str:
     """A ratio with its interval."""
+    if ratio["n"] == 1:
+        return f"{ratio['value']:.3f} (one pair)"
     return f"{ratio['value']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 

@@ -84,7 +84,10 @@ def _generate(lm: LanguageModel, ids: Ids, n_new: int, **more: Any) -> Any:
 
 
 def peers(lm: LanguageModel, batch: int, n_new: int, rounds: int, more: dict[str, Way] | None = None) -> dict[str, Any]:
-    """Ours and other ways to read the same traits at the same tokens, over `generate` without reading. Greedy."""
+    """Ours and other ways to read the same traits at the same tokens, over `generate` without reading. Greedy.
+
+    The last token is read too: the others need one forward more for that, and are asked for one token more.
+    """
     read, ids = directions(lm), prompts(batch)
     known: dict[str, Way] = {"output_hidden_states": hidden_states, "item hook": item_hook, **(more or {})}
     wanted: list[np.ndarray] = []
@@ -93,13 +96,13 @@ def peers(lm: LanguageModel, batch: int, n_new: int, rounds: int, more: dict[str
         run = run_of(lm, ids, Sampling(n_new, temperature=0), read)
         run.finish()
         n_prompt = len(ids[0])
-        wanted[:] = [np.stack([run.readings(row)[0][..., n_prompt - 1 : -1] for row in range(batch)])]
+        wanted[:] = [np.stack([run.readings(row)[0][..., n_prompt - 1 :] for row in range(batch)])]
 
     def plain(_: int) -> None:
-        _generate(lm, ids, n_new)
+        _generate(lm, ids, n_new + 1)
 
     def compared(name: str) -> Callable[[int], None]:
-        return lambda _: _compare(known[name](lm, ids, n_new, read), wanted[0], name, lm)
+        return lambda _: _compare(known[name](lm, ids, n_new + 1, read), wanted[0], name, lm)
 
     others = {name: compared(name) for name in known}
     seconds = in_rounds({"ours": ours, "generate": plain, **others}, rounds)
@@ -110,7 +113,7 @@ def peers(lm: LanguageModel, batch: int, n_new: int, rounds: int, more: dict[str
 
 
 def _compare(found: np.ndarray, wanted: np.ndarray, name: str, lm: LanguageModel) -> None:
-    """Projections of two ways, `[rows, n_traits, n_blocks, n_new]`; the last prompt token first."""
+    """Projections of two ways, `[rows, n_traits, n_blocks, n_tokens]`; the last prompt token first."""
     off = np.abs(found - wanted).max() / np.abs(wanted).max()
     if found.shape != wanted.shape or not off < TOLERANCE[lm.dtype]:
         raise SystemExit(f"{name} does not read what we read: shape {found.shape}, {off:.2g} of the largest.")
@@ -156,28 +159,27 @@ def item_hook(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Ten
 # ---- given texts ----
 
 
-def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
-    """Reading `n` replies of mixed length, over one at a time with `output_hidden_states`."""
+def given_texts(lm: LanguageModel, n: int, parts: int) -> dict[str, Any]:
+    """Reading `n` replies of mixed length, over one at a time with `output_hidden_states`; a pair for each part."""
     monitor = PersonaMonitor(lm, random_vectors(lm), "all")
     rows = prompts(n, 60, 260)
-    texts = [Transcript(row, ("",) * len(row), ("assistant",) * len(row), 20) for row in rows]
     read = directions(lm)
     vectors = torch.stack([read[b] for b in sorted(read)]).to(lm.device)
-    got: dict[str, list[np.ndarray]] = {}
+    got: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
 
-    def ours(_: int) -> None:
-        got["ours"] = [t.raw for t in monitor.read_batch(texts)]
+    def ours(part: int) -> None:
+        own = rows[part::parts]
+        texts = [Transcript(row, ("",) * len(row), ("assistant",) * len(row), 20) for row in own]
+        got["ours"] += [t.raw for t in monitor.read_batch(texts)]
 
     @torch.inference_mode()
-    def one_at_a_time(_: int) -> None:
-        found = []
-        for row in rows:
+    def one_at_a_time(part: int) -> None:
+        for row in rows[part::parts]:
             out = lm.model(torch.tensor([row], device=lm.device), output_hidden_states=True, use_cache=False)
             states = torch.stack(out.hidden_states[1:])[:, 0].float()  # [n_blocks, n_tokens, d_model]; last: normed
-            found.append(torch.einsum("btd,bdk->kbt", states, vectors).cpu().numpy())
-        got["theirs"] = found
+            got["theirs"].append(torch.einsum("btd,bdk->kbt", states, vectors).cpu().numpy())
 
-    seconds = in_rounds({"ours": ours, "one at a time": one_at_a_time}, rounds)
+    seconds = in_rounds({"ours": ours, "one at a time": one_at_a_time}, parts, warm_up=0)
     for ours_, theirs in zip(got["ours"], got["theirs"], strict=True):
         _compare(theirs[:, :-1][None], ours_[:, :-1][None], "output_hidden_states", lm)
     return {"over_one_at_a_time": ratio(seconds["ours"], seconds["one at a time"]).to_dict()}
@@ -222,7 +224,7 @@ def mixed_lengths(lm: LanguageModel, n: int, width: int, n_new: int, one_in: int
                 found.append(row[:end])
         got["static"] = found
 
-    seconds = in_rounds({"ours": ours, "static": static}, rounds)
+    seconds = in_rounds({"ours": ours, "static": static}, rounds, warm_up=0)  # minutes each
     lengths = np.array([len(reply) for reply in got["ours"]])
     steps = sum(int(lengths[i : i + width].max()) for i in range(0, n, width))
     return {

@@ -51,6 +51,12 @@ def figures() -> str:
     onsets: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "onset.json")
     analysis: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "analysis.json")
     page: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "page.json")
+    speed: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "speed_cpu.json")
+
+    def ratio(case: str, key: str) -> str:
+        found = speed["cases"][case][key]
+        return interval(found, digits=2) if found["n"] > 1 else f"{found['value']:.2f} (one pair)"
+
     one, _, long, _ = page["scrub"]
     cost = page["payloads"]
     cued, model = onsets["texts"]["cued"], [m["false_alarms"]["value"] for m in onsets["model"].values()]
@@ -75,6 +81,13 @@ the slider takes {one["p95_ms"]} ms (95th percentile, {one["tokens"]:,} tokens a
 {long["p95_ms"]} ms at {long["tokens"]:,} and {long["traits"]}). What the page is sent while {page["tokens"]} tokens are
 written takes {100 * (cost["value"] - 1):.1f} % [{100 * (cost["low"] - 1):.1f}, {100 * (cost["high"] - 1):.1f}] of the
 writing, and nothing kept the page busy for more than {page["longest_task_ms"]} ms.
+
+**Speed** (`python -m benchmarks.run --suite cpu`, random weights, {speed["machine"]["processor"]}): a step that reads 8
+traits at all blocks takes {ratio("live/small/1", "over_plain")} of one that reads nothing at 12 blocks x 512,
+{ratio("live/medium/1", "over_plain")} at 24 x 1,024; 1,000 traits take
+{ratio("thousand/medium/1", "over_plain")}. Replies of mixed length take {ratio("mixed/small", "over_static")} of the
+time of `generate` on batches, 500 given replies {ratio("texts/small", "over_one_at_a_time")} of one at a time.
+[docs/performance.md](docs/performance.md) has the rest, other libraries too.
 
 **Onsets.** On replies of the demo model where nothing is going on, {100 * min(model):.1f} to {100 * max(model):.1f} %
 alarm, by trait, at a nominal {100 * onsets["rate"]:.0f} % (`python -m benchmarks.onset`). Where a sentence announces
