@@ -70,7 +70,20 @@ def test_mutation_low_precision_projection(monkeypatch: pytest.MonkeyPatch) -> N
         self._raw[slot].copy_((flat @ self._directions[slot].bfloat16()).float())
         self._norms[slot].copy_(flat.float().norm(dim=-1))
 
+    monkeypatch.setattr(hooks, "GATHERED", 0)
     monkeypatch.setattr(hooks.ResidualTap, "_read", narrow)
+    with pytest.raises(AssertionError):
+        checks.check_precision(checks.low_precision_monitor(torch.bfloat16))
+
+
+def test_mutation_low_precision_projection_of_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the states of a small forward are gathered."""
+    original = torch.bmm
+
+    def narrow(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return original(left.bfloat16(), right.bfloat16()).float() if right.shape[-1] == 2 else original(left, right)
+
+    monkeypatch.setattr(torch, "bmm", narrow)
     with pytest.raises(AssertionError):
         checks.check_precision(checks.low_precision_monitor(torch.bfloat16))
 

@@ -48,6 +48,7 @@ HEIGHTS = (
         "trace",
         "kv_cache",
         "sampling",
+        "static_step",
         "decode",
         "readings",
         "branching",

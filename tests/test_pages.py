@@ -17,6 +17,7 @@ from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
+from persona_core.pages.compare import ComparePage
 from persona_core.pages.conversation import Asked, Chat, linked, plan_of
 from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.live import LivePage
@@ -106,6 +107,21 @@ def test_a_stop_at_the_very_end_still_hands_over_the_whole_reply() -> None:
     last = progress(counting, AtTheEnd(), max_new_tokens=30, seed=1)[-1]
     assert last.ended and last.traces[0].token_ids == own.token_ids
     assert last.payload["sides"][0]["finish"] == own.finish
+
+
+def test_stop_ends_a_pair_with_what_there_is() -> None:
+    slow: Any = SlowMonitor(steady_monitor(), 0.01)
+    desks = {side: ModelDesk(lambda: slow) for side in ("baseline", "contaminated")}
+    with gr.Blocks(), gr.Tabs(), gr.Tab("Compare") as tab:
+        page = ComparePage(AppSettings(results=None), desks, None, tab, None)
+    ticket = Ticket(1, ("Hello", "", 60, 0.7, 0))
+    seen = []
+    for values in page.run(1, ticket):
+        if isinstance(values[0], str):
+            seen.append(json.loads(values[0]))
+            ticket.stop.set()
+    assert [side["finish"] for side in seen[-1]["sides"]] == ["stopped", "stopped"]
+    assert ticket.done and slow.open_streams == 0
 
 
 def test_a_branch_is_no_longer_than_the_owner_allows() -> None:
