@@ -18,6 +18,7 @@ from persona_core.pages.gpu import zero_gpu
 from persona_core.pages.head import head
 from persona_core.pages.live import LivePage
 from persona_core.pages.masthead import TITLE, masthead
+from persona_core.pages.queue import QUIET
 from persona_core.pages.read import ReadPage
 from persona_core.pages.runs import RunsPage
 from persona_core.pages.settings import AppSettings
@@ -82,11 +83,10 @@ def build_demo(settings: AppSettings, desk: ModelDesk, contaminated: ModelDesk |
 
 def _keep_link(demo: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: LivePage, compare: ComparePage) -> None:
     """The page's address follows what is shown, and a link brings it back (pages/link.js)."""
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     for tab in tabs:
-        tab.select(None, None, None, js=f"() => personaLink.opened({json.dumps(tab.id)})", **quiet)
+        tab.select(None, None, None, js=f"() => personaLink.opened({json.dumps(tab.id)})", **QUIET)
     asked = gr.JSON(visible="hidden", elem_id="asked")
-    opened = demo.load(None, None, asked, js="() => personaLink.asked()", **quiet)
+    opened = demo.load(None, None, asked, js="() => personaLink.asked()", **QUIET)
 
     def restore(query: Any, live_ticket: Any, compare_ticket: Any) -> tuple[Any, ...]:
         query = query if isinstance(query, dict) else {}
@@ -95,7 +95,7 @@ def _keep_link(demo: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: LivePage
         return chosen, *found, *compare.restore(query if query.get("tab") == "compare" else {}, compare_ticket)
 
     opened.then(
-        restore, [asked, live.counter.ticket, compare.counter.ticket], [bar, *live.restored, *compare.restored], **quiet
+        restore, [asked, live.counter.ticket, compare.counter.ticket], [bar, *live.restored, *compare.restored], **QUIET
     )
 
 

@@ -25,19 +25,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
+from benchmarks.models import SMALL, TOKENIZER, llama
 from persona_core.decode import decode
 from persona_core.elicitation import Batch, Plan, write_batch
 from persona_core.extraction import Sides, mean_difference
-from persona_core.models import LanguageModel, wrap_model
+from persona_core.models import LanguageModel
 from persona_core.replies import Reply, ReplyStore
 from persona_core.sampling import Sampling
 from persona_core.traits import load_traits
-from scripts import PROJECT_ROOT
 
 RESULTS = Path(__file__).parent / "results" / "elicitation.json"
-TOKENIZER = PROJECT_ROOT / "artifacts" / "persona-tiny"
 
 
 def main() -> int:
@@ -46,7 +45,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lm = model(n_blocks=12, d_model=512)
+    lm = llama(*SMALL, n_vocabulary=len(AutoTokenizer.from_pretrained(TOKENIZER)))  # its replies are stored as text
     plan = Plan(
         load_traits(["evil"]),
         Sampling(max_new_tokens=96, temperature=1.0),
@@ -67,22 +66,6 @@ def main() -> int:
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
     return 0
-
-
-def model(n_blocks: int, d_model: int) -> LanguageModel:
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=d_model,
-        intermediate_size=4 * d_model,
-        num_hidden_layers=n_blocks,
-        num_attention_heads=d_model // 64,
-        num_key_value_heads=d_model // 64,
-        max_position_embeddings=1024,
-    )
-    lm = wrap_model(LlamaForCausalLM(config).eval(), tokenizer, name="random-llama")
-    return replace(lm, eos_ids=frozenset())  # every reply is as long as it was asked to be
 
 
 def times(lm: LanguageModel, plan: Plan, rounds: int) -> dict[str, Any]:

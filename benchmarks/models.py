@@ -41,11 +41,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @cache
-def llama(n_blocks: int, d_model: int) -> LanguageModel:
+def llama(n_blocks: int, d_model: int, n_vocabulary: int = N_VOCABULARY) -> LanguageModel:
     """A Llama in float32 on the CPU, whose replies end only where they are cut."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=N_VOCABULARY,
+        vocab_size=n_vocabulary,
         hidden_size=d_model,
         intermediate_size=4 * d_model,
         num_hidden_layers=n_blocks,

@@ -191,7 +191,7 @@ class _Batch:
     def take(self, requests: Sequence[_Request]) -> Forward:
         """Read prompts, their last tokens too, and add them to the batch."""
         if self._requests:
-            self._keep([i for i, ended in enumerate(self._ended) if not ended])
+            self._keep_going()
         if not self._requests:
             self._clear()
         device = self._lm.device
@@ -280,15 +280,18 @@ class _Batch:
     def drop_ended(self, refill: bool) -> None:
         """Leave ended rows out of the next steps, where that saves more than it costs."""
         n_ended = self._ended.count(True)
+        # No column is left: the rows that go on are shorter than that, and move to the left.
         full = self._loaded and self._static is not None and self._static.full
+        # Where the queue waits, the next rows that are taken up bring this about.
+        few = not refill and joinable(self._cache) and 4 * n_ended >= len(self._ended)
         if not self.alive:
             self._clear()
-        elif full or (
-            not refill and joinable(self._cache) and 4 * n_ended >= len(self._ended)
-        ):  # the rows that go on are shorter than that: they move to the left
-            self._keep([i for i, ended in enumerate(self._ended) if not ended])
+        elif full or few:
+            self._keep_going()
 
-    def _keep(self, places: Sequence[int]) -> None:
+    def _keep_going(self) -> None:
+        """Drop the rows that have ended."""
+        places = [i for i, ended in enumerate(self._ended) if not ended]
         if len(places) == len(self._requests):
             return
         self._requests = [self._requests[i] for i in places]

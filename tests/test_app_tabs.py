@@ -170,15 +170,20 @@ def test_a_published_pair_is_read_as_published_in_each_of_three_ways(visit: Call
     assert tokens_of(page, view, 1) == list(published("contaminated", "pilot-07").tokens)
 
 
-def test_a_new_pair_is_written_by_both_and_read_by_the_other(
-    visit: Callable[..., Any], url: str, monitors: Any
-) -> None:
+def pair_being_written(visit: Callable[..., Any], url: str) -> Any:
     page = visit(url)
     open_tab(page, "Compare", "#compare-view .tv-tok")
     page.locator("#compare-new button").first.click()
     page.fill("#compare-prompt textarea", QUESTION)
     page.click("#compare-write")
     page.wait_for_selector("#compare-view .tv[data-state=live]")
+    return page
+
+
+def test_a_new_pair_is_written_by_both_and_read_by_the_other(
+    visit: Callable[..., Any], url: str, monitors: Any
+) -> None:
+    page = pair_being_written(visit, url)
     page.wait_for_selector("#compare-stop[disabled]")
     page.wait_for_selector("#compare-view .tv[data-state=done]")
     settings: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.7, "seed": 0}
@@ -196,12 +201,7 @@ def test_a_new_pair_is_written_by_both_and_read_by_the_other(
 
 
 def test_nothing_takes_the_place_of_a_pair_that_is_being_written(visit: Callable[..., Any], url: str) -> None:
-    page = visit(url)
-    open_tab(page, "Compare", "#compare-view .tv-tok")
-    page.locator("#compare-new button").first.click()
-    page.fill("#compare-prompt textarea", QUESTION)
-    page.click("#compare-write")
-    page.wait_for_selector("#compare-view .tv[data-state=live]")
+    page = pair_being_written(visit, url)
     page.get_by_label("the baseline's reply, read by both").check()
     page.wait_for_selector("text=Press Stop first")
     page.wait_for_selector("#compare-view .tv[data-state=done]")

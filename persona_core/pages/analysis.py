@@ -11,6 +11,7 @@ import gradio as gr
 from persona_core.errors import CorruptFile, PersonaError
 from persona_core.pages.json_html import sent
 from persona_core.pages.panel import panel_component
+from persona_core.pages.queue import QUIET
 from persona_core.pages.words import in_words
 from persona_core.report.page import report_content
 from persona_core.report.saved import read_findings
@@ -39,9 +40,7 @@ class AnalysisPage:
             self._open,
             self.opened,
             [self.panel, self.opened],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
 
     def _open(self, opened: bool) -> tuple[Any, bool]:

@@ -16,7 +16,7 @@ from persona_core.pages.conversation import linked
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.json_html import sent
 from persona_core.pages.published import OWN, TEXTS, published_payload, readings_payload
-from persona_core.pages.queue import Deadline
+from persona_core.pages.queue import QUIET, Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TAB = "compare"
-_QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _EMPTY = "Nothing to compare yet.\nPick a published prompt, or write a new pair."
 
 
@@ -91,10 +90,10 @@ class ComparePage:
 
     def _events(self, tab: gr.Tab, first: str | None) -> None:
         shown = [self.view, self.notice]
-        tab.select(lambda opened: self._open(opened, first), self.opened, [self.saved, *shown, self.opened], **_QUIET)
+        tab.select(lambda opened: self._open(opened, first), self.opened, [self.saved, *shown, self.opened], **QUIET)
         chosen = [self.counter.ticket, self.saved, self.text]
-        self.saved.input(self._chosen, chosen, [*shown, self.written], **_QUIET)
-        self.text.input(self._other_text, [*chosen, self.written], shown, **_QUIET)
+        self.saved.input(self._chosen, chosen, [*shown, self.written], **QUIET)
+        self.text.input(self._other_text, [*chosen, self.written], shown, **QUIET)
         fields = [self.prompt, self.system, self.length, self.temperature, self.seed]
         asked = self.counter.press_event(
             partial(gr.on, [self.write.click, self.prompt.submit]),

@@ -14,7 +14,7 @@ from persona_core.pages.asked import ACTIONS, STRONGEST, fits, text_of
 from persona_core.pages.conversation import Asked, Chat, linked, plan_of
 from persona_core.pages.desk import Desks, ModelDesk
 from persona_core.pages.json_html import sent
-from persona_core.pages.queue import Deadline
+from persona_core.pages.queue import QUIET, Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import write
 from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
@@ -30,7 +30,6 @@ TAB = "live"
 ANOTHER = "another"
 SHOWN = ""  # in place of a trait: the one that the view is coloured by
 _EMPTY = "No reply yet.\nType a message, or pick an example, and press Send."
-_QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BRANCHING = (
     "Put the cursor on a token of the reply and press **Branch here** beside the text. The model goes on from that "
     "token with one trait changed, and the branch stands beside the original."
@@ -143,7 +142,7 @@ class LivePage:
     def _events(self) -> None:
         # In the browser alone: a notice is about the message that was there, and goes when somebody changes it.
         for box in (self.prompt, self.system):
-            box.input(None, None, self.notice, js="() => ''", **_QUIET)
+            box.input(None, None, self.notice, js="() => ''", **QUIET)
         # 1. A ticket, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
         sent = self.counter.press_event(pressed, self._ask, self.fields, [self.prompt])
@@ -159,10 +158,10 @@ class LivePage:
         )
         chat = [self.chat, self.prompt, self.notice]
         held = [self.counter.ticket, self.chat]
-        self.edit.click(self._edit, held, chat, **_QUIET)
-        self.new.click(self._new, held, [*chat, self.view, self.system], **_QUIET)
+        self.edit.click(self._edit, held, chat, **QUIET)
+        self.new.click(self._new, held, [*chat, self.view, self.system], **QUIET)
         if self.examples is not None:  # an example is the beginning of a chat
-            self.examples.load_input_event.then(self._example, held, chat, **_QUIET)
+            self.examples.load_input_event.then(self._example, held, chat, **QUIET)
 
     def _ask(self, ticket: Ticket | None, side: Any, *fields: Any) -> tuple[Any, ...]:
         named, values = fields[:3], fields[3:]

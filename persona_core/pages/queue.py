@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 MODEL_QUEUE = "model"
 """The concurrency id of every event that runs a model: one run at a time."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Arguments of an event that waits for no model: it is done at once, shows no spinner, and is no endpoint."""
 
 
 class Deadline:

@@ -12,7 +12,7 @@ from persona_core.errors import PersonaError
 from persona_core.pages.asked import text_of
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.json_html import sent
-from persona_core.pages.queue import MODEL_QUEUE
+from persona_core.pages.queue import MODEL_QUEUE, QUIET
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import finished, read_text
 from persona_core.pages.ticket import FULL, LOADING
@@ -86,7 +86,7 @@ class ReadPage:
             concurrency_id=MODEL_QUEUE,
             show_progress="hidden",
             api_visibility="private",
-        ).failure(lambda: FULL, None, self.notice, queue=False, show_progress="hidden", api_visibility="private")
+        ).failure(lambda: FULL, None, self.notice, **QUIET)
 
     def run(self, text: Any, question: Any, reader: Any) -> Iterator[tuple[Any, str]]:
         """Read the text: values of view and notice."""

@@ -12,6 +12,7 @@ from persona_core import explorer
 from persona_core.errors import PersonaError
 from persona_core.pages.json_html import json_html, sent
 from persona_core.pages.published import published_payload
+from persona_core.pages.queue import QUIET
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import in_words
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from persona_core.saved_runs import SavedRuns
 
 TAB = "runs"
-_QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _MOUNT = """
 const explorer = mountExplorer(element, {{
   emptyText: 'The published runs are being loaded ...',
@@ -60,8 +60,8 @@ class RunsPage:
             None, tab=TAB, elem_id="runs-view", empty_text="Choose a prompt above to read its replies."
         )
         self.opened = gr.State(False)
-        tab.select(self._open, self.opened, [self.explorer, self.opened], **_QUIET)
-        self.explorer.pick(self._pick, None, [self.view, self.notice], **_QUIET)
+        tab.select(self._open, self.opened, [self.explorer, self.opened], **QUIET)
+        self.explorer.pick(self._pick, None, [self.view, self.notice], **QUIET)
 
     def _open(self, opened: bool) -> tuple[Any, bool]:
         """The table, once a visit."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.pages.queue import MODEL_QUEUE
+from persona_core.pages.queue import MODEL_QUEUE, QUIET
 
 BUSY = "A reply is being written. Press Stop first."
 LOADING = "The model is loading. This happens once, after a start."
@@ -65,7 +65,6 @@ class Counter:
         self._n_run = len(run)
         self.asked = [self.ticket, self.press, notice, *self.buttons]
         self._notice, self._stop = notice, stop
-        self._quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def take(self, ticket: Ticket | None, what: Any = None) -> tuple[Any, ...]:
         """Values of `asked` after a press: a new ticket, or the old one while its run is under way."""
@@ -127,7 +126,7 @@ class Counter:
             return "Stopped before it began.", *back(ticket), *self.states(ticket)
 
         # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
-        self._stop.click(stopped, self.ticket, given_back, **self._quiet)
+        self._stop.click(stopped, self.ticket, given_back, **QUIET)
         for listen in (*listens, self.linked.change):
             running = listen(
                 run,
@@ -139,8 +138,8 @@ class Counter:
                 show_progress="hidden",
                 api_visibility="private",
             )
-            running.then(self.states, self.ticket, self.buttons, **self._quiet)
-            running.failure(told, self.ticket, given_back, **self._quiet)
+            running.then(self.states, self.ticket, self.buttons, **QUIET)
+            running.failure(told, self.ticket, given_back, **QUIET)
 
     def press_event(
         self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()
@@ -152,4 +151,4 @@ class Counter:
             ask: gives the values of `asked`, and of `outputs`, for the ticket and the inputs.
             inputs, outputs: further components.
         """
-        return listen(ask, [self.ticket, *inputs], [*self.asked, *outputs], **self._quiet)
+        return listen(ask, [self.ticket, *inputs], [*self.asked, *outputs], **QUIET)

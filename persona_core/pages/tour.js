@@ -35,12 +35,15 @@ window.startTour = (() => {
     for (const button of [skip, next]) button.type = "button";
     document.body.append(card);
 
-    function show() {
+    function point() {
       target?.classList.remove("tour-target");
-      const [where, heading, words] = STEPS[step];
-      target = document.querySelector(where);
+      target = card && document.querySelector(STEPS[step][0]);
       target?.classList.add("tour-target");
       target?.scrollIntoView({ block: narrow ? "start" : "center" }); // a card at the bottom covers half a phone
+    }
+    function show() {
+      const [, heading, words] = STEPS[step];
+      point();
       count.textContent = "Step " + (step + 1) + " of " + STEPS.length;
       title.textContent = heading;
       text.textContent = words;
@@ -59,6 +62,7 @@ window.startTour = (() => {
     skip.addEventListener("click", end);
     addEventListener("keydown", escape); // wherever the focus is
     close = end;
-    requestAnimationFrame(() => requestAnimationFrame(show)); // once the tab is there
+    show();
+    requestAnimationFrame(() => requestAnimationFrame(point)); // again once the tab is there
   };
 })();

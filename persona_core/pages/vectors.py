@@ -13,6 +13,7 @@ from persona_core.errors import PersonaError
 from persona_core.hub import public_name, split_revision
 from persona_core.pages.json_html import sent
 from persona_core.pages.panel import panel_component
+from persona_core.pages.queue import QUIET
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.words import in_words
 from persona_core.report.page import plain_figure, plot_place
@@ -34,7 +35,6 @@ class VectorsPage:
         self.source = settings.vectors
         self._lock = threading.Lock()
         self._vectors: PersonaVectors | None = None
-        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.summary = gr.Markdown("The vectors are being loaded ...", elem_id="vectors-summary")
         self.trait = gr.Radio([], label="Trait", elem_id="vectors-trait", visible=False)
         self.panel = panel_component(tab=TAB, elem_id="vectors-figures", empty_text="")
@@ -43,8 +43,8 @@ class VectorsPage:
             gr.Markdown(CONTROLS)
         self.opened = gr.State(False)
         shown = [self.panel, self.words]
-        tab.select(self._open, self.opened, [self.summary, self.trait, *shown, self.opened], **quiet)
-        self.trait.input(self._show, self.trait, shown, **quiet)
+        tab.select(self._open, self.opened, [self.summary, self.trait, *shown, self.opened], **QUIET)
+        self.trait.input(self._show, self.trait, shown, **QUIET)
 
     def vectors(self) -> PersonaVectors:
         """The vectors; read once a process."""
