@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -64,6 +65,13 @@ def shaped(name: str, device: str = "cuda") -> LanguageModel:
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return _wrapped(model, f"{name} shape, random weights, bfloat16")
+
+
+def twin(lm: LanguageModel) -> LanguageModel:
+    """The same weights under modules of their own: the hooks of one way to read cost the others nothing."""
+    shared: dict[int, Any] = {id(weight): weight for weight in lm.model.parameters()}
+    own = wrap_model(copy.deepcopy(lm.model, shared), lm.tokenizer, name=lm.name)
+    return replace(own, eos_ids=lm.eos_ids)
 
 
 def _wrapped(model: Any, name: str) -> LanguageModel:

@@ -8,7 +8,6 @@ Each reads the same directions at the same blocks and tokens of the same greedy 
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -83,10 +82,7 @@ def _bridge(_: int, lm: LanguageModel) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         lm.model.config.save_pretrained(folder)
-        # A copy: the bridge puts modules of its own into the model.
-        return TransformerBridge.boot_transformers(
-            folder, hf_model=copy.deepcopy(lm.model), tokenizer=lm.tokenizer, device="cpu"
-        )
+        return TransformerBridge.boot_transformers(folder, hf_model=lm.model, tokenizer=lm.tokenizer, device="cpu")
 
 
 WAYS: dict[str, speed.Way] = {"nnsight": nnsight, "TransformerLens": transformer_lens}

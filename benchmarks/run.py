@@ -81,12 +81,12 @@ def cpu() -> dict[str, Case]:
     for size, shape in SIZES.items():
         for batch, n_new in ((1, 160), (16, 80)):
             found[f"live/{size}/{batch}"] = lambda s=shape, b=batch, n=n_new: speed.live_reading(llama(*s), b, n)  # type: ignore[misc]
-            found[f"generate/{size}/{batch}"] = lambda s=shape, b=batch: speed.over_generate(llama(*s), b, 96, 5)  # type: ignore[misc]
+            found[f"generate/{size}/{batch}"] = lambda s=shape, b=batch: speed.over_generate(llama(*s), b, 96, 9)  # type: ignore[misc]
     found["thousand/small/1"] = lambda: speed.live_reading(llama(*SMALL), 1, 160, 1000)
     found["thousand/medium/1"] = lambda: speed.live_reading(llama(*MEDIUM), 1, 100, 1000)
     for batch in (1, 16):
         found[f"peers/small/{batch}"] = lambda b=batch: speed.peers(llama(*SMALL), b, 48, 9)  # type: ignore[misc]
-    found["texts/small"] = lambda: speed.given_texts(llama(*SMALL), 500, 5)
+    found["texts/small"] = lambda: speed.given_texts(llama(*SMALL), 500, 3)
     found["mixed/small"] = lambda: speed.mixed_lengths(llama(*SMALL), 200, 16, 160, 64, 1)
     found["memory"] = footprint.memory
     found["start"] = footprint.start_up

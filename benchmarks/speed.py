@@ -6,7 +6,7 @@ error, not a figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from benchmarks.measuring import in_rounds, ratio, stepwise
-from benchmarks.models import directions, prompts, random_vectors
+from benchmarks.measuring import in_rounds, in_turn, ratio, stepwise
+from benchmarks.models import directions, prompts, random_vectors, twin
 from persona_core.blocks import block_output
 from persona_core.branching import Start
 from persona_core.chat import Rendered
@@ -40,6 +40,10 @@ def run_of(
     return Run(lm, read, starts, sampling, range(len(ids)), width=width)
 
 
+def _first(*models: LanguageModel) -> list[torch.nn.Module]:
+    return [lm.blocks.modules[0] for lm in models]
+
+
 # ---- live reading ----
 
 
@@ -58,15 +62,16 @@ def live_reading(lm: LanguageModel, batch: int, n_new: int, n_traits: int = 8) -
 def over_generate(lm: LanguageModel, batch: int, n_new: int, rounds: int) -> dict[str, Any]:
     """Our loop with reading, over transformers' `generate` without any: whole generations."""
     sampling, read, ids = Sampling(n_new, temperature=1.0), directions(lm), prompts(batch)
+    own = twin(lm)
 
     def ours(_: int) -> None:
-        run_of(lm, ids, sampling, read).finish()
+        run_of(own, ids, sampling, read).finish()
 
     def theirs(number: int) -> None:
         torch.manual_seed(number)
         _generate(lm, ids, n_new, do_sample=True, top_k=0)
 
-    seconds = in_rounds({"ours": ours, "generate": theirs}, rounds)
+    seconds = in_turn({"ours": ours, "generate": theirs}, _first(own, lm), rounds)
     return {"over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict()}
 
 
@@ -83,29 +88,41 @@ def _generate(lm: LanguageModel, ids: Ids, n_new: int, **more: Any) -> Any:
 # ---- others who read all blocks while a model writes ----
 
 
-def peers(lm: LanguageModel, batch: int, n_new: int, rounds: int, more: dict[str, Way] | None = None) -> dict[str, Any]:
+def peers(
+    lm: LanguageModel,
+    batch: int,
+    n_new: int,
+    rounds: int,
+    others: Mapping[str, Way] | None = None,
+) -> dict[str, Any]:
     """Ours and other ways to read the same traits at the same tokens, over `generate` without reading. Greedy.
 
     The last token is read too: the others need one forward more for that, and are asked for one token more.
+
+    Args:
+        others: ways to read; None: transformers' own, and a hook.
     """
     read, ids = directions(lm), prompts(batch)
-    known: dict[str, Way] = {"output_hidden_states": hidden_states, "item hook": item_hook, **(more or {})}
-    wanted: list[np.ndarray] = []
+    known = others or {"output_hidden_states": hidden_states, "item hook": item_hook}
+    own = {name: twin(lm) for name in ("ours", *known)}
+    got: dict[str, np.ndarray] = {}
 
     def ours(_: int) -> None:
-        run = run_of(lm, ids, Sampling(n_new, temperature=0), read)
+        run = run_of(own["ours"], ids, Sampling(n_new, temperature=0), read)
         run.finish()
         n_prompt = len(ids[0])
-        wanted[:] = [np.stack([run.readings(row)[0][..., n_prompt - 1 :] for row in range(batch)])]
+        got["ours"] = np.stack([run.readings(row)[0][..., n_prompt - 1 :] for row in range(batch)])
 
     def plain(_: int) -> None:
         _generate(lm, ids, n_new + 1)
 
-    def compared(name: str) -> Callable[[int], None]:
-        return lambda _: _compare(known[name](lm, ids, n_new + 1, read), wanted[0], name, lm)
+    def theirs(name: str) -> Callable[[int], None]:
+        return lambda _: got.__setitem__(name, known[name](own[name], ids, n_new + 1, read))
 
-    others = {name: compared(name) for name in known}
-    seconds = in_rounds({"ours": ours, "generate": plain, **others}, rounds)
+    ways = {"ours": ours, "generate": plain, **{name: theirs(name) for name in known}}
+    seconds = in_turn(ways, _first(lm, *own.values()), rounds)
+    for name in known:
+        _compare(got[name], got["ours"], name, lm)
     return {
         "ours_over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict(),
         **{f"ours_over {name}": ratio(seconds["ours"], seconds[name]).to_dict() for name in known},
@@ -159,27 +176,31 @@ def item_hook(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Ten
 # ---- given texts ----
 
 
-def given_texts(lm: LanguageModel, n: int, parts: int) -> dict[str, Any]:
-    """Reading `n` replies of mixed length, over one at a time with `output_hidden_states`; a pair for each part."""
-    monitor = PersonaMonitor(lm, random_vectors(lm), "all")
+def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
+    """Reading `n` replies of mixed length at once, over one at a time with `output_hidden_states`."""
+    own = twin(lm)
+    monitor = PersonaMonitor(own, random_vectors(lm), "all")
     rows = prompts(n, 60, 260)
     read = directions(lm)
     vectors = torch.stack([read[b] for b in sorted(read)]).to(lm.device)
-    got: dict[str, list[np.ndarray]] = {"ours": [], "theirs": []}
+    got: dict[str, list[np.ndarray]] = {}
 
-    def ours(part: int) -> None:
-        own = rows[part::parts]
-        texts = [Transcript(row, ("",) * len(row), ("assistant",) * len(row), 20) for row in own]
-        got["ours"] += [t.raw for t in monitor.read_batch(texts)]
+    def of(number: int) -> list[tuple[int, ...]]:
+        return rows if number else rows[:: max(1, n // 100)]  # the first round only warms up
+
+    def ours(number: int) -> None:
+        texts = [Transcript(row, ("",) * len(row), ("assistant",) * len(row), 20) for row in of(number)]
+        got["ours"] = [t.raw for t in monitor.read_batch(texts)]
 
     @torch.inference_mode()
-    def one_at_a_time(part: int) -> None:
-        for row in rows[part::parts]:
+    def one_at_a_time(number: int) -> None:
+        got["theirs"] = []
+        for row in of(number):
             out = lm.model(torch.tensor([row], device=lm.device), output_hidden_states=True, use_cache=False)
             states = torch.stack(out.hidden_states[1:])[:, 0].float()  # [n_blocks, n_tokens, d_model]; last: normed
             got["theirs"].append(torch.einsum("btd,bdk->kbt", states, vectors).cpu().numpy())
 
-    seconds = in_rounds({"ours": ours, "one at a time": one_at_a_time}, parts, warm_up=0)
+    seconds = in_turn({"ours": ours, "one at a time": one_at_a_time}, _first(own, lm), rounds)
     for ours_, theirs in zip(got["ours"], got["theirs"], strict=True):
         _compare(theirs[:, :-1][None], ours_[:, :-1][None], "output_hidden_states", lm)
     return {"over_one_at_a_time": ratio(seconds["ours"], seconds["one at a time"]).to_dict()}

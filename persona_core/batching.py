@@ -59,3 +59,14 @@ def in_halves(
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or on the host."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error).lower()
+
+
+def pad_left(prompts: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, both `[rows, longest]`; the mask is 0 on padding."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), fill)
+    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)

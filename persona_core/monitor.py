@@ -200,7 +200,7 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Read many texts, batched by length; the order of the results is that of the input.
 
-        `batch_tokens` is the size of a batch, padding included; None: 2,048 on a CPU, 16,384 on a GPU, and less where
+        `batch_tokens` is the size of a batch, padding included; None: 1,024 on a CPU, 16,384 on a GPU, and less where
         memory runs out.
         """
         changes = prepare(steer, self.vectors, self.lm.blocks)

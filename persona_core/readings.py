@@ -34,6 +34,8 @@ class Readings:
         self._prompts: dict[int, Reading] = {}
         self._n_prompt: dict[int, int] = {}
         self._columns: dict[int, int] = {}  # new tokens read so far
+        self._added: tuple[int, ...] = ()  # replies of the last step
+        self._at = torch.empty(0)  # [2, rows], their places and next columns
         self._ended: dict[int, Arrays] = {}
 
     def begin(self, rows: Sequence[int], n_tokens: Sequence[int], reading: Reading) -> None:
@@ -48,10 +50,13 @@ class Readings:
 
     def add(self, rows: Sequence[int], reading: Reading) -> None:
         """Keep what a step read: one token of each of these replies."""
-        at = torch.tensor([[self._places[row] for row in rows], [self._columns[row] for row in rows]])
-        place, column = at.to(self._raw.device)
+        if tuple(rows) != self._added:  # else each stands a column further than at the last step
+            at = torch.tensor([[self._places[row] for row in rows], [self._columns[row] for row in rows]])
+            self._added, self._at = tuple(rows), at.to(self._raw.device)
+        place, column = self._at
         self._raw[place, column] = reading.raw[:, 0]
         self._norms[place, column] = reading.norms[:, 0]
+        self._at[1] += 1
         for row in rows:
             self._columns[row] += 1
 
@@ -61,6 +66,7 @@ class Readings:
 
     def forget(self, row: int) -> None:
         """Drop what is held on the device of a reply."""
+        self._added = ()
         if row in self._places:
             self._free.append(self._places.pop(row))
             del self._prompts[row], self._columns[row]

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
-from persona_core.kv_cache import joinable
+from persona_core.kv_cache import joinable, new_cache, windows
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache
+
     from persona_core.hooks import Reading
     from persona_core.models import LanguageModel
 
@@ -34,12 +36,11 @@ MASKED = ("sdpa", "eager")
 def supports(lm: LanguageModel, columns: int) -> bool:
     """Whether a step can be one of fixed memory: plain attention over all columns, masks as they are given."""
     config = lm.model.config.get_text_config(decoder=True)
-    cache = DynamicCache(config=lm.model.config)
-    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    cache = new_cache(lm.model.config)
     return (
         joinable(cache)
         and bool(cache.layers)
-        and columns < min(windows, default=columns + 1)  # else a window's mask is another one
+        and columns < min(windows(cache), default=columns + 1)  # else a window's mask is another one
         and getattr(config, "_attn_implementation", None) in MASKED
         and not getattr(config, "alibi", False)
         and bool(getattr(lm.model, "_can_compile_fullgraph", False))  # no step of it asks the host for anything
@@ -130,11 +131,11 @@ class StaticStep:
 
     def unload(self) -> DynamicCache:
         """The keys and values so far, as a cache that grows."""
-        cache = DynamicCache(config=self._config)
+        cache = new_cache(self._config)
         for number, layer in enumerate(self._layers):
             if layer.is_initialized:
                 held = slice(None, self._at)
-                cache.update(layer.keys[:, :, held].clone(), layer.values[:, :, held].clone(), number)
+                cache.update(layer.keys[:, :, held], layer.values[:, :, held], number)  # copies them
         return cache
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, index: torch.Tensor) -> Output:

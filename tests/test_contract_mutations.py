@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from persona_core import chat, decode, hooks
+from persona_core import chat, hooks, reply_batch
 from persona_core import monitor as monitor_module
 from persona_core.monitor import PersonaMonitor
 from tests import contract_checks as checks
@@ -57,7 +57,7 @@ def test_mutation_padding_on_the_right(make_monitor: Maker, monkeypatch: pytest.
         mask = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
         return ids.to(device), mask.to(device)
 
-    monkeypatch.setattr(decode, "pad_left", pad_right)
+    monkeypatch.setattr(reply_batch, "pad_left", pad_right)
     with pytest.raises(AssertionError):
         checks.check_live_is_replay(make_monitor("llama", "chatml"))
 

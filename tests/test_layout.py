@@ -50,6 +50,7 @@ HEIGHTS = (
         "sampling",
         "static_step",
         "decode",
+        "reply_batch",
         "readings",
         "branching",
         "generation",

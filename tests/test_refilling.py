@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import decode as decode_module
+from persona_core import reply_batch
 from persona_core.branching import Branch, Start
 from persona_core.decode import decode
 from persona_core.elicitation import write_replies
 from persona_core.generation import Run
-from persona_core.kv_cache import joinable
+from persona_core.kv_cache import joinable, new_cache
 from persona_core.monitor import PersonaMonitor
 from persona_core.pooling import parse_position
 from persona_core.sampling import Sampling
@@ -76,7 +76,7 @@ def test_places_are_taken_as_soon_as_they_come_free() -> None:
 
 
 def test_a_long_queue_of_prompts_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "PREFILL_TOKENS", 120)
+    monkeypatch.setattr(reply_batch, "PREFILL_TOKENS", 120)
     lm = ending()
     prompts = [lm.chat.render(p).token_ids for p in PROMPTS]
     prefills = [f.rows for f in decode(lm, prompts, SAMPLING, range(len(prompts))) if f.token_ids is None]
@@ -94,8 +94,8 @@ def test_a_hybrid_models_batches_are_not_refilled_and_not_wrong() -> None:
     assert [len(f.rows) for f in forwards if f.token_ids is None] == [4, 4, 3]
     from transformers import DynamicCache
 
-    assert not joinable(DynamicCache(config=lm.model.config))
-    assert joinable(DynamicCache(config=tiny_lm("gemma3").model.config))
+    assert not joinable(new_cache(lm.model.config))
+    assert joinable(new_cache(tiny_lm("gemma3").model.config))
 
 
 def test_steering_reaches_the_replies_that_it_is_for() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from persona_core import decode as decode_module
+from persona_core import reply_batch
 from persona_core.monitor import PersonaMonitor
 from persona_core.static_step import StaticStep, supports
 from persona_core.steering import Steer
@@ -86,7 +87,7 @@ def test_replies_change_places_and_columns_are_used_again(fixed: list[int], widt
 
 def test_no_row_moves_past_the_last_column(fixed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_module, "ROUNDED", 1)
-    monkeypatch.setattr(decode_module, "REFILLED_SHARE", 1)  # places stay empty until all are: ended rows linger
+    monkeypatch.setattr(reply_batch, "REFILLED_SHARE", 1)  # places stay empty until all are: ended rows linger
     monitor = roomy("llama")
     found = monitor.generate_batch(PROMPTS, batch_size=4, seed=7, **SAMPLING.to_dict())
     with pytest.MonkeyPatch.context() as undone:
