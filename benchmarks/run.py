@@ -22,11 +22,12 @@ import torch
 from benchmarks import footprint, scaling, speed
 from benchmarks.measuring import machine
 from benchmarks.models import MEDIUM, SMALL, llama
-from benchmarks.performance_page import write_page
+from benchmarks.performance_page import GENERATED, write_page
 
 RESULTS = Path(__file__).parent / "results"
 Case = Callable[[], dict[str, Any]]
 SIZES = {"small": SMALL, "medium": MEDIUM}
+ROUNDS = 3  # of generations whose forwards are taken in turn: they differ by 0.3 %
 
 logger = logging.getLogger("benchmarks")
 
@@ -81,13 +82,16 @@ def cpu() -> dict[str, Case]:
     for size, shape in SIZES.items():
         for batch, n_new in ((1, 160), (16, 80)):
             found[f"live/{size}/{batch}"] = lambda s=shape, b=batch, n=n_new: speed.live_reading(llama(*s), b, n)  # type: ignore[misc]
-            found[f"generate/{size}/{batch}"] = lambda s=shape, b=batch: speed.over_generate(llama(*s), b, 96, 9)  # type: ignore[misc]
+        for batch, n_new in GENERATED:
+            found[f"generate/{size}/{batch}/{n_new}"] = lambda s=shape, b=batch, n=n_new: speed.over_generate(  # type: ignore[misc]
+                llama(*s), b, n, ROUNDS
+            )
     found["thousand/small/1"] = lambda: speed.live_reading(llama(*SMALL), 1, 160, 1000)
     found["thousand/medium/1"] = lambda: speed.live_reading(llama(*MEDIUM), 1, 100, 1000)
     for batch in (1, 16):
-        found[f"peers/small/{batch}"] = lambda b=batch: speed.peers(llama(*SMALL), b, 48, 9)  # type: ignore[misc]
-    found["texts/small"] = lambda: speed.given_texts(llama(*SMALL), 500, 3)
-    found["mixed/small"] = lambda: speed.mixed_lengths(llama(*SMALL), 200, 16, 160, 64, 1)
+        found[f"peers/small/{batch}"] = lambda b=batch: speed.peers(llama(*SMALL), b, 48, 5)  # type: ignore[misc]
+    found["texts/small"] = lambda: speed.given_texts(llama(*SMALL), 500, 2)
+    found["mixed/small"] = lambda: speed.mixed_lengths(llama(*SMALL), 200, 16, 160, 64, 2)
     found["memory"] = footprint.memory
     found["start"] = footprint.start_up
     found["scaling"] = lambda: scaling.curves(llama(*SMALL))

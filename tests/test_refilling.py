@@ -92,7 +92,6 @@ def test_a_hybrid_models_batches_are_not_refilled_and_not_wrong() -> None:
     prompts = [lm.chat.render(p).token_ids for p in PROMPTS]
     forwards = list(decode(lm, prompts, SAMPLING, range(len(prompts)), width=4))
     assert [len(f.rows) for f in forwards if f.token_ids is None] == [4, 4, 3]
-    from transformers import DynamicCache
 
     assert not joinable(new_cache(lm.model.config))
     assert joinable(new_cache(tiny_lm("gemma3").model.config))
