@@ -108,7 +108,8 @@ class ResidualTap:
     @property
     def repeats(self) -> bool:
         """Whether a forward does the same each time, with nothing that changes on the host meanwhile."""
-        return not self.pools and all(i.starts is None for own in self._changes.values() for i in own)
+        added_in_place = not self.pools or self._n_rows is not None
+        return added_in_place and all(i.starts is None for own in self._changes.values() for i in own)
 
     def __enter__(self) -> ResidualTap:
         needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self.pools else set())

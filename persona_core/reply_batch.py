@@ -173,7 +173,7 @@ class ReplyBatch:
         if self._attention is not None:
             self._attention = pad(self._attention, (0, 1), value=1)
         if self._room is not None:
-            logits, reading = self._in_fixed_memory(self._room)(chosen[:, None], positions, rows.index)
+            logits, reading = self._in_fixed_memory(self._room)(chosen[:, None], positions, rows.index, own)
         else:
             logits, reading = self._forward(
                 chosen[:, None], self._attention, positions, self._cache, rows.index, own, rows.rows
@@ -227,7 +227,7 @@ class ReplyBatch:
     def _in_fixed_memory(self, columns: int) -> StaticStep:
         """The step in fixed memory, with what has been read so far in it."""
         if self._static is None or self._static.rows != len(self._requests):
-            self._static = StaticStep(self._lm, self._cache, columns, self._repeated)
+            self._static = StaticStep(self._lm, self._cache, columns, self._forward, self._pools_reply)
         if not self._loaded:
             self._static.load(self._cache, self._columns, self._rows.rows)
             self._cache, self._loaded = new_cache(self._lm.model.config), True  # not held twice
@@ -237,9 +237,6 @@ class ReplyBatch:
         """Back to a cache that rows can be taken out of and added to."""
         if self._loaded and self._static is not None:
             self._cache, self._loaded = self._static.unload(), False
-
-    def _repeated(self, ids: Any, mask: Any, positions: Any, cache: Any, index: Any, which: Any) -> Any:
-        return self._forward(ids, mask, positions, cache, index, None, which)
 
     def _mask(self) -> None:
         """Hide the columns before each row's first. transformers tests an all-ones mask on the host at each step;

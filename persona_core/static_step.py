@@ -87,10 +87,13 @@ class StaticStep:
         lm: the model.
         cache: of the rows so far; its layers say which blocks have keys and values of their own.
         columns: room for the tokens before and the new ones.
-        forward: one forward: ids, mask, positions, cache, reply index, rows -> logits and reading.
+        forward: one forward: ids, mask, positions, cache, reply index, own, rows -> logits and reading.
+        pooled: whether the step says which tokens are the reply's own, and their states are added up.
     """
 
-    def __init__(self, lm: LanguageModel, cache: DynamicCache, columns: int, forward: Forward) -> None:
+    def __init__(
+        self, lm: LanguageModel, cache: DynamicCache, columns: int, forward: Forward, pooled: bool = False
+    ) -> None:
         device = lm.device
         rows = next(layer.keys.shape[0] for layer in cache.layers if layer.is_initialized)
         self.rows, self.columns = rows, columns
@@ -98,6 +101,7 @@ class StaticStep:
         self._column = torch.zeros(1, dtype=torch.long, device=device)
         self._ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self._positions, self._index = torch.zeros_like(self._ids), torch.zeros_like(self._ids)
+        self._own = torch.zeros(rows, 1, dtype=torch.bool, device=device) if pooled else None
         self._which = torch.zeros(rows, dtype=torch.long, device=device)
         # Added to the scores of attention: 0 where there is a token, else the lowest number.
         self._hidden = torch.finfo(lm.dtype).min
@@ -138,15 +142,20 @@ class StaticStep:
                 cache.update(layer.keys[:, :, held], layer.values[:, :, held], number)  # copies them
         return cache
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, index: torch.Tensor) -> Output:
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor, index: torch.Tensor, own: torch.Tensor | None = None
+    ) -> Output:
         """Logits and reading of the next token of each row; valid until the next call.
 
         Args:
-            ids, positions, index: each `[rows, 1]`: the token, its position, its place in the reply.
+            ids, positions, index, own: each `[rows, 1]`: the token, its position, its place in the reply, and whether
+                the assistant said it, asked for where states are pooled.
         """
         self._ids.copy_(ids)
         self._positions.copy_(positions)
         self._index.copy_(index)
+        if self._own is not None and own is not None:
+            self._own.copy_(own)
         self._at += 1
         if not self._record:
             return self._step()
@@ -162,20 +171,28 @@ class StaticStep:
 
     def _step(self) -> Output:
         self._mask.index_fill_(-1, self._column, 0)
-        output = self._forward(self._ids, self._mask, self._positions, self._cache, self._index, self._which)
+        output = self._forward(self._ids, self._mask, self._positions, self._cache, self._index, self._own, self._which)
         self._column.add_(1)
         return output
 
     def _recorded(self) -> tuple[Any, Output]:
         """The graph, and where it leaves its output.
 
-        Kernels are set up in a first run, on a stream of its own; the column that it wrote is written again.
+        Kernels are set up in a first run, on a stream of its own; the column that it wrote is written again, and it
+        pools nothing but makes the sums that the graph adds to.
         """
+        own = None if self._own is None else self._own.clone()
+        if self._own is not None:
+            self._own.zero_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step()
-        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+        finally:
+            if self._own is not None and own is not None:
+                self._own.copy_(own)
         self._column.sub_(1)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

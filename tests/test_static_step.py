@@ -6,12 +6,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from persona_core import decode as decode_module
 from persona_core import reply_batch
+from persona_core.branching import Start
+from persona_core.generation import Run
 from persona_core.monitor import PersonaMonitor
+from persona_core.pooling import parse_position
 from persona_core.static_step import StaticStep, supports
 from persona_core.steering import Steer
 from tests import oracle
@@ -105,6 +109,24 @@ def test_steering_is_part_of_the_step(fixed: list[int]) -> None:
         same(found, alone(monitor, steer=steer))
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_states_are_pooled_within_the_step(fixed: list[int], width: int) -> None:
+    lm = ending("llama")
+    pools = [parse_position(name) for name in ("prompt_mean", "reply_mean", "reply_first_4")]
+
+    def means() -> Any:
+        starts = [Start(lm.chat.render(prompt)) for prompt in PROMPTS]
+        run = Run(lm, {}, starts, SAMPLING, range(len(starts)), pools=pools, width=width)
+        run.finish()
+        return run.pooled_means()
+
+    found = means()
+    assert fixed
+    with pytest.MonkeyPatch.context() as undone:
+        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        assert np.allclose(found, means(), atol=1e-5, equal_nan=True)
+
+
 def test_streaming_shows_each_step_as_it_is(fixed: list[int]) -> None:
     monitor = roomy("llama")
     steps = []
@@ -118,7 +140,7 @@ def test_streaming_shows_each_step_as_it_is(fixed: list[int]) -> None:
 
 
 def test_what_cannot_be_repeated_takes_the_plain_loop(fixed: list[int]) -> None:
-    """Pooling adds up on the host's word; a window that is too small has another mask; a hybrid has another state."""
+    """A window that is too small has another mask; a hybrid has another state."""
     for family in ("qwen3.5", "bloom", "mistral"):
         lm = ending(family)
         monitor_of(lm).generate_batch(PROMPTS, batch_size=3, seed=7, **SAMPLING.to_dict())
