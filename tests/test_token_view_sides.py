@@ -258,6 +258,11 @@ def test_an_onset_is_marked_and_said_and_so_is_none(show: Callable[..., Any]) ->
     page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 5")
     shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.x0, s.x1])")
     assert [FIRST + 7.5, FIRST + 12.5] in shapes and [FIRST + 10, FIRST + 10] in shapes
+    choose(page, "alignment", "before")
+    page.wait_for_function(
+        "at => document.querySelector('.js-plotly-plot').layout.shapes.some((s) => s.x0 === at && s.x1 === at)",
+        arg=FIRST + 11,
+    )
     page.locator(".tv-chip").nth(2).click()
     assert page.locator(".tv-says").inner_text() == "malice: no reliable onset"
     page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 3")
@@ -313,6 +318,22 @@ def test_a_picture_holds_text_and_chart(show: Callable[..., Any]) -> None:
     page = show(pair_payload(make_payload([*words(80), *HOSTILE], name="a"), make_payload(words(90), name="b")))
     picture = saved(page, "png")
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(picture[16:20], "big") == 2400
+
+
+def test_a_picture_of_a_long_text_ends_with_the_chart_all_the_same(show: Callable[..., Any]) -> None:
+    page = show(make_payload(words(9000)))
+    picture = saved(page, "png")
+    assert int.from_bytes(picture[20:24], "big") == 32000  # browsers draw none that is taller
+    colours = page.evaluate(
+        """async (bytes) => {
+          const image = await createImageBitmap(new Blob([new Uint8Array(bytes)]), 0, 31600, 2400, 400);
+          const pen = new OffscreenCanvas(2400, 400).getContext("2d");
+          pen.drawImage(image, 0, 0);
+          return new Set(new Uint32Array(pen.getImageData(0, 0, 2400, 400).data.buffer)).size;
+        }""",
+        list(picture),
+    )
+    assert colours > 20, "the strips at the end of it"
     assert int.from_bytes(picture[20:24], "big") > 1200 and len(picture) > 50_000
 
 

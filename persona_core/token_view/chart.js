@@ -89,7 +89,9 @@ function drawTrend(plotly, node, scene) {
       );
     const onset = side.onsets?.[trait];
     if (Number.isInteger(onset?.onset)) {
-      const at = (token) => model.start + token;
+      // A score that stands a token later takes its mark along.
+      const moved = (choices.alignment === "before") - (side.alignment === "before");
+      const at = (token) => model.start + token + moved;
       const [from, to] = [onset.low ?? onset.onset, onset.high ?? onset.onset];
       shapes.push({
         type: "rect", x0: at(from) - 0.5, x1: at(to) + 0.5, yref: y + " domain", y0: 0, y1: 1, layer: "below",

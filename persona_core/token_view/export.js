@@ -1,5 +1,7 @@
 // What is shown, as files: the same numbers, in the unit, block, alignment and smoothing that are chosen.
 
+const TALLEST = 32000; // px of a canvas: Chromium draws 32,767, others not many more
+
 // One record a token of each side: scores as they are displayed (null where there is none).
 function exported(model, traits, choices) {
   return {
@@ -129,7 +131,6 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   }
 
   const columns = model.sides.map(layOut);
-  const textHeight = Math.max(...columns.map(({ height }) => height));
   const picture = chartImage ? await loadImage(chartImage) : null;
   const chartHeight = picture ? (picture.height / picture.width) * (width - 2 * edge) : 0;
   // Strips lie under the chart's plot area, at the scale at which the chart is drawn.
@@ -137,9 +138,11 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   const [area, zoom] = [view.querySelector(".tv-area"), (width - 2 * edge) / Math.max(chart.clientWidth, 1)];
   const [stripLeft, stripWidth] = [edge + area.offsetLeft * zoom, area.clientWidth * zoom];
   const stripHeight = strips.reduce((sum, { canvas, title }) => sum + canvas.clientHeight * zoom + (title ? 28 : 10), 0);
-  const heights = [116, textHeight, 24, chartHeight, 12, stripHeight, edge];
+  const others = 116 + 24 + chartHeight + 12 + stripHeight + edge;
+  const room = TALLEST / ratio - others;
+  const textHeight = Math.min(Math.max(...columns.map(({ height }) => height)), room);
   canvas.width = width * ratio;
-  canvas.height = Math.min(heights.reduce((a, b) => a + b, 0), 16000) * ratio; // browsers draw no taller canvas
+  canvas.height = Math.ceil(others + textHeight) * ratio;
   pen.scale(ratio, ratio);
   pen.fillStyle = of("--tv-paper");
   pen.fillRect(0, 0, canvas.width, canvas.height);
@@ -161,7 +164,10 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     const y0 = 116;
     write(fitted([side.name, metaLine(side.meta)].filter(Boolean).join(" · "), columnWidth), x0, 98, 13, "--tv-muted", 600);
     const scores = scoresOf(model, side, trait, choices);
+    const cut = columns[s].height > room;
+    if (cut) write("The text goes on; a picture cannot be taller. JSON and CSV have all of it.", x0, y0 + room - 6, 13, "--tv-muted", 600);
     for (const item of columns[s].placed) {
+      if (cut && item.y + 2 * line > room) break;
       if (item.label) {
         write(item.label.toUpperCase(), x0 + item.x, y0 + item.y + 10, 11, "--tv-muted", 600);
         continue;
