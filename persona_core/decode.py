@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from persona_core.errors import ContextOverflow
+from persona_core.fixed_memory import supports
 from persona_core.reply_batch import Forward, ReplyBatch, Request
-from persona_core.static_step import ROUNDED, supports
 
 if TYPE_CHECKING:
     from persona_core.hooks import ResidualTap
@@ -65,7 +65,7 @@ def decode(
             in the reply, its longest length and its random draws are counted from its first token all the same.
         width: replies written at once; None: all.
         todo: places of the prompts to be answered; None: all.
-        fixed: steps in fixed memory (static_step.py) where the model supports them; None: on a GPU.
+        fixed: steps in fixed memory (fixed_memory.py) where the model supports them; None: on a GPU.
 
     Yields:
         A `Forward` for each prefill, and one for each step. A reading is valid until the next one is asked for.
@@ -78,14 +78,15 @@ def decode(
     limits = [room(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, kept, strict=True)]
     requests = [Request(*one) for one in zip(range(len(prompts)), prompts, seeds, kept, limits, strict=True)]
     queue = deque(requests if todo is None else [requests[i] for i in todo])
-    width, columns = width or len(queue), max(len(r.ids) + r.limit - r.kept for r in queue)
-    columns += -columns % ROUNDED
+    if not queue:
+        return
+    width, columns = min(width or len(queue), len(queue)), max(len(r.ids) + r.limit - r.kept for r in queue)
     if fixed is None:
         fixed = lm.device.type == "cuda"
     fixed = fixed and supports(lm, columns) and (tap is None or tap.repeats)
-    batch = ReplyBatch(lm, sampling, tap, max(r.limit for r in queue), columns if fixed else None)
+    batch = ReplyBatch(lm, sampling, tap, max(r.limit for r in queue), width, columns if fixed else None)
     while queue or batch.alive:
-        while queue and (taken := batch.takes(queue, width)):
+        while queue and (taken := batch.takes(queue)):
             yield batch.take([queue.popleft() for _ in range(taken)])
         yield batch.step()
         batch.drop_ended(refill=bool(queue))

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import pad
 
 from persona_core.batching import pad_left
 from persona_core.errors import NumericalError
+from persona_core.fixed_memory import FixedMemory
+from persona_core.growing_memory import GrowingMemory
 from persona_core.hooks import Reading
-from persona_core.kv_cache import add_rows, joinable, keep_rows, new_cache
+from persona_core.kv_cache import joinable, new_cache
 from persona_core.sampling import Sampling, choose, draws
-from persona_core.static_step import StaticStep
 from persona_core.steering import PAD_INDEX
+from persona_core.step import Output, Step
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache
-
     from persona_core.hooks import ResidualTap
     from persona_core.models import LanguageModel
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 REFILLED_SHARE = 8
 # Padded tokens in one prefill, so that a long queue of long prompts does not need the memory of all at once.
 PREFILL_TOKENS = 8192
+# Once nobody waits, ended rows are dropped when they are a quarter: that copies the cache.
+DROPPED_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -66,40 +67,41 @@ class ReplyBatch:
     """
 
     def __init__(
-        self, lm: LanguageModel, sampling: Sampling, tap: ResidualTap | None, longest: int, columns: int | None
+        self,
+        lm: LanguageModel,
+        sampling: Sampling,
+        tap: ResidualTap | None,
+        longest: int,
+        width: int,
+        columns: int | None,
     ) -> None:
-        self._lm, self._sampling, self._tap, self._longest = lm, sampling, tap, longest
-        self._room, self._loaded = columns, False
-        self._static: StaticStep | None = None
+        self._lm, self._sampling, self._tap, self._longest, self._width = lm, sampling, tap, longest, width
+        self._joinable = joinable(new_cache(lm.model.config))
         self._processors = sampling.processors()
         pools = tap.pools if tap else ()
         self._pools_prompt, self._pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
-        self._attention: torch.Tensor | None = None
-        self._rows: _Rows
-        self._clear()
-
-    def _clear(self) -> None:
+        self._memory: GrowingMemory | FixedMemory = (
+            GrowingMemory(lm.device) if columns is None else FixedMemory(lm, width, columns, self._pools_reply)
+        )
         self._requests: list[Request] = []
         self._said: list[int] = []  # reply tokens so far, kept ones included
         self._ended: list[bool] = []
-        self._columns: list[int] = []  # of the cache, each row's own
-        self._cache = new_cache(self._lm.model.config)
-        self._loaded = False
+        self._rows: _Rows
 
     @property
     def alive(self) -> bool:
         return not all(self._ended)
 
-    def takes(self, queue: Sequence[Request], width: int) -> int:
+    def takes(self, queue: Sequence[Request]) -> int:
         """How many of the queue are to be taken up before the next step."""
-        free = width - self._ended.count(False)
+        free = self._width - self._ended.count(False)
         if self.alive:
-            enough = min(len(queue), max(1, width // REFILLED_SHARE))
-            if not joinable(self._cache) or free < enough:
+            enough = min(len(queue), max(1, self._width // REFILLED_SHARE))
+            if not self._joinable or free < enough:
                 return 0
         most = min(free, len(queue))
         longest = 0
-        for n in range(most if joinable(self._cache) else 0):
+        for n in range(most if self._joinable else 0):
             longest = max(longest, len(queue[n].ids))
             if n and (n + 1) * longest > PREFILL_TOKENS:
                 return n
@@ -107,164 +109,116 @@ class ReplyBatch:
 
     def take(self, requests: Sequence[Request]) -> Forward:
         """Read prompts, their last tokens too, and add them to the batch."""
-        if self._requests:
-            self._keep_going()
-        if not self._requests:
-            self._clear()
+        self._drop()
         device = self._lm.device
         cache = new_cache(self._lm.model.config)
-        ids, mask = pad_left([r.ids for r in requests], fill=0, device=device)
-        own_columns = [len(r.ids) for r in requests]
+        ids, mask = pad_left([r.ids for r in requests], device)
+        lengths = [len(r.ids) for r in requests]
         positions = (mask.cumsum(-1) - 1).clamp_min(0)  # [rows, longest]
         index = torch.tensor([[r.kept] for r in requests], device=device)  # [rows, 1], of the next reply token
         reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True) + index, PAD_INDEX)
-        rows = torch.tensor([r.row for r in requests], device=device)
+        replies = torch.tensor([r.row for r in requests], device=device)
         # Positions of the reply alone leave the prefill as it is, those of the prompt alone the steps.
         own = torch.zeros_like(ids, dtype=torch.bool) if self._pools_prompt else None
-        attention = mask if len(set(own_columns)) > 1 else None
-        logits, reading = self._forward(ids, attention, positions, cache, reply_index, own, rows)
+        hidden = mask if len(set(lengths)) > 1 else None
+        logits, reading = self._forward(hidden, cache, Step(ids, positions, reply_index, replies, own))
         uniform = torch.zeros(len(requests), self._longest + 1)  # one more: rows that have ended
         for row, request in enumerate(requests):
             uniform[row, : request.limit] = draws(request.seed, request.limit)
         # The repetition penalty must not see the padding: a repeated token changes nothing.
         history = torch.where(mask.bool(), ids, ids[:, -1:])
-        new = _Rows(rows, logits, positions[:, -1:], index, uniform.to(device), history)
-        if self._requests:
-            self._grow()
-            add_rows(self._cache, cache)
-            self._rows = self._rows.joined(new)
-        else:
-            self._cache, self._rows = cache, new
+        new = _Rows(replies, logits, positions[:, -1:], index, uniform.to(device), history)
+        self._rows = self._rows.joined(new) if self._requests else new
+        self._memory.add(cache, lengths)
         self._requests += requests
         self._said += [r.kept for r in requests]
         self._ended += [False] * len(requests)
-        self._columns += own_columns
-        self._mask()
         return Forward(tuple(r.row for r in requests), None, reading, (None,) * len(requests))
 
     def step(self) -> Forward:
         """Choose a token for each reply, feed it back, hand it out."""
         lm, rows = self._lm, self._rows
-        scores = self._processors(rows.history, rows.logits)  # [rows, vocab]
-        if self._sampling.temperature == 0:
-            chosen = scores.argmax(-1)  # [rows]
-        else:
-            chosen = choose(scores, rows.uniform.gather(1, rows.index))
-        # Scores without a finite maximum are marked among the ids, so that no second copy to the host is needed.
-        chosen = torch.where(scores.amax(-1).isfinite(), chosen, -1)
-        host_ids = chosen.tolist()  # the step's one synchronisation
+        chosen, host_ids = self._choose()
         going = [i for i, ended in enumerate(self._ended) if not ended]
-        for i in going:
-            if host_ids[i] < 0:
-                raise NumericalError(
-                    f"The model's scores hold NaN or no finite number at reply token {self._said[i]} of row "
-                    f"{self._requests[i].row}. float16 overflows on some models: load it with dtype='bfloat16' or "
-                    "'float32'."
-                )
-        chosen = chosen.clamp_min(0)  # rows that have ended may be broken unnoticed
         own = None
         if self._pools_reply:
             said = [[not e and t not in lm.eos_ids] for e, t in zip(self._ended, host_ids, strict=True)]
             own = torch.tensor(said, device=lm.device)  # [rows, 1]
         # A row that has ended stays where it is: a learned position table has no row beyond the context.
-        all_go = len(going) == len(self._ended)
-        moved = 1 if all_go else torch.tensor([[int(not e)] for e in self._ended], device=lm.device)  # [rows, 1]
+        moved: Any = 1
+        if len(going) < len(self._ended):
+            moved = torch.tensor([[int(not e)] for e in self._ended], device=lm.device)  # [rows, 1]
+            lines = torch.tensor(going, device=lm.device)  # before the forward: a copy waits for what was launched
         positions = rows.positions + moved
-        if self._attention is not None:
-            self._attention = pad(self._attention, (0, 1), value=1)
-        if self._room is not None:
-            logits, reading = self._in_fixed_memory(self._room)(chosen[:, None], positions, rows.index, own)
-        else:
-            logits, reading = self._forward(
-                chosen[:, None], self._attention, positions, self._cache, rows.index, own, rows.rows
-            )
+        step = Step(chosen[:, None], positions, rows.index, rows.replies, own)
+        logits, reading = self._memory.step(self._forward, step)
         history = rows.history
         if self._sampling.repetition_penalty != 1.0:
             history = torch.cat([history, chosen[:, None]], dim=-1)
-        self._rows = _Rows(rows.rows, logits, positions, rows.index + moved, rows.uniform, history)
-        self._columns = [n + 1 for n in self._columns]
+        self._rows = _Rows(rows.replies, logits, positions, rows.index + moved, rows.uniform, history)
+        if reading is not None and len(going) < len(self._ended):
+            lines = lines.to(reading.raw.device)
+            reading = Reading(reading.raw[lines], reading.norms[lines])
         finished = []
         for i in going:
             finished.append(_ending(host_ids[i], self._said[i], self._requests[i].limit, self._sampling, lm))
             self._said[i] += 1
             self._ended[i] = finished[-1] is not None
-        if reading is not None and not all_go:
-            place = torch.tensor(going, device=reading.raw.device)
-            reading = Reading(reading.raw[place], reading.norms[place])
-        places = tuple(self._requests[i].row for i in going)
-        return Forward(places, tuple(host_ids[i] for i in going), reading, tuple(finished))
+        replies = tuple(self._requests[i].row for i in going)
+        return Forward(replies, tuple(host_ids[i] for i in going), reading, tuple(finished))
+
+    def _choose(self) -> tuple[torch.Tensor, list[int]]:
+        """The next token of each row, on the device `[rows]` and on the host: the step's one synchronisation."""
+        scores = self._processors(self._rows.history, self._rows.logits)  # [rows, vocab]
+        if self._sampling.temperature == 0:
+            chosen = scores.argmax(-1)  # [rows]
+        else:
+            chosen = choose(scores, self._rows.uniform.gather(1, self._rows.index))
+        # Scores without a finite maximum are marked among the ids, so that no second copy to the host is needed.
+        host_ids = torch.where(scores.amax(-1).isfinite(), chosen, -1).tolist()
+        for request, said, ended, token_id in zip(self._requests, self._said, self._ended, host_ids, strict=True):
+            if token_id < 0 and not ended:  # rows that have ended may be broken unnoticed
+                raise NumericalError(
+                    f"The model's scores hold NaN or no finite number at reply token {said} of row {request.row}. "
+                    "float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
+                )
+        return chosen, host_ids
 
     def drop_ended(self, refill: bool) -> None:
-        """Leave ended rows out of the next steps, where that saves more than it costs."""
-        n_ended = self._ended.count(True)
-        # No column is left: the rows that go on are shorter than that, and move to the left.
-        full = self._loaded and self._static is not None and self._static.full
-        # Where the queue waits, the next rows that are taken up bring this about.
-        few = not refill and joinable(self._cache) and 4 * n_ended >= len(self._ended)
+        """Leave ended rows out of the next steps, where that saves more than it costs.
+
+        Args:
+            refill: whether others wait; taking them up brings it about.
+        """
         if not self.alive:
-            self._clear()
-        elif full or few:
-            self._keep_going()
-
-    def _keep_going(self) -> None:
-        """Drop the rows that have ended."""
-        places = [i for i, ended in enumerate(self._ended) if not ended]
-        if len(places) == len(self._requests):
+            self._requests, self._said, self._ended = [], [], []
+            self._memory.clear()
             return
-        self._requests = [self._requests[i] for i in places]
-        self._said = [self._said[i] for i in places]
-        self._columns = [self._columns[i] for i in places]
-        self._ended = [False] * len(places)
-        if not places:
+        many = DROPPED_SHARE * self._ended.count(True) >= len(self._ended)
+        if many and not refill and self._joinable and self._memory.shrinks:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Leave out the rows that have ended."""
+        going = [i for i, ended in enumerate(self._ended) if not ended]
+        if len(going) == len(self._requests):
             return
-        self._grow()
-        columns = max(self._columns)
-        chosen = torch.tensor(places, device=self._lm.device)
-        keep_rows(self._cache, chosen, columns)
-        self._rows = self._rows.taken(chosen, columns)
-        self._mask()
+        self._requests = [self._requests[i] for i in going]
+        self._said = [self._said[i] for i in going]
+        self._ended = [False] * len(going)
+        self._memory.keep(going)
+        longest = max(len(r.ids) - r.kept + said for r, said in zip(self._requests, self._said, strict=True))
+        self._rows = self._rows.taken(torch.tensor(going, device=self._lm.device), longest)
 
-    def _in_fixed_memory(self, columns: int) -> StaticStep:
-        """The step in fixed memory, with what has been read so far in it."""
-        if self._static is None or self._static.rows != len(self._requests):
-            self._static = StaticStep(self._lm, self._cache, columns, self._forward, self._pools_reply)
-        if not self._loaded:
-            self._static.load(self._cache, self._columns, self._rows.rows)
-            self._cache, self._loaded = new_cache(self._lm.model.config), True  # not held twice
-        return self._static
-
-    def _grow(self) -> None:
-        """Back to a cache that rows can be taken out of and added to."""
-        if self._loaded and self._static is not None:
-            self._cache, self._loaded = self._static.unload(), False
-
-    def _mask(self) -> None:
-        """Hide the columns before each row's first. transformers tests an all-ones mask on the host at each step;
-        where there are no such columns none is needed."""
-        longest = max(self._columns)
-        self._attention = None
-        if min(self._columns) < longest:
-            first = torch.tensor([[longest - n] for n in self._columns])  # [rows, 1]
-            self._attention = (torch.arange(longest) >= first).long().to(self._lm.device)  # [rows, columns]
-
-    def _forward(
-        self,
-        ids: torch.Tensor,
-        attention: torch.Tensor | None,
-        positions: torch.Tensor,
-        cache: DynamicCache,
-        reply_index: torch.Tensor,
-        own: torch.Tensor | None,
-        rows: torch.Tensor,
-    ) -> tuple[torch.Tensor, Reading | None]:
-        """One forward with the cache; float32 logits of the last column `[rows, vocab]`, and the reading."""
+    def _forward(self, mask: torch.Tensor | None, cache: Any, step: Step) -> Output:
+        """One forward with the cache."""
         lm, tap = self._lm, self._tap
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "past_key_values": cache}
+        inputs: dict[str, Any] = {"input_ids": step.ids, "attention_mask": mask, "past_key_values": cache}
         if "position_ids" in lm.forward_arguments:
-            inputs["position_ids"] = positions
+            inputs["position_ids"] = step.positions
         if "logits_to_keep" in lm.forward_arguments:
             inputs["logits_to_keep"] = 1
-        with tap.forward(reply_index, own, rows) if tap else nullcontext():
+        with tap.forward(step.index, step.own, step.replies) if tap else nullcontext():
             out = lm.model(**inputs, use_cache=True)
         reading = tap.reading() if tap and tap.read_blocks else None
         return out.logits[:, -1].float().to(lm.device), reading
@@ -275,7 +229,7 @@ class _Rows:
     """What a step needs of each row.
 
     Attributes:
-        rows: `[rows]`, the reply's place among the prompts.
+        replies: `[rows]`, which of the run's replies each is.
         logits: float32 `[rows, vocab]`, of the next token.
         positions: `[rows, 1]`, of the newest token.
         index: `[rows, 1]`, place of the next token in its reply.
@@ -283,17 +237,17 @@ class _Rows:
         history: `[rows, columns]`, all ids so far; kept up only where the repetition penalty asks for it.
     """
 
-    rows: torch.Tensor
+    replies: torch.Tensor
     logits: torch.Tensor
     positions: torch.Tensor
     index: torch.Tensor
     uniform: torch.Tensor
     history: torch.Tensor
 
-    def taken(self, places: torch.Tensor, columns: int) -> _Rows:
+    def taken(self, rows: torch.Tensor, columns: int) -> _Rows:
         """These rows, and of the history the newest columns."""
-        fields = (self.rows, self.logits, self.positions, self.index, self.uniform, self.history[:, -columns:])
-        return _Rows(*(field[places] for field in fields))
+        fields = (self.replies, self.logits, self.positions, self.index, self.uniform, self.history[:, -columns:])
+        return _Rows(*(field[rows] for field in fields))
 
     def joined(self, other: _Rows) -> _Rows:
         """Both, the shorter history filled up with ids that are in it."""
@@ -301,7 +255,7 @@ class _Rows:
         histories = [
             torch.cat([h[:, -1:].expand(-1, columns - h.shape[1]), h], dim=1) for h in (self.history, other.history)
         ]
-        fields = ("rows", "logits", "positions", "index", "uniform")
+        fields = ("replies", "logits", "positions", "index", "uniform")
         joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in fields}
         return _Rows(**joined, history=torch.cat(histories))
 

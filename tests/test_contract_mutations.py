@@ -51,9 +51,9 @@ def test_mutation_no_attention_mask(make_monitor: Maker, monkeypatch: pytest.Mon
 
 
 def test_mutation_padding_on_the_right(make_monitor: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pad_right(prompts: Any, fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def pad_right(prompts: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, prompts))
-        ids = torch.tensor([[*p, *[fill] * (longest - len(p))] for p in prompts])
+        ids = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts])
         mask = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
         return ids.to(device), mask.to(device)
 

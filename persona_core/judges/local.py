@@ -106,7 +106,7 @@ class LocalJudge:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         lm = self._lm
-        ids, mask = pad_left(rows, fill=0, device=lm.device)
+        ids, mask = pad_left(rows, lm.device)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in lm.forward_arguments:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)

@@ -3,6 +3,8 @@ step runs eagerly, so that all but the recording is tested."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +15,11 @@ import torch
 from persona_core import decode as decode_module
 from persona_core import reply_batch
 from persona_core.branching import Start
+from persona_core.fixed_memory import FixedMemory, supports
 from persona_core.generation import Run
 from persona_core.monitor import PersonaMonitor
 from persona_core.pooling import parse_position
-from persona_core.static_step import StaticStep, supports
-from persona_core.steering import Steer
+from persona_core.steering import Intervention, Steer
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm
 from tests.families import BY_NAME
@@ -31,27 +33,21 @@ REPEATING = [name for name in sorted(BY_NAME) if supports(tiny_lm(name, "chatml"
 def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every run takes fixed memory where it can; the list holds the rows of each such step."""
     steps: list[int] = []
-    plain, call = decode_module.decode, StaticStep.__call__
+    plain, step = decode_module.decode, FixedMemory.step
 
-    def counted(self: StaticStep, *args: Any) -> Any:
-        steps.append(self.rows)
-        return call(self, *args)
+    def counted(self: FixedMemory, *args: Any) -> Any:
+        steps.append(self._n)
+        return step(self, *args)
 
-    monkeypatch.setattr(StaticStep, "__call__", counted)
+    monkeypatch.setattr(FixedMemory, "step", counted)
     monkeypatch.setattr(
         "persona_core.generation.decode", lambda *args, **more: plain(*args, **(more | {"fixed": True}))
     )
     return steps
 
 
-def ending(family: str, **more: Any) -> Any:
-    return replace(tiny_lm(family, "chatml"), eos_ids=EVERY_TWELFTH, **more)
-
-
-def roomy(family: str) -> Any:
-    """The same with room for a window: a sliding one is plain attention as long as all fits into it."""
-    lm = ending(family)
-    return monitor_of(lm)
+def ending(family: str) -> Any:
+    return replace(tiny_lm(family, "chatml"), eos_ids=EVERY_TWELFTH)
 
 
 def test_the_families_that_most_people_use_are_among_those_that_can_be_repeated() -> None:
@@ -63,13 +59,11 @@ def test_the_families_that_most_people_use_are_among_those_that_can_be_repeated(
 def test_tokens_and_numbers_are_those_of_the_plain_loop(family: str, fixed: list[int]) -> None:
     from persona_core.generation import decode
 
-    monitor = roomy(family)
+    monitor = monitor_of(ending(family))
     prompts = [p for p in PROMPTS if len(p) < 60]
     settings = SAMPLING.to_dict() | {"max_new_tokens": 12}
     found = monitor.generate_batch(prompts, batch_size=3, seed=7, **settings)
-    n_columns = max(len(t.token_ids) for t in found)
-    if supports(monitor.lm, n_columns + -n_columns % 64):
-        assert len(fixed) > 12, "it was the fixed step that ran"
+    assert len(fixed) > 12, "it was the fixed step that ran"
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr("persona_core.generation.decode", decode_module.decode)
         assert decode is not decode_module.decode
@@ -80,7 +74,7 @@ def test_tokens_and_numbers_are_those_of_the_plain_loop(family: str, fixed: list
 @pytest.mark.parametrize("width", [1, 2, 3, 8])
 def test_replies_change_places_and_columns_are_used_again(fixed: list[int], width: int) -> None:
     """Long prompts and short ones, and a room that is just as wide as the longest needs: rows must move."""
-    monitor = roomy("llama-sdpa")
+    monitor = monitor_of(ending("llama-sdpa"))
     found = monitor.generate_batch(PROMPTS, batch_size=width, seed=7, **SAMPLING.to_dict())
     assert fixed
     with pytest.MonkeyPatch.context() as undone:
@@ -89,18 +83,59 @@ def test_replies_change_places_and_columns_are_used_again(fixed: list[int], widt
     same(found, wanted)
 
 
-def test_no_row_moves_past_the_last_column(fixed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "ROUNDED", 1)
-    monkeypatch.setattr(reply_batch, "REFILLED_SHARE", 1)  # places stay empty until all are: ended rows linger
-    monitor = roomy("llama")
+def test_ended_rows_that_linger_hurt_nobody(fixed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply_batch, "REFILLED_SHARE", 1)  # places stay empty until all are
+    monitor = monitor_of(ending("llama"))
     found = monitor.generate_batch(PROMPTS, batch_size=4, seed=7, **SAMPLING.to_dict())
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr("persona_core.generation.decode", decode_module.decode)
         same(found, alone(monitor))
 
 
+def test_what_a_broken_row_leaves_behind_reaches_nobody(fixed: list[int]) -> None:
+    """NaN in a column that is masked is still NaN in the sum of a row."""
+    lm = ending("llama")
+    memories: list[FixedMemory] = []
+    with pytest.MonkeyPatch.context() as patched:
+        add = FixedMemory.add
+
+        def spoiled(self: FixedMemory, *args: Any) -> None:
+            if self not in memories:
+                memories.append(self)
+            elif self._cache is not None:  # as rows that have ended may be
+                for layer in self._cache.layers:
+                    layer.keys[self._n :], layer.values[self._n :] = float("nan"), float("nan")
+            add(self, *args)
+
+        patched.setattr(FixedMemory, "add", spoiled)
+        found = monitor_of(lm).generate_batch(PROMPTS, batch_size=3, seed=7, **SAMPLING.to_dict())
+    assert fixed
+    with pytest.MonkeyPatch.context() as undone:
+        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        same(found, alone(monitor_of(lm)))
+
+
+def test_the_memory_is_let_go_with_the_run(fixed: list[int]) -> None:
+    """A cycle would hold it until the next collection, and a run that is out of memory could not begin anew."""
+    made: list[Any] = []
+    step = FixedMemory.step
+
+    def watched(self: FixedMemory, *args: Any) -> Any:
+        made.append(weakref.ref(self))
+        return step(self, *args)
+
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(FixedMemory, "step", watched)
+            list(decode_module.decode(ending("llama"), [[5, 6, 7], [8, 9]], SAMPLING, [0, 1], fixed=True))
+        assert fixed and made and not [one for one in made if one() is not None]
+    finally:
+        gc.enable()
+
+
 def test_steering_is_part_of_the_step(fixed: list[int]) -> None:
-    monitor = roomy("qwen3")
+    monitor = monitor_of(ending("qwen3"))
     steer = [Steer("malice", block=1, strength=-30.0, start=3), Steer.cap("candour", block=2, threshold=0.1, start=1)]
     found = monitor.generate_batch(PROMPTS, batch_size=3, seed=7, steer=steer, **SAMPLING.to_dict())
     assert fixed
@@ -128,7 +163,7 @@ def test_states_are_pooled_within_the_step(fixed: list[int], width: int) -> None
 
 
 def test_streaming_shows_each_step_as_it_is(fixed: list[int]) -> None:
-    monitor = roomy("llama")
+    monitor = monitor_of(ending("llama"))
     steps = []
     for step in monitor.stream(PROMPTS[1], seed=3, max_new_tokens=9, temperature=1.0):
         steps.append((step.token_id, step.raw.copy()))
@@ -140,15 +175,19 @@ def test_streaming_shows_each_step_as_it_is(fixed: list[int]) -> None:
 
 
 def test_what_cannot_be_repeated_takes_the_plain_loop(fixed: list[int]) -> None:
-    """A window that is too small has another mask; a hybrid has another state."""
+    """A window that is too small has another mask; a hybrid has another state; an alarm is the host's word."""
     for family in ("qwen3.5", "bloom", "mistral"):
-        lm = ending(family)
-        monitor_of(lm).generate_batch(PROMPTS, batch_size=3, seed=7, **SAMPLING.to_dict())
+        monitor_of(ending(family)).generate_batch(PROMPTS, batch_size=3, seed=7, **SAMPLING.to_dict())
         assert fixed == [], family
     assert not supports(tiny_lm("mistral"), 4096)
+    lm = ending("llama")
+    starts = torch.full((1,), 4)
+    change = Intervention(Steer("malice", block=1, strength=9.0), torch.ones(lm.blocks.d_model), 9.0, starts)
+    Run(lm, {}, [Start(lm.chat.render("Hi"))], SAMPLING, [0], [change]).finish()
+    assert fixed == []
 
 
-def test_bfloat16_is_near_float32(fixed: list[int]) -> None:
+def test_bfloat16_steps_are_those_of_one_forward(fixed: list[int]) -> None:
     torch.manual_seed(0)
     lm = tiny_lm("llama-sdpa", "chatml")
     half = replace(lm, model=type(lm.model)(lm.model.config))
