@@ -16,6 +16,14 @@ BATCHES_IN_PART = 4
 """Long work is kept in parts of so many batches: within one, replies that have ended make room for the next prompts. A
 kill costs a part at the most."""
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "cuda error: out of memory",
+    "backend out of memory",
+    "cublas_status_alloc_failed",
+)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -49,16 +57,26 @@ def in_halves(
         logger.warning("%s: one could not be done: %s", name, reason)
         return [], [(items[0], reason)]
     logger.warning("%s: %s. Tried again in halves.", name, reason)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     half = len(items) // 2
     parts = [in_halves(part, work, name) for part in (items[:half], items[half:])]
     return [r for results, _ in parts for r in results], [f for _, failed in parts for f in failed]
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error).lower()
+    """Whether memory ran out, on a GPU or on the host.
+
+    Only a GPU's own allocator raises an error of its own class; the words are those of the host's allocator on Linux
+    and on Windows, of CUDA's libraries and of Apple's.
+    """
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _OUT_OF_MEMORY)
+
+
+def free_memory() -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

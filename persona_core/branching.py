@@ -88,12 +88,14 @@ def start_of(lm: LanguageModel, prompt: str | Messages | Branch, max_new_tokens:
     """The start of a reply to a prompt, or of a branch.
 
     Raises:
-        PromptError: as the chat's rendering.
+        PromptError: as the chat's rendering, or a token that the model has no embedding for.
         VectorsMismatch: a trace whose ids the model's tokenizer spells otherwise.
         SettingError: a branch that leaves no new token to write.
     """
     if not isinstance(prompt, Branch):
-        return Start(lm.chat.render(prompt))
+        rendered = lm.chat.render(prompt)
+        lm.check_ids(rendered.token_ids)
+        return Start(rendered)
     if prompt.at >= max_new_tokens:
         raise SettingError(
             f"max_new_tokens={max_new_tokens} is the longest reply in all, and the branch keeps {prompt.at} tokens of "

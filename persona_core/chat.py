@@ -58,7 +58,11 @@ def as_messages(prompt: str | Messages) -> list[dict[str, str]]:
     """
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, Sequence) or not prompt:
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise PromptError(
+            f"A conversation is a string or a list of {{'role', 'content'}} messages, not {type(prompt).__name__}."
+        )
+    if not prompt:
         raise PromptError("The conversation is empty; pass a string or a list of {'role', 'content'} messages.")
     messages = []
     for index, message in enumerate(prompt):

@@ -73,7 +73,9 @@ def decode(
     Raises:
         ContextOverflow: a prompt that leaves no room for a reply.
         NumericalError: scores that are NaN, or all minus infinity.
+        SettingError: a model in training mode.
     """
+    lm.refuse_training()
     kept = kept or [0] * len(prompts)
     limits = [room(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, kept, strict=True)]
     requests = [Request(*one) for one in zip(range(len(prompts)), prompts, seeds, kept, limits, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from persona_core.batching import out_of_memory
+from persona_core.batching import free_memory, out_of_memory
 from persona_core.branching import Start
 from persona_core.decode import Forward, decode, room
 from persona_core.detokenize import TextSplitter, split_text, text_of
@@ -80,8 +80,10 @@ class Run:
         self._pieces: list[list[str]] = [[] for _ in starts]
 
     def forwards(self) -> Generator[Forward]:
-        """Run to the end, or until the iterator is closed. The prefill comes first."""
+        """Run to the end, or until the iterator is closed; replies that have not ended begin anew. The prefill comes
+        first."""
         todo = [row for row, why in enumerate(self.finished) if why is None]
+        self._begin_anew(todo)
         with self._tap as tap:
             for forward in decode(
                 self.lm, self._openings, self.sampling, self.seeds, tap, self.kept, self._width, todo
@@ -105,19 +107,17 @@ class Run:
                 if not out_of_memory(error) or self._width == 1 or self._watcher is not None:
                     raise
             self._width = (self._width + 1) // 2
-            logger.warning("Out of memory; going on with %d replies at once.", self._width)
-            self._begin_anew()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            logger.warning("Out of memory; going on, %d at once.", self._width)
+            free_memory()
 
-    def _begin_anew(self) -> None:
-        rows = [row for row, why in enumerate(self.finished) if why is None]
+    def _begin_anew(self, rows: Sequence[int]) -> None:
+        """Forget what there is of these replies."""
         self._tap.forget(rows)
         for row in rows:
             self.replies[row] = self.replies[row][: self.kept[row]]
             self._pieces[row], self._splitters[row] = [], TextSplitter(self.lm.tokenizer)
-            if self._readings is not None:
-                self._readings.forget(row)
+        if self._readings is not None:
+            self._readings.begin_anew(rows, self._width)
 
     def _keep(self, forward: Forward) -> None:
         if forward.token_ids is None:
@@ -196,12 +196,4 @@ class Run:
 
     def pooled_means(self) -> np.ndarray:
         """Mean states, float32 `[rows, n_pools, n_blocks, d_model]`; NaN where a position has no token."""
-        return means(self._tap)
-
-
-def means(tap: ResidualTap) -> np.ndarray:
-    """What a tap has pooled, as means: float32 `[rows, n_pools, n_blocks, d_model]`; NaN over no token."""
-    counts = tap.pooled_counts().cpu().numpy()  # [rows, n_pools]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        pooled = tap.pooled_sums().cpu().numpy() / np.where(counts == 0, np.nan, counts)[..., None, None]
-    return pooled.astype(np.float32)
+        return self._tap.pooled_means()

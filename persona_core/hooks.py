@@ -24,6 +24,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -196,6 +197,13 @@ class ResidualTap:
             raise RuntimeError("No forward was pooled; pass pools, and the reply's own tokens to each forward.")
         return self._counts
 
+    def pooled_means(self) -> np.ndarray:
+        """What was pooled, as means: float32 `[rows, n_pools, n_blocks, d_model]` on the host; NaN over no token."""
+        counts = self.pooled_counts().cpu().numpy()  # [rows, n_pools]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pooled = self.pooled_sums().cpu().numpy() / np.where(counts == 0, np.nan, counts)[..., None, None]
+        return pooled.astype(np.float32)
+
     def _leave(self, _module: nn.Module, _args: Any) -> None:
         if _running.get() is self:
             raise _Enough
@@ -242,6 +250,7 @@ class ResidualTap:
             before = new.new_zeros(self._n_rows, *new.shape[1:])
         return before.index_add_(0, self._rows.to(new.device), new)
 
+    @torch.inference_mode()  # the sums were made in it
     def forget(self, rows: Sequence[int]) -> None:
         """Take what was summed of these texts back to nothing: they are read anew."""
         for sums in (*self._sums, self._counts):

@@ -44,7 +44,7 @@ def _growing(layer: Any) -> Any:
     return _SlidingLayer(layer.sliding_window) if type(layer) is DynamicSlidingWindowLayer else layer
 
 
-class _Room:
+class _Buffer:
     """States `[rows, heads, columns, d_head]` that get columns at the end, with room behind them."""
 
     def __init__(self) -> None:
@@ -79,13 +79,13 @@ class _FullLayer(DynamicLayer):
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
-        self._rooms = (_Room(), _Room())
+        self._buffers = (_Buffer(), _Buffer())
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        if self.get_seq_length() == 0:  # a prefill: most are not gone on from at once
+        if self.get_seq_length() == 0:  # a prefill: often joined to another cache next, and room would be copied away
             return super().update(key_states, value_states)
-        self.keys = self._rooms[0].append(self.keys, key_states, None)[1]
-        self.values = self._rooms[1].append(self.values, value_states, None)[1]
+        self.keys = self._buffers[0].append(self.keys, key_states, None)[1]
+        self.values = self._buffers[1].append(self.values, value_states, None)[1]
         return self.keys, self.values
 
 
@@ -97,14 +97,14 @@ class _SlidingLayer(DynamicSlidingWindowLayer):
 
     def __init__(self, sliding_window: int, **more: Any) -> None:
         super().__init__(sliding_window, **more)
-        self._rooms = (_Room(), _Room())
+        self._buffers = (_Buffer(), _Buffer())
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         if self.get_seq_length() == 0:
             return super().update(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
-        keys, self.keys = self._rooms[0].append(self.keys, key_states, self.sliding_window - 1)
-        values, self.values = self._rooms[1].append(self.values, value_states, self.sliding_window - 1)
+        keys, self.keys = self._buffers[0].append(self.keys, key_states, self.sliding_window - 1)
+        values, self.values = self._buffers[1].append(self.values, value_states, self.sliding_window - 1)
         return keys, values
 
 
@@ -132,6 +132,7 @@ def _used(cache: DynamicCache) -> list[Any]:
 
 def _put(layer: Any, keys: torch.Tensor, values: torch.Tensor, columns: int) -> None:
     layer.keys, layer.values = keys, values
+    layer._buffers = (_Buffer(), _Buffer())  # lets go of the old ones at once: this is where memory runs short
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = columns
 

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from persona_core.blocks import Blocks, find_blocks, unwrap
 from persona_core.chat import ChatFormat
-from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, PromptError, SettingError
 from persona_core.hub import commit_of, fetch, public_name, resolve_source
 
 if TYPE_CHECKING:
@@ -104,6 +104,30 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.get_input_embeddings().weight.dtype
+
+    def refuse_training(self) -> None:
+        """Refuse a model in training mode, whose dropout would make every number another at each reading.
+
+        Raises:
+            SettingError.
+        """
+        if self.model.training:
+            raise SettingError(f"{self.name!r} is in training mode, where dropout acts; call model.eval() before.")
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse a text that the model cannot be given.
+
+        Raises:
+            PromptError: no token, or one without a row in the embedding table.
+        """
+        if not ids:
+            raise PromptError("The text holds no token.")
+        wrong = next((i for i in ids if not 0 <= i < self.vocabulary_size), None)
+        if wrong is not None:
+            raise PromptError(
+                f"Token {wrong} has no embedding: {self.name!r} has {self.vocabulary_size}. Where tokens were added to "
+                "the tokenizer, call model.resize_token_embeddings(len(tokenizer))."
+            )
 
     @property
     def vocabulary_size(self) -> int:

@@ -42,7 +42,7 @@ class PersonaMonitor:
     Args:
         lm: the model, from `load_model` or `wrap_model`.
         vectors: vectors of the same width and depth.
-        blocks: "best" reads the traits' best blocks, "all" every block, or a list of block numbers.
+        blocks: "best" reads the traits' best blocks and costs least, "all" every block, or a list of block numbers.
         detectors: onset detectors of these vectors, for alarms while a reply is written.
 
     Raises:
@@ -145,10 +145,22 @@ class PersonaMonitor:
         on_alarm: OnAlarm | None = None,
         progress: bool = False,
     ) -> list[Trace]:
-        """Many replies, `batch_size` at a time: when one has ended, the next prompt takes its place.
+        """Many replies, `batch_size` at a time: several times faster than one call of `generate` for each.
 
-        Reply i uses `seed + i`, or `seed[i]`, whatever replies it is written beside. Where memory runs out, fewer are
-        written at once.
+        Reply i uses `seed + i`, or `seed[i]`, whatever replies it is written beside. The other arguments are those of
+        `generate`.
+
+        Args:
+            prompts: any number.
+            batch_size: replies written at once. When an eighth of the places has come free, the next prompts take
+                them. More is faster until the device is busy, and needs more memory for keys and values. Where that
+                runs out, replies that have not ended begin anew, half as many at once, with a warning in the log; not
+                so under `on_alarm` or `when="alarm"`, where the error is raised.
+            max_new_tokens: longest reply. On a GPU room for it is taken from the start.
+            progress: show a bar.
+
+        Raises:
+            PromptError, ContextOverflow, SettingError, UnknownTrait, UnknownBlock, NumericalError.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
         batch_size, prompts = _positive(batch_size, "batch_size"), _several(prompts)
@@ -200,8 +212,15 @@ class PersonaMonitor:
     ) -> list[Trace]:
         """Read many texts, batched by length; the order of the results is that of the input.
 
-        `batch_tokens` is the size of a batch, padding included; None: 1,024 on a CPU, 16,384 on a GPU, and less where
-        memory runs out.
+        Args:
+            conversations: as in `read`; a `Transcript` is read by its ids.
+            batch_tokens: tokens in one forward, padding included; a longer text is a forward of its own. None: 1,024
+                on a CPU, where more is no faster, 16,384 on a GPU. Halved where memory runs out.
+            writer, steer: as in `read`.
+            progress: show a bar.
+
+        Raises:
+            PromptError, ContextOverflow, VectorsMismatch, and NumericalError where a state is NaN or infinite.
         """
         changes = prepare(steer, self.vectors, self.lm.blocks)
         if any(c.steer.when == "alarm" for c in changes):
@@ -408,9 +427,12 @@ def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
 
 
 def _several(prompts: Iterable[T]) -> list[T]:
-    if isinstance(prompts, (str, Mapping)):
-        raise PromptError("Expected a list of prompts; got a single one. Put it into a list.")
-    return list(prompts)
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise PromptError(f"Expected a list of prompts or texts; got one {type(prompts).__name__}. Put it into a list.")
+    several = list(prompts)
+    if any(isinstance(one, Mapping) for one in several):
+        raise PromptError("Expected a list of conversations; got one as a list of messages. Put it into a list.")
+    return several
 
 
 def _positive(value: int, name: str) -> int:

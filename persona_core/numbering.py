@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ def from_one(name: str, value: object) -> None:
     Raises:
         SettingError: with the name and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
 
 

@@ -41,8 +41,10 @@ class Readings:
     def begin(self, rows: Sequence[int], n_tokens: Sequence[int], reading: Reading) -> None:
         """Keep what a prefill read of some replies' prompts; `n_tokens` of each, padded on the left."""
         if not self._raw.numel():
-            self._raw = reading.raw.new_empty(self._width, self._longest, *reading.raw.shape[2:])
-            self._norms = reading.norms.new_empty(self._width, self._longest, reading.norms.shape[2])
+            raw = reading.raw.new_empty(self._width, self._longest, *reading.raw.shape[2:])
+            norms = reading.norms.new_empty(self._width, self._longest, reading.norms.shape[2])
+            self._raw, self._norms = raw, norms  # both or, where memory runs out, none
+        self._added = ()
         for i, (row, n) in enumerate(zip(rows, n_tokens, strict=True)):
             # A copy: a part of the padded whole would keep that in memory.
             self._prompts[row] = Reading(reading.raw[i, -n:].clone(), reading.norms[i, -n:].clone())
@@ -64,19 +66,28 @@ class Readings:
         """A reply has ended: others may have its place."""
         self._over.append(row)
 
-    def forget(self, row: int) -> None:
-        """Drop what is held on the device of a reply."""
-        self._added = ()
-        if row in self._places:
-            self._free.append(self._places.pop(row))
-            del self._prompts[row], self._columns[row]
+    def begin_anew(self, rows: Sequence[int], width: int) -> None:
+        """Forget these replies, bring the others to the host, and go on with so many at once."""
+        for row in rows:
+            if row in self._places:
+                self._drop(row)
+        while self._over:
+            self._to_host(self._over.popleft())
+        self._width, self._free = width, list(range(width))[::-1]
+        self._raw = self._norms = torch.empty(0)
 
     def _free_place(self) -> int:
         if not self._free:
-            row = self._over.popleft()
-            self._ended[row] = self.of(row)
-            self.forget(row)
+            self._to_host(self._over.popleft())
         return self._free.pop()
+
+    def _to_host(self, row: int) -> None:
+        self._ended[row] = self.of(row)
+        self._drop(row)
+
+    def _drop(self, row: int) -> None:
+        self._free.append(self._places.pop(row))
+        del self._prompts[row], self._columns[row]
 
     def of(self, row: int, n_new: int | None = None) -> Arrays:
         """Prompt and the first `n_new` new tokens of a reply; None: all that there are."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.batching import out_of_memory
+from persona_core.batching import free_memory, out_of_memory
 from persona_core.blocks import unwrap
-from persona_core.generation import means
+from persona_core.errors import NumericalError
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
 from persona_core.numbering import from_one
@@ -51,6 +51,10 @@ def read_rows(
     Returns:
         For each row, in the order given, raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, both
         float32 on the host.
+
+    Raises:
+        NumericalError: a state that is NaN or infinite.
+        SettingError: a model in training mode.
     """
     decoder = unwrap(lm.model).get_decoder()
     results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -66,11 +70,22 @@ def read_rows(
             raw, norms = reading.raw.cpu().numpy(), reading.norms.cpu().numpy()
             for row, i in enumerate(batch):
                 n = len(rows[i])
+                _check(norms[row, :n], i, tap.read_blocks)
                 results[i] = raw[row, :n].transpose(2, 1, 0).copy(), norms[row, :n].T.copy()
             bar.update(len(batch))
 
         each_batch(lm, rows, n_prompts, read, batch_tokens)
     return [results[i] for i in range(len(rows))]
+
+
+def _check(norms: np.ndarray, text: int, blocks: Sequence[int]) -> None:
+    """Refuse states `[n_tokens, n_blocks]` that are NaN or infinite: every number made of them would be."""
+    if not np.isfinite(norms).all():
+        token, block = np.argwhere(~np.isfinite(norms))[0]
+        raise NumericalError(
+            f"Text {text}: the state of block {blocks[block]} at token {token} is not finite. float16 overflows on "
+            "some models: load it with dtype='bfloat16' or 'float32'. Otherwise its weights hold NaN."
+        )
 
 
 @torch.inference_mode()
@@ -102,7 +117,7 @@ def read_pooled(
         with ResidualTap(lm.blocks, pools=pools) as tap:
             with tap.forward(reply_index, own):
                 decoder(input_ids=ids, use_cache=False)
-            found[batch] = means(tap)
+            found[batch] = tap.pooled_means()
 
     each_batch(lm, rows, n_prompts, read, batch_tokens)
     return found
@@ -129,6 +144,7 @@ def each_batch(
         batch_tokens: tokens of a batch, padding included; a longer text is a batch of its own. None: 1,024 on a CPU,
             16,384 on a GPU.
     """
+    lm.refuse_training()
     budget = BATCH_TOKENS.get(lm.device.type, 4096) if batch_tokens is None else batch_tokens
     from_one("batch_tokens", budget)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -147,8 +163,7 @@ def each_batch(
             start += len(batch)
             continue
         logger.warning("Out of memory while reading; going on with %d tokens a forward.", budget)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def _pad_right(rows: Sequence[Sequence[int]], n_prompts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,7 +44,7 @@ def as_transcript(
         writer: the model that wrote the reply, for the record.
 
     Raises:
-        PromptError: nothing to read, or a reply without a prompt.
+        PromptError: nothing to read, a reply without a prompt, or a token that the model has no embedding for.
         ContextOverflow: longer than the reader's context.
         VectorsMismatch: a trace whose ids the reader's tokenizer spells otherwise.
     """
@@ -54,6 +54,7 @@ def as_transcript(
         text = transcript_of(lm, conversation, writer)
     else:
         text = _of_messages(lm, conversation, writer)
+    lm.check_ids(text.ids)
     if lm.context_length is not None and len(text.ids) > lm.context_length:
         raise ContextOverflow(
             f"The text has {len(text.ids)} tokens; the model's context holds {lm.context_length}. Shorten it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import reply_batch
+from persona_core import kv_cache, reply_batch
+from persona_core.batching import out_of_memory
 from persona_core.branching import Branch, Start
 from persona_core.decode import decode
 from persona_core.elicitation import write_replies
 from persona_core.generation import Run
+from persona_core.hooks import Reading
 from persona_core.kv_cache import joinable, new_cache
 from persona_core.monitor import PersonaMonitor
 from persona_core.pooling import parse_position
+from persona_core.readings import Readings
 from persona_core.sampling import Sampling
 from persona_core.steering import Steer
 from tests import oracle
@@ -28,6 +32,12 @@ from tests.families import BY_NAME, SLIDING_WINDOW
 PROMPTS = [("Hi there, " * n + "how are you today?").strip() for n in (0, 9, 1, 0, 14, 2, 0, 5, 3, 0, 1)]
 SAMPLING = Sampling(max_new_tokens=3 * SLIDING_WINDOW, temperature=1.0, repetition_penalty=1.1)
 EVERY_TWELFTH = frozenset(range(0, 2000, 12))  # ids that end a reply, so that lengths differ widely
+
+
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is made anew every few tokens, where 64 would be more than any reply here has."""
+    monkeypatch.setattr(kv_cache, "ROOM", 3)
 
 
 def ending(family: str = "llama") -> Any:
@@ -182,29 +192,95 @@ def test_where_memory_runs_out_fewer_are_written_at_once_from_then_on(caplog: py
         traces = tight.generate_batch(PROMPTS, batch_size=10, seed=7, **SAMPLING.to_dict())
     same(traces, wanted)
     assert [n for n in small.ran if n > 3] == [10, 5]  # tried twice, and never again
-    assert "going on with 3 replies at once" in caplog.text
+    assert "going on, 3 at once" in caplog.text
     plain = [r.mean_state for r in write_replies(lm, PROMPTS, SAMPLING, 7)]
     pooled = [r.mean_state for r in write_replies(tight.lm, PROMPTS, SAMPLING, 7, batch_size=11)]
     for one, other in zip(plain, pooled, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_that_runs_out_later_loses_no_reply_that_had_ended() -> None:
-    """The third step fails once: replies that have ended by then stay, the others begin anew."""
+class Once(Small):
+    """Runs out of memory at one forward."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.ran.append(len(inputs["input_ids"]))
+        if len(self.ran) == self._rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self._model(**inputs)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_memory_that_runs_out_later_loses_no_reply_that_had_ended(pooled: bool) -> None:
+    """The 20th forward fails: replies that have ended by then stay, the others begin anew."""
     lm = ending()
-    wanted = alone(monitor_of(lm))
+    plain = monitor_of(lm)
+    starts = [Start(lm.chat.render(p)) for p in PROMPTS]
+    pools = [parse_position("reply_mean"), parse_position("prompt_mean")] if pooled else []
 
-    class Once(Small):
-        def __call__(self, **inputs: Any) -> Any:
-            self.ran.append(len(inputs["input_ids"]))
-            if len(self.ran) == 12:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return self._model(**inputs)
+    def run_of(model: Any) -> Run:
+        own, seeds = replace(lm, model=model), range(7, 7 + len(starts))
+        return Run(own, plain._directions, starts, SAMPLING, seeds, pools=pools, width=4)
 
-    once = Once(lm.model, 0)
-    once_monitor = monitor_of(replace(lm, model=once))
-    once.ran.clear()
-    same(once_monitor.generate_batch(PROMPTS, batch_size=4, seed=7, **SAMPLING.to_dict()), wanted)
+    wanted, found, begun = run_of(lm.model), run_of(Once(lm.model, 20)), []
+    wanted.finish()
+    forwards, ended = found.forwards(), set[int]()
+    with pytest.raises(torch.OutOfMemoryError):
+        for forward in forwards:
+            ended |= {row for row, why in zip(forward.rows, forward.finished, strict=True) if why}
+    assert 1 < len(ended) < len(PROMPTS)
+    for forward in found.forwards():
+        begun += list(forward.rows) if forward.token_ids is None else []
+    assert sorted(begun) == sorted(set(range(len(PROMPTS))) - ended)
+    for row in range(len(PROMPTS)):
+        assert found.replies[row] == wanted.replies[row]
+        assert oracle.relative_error(found.readings(row)[0], wanted.readings(row)[0]) < 1e-4
+    if pooled:
+        np.testing.assert_allclose(found.pooled_means(), wanted.pooled_means(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_replies_that_begin_anew_are_read_into_their_new_places() -> None:
+    """Three of eight go on, memory runs out, and the same three are begun with half the places."""
+    readings = Readings(8, 5)
+
+    def reading(rows: Sequence[int], tokens: int, value: float) -> Reading:
+        return Reading(torch.full((len(rows), tokens, 1, 1), value), torch.full((len(rows), tokens, 1), value))
+
+    readings.begin(range(8), [2] * 8, reading(range(8), 2, 0.0))
+    for row in range(5):
+        readings.end(row)
+    left = (5, 6, 7)
+    readings.add(left, reading(left, 1, 1.0))
+    readings.begin_anew(left, 4)
+    readings.begin(left, [2] * 3, reading(left, 2, 2.0))
+    for value in (3.0, 4.0):
+        readings.add(left, reading(left, 1, value))
+    for row in left:
+        assert readings.of(row)[0].ravel().tolist() == [2.0, 2.0, 3.0, 4.0]
+    assert readings.of(0)[0].ravel().tolist() == [0.0, 0.0]
+
+
+def test_a_run_that_was_left_can_be_finished() -> None:
+    lm = ending()
+    monitor = monitor_of(lm)
+    starts = [Start(lm.chat.render(p)) for p in PROMPTS]
+    run, wanted = (Run(lm, monitor._directions, starts, SAMPLING, range(len(starts)), width=3) for _ in range(2))
+    wanted.finish()
+    forwards = run.forwards()
+    for _ in range(20):
+        next(forwards)
+    forwards.close()
+    run.finish()
+    run.finish()  # nothing is left to do
+    assert run.replies == wanted.replies
+    for row in range(len(starts)):
+        assert oracle.relative_error(run.readings(row)[0], wanted.readings(row)[0]) < 1e-4
+
+
+def test_the_words_of_a_full_memory_are_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_every_ended_reply_is_told_once() -> None:

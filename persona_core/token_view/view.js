@@ -62,7 +62,7 @@ function mountTokenView(root, options = {}) {
     if (wanted) restoreCursor();
     part("title").textContent = model.title || "Conversation";
     show();
-    if (model.done) told(); // another trace has another address
+    if (model.done || !grown) told(); // another trace has another address; who reloads while it is written has it again
   }
 
   function start() {
