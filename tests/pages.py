@@ -58,5 +58,6 @@ class Pages:
         """Close all pages. Their consoles must be empty, and no request may have gone elsewhere."""
         for context in self._contexts:
             context.close()
-        assert [line for line in self.noise if not any(part in line for part in self.expected)] == []
+        unexpected = [line for line in self.noise if not any(part in line for part in self.expected)]
+        assert unexpected == []
         assert [url for url in self.requests if not url.startswith((*self._home, "data:", "blob:"))] == []

@@ -104,6 +104,35 @@ def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, sl
     assert page.locator("#stop").is_disabled()
 
 
+def test_who_reloads_while_a_reply_is_written_has_it_again(visit: Any, address: str, slowly: Any) -> None:
+    page = visit(address)
+    prompt = "Should I stay?"
+    ask(page, prompt)
+    page.wait_for_selector("#view .tv[data-state=live]")
+    page.wait_for_function("location.hash.includes('said=')")
+    visit.pages.expected += ["AbortError", "Connection errored out"]  # of Gradio's stream, which the reload ends
+    page.reload()
+    slowly.pause = 0.005
+    page.wait_for_selector("#view .tv[data-state=live]")
+    wait_done(page)
+    expected = steady_monitor().generate(prompt, max_new_tokens=160, temperature=0.7, seed=0)
+    assert tokens_of(page) == list(expected.tokens)
+
+
+def test_half_a_character_is_refused_and_the_next_message_is_answered(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address)
+    page.evaluate(
+        "() => { const box = document.querySelector('#prompt textarea'); box.value = 'hello ' + '\\ud83d';"
+        " box.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    page.wait_for_timeout(200)
+    page.click("#generate")
+    assert "surrogate" in notice(page)
+    ask(page, "Should I go?")
+    wait_done(page)
+    assert "Should I go?" in "".join(tokens_of(page))
+
+
 def test_two_visitors_do_not_see_each_other(visit: Callable[..., Any], address: str, slowly: Any) -> None:
     first, second = visit(address), visit(address)
     ask(first, "alpha alpha alpha")
@@ -150,9 +179,7 @@ def test_whoever_waits_is_told_so_and_can_stop_at_once(visit: Callable[..., Any]
     assert "again" in "".join(tokens_of(second))
 
 
-def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(
-    visit: Callable[..., Any], address: str, slowly: Any
-) -> None:
+def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(visit: Any, address: str, slowly: Any) -> None:
     page = visit(address)
     ask(page, "First question")
     page.wait_for_selector("#view .tv[data-state=live]")
@@ -230,7 +257,7 @@ def test_a_notice_goes_when_the_prompt_changes(visit: Callable[..., Any], addres
 
 
 def test_the_first_example_is_there_to_generate_and_a_phone_shows_its_reply(
-    visit: Callable[..., Any], address: str, slowly: Any
+    visit: Any, address: str, slowly: Any
 ) -> None:
     page = visit(address, width=390, height=844)
     assert page.input_value("#prompt textarea") == "Should I move?"
@@ -328,9 +355,7 @@ def test_without_an_adapter_there_is_no_choice_of_a_model(visit: Callable[..., A
     assert visit(address).locator("#side").count() == 0
 
 
-def test_nothing_takes_the_conversation_away_while_a_reply_is_written(
-    visit: Callable[..., Any], address: str, slowly: Any
-) -> None:
+def test_nothing_takes_the_conversation_away_while_a_reply_is_written(visit: Any, address: str, slowly: Any) -> None:
     page = visit(address)
     ask(page, "First question")
     page.wait_for_selector("#view .tv[data-state=live]")
@@ -347,7 +372,16 @@ def test_nothing_takes_the_conversation_away_while_a_reply_is_written(
 
 
 @pytest.mark.parametrize(
-    "fragment", ["hidden=%25", "tab=nope&trait=x", "at=99999999999", "tab=live&branch=%5B", "%", "tab=live&said=1"]
+    "fragment",
+    [
+        "hidden=%25",
+        "tab=nope&trait=x",
+        "at=99999999999",
+        "tab=live&branch=%5B",
+        "%",
+        "tab=live&said=1",
+        'tab=live&side=baseline&said=[["user","\\ud800 hi"]]&max_new_tokens=9&temperature=0.7&seed=0',
+    ],
 )
 def test_a_strange_link_shows_the_page_as_it_is(visit: Callable[..., Any], address: str, fragment: str) -> None:
     page = visit(f"{address}#{fragment}")

@@ -17,6 +17,7 @@ from persona_core.calibration import calibrate
 from persona_core.errors import CorruptFile, NotFound, NumericalError, PersonaError, PromptError, SettingError
 from persona_core.models import wrap_model
 from persona_core.trace import Trace
+from persona_core.transcripts import Transcript
 from tests.chat_templates import tokenizer_for
 from tests.conftest import Maker, hooks_on, random_vectors
 from tests.families import build
@@ -37,9 +38,53 @@ def broken_monitor() -> Any:
 @pytest.mark.parametrize("prompts", [["Hi"], ["Hi", "A longer prompt"]])
 def test_scores_that_are_not_finite_are_an_error_that_names_the_remedy(temperature: float, prompts: list[str]) -> None:
     monitor = broken_monitor()
-    with pytest.raises(NumericalError, match=r"token 0 of row 0.*bfloat16"):
+    with pytest.raises(NumericalError, match=r"token 0 of prompt 0.*NaN"):
         monitor.generate_batch(prompts, temperature=temperature, max_new_tokens=3)
     assert hooks_on(monitor.lm.model) == 0
+
+
+def test_a_text_whose_states_are_not_finite_is_named() -> None:
+    model = build("llama", 0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[65] = float("nan")
+    lm = wrap_model(model, tokenizer_for("llama3"))
+    monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)), blocks="all")
+    texts = [Transcript((5, 6, i), ("", "", ""), ("user", "user", "assistant"), 2) for i in (7, 65)]
+    assert monitor.read_batch(texts[:1])
+    with pytest.raises(NumericalError, match=r"Text 1: its states are not finite from block 0 on"):
+        monitor.read_batch(texts)
+
+
+def test_a_model_in_training_mode_is_refused(make_monitor: Maker) -> None:
+    """Dropout would make every number another at each reading, without a word."""
+    monitor = make_monitor("llama")
+    trace = monitor.generate("Hi", max_new_tokens=2)
+    monitor.lm.model.train()
+    try:
+        for work in (lambda: monitor.generate("Hi"), lambda: monitor.read(trace)):
+            with pytest.raises(SettingError, match=r"training mode.*model\.eval"):
+                work()
+    finally:
+        monitor.lm.model.eval()
+
+
+@pytest.mark.parametrize(("ids", "says"), [((), "no token"), ((5, 10**6), r"Token 1000000 has no embedding.*resize")])
+def test_ids_that_the_model_cannot_be_given_are_named(make_monitor: Maker, ids: tuple[int, ...], says: str) -> None:
+    text = Transcript(ids, ("",) * len(ids), ("user",) * len(ids), 0)
+    with pytest.raises(PromptError, match=says):
+        make_monitor("llama").read_batch([text])
+
+
+def test_a_tokenizer_larger_than_the_model_is_said_to_be_so() -> None:
+    tokenizer = tokenizer_for("llama3")
+    tokenizer.add_tokens(["<new>"])
+    lm = wrap_model(build("llama", 0), tokenizer)
+    monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)))
+    if len(tokenizer) <= lm.vocabulary_size:
+        tokenizer.add_tokens([f"<new{i}>" for i in range(lm.vocabulary_size)])
+    new = f"<new{lm.vocabulary_size - 1}>"
+    with pytest.raises(PromptError, match="resize_token_embeddings"):
+        monitor.generate(f"Hi {new}", max_new_tokens=2)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
