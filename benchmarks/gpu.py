@@ -60,7 +60,7 @@ def bound(lm: LanguageModel) -> dict[str, Any]:
         speed.run_of(lm, ids, Sampling(N_NEW, temperature=0), read).finish()
 
     def eager(_: int) -> None:
-        speed._generate(lm, ids, N_NEW)
+        speed.generate(lm, ids, N_NEW)
 
     seconds = in_rounds({"ours": ours, "generate": eager}, ROUNDS)
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())

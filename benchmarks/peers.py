@@ -8,6 +8,7 @@ Each reads the same directions at the same blocks and tokens of the same greedy 
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -20,10 +21,14 @@ from benchmarks import speed
 from benchmarks.models import SMALL, llama
 from persona_core.models import LanguageModel
 
-N_NEW, ROUNDS = 48, 5
+N_NEW, ROUNDS = 48, 6
 
 
 def cases() -> dict[str, Callable[[], dict[str, Any]]]:
+    """A case for each library and number of replies."""
+    lacking = [name for name in ("nnsight", "transformer_lens") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise SystemExit(f"The suite peers needs {' and '.join(lacking)}, in an environment of its own:{__doc__}")
     return {
         f"{name}/{batch}": lambda name=name, batch=batch: speed.peers(  # type: ignore[misc]
             llama(*SMALL), batch, N_NEW, ROUNDS, {name: WAYS[name]}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +22,43 @@ import torch
 from benchmarks import footprint, scaling, speed
 from benchmarks.measuring import machine
 from benchmarks.models import MEDIUM, SMALL, llama
-from benchmarks.performance_page import GENERATED, write_page
+from benchmarks.performance_page import write_page
 
 RESULTS = Path(__file__).parent / "results"
 Case = Callable[[], dict[str, Any]]
 SIZES = {"small": SMALL, "medium": MEDIUM}
-ROUNDS = 3  # of generations whose forwards are taken in turn: they differ by 0.3 %
+# Whole generations whose forwards are taken in turn. The larger model takes minutes a round.
+ROUNDS = {"small": 6, "medium": 3}
 
 logger = logging.getLogger("benchmarks")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("cpu", "gpu", "peers"))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these cases; the others are kept as they are")
+    parser.add_argument("--suite", choices=("cpu", "gpu", "peers"), help="measure it, and write docs/performance.md")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="these cases; the others are kept as they are")
+    parser.add_argument("--list", action="store_true", help="name the suite's cases and measure none")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU (2)")
-    parser.add_argument("--write", action="store_true", help="measure nothing")
+    parser.add_argument("--write", action="store_true", help="measure nothing; write the page from benchmarks/results")
     options = parser.parse_args(argv)
+    if bool(options.suite) == options.write:
+        parser.error("one of --suite and --write is needed")
+    if options.only and not options.suite:
+        parser.error("--only names cases of a --suite")
+    if options.threads < 1:
+        parser.error(f"--threads {options.threads}; expected a whole number from 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("kaleido", "choreographer"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
-    if options.suite and not options.write:
+    if options.suite:
         cases = suite(options.suite)
-        unknown = set(options.only or ()) - set(cases)
-        if unknown:
+        if unknown := set(options.only or ()) - set(cases):
             parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
-        measure(options.suite, {name: case for name, case in cases.items() if name in (options.only or cases)})
+        if options.list:
+            print(*cases, sep="\n")
+            return 0
+        measure(options.suite, cases, options.only or list(cases))
     write_page()
     return 0
 
@@ -64,16 +76,16 @@ def suite(name: str) -> dict[str, Case]:
     return peer_cases()
 
 
-def measure(name: str, cases: dict[str, Case]) -> None:
-    """Measure cases, and write each into the suite's results as soon as it is there."""
+def measure(name: str, cases: Mapping[str, Case], wanted: Sequence[str]) -> None:
+    """Measure some cases, and write each into the suite's results as soon as it is there."""
     path = RESULTS / f"speed_{name}.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"cases": {}}
-    known["machine"] = machine()
-    for case, run in cases.items():
+    before = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else {}
+    known = {case: found for case, found in before.items() if case in cases}  # not those that are no more
+    for case in wanted:
         logger.info("%s ...", case)
-        known["cases"][case] = run()
-        logger.info("%s", known["cases"][case])
-        path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        known[case] = cases[case]() | {"on": machine(gpu=name == "gpu")}
+        logger.info("%s", known[case])
+        path.write_text(json.dumps({"cases": known}, indent=1) + "\n", encoding="utf-8")
 
 
 def cpu() -> dict[str, Case]:
@@ -82,14 +94,14 @@ def cpu() -> dict[str, Case]:
     for size, shape in SIZES.items():
         for batch, n_new in ((1, 160), (16, 80)):
             found[f"live/{size}/{batch}"] = lambda s=shape, b=batch, n=n_new: speed.live_reading(llama(*s), b, n)  # type: ignore[misc]
-        for batch, n_new in GENERATED:
-            found[f"generate/{size}/{batch}/{n_new}"] = lambda s=shape, b=batch, n=n_new: speed.over_generate(  # type: ignore[misc]
-                llama(*s), b, n, ROUNDS
+        for batch, n_new in speed.GENERATED:
+            found[f"generate/{size}/{batch}/{n_new}"] = lambda s=shape, b=batch, n=n_new, r=ROUNDS[size]: (  # type: ignore[misc]
+                speed.over_generate(llama(*s), b, n, r)
             )
     found["thousand/small/1"] = lambda: speed.live_reading(llama(*SMALL), 1, 160, 1000)
     found["thousand/medium/1"] = lambda: speed.live_reading(llama(*MEDIUM), 1, 100, 1000)
     for batch in (1, 16):
-        found[f"peers/small/{batch}"] = lambda b=batch: speed.peers(llama(*SMALL), b, 48, 5)  # type: ignore[misc]
+        found[f"peers/small/{batch}"] = lambda b=batch: speed.peers(llama(*SMALL), b, 48, 6)  # type: ignore[misc]
     found["texts/small"] = lambda: speed.given_texts(llama(*SMALL), 500, 2)
     found["mixed/small"] = lambda: speed.mixed_lengths(llama(*SMALL), 200, 16, 160, 64, 2)
     found["memory"] = footprint.memory

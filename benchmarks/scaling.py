@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.measuring import ratio, stepwise
-from benchmarks.models import directions, prompts
+from benchmarks.models import directions, prompts, twin
 from benchmarks.speed import run_of
 from persona_core.models import LanguageModel
 from persona_core.sampling import Sampling
@@ -29,8 +29,8 @@ def _at(lm: LanguageModel, x: int, read: dict[int, Any], batch: int, n_prompt: i
     ids, sampling = prompts(batch, n_prompt, n_prompt + 1), Sampling(STEPS, temperature=1.0)
     seconds = stepwise(
         {
-            "plain": lambda: run_of(lm, ids, sampling, {}).forwards(),
-            "reading": lambda: run_of(lm, ids, sampling, read).forwards(),
+            "plain": run_of(twin(lm), ids, sampling, {}).forwards,
+            "reading": run_of(twin(lm), ids, sampling, read).forwards,
         }
     )
     return {"x": x, **ratio(seconds["reading"], seconds["plain"]).to_dict()}
