@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.performance_page import say
 from persona_core.cards import interval
 from scripts import PROJECT_ROOT
 
@@ -53,9 +54,14 @@ def figures() -> str:
     page: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "page.json")
     speed: Figure = _load(PROJECT_ROOT / "benchmarks" / "results" / "speed_cpu.json")
 
+    def extra(case: str) -> str:
+        """Of a step that reads, over one that does not."""
+        found = speed["cases"][case]["over_plain"]
+        value, low, high = (100 * (found[key] - 1) for key in ("value", "low", "high"))
+        return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
     def ratio(case: str, key: str) -> str:
-        found = speed["cases"][case][key]
-        return interval(found, digits=2) if found["n"] > 1 else f"{found['value']:.2f} (one pair)"
+        return say(speed["cases"][case][key])
 
     one, _, long, _ = page["scrub"]
     cost = page["payloads"]
@@ -82,11 +88,13 @@ the slider takes {one["p95_ms"]} ms (95th percentile, {one["tokens"]:,} tokens a
 written takes {100 * (cost["value"] - 1):.1f} % [{100 * (cost["low"] - 1):.1f}, {100 * (cost["high"] - 1):.1f}] of the
 writing, and nothing kept the page busy for more than {page["longest_task_ms"]} ms.
 
-**Speed** (`python -m benchmarks.run --suite cpu`, random weights, {speed["machine"]["processor"]}): a step that reads 8
-traits at all blocks takes {ratio("live/small/1", "over_plain")} of one that reads nothing at 12 blocks x 512,
-{ratio("live/medium/1", "over_plain")} at 24 x 1,024; 1,000 traits take
-{ratio("thousand/medium/1", "over_plain")}. Replies of mixed length take {ratio("mixed/small", "over_static")} of the
-time of `generate` on batches, 500 given replies {ratio("texts/small", "over_one_at_a_time")} of one at a time.
+**Speed** (`python -m benchmarks.run --suite cpu`, random Llamas, {speed["cases"]["live/small/1"]["on"]["processor"]}):
+a step that reads 8 traits at all blocks takes {extra("live/small/1")} more time than one that reads nothing at 12 blocks
+x 512, {extra("live/medium/1")} at 24 x 1,024; with 1,000 traits {extra("thousand/small/1")} and
+{extra("thousand/medium/1")}. A reply of 256 tokens, all blocks read, takes
+{ratio("generate/medium/1/256", "over_generate")} of the time of `generate` without reading. 500 given texts take
+{ratio("texts/small", "over_one_at_a_time")} of the time of a call for each; writing replies of mixed length, nothing
+read, {ratio("mixed/small", "over_static")} of that of `generate` on batches.
 [docs/performance.md](docs/performance.md) has the rest, other libraries too.
 
 **Onsets.** On replies of the demo model where nothing is going on, {100 * min(model):.1f} to {100 * max(model):.1f} %

@@ -23,6 +23,13 @@ def test_the_figures_are_those_of_the_artifacts_and_benchmarks() -> None:
     assert with_figures(TEXT) == TEXT, "run python -m scripts.update_readme"
 
 
+def test_the_performance_page_is_the_one_made_of_the_measurements() -> None:
+    from benchmarks import performance_page
+
+    page = performance_page.PAGE.read_text(encoding="utf-8")
+    assert performance_page.with_figures(page) == page, "run python -m benchmarks.run --write"
+
+
 def test_the_experiments_page_is_the_one_made_of_the_runs() -> None:
     from scripts import experiments
 
