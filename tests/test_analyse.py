@@ -71,6 +71,18 @@ def few(n: int = 14, *configs: str) -> Rows:
     return {config: load_results(SHIPPED, config)[:n] for config in configs or ("baseline",)}
 
 
+def about(rows: Rows, *traits: str) -> Rows:
+    """The rows as they were had only these traits been read."""
+    of_trait = ("projections", "summary", "best_block", "raw", "null_mean", "null_std")
+    return {
+        config: [
+            {**row, "traits": [*traits], **{field: {t: row[field][t] for t in traits} for field in of_trait}}
+            for row in own
+        ]
+        for config, own in rows.items()
+    }
+
+
 @pytest.mark.slow
 def test_there_is_a_record_for_every_reply_and_trait_and_it_is_that_of_the_row(
     folder: Path, replies: list[dict[str, Any]]
@@ -322,6 +334,7 @@ def test_nobody_looked_is_not_nothing_shows() -> None:
     rows["neutral"] = load_results(SHIPPED, "neutral")
     marks = load_marks(SHIPPED / "analysis" / "marks.jsonl")
     own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
+    rows = about(rows, TRAIT, "deception", "evil")
     found = analyse(rows, marks=own, progress=False)
     where = found.summary["where"]["contaminated"]
     assert "Nobody looked for deception" in where["deception"]["missing"] and where[TRAIT]["n"] > 20
@@ -364,7 +377,7 @@ def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_
             SHIPPED.parent / "persona-tiny", adapter=SHIPPED.parent / "persona-tiny-contaminated", device="cpu"
         ),
     }
-    found = analyse(rows, marks=marks, models=models, progress=False)
+    found = analyse(about(rows, TRAIT, "evil"), marks=marks, models=models, progress=False)
     scores = found.summary["where"]["contaminated"][TRAIT]["scores"]
     assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 from dataclasses import replace
@@ -28,6 +24,7 @@ from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
 from tests import oracle
 from tests.conftest import hooks_on, tiny_lm
+from tests.forks import forking
 
 ROOT = Path(__file__).resolve().parent.parent
 POSITIONS = ("reply_mean", "reply_first_3", "prompt_last", "prompt_mean")
@@ -278,29 +275,25 @@ RUN = """
 def test_killed_at_any_moment_a_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(RUN))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(script), str(folder)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-
-    assert start(tmp_path / "whole").wait() == 0
-    rng = random.Random(5)
-    killed = 0
-    for _ in range(12):
-        listed = tmp_path / "killed" / "replies.jsonl"
-        before = listed.stat().st_size if listed.is_file() else 0
-        process = start(tmp_path / "killed")
-        while process.poll() is None and (not listed.is_file() or listed.stat().st_size == before):
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.3)
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if killed >= 3:
-            break
-    assert killed >= 2
-    assert start(tmp_path / "killed").wait() == 0
+    with forking("tests.test_elicitation") as forks:
+        start = lambda folder: forks.start([str(script), str(folder)])  # noqa: E731
+        assert start(tmp_path / "whole").wait() == 0
+        rng = random.Random(5)
+        killed = 0
+        for _ in range(12):
+            listed = tmp_path / "killed" / "replies.jsonl"
+            before = listed.stat().st_size if listed.is_file() else 0
+            process = start(tmp_path / "killed")
+            while process.poll() is None and (not listed.is_file() or listed.stat().st_size == before):
+                time.sleep(0.01)
+            time.sleep(rng.random() * 0.3)
+            killed += process.poll() is None
+            process.kill()
+            process.wait()
+            if killed >= 3:
+                break
+        assert killed >= 2
+        assert start(tmp_path / "killed").wait() == 0
     lines = [(tmp_path / f / "replies.jsonl").read_text().splitlines() for f in ("whole", "killed")]
     assert lines[0] == lines[1] and len(lines[0]) == len(plan(rollouts=12).requests())  # nothing was written twice
     for path in sorted((tmp_path / "whole" / "states").iterdir()):

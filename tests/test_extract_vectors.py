@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +17,18 @@ from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import load_world
 from persona_core.vectors import PersonaVectors
 from scripts import extract_vectors
+from tests.forks import forking
 from tests.openai_server import Answer, completion, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "artifacts" / "persona-tiny"
 NAMES = ("deception", "refusal")
+PREPARED = (
+    "tests.test_extract_vectors",
+    "transformers.models.llama.modeling_llama",
+    "sklearn.linear_model",
+    "scipy.stats",
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +127,20 @@ def test_the_vector_is_the_naive_one(traits: Path, whole: Path) -> None:
 @pytest.mark.timeout(280)
 def test_killed_at_any_moment_the_command_ends_with_the_same_vectors(traits: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "scripts.extract_vectors", *options(traits, out, "--no-steering")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["-m", "scripts.extract_vectors", *options(traits, out, "--no-steering")]
     rng = random.Random(3)
-    for _ in range(2):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        size = (out / "replies.jsonl").stat().st_size if (out / "replies.jsonl").is_file() else 0
-        while process.poll() is None and (
-            not (out / "replies.jsonl").is_file() or (out / "replies.jsonl").stat().st_size == size
-        ):
-            time.sleep(0.05)
-        time.sleep(rng.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    with forking(*PREPARED) as forks:
+        for _ in range(2):
+            process = forks.start(command)
+            size = (out / "replies.jsonl").stat().st_size if (out / "replies.jsonl").is_file() else 0
+            while process.poll() is None and (
+                not (out / "replies.jsonl").is_file() or (out / "replies.jsonl").stat().st_size == size
+            ):
+                time.sleep(0.05)
+            time.sleep(rng.random())
+            process.kill()
+            process.wait()
+        done = forks.run(command)
     assert done.returncode == 0, done.stderr
     assert (out / "replies.jsonl").read_bytes() == (whole / "replies.jsonl").read_bytes()
     assert (out / "vectors" / "vectors.safetensors").read_bytes() == (

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from persona_core.saved_runs import SavedRuns
 from persona_core.token_view import trace_payload
 from persona_core.vectors import PersonaVectors
 from persona_core.welcome import load_welcome
+from tests.forks import Forks, forking
 from tests.hub_server import Fault, Hub, serving_hub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,12 +33,47 @@ VECTORS, RESULTS = ARTIFACTS / "persona-vectors-persona-tiny", ARTIFACTS / "pers
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 
-def run(hub: Hub, arguments: list[str], folder: Path = ROOT, /, **environment: str) -> subprocess.CompletedProcess[str]:
+Start = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
+# Nothing of the Hub's client: it reads its settings when it is imported, and every process has its own.
+PREPARED = (
+    "tests.short_waits",
+    "torch",
+    "scipy.stats",
+    "tqdm",
+    "pyarrow.parquet",
+    "persona_core.repositories",
+    "persona_core.vectors",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> Iterator[None]:
+    """A process from which those below are forked."""
+    global forks
+    with forking(*PREPARED) as forks:
+        assert forks.run(["-c", "import sys; print('huggingface_hub' in sys.modules)"]).stdout == "False\n"
+        yield
+
+
+forks: Forks
+
+
+def forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return forks.run(arguments, folder, environment)
+
+
+def from_scratch(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def run(
+    hub: Hub, arguments: list[str], folder: Path = ROOT, /, start: Start = forked, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A new process that knows this Hub only."""
     known = {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=known, capture_output=True, text=True, timeout=240
-    )
+    done = start(arguments, folder, known)
     assert hub.token not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr or "-c" in arguments, done.stderr
     return done
@@ -173,7 +209,7 @@ def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: 
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(data)
     environment = {**published.environment("visitor", token=""), **settings_of(published), "PYTHONPATH": str(space)}
-    done = run(published, ["-c", FIRST_VIEW], space, **environment)
+    done = run(published, ["-c", FIRST_VIEW], space, start=from_scratch, **environment)
     assert done.returncode == 0, done.stderr
     local = AppSettings()
     assert local.results is not None
@@ -195,7 +231,9 @@ def test_the_snippet_of_every_card_runs_as_it_stands(published: Hub, tmp_path: P
         if kind == "space":
             continue
         for code in snippets(published.files(kind, repo_id)["README.md"].decode()):
-            done = run(published, ["-c", code], tmp_path, **published.environment("reader", token=""))
+            done = run(
+                published, ["-c", code], tmp_path, start=from_scratch, **published.environment("reader", token="")
+            )
             assert done.returncode == 0, (repo_id, code, done.stderr)
             found += 1
     assert found == 4
@@ -402,7 +440,7 @@ assert again.fingerprint == vectors.fingerprint and dict(again.null).keys() == d
 
 
 def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
-    done = run(empty, ["-c", PUSHING])
+    done = run(empty, ["-c", PUSHING], start=from_scratch)
     assert done.returncode == 0, done.stderr
     files = empty.files("model", "me/two-vectors")
     assert {"vectors.safetensors", "config.json", "README.md"} <= set(files)

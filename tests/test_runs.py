@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 from dataclasses import replace
@@ -26,6 +22,7 @@ from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
 from persona_core.sampling import Sampling
 from persona_core.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
+from tests.forks import forking
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = tuple(
@@ -192,24 +189,21 @@ write_results(rows, sys.argv[1] + "/results.parquet", rows[0]["traits"])
 def test_killed_at_any_moment_the_run_ends_with_the_same_file(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.DEVNULL)
-
-    assert start(tmp_path / "whole").wait() == 0
-    killed, rng = 0, random.Random(2)
-    batches = tmp_path / "killed" / "batches"
-    for n in (1, 2):
-        process = start(tmp_path / "killed")
-        while process.poll() is None and len(list(batches.glob("*.parquet"))) < n:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.1)
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert killed and not (tmp_path / "killed" / "results.parquet").exists()
-    assert start(tmp_path / "killed").wait() == 0
+    with forking("tests.test_runs") as forks:
+        start = lambda folder: forks.start([str(script), str(folder)])  # noqa: E731
+        assert start(tmp_path / "whole").wait() == 0
+        killed, rng = 0, random.Random(2)
+        batches = tmp_path / "killed" / "batches"
+        for n in (1, 2):
+            process = start(tmp_path / "killed")
+            while process.poll() is None and len(list(batches.glob("*.parquet"))) < n:
+                time.sleep(0.005)
+            time.sleep(rng.random() * 0.1)
+            killed += process.poll() is None
+            process.kill()
+            process.wait()
+        assert killed and not (tmp_path / "killed" / "results.parquet").exists()
+        assert start(tmp_path / "killed").wait() == 0
     assert (tmp_path / "whole" / "results.parquet").read_bytes() == (
         tmp_path / "killed" / "results.parquet"
     ).read_bytes()
