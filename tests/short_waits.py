@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 _sleep = time.sleep
 
 
-def _briefly(seconds: float) -> None:
+def _briefly(seconds: Any) -> None:
     _sleep(min(seconds, 0.05))
 
 

@@ -69,7 +69,7 @@ def from_scratch(arguments: list[str], folder: Path, environment: dict[str, str]
 
 
 def run(
-    hub: Hub, arguments: list[str], folder: Path = ROOT, /, start: Start = forked, **environment: str
+    hub: Hub, arguments: list[str], folder: Path = ROOT, start: Start = forked, /, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """A new process that knows this Hub only."""
     known = {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
@@ -209,7 +209,7 @@ def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: 
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(data)
     environment = {**published.environment("visitor", token=""), **settings_of(published), "PYTHONPATH": str(space)}
-    done = run(published, ["-c", FIRST_VIEW], space, start=from_scratch, **environment)
+    done = run(published, ["-c", FIRST_VIEW], space, from_scratch, **environment)
     assert done.returncode == 0, done.stderr
     local = AppSettings()
     assert local.results is not None
@@ -231,9 +231,7 @@ def test_the_snippet_of_every_card_runs_as_it_stands(published: Hub, tmp_path: P
         if kind == "space":
             continue
         for code in snippets(published.files(kind, repo_id)["README.md"].decode()):
-            done = run(
-                published, ["-c", code], tmp_path, start=from_scratch, **published.environment("reader", token="")
-            )
+            done = run(published, ["-c", code], tmp_path, from_scratch, **published.environment("reader", token=""))
             assert done.returncode == 0, (repo_id, code, done.stderr)
             found += 1
     assert found == 4
@@ -440,7 +438,7 @@ assert again.fingerprint == vectors.fingerprint and dict(again.null).keys() == d
 
 
 def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
-    done = run(empty, ["-c", PUSHING], start=from_scratch)
+    done = run(empty, ["-c", PUSHING], ROOT, from_scratch)
     assert done.returncode == 0, done.stderr
     files = empty.files("model", "me/two-vectors")
     assert {"vectors.safetensors", "config.json", "README.md"} <= set(files)
