@@ -46,11 +46,11 @@ def _out(command: list[str]) -> str:
 
 
 def _generate(way: str) -> int:
-    from benchmarks.models import MEDIUM, directions, llama, prompts
+    from benchmarks.models import SMALL, directions, llama, prompts
     from benchmarks.speed import run_of
     from persona_core.sampling import Sampling
 
-    lm = llama(*MEDIUM)
+    lm = llama(*SMALL)
     read = directions(lm)
     _forget_peak()
     run = run_of(lm, prompts(1), Sampling(PEAK_OF, temperature=1.0), read if way == "read" else {})

@@ -162,7 +162,9 @@ def _rest(cases: Figure) -> str:
     lines = []
     if (memory := cases.get("memory")) is not None:
         ratio = memory["over_plain"]
-        what = f"peak memory of monitoring 512 tokens at all blocks, over {memory['plain_mb']:,.0f} MB without"
+        what = (
+            f"peak memory of monitoring 512 tokens at all blocks, 12 x 512, over {memory['plain_mb']:,.0f} MB without"
+        )
         lines.append(f"| {what} | {say(ratio)} | < 1.01 | {verdict(ratio, 1.01)} |")
     if (start := cases.get("start")) is not None:
         lines.append(

@@ -14,11 +14,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+BRIEFLY = "--briefly"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -78,10 +80,14 @@ class Forks:
 
 
 @contextmanager
-def forking(*modules: str) -> Iterator[Forks]:
-    """Forks of one process that has imported these modules."""
+def forking(*modules: str, briefly: bool = False) -> Iterator[Forks]:
+    """Forks of one process that has imported these modules.
+
+    Args:
+        briefly: whether what is run hardly waits where it would sleep.
+    """
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.forks", *modules],
+        [sys.executable, "-m", "tests.forks", *([BRIEFLY] if briefly else []), *modules],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
@@ -123,9 +129,18 @@ def _become(folder: str, environment: dict[str, str], stdout: str, stderr: str) 
         os.close(place)
 
 
+def _wait_briefly() -> None:
+    """Clients try again as often as they decide, but hardly wait in between."""
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(float(seconds), 0.05))
+
+
 def main() -> None:
     for name in sys.argv[1:]:
-        importlib.import_module(name)
+        if name == BRIEFLY:
+            _wait_briefly()
+        else:
+            importlib.import_module(name)
     questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     todo = _child(questions, answers)

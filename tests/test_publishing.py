@@ -36,7 +36,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 Start = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
 # Nothing of the Hub's client: it reads its settings when it is imported, and every process has its own.
 PREPARED = (
-    "tests.short_waits",
     "torch",
     "scipy.stats",
     "tqdm",
@@ -50,7 +49,7 @@ PREPARED = (
 def _prepared() -> Iterator[None]:
     """A process from which those below are forked."""
     global forks
-    with forking(*PREPARED) as forks:
+    with forking(*PREPARED, briefly=True) as forks:
         assert forks.run(["-c", "import sys; print('huggingface_hub' in sys.modules)"]).stdout == "False\n"
         yield
 

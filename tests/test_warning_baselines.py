@@ -88,7 +88,7 @@ def test_a_token_that_is_excluded_leaves_the_entropy_finite(monitor: PersonaMoni
             logits[..., :2] = 0.0
             return type("Output", (), {"logits": logits})
 
-    found = entropy_scores(replace(monitor.lm, model=Excluding()), traces[:1])
+    found = entropy_scores(replace(monitor.lm, model=Excluding().eval()), traces[:1])
     assert found[0] == pytest.approx(np.full(len(traces[0].own), np.log(2)))
 
 
