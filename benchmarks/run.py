@@ -27,8 +27,6 @@ from benchmarks.performance_page import write_page
 RESULTS = Path(__file__).parent / "results"
 Case = Callable[[], dict[str, Any]]
 SIZES = {"small": SMALL, "medium": MEDIUM}
-# Whole generations whose forwards are taken in turn. The larger model takes minutes a round.
-ROUNDS = {"small": 6, "medium": 3}
 
 logger = logging.getLogger("benchmarks")
 
@@ -94,10 +92,11 @@ def cpu() -> dict[str, Case]:
     for size, shape in SIZES.items():
         for batch, n_new in ((1, 160), (16, 80)):
             found[f"live/{size}/{batch}"] = lambda s=shape, b=batch, n=n_new: speed.live_reading(llama(*s), b, n)  # type: ignore[misc]
-        for batch, n_new in speed.GENERATED:
-            found[f"generate/{size}/{batch}/{n_new}"] = lambda s=shape, b=batch, n=n_new, r=ROUNDS[size]: (  # type: ignore[misc]
-                speed.over_generate(llama(*s), b, n, r)
-            )
+    for size, batch, n_new, temperature, rounds in speed.GENERATED:
+        name = f"generate/{size}/{batch}/{n_new}/{'sampled' if temperature else 'greedy'}"
+        found[name] = lambda s=size, b=batch, n=n_new, t=temperature, r=rounds: (  # type: ignore[misc]
+            speed.over_generate(llama(*SIZES[s]), b, n, t, r)
+        )
     found["thousand/small/1"] = lambda: speed.live_reading(llama(*SMALL), 1, 160, 1000)
     found["thousand/medium/1"] = lambda: speed.live_reading(llama(*MEDIUM), 1, 100, 1000)
     for batch in (1, 16):

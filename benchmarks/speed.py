@@ -27,8 +27,18 @@ from persona_core.sampling import Sampling, choose, draws
 from persona_core.transcripts import Transcript
 
 Ids = Sequence[Sequence[int]]
-# Replies at once, new tokens: reading the last one as well is a forward more, 1 % of 96 and 0.4 % of 256.
-GENERATED = ((1, 96), (1, 256), (16, 96))
+# Model, replies at once, new tokens, temperature and rounds of whole generations beside `generate`. Reading the last
+# token as well is a forward more, 1 % of 96 and 0.4 % of 256. The larger model takes a minute a round.
+GENERATED = (
+    ("small", 1, 96, 0, 6),
+    ("small", 1, 256, 0, 6),
+    ("small", 1, 256, 1, 6),
+    ("small", 16, 256, 0, 3),
+    ("small", 16, 256, 1, 3),
+    ("medium", 1, 256, 0, 2),
+    ("medium", 1, 256, 1, 2),
+    ("medium", 16, 96, 0, 2),
+)
 Way = Callable[[LanguageModel, Ids, int, dict[int, torch.Tensor]], np.ndarray]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference between two ways; of the dtype in which the states themselves are rounded."""
@@ -64,10 +74,10 @@ def live_reading(lm: LanguageModel, batch: int, n_new: int, n_traits: int = 8) -
     return {"step_ms": round(1000 * step, 2), "over_plain": ratio(seconds["reading"], seconds["plain"]).to_dict()}
 
 
-def over_generate(lm: LanguageModel, batch: int, n_new: int, rounds: int) -> dict[str, Any]:
-    """Our loop with reading, the readings on the host at the end, over transformers' `generate` without any. Greedy:
-    how a token is drawn is not what is compared."""
-    sampling, read, ids = Sampling(n_new, temperature=0), directions(lm), prompts(batch)
+def over_generate(lm: LanguageModel, batch: int, n_new: int, temperature: float, rounds: int) -> dict[str, Any]:
+    """Our loop with reading, the readings on the host at the end, over transformers' `generate` without any. Greedy
+    (temperature 0), loop and reading are compared; sampled, the drawing of the tokens is in it as well."""
+    sampling, read, ids = Sampling(n_new, temperature=temperature), directions(lm), prompts(batch)
     own, other = twin(lm), twin(lm)
     got: dict[str, list[list[int]]] = {}
 
@@ -78,11 +88,14 @@ def over_generate(lm: LanguageModel, batch: int, n_new: int, rounds: int) -> dic
             run.readings(row)
         got["ours"] = run.replies
 
-    def theirs(_: int) -> None:
-        got["theirs"] = generate(other, ids, n_new)[:, len(ids[0]) :].tolist()
+    def theirs(number: int) -> None:
+        torch.manual_seed(number)
+        drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+        got["theirs"] = generate(other, ids, n_new, **drawn)[:, len(ids[0]) :].tolist()
 
     seconds = in_turn({"ours": ours, "generate": theirs}, _first(own, other), rounds)
-    return {"over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict(), "same_replies": _same(got)}
+    found: dict[str, Any] = {"over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict()}
+    return found if temperature else found | {"same_replies": _same(got)}
 
 
 def _same(got: Mapping[str, list[list[int]]]) -> float:

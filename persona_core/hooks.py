@@ -90,7 +90,8 @@ class ResidualTap:
         if len({v.device for v in self._directions}) == 1:
             self._together = torch.stack(self._directions)
             self._directions = list(self._together)  # views: held once
-        self._states: torch.Tensor | None = None  # [n_blocks, rows * tokens, d_model], of a small forward
+        self._states: torch.Tensor | None = None  # [n_blocks, rows, tokens, d_model], of a small forward
+        self._state_of: tuple[torch.Tensor, ...] = ()  # of each block, views
         self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
         changed = {i.steer.block for i in interventions}
         self._changes = {b: [i for i in interventions if i.steer.block == b] for b in changed}
@@ -154,7 +155,8 @@ class ResidualTap:
         self._reached: set[int] = set()
         self._states, self._raw, self._norms = None, [], []
         if self._together is not None and n_rows * tokens * self._together[..., 0].numel() <= GATHERED:
-            self._states = self._together.new_empty(len(self._together), n_rows * tokens, self._together.shape[1])
+            self._states = self._together.new_empty(len(self._together), n_rows, tokens, self._together.shape[1])
+            self._state_of = self._states.unbind()
         else:
             self._raw = [v.new_empty(n_rows * tokens, v.shape[1]) for v in self._directions]
             self._norms = [v.new_empty(n_rows * tokens) for v in self._directions]
@@ -176,9 +178,10 @@ class ResidualTap:
         if missing:
             raise UnsupportedModel(f"The forward did not run block {missing[0]}; its states cannot be read.")
         if self._states is not None and self._together is not None:
-            raw = torch.bmm(self._states, self._together)  # [n_blocks, rows * tokens, n_traits]
-            norms = torch.linalg.vector_norm(self._states, dim=-1)  # [n_blocks, rows * tokens]
-            return Reading(raw.transpose(0, 1).unflatten(0, self._shape), norms.T.unflatten(0, self._shape))
+            states = self._states.flatten(1, 2)  # [n_blocks, rows * tokens, d_model]
+            raw = torch.bmm(states, self._together).unflatten(1, self._shape)  # [n_blocks, rows, tokens, n_traits]
+            norms = torch.linalg.vector_norm(self._states, dim=-1)  # [n_blocks, rows, tokens]
+            return Reading(raw.movedim(0, 2), norms.movedim(0, 2))
         device = self._directions[0].device
         raw = torch.stack([r.to(device) for r in self._raw], dim=1)  # [rows * tokens, n_blocks, n_traits]
         norms = torch.stack([n.to(device) for n in self._norms], dim=1)  # [rows * tokens, n_blocks]
@@ -229,11 +232,10 @@ class ResidualTap:
         return hook
 
     def _read(self, slot: int, states: torch.Tensor) -> None:
-        flat = states.reshape(-1, states.shape[-1])  # [rows * tokens, d_model]
         if self._states is not None:
-            self._states[slot].copy_(flat)  # float32, whatever the states are
+            self._state_of[slot].copy_(states)  # float32, whatever the states are
             return
-        flat = flat.float()
+        flat = states.reshape(-1, states.shape[-1]).float()  # [rows * tokens, d_model]
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
 

@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-# Columns that room is made for at once. transformers' own layers copy all keys and values at every step, which is a
-# third of a step of 16 rows x 512 wide after 100 tokens on two cores; here one step in 64 does.
+# Columns that room is made for at once. transformers' own layers copy all keys and values at every step: of 16 rows at
+# 12 blocks x 512 on two cores 2 % of a step after 100 tokens, 22 % after 400. Here one step in 64 does.
 ROOM = 64
 
 

@@ -52,6 +52,13 @@ class Readings:
 
     def add(self, rows: Sequence[int], reading: Reading) -> None:
         """Keep what a step read: one token of each of these replies."""
+        if len(rows) == 1:  # no indices to be made
+            (row,) = rows
+            self._raw[self._places[row], self._columns[row]] = reading.raw[0, 0]
+            self._norms[self._places[row], self._columns[row]] = reading.norms[0, 0]
+            self._columns[row] += 1
+            self._added = ()
+            return
         if tuple(rows) != self._added:  # else each stands a column further than at the last step
             at = torch.tensor([[self._places[row] for row in rows], [self._columns[row] for row in rows]])
             self._added, self._at = tuple(rows), at.to(self._raw.device)

@@ -92,7 +92,7 @@ writing, and nothing kept the page busy for more than {page["longest_task_ms"]} 
 a step that reads 8 traits at all blocks takes {extra("live/small/1")} more time than one that reads nothing at 12
 blocks x 512, {extra("live/medium/1")} at 24 x 1,024; with 1,000 traits {extra("thousand/small/1")} and
 {extra("thousand/medium/1")}. A reply of 256 tokens, all blocks read, takes
-{ratio("generate/medium/1/256", "over_generate")} of the time of `generate` without reading. 500 given texts take
+{ratio("generate/medium/1/256/greedy", "over_generate")} of the time of `generate` without reading. 500 given texts take
 {ratio("texts/small", "over_one_at_a_time")} of the time of a call for each; writing replies of mixed length, nothing
 read, {ratio("mixed/small", "over_static")} of that of `generate` on batches.
 [docs/performance.md](docs/performance.md) has the rest, other libraries too.
