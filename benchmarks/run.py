@@ -90,7 +90,7 @@ def cpu() -> dict[str, Case]:
     """What two cores can tell."""
     found: dict[str, Case] = {}
     for size, shape in SIZES.items():
-        for batch, n_new in ((1, 160), (16, 80)):
+        for batch, n_new in ((1, 160), (16, 160 if size == "small" else 80)):
             found[f"live/{size}/{batch}"] = lambda s=shape, b=batch, n=n_new: speed.live_reading(llama(*s), b, n)  # type: ignore[misc]
     for size, batch, n_new, temperature, rounds in speed.GENERATED:
         name = f"generate/{size}/{batch}/{n_new}/{'sampled' if temperature else 'greedy'}"
@@ -99,8 +99,8 @@ def cpu() -> dict[str, Case]:
         )
     found["thousand/small/1"] = lambda: speed.live_reading(llama(*SMALL), 1, 160, 1000)
     found["thousand/medium/1"] = lambda: speed.live_reading(llama(*MEDIUM), 1, 100, 1000)
-    for batch in (1, 16):
-        found[f"peers/small/{batch}"] = lambda b=batch: speed.peers(llama(*SMALL), b, 48, 6)  # type: ignore[misc]
+    for batch, rounds in ((1, 6), (16, 3)):
+        found[f"peers/small/{batch}"] = lambda b=batch, r=rounds: speed.peers(llama(*SMALL), b, 192, r)  # type: ignore[misc]
     found["texts/small"] = lambda: speed.given_texts(llama(*SMALL), 500, 2)
     found["mixed/small"] = lambda: speed.mixed_lengths(llama(*SMALL), 200, 16, 160, 64, 2)
     found["memory"] = footprint.memory
