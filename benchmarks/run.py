@@ -1,6 +1,6 @@
 """How fast it is: ratios within one run, written as JSON and as tables and plots into docs/performance.md.
 
-    python -m benchmarks.run --suite cpu      # about 25 minutes on two cores
+    python -m benchmarks.run --suite cpu      # about 45 minutes on two cores
     python -m benchmarks.run --suite peers    # nnsight and TransformerLens, in an environment of their own
     python -m benchmarks.run --suite gpu      # under nine minutes; needs a GPU of 40 GB or more
     python -m benchmarks.run --write          # only write docs/performance.md anew from what was measured
