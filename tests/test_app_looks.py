@@ -175,6 +175,9 @@ def test_a_long_reply_streams_without_a_long_task(
     page.locator("#controls").get_by_text("Settings", exact=True).click()
     page.get_by_label("number input for Longest reply, tokens").fill("500")
     page.keyboard.press("Tab")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#controls input[type=range]')].some((r) => r.value === '500')"
+    )
     ask(page, "Tell me everything.")
     page.wait_for_selector("#view .tv[data-state=live]")
     page.wait_for_timeout(500)
