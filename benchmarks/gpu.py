@@ -27,7 +27,7 @@ def cases() -> dict[str, Callable[[], dict[str, Any]]]:
     if not torch.cuda.is_available():
         raise SystemExit("The suite gpu needs a GPU; there is none here.")
     found: dict[str, Callable[[], dict[str, Any]]] = {
-        "texts/Qwen2.5-1.5B": lambda: speed.given_texts(_model("Qwen2.5-1.5B"), 500, 5)
+        "texts/Qwen2.5-1.5B": lambda: speed.given_texts(_model("Qwen2.5-1.5B"), 500, 2)
     }
     for shape in ("Qwen2.5-1.5B", "Llama-3.1-8B", "Gemma-2-9B"):
         found[f"same/{shape}"] = lambda s=shape: same(_model(s))  # type: ignore[misc]
