@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from persona_core.detokenize import split_text
+from persona_core.detokenize import is_well_formed, split_text
 from persona_core.errors import PromptError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def as_messages(prompt: str | Messages) -> list[dict[str, str]]:
             raise PromptError(f"Message {index} has the role {role!r}; expected one of {', '.join(ROLES)}.")
         if not isinstance(content, str):
             raise PromptError(f"Message {index} has content of type {type(content).__name__}; expected a string.")
-        if any("\ud800" <= c <= "\udfff" for c in content):
+        if not is_well_formed(content):
             raise PromptError(f"Message {index} holds half of a surrogate pair, which is no character; remove it.")
         if role == "user" and not content.strip():
             raise PromptError(f"Message {index}, the user's, is empty; write something to answer.")

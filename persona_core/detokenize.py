@@ -94,6 +94,11 @@ def _split_by_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], w
     return pieces
 
 
+def is_well_formed(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def well_formed(text: str) -> str:
     """Lone surrogates, which a token can decode to and no UTF-8 or JSON holds, become the replacement character.
 

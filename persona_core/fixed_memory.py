@@ -68,8 +68,7 @@ class FixedMemory:
         self._cache: Cache | None = None
         self._n = 0
         self._record = lm.device.type == "cuda"
-        self._graph: Any = None
-        self._output: Output | None = None
+        self._recording: tuple[Any, Output] | None = None  # the graph, and where it leaves its output
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -126,9 +125,9 @@ class FixedMemory:
                 self._own[: self._n] = step.own
 
     def _run(self, model: Model, step: Step) -> Output:
-        if self._graph is None:
+        if self._recording is None:
             try:
-                self._graph, self._output = self._recorded(model, step)
+                self._recording = self._recorded(model, step)
             except RuntimeError as error:  # a step that asks the host for something
                 if out_of_memory(error):
                     raise
@@ -136,10 +135,9 @@ class FixedMemory:
                 self._record = False
                 self._copy_own(step)
                 return self._step(model)  # what has run of it was written where this is written again
-        self._graph.replay()
-        if self._output is None:
-            raise RuntimeError("The graph has no output.")
-        return self._output
+        graph, output = self._recording
+        graph.replay()
+        return output
 
     def _step(self, model: Model) -> Output:
         there = torch.arange(self._columns, device=self._ids.device) <= self._positions  # [rows, columns]

@@ -114,6 +114,13 @@ class LanguageModel:
         if self.model.training:
             raise SettingError(f"{self.name!r} is in training mode, where dropout acts; call model.eval() before.")
 
+    @property
+    def why_not_finite(self) -> str:
+        """What may have made a number NaN or infinite, and what to do: the end of an error's message."""
+        if self.dtype == torch.float16:
+            return "float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
+        return "Its weights may hold NaN."
+
     def check_ids(self, ids: Sequence[int]) -> None:
         """Refuse a text that the model cannot be given.
 
@@ -122,10 +129,11 @@ class LanguageModel:
         """
         if not ids:
             raise PromptError("The text holds no token.")
-        wrong = next((i for i in ids if not 0 <= i < self.vocabulary_size), None)
+        size = self.vocabulary_size
+        wrong = next((i for i in ids if not 0 <= i < size), None)
         if wrong is not None:
             raise PromptError(
-                f"Token {wrong} has no embedding: {self.name!r} has {self.vocabulary_size}. Where tokens were added to "
+                f"Token {wrong} has no embedding: {self.name!r} has {size}. Where tokens were added to "
                 "the tokenizer, call model.resize_token_embeddings(len(tokenizer))."
             )
 

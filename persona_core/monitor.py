@@ -24,6 +24,7 @@ from persona_core.decode import room
 from persona_core.errors import PromptError, SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
+from persona_core.numbering import from_one
 from persona_core.replay import read_rows
 from persona_core.sampling import Sampling
 from persona_core.steering import Intervention, Steer, prepare
@@ -163,7 +164,8 @@ class PersonaMonitor:
             PromptError, ContextOverflow, SettingError, UnknownTrait, UnknownBlock, NumericalError.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        batch_size, prompts = _positive(batch_size, "batch_size"), _several(prompts)
+        from_one("batch_size", batch_size)
+        prompts = _several(prompts)
         run = self._start(prompts, sampling, seed, steer, on_alarm, batch_size)
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
             run.finish(bar.update)
@@ -433,12 +435,6 @@ def _several(prompts: Iterable[T]) -> list[T]:
     if any(isinstance(one, Mapping) for one in several):
         raise PromptError("Expected a list of conversations; got one as a list of messages. Put it into a list.")
     return several
-
-
-def _positive(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise SettingError(f"{name}={value!r}; expected a whole number from 1.")
-    return int(value)
 
 
 def versions() -> dict[str, str]:

@@ -70,22 +70,19 @@ def read_rows(
             raw, norms = reading.raw.cpu().numpy(), reading.norms.cpu().numpy()
             for row, i in enumerate(batch):
                 n = len(rows[i])
-                _check(norms[row, :n], i, tap.read_blocks)
+                finite = np.isfinite(norms[row, :n]).all(
+                    0
+                )  # [n_blocks]; of a token one cannot say: attention spreads NaN
+                if not finite.all():
+                    first = tap.read_blocks[int(np.argmin(finite))]
+                    raise NumericalError(
+                        f"Text {i}: its states are not finite from block {first} on. {lm.why_not_finite}"
+                    )
                 results[i] = raw[row, :n].transpose(2, 1, 0).copy(), norms[row, :n].T.copy()
             bar.update(len(batch))
 
         each_batch(lm, rows, n_prompts, read, batch_tokens)
     return [results[i] for i in range(len(rows))]
-
-
-def _check(norms: np.ndarray, text: int, blocks: Sequence[int]) -> None:
-    """Refuse states `[n_tokens, n_blocks]` that are NaN or infinite: every number made of them would be."""
-    if not np.isfinite(norms).all():
-        first = blocks[int(np.argmin(np.isfinite(norms).all(0)))]  # of a token one cannot say: attention spreads NaN
-        raise NumericalError(
-            f"Text {text}: its states are not finite from block {first} on. float16 overflows on some models: load it "
-            "with dtype='bfloat16' or 'float32'. Otherwise its weights hold NaN."
-        )
 
 
 @torch.inference_mode()

@@ -178,10 +178,9 @@ class ReplyBatch:
         host_ids = torch.where(scores.amax(-1).isfinite(), chosen, -1).tolist()
         for request, said, ended, token_id in zip(self._requests, self._said, self._ended, host_ids, strict=True):
             if token_id < 0 and not ended:  # rows that have ended may be broken unnoticed
-                remedy = " float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
                 raise NumericalError(
-                    f"The model's scores hold NaN or no finite number at reply token {said} of prompt {request.row}."
-                    + (remedy if self._lm.dtype == torch.float16 else " Its weights may hold NaN.")
+                    f"The model's scores hold NaN or no finite number at reply token {said} of prompt {request.row}. "
+                    + self._lm.why_not_finite
                 )
         return chosen, host_ids
 

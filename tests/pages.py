@@ -46,11 +46,12 @@ class Pages:
         self.expected: list[str] = []  # parts of console messages that belong to the test
         self.requests: list[str] = []
 
-    def open(self, url: str, *, width: int = 1440, height: int = 900, theme: str = "light") -> Any:
+    def open(self, url: str, *, width: int = 1440, height: int = 900, theme: str = "light", fresh: bool = False) -> Any:
+        """A page of a new visitor; a `fresh` one has nothing in the browser's cache either."""
         used = {page.context for page in self._opened}
         idle = (context for context in self._running.contexts if context not in used)
         # What an earlier visitor fetched is in the context's cache: a script is compiled once, not by every test.
-        context = next(idle, None) or self._running.new_context()
+        context = (None if fresh else next(idle, None)) or self._running.new_context()
         context.set_default_timeout(30_000 * load_factor())
         page = context.new_page()
         self._opened.append(page)

@@ -32,7 +32,7 @@ def score_text(score: float) -> str:
 
 def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any], address: str) -> None:
     started = time.monotonic()
-    page = visit(address)
+    page = visit(address, fresh=True)
     page.wait_for_selector("#view .tv-tok")
     assert time.monotonic() - started < 3 * pages.load_factor()
     assert tokens_of(page) == hostile_tokens()

@@ -24,7 +24,7 @@ from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
 from tests import oracle
 from tests.conftest import hooks_on, tiny_lm
-from tests.forks import forking
+from tests.forks import Fork, forking
 
 ROOT = Path(__file__).resolve().parent.parent
 POSITIONS = ("reply_mean", "reply_first_3", "prompt_last", "prompt_mean")
@@ -276,7 +276,10 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_numbers(tmp_path: Path) -
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(RUN))
     with forking("tests.test_elicitation") as forks:
-        start = lambda folder: forks.start([str(script), str(folder)])  # noqa: E731
+
+        def start(folder: Path) -> Fork:
+            return forks.start([str(script), str(folder)])
+
         assert start(tmp_path / "whole").wait() == 0
         rng = random.Random(5)
         killed = 0

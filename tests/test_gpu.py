@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
-import pickle
 import subprocess
 import sys
 import urllib.parse
@@ -116,17 +116,25 @@ def test_elsewhere_a_function_stays_as_it_is() -> None:
     assert gpu.on_gpu(function) is function
 
 
+def crossed(value: Any) -> Any:
+    """A small value as it is on the other side of a process's border."""
+    here, there = multiprocessing.Pipe()
+    with here, there:
+        here.send(value)
+        return there.recv()
+
+
 class Lent:
-    """Stands for `spaces`: what it is given goes through pickle, and an error loses its words."""
+    """Stands for `spaces`: what it is given crosses to another process and back, and an error loses its words."""
 
     @staticmethod
     def GPU(task: Any, duration: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            args = pickle.loads(pickle.dumps(args))
-            yield from (pickle.loads(pickle.dumps(one)) for one in task(*args, **kwargs))
+            args = crossed(args)
+            yield from (crossed(one) for one in task(*args, **kwargs))
 
         def call_once(*args: Any, **kwargs: Any) -> Any:
-            return pickle.loads(pickle.dumps(task(*pickle.loads(pickle.dumps(args)), **kwargs)))
+            return crossed(task(*crossed(args), **kwargs))
 
         assert duration("any", argument=1) == AppSettings().max_seconds
         return call if getattr(task, "__name__", "") == "numbers" else call_once
@@ -179,4 +187,4 @@ def test_on_zerogpu_a_desk_loads_in_the_thread_that_asks(monkeypatch: pytest.Mon
 def test_a_desk_crosses_as_its_number() -> None:
     desk: Any = ModelDesk(lambda: "monitor")  # type: ignore[arg-type, return-value]
     desk.monitor()
-    assert pickle.loads(pickle.dumps(desk)) is desk
+    assert crossed(desk) is desk

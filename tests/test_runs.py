@@ -22,7 +22,7 @@ from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
 from persona_core.sampling import Sampling
 from persona_core.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
-from tests.forks import forking
+from tests.forks import Fork, forking
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = tuple(
@@ -190,7 +190,10 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_file(tmp_path: Path) ->
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(SCRIPT))
     with forking("tests.test_runs") as forks:
-        start = lambda folder: forks.start([str(script), str(folder)])  # noqa: E731
+
+        def start(folder: Path) -> Fork:
+            return forks.start([str(script), str(folder)])
+
         assert start(tmp_path / "whole").wait() == 0
         killed, rng = 0, random.Random(2)
         batches = tmp_path / "killed" / "batches"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persona_core.chat import ROLES
-from persona_core.detokenize import well_formed
+from persona_core.detokenize import is_well_formed
 from persona_core.errors import PromptError, SettingError
 from persona_core.steering import Steer, When
 
@@ -30,7 +30,7 @@ def text_of(name: str, text: Any, longest: int) -> str:
     """
     if not isinstance(text, str):
         raise PromptError(f"The {name} is not a text.")
-    if well_formed(text) != text:  # it could not even be sent back
+    if not is_well_formed(text):  # it could not even be sent back
         raise PromptError(f"The {name} holds half of a surrogate pair, which is no character; remove it.")
     if len(text) > longest:
         raise PromptError(f"The {name} has {len(text)} characters; this app takes at most {longest}. Shorten it.")

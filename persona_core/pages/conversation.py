@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.detokenize import well_formed
+from persona_core.detokenize import is_well_formed
 from persona_core.errors import PromptError
 from persona_core.pages.asked import conversation, drawn, length_of, steer_name, steer_of
 from persona_core.pages.desk import ModelDesk
@@ -101,7 +101,7 @@ def linked(query: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
         if "named" in query:
             model, adapter, vectors = map(str, json.loads(query["named"]))
             named = model, adapter, vectors
-        if any(well_formed(text) != text for text in (side, *(m["content"] for m in said), *(named or ()))):
+        if not all(map(is_well_formed, (side, *(m["content"] for m in said), *(named or ())))):
             return None
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
