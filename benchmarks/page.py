@@ -129,7 +129,7 @@ def ratio(timed: Any, plain: Callable[[int], None], other: Callable[[int], None]
 
 def first_view(opened: Any, url: str) -> float:
     begun = time.monotonic()
-    opened.open(url).wait_for_selector("#view .tv-tok")
+    opened.open(url, fresh=True).wait_for_selector("#view .tv-tok")
     return time.monotonic() - begun
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from persona_core.errors import UnknownBlock, UnsupportedModel
-from persona_core.numbering import known_block
+from persona_core.utils.checks import known_block
 
 # The attribute under which a decoder keeps its blocks: Llama and most others; GPT-2, GPT-J, Falcon, Bloom; MPT.
 BLOCK_LISTS = ("layers", "h", "blocks")

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
-from persona_core.files import read_json, write_whole
-from persona_core.folders import check_plan, lock, unlock
-from persona_core.hub import public_name
 from persona_core.models import LanguageModel
-from persona_core.numbering import from_one
 from persona_core.prompts import Transcribed, load_transcripts
+from persona_core.utils.checks import from_one
+from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.hub import public_name
+from persona_core.utils.workdir import check_plan, lock, unlock
 
 RECORD_FILE = "contamination.json"
 IGNORED = -100  # a label that the loss leaves out

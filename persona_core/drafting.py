@@ -12,8 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import ServerError
-from persona_core.server import address, explain, open_client, without_refused_parameter
 from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition, faults_of
+from persona_core.utils.openai_client import address, explain, open_client, without_refused_parameter
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

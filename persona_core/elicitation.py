@@ -19,11 +19,11 @@ from persona_core.chat import Messages
 from persona_core.errors import SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
-from persona_core.numbering import from_one
 from persona_core.pooling import parse_positions
 from persona_core.replies import Reply, ReplyStore, Request
 from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
+from persona_core.utils.checks import from_one
 
 if TYPE_CHECKING:
     from persona_core.steering import Intervention

@@ -28,11 +28,11 @@ from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over
 from persona_core.chat import Messages
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.monitor import PersonaMonitor
-from persona_core.numbering import from_one
 from persona_core.sampling import Sampling
 from persona_core.statistics import Estimate
 from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Trace
+from persona_core.utils.checks import from_one
 
 logger = logging.getLogger(__name__)
 

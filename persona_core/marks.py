@@ -22,10 +22,10 @@ import numpy as np
 from persona_core.analysis.spans import piece_ends, sentences
 from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.files import read_json, records, write_whole
 from persona_core.judging import Judge, Question
 from persona_core.trace import Trace
 from persona_core.traits import TraitDefinition, fill
+from persona_core.utils.files import read_json, records, write_whole
 
 Row = Mapping[str, Any]
 BY_A_JUDGE = ("logprobs", "text", "truth")

@@ -24,12 +24,12 @@ from persona_core.decode import room
 from persona_core.errors import PromptError, SettingError
 from persona_core.generation import Run
 from persona_core.models import LanguageModel
-from persona_core.numbering import from_one
 from persona_core.replay import read_rows
 from persona_core.sampling import Sampling
 from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Provenance, Trace
 from persona_core.transcripts import Transcript, as_transcript
+from persona_core.utils.checks import from_one
 from persona_core.vectors import PersonaVectors
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from typing import Any
 
 from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.files import records
-from persona_core.numbering import from_one
+from persona_core.utils.checks import from_one
+from persona_core.utils.files import records
 
 FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "prompts"
 """The shipped sets; there in a checkout, not in an installed package."""

@@ -14,9 +14,9 @@ from persona_core.blocks import unwrap
 from persona_core.errors import NumericalError
 from persona_core.hooks import ResidualTap
 from persona_core.models import LanguageModel
-from persona_core.numbering import from_one
 from persona_core.pooling import Pool
 from persona_core.steering import PAD_INDEX, Intervention
+from persona_core.utils.checks import from_one
 
 logger = logging.getLogger(__name__)
 

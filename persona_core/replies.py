@@ -25,8 +25,8 @@ import numpy as np
 
 from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.files import append_lines, read_lines, replacing, write_whole
-from persona_core.folders import PLAN_FILE, check_plan, lock, unlock
+from persona_core.utils.files import append_lines, read_lines, replacing, write_whole
+from persona_core.utils.workdir import PLAN_FILE, check_plan, lock, unlock
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.files import replacing
-from persona_core.hub import fetch
 from persona_core.trace import Provenance, Trace
+from persona_core.utils.files import replacing
+from persona_core.utils.hub import fetch
 
 if TYPE_CHECKING:
     import datasets

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from persona_core.batching import BATCHES_IN_PART, in_halves
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.folders import check_plan, lock, unlock
-from persona_core.numbering import from_one
 from persona_core.prompts import Prompt, Transcribed
 from persona_core.results import read_ids, read_results, to_row, to_trace, write_results
 from persona_core.sampling import Sampling
+from persona_core.utils.checks import from_one
+from persona_core.utils.workdir import check_plan, lock, unlock
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor

@@ -20,10 +20,10 @@ from persona_core.elicitation import Batch, Plan, Written, described, write_batc
 from persona_core.errors import SettingError
 from persona_core.models import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.numbering import from_one
 from persona_core.replies import ReplyStore, Request, as_reply, to_record
 from persona_core.runs import Failure, Job, Row, do_batch, working
 from persona_core.runs import described as described_run
+from persona_core.utils.checks import from_one
 from persona_core.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)

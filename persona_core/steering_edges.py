@@ -23,10 +23,10 @@ from persona_core.analysis.confirmed import LEAST_PROMPTS, N_FLIPS, Confirmation
 from persona_core.chat import Messages
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
 from persona_core.monitor import PersonaMonitor
-from persona_core.numbering import from_one
 from persona_core.sampling import Sampling
 from persona_core.steering import Intervention, Steer
 from persona_core.trace import Trace
+from persona_core.utils.checks import from_one
 from persona_core.vectors import PersonaVectors
 
 Shown = Callable[[Trace], Mapping[str, bool] | None]

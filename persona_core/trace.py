@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingError, UnknownBlock, UnknownTrait
-from persona_core.numbering import known_block
+from persona_core.utils.checks import known_block
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.files import write_whole
-from persona_core.json_text import parse_with_lines
+from persona_core.utils.files import write_whole
+from persona_core.utils.json_text import parse_with_lines
 
 SHIPPED = Path("datasets") / "traits"
 FIELDS = ("name", "description", "instructions", "extraction_questions", "evaluation_questions", "judge_prompt")

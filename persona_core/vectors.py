@@ -24,8 +24,8 @@ from persona_core.errors import (
     UnknownTrait,
     VectorsMismatch,
 )
-from persona_core.hub import fetch
-from persona_core.numbering import known_block
+from persona_core.utils.checks import known_block
+from persona_core.utils.hub import fetch
 
 if TYPE_CHECKING:
     from persona_core.models import LanguageModel
@@ -290,7 +290,7 @@ class PersonaVectors:
         import tempfile
 
         from persona_core.cards import write_card
-        from persona_core.publishing import push
+        from persona_core.utils.publishing import push
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)

@@ -33,9 +33,9 @@ from persona_core.models import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
 from persona_core.sampling import Sampling
-from persona_core.server import address, open_client
 from persona_core.steering_effect import SteeringPlan, steering_questions
 from persona_core.traits import TraitDefinition, load_traits
+from persona_core.utils.openai_client import address, open_client
 from persona_core.vectors import PersonaVectors
 from scripts.running import add_model, loading, reported
 

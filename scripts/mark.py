@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona_core.errors import NotFound, SettingError
-from persona_core.folders import lock, unlock
 from persona_core.judging import BilledJudge
 from persona_core.marks import (
     BY_A_JUDGE,
@@ -35,6 +34,7 @@ from persona_core.models import DTYPES
 from persona_core.report.tables import JUDGED, MARKS
 from persona_core.results import ANALYSIS, DATA, configs_of, read_results
 from persona_core.traits import load_traits
+from persona_core.utils.workdir import lock, unlock
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import reported, work_folder
 

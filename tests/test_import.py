@@ -24,7 +24,7 @@ def loaded_by(code: str) -> set[str]:
         "import persona_core",
         "import persona_core; dir(persona_core); persona_core.__version__",
         "from persona_core import PersonaError, PersonaWarning, Trace, TraitDefinition",
-        "import persona_core.hub, persona_core.cards, persona_core.validation",
+        "import persona_core.utils.hub, persona_core.cards, persona_core.validation",
         "import persona_core.demo.corpus, persona_core.demo.truth, persona_core.demo.judge",
     ],
 )

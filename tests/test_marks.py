@@ -14,7 +14,6 @@ from persona_core.demo.grammar import load_world
 from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import reply_truth
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.folders import lock, unlock
 from persona_core.judging import Question, Score
 from persona_core.marks import (
     Mark,
@@ -30,6 +29,7 @@ from persona_core.marks import (
 )
 from persona_core.results import load_results, to_trace
 from persona_core.traits import load_traits
+from persona_core.utils.workdir import lock, unlock
 from scripts import mark
 from tests.openai_server import Answer, completion, error, serving
 from tests.test_spans import PROMPT, reply

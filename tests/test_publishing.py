@@ -16,11 +16,11 @@ import pytest
 
 from persona_core.errors import SettingError
 from persona_core.pages.settings import AppSettings
-from persona_core.publishing import check_secrets
-from persona_core.repositories import repositories
 from persona_core.results import load_results, to_trace
 from persona_core.saved_runs import SavedRuns
 from persona_core.token_view import trace_payload
+from persona_core.utils.publishing import check_secrets
+from persona_core.utils.repositories import repositories
 from persona_core.vectors import PersonaVectors
 from persona_core.welcome import load_welcome
 from tests.forks import Forks, forking
@@ -40,7 +40,7 @@ PREPARED = (
     "scipy.stats",
     "tqdm",
     "pyarrow.parquet",
-    "persona_core.repositories",
+    "persona_core.utils.repositories",
     "persona_core.vectors",
 )
 
@@ -446,7 +446,7 @@ def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
 
 def test_a_repository_is_pulled_into_a_folder(published: Hub, tmp_path: Path) -> None:
     code = (
-        "from persona_core.publishing import pull; "
+        "from persona_core.utils.publishing import pull; "
         f"pull('me/persona-monitoring-persona-tiny', {str(tmp_path / 'copy')!r}, 'dataset', 'v0.1.0')"
     )
     assert run(published, ["-c", code]).returncode == 0

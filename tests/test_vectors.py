@@ -394,7 +394,7 @@ def test_a_folder_that_does_not_exist_is_not_found(source: str) -> None:
 def test_a_repository_that_cannot_be_reached_is_not_found(tmp_path: Path) -> None:
     """In a process of its own: the Hub library looks at its settings once."""
     code = (
-        "from persona_core.hub import fetch\n"
+        "from persona_core.utils.hub import fetch\n"
         "from persona_core.errors import NotFound\n"
         "for source in ('org/no-such-vectors', 'no such id!', 'no-such-vectors'):\n"
         "    try:\n"

@@ -22,7 +22,7 @@ from persona_core.judging import (
     price_of,
     read_number,
 )
-from persona_core.server import address, ask_all, explain, open_client, without_refused_parameter
+from persona_core.utils.openai_client import address, ask_all, explain, open_client, without_refused_parameter
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -19,7 +19,6 @@ import gradio as gr
 import numpy as np
 
 from persona_core.errors import PersonaError, SettingError
-from persona_core.hub import split_revision
 from persona_core.pages.asked import conversation, length_of, messages_of, seed_of, start_of, steer_of
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.queue import MODEL_QUEUE, Deadline
@@ -28,6 +27,7 @@ from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE, CONTAMINATED, SIDES
 from persona_core.trace import UNITS
+from persona_core.utils.hub import split_revision
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor

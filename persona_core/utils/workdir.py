@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import SettingError
-from persona_core.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_whole
 
 PLAN_FILE = "plan.json"
 

@@ -1,0 +1,1 @@
+"""Files, working folders, checks, the Hub, and the OpenAI client."""
