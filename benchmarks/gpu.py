@@ -15,7 +15,7 @@ from benchmarks.measuring import in_rounds, now, ratio
 from benchmarks.models import directions, prompts, shaped
 from persona_core.decode import decode
 from persona_core.hooks import ResidualTap
-from persona_core.models import LanguageModel
+from persona_core.models.loading import LanguageModel
 from persona_core.sampling import Sampling
 
 N_NEW, ROUNDS = 128, 5

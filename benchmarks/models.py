@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from persona_core.models import LanguageModel, wrap_model
+from persona_core.models.loading import LanguageModel, wrap_model
 from persona_core.vectors import PersonaVectors
 from scripts import PROJECT_ROOT
 

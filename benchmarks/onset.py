@@ -28,7 +28,7 @@ from persona_core.demo.grammar import World, load_world
 from persona_core.demo.marking import reply_truth
 from persona_core.demo.process import VARIANTS
 from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.results import load_results, to_trace
 from persona_core.statistics import exact_share

@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Branch": "branching",
-    "load_model": "models",
-    "wrap_model": "models",
-    "LanguageModel": "models",
+    "load_model": "models.loading",
+    "wrap_model": "models.loading",
+    "LanguageModel": "models.loading",
     "PersonaVectors": "vectors",
     "PersonaMonitor": "monitor",
     "Detectors": "analysis.detectors",
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
     from persona_core.branching import Branch
     from persona_core.errors import PersonaError, PersonaWarning
-    from persona_core.models import LanguageModel, load_model, wrap_model
+    from persona_core.models.loading import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step
     from persona_core.steering import Steer
     from persona_core.trace import Trace

@@ -6,13 +6,13 @@ import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from persona_core.chat import Messages, Rendered
 from persona_core.errors import PromptError, SettingError
+from persona_core.models.chat import Messages, Rendered
 from persona_core.trace import Trace
 from persona_core.transcripts import transcript_of
 
 if TYPE_CHECKING:
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 
 @dataclass(frozen=True)

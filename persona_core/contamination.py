@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
-from persona_core.models import LanguageModel
+from persona_core.models.loading import LanguageModel
 from persona_core.prompts import Transcribed, load_transcripts
 from persona_core.utils.checks import from_one
 from persona_core.utils.files import read_json, write_whole

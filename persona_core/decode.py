@@ -25,7 +25,7 @@ from persona_core.reply_batch import Forward, ReplyBatch, Request
 
 if TYPE_CHECKING:
     from persona_core.hooks import ResidualTap
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
     from persona_core.sampling import Sampling
 
 

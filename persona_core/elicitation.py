@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from persona_core.batching import BATCHES_IN_PART, in_halves
 from persona_core.branching import Start
-from persona_core.chat import Messages
 from persona_core.errors import SettingError
 from persona_core.generation import Run
-from persona_core.models import LanguageModel
+from persona_core.models.chat import Messages
+from persona_core.models.loading import LanguageModel
 from persona_core.pooling import parse_positions
 from persona_core.replies import Reply, ReplyStore, Request
 from persona_core.sampling import Sampling

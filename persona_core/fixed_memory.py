@@ -24,7 +24,7 @@ from persona_core.step import Model, Output, Step
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import torch
 from persona_core.batching import free_memory, out_of_memory
 from persona_core.branching import Start
 from persona_core.decode import Forward, decode, room
-from persona_core.detokenize import TextSplitter, split_text, text_of
 from persona_core.hooks import ResidualTap
-from persona_core.models import LanguageModel
+from persona_core.models.detokenize import TextSplitter, split_text, text_of
+from persona_core.models.loading import LanguageModel
 from persona_core.pooling import Pool
 from persona_core.readings import Arrays, Readings
 from persona_core.sampling import Sampling

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from persona_core.blocks import Blocks, block_output
 from persona_core.errors import UnsupportedModel
+from persona_core.models.blocks import Blocks, block_output
 from persona_core.pooling import Pool
 from persona_core.steering import Intervention
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from persona_core.analysis.early_warning import AHEAD
 from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
-from persona_core.chat import Messages
 from persona_core.errors import NotCalibrated, SettingError
+from persona_core.models.chat import Messages
 from persona_core.monitor import PersonaMonitor
 from persona_core.sampling import Sampling
 from persona_core.statistics import Estimate

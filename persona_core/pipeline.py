@@ -31,7 +31,7 @@ from persona_core.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.judging import Judge
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
     from persona_core.replies import ReplyStore
     from persona_core.trace import Trace
     from persona_core.traits import TraitDefinition

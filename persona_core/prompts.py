@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, NotFound
+from persona_core.models.chat import conversation
 from persona_core.utils.checks import from_one
 from persona_core.utils.files import records
 

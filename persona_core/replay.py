@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from persona_core.batching import free_memory, out_of_memory
-from persona_core.blocks import unwrap
 from persona_core.errors import NumericalError
 from persona_core.hooks import ResidualTap
-from persona_core.models import LanguageModel
+from persona_core.models.blocks import unwrap
+from persona_core.models.loading import LanguageModel
 from persona_core.pooling import Pool
 from persona_core.steering import PAD_INDEX, Intervention
 from persona_core.utils.checks import from_one

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.chat import conversation
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.models.chat import conversation
 from persona_core.utils.files import append_lines, read_lines, replacing, write_whole
 from persona_core.utils.workdir import PLAN_FILE, check_plan, lock, unlock
 

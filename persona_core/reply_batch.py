@@ -21,7 +21,7 @@ from persona_core.step import Output, Step
 
 if TYPE_CHECKING:
     from persona_core.hooks import ResidualTap
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 # Places that have come free are filled together once they are an eighth of the batch: a prefill costs at least a step.
 REFILLED_SHARE = 8

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from persona_core.elicitation import Batch, Plan, Written, described
 from persona_core.errors import PersonaError, ServerError
-from persona_core.models import LanguageModel
+from persona_core.models.loading import LanguageModel
 from persona_core.pooling import parse_positions
 from persona_core.replay import read_pooled
 from persona_core.replies import Reply, ReplyStore, Request

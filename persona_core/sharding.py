@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from persona_core.elicitation import Batch, Plan, Written, described, write_batch
 from persona_core.errors import SettingError
-from persona_core.models import LanguageModel, load_model
+from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.replies import ReplyStore, Request, as_reply, to_record
 from persona_core.runs import Failure, Job, Row, do_batch, working

@@ -24,7 +24,7 @@ import torch
 from persona_core.errors import NotCalibrated, SettingError
 
 if TYPE_CHECKING:
-    from persona_core.blocks import Blocks
+    from persona_core.models.blocks import Blocks
     from persona_core.vectors import PersonaVectors
 
 Unit = Literal["residual", "sd"]

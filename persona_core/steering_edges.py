@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from persona_core.analysis.confirmed import LEAST_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
-from persona_core.chat import Messages
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
+from persona_core.models.chat import Messages
 from persona_core.monitor import PersonaMonitor
 from persona_core.sampling import Sampling
 from persona_core.steering import Intervention, Steer

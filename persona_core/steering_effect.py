@@ -28,7 +28,7 @@ from persona_core.traits import TraitDefinition, fill
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
     from persona_core.vectors import PersonaVectors
 
 LEAST_COHERENCE = 50.0  # a reply that is noise shows nothing, whatever its trait score

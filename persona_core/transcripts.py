@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from persona_core.chat import Messages, as_messages
-from persona_core.detokenize import split_text
 from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
-from persona_core.models import LanguageModel
+from persona_core.models.chat import Messages, as_messages
+from persona_core.models.detokenize import split_text
+from persona_core.models.loading import LanguageModel
 from persona_core.trace import Trace
 
 

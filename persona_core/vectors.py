@@ -28,7 +28,7 @@ from persona_core.utils.checks import known_block
 from persona_core.utils.hub import fetch
 
 if TYPE_CHECKING:
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 FORMAT_VERSION = 1
 TENSORS_FILE = "vectors.safetensors"

@@ -23,7 +23,7 @@ from persona_core.utils.checks import from_one
 from persona_core.vectors import PersonaVectors
 
 if TYPE_CHECKING:
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
     from persona_core.trace import Trace
 
 Series = list[np.ndarray]

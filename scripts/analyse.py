@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.report.folder import analyse_folder
 from persona_core.report.tables import REPORT
 from persona_core.report.words import missing_says

@@ -29,7 +29,7 @@ from persona_core.judging import (
     judge_replies,
     questions_for,
 )
-from persona_core.models import LanguageModel, load_model
+from persona_core.models.loading import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
 from persona_core.sampling import Sampling

@@ -24,7 +24,7 @@ from pathlib import Path
 from persona_core.errors import SettingError
 from persona_core.intervention_window import WindowPlan, intervention_window
 from persona_core.judging import BilledJudge
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts
 from persona_core.report.folder import keep_edges, keep_window

@@ -30,7 +30,7 @@ from persona_core.marks import (
     save_marks,
     sentence_questions,
 )
-from persona_core.models import DTYPES
+from persona_core.models.loading import DTYPES
 from persona_core.report.tables import JUDGED, MARKS
 from persona_core.results import ANALYSIS, DATA, configs_of, read_results
 from persona_core.traits import load_traits

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import PersonaError, SettingError
-from persona_core.models import DTYPES, load_model
+from persona_core.models.loading import DTYPES, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.results import DATA, write_results
 from persona_core.results_card import write_results_card

@@ -41,7 +41,7 @@ def _model(family: str, seed: int) -> Any:
 
 def tiny_lm(family: str = "llama", shape: str = "llama3", seed: int = 0, **tokenizer: Any) -> Any:
     """A `LanguageModel` of random weights, which are built once and shared: a test must not change them."""
-    from persona_core.models import wrap_model
+    from persona_core.models.loading import wrap_model
 
     return wrap_model(_model(family, seed), tokenizer_for(shape, **tokenizer), name=f"tiny-{family}")
 

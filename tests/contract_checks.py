@@ -15,7 +15,7 @@ import torch
 
 from persona_core.decode import decode
 from persona_core.hooks import ResidualTap
-from persona_core.models import wrap_model
+from persona_core.models.loading import wrap_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.pooling import parse_position
 from persona_core.sampling import Sampling

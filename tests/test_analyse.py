@@ -19,7 +19,7 @@ from persona_core.analysis.interaction import trait_series
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.errors import SettingError
 from persona_core.marks import Mark, load_marks
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page
 from persona_core.results import load_results, to_trace

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from persona_core import PersonaMonitor, Steer, load_model
 from persona_core.calibration import calibrate
 from persona_core.errors import CorruptFile, NotFound, NumericalError, PersonaError, PromptError, SettingError
-from persona_core.models import wrap_model
+from persona_core.models.loading import wrap_model
 from persona_core.trace import Trace
 from persona_core.transcripts import Transcript
 from tests.chat_templates import tokenizer_for

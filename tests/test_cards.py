@@ -13,7 +13,7 @@ import pytest
 
 from persona_core.cards import text, vectors_card, write_card
 from persona_core.errors import SettingError, UnknownTrait
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.validation_figures import cosine_figure, validation_figure
 from persona_core.vectors import PersonaVectors
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from persona_core.chat import ChatFormat, split_text
 from persona_core.errors import PromptError
+from persona_core.models.chat import ChatFormat, split_text
 from tests.chat_templates import BOS, DEFAULT_SYSTEM, SHAPES, Shape, tokenizer_for
 
 BOS_ID = 1

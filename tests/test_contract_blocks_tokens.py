@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from persona_core import hooks
-from persona_core.blocks import Blocks
 from persona_core.errors import UnknownBlock
+from persona_core.models.blocks import Blocks
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering import Steer
 from persona_core.trace import Trace

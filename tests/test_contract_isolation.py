@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from persona_core import hooks
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering import Steer
 from tests import contract_checks as checks

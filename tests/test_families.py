@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.blocks import find_blocks
 from persona_core.errors import UnsupportedModel
-from persona_core.models import wrap_model
+from persona_core.models.blocks import find_blocks
+from persona_core.models.loading import wrap_model
 from persona_core.monitor import PersonaMonitor
 from tests import oracle
 from tests.chat_templates import tokenizer_for

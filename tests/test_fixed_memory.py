@@ -193,7 +193,7 @@ def test_bfloat16_steps_are_those_of_one_forward(fixed: list[int]) -> None:
     half = replace(lm, model=type(lm.model)(lm.model.config))
     half.model.load_state_dict(lm.model.state_dict())
     half = replace(half, model=half.model.to(torch.bfloat16).eval())
-    from persona_core.models import wrap_model
+    from persona_core.models.loading import wrap_model
 
     narrow = wrap_model(half.model, lm.tokenizer)
     monitor = PersonaMonitor(narrow, random_vectors(len(narrow.blocks)), "all")

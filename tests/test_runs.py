@@ -223,7 +223,7 @@ def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     prompts = (*PROMPTS, Prompt("long", "word " * 5000))
     job = Generate(prompts, Sampling(8, 0.7), batch_size=3)
     shared, failed = run_sharded(loading, vectors, "best", job, tmp_path / "shared", 2, progress=False)
-    from persona_core.models import load_model
+    from persona_core.models.loading import load_model
 
     alone, failed_alone = run_job(PersonaMonitor(load_model(**loading), vectors), job, tmp_path / "alone", False)
     assert failed == failed_alone and [name for name, _ in failed] == ["long"]

@@ -15,7 +15,7 @@ from persona_core.decode import decode
 from persona_core.elicitation import write_replies
 from persona_core.errors import ContextOverflow, PromptError, SettingError
 from persona_core.extraction import RunningMean
-from persona_core.models import wrap_model
+from persona_core.models.loading import wrap_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.sampling import Sampling
 from tests import oracle

@@ -12,7 +12,7 @@ import pytest
 from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import load_world
 from persona_core.elicitation import Plan, elicit
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.replies import ReplyStore
 from persona_core.sampling import Sampling
 from persona_core.sharding import elicit_sharded

@@ -24,7 +24,6 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from persona_core.cards import write_card
-from persona_core.chat import conversation
 from persona_core.demo import twin
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
@@ -37,7 +36,8 @@ from persona_core.demo.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
 from persona_core.elicitation import Plan, elicit, write_replies
 from persona_core.errors import SettingError
 from persona_core.judging import judge_across, judge_replies
-from persona_core.models import LanguageModel, load_model
+from persona_core.models.chat import conversation
+from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.replies import Reply, ReplyStore

@@ -20,7 +20,7 @@ from persona_core.demo.judge import TruthJudge, judge, trait_share
 from persona_core.errors import SettingError
 from persona_core.intervention_window import WindowPlan, intervention_window
 from persona_core.marks import mark_sentences, save_judged, save_marks
-from persona_core.models import load_model
+from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts, repeated
 from persona_core.report.findings import SIDES

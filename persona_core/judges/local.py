@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from persona_core.batching import out_of_memory, pad_left
 from persona_core.judging import LEAST_MASS, Question, Score
-from persona_core.models import LanguageModel
+from persona_core.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.detokenize import is_well_formed
 from persona_core.errors import PromptError
+from persona_core.models.detokenize import is_well_formed
 from persona_core.pages.asked import conversation, drawn, length_of, steer_name, steer_of
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings

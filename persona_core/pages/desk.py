@@ -187,7 +187,7 @@ def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> 
         blocks: "best" or "all".
     """
     from persona_core.analysis.detectors import Detectors
-    from persona_core.models import load_model
+    from persona_core.models.loading import load_model
     from persona_core.monitor import PersonaMonitor
     from persona_core.utils.hub import split_revision
     from persona_core.vectors import PersonaVectors

@@ -33,7 +33,7 @@ from persona_core.results import to_trace, traits_of
 from persona_core.statistics import Estimate
 
 if TYPE_CHECKING:
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 FORMAT_VERSION = 1
 

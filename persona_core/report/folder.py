@@ -23,7 +23,7 @@ from persona_core.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.intervention_window import Window
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 
 WINDOW_FIELDS = ("n_showing", "n_prompts", "strength", "cells")

@@ -16,7 +16,7 @@ from persona_core.prompts import prompt_of
 from persona_core.trace import Trace
 
 if TYPE_CHECKING:
-    from persona_core.models import LanguageModel
+    from persona_core.models.loading import LanguageModel
 
 NEUTRAL, REPLAY = "neutral", "replay"
 SIDES = ("baseline", "contaminated")

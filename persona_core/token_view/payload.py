@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from persona_core.detokenize import well_formed
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.models.detokenize import well_formed
 from persona_core.trace import UNITS
 
 if TYPE_CHECKING:

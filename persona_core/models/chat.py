@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from persona_core.detokenize import is_well_formed, split_text
 from persona_core.errors import PromptError
+from persona_core.models.detokenize import is_well_formed, split_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

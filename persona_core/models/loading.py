@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.blocks import Blocks, find_blocks, unwrap
-from persona_core.chat import ChatFormat
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, PromptError, SettingError
+from persona_core.models.blocks import Blocks, find_blocks, unwrap
+from persona_core.models.chat import ChatFormat
 from persona_core.utils.hub import commit_of, fetch, public_name, resolve_source
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""A model, its blocks, its chat template and its tokenizer."""
