@@ -48,7 +48,7 @@ def _out(command: list[str]) -> str:
 def _generate(way: str) -> int:
     from benchmarks.models import SMALL, directions, llama, prompts
     from benchmarks.speed import run_of
-    from persona_core.sampling import Sampling
+    from persona_core.inference.sampling import Sampling
 
     lm = llama(*SMALL)
     read = directions(lm)

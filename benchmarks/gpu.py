@@ -13,10 +13,10 @@ import torch
 from benchmarks import speed
 from benchmarks.measuring import in_rounds, now, ratio
 from benchmarks.models import directions, prompts, shaped
-from persona_core.decode import decode
-from persona_core.hooks import ResidualTap
+from persona_core.inference.decode import decode
+from persona_core.inference.hooks import ResidualTap
+from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import LanguageModel
-from persona_core.sampling import Sampling
 
 N_NEW, ROUNDS = 128, 5
 _held: dict[str, LanguageModel] = {}

@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.measuring import ratio, stepwise
 from benchmarks.models import directions, prompts, twin
 from benchmarks.speed import run_of
+from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import LanguageModel
-from persona_core.sampling import Sampling
 
 STEPS = 48
 

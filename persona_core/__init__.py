@@ -21,7 +21,7 @@ _HOME = {
     "Step": "monitor",
     "Trace": "trace",
     "TraitDefinition": "traits",
-    "Steer": "steering",
+    "Steer": "inference.steering",
     "PersonaError": "errors",
     "PersonaWarning": "errors",
 }
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
     from persona_core.branching import Branch
     from persona_core.errors import PersonaError, PersonaWarning
+    from persona_core.inference.steering import Steer
     from persona_core.models.loading import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step
-    from persona_core.steering import Steer
     from persona_core.trace import Trace
     from persona_core.traits import TraitDefinition
     from persona_core.vectors import PersonaVectors

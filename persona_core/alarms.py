@@ -16,7 +16,7 @@ import torch
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import SettingError
-from persona_core.steering import Intervention
+from persona_core.inference.steering import Intervention
 
 LATENCY = 2
 """From the token of the alarm to the first whose choice can change."""

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.batching import BATCHES_IN_PART, in_halves
 from persona_core.branching import Start
 from persona_core.errors import SettingError
-from persona_core.generation import Run
+from persona_core.inference.generation import Run
+from persona_core.inference.memory import BATCHES_IN_PART, in_halves
+from persona_core.inference.pooling import parse_positions
+from persona_core.inference.sampling import Sampling
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
-from persona_core.pooling import parse_positions
 from persona_core.replies import Reply, ReplyStore, Request
-from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
 from persona_core.utils.checks import from_one
 
 if TYPE_CHECKING:
-    from persona_core.steering import Intervention
+    from persona_core.inference.steering import Intervention
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
         evaluation_pairs_per_question: the same for evaluation questions.
         seed: request i is answered with seed + i.
         batch_size: replies that are written at once.
-        positions: where states are pooled; see `persona_core.pooling`.
+        positions: where states are pooled; see `persona_core.inference.pooling`.
     """
 
     traits: tuple[TraitDefinition, ...]

@@ -4,7 +4,7 @@ t* is the place of the first token of the trait in a reply that the model has wr
 draws its tokens by it place by place, so that a second writing under the same seed is the same up to t* - k: what comes
 after differs by the intervention alone. That the ids before are the same is checked for every reply.
 
-`start` names the first token whose choice can change (see `persona_core.steering`), so at k the choice of token t* - k
+`start` names the first token whose choice can change (see `persona_core.inference.steering`), so at k the choice of token t* - k
 is the first that can: with k = 0 the trait's first token itself could still be another.
 
 Arms: "cap" holds the trait's projection at a level of neutral text, "steer" pushes away from the trait, and each has a
@@ -26,11 +26,11 @@ from tqdm import tqdm
 from persona_core.analysis.early_warning import AHEAD
 from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
 from persona_core.errors import NotCalibrated, SettingError
+from persona_core.inference.sampling import Sampling
+from persona_core.inference.steering import Intervention, Steer, prepare
 from persona_core.models.chat import Messages
 from persona_core.monitor import PersonaMonitor
-from persona_core.sampling import Sampling
 from persona_core.statistics import Estimate
-from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Trace
 from persona_core.utils.checks import from_one
 

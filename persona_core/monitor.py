@@ -18,15 +18,15 @@ from persona_core import __version__
 from persona_core.alarms import OnAlarm, Watch
 from persona_core.analysis.detectors import Detectors
 from persona_core.branching import Branch, Start, start_of
-from persona_core.decode import room
 from persona_core.errors import PromptError, SettingError
-from persona_core.generation import Run
+from persona_core.inference.decode import room
+from persona_core.inference.generation import Run
+from persona_core.inference.prefill import read_rows
+from persona_core.inference.sampling import Sampling
+from persona_core.inference.steering import Intervention, Steer, prepare
 from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
-from persona_core.replay import read_rows
-from persona_core.sampling import Sampling
-from persona_core.steering import Intervention, Steer, prepare
 from persona_core.trace import Provenance, Trace
 from persona_core.transcripts import Transcript, as_transcript
 from persona_core.utils.checks import from_one

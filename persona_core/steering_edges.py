@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from persona_core.analysis.confirmed import LEAST_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
+from persona_core.inference.sampling import Sampling
+from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.chat import Messages
 from persona_core.monitor import PersonaMonitor
-from persona_core.sampling import Sampling
-from persona_core.steering import Intervention, Steer
 from persona_core.trace import Trace
 from persona_core.utils.checks import from_one
 from persona_core.vectors import PersonaVectors

@@ -20,6 +20,7 @@ from persona_core.cards import write_card
 from persona_core.elicitation import Plan, elicit
 from persona_core.errors import SettingError
 from persona_core.extraction import METHODS
+from persona_core.inference.sampling import Sampling
 from persona_core.judging import (
     BilledJudge,
     Judge,
@@ -32,7 +33,6 @@ from persona_core.judging import (
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.replies import ReplyStore
-from persona_core.sampling import Sampling
 from persona_core.steering_effect import SteeringPlan, steering_questions
 from persona_core.traits import TraitDefinition, load_traits
 from persona_core.utils.openai_client import address, open_client

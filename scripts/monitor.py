@@ -21,9 +21,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from persona_core.inference.sampling import Sampling
 from persona_core.prompts import load_prompts, load_transcripts, repeated
 from persona_core.runs import Failure, Generate, Job, Read
-from persona_core.sampling import Sampling
 from scripts.running import (
     add_model,
     add_vectors,

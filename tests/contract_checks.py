@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from persona_core.decode import decode
-from persona_core.hooks import ResidualTap
+from persona_core.inference.decode import decode
+from persona_core.inference.hooks import ResidualTap
+from persona_core.inference.pooling import parse_position
+from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.pooling import parse_position
-from persona_core.sampling import Sampling
 from tests import oracle
 from tests.chat_templates import tokenizer_for
 from tests.conftest import random_vectors

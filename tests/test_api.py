@@ -25,10 +25,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from persona_core.errors import NotFound
+from persona_core.inference.steering import Steer
 from persona_core.pages import api
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
-from persona_core.steering import Steer
 from persona_core.trace import Trace
 from tests import pages
 from tests.standins import SlowMonitor, steady_monitor

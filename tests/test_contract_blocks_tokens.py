@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import hooks
 from persona_core.errors import UnknownBlock
+from persona_core.inference import hooks
+from persona_core.inference.steering import Steer
 from persona_core.models.blocks import Blocks
 from persona_core.monitor import PersonaMonitor
-from persona_core.steering import Steer
 from persona_core.trace import Trace
 from persona_core.vectors import PersonaVectors
 from tests import contract_checks as checks

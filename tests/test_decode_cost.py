@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from persona_core.branching import Start
-from persona_core.generation import Run
-from persona_core.pooling import parse_position
-from persona_core.sampling import Sampling
+from persona_core.inference.generation import Run
+from persona_core.inference.pooling import parse_position
+from persona_core.inference.sampling import Sampling
 from tests.conftest import Maker
 
 # Every one of these waits for the device; on a GPU each costs a stall.
@@ -75,7 +75,7 @@ def test_all_traits_of_a_block_are_one_product(make_monitor: Maker, monkeypatch:
     ours = [shape for shape in shapes if shape[-1] == 5]
     assert ours == [(n_blocks, d_model, 5)] * (1 + trace.n_reply), "of all blocks, where a forward is small"
     shapes.clear()
-    monkeypatch.setattr("persona_core.hooks.GATHERED", 0)
+    monkeypatch.setattr("persona_core.inference.hooks.GATHERED", 0)
     monitor.generate("Hello", max_new_tokens=4, seed=0)
     ours = [shape for shape in shapes if shape[-1] == 5]
     assert ours == [(d_model, 5)] * ((1 + trace.n_reply) * n_blocks), "of each block, where it is not"

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.batching import BATCHES_IN_PART
 from persona_core.elicitation import Plan, elicit, write_batch
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.pooling import parse_position, parse_positions
-from persona_core.replay import read_pooled
+from persona_core.inference.memory import BATCHES_IN_PART
+from persona_core.inference.pooling import parse_position, parse_positions
+from persona_core.inference.prefill import read_pooled
+from persona_core.inference.sampling import Sampling
 from persona_core.replies import ReplyScore, ReplyStore
-from persona_core.sampling import Sampling
 from persona_core.traits import TraitDefinition
 from tests import oracle
 from tests.conftest import hooks_on, tiny_lm

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import decode as decode_module
-from persona_core import reply_batch
 from persona_core.branching import Start
-from persona_core.fixed_memory import FixedMemory, supports
-from persona_core.generation import Run
+from persona_core.inference import batch as reply_batch
+from persona_core.inference import decode as decode_module
+from persona_core.inference.generation import Run
+from persona_core.inference.pooling import parse_position
+from persona_core.inference.static_cache import FixedMemory, supports
+from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor import PersonaMonitor
-from persona_core.pooling import parse_position
-from persona_core.steering import Intervention, Steer
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm
 from tests.families import BY_NAME
@@ -41,7 +41,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(FixedMemory, "step", counted)
     monkeypatch.setattr(
-        "persona_core.generation.decode", lambda *args, **more: plain(*args, **(more | {"fixed": True}))
+        "persona_core.inference.generation.decode", lambda *args, **more: plain(*args, **(more | {"fixed": True}))
     )
     return steps
 
@@ -57,7 +57,7 @@ def test_the_families_that_most_people_use_are_among_those_that_can_be_repeated(
 
 @pytest.mark.parametrize("family", REPEATING)
 def test_tokens_and_numbers_are_those_of_the_plain_loop(family: str, fixed: list[int]) -> None:
-    from persona_core.generation import decode
+    from persona_core.inference.generation import decode
 
     monitor = monitor_of(ending(family))
     prompts = [p for p in PROMPTS if len(p) < 60]
@@ -65,7 +65,7 @@ def test_tokens_and_numbers_are_those_of_the_plain_loop(family: str, fixed: list
     found = monitor.generate_batch(prompts, batch_size=3, seed=7, **settings)
     assert len(fixed) > 12, "it was the fixed step that ran"
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        undone.setattr("persona_core.inference.generation.decode", decode_module.decode)
         assert decode is not decode_module.decode
         wanted = [monitor.generate(p, seed=7 + i, **settings) for i, p in enumerate(prompts)]
     same(found, wanted)
@@ -78,7 +78,7 @@ def test_replies_change_places_and_columns_are_used_again(fixed: list[int], widt
     found = monitor.generate_batch(PROMPTS, batch_size=width, seed=7, **SAMPLING.to_dict())
     assert fixed
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        undone.setattr("persona_core.inference.generation.decode", decode_module.decode)
         wanted = alone(monitor)
     same(found, wanted)
 
@@ -88,7 +88,7 @@ def test_ended_rows_that_linger_hurt_nobody(fixed: list[int], monkeypatch: pytes
     monitor = monitor_of(ending("llama"))
     found = monitor.generate_batch(PROMPTS, batch_size=4, seed=7, **SAMPLING.to_dict())
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        undone.setattr("persona_core.inference.generation.decode", decode_module.decode)
         same(found, alone(monitor))
 
 
@@ -111,7 +111,7 @@ def test_what_a_broken_row_leaves_behind_reaches_nobody(fixed: list[int]) -> Non
         found = monitor_of(lm).generate_batch(PROMPTS, batch_size=3, seed=7, **SAMPLING.to_dict())
     assert fixed
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        undone.setattr("persona_core.inference.generation.decode", decode_module.decode)
         same(found, alone(monitor_of(lm)))
 
 
@@ -140,7 +140,7 @@ def test_steering_is_part_of_the_step(fixed: list[int]) -> None:
     found = monitor.generate_batch(PROMPTS, batch_size=3, seed=7, steer=steer, **SAMPLING.to_dict())
     assert fixed
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        undone.setattr("persona_core.inference.generation.decode", decode_module.decode)
         same(found, alone(monitor, steer=steer))
 
 
@@ -158,7 +158,7 @@ def test_states_are_pooled_within_the_step(fixed: list[int], width: int) -> None
     found = means()
     assert fixed
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr("persona_core.generation.decode", decode_module.decode)
+        undone.setattr("persona_core.inference.generation.decode", decode_module.decode)
         assert np.allclose(found, means(), atol=1e-5, equal_nan=True)
 
 

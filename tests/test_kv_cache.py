@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from persona_core import kv_cache
-from persona_core.kv_cache import add_rows, keep_rows, new_cache
+from persona_core.inference import kv_cache
+from persona_core.inference.kv_cache import add_rows, keep_rows, new_cache
 from tests.conftest import tiny_lm
 
 

@@ -8,7 +8,7 @@ import torch
 
 from persona_core.elicitation import write_replies
 from persona_core.errors import ContextOverflow, PromptError
-from persona_core.sampling import Sampling
+from persona_core.inference.sampling import Sampling
 from tests import oracle
 from tests.conftest import Maker, tiny_lm
 from tests.contract_checks import low_precision_monitor, plain_hooks

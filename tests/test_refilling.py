@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import kv_cache, reply_batch
-from persona_core.batching import out_of_memory
 from persona_core.branching import Branch, Start
-from persona_core.decode import decode
 from persona_core.elicitation import write_replies
-from persona_core.generation import Run
-from persona_core.hooks import Reading
-from persona_core.kv_cache import joinable, new_cache
+from persona_core.inference import batch as reply_batch
+from persona_core.inference import kv_cache
+from persona_core.inference.decode import decode
+from persona_core.inference.generation import Run
+from persona_core.inference.hooks import Reading
+from persona_core.inference.kv_cache import joinable, new_cache
+from persona_core.inference.memory import out_of_memory
+from persona_core.inference.pooling import parse_position
+from persona_core.inference.readings import Readings
+from persona_core.inference.sampling import Sampling
+from persona_core.inference.steering import Steer
 from persona_core.monitor import PersonaMonitor
-from persona_core.pooling import parse_position
-from persona_core.readings import Readings
-from persona_core.sampling import Sampling
-from persona_core.steering import Steer
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm
 from tests.families import BY_NAME, SLIDING_WINDOW
@@ -116,7 +117,7 @@ def test_steering_reaches_the_replies_that_it_is_for() -> None:
 
 
 def test_each_reply_has_its_own_start_of_an_intervention() -> None:
-    from persona_core.steering import Intervention
+    from persona_core.inference.steering import Intervention
 
     monitor = monitor_of(ending())
     direction = monitor.vectors.direction("malice", 1)

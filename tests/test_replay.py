@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from persona_core.errors import SettingError
+from persona_core.inference.pooling import parse_positions
+from persona_core.inference.prefill import each_batch, read_pooled
+from persona_core.inference.steering import Steer
 from persona_core.monitor import PersonaMonitor
-from persona_core.pooling import parse_positions
-from persona_core.replay import each_batch, read_pooled
-from persona_core.steering import Steer
 from tests import oracle
 from tests.conftest import hooks_on, random_vectors, tiny_lm
 
@@ -118,7 +118,7 @@ def test_a_large_forward_is_read_block_by_block_with_the_same_numbers(
     lm = tiny_lm(family, "chatml")
     monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)), "all")
     together = monitor.read_batch(TEXTS)
-    monkeypatch.setattr("persona_core.hooks.GATHERED", 0)
+    monkeypatch.setattr("persona_core.inference.hooks.GATHERED", 0)
     for one, other in zip(monitor.read_batch(TEXTS), together, strict=True):
         assert oracle.relative_error(one.raw, other.raw) < 1e-5
         assert oracle.relative_error(one.norms, other.norms) < 1e-5

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.inference.sampling import Sampling
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import Prompt, Transcribed, prompt_of, repeated
 from persona_core.results import to_trace
 from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
-from persona_core.sampling import Sampling
 from persona_core.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
 from tests.forks import Fork, forking

@@ -11,13 +11,13 @@ import torch
 from scipy import stats
 
 from persona_core.calibration import calibrate
-from persona_core.decode import decode
 from persona_core.elicitation import write_replies
 from persona_core.errors import ContextOverflow, PromptError, SettingError
 from persona_core.extraction import RunningMean
+from persona_core.inference.decode import decode
+from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.sampling import Sampling
 from tests import oracle
 from tests.chat_templates import tokenizer_for
 from tests.conftest import Maker, random_vectors, tiny_lm
@@ -363,7 +363,7 @@ def test_an_empty_prompt_and_an_empty_list_are_refused() -> None:
 
 def test_no_token_is_ever_chosen_that_has_no_probability() -> None:
     """The largest draw, beside a cumulative sum that float32 leaves below or above one."""
-    from persona_core.sampling import LARGEST_DRAW, choose
+    from persona_core.inference.sampling import LARGEST_DRAW, choose
 
     scores = torch.full((1, 50_000), -torch.inf)
     scores[0, 100:40_000] = torch.randn(39_900, generator=torch.Generator().manual_seed(0))

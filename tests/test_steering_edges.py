@@ -12,10 +12,10 @@ import torch
 
 from persona_core.analysis.confirmed import confirm
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
-from persona_core.generation import Run
+from persona_core.inference.generation import Run
+from persona_core.inference.sampling import Sampling
+from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor import PersonaMonitor
-from persona_core.sampling import Sampling
-from persona_core.steering import Intervention, Steer
 from persona_core.steering_edges import EdgePlan, steering_edges
 from persona_core.trace import Trace
 from persona_core.vectors import PersonaVectors

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from persona_core.batching import out_of_memory, pad_left
+from persona_core.inference.memory import out_of_memory, pad_left
 from persona_core.judging import LEAST_MASS, Question, Score
 from persona_core.models.loading import LanguageModel
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from persona_core.errors import PromptError, SettingError
+from persona_core.inference.steering import Steer, When
 from persona_core.models.chat import ROLES
 from persona_core.models.detokenize import is_well_formed
-from persona_core.steering import Steer, When
 
 Messages = list[dict[str, str]]
 

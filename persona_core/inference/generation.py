@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from persona_core.batching import free_memory, out_of_memory
 from persona_core.branching import Start
-from persona_core.decode import Forward, decode, room
-from persona_core.hooks import ResidualTap
+from persona_core.inference.decode import Forward, decode, room
+from persona_core.inference.hooks import ResidualTap
+from persona_core.inference.memory import free_memory, out_of_memory
+from persona_core.inference.pooling import Pool
+from persona_core.inference.readings import Arrays, Readings
+from persona_core.inference.sampling import Sampling
+from persona_core.inference.steering import Intervention
 from persona_core.models.detokenize import TextSplitter, split_text, text_of
 from persona_core.models.loading import LanguageModel
-from persona_core.pooling import Pool
-from persona_core.readings import Arrays, Readings
-from persona_core.sampling import Sampling
-from persona_core.steering import Intervention
 
 logger = logging.getLogger(__name__)
 

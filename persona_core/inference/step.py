@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from persona_core.hooks import Reading
+from persona_core.inference.hooks import Reading
 
 Output = tuple[torch.Tensor, "Reading | None"]
 """Float32 logits of the last column `[rows, vocab]`, and what the tap read."""

@@ -29,9 +29,9 @@ import torch
 from torch import nn
 
 from persona_core.errors import UnsupportedModel
+from persona_core.inference.pooling import Pool
+from persona_core.inference.steering import Intervention
 from persona_core.models.blocks import Blocks, block_output
-from persona_core.pooling import Pool
-from persona_core.steering import Intervention
 
 # Numbers in all states of a forward up to which they are gathered: 16 MB. A step of 32 blocks x 4,096 and 32 rows is.
 GATHERED = 2**22

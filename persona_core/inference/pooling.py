@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from persona_core.errors import SettingError
-from persona_core.steering import PAD_INDEX
+from persona_core.inference.steering import PAD_INDEX
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.batching import pad_left
 from persona_core.errors import NumericalError
-from persona_core.fixed_memory import FixedMemory
-from persona_core.growing_memory import GrowingMemory
-from persona_core.hooks import Reading
-from persona_core.kv_cache import joinable, new_cache
-from persona_core.sampling import Sampling, choose, draws
-from persona_core.steering import PAD_INDEX
-from persona_core.step import Output, Step
+from persona_core.inference.dynamic_cache import GrowingMemory
+from persona_core.inference.hooks import Reading
+from persona_core.inference.kv_cache import joinable, new_cache
+from persona_core.inference.memory import pad_left
+from persona_core.inference.sampling import Sampling, choose, draws
+from persona_core.inference.static_cache import FixedMemory
+from persona_core.inference.steering import PAD_INDEX
+from persona_core.inference.step import Output, Step
 
 if TYPE_CHECKING:
-    from persona_core.hooks import ResidualTap
+    from persona_core.inference.hooks import ResidualTap
     from persona_core.models.loading import LanguageModel
 
 # Places that have come free are filled together once they are an eighth of the batch: a prefill costs at least a step.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from persona_core.hooks import Reading
+from persona_core.inference.hooks import Reading
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32."""

@@ -16,10 +16,10 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from persona_core.batching import out_of_memory
-from persona_core.hooks import Reading
-from persona_core.kv_cache import joinable, new_cache, windows
-from persona_core.step import Model, Output, Step
+from persona_core.inference.hooks import Reading
+from persona_core.inference.kv_cache import joinable, new_cache, windows
+from persona_core.inference.memory import out_of_memory
+from persona_core.inference.step import Model, Output, Step
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from persona_core.errors import ContextOverflow
-from persona_core.fixed_memory import supports
-from persona_core.reply_batch import Forward, ReplyBatch, Request
+from persona_core.inference.batch import Forward, ReplyBatch, Request
+from persona_core.inference.static_cache import supports
 
 if TYPE_CHECKING:
-    from persona_core.hooks import ResidualTap
+    from persona_core.inference.hooks import ResidualTap
+    from persona_core.inference.sampling import Sampling
     from persona_core.models.loading import LanguageModel
-    from persona_core.sampling import Sampling
 
 
 def room(lm: LanguageModel, n_prompt: int, max_new_tokens: int) -> int:

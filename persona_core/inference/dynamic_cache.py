@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
-from persona_core.kv_cache import add_rows, keep_rows
+from persona_core.inference.kv_cache import add_rows, keep_rows
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from persona_core.step import Model, Output, Step
+    from persona_core.inference.step import Model, Output, Step
 
 
 class GrowingMemory:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.batching import free_memory, out_of_memory
 from persona_core.errors import NumericalError
-from persona_core.hooks import ResidualTap
+from persona_core.inference.hooks import ResidualTap
+from persona_core.inference.memory import free_memory, out_of_memory
+from persona_core.inference.pooling import Pool
+from persona_core.inference.steering import PAD_INDEX, Intervention
 from persona_core.models.blocks import unwrap
 from persona_core.models.loading import LanguageModel
-from persona_core.pooling import Pool
-from persona_core.steering import PAD_INDEX, Intervention
 from persona_core.utils.checks import from_one
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def read_pooled(
         lm: the reader.
         rows: token ids of each text, prompt and reply.
         n_prompts: tokens before each reply.
-        pools: positions; see `persona_core.pooling`.
+        pools: positions; see `persona_core.inference.pooling`.
         batch_tokens: as in `each_batch`.
 
     Returns:

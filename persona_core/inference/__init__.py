@@ -1,0 +1,1 @@
+"""Forward passes: reading and steering the residual stream, decoding, teacher-forced reading."""
