@@ -36,7 +36,7 @@ from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts
 from persona_core.runs import seed_of
 from persona_core.statistics import exact_share, over_clusters, rank_auroc
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.vectors import PersonaVectors
 from persona_core.warning_baselines import (
     entropy_scores,

@@ -30,9 +30,9 @@ from persona_core.demo.process import VARIANTS
 from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
 from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.results import load_results, to_trace
 from persona_core.statistics import exact_share
-from persona_core.trace import Trace
+from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.trace import Trace
 from persona_core.vectors import PersonaVectors
 
 ROOT = Path(__file__).resolve().parent.parent

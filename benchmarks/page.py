@@ -30,7 +30,7 @@ import app
 from persona_core.pages.desk import ModelDesk, load_monitor
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, write
-from persona_core.token_view import pair_payload
+from persona_core.traces.view import pair_payload
 from tests import pages
 from tests.standins import FIRST, make_payload, words
 from tests.view_page import shower

@@ -19,7 +19,7 @@ _HOME = {
     "PersonaMonitor": "monitor",
     "Detectors": "analysis.detectors",
     "Step": "monitor",
-    "Trace": "trace",
+    "Trace": "traces.trace",
     "TraitDefinition": "traits",
     "Steer": "inference.steering",
     "PersonaError": "errors",
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from persona_core.inference.steering import Steer
     from persona_core.models.loading import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
     from persona_core.traits import TraitDefinition
     from persona_core.vectors import PersonaVectors
 

@@ -14,7 +14,7 @@ from persona_core.states import ArrayStates
 from persona_core.statistics import auroc, pearson
 
 if TYPE_CHECKING:
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
 
 POSITION_BINS = 10
 

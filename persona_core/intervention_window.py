@@ -31,7 +31,7 @@ from persona_core.inference.steering import Intervention, Steer, prepare
 from persona_core.models.chat import Messages
 from persona_core.monitor import PersonaMonitor
 from persona_core.statistics import Estimate
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.utils.checks import from_one
 
 logger = logging.getLogger(__name__)

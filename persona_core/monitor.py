@@ -27,7 +27,7 @@ from persona_core.inference.steering import Intervention, Steer, prepare
 from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.trace import Provenance, Trace
 from persona_core.transcripts import Transcript, as_transcript
 from persona_core.utils.checks import from_one
 from persona_core.vectors import PersonaVectors

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from persona_core.judging import Judge
     from persona_core.models.loading import LanguageModel
     from persona_core.replies import ReplyStore
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
     from persona_core.traits import TraitDefinition
 
 SPLITS = (

@@ -14,8 +14,8 @@ import numpy as np
 
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.results import ANALYSIS, REPLIES, load_results, to_trace
-from persona_core.trace import UNITS, Trace
+from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results, to_trace
+from persona_core.traces.trace import UNITS, Trace
 from persona_core.utils.hub import fetch, split_revision
 
 logger = logging.getLogger(__name__)

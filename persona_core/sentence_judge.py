@@ -13,7 +13,7 @@ from persona_core.errors import UnknownTrait
 from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.marks import LEAST_SCORE, Mark, places
 from persona_core.steering_effect import LEAST_COHERENCE
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.traits import TraitDefinition, fill
 
 Ask = tuple[str, str, str]  # the trait or "coherence", the question, the answer

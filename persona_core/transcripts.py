@@ -10,7 +10,7 @@ from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
 from persona_core.models.chat import Messages, as_messages
 from persona_core.models.detokenize import split_text
 from persona_core.models.loading import LanguageModel
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from persona_core.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
 
 Series = list[np.ndarray]
 

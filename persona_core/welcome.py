@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.results import load_row
 from persona_core.saved_runs import BASELINE, OTHERS, SavedRuns
-from persona_core.token_view.payload import Payload, trace_payload
-from persona_core.trace import Trace
+from persona_core.traces.dataset import load_row
+from persona_core.traces.trace import Trace
+from persona_core.traces.view.payload import Payload, trace_payload
 from persona_core.utils.hub import fetch, split_revision
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from persona_core.models.loading import load_model
 from persona_core.report.folder import analyse_folder
 from persona_core.report.tables import REPORT
 from persona_core.report.words import missing_says
-from persona_core.results import ANALYSIS
+from persona_core.traces.dataset import ANALYSIS
 from scripts.running import add_loading, loading, reported
 
 

@@ -32,7 +32,7 @@ from persona_core.marks import (
 )
 from persona_core.models.loading import DTYPES
 from persona_core.report.tables import JUDGED, MARKS
-from persona_core.results import ANALYSIS, DATA, configs_of, read_results
+from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.traits import load_traits
 from persona_core.utils.workdir import lock, unlock
 from scripts.extract_vectors import judge_kind, make_judge, prices

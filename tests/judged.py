@@ -10,7 +10,7 @@ import numpy as np
 from persona_core.controls import Extracted, TokenTables
 from persona_core.extraction import Sides
 from persona_core.states import ArrayStates
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.validation import HeldOut
 
 D_MODEL, N_BLOCKS, BEST = 24, 3, 1

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.results import to_row, write_results
-from persona_core.token_view import check_payload, trace_payload
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.dataset import to_row, write_results
+from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.view import check_payload, trace_payload
 
 HOSTILE = [
     "<script>alert(1)</script>",

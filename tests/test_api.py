@@ -29,7 +29,7 @@ from persona_core.inference.steering import Steer
 from persona_core.pages import api
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from tests import pages
 from tests.standins import SlowMonitor, steady_monitor
 

@@ -333,8 +333,8 @@ def test_each_side_is_written_by_its_own_model(visit: Any, serve: Callable[..., 
 
 
 def test_an_imported_trace_is_shown_with_its_warnings(visit: Any, serve: Callable[..., str], tmp_path: Path) -> None:
-    from persona_core.importing import import_results
-    from persona_core.results import write_results
+    from persona_core.traces.dataset import write_results
+    from persona_core.traces.importing import import_results
     from tests.test_importing import ENTRY, saved
 
     rows = import_results(saved(tmp_path, [ENTRY]))

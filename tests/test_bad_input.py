@@ -16,7 +16,7 @@ from persona_core import PersonaMonitor, Steer, load_model
 from persona_core.calibration import calibrate
 from persona_core.errors import CorruptFile, NotFound, NumericalError, PersonaError, PromptError, SettingError
 from persona_core.models.loading import wrap_model
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.transcripts import Transcript
 from tests.chat_templates import tokenizer_for
 from tests.conftest import Maker, hooks_on, random_vectors

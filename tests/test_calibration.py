@@ -11,7 +11,7 @@ import torch
 from persona_core.calibration import PROBABILITIES, calibrate
 from persona_core.errors import SettingError
 from persona_core.monitor import PersonaMonitor
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.vectors import PersonaVectors
 from tests.conftest import random_vectors, tiny_lm
 

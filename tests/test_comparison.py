@@ -23,8 +23,8 @@ from persona_core.analysis.comparison import (
 )
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
-from persona_core.results import load_results, to_trace
 from persona_core.statistics import sign_flip_p
+from persona_core.traces.dataset import load_results, to_trace
 
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "persona-monitoring-persona-tiny"
 Rows = list[Any]

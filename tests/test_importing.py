@@ -11,10 +11,10 @@ import pytest
 from datasets import load_dataset
 
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, VectorsMismatch
-from persona_core.importing import import_results
 from persona_core.monitor import PersonaMonitor
-from persona_core.token_view import trace_payload
-from persona_core.trace import Trace
+from persona_core.traces.importing import import_results
+from persona_core.traces.trace import Trace
+from persona_core.traces.view import trace_payload
 from persona_core.vectors import PersonaVectors
 from scripts import import_results as command
 from tests.conftest import tiny_lm

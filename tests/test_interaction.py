@@ -26,7 +26,7 @@ from persona_core.analysis.interaction import (
 )
 from persona_core.analysis.whitening import whiten
 from persona_core.errors import SettingError
-from persona_core.results import load_results, to_trace
+from persona_core.traces.dataset import load_results, to_trace
 from tests.test_clocks import cascade
 from tests.test_results import SHIPPED
 

@@ -15,9 +15,9 @@ from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import reply_truth
 from persona_core.errors import UnknownTrait
 from persona_core.judging import Question, Score
-from persona_core.results import load_results, to_trace
 from persona_core.sentence_judge import SentenceJudge
 from persona_core.steering_edges import validated_strengths
+from persona_core.traces.dataset import load_results, to_trace
 from persona_core.vectors import PersonaVectors
 from scripts import intervene
 from tests.test_results import SHIPPED

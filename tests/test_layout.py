@@ -206,7 +206,7 @@ def test_every_module_has_its_height() -> None:
     [
         ("persona_core/analysis/onset.py", "import torch"),
         ("persona_core/analysis/onset.py", "def f():\n    from transformers import AutoModel"),
-        ("persona_core/figures.py", "import gradio as gr"),
+        ("persona_core/traces/figure.py", "import gradio as gr"),
         ("scripts/extract.py", "from gradio import Blocks"),
         ("persona_core/monitor.py", "from persona_core import demo"),
         ("persona_core/monitor.py", "def f():\n    import persona_core.demo.truth"),
@@ -214,7 +214,7 @@ def test_every_module_has_its_height() -> None:
         ("persona_core/monitor.py", "from scripts import extract"),
         ("persona_core/inference/hooks.py", "from persona_core.vectors import PersonaVectors"),
         (
-            "persona_core/trace.py",
+            "persona_core/traces/trace.py",
             "try:\n    from persona_core import figures\nexcept ImportError:\n    pass",
         ),
     ],
@@ -228,12 +228,12 @@ def test_a_wrong_import_is_found(tmp_path: Path, place: str, source: str) -> Non
 @pytest.mark.parametrize(
     ("place", "source"),
     [
-        ("persona_core/analysis/onset.py", "import numpy\nfrom persona_core.trace import Trace"),
+        ("persona_core/analysis/onset.py", "import numpy\nfrom persona_core.traces.trace import Trace"),
         ("persona_core/pages/live.py", "import gradio\nfrom persona_core.demo import truth"),
-        ("persona_core/trace.py", "def f():\n    from persona_core.figures import trend"),
+        ("persona_core/traces/trace.py", "def f():\n    from persona_core.traces.figure import trend"),
         (
-            "persona_core/trace.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import persona_core.figures",
+            "persona_core/traces/trace.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import persona_core.traces.figure",
         ),
         ("persona_core/monitor.py", "import persona_core.demographics"),
     ],

@@ -27,7 +27,7 @@ from persona_core.marks import (
     save_marks,
     sentence_questions,
 )
-from persona_core.results import load_results, to_trace
+from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traits import load_traits
 from persona_core.utils.workdir import lock, unlock
 from scripts import mark

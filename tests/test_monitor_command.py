@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from scripts import monitor, replay
 
 ROOT = Path(__file__).resolve().parent.parent

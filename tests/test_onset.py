@@ -15,7 +15,7 @@ from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
 from persona_core.analysis.series import refuse_smoothed, reply_scores
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.results import load_results, to_trace
+from persona_core.traces.dataset import load_results, to_trace
 from tests.test_results import SHIPPED
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError, UnknownBlock
-from persona_core.figures import trace_figure
-from persona_core.token_view import (
+from persona_core.traces.figure import trace_figure
+from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.view import (
     check_payload,
     pair_payload,
     script,
@@ -21,8 +22,7 @@ from persona_core.token_view import (
     template,
     trace_payload,
 )
-from persona_core.token_view.payload import unpacked
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.view.payload import unpacked
 from tests.standins import HOSTILE, Payload, make_payload, make_trace, words
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from persona_core.errors import SettingError
 from persona_core.pages.settings import AppSettings
-from persona_core.results import load_results, to_trace
 from persona_core.saved_runs import SavedRuns
-from persona_core.token_view import trace_payload
+from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.view import trace_payload
 from persona_core.utils.publishing import check_secrets
 from persona_core.utils.repositories import repositories
 from persona_core.vectors import PersonaVectors

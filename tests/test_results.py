@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.prompts import SETS, load_prompts, prompt_of
-from persona_core.results import (
+from persona_core.results_card import refresh_results_card, write_results_card
+from persona_core.traces.dataset import (
     COLUMNS,
     configs_of,
     features,
@@ -27,8 +28,7 @@ from persona_core.results import (
     traits_of,
     write_results,
 )
-from persona_core.results_card import refresh_results_card, write_results_card
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.trace import Provenance, Trace
 from tests.standins import hostile_trace, save_hostile_results
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,9 +21,9 @@ from persona_core.analysis.run_statistics import (
 )
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
-from persona_core.results import load_results, to_trace
 from persona_core.statistics import Estimate, jackknifed
-from persona_core.trace import Provenance
+from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.trace import Provenance
 from tests.test_spans import PROMPT, noise, reply
 
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "persona-monitoring-persona-tiny"

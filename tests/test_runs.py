@@ -18,8 +18,8 @@ from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import Prompt, Transcribed, prompt_of, repeated
-from persona_core.results import to_trace
 from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
+from persona_core.traces.dataset import to_trace
 from persona_core.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
 from tests.forks import Fork, forking
@@ -170,7 +170,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 from persona_core import runs
-from persona_core.results import write_results
+from persona_core.traces.dataset import write_results
 from persona_core.runs import Generate, run_job
 from tests.test_runs import JOB, monitor
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.importing import import_results
 from persona_core.report.saved import read_findings
-from persona_core.results import load_results, read_results, write_results
 from persona_core.saved_runs import SavedRuns
+from persona_core.traces.dataset import load_results, read_results, write_results
+from persona_core.traces.importing import import_results
 from tests.standins import TRAITS, hostile_trace, save_hostile_results
 from tests.test_importing import ENTRY, saved
 from tests.test_results import SHIPPED

@@ -29,8 +29,8 @@ from persona_core.demo.process import VARIANTS
 from persona_core.demo.truth import parse
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
-from persona_core.results import load_results, to_trace
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.trace import Provenance, Trace
 
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "persona-monitoring-persona-tiny"
 PROMPT = 3

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.token_view import pair_payload, shell_page, standalone_page, trace_payload
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
+from persona_core.traces.view import pair_payload, shell_page, standalone_page, trace_payload
 from tests.standins import FIRST, HOSTILE, TRAITS, make_payload, make_trace, words
 from tests.view_page import (
     bare_page,

@@ -25,7 +25,7 @@ import numpy as np
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
 from persona_core.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 
 Row = Mapping[str, Any]
 EFFECTS = ("total", "weights", "text")

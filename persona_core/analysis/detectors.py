@@ -17,7 +17,7 @@ from persona_core.analysis.onset import Onset, OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.utils.files import read_json, write_whole
 from persona_core.utils.hub import fetch
 

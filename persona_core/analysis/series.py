@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from persona_core.errors import SettingError
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 
 LONGEST_WINDOW = 30
 LEAST_ANTICORRELATION = -0.25

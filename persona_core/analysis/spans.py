@@ -19,7 +19,7 @@ import numpy as np
 from persona_core.analysis.comparison import token_differences
 from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
 from persona_core.errors import SettingError
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 
 WIDEST = 100
 

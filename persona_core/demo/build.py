@@ -43,7 +43,7 @@ from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.replies import Reply, ReplyStore
 from persona_core.statistics import share_over_replies
 from persona_core.steering_effect import SteeringPlan
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.traits import TraitDefinition
 from persona_core.transcripts import written_by
 from persona_core.vectors import PersonaVectors

@@ -11,7 +11,7 @@ import numpy as np
 from persona_core.demo.grammar import Sentence, World
 from persona_core.demo.truth import token_sentences
 from persona_core.statistics import auroc, auroc_over_replies
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,11 +27,11 @@ from persona_core.prompts import load_prompts, repeated
 from persona_core.report.findings import SIDES
 from persona_core.report.folder import analyse_folder, keep_edges, keep_window
 from persona_core.report.tables import JUDGED, MARKS, REPORT
-from persona_core.results import ANALYSIS, DATA, read_results, write_results
 from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.sentence_judge import SentenceJudge
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
+from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"

@@ -26,12 +26,12 @@ from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.words import failed, in_words
 from persona_core.saved_runs import BASELINE, CONTAMINATED, SIDES
-from persona_core.trace import UNITS
+from persona_core.traces.trace import UNITS
 from persona_core.utils.hub import split_revision
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
     from persona_core.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)

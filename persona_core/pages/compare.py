@@ -26,7 +26,7 @@ from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READ
 
 if TYPE_CHECKING:
     from persona_core.saved_runs import SavedRuns
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
     from persona_core.welcome import Opening
 
 logger = logging.getLogger(__name__)

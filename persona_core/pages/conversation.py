@@ -17,8 +17,8 @@ from persona_core.pages.streaming import Writing, finished
 from persona_core.saved_runs import BASELINE, CONTAMINATED
 
 if TYPE_CHECKING:
-    from persona_core.token_view import Payload
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
+    from persona_core.traces.view import Payload
     from persona_core.welcome import Opening
 
 ORIGINAL = "as it was"

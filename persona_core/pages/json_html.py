@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.token_view.standalone import inline_json
+from persona_core.traces.view.standalone import inline_json
 
 
 def json_html(value: Any, **settings: Any) -> gr.HTML:

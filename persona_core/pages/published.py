@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
-from persona_core.token_view import Payload, pair_payload, trace_payload
+from persona_core.traces.view import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
     from persona_core.saved_runs import SavedRuns
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
 
 OWN, OF_BASELINE, OF_CONTAMINATED = TEXTS = (
     "each model's own reply",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.gpu import on_gpu
-from persona_core.token_view import Payload, pair_payload, trace_payload
+from persona_core.traces.view import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor, Step
-    from persona_core.trace import Trace
+    from persona_core.traces.trace import Trace
 
 SECONDS_BETWEEN = 0.15
 COST = 0.03

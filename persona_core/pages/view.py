@@ -10,9 +10,9 @@ from pathlib import Path
 import gradio as gr
 import plotly
 
-from persona_core import token_view
 from persona_core.pages.json_html import json_html
-from persona_core.token_view import Payload
+from persona_core.traces import view as token_view
+from persona_core.traces.view import Payload
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 

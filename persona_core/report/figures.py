@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from persona_core import cards
-from persona_core.figures import TRAIT_COLOURS
+from persona_core.traces.figure import TRAIT_COLOURS
 
 Figure = Mapping[str, Any]
 SIDE_COLOURS = {"baseline": "#2f6fb5", "contaminated": "#d1495b"}

@@ -29,8 +29,8 @@ from persona_core.report.runs import REPLAY, SIDES, Row, Runs, both_read, check
 from persona_core.report.strongest import strongest
 from persona_core.report.when import when
 from persona_core.report.where import where
-from persona_core.results import to_trace, traits_of
 from persona_core.statistics import Estimate
+from persona_core.traces.dataset import to_trace, traits_of
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel

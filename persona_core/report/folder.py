@@ -16,8 +16,8 @@ from persona_core.marks import load_judged, load_marks
 from persona_core.report.findings import Findings, analyse, confirmation
 from persona_core.report.page import report_page
 from persona_core.report.tables import FINDINGS, INTERVENTIONS, JUDGED, MARKS, REPORT, plain, write_tables
-from persona_core.results import ANALYSIS, DATA, configs_of, read_results
 from persona_core.results_card import refresh_results_card
+from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.utils.files import read_json, write_whole
 from persona_core.vectors import PersonaVectors
 

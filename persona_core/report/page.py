@@ -14,12 +14,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from persona_core.figures import shown
 from persona_core.report import figures as draw
 from persona_core.report import words
 from persona_core.report.findings import Findings
-from persona_core.results import to_trace
-from persona_core.token_view.standalone import POLICY, inline_json, plotlyjs
+from persona_core.traces.dataset import to_trace
+from persona_core.traces.figure import shown
+from persona_core.traces.view.standalone import POLICY, inline_json, plotlyjs
 
 Row = Mapping[str, Any]
 WARNING_NOTE = (

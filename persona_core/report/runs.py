@@ -13,7 +13,7 @@ from persona_core.analysis.series import checked, reply_scores
 from persona_core.errors import SettingError
 from persona_core.marks import Judged, Mark, marks_of, places
 from persona_core.prompts import prompt_of
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel

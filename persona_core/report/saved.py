@@ -8,7 +8,7 @@ from typing import Any
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.report.findings import FORMAT_VERSION, Findings
 from persona_core.report.tables import FINDINGS, SPANS
-from persona_core.results import ANALYSIS, REPLIES
+from persona_core.traces.dataset import ANALYSIS, REPLIES
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch, split_revision
 

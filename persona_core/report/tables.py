@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.results import REPLIES
+from persona_core.traces.dataset import REPLIES
 from persona_core.utils.files import replacing
 
 if TYPE_CHECKING:

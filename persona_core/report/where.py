@@ -13,7 +13,7 @@ from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.prompts import prompt_of
 from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs
-from persona_core.trace import Trace
+from persona_core.traces.trace import Trace
 from persona_core.warning_baselines import (
     entropy_scores,
     last_prompt_scores,

@@ -1,4 +1,4 @@
-// What a payload holds, as arrays (persona_core/token_view/payload.py says what is in one).
+// What a payload holds, as arrays (persona_core/traces/view/payload.py says what is in one).
 
 function floats(text) {
   const binary = atob(text);

@@ -4,7 +4,7 @@ cursor.
 Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.pages.view`) and
 as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
 
-What goes into it is one JSON, the payload: see `persona_core.token_view.payload`.
+What goes into it is one JSON, the payload: see `persona_core.traces.view.payload`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from persona_core.token_view.payload import Payload, check_payload, pair_payload, trace_payload
-from persona_core.token_view.standalone import shell_page, standalone_html, standalone_page
+from persona_core.traces.view.payload import Payload, check_payload, pair_payload, trace_payload
+from persona_core.traces.view.standalone import shell_page, standalone_html, standalone_page
 
 __all__ = [
     "Payload",

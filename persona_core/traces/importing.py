@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.results import to_row
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.dataset import to_row
+from persona_core.traces.trace import Provenance, Trace
 
 UNKNOWN = -1
 """A token id or a block that a file does not name."""

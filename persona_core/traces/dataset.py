@@ -21,7 +21,7 @@ import numpy as np
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.models.detokenize import well_formed
-from persona_core.trace import Provenance, Trace
+from persona_core.traces.trace import Provenance, Trace
 from persona_core.utils.files import replacing
 from persona_core.utils.hub import fetch
 

@@ -7,10 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PersonaError
-from persona_core.token_view.payload import trace_payload
+from persona_core.traces.view.payload import trace_payload
 
 if TYPE_CHECKING:
-    from persona_core.trace import Kind, Trace
+    from persona_core.traces.trace import Kind, Trace
 
 # The browser itself refuses every request, should anything in the page ever try one.
 POLICY = (
@@ -43,7 +43,7 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
     """Render a payload as a complete HTML page that works offline.
 
     Args:
-        payload: see `persona_core.token_view.payload`.
+        payload: see `persona_core.traces.view.payload`.
         include_plotlyjs: put plotly.js (4.8 MB) into the page. Without it the page is small and lacks nothing
             but the trend lines.
 
@@ -66,7 +66,7 @@ def shell_page(include_plotlyjs: bool = True) -> str:
 
 
 def _page(title: str, payload: str, include_plotlyjs: bool) -> str:
-    from persona_core.token_view import script, styles, template
+    from persona_core.traces.view import script, styles, template
 
     plotly = f"<script>{plotlyjs()}</script>\n" if include_plotlyjs else ""
     return f"""<!doctype html>

@@ -32,10 +32,10 @@ import numpy as np
 
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.models.detokenize import well_formed
-from persona_core.trace import UNITS
+from persona_core.traces.trace import UNITS
 
 if TYPE_CHECKING:
-    from persona_core.trace import Alignment, Kind, Trace
+    from persona_core.traces.trace import Alignment, Kind, Trace
 
 Payload: TypeAlias = dict[str, Any]
 

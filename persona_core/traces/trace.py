@@ -207,13 +207,13 @@ class Trace:
 
     def figure(self, kind: Kind | None = None) -> go.Figure:
         """A Plotly figure: one line a trait over the tokens of the conversation. None takes `default_kind`."""
-        from persona_core.figures import trace_figure
+        from persona_core.traces.figure import trace_figure
 
         return trace_figure(self, kind=kind or self.default_kind)
 
     def to_html(self, path: str | Path | None = None, kind: Kind | None = None) -> str:
         """The interactive token view as one HTML page that works offline; written to `path` if given."""
-        from persona_core.token_view import standalone_html
+        from persona_core.traces.view import standalone_html
 
         page = standalone_html(self, kind=kind or self.default_kind)
         if path is not None:
@@ -269,7 +269,7 @@ class Trace:
         >>> Trace.from_row(rows[0]).traits[0]
         'paternalism'
         """
-        from persona_core.results import to_trace
+        from persona_core.traces.dataset import to_trace
 
         return to_trace(row)
 
