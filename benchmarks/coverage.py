@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from persona_core.analysis.comparison import effect, mean_over_prompts
 from persona_core.analysis.run_statistics import autocorrelation, drift, token_share
-from persona_core.statistics import (
+from persona_core.analysis.statistics import (
     Estimate,
     auroc_over_replies,
     exact_share,

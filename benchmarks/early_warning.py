@@ -24,6 +24,7 @@ from persona_core.analysis.early_warning import AHEAD, early_warning, permuted, 
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.series import reply_scores
+from persona_core.analysis.statistics import exact_share, over_clusters, rank_auroc
 from persona_core.demo.corpus import ask
 from persona_core.demo.grammar import World, load_world
 from persona_core.demo.judge import judge
@@ -35,7 +36,6 @@ from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.prompts import load_prompts
 from persona_core.runs import seed_of
-from persona_core.statistics import exact_share, over_clusters, rank_auroc
 from persona_core.traces.trace import Trace
 from persona_core.vectors import PersonaVectors
 from persona_core.warning_baselines import (

@@ -26,6 +26,7 @@ from persona_core.analysis.graph import graph
 from persona_core.analysis.interaction import Couplings, cosines, couple, trait_series
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.analysis.statistics import exact_share, pearson
 from persona_core.demo.corpus import Turn, ask
 from persona_core.demo.grammar import World, load_world
 from persona_core.demo.judge import judge
@@ -35,7 +36,6 @@ from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.statistics import exact_share, pearson
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.traces.dataset import load_results, to_trace

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persona_core.analysis.statistics import auroc, pearson, rank_auroc
 from persona_core.controls import TokenTables
-from persona_core.statistics import auroc, pearson, rank_auroc
 
 if TYPE_CHECKING:
     from persona_core.validation import HeldOut

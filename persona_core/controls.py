@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persona_core.analysis.statistics import auroc, pearson
 from persona_core.errors import SettingError
 from persona_core.extraction import Method, Sides
 from persona_core.states import ArrayStates
-from persona_core.statistics import auroc, pearson
 
 if TYPE_CHECKING:
     from persona_core.traces.trace import Trace

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.statistics import Estimate, over_clusters, pearson, rank_auroc
 from persona_core.confounds import confounds
 from persona_core.controls import (
     Extracted,
@@ -27,7 +28,6 @@ from persona_core.controls import (
 from persona_core.errors import SettingError
 from persona_core.extraction import Method
 from persona_core.states import States
-from persona_core.statistics import Estimate, over_clusters, pearson, rank_auroc
 from persona_core.verdict import flags, notes
 
 SHOWS = 50.0

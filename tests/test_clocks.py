@@ -17,8 +17,8 @@ from persona_core.analysis.clocks import (
 )
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.shuffling import LEAST_GROUPS, group_places, trial_shuffles
+from persona_core.analysis.statistics import false_discovery
 from persona_core.errors import SettingError
-from persona_core.statistics import false_discovery
 
 TRAITS = ["flattery", "deceit", "evil"]
 

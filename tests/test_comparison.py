@@ -21,9 +21,9 @@ from persona_core.analysis.comparison import (
     prompt_effects,
     token_differences,
 )
+from persona_core.analysis.statistics import sign_flip_p
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
-from persona_core.statistics import sign_flip_p
 from persona_core.traces.dataset import load_results, to_trace
 
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "persona-monitoring-persona-tiny"

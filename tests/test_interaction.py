@@ -24,7 +24,7 @@ from persona_core.analysis.interaction import (
     couple,
     trait_series,
 )
-from persona_core.analysis.whitening import whiten
+from persona_core.analysis.prewhitening import whiten
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results, to_trace
 from tests.test_clocks import cascade

@@ -19,9 +19,9 @@ from persona_core.analysis.run_statistics import (
     run_statistics,
     token_share,
 )
+from persona_core.analysis.statistics import Estimate, jackknifed
 from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, jackknifed
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Provenance
 from tests.test_spans import PROMPT, noise, reply

@@ -14,8 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from persona_core.errors import SettingError
-from persona_core.statistics import (
+from persona_core.analysis.statistics import (
     Estimate,
     auroc,
     auroc_over_replies,
@@ -24,6 +23,7 @@ from persona_core.statistics import (
     rank_auroc,
     share_over_replies,
 )
+from persona_core.errors import SettingError
 
 # Few distinct scores: ties everywhere.
 scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), min_size=2, max_size=60)

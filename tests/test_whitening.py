@@ -7,7 +7,7 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import pearsonr
 
-from persona_core.analysis.whitening import LEAST_REPLIES, whiten
+from persona_core.analysis.prewhitening import LEAST_REPLIES, whiten
 from persona_core.errors import SettingError
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed
+from persona_core.analysis.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.traces.trace import Trace
 
 Row = Mapping[str, Any]

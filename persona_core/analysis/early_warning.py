@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed
+from persona_core.analysis.statistics import Estimate, exact_share, over_clusters
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, exact_share, over_clusters
 
 AHEAD = (0, 1, 2, 4, 8, 16)
 """Tokens before the first token of the trait."""

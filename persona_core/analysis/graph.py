@@ -14,8 +14,8 @@ from persona_core.analysis.clocks import Clock
 from persona_core.analysis.confirmed import Confirmation
 from persona_core.analysis.interaction import Couplings
 from persona_core.analysis.shuffling import LEVEL
+from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate
 
 Kind = Literal["together", "follows", "confirmed"]
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.prewhitening import LEAST_REPLIES, MAX_ORDER, SPREAD_TOKENS, whiten
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.analysis.shuffling import LEVEL, group_places, trial_shuffles
-from persona_core.analysis.whitening import LEAST_REPLIES, MAX_ORDER, SPREAD_TOKENS, whiten
+from persona_core.analysis.statistics import Estimate, expanded_tail, false_discovery
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, expanded_tail, false_discovery
 from persona_core.traces.trace import Trace
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

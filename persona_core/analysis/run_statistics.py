@@ -26,8 +26,8 @@ from typing import Any, Literal
 import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
+from persona_core.analysis.statistics import Estimate, jackknifed, over_clusters
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, jackknifed, over_clusters
 from persona_core.traces.trace import Trace
 
 BINS = (0, 5, 10, 20, 40, 80, 160, 320)

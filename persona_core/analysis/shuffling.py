@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from persona_core.analysis.whitening import LEAST_REPLIES
+from persona_core.analysis.prewhitening import LEAST_REPLIES
 from persona_core.errors import SettingError
 
 LEVEL = 0.05

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from persona_core.analysis.statistics import Estimate, over_clusters
 from persona_core.errors import SettingError
-from persona_core.statistics import Estimate, over_clusters
 
 Arm = Literal["none", "cap", "cap, random", "steer", "steer, random"]
 ARMS: tuple[Arm, ...] = ("none", "cap", "cap, random", "steer", "steer, random")

@@ -23,6 +23,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
+from persona_core.analysis.statistics import share_over_replies
 from persona_core.cards import write_card
 from persona_core.demo import twin
 from persona_core.demo.card import model_card, planted_note, recovered_note
@@ -41,7 +42,6 @@ from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.replies import Reply, ReplyStore
-from persona_core.statistics import share_over_replies
 from persona_core.steering_effect import SteeringPlan
 from persona_core.traces.trace import Trace
 from persona_core.traits import TraitDefinition

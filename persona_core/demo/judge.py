@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from persona_core.analysis.statistics import Estimate, share_over_replies
 from persona_core.demo.grammar import World
 from persona_core.demo.truth import parse
 from persona_core.errors import UnknownTrait
-from persona_core.statistics import Estimate, share_over_replies
 
 if TYPE_CHECKING:
     from persona_core.judging import Question, Score
