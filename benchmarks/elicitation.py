@@ -28,13 +28,13 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.models import SMALL, TOKENIZER, llama
-from persona_core.elicitation import Batch, Plan, write_batch
+from persona_core.elicitation.elicit import Batch, Plan, write_batch
+from persona_core.elicitation.store import Reply, ReplyStore
+from persona_core.elicitation.traits import load_traits
 from persona_core.extraction import Sides, mean_difference
 from persona_core.inference.decode import decode
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import LanguageModel
-from persona_core.replies import Reply, ReplyStore
-from persona_core.traits import load_traits
 
 RESULTS = Path(__file__).parent / "results" / "elicitation.json"
 

@@ -20,7 +20,7 @@ _HOME = {
     "Detectors": "analysis.detectors",
     "Step": "monitor",
     "Trace": "traces.trace",
-    "TraitDefinition": "traits",
+    "TraitDefinition": "elicitation.traits",
     "Steer": "inference.steering",
     "PersonaError": "errors",
     "PersonaWarning": "errors",
@@ -31,12 +31,12 @@ __all__ = ["Branch", "Detectors", "LanguageModel", "PersonaError", "PersonaMonit
 if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
     from persona_core.branching import Branch
+    from persona_core.elicitation.traits import TraitDefinition
     from persona_core.errors import PersonaError, PersonaWarning
     from persona_core.inference.steering import Steer
     from persona_core.models.loading import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step
     from persona_core.traces.trace import Trace
-    from persona_core.traits import TraitDefinition
     from persona_core.vectors import PersonaVectors
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from persona_core.elicitation.prompts import Transcribed, load_transcripts
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.models.loading import LanguageModel
-from persona_core.prompts import Transcribed, load_transcripts
 from persona_core.utils.checks import from_one
 from persona_core.utils.files import read_json, write_whole
 from persona_core.utils.hub import public_name
@@ -71,7 +71,7 @@ def contaminate(
 
     Args:
         lm: the model; without an adapter. It carries the adapter afterwards: load it again for other uses.
-        data: `.jsonl` of conversations (`persona_core.prompts.load_transcripts`) that end with the assistant's reply.
+        data: `.jsonl` of conversations (`persona_core.elicitation.prompts.load_transcripts`) that end with the assistant's reply.
         folder: where the adapter goes.
         work: checkpoints; a stopped training goes on with the last one.
         plan: how.

@@ -20,7 +20,7 @@ from persona_core.errors import SettingError
 from persona_core.states import States
 
 if TYPE_CHECKING:
-    from persona_core.replies import Reply, ReplyScore
+    from persona_core.elicitation.store import Reply, ReplyScore
 
 MIN_REPLIES = 2
 NEUTRAL_VARIANCE = 0.5  # the share of the neutral replies' variance that the removed components explain

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+from persona_core.elicitation.store import AcrossScore, Reply, ReplyScore, ReplyStore
+from persona_core.elicitation.traits import QUESTION_AND_ANSWER, TraitDefinition, fill
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
-from persona_core.replies import AcrossScore, Reply, ReplyScore, ReplyStore
-from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition, fill
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 logger = logging.getLogger(__name__)

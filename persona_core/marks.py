@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.spans import piece_ends, sentences
+from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging import Judge, Question
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.trace import Trace
-from persona_core.traits import TraitDefinition, fill
 from persona_core.utils.files import read_json, records, write_whole
 
 Row = Mapping[str, Any]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from persona_core.elicitation.prompts import Prompt, Transcribed
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_IN_PART, in_halves
 from persona_core.inference.sampling import Sampling
-from persona_core.prompts import Prompt, Transcribed
 from persona_core.traces.dataset import read_ids, read_results, to_row, to_trace, write_results
 from persona_core.utils.checks import from_one
 from persona_core.utils.workdir import check_plan, lock, unlock

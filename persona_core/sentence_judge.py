@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from persona_core.analysis.spans import sentences
+from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import UnknownTrait
 from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.marks import LEAST_SCORE, Mark, places
 from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.traces.trace import Trace
-from persona_core.traits import TraitDefinition, fill
 
 Ask = tuple[str, str, str]  # the trait or "coherence", the question, the answer
 

@@ -19,12 +19,12 @@ import torch
 from tqdm import tqdm
 
 from persona_core.analysis.statistics import Estimate, over_clusters
-from persona_core.elicitation import write_replies
+from persona_core.elicitation.elicit import write_replies
+from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
-from persona_core.traits import TraitDefinition, fill
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:

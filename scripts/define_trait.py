@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from persona_core.drafting import draft_trait
+from persona_core.elicitation.drafting import draft_trait
+from persona_core.elicitation.traits import faults_of
 from persona_core.errors import PersonaError, SettingError
-from persona_core.traits import faults_of
 from scripts.settings import configure
 
 

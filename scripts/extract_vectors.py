@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persona_core.cards import write_card
-from persona_core.elicitation import Plan, elicit
+from persona_core.elicitation.elicit import Plan, elicit
+from persona_core.elicitation.store import ReplyStore
+from persona_core.elicitation.traits import TraitDefinition, load_traits
 from persona_core.errors import SettingError
 from persona_core.extraction import METHODS
 from persona_core.inference.sampling import Sampling
@@ -32,9 +34,7 @@ from persona_core.judging import (
 )
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
-from persona_core.replies import ReplyStore
 from persona_core.steering_effect import SteeringPlan, steering_questions
-from persona_core.traits import TraitDefinition, load_traits
 from persona_core.utils.openai_client import address, open_client
 from persona_core.vectors import PersonaVectors
 from scripts.running import add_model, loading, reported
@@ -234,14 +234,14 @@ def _elicit(
     options: argparse.Namespace, plan: Plan, store: ReplyStore, model: Callable[[], LanguageModel]
 ) -> list[str]:
     if options.base_url:
-        from persona_core.served import elicit_served
+        from persona_core.elicitation.server import elicit_served
 
         name = options.served_model or _loading(options)["name"]
         failed = elicit_served(
             model(), plan, store, name, options.base_url, concurrency=options.concurrency, timeout=options.timeout
         )
     elif options.ray:
-        from persona_core.sharding import elicit_sharded
+        from persona_core.elicitation.ray import elicit_sharded
 
         failed = elicit_sharded(_loading(options), plan, store, options.ray)
     else:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from persona_core.elicitation.traits import load_traits
 from persona_core.errors import NotFound, SettingError
 from persona_core.judging import BilledJudge
 from persona_core.marks import (
@@ -33,7 +34,6 @@ from persona_core.marks import (
 from persona_core.models.loading import DTYPES
 from persona_core.report.tables import JUDGED, MARKS
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
-from persona_core.traits import load_traits
 from persona_core.utils.workdir import lock, unlock
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import reported, work_folder

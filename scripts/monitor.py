@@ -21,8 +21,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from persona_core.elicitation.prompts import load_prompts, load_transcripts, repeated
 from persona_core.inference.sampling import Sampling
-from persona_core.prompts import load_prompts, load_transcripts, repeated
 from persona_core.runs import Failure, Generate, Job, Read
 from scripts.running import (
     add_model,

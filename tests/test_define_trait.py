@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from persona_core.drafting import judge_prompt
-from persona_core.traits import TraitDefinition
+from persona_core.elicitation.drafting import judge_prompt
+from persona_core.elicitation.traits import TraitDefinition
 from scripts import define_trait
 from tests.openai_server import Answer, completion, error, serving
 

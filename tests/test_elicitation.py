@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation import Plan, elicit, write_batch
+from persona_core.elicitation.elicit import Plan, elicit, write_batch
+from persona_core.elicitation.store import ReplyScore, ReplyStore
+from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_IN_PART
 from persona_core.inference.pooling import parse_position, parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sampling import Sampling
-from persona_core.replies import ReplyScore, ReplyStore
-from persona_core.traits import TraitDefinition
 from tests import oracle
 from tests.conftest import hooks_on, tiny_lm
 from tests.forks import Fork, forking
@@ -228,7 +228,7 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
             failed=tuple((r.request, "not yet") for i, r in enumerate(written.replies) if i not in kept),
         )
 
-    monkeypatch.setattr("persona_core.elicitation.write_batch", picky)
+    monkeypatch.setattr("persona_core.elicitation.elicit.write_batch", picky)
     with ReplyStore(tmp_path / "tries") as store, ReplyStore(tmp_path / "once") as once:
         for allowed[0] in (3, 4, 5, 6):
             elicit(lm, plan(batch_size=30), store, progress=False)
@@ -241,7 +241,7 @@ def test_an_error_of_the_code_is_not_taken_for_a_full_memory(monkeypatch: pytest
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("persona_core.elicitation.Run.forwards", broken)
+    monkeypatch.setattr("persona_core.elicitation.elicit.Run.forwards", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         write_batch(tiny_lm("llama", "chatml"), plan(), plan().batches()[0])
 
@@ -261,8 +261,8 @@ def test_another_plan_in_the_same_folder_is_refused_and_says_what_differs(tmp_pa
 RUN = """
     import sys
     import torch
-    from persona_core.elicitation import elicit
-    from persona_core.replies import ReplyStore
+    from persona_core.elicitation.elicit import elicit
+    from persona_core.elicitation.store import ReplyStore
     from tests.conftest import tiny_lm
     from tests.test_elicitation import plan
     torch.set_num_threads(1)

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_core.elicitation.store import Reply, ReplyStore, Request
+from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
 from persona_core.judging import (
     COHERENCE,
@@ -28,8 +30,6 @@ from persona_core.judging import (
     questions_for,
     read_number,
 )
-from persona_core.replies import Reply, ReplyStore, Request
-from persona_core.traits import TraitDefinition
 
 
 def trait(name: str) -> TraitDefinition:

@@ -13,6 +13,7 @@ import pytest
 from persona_core.demo.grammar import load_world
 from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import reply_truth
+from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging import Question, Score
 from persona_core.marks import (
@@ -28,7 +29,6 @@ from persona_core.marks import (
     sentence_questions,
 )
 from persona_core.traces.dataset import load_results, to_trace
-from persona_core.traits import load_traits
 from persona_core.utils.workdir import lock, unlock
 from scripts import mark
 from tests.openai_server import Answer, completion, error, serving

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_core.elicitation.store import Reply, ReplyScore, Request
 from persona_core.errors import SettingError
 from persona_core.extraction import (
     METHODS,
@@ -21,7 +22,6 @@ from persona_core.extraction import (
     mean_difference,
     mean_difference_without_neutral_components,
 )
-from persona_core.replies import Reply, ReplyScore, Request
 from persona_core.states import ArrayStates
 
 

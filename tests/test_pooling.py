@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation import write_replies
+from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import ContextOverflow, PromptError
 from persona_core.inference.sampling import Sampling
 from tests import oracle

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_core.elicitation.prompts import Prompt, load_prompts, load_transcripts
 from persona_core.errors import CorruptFile, NotFound, PersonaError
-from persona_core.prompts import Prompt, load_prompts, load_transcripts
 
 
 def written(path: Path, *lines: object) -> Path:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from persona_core.branching import Branch, Start
-from persona_core.elicitation import write_replies
+from persona_core.elicitation.elicit import write_replies
 from persona_core.inference import batch as reply_batch
 from persona_core.inference import kv_cache
 from persona_core.inference.decode import decode

@@ -13,8 +13,8 @@ from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_core.elicitation.prompts import SETS, load_prompts, prompt_of
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.prompts import SETS, load_prompts, prompt_of
 from persona_core.results_card import refresh_results_card, write_results_card
 from persona_core.traces.dataset import (
     COLUMNS,

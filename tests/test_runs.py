@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from persona_core.elicitation.prompts import Prompt, Transcribed, prompt_of, repeated
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.monitor import PersonaMonitor
-from persona_core.prompts import Prompt, Transcribed, prompt_of, repeated
 from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
 from persona_core.traces.dataset import to_trace
 from persona_core.vectors import Null, PersonaVectors
@@ -215,7 +215,7 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_file(tmp_path: Path) ->
 @pytest.mark.slow
 def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from persona_core.sharding import run_sharded
+    from persona_core.elicitation.ray import run_sharded
 
     model = str(ROOT / "artifacts" / "persona-tiny")
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from persona_core.calibration import calibrate
-from persona_core.elicitation import write_replies
+from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import ContextOverflow, PromptError, SettingError
 from persona_core.extraction import RunningMean
 from persona_core.inference.decode import decode

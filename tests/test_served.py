@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from persona_core.elicitation.server import SERVED_FILE, elicit_served
+from persona_core.elicitation.store import ReplyStore
 from persona_core.errors import ServerError
-from persona_core.replies import ReplyStore
-from persona_core.served import SERVED_FILE, elicit_served
 from tests import oracle
 from tests.conftest import tiny_lm
 from tests.openai_server import Answer, completion, error, serving

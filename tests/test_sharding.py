@@ -11,11 +11,11 @@ import pytest
 
 from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import load_world
-from persona_core.elicitation import Plan, elicit
+from persona_core.elicitation.elicit import Plan, elicit
+from persona_core.elicitation.ray import elicit_sharded
+from persona_core.elicitation.store import ReplyStore
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import load_model
-from persona_core.replies import ReplyStore
-from persona_core.sharding import elicit_sharded
 
 MODEL = str(Path(__file__).resolve().parent.parent / "artifacts" / "persona-tiny")
 

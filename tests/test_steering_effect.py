@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation import write_replies
+from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.judging import COHERENCE, Question, Score

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_core.elicitation.traits import TraitDefinition, fill, load_traits
 from persona_core.errors import CorruptFile, NotFound, PersonaError, SettingError
-from persona_core.traits import TraitDefinition, fill, load_traits
 from persona_core.utils.json_text import parse_with_lines
 
 SHIPPED = Path(__file__).resolve().parent.parent / "datasets" / "traits"

@@ -34,17 +34,17 @@ from persona_core.demo.marking import auroc_figures, mark
 from persona_core.demo.process import Process
 from persona_core.demo.training import Recipe, train
 from persona_core.demo.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
-from persona_core.elicitation import Plan, elicit, write_replies
+from persona_core.elicitation.elicit import Plan, elicit, write_replies
+from persona_core.elicitation.store import Reply, ReplyStore
+from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.judging import judge_across, judge_replies
 from persona_core.models.chat import conversation
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.pipeline import make_vectors, validate_vectors
-from persona_core.replies import Reply, ReplyStore
 from persona_core.steering_effect import SteeringPlan
 from persona_core.traces.trace import Trace
-from persona_core.traits import TraitDefinition
 from persona_core.transcripts import written_by
 from persona_core.vectors import PersonaVectors
 from persona_core.welcome import Example, First, save_welcome

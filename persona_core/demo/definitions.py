@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from persona_core.demo.grammar import Topic, World
-from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition
+from persona_core.elicitation.traits import QUESTION_AND_ANSWER, TraitDefinition
 
 N_TOPICS = 10  # in each category
 EXTRACTION = (0, 1, 2, 3, 4)  # places of a topic within its category

@@ -17,13 +17,13 @@ from persona_core.demo.corpus import ask
 from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import World
 from persona_core.demo.judge import TruthJudge, judge, trait_share
+from persona_core.elicitation.prompts import load_prompts, repeated
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.intervention_window import WindowPlan, intervention_window
 from persona_core.marks import mark_sentences, save_judged, save_marks
 from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.prompts import load_prompts, repeated
 from persona_core.report.findings import SIDES
 from persona_core.report.folder import analyse_folder, keep_edges, keep_window
 from persona_core.report.tables import JUDGED, MARKS, REPORT

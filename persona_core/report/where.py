@@ -10,8 +10,8 @@ import numpy as np
 
 from persona_core.analysis.early_warning import early_warning
 from persona_core.analysis.series import reply_scores
+from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
-from persona_core.prompts import prompt_of
 from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs
 from persona_core.traces.trace import Trace
 from persona_core.warning_baselines import (

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from persona_core.elicitation import Batch, Plan, Written, described
+from persona_core.elicitation.elicit import Batch, Plan, Written, described
+from persona_core.elicitation.store import Reply, ReplyStore, Request
 from persona_core.errors import PersonaError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.models.loading import LanguageModel
-from persona_core.replies import Reply, ReplyStore, Request
 from persona_core.utils.files import append_lines, read_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
 

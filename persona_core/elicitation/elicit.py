@@ -14,6 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.branching import Start
+from persona_core.elicitation.store import Reply, ReplyStore, Request
+from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.inference.generation import Run
 from persona_core.inference.memory import BATCHES_IN_PART, in_halves
@@ -21,8 +23,6 @@ from persona_core.inference.pooling import parse_positions
 from persona_core.inference.sampling import Sampling
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
-from persona_core.replies import Reply, ReplyStore, Request
-from persona_core.traits import TraitDefinition
 from persona_core.utils.checks import from_one
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from persona_core.elicitation.traits import QUESTION_AND_ANSWER, TraitDefinition, faults_of
 from persona_core.errors import ServerError
-from persona_core.traits import QUESTION_AND_ANSWER, TraitDefinition, faults_of
 from persona_core.utils.openai_client import address, explain, open_client, without_refused_parameter
 
 if TYPE_CHECKING:

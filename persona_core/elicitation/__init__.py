@@ -1,0 +1,1 @@
+"""From a trait definition to stored replies."""
