@@ -1,6 +1,6 @@
 """From judged replies to vectors one can trust: extract, choose the block, calibrate, validate.
 
-Elicitation and judging come before and fill the store; see `persona_core.elicitation.elicit` and `persona_core.judging`.
+Elicitation and judging come before and fill the store; see `persona_core.elicitation.elicit` and `persona_core.judging.judge`.
 Nothing here generates a reply, apart from the steering curves.
 
 Splits. Extraction questions make the vector. Of the evaluation questions the first half chooses the block, the second
@@ -22,7 +22,7 @@ from persona_core.controls import Extracted, token_tables
 from persona_core.elicitation.elicit import Plan, described
 from persona_core.errors import SettingError
 from persona_core.extraction import METHODS, Kept, Method, Sides, extract, keep
-from persona_core.judging import check_judge, judge_of
+from persona_core.judging.judge import check_judge, judge_of
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering_effect import SteeringPlan, steering_effect
 from persona_core.transcripts import written_by
@@ -32,7 +32,7 @@ from persona_core.vectors import PersonaVectors
 if TYPE_CHECKING:
     from persona_core.elicitation.store import ReplyStore
     from persona_core.elicitation.traits import TraitDefinition
-    from persona_core.judging import Judge
+    from persona_core.judging.judge import Judge
     from persona_core.models.loading import LanguageModel
     from persona_core.traces.trace import Trace
 

@@ -24,7 +24,7 @@ from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
-from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
+from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from persona_core.elicitation.traits import TraitDefinition, load_traits
 from persona_core.errors import SettingError
 from persona_core.extraction import METHODS
 from persona_core.inference.sampling import Sampling
-from persona_core.judging import (
+from persona_core.judging.judge import (
     BilledJudge,
     Judge,
     JudgeCache,
@@ -190,7 +190,7 @@ def make_judge(options: argparse.Namespace, out: Path) -> Judge:
 
         return TruthJudge(load_world())
     if kind == "openai":
-        from persona_core.judges.remote import OpenAIJudge
+        from persona_core.judging.openai import OpenAIJudge
 
         return OpenAIJudge(
             name,
@@ -200,7 +200,7 @@ def make_judge(options: argparse.Namespace, out: Path) -> Judge:
             prices=options.prices,
             cache=JudgeCache(out / "judge_cache.jsonl"),
         )
-    from persona_core.judges.local import LocalJudge
+    from persona_core.judging.local import LocalJudge
 
     return LocalJudge(load_model(name, dtype=options.dtype, device=options.device))
 

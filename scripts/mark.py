@@ -20,8 +20,7 @@ from pathlib import Path
 
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import NotFound, SettingError
-from persona_core.judging import BilledJudge
-from persona_core.marks import (
+from persona_core.judging.annotations import (
     BY_A_JUDGE,
     Mark,
     Missing,
@@ -31,6 +30,7 @@ from persona_core.marks import (
     save_marks,
     sentence_questions,
 )
+from persona_core.judging.judge import BilledJudge
 from persona_core.models.loading import DTYPES
 from persona_core.report.tables import JUDGED, MARKS
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results

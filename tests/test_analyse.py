@@ -18,7 +18,7 @@ from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.interaction import trait_series
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.errors import SettingError
-from persona_core.marks import Mark, load_marks
+from persona_core.judging.annotations import Mark, load_marks
 from persona_core.models.loading import load_model
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page

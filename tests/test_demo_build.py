@@ -15,7 +15,7 @@ from persona_core.demo.grammar import load_world
 from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import Marked, auroc_figures, auroc_within, mark
 from persona_core.errors import UnknownTrait
-from persona_core.judging import COHERENCE, Question, Score
+from persona_core.judging.judge import COHERENCE, Question, Score
 
 WORLD = load_world()
 DEFINITIONS = trait_definitions(WORLD)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.judges.local import LocalJudge, digit_tokens, number_tree
-from persona_core.judging import Question
+from persona_core.judging.judge import Question
+from persona_core.judging.local import LocalJudge, digit_tokens, number_tree
 from tests.conftest import tiny_lm
 
 

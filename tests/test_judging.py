@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from persona_core.elicitation.store import Reply, ReplyStore, Request
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
-from persona_core.judging import (
+from persona_core.judging.judge import (
     COHERENCE,
     JudgeCache,
     Paid,
@@ -157,7 +157,7 @@ def test_another_wording_of_the_question_of_coherence_is_another_judge(
 ) -> None:
     with filled(tmp_path) as store:
         judge_replies(Scripted(), store, TRAITS, progress=False)
-        monkeypatch.setattr("persona_core.judging.COHERENCE_PROMPT", "Is this sound? {question} {answer}")
+        monkeypatch.setattr("persona_core.judging.judge.COHERENCE_PROMPT", "Is this sound? {question} {answer}")
         with pytest.raises(SettingError, match=r"delete scores.jsonl, across.jsonl and judge.json"):
             judge_across(Scripted(), store, TRAITS, n=1, progress=False)
 

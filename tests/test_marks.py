@@ -15,8 +15,7 @@ from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import reply_truth
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.judging import Question, Score
-from persona_core.marks import (
+from persona_core.judging.annotations import (
     Mark,
     Missing,
     first_place,
@@ -28,6 +27,7 @@ from persona_core.marks import (
     save_marks,
     sentence_questions,
 )
+from persona_core.judging.judge import Question, Score
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.utils.workdir import lock, unlock
 from scripts import mark

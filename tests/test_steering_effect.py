@@ -15,7 +15,7 @@ import torch
 from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
-from persona_core.judging import COHERENCE, Question, Score
+from persona_core.judging.judge import COHERENCE, Question, Score
 from persona_core.steering_effect import SteeringPlan, steering_effect
 from persona_core.vectors import PersonaVectors
 from persona_core.verdict import steering_flags

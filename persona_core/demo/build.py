@@ -38,7 +38,7 @@ from persona_core.elicitation.elicit import Plan, elicit, write_replies
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
-from persona_core.judging import judge_across, judge_replies
+from persona_core.judging.judge import judge_across, judge_replies
 from persona_core.models.chat import conversation
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor

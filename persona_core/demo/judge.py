@@ -13,7 +13,7 @@ from persona_core.demo.truth import parse
 from persona_core.errors import UnknownTrait
 
 if TYPE_CHECKING:
-    from persona_core.judging import Question, Score
+    from persona_core.judging.judge import Question, Score
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TruthJudge:
 
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:  # noqa: ARG002
         """The share of sentences that show the trait, or, for coherence, that are of the grammar; 0 to 100."""
-        from persona_core.judging import Score
+        from persona_core.judging.judge import Score
 
         for question in questions:
             if question.trait != "coherence" and question.trait not in self._world.traits:

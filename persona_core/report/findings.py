@@ -25,7 +25,7 @@ from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
-from persona_core.marks import Judged, Mark, judged_of
+from persona_core.judging.annotations import Judged, Mark, judged_of
 from persona_core.report.runs import REPLAY, SIDES, Row, Runs, both_read, check
 from persona_core.report.strongest import strongest
 from persona_core.report.when import when

@@ -12,7 +12,7 @@ import numpy as np
 from persona_core.analysis.confirmed import Confirmation
 from persona_core.analysis.detectors import DETECTORS_FILE
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.marks import load_judged, load_marks
+from persona_core.judging.annotations import load_judged, load_marks
 from persona_core.report.findings import Findings, analyse, confirmation
 from persona_core.report.page import report_page
 from persona_core.report.tables import FINDINGS, INTERVENTIONS, JUDGED, MARKS, REPORT, plain, write_tables

@@ -12,7 +12,7 @@ from persona_core.analysis.onset_calibration import LEAST_NULLS
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
-from persona_core.marks import Judged, Mark, marks_of, places
+from persona_core.judging.annotations import Judged, Mark, marks_of, places
 from persona_core.traces.trace import Trace
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from persona_core.analysis.spans import sentences
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import UnknownTrait
-from persona_core.judging import COHERENCE, COHERENCE_PROMPT, Judge, Question
-from persona_core.marks import LEAST_SCORE, Mark, places
+from persona_core.judging.annotations import LEAST_SCORE, Mark, places
+from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.traces.trace import Trace
 

@@ -22,7 +22,7 @@ import numpy as np
 from persona_core.analysis.spans import piece_ends, sentences
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.judging import Judge, Question
+from persona_core.judging.judge import Judge, Question
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.trace import Trace
 from persona_core.utils.files import read_json, records, write_whole

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from persona_core.errors import ServerError
-from persona_core.judging import (
+from persona_core.judging.judge import (
     Cost,
     JudgeCache,
     Paid,

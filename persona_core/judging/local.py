@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from persona_core.inference.memory import out_of_memory, pad_left
-from persona_core.judging import LEAST_MASS, Question, Score
+from persona_core.judging.judge import LEAST_MASS, Question, Score
 from persona_core.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
