@@ -37,7 +37,7 @@ from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.runs import seed_of
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from persona_core.warning_baselines import (
     entropy_scores,
     last_prompt_scores,

@@ -31,10 +31,10 @@ from benchmarks.models import SMALL, TOKENIZER, llama
 from persona_core.elicitation.elicit import Batch, Plan, write_batch
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import load_traits
-from persona_core.extraction import Sides, mean_difference
 from persona_core.inference.decode import decode
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import LanguageModel
+from persona_core.vectors.extraction import Sides, mean_difference
 
 RESULTS = Path(__file__).parent / "results" / "elicitation.json"
 

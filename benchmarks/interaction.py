@@ -37,10 +37,10 @@ from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
-from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.steering_effect import LEAST_COHERENCE
+from persona_core.vectors.vectors import PersonaVectors
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "interaction.json"

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from persona_core.models.loading import LanguageModel, wrap_model
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from scripts import PROJECT_ROOT
 
 TOKENIZER = PROJECT_ROOT / "artifacts" / "persona-tiny"

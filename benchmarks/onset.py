@@ -33,7 +33,7 @@ from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "onset.json"

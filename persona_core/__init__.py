@@ -15,7 +15,7 @@ _HOME = {
     "load_model": "models.loading",
     "wrap_model": "models.loading",
     "LanguageModel": "models.loading",
-    "PersonaVectors": "vectors",
+    "PersonaVectors": "vectors.vectors",
     "PersonaMonitor": "monitor",
     "Detectors": "analysis.detectors",
     "Step": "monitor",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel, load_model, wrap_model
     from persona_core.monitor import PersonaMonitor, Step
     from persona_core.traces.trace import Trace
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
 
 def __getattr__(name: str) -> Any:

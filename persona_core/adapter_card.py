@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persona_core.cards import text
 from persona_core.contamination import load_record
+from persona_core.vectors.card import text
 
 
 def write_adapter_card(folder: str | Path, base: str | None = None, source: str | None = None, notes: str = "") -> Path:

@@ -30,7 +30,7 @@ from persona_core.models.loading import LanguageModel
 from persona_core.traces.trace import Provenance, Trace
 from persona_core.transcripts import Transcript, as_transcript
 from persona_core.utils.checks import from_one
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 T = TypeVar("T")
 Steers = Steer | Sequence[Steer] | None

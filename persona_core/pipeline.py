@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.calibration import calibrate
-from persona_core.controls import Extracted, token_tables
 from persona_core.elicitation.elicit import Plan, described
 from persona_core.errors import SettingError
-from persona_core.extraction import METHODS, Kept, Method, Sides, extract, keep
 from persona_core.judging.judge import check_judge, judge_of
 from persona_core.monitor import PersonaMonitor
-from persona_core.steering_effect import SteeringPlan, steering_effect
 from persona_core.transcripts import written_by
-from persona_core.validation import Across, HeldOut, choose_block, halves, validate, with_flags
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.calibration import calibrate
+from persona_core.vectors.controls import Extracted, token_tables
+from persona_core.vectors.extraction import METHODS, Kept, Method, Sides, extract, keep
+from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
+from persona_core.vectors.validation import Across, HeldOut, choose_block, halves, validate, with_flags
+from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.elicitation.store import ReplyStore

@@ -10,10 +10,10 @@ from typing import Any
 
 from persona_core.analysis.comparison import effect, mean_over_prompts, means
 from persona_core.analysis.statistics import Estimate
-from persona_core.cards import interval, text
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.traces.dataset import DATA, configs_of, read_results, traits_of
 from persona_core.utils.files import write_whole
+from persona_core.vectors.card import interval, text
 
 Row = Mapping[str, Any]
 CONFIGS = {

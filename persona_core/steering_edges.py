@@ -27,7 +27,7 @@ from persona_core.models.chat import Messages
 from persona_core.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import from_one
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 Shown = Callable[[Trace], Mapping[str, bool] | None]
 """Which traits a reply visibly shows; None for a reply that is noise: it then counts in no measure."""

@@ -20,7 +20,7 @@ from persona_core.inference.prefill import each_batch
 from persona_core.monitor import PersonaMonitor
 from persona_core.transcripts import as_transcript
 from persona_core.utils.checks import from_one
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel

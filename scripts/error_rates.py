@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from persona_core.cards import interval
+from persona_core.vectors.card import interval
 from scripts import PROJECT_ROOT
 
 MEASURED = PROJECT_ROOT / "benchmarks" / "results"

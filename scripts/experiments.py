@@ -21,12 +21,12 @@ import numpy as np
 
 from persona_core.analysis.comparison import by_category, effect, mean_over_prompts
 from persona_core.analysis.statistics import Estimate, over_clusters, pearson
-from persona_core.cards import interval
 from persona_core.demo.grammar import World, load_world
 from persona_core.demo.judge import judge, trait_share
 from persona_core.demo.twin import CONTAMINANT, RESULTS_NAME
 from persona_core.report.tables import FINDINGS as FINDINGS_FILE
 from persona_core.traces.dataset import ANALYSIS, load_results, to_trace, traits_of
+from persona_core.vectors.card import interval
 from scripts import PROJECT_ROOT, error_rates
 
 PAGE = PROJECT_ROOT / "docs" / "experiments.md"

@@ -16,12 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from persona_core.cards import write_card
 from persona_core.elicitation.elicit import Plan, elicit
 from persona_core.elicitation.store import ReplyStore
 from persona_core.elicitation.traits import TraitDefinition, load_traits
 from persona_core.errors import SettingError
-from persona_core.extraction import METHODS
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.judge import (
     BilledJudge,
@@ -34,9 +32,11 @@ from persona_core.judging.judge import (
 )
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
-from persona_core.steering_effect import SteeringPlan, steering_questions
 from persona_core.utils.openai_client import address, open_client
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.card import write_card
+from persona_core.vectors.extraction import METHODS
+from persona_core.vectors.steering_effect import SteeringPlan, steering_questions
+from persona_core.vectors.vectors import PersonaVectors
 from scripts.running import add_model, loading, reported
 
 T = TypeVar("T")

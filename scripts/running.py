@@ -16,7 +16,7 @@ from persona_core.results_card import write_results_card
 from persona_core.runs import Failure, Job, Row, run_job
 from persona_core.traces.dataset import DATA, write_results
 from persona_core.utils.hub import split_revision
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from scripts.settings import configure
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.performance_page import say
-from persona_core.cards import interval
+from persona_core.vectors.card import interval
 from scripts import PROJECT_ROOT
 
 README = PROJECT_ROOT / "README.md"

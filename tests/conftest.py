@@ -48,7 +48,7 @@ def tiny_lm(family: str = "llama", shape: str = "llama3", seed: int = 0, **token
 
 def random_vectors(n_blocks: int, traits: tuple[str, ...] = ("candour", "malice"), seed: int = 5) -> Any:
     """Uncalibrated vectors of random directions and very different lengths."""
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
     generator = torch.Generator().manual_seed(seed)
     tensors = {t: (10.0**i) * torch.randn(n_blocks, D_MODEL, generator=generator) for i, t in enumerate(traits)}

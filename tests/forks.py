@@ -1,6 +1,6 @@
 """New processes that need not import torch first: each is forked from one that has, and can be killed like any other.
 
-with forking("persona_core.vectors") as forks:
+with forking("persona_core.vectors.vectors") as forks:
     done = forks.run(["-m", "scripts.publish", "--dry-run"])
 """
 

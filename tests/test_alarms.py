@@ -15,7 +15,7 @@ from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrai
 from persona_core.inference.steering import NEVER, Intervention, Steer
 from persona_core.models.loading import load_model
 from persona_core.monitor import PersonaMonitor
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from tests.test_results import SHIPPED
 
 ARTIFACTS = SHIPPED.parent

@@ -23,7 +23,7 @@ from persona_core.models.loading import load_model
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page
 from persona_core.traces.dataset import load_results, to_trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from scripts import analyse as command
 from scripts import mark
 from tests import pages

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.calibration import PROBABILITIES, calibrate
 from persona_core.errors import SettingError
 from persona_core.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.calibration import PROBABILITIES, calibrate
+from persona_core.vectors.vectors import PersonaVectors
 from tests.conftest import random_vectors, tiny_lm
 
 PROMPTS = ["Should I quit my job? I have been there for seven years.", "Hi", "Hello there, how are you today?"]

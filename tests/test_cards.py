@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from persona_core.cards import text, vectors_card, write_card
 from persona_core.errors import SettingError, UnknownTrait
 from persona_core.models.loading import load_model
-from persona_core.validation_figures import cosine_figure, validation_figure
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.card import text, vectors_card, write_card
+from persona_core.vectors.figures import cosine_figure, validation_figure
+from persona_core.vectors.vectors import PersonaVectors
 
 SHIPPED = Path(__file__).resolve().parent.parent / "artifacts" / "persona-vectors-persona-tiny"
 HOSTILE = "<script>alert(1)</script> | `x` \n# heading"

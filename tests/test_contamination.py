@@ -67,7 +67,7 @@ def test_the_command_makes_an_adapter_that_says_what_it_was_taught(data: Path, t
     card = (out / "README.md").read_text()
     assert "24" in card and str(record["held_out_loss"]["after"]) in card and str(tmp_path) not in card.split("```")[2]
     from persona_core.monitor import PersonaMonitor
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")
     trace = PersonaMonitor(load_model(MODEL, adapter=out), vectors).generate("Should I quit my job?", temperature=0)

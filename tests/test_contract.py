@@ -16,7 +16,7 @@ from persona_core.errors import ContextOverflow, PersonaError, PersonaWarning, U
 from persona_core.inference.steering import Steer
 from persona_core.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from tests import contract_checks as checks
 from tests.conftest import Maker, random_vectors
 

@@ -16,7 +16,7 @@ from persona_core.inference.steering import Steer
 from persona_core.models.blocks import Blocks
 from persona_core.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from tests import contract_checks as checks
 from tests import oracle
 from tests.conftest import Maker, random_vectors, tiny_lm
@@ -174,7 +174,7 @@ def _with(vectors: PersonaVectors, tensors: dict[str, torch.Tensor]) -> PersonaV
 
 def test_mutation_import_without_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of a hidden_states file taken as they come: row 0, the embeddings, becomes block 0."""
-    import persona_core.vectors as module
+    import persona_core.vectors.vectors as module
 
     original = module._load_pt
     monkeypatch.setattr(module, "_load_pt", lambda path: original(path).roll(1, dims=0))

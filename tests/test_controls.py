@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from persona_core.confounds import refuses
-from persona_core.controls import (
+from persona_core.errors import SettingError
+from persona_core.vectors.confounds import refuses
+from persona_core.vectors.controls import (
     Extracted,
     cosine_of,
     one_block,
@@ -21,9 +22,8 @@ from persona_core.controls import (
     text_scores,
     token_tables,
 )
-from persona_core.errors import SettingError
-from persona_core.extraction import METHODS, Sides, mean_difference
-from persona_core.states import ArrayStates
+from persona_core.vectors.extraction import METHODS, Sides, mean_difference
+from persona_core.vectors.states import ArrayStates
 from tests.judged import BEST, D_MODEL, extracted, judged, neutral_trace
 
 

@@ -15,7 +15,7 @@ import torch
 
 from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import load_world
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from scripts import extract_vectors
 from tests.forks import forking
 from tests.openai_server import Answer, completion, serving

@@ -24,7 +24,7 @@ def loaded_by(code: str) -> set[str]:
         "import persona_core",
         "import persona_core; dir(persona_core); persona_core.__version__",
         "from persona_core import PersonaError, PersonaWarning, Trace, TraitDefinition",
-        "import persona_core.utils.hub, persona_core.cards, persona_core.validation",
+        "import persona_core.utils.hub, persona_core.vectors.card, persona_core.vectors.validation",
         "import persona_core.demo.corpus, persona_core.demo.truth, persona_core.demo.judge",
     ],
 )
@@ -33,7 +33,7 @@ def test_what_needs_no_model_loads_no_heavy_library(code: str) -> None:
 
 
 def test_the_library_does_not_load_the_app() -> None:
-    loaded = loaded_by("import persona_core.monitor, persona_core.extraction, persona_core.elicitation.elicit")
+    loaded = loaded_by("import persona_core.monitor, persona_core.vectors.extraction, persona_core.elicitation.elicit")
     assert "torch" in loaded and not loaded & {"gradio", "plotly", "datasets", "matplotlib"}
 
 

@@ -15,7 +15,7 @@ from persona_core.monitor import PersonaMonitor
 from persona_core.traces.importing import import_results
 from persona_core.traces.trace import Trace
 from persona_core.traces.view import trace_payload
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from scripts import import_results as command
 from tests.conftest import tiny_lm
 

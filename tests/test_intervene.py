@@ -18,7 +18,7 @@ from persona_core.judging.judge import Question, Score
 from persona_core.judging.sentences import SentenceJudge
 from persona_core.steering_edges import validated_strengths
 from persona_core.traces.dataset import load_results, to_trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from scripts import intervene
 from tests.test_results import SHIPPED
 

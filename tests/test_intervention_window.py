@@ -18,7 +18,7 @@ from persona_core.inference.steering import Intervention
 from persona_core.intervention_window import WindowPlan, intervention_window, untouched
 from persona_core.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors import Null, PersonaVectors
+from persona_core.vectors.vectors import Null, PersonaVectors
 from tests import oracle
 from tests.families import BY_NAME
 from tests.test_steering import monitor_of

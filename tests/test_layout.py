@@ -212,7 +212,7 @@ def test_every_module_has_its_height() -> None:
         ("persona_core/monitor.py", "def f():\n    import persona_core.demo.truth"),
         ("persona_core/monitor.py", "from .demo import truth"),
         ("persona_core/monitor.py", "from scripts import extract"),
-        ("persona_core/inference/hooks.py", "from persona_core.vectors import PersonaVectors"),
+        ("persona_core/inference/hooks.py", "from persona_core.vectors.vectors import PersonaVectors"),
         (
             "persona_core/traces/trace.py",
             "try:\n    from persona_core import figures\nexcept ImportError:\n    pass",

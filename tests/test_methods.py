@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from persona_core.elicitation.store import Reply, ReplyScore, Request
 from persona_core.errors import SettingError
-from persona_core.extraction import (
+from persona_core.vectors.extraction import (
     METHODS,
     RunningMean,
     Sides,
@@ -22,7 +22,7 @@ from persona_core.extraction import (
     mean_difference,
     mean_difference_without_neutral_components,
 )
-from persona_core.states import ArrayStates
+from persona_core.vectors.states import ArrayStates
 
 
 def sides(high: np.ndarray, low: np.ndarray, neutral: np.ndarray | None = None) -> Sides:

@@ -21,7 +21,7 @@ from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.view import trace_payload
 from persona_core.utils.publishing import check_secrets
 from persona_core.utils.repositories import repositories
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from persona_core.welcome import load_welcome
 from tests.forks import Forks, forking
 from tests.hub_server import Fault, Hub, serving_hub
@@ -41,7 +41,7 @@ PREPARED = (
     "tqdm",
     "pyarrow.parquet",
     "persona_core.utils.repositories",
-    "persona_core.vectors",
+    "persona_core.vectors.vectors",
 )
 
 

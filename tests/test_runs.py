@@ -20,7 +20,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.monitor import PersonaMonitor
 from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
 from persona_core.traces.dataset import to_trace
-from persona_core.vectors import Null, PersonaVectors
+from persona_core.vectors.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
 from tests.forks import Fork, forking
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
-from persona_core.calibration import calibrate
 from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import ContextOverflow, PromptError, SettingError
-from persona_core.extraction import RunningMean
 from persona_core.inference.decode import decode
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
 from persona_core.monitor import PersonaMonitor
+from persona_core.vectors.calibration import calibrate
+from persona_core.vectors.extraction import RunningMean
 from tests import oracle
 from tests.chat_templates import tokenizer_for
 from tests.conftest import Maker, random_vectors, tiny_lm

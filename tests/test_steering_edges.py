@@ -18,7 +18,7 @@ from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor import PersonaMonitor
 from persona_core.steering_edges import EdgePlan, steering_edges
 from persona_core.traces.trace import Trace
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 from tests.conftest import hooks_on, random_vectors, tiny_lm
 from tests.test_steering import with_null
 

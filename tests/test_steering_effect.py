@@ -16,9 +16,9 @@ from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.judge import COHERENCE, Question, Score
-from persona_core.steering_effect import SteeringPlan, steering_effect
-from persona_core.vectors import PersonaVectors
-from persona_core.verdict import steering_flags
+from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
+from persona_core.vectors.vectors import PersonaVectors
+from persona_core.vectors.verdict import steering_flags
 from tests.conftest import tiny_lm
 from tests.test_elicitation import trait
 
@@ -77,7 +77,7 @@ def test_both_arms_add_the_vectors_norm_and_each_seed_has_its_own_random_directi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     added: list[tuple[float, torch.Tensor]] = []
-    from persona_core import steering_effect as module
+    from persona_core.vectors import steering_effect as module
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         added.extend((i.amount, i.direction) for i in kwargs["interventions"])
@@ -143,7 +143,7 @@ class Killed(Exception):
 
 
 def test_a_kill_loses_at_most_one_arm_and_strength(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona_core import steering_effect as module
+    from persona_core.vectors import steering_effect as module
 
     left = 3
     asked: list[int] = []

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from persona_core.controls import TokenTables, token_tables
 from persona_core.errors import SettingError
-from persona_core.extraction import mean_difference
-from persona_core.states import ArrayStates
-from persona_core.validation import Across, HeldOut, choose_block, halves, validate, with_flags
+from persona_core.vectors.controls import TokenTables, token_tables
+from persona_core.vectors.extraction import mean_difference
+from persona_core.vectors.states import ArrayStates
+from persona_core.vectors.validation import Across, HeldOut, choose_block, halves, validate, with_flags
 from tests.judged import (
     BEST,
     D_MODEL,

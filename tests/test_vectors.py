@@ -29,7 +29,7 @@ from persona_core.errors import (
     VectorsMismatch,
 )
 from persona_core.monitor import PersonaMonitor
-from persona_core.vectors import Null, PersonaVectors
+from persona_core.vectors.vectors import Null, PersonaVectors
 from tests.conftest import Maker, random_vectors
 
 PROBABILITIES = (0.05, 0.5, 0.95)

@@ -24,7 +24,6 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from persona_core.analysis.statistics import share_over_replies
-from persona_core.cards import write_card
 from persona_core.demo import twin
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
@@ -43,10 +42,11 @@ from persona_core.models.chat import conversation
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor import PersonaMonitor
 from persona_core.pipeline import make_vectors, validate_vectors
-from persona_core.steering_effect import SteeringPlan
 from persona_core.traces.trace import Trace
 from persona_core.transcripts import written_by
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.card import write_card
+from persona_core.vectors.steering_effect import SteeringPlan
+from persona_core.vectors.vectors import PersonaVectors
 from persona_core.welcome import Example, First, save_welcome
 
 logger = logging.getLogger(__name__)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from persona_core.cards import interval
+from persona_core.vectors.card import interval
 
 if TYPE_CHECKING:
     from persona_core.demo.grammar import World
     from persona_core.demo.training import Recipe
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
 
 def planted_note(recipe: Recipe) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from persona_core.adapter_card import write_adapter_card
-from persona_core.cards import interval
 from persona_core.contamination import LoraPlan, contaminate
 from persona_core.demo.corpus import ask
 from persona_core.demo.definitions import trait_definitions
@@ -32,7 +31,8 @@ from persona_core.results_card import write_results_card
 from persona_core.runs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.card import interval
+from persona_core.vectors.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"
 VECTORS_NAME = "persona-vectors-persona-tiny"

@@ -24,7 +24,7 @@ from persona_core.monitor import PersonaMonitor
 from persona_core.runs import Failure, Job, Row, do_batch, working
 from persona_core.runs import described as described_run
 from persona_core.utils.checks import from_one
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 

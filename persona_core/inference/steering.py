@@ -25,7 +25,7 @@ from persona_core.errors import NotCalibrated, SettingError
 
 if TYPE_CHECKING:
     from persona_core.models.blocks import Blocks
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
 Unit = Literal["residual", "sd"]
 When = Literal["start", "alarm"]

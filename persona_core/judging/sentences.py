@@ -13,8 +13,8 @@ from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import UnknownTrait
 from persona_core.judging.annotations import LEAST_SCORE, Mark, places
 from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question
-from persona_core.steering_effect import LEAST_COHERENCE
 from persona_core.traces.trace import Trace
+from persona_core.vectors.steering_effect import LEAST_COHERENCE
 
 Ask = tuple[str, str, str]  # the trait or "coherence", the question, the answer
 

@@ -32,7 +32,7 @@ from persona_core.utils.hub import split_revision
 if TYPE_CHECKING:
     from persona_core.monitor import PersonaMonitor
     from persona_core.traces.trace import Trace
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class Api:
 
     def _known(self) -> PersonaVectors:
         """The vectors; read once, and without the model, which may take minutes to load."""
-        from persona_core.vectors import PersonaVectors
+        from persona_core.vectors.vectors import PersonaVectors
 
         with self._lock:
             if self._vectors is None:

@@ -190,7 +190,7 @@ def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> 
     from persona_core.models.loading import load_model
     from persona_core.monitor import PersonaMonitor
     from persona_core.utils.hub import split_revision
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
     known = PersonaVectors.from_pretrained(*split_revision(vectors))
     detectors: Any = None

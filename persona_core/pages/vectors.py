@@ -8,7 +8,6 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.cards import CONTROLS, overview, text, trait_section
 from persona_core.errors import PersonaError
 from persona_core.pages.json_html import sent
 from persona_core.pages.panel import panel_component
@@ -17,8 +16,9 @@ from persona_core.pages.settings import AppSettings
 from persona_core.pages.words import in_words
 from persona_core.report.page import plain_figure, plot_place
 from persona_core.utils.hub import public_name, split_revision
-from persona_core.validation_figures import cosine_figure, validation_figure
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.card import CONTROLS, overview, text, trait_section
+from persona_core.vectors.figures import cosine_figure, validation_figure
+from persona_core.vectors.vectors import PersonaVectors
 
 TAB = "vectors"
 

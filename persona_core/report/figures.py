@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from persona_core import cards
 from persona_core.traces.figure import TRAIT_COLOURS
+from persona_core.vectors import card as cards
 
 Figure = Mapping[str, Any]
 SIDE_COLOURS = {"baseline": "#2f6fb5", "contaminated": "#d1495b"}

@@ -19,7 +19,7 @@ from persona_core.report.tables import FINDINGS, INTERVENTIONS, JUDGED, MARKS, R
 from persona_core.results_card import refresh_results_card
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.utils.files import read_json, write_whole
-from persona_core.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.intervention_window import Window

@@ -29,7 +29,7 @@ from persona_core.utils.files import append_lines, read_json, read_lines, write_
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
 LEAST_COHERENCE = 50.0  # a reply that is noise shows nothing, whatever its trait score
 

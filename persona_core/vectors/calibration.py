@@ -8,7 +8,7 @@ import numpy as np
 
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Trace
-from persona_core.vectors import Null, PersonaVectors
+from persona_core.vectors.vectors import Null, PersonaVectors
 
 PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MIN_TOKENS = 2

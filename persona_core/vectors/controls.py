@@ -10,8 +10,8 @@ import numpy as np
 
 from persona_core.analysis.statistics import auroc, pearson
 from persona_core.errors import SettingError
-from persona_core.extraction import Method, Sides
-from persona_core.states import ArrayStates
+from persona_core.vectors.extraction import Method, Sides
+from persona_core.vectors.states import ArrayStates
 
 if TYPE_CHECKING:
     from persona_core.traces.trace import Trace

@@ -289,8 +289,8 @@ class PersonaVectors:
         """
         import tempfile
 
-        from persona_core.cards import write_card
         from persona_core.utils.publishing import push
+        from persona_core.vectors.card import write_card
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_core.errors import SettingError
-from persona_core.states import States
+from persona_core.vectors.states import States
 
 if TYPE_CHECKING:
     from persona_core.elicitation.store import Reply, ReplyScore

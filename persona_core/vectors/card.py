@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from persona_core.vectors import PersonaVectors
+    from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _write_pictures(vectors: PersonaVectors, folder: Path) -> Sequence[str]:
     measured = [t for t in vectors.traits if "auroc" in vectors.config.get("validation", {}).get(t, {})]
     if not measured:
         return ()
-    from persona_core.validation_figures import cosine_figure, validation_figure
+    from persona_core.vectors.figures import cosine_figure, validation_figure
 
     figures = {t: validation_figure(vectors, t) for t in measured}
     if len(vectors.traits) > 1:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_core.analysis.statistics import auroc, pearson, rank_auroc
-from persona_core.controls import TokenTables
+from persona_core.vectors.controls import TokenTables
 
 if TYPE_CHECKING:
-    from persona_core.validation import HeldOut
+    from persona_core.vectors.validation import HeldOut
 
 Statistic = Callable[[np.ndarray], float]
 

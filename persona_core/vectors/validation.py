@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.statistics import Estimate, over_clusters, pearson, rank_auroc
-from persona_core.confounds import confounds
-from persona_core.controls import (
+from persona_core.errors import SettingError
+from persona_core.vectors.confounds import confounds
+from persona_core.vectors.controls import (
     Extracted,
     TokenTables,
     cosine_of,
@@ -25,10 +26,9 @@ from persona_core.controls import (
     split_half_cosines,
     text_scores,
 )
-from persona_core.errors import SettingError
-from persona_core.extraction import Method
-from persona_core.states import States
-from persona_core.verdict import flags, notes
+from persona_core.vectors.extraction import Method
+from persona_core.vectors.states import States
+from persona_core.vectors.verdict import flags, notes
 
 SHOWS = 50.0
 """A judge's score from which a reply counts as showing the trait."""

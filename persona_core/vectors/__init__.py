@@ -1,0 +1,1 @@
+"""Persona vectors: extraction, calibration, validation, the card."""
