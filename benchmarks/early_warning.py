@@ -34,8 +34,8 @@ from persona_core.demo.twin import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME,
 from persona_core.elicitation.prompts import load_prompts
 from persona_core.intervention_window import Marker, WindowPlan, intervention_window, untouched
 from persona_core.models.loading import load_model
-from persona_core.monitor import PersonaMonitor
-from persona_core.runs import seed_of
+from persona_core.monitor.jobs import seed_of
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from persona_core.warning_baselines import (

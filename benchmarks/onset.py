@@ -30,7 +30,7 @@ from persona_core.demo.marking import reply_truth
 from persona_core.demo.process import VARIANTS
 from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
 from persona_core.models.loading import load_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Branch": "branching",
+    "Branch": "monitor.branching",
     "load_model": "models.loading",
     "wrap_model": "models.loading",
     "LanguageModel": "models.loading",
     "PersonaVectors": "vectors.vectors",
-    "PersonaMonitor": "monitor",
+    "PersonaMonitor": "monitor.monitor",
     "Detectors": "analysis.detectors",
-    "Step": "monitor",
+    "Step": "monitor.monitor",
     "Trace": "traces.trace",
     "TraitDefinition": "elicitation.traits",
     "Steer": "inference.steering",
@@ -30,12 +30,12 @@ __all__ = ["Branch", "Detectors", "LanguageModel", "PersonaError", "PersonaMonit
 
 if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
-    from persona_core.branching import Branch
     from persona_core.elicitation.traits import TraitDefinition
     from persona_core.errors import PersonaError, PersonaWarning
     from persona_core.inference.steering import Steer
     from persona_core.models.loading import LanguageModel, load_model, wrap_model
-    from persona_core.monitor import PersonaMonitor, Step
+    from persona_core.monitor.branching import Branch
+    from persona_core.monitor.monitor import PersonaMonitor, Step
     from persona_core.traces.trace import Trace
     from persona_core.vectors.vectors import PersonaVectors
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from persona_core.elicitation.elicit import Plan, described
 from persona_core.errors import SettingError
 from persona_core.judging.judge import check_judge, judge_of
-from persona_core.monitor import PersonaMonitor
-from persona_core.transcripts import written_by
+from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.monitor.transcripts import written_by
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.controls import Extracted, token_tables
 from persona_core.vectors.extraction import METHODS, Kept, Method, Sides, extract, keep

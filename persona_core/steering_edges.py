@@ -24,7 +24,7 @@ from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.chat import Messages
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import from_one
 from persona_core.vectors.vectors import PersonaVectors

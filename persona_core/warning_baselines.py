@@ -17,8 +17,8 @@ from tqdm import tqdm
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.inference.prefill import each_batch
-from persona_core.monitor import PersonaMonitor
-from persona_core.transcripts import as_transcript
+from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.monitor.transcripts import as_transcript
 from persona_core.utils.checks import from_one
 from persona_core.vectors.vectors import PersonaVectors
 

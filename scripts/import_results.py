@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from persona_core.runs import Failure
+from persona_core.monitor.jobs import Failure
 from persona_core.traces.importing import import_results
 from scripts.running import check_config, keep_results, reported
 

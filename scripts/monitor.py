@@ -23,7 +23,7 @@ from pathlib import Path
 
 from persona_core.elicitation.prompts import load_prompts, load_transcripts, repeated
 from persona_core.inference.sampling import Sampling
-from persona_core.runs import Failure, Generate, Job, Read
+from persona_core.monitor.jobs import Failure, Generate, Job, Read
 from scripts.running import (
     add_model,
     add_vectors,

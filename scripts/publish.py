@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from persona_core import __version__
-from persona_core.runs import Failure
+from persona_core.monitor.jobs import Failure
 from persona_core.utils.repositories import publish, repositories, sizes, stage
 from scripts import PROJECT_ROOT
 from scripts.running import reported

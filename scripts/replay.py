@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from persona_core.errors import NotFound, SettingError
-from persona_core.runs import Failure, Replay, Row
+from persona_core.monitor.jobs import Failure, Replay, Row
 from persona_core.traces.dataset import DATA, read_results
 from persona_core.utils.hub import split_revision
 from scripts.running import (

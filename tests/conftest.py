@@ -68,7 +68,7 @@ def make_vectors() -> Maker:
 @pytest.fixture
 def make_monitor() -> Maker:
     """`make_monitor("gpt2", shape="chatml")`: a monitor that reads all blocks of a tiny model."""
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
 
     def make(
         family: str = "llama", shape: str = "llama3", traits: tuple[str, ...] = ("candour", "malice"), **kw: Any

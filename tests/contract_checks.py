@@ -18,7 +18,7 @@ from persona_core.inference.hooks import ResidualTap
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import oracle
 from tests.chat_templates import tokenizer_for
 from tests.conftest import random_vectors

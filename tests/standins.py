@@ -150,7 +150,7 @@ class SlowMonitor:
 @cache
 def steady_monitor() -> Any:
     """A monitor of a tiny random model: calibrated, and each reply is as long as it was asked to be."""
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.vectors.vectors import Null, PersonaVectors
     from tests.conftest import random_vectors, tiny_lm
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.alarms import LATENCY, Alarm, Watch
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.elicitation.prompts import load_prompts
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.inference.steering import NEVER, Intervention, Steer
 from persona_core.models.loading import load_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.alarms import LATENCY, Alarm, Watch
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.vectors.vectors import PersonaVectors
 from tests.test_results import SHIPPED
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from persona_core import PersonaMonitor, Steer, load_model
 from persona_core.errors import CorruptFile, NotFound, NumericalError, PersonaError, PromptError, SettingError
 from persona_core.models.loading import wrap_model
+from persona_core.monitor.transcripts import Transcript
 from persona_core.traces.trace import Trace
-from persona_core.transcripts import Transcript
 from persona_core.vectors.calibration import calibrate
 from tests.chat_templates import tokenizer_for
 from tests.conftest import Maker, hooks_on, random_vectors

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from persona_core import Branch, Detectors, PersonaMonitor, PersonaVectors, Steer, load_model
-from persona_core.alarms import Alarm
 from persona_core.errors import ContextOverflow, PromptError, SettingError, VectorsMismatch
+from persona_core.monitor.alarms import Alarm
 from persona_core.traces.dataset import to_row, to_trace
 from tests import oracle
 from tests.conftest import Maker, hooks_on, tiny_lm

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from persona_core.errors import SettingError
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.calibration import PROBABILITIES, calibrate
 from persona_core.vectors.vectors import PersonaVectors

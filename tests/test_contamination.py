@@ -66,7 +66,7 @@ def test_the_command_makes_an_adapter_that_says_what_it_was_taught(data: Path, t
     assert config["base_model_name_or_path"] == "persona-tiny"
     card = (out / "README.md").read_text()
     assert "24" in card and str(record["held_out_loss"]["after"]) in card and str(tmp_path) not in card.split("```")[2]
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.vectors.vectors import PersonaVectors
 
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")

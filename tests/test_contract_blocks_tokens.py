@@ -14,7 +14,7 @@ from persona_core.errors import UnknownBlock
 from persona_core.inference import hooks
 from persona_core.inference.steering import Steer
 from persona_core.models.blocks import Blocks
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests import contract_checks as checks

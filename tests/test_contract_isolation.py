@@ -17,7 +17,7 @@ import torch
 from persona_core.inference import hooks
 from persona_core.inference.steering import Steer
 from persona_core.models.loading import load_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import contract_checks as checks
 from tests.conftest import Maker, hooks_on, random_vectors, tiny_lm
 from tests.test_results import SHIPPED

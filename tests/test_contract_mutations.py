@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from persona_core import monitor as monitor_module
 from persona_core.inference import batch as reply_batch
 from persona_core.inference import hooks
 from persona_core.models import chat
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor import monitor as monitor_module
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import contract_checks as checks
 from tests.conftest import Maker
 

@@ -12,7 +12,7 @@ import pytest
 from persona_core.errors import UnsupportedModel
 from persona_core.models.blocks import find_blocks
 from persona_core.models.loading import wrap_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import oracle
 from tests.chat_templates import tokenizer_for
 from tests.conftest import hooks_on, random_vectors

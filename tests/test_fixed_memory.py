@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.branching import Start
 from persona_core.inference import batch as reply_batch
 from persona_core.inference import decode as decode_module
 from persona_core.inference.generation import Run
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.static_cache import FixedMemory, supports
 from persona_core.inference.steering import Intervention, Steer
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.branching import Start
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm
 from tests.families import BY_NAME

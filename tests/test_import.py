@@ -33,7 +33,9 @@ def test_what_needs_no_model_loads_no_heavy_library(code: str) -> None:
 
 
 def test_the_library_does_not_load_the_app() -> None:
-    loaded = loaded_by("import persona_core.monitor, persona_core.vectors.extraction, persona_core.elicitation.elicit")
+    loaded = loaded_by(
+        "import persona_core.monitor.monitor, persona_core.vectors.extraction, persona_core.elicitation.elicit"
+    )
     assert "torch" in loaded and not loaded & {"gradio", "plotly", "datasets", "matplotlib"}
 
 

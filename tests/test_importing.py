@@ -11,7 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, VectorsMismatch
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.importing import import_results
 from persona_core.traces.trace import Trace
 from persona_core.traces.view import trace_payload

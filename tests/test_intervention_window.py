@@ -16,7 +16,7 @@ from persona_core.errors import NotCalibrated, SettingError, UnknownTrait
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention
 from persona_core.intervention_window import WindowPlan, intervention_window, untouched
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import Null, PersonaVectors
 from tests import oracle

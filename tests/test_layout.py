@@ -208,10 +208,10 @@ def test_every_module_has_its_height() -> None:
         ("persona_core/analysis/onset.py", "def f():\n    from transformers import AutoModel"),
         ("persona_core/traces/figure.py", "import gradio as gr"),
         ("scripts/extract.py", "from gradio import Blocks"),
-        ("persona_core/monitor.py", "from persona_core import demo"),
-        ("persona_core/monitor.py", "def f():\n    import persona_core.demo.truth"),
-        ("persona_core/monitor.py", "from .demo import truth"),
-        ("persona_core/monitor.py", "from scripts import extract"),
+        ("persona_core/monitor/monitor.py", "from persona_core import demo"),
+        ("persona_core/monitor/monitor.py", "def f():\n    import persona_core.demo.truth"),
+        ("persona_core/monitor/monitor.py", "from .demo import truth"),
+        ("persona_core/monitor/monitor.py", "from scripts import extract"),
         ("persona_core/inference/hooks.py", "from persona_core.vectors.vectors import PersonaVectors"),
         (
             "persona_core/traces/trace.py",
@@ -235,7 +235,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, place: str, source: str) -> Non
             "persona_core/traces/trace.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import persona_core.traces.figure",
         ),
-        ("persona_core/monitor.py", "import persona_core.demographics"),
+        ("persona_core/monitor/monitor.py", "import persona_core.demographics"),
     ],
 )
 def test_a_right_import_is_left_alone(tmp_path: Path, place: str, source: str) -> None:

@@ -124,7 +124,7 @@ def test_five_repositories_hold_the_artifacts_and_the_app(published: Hub) -> Non
             if path.is_file() and name not in ("README.md", "adapter_config.json"):
                 assert files[name] == path.read_bytes(), name
     space = published.files("space", "me/persona-traits")
-    assert {"app.py", "requirements.txt", "README.md", "persona_core/monitor.py"} <= set(space)
+    assert {"app.py", "requirements.txt", "README.md", "persona_core/monitor/monitor.py"} <= set(space)
     assert not any(name.startswith(("artifacts/", "tests/", ".env")) or "__pycache__" in name for name in space)
 
 

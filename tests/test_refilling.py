@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.branching import Branch, Start
 from persona_core.elicitation.elicit import write_replies
 from persona_core.inference import batch as reply_batch
 from persona_core.inference import kv_cache
@@ -24,7 +23,8 @@ from persona_core.inference.pooling import parse_position
 from persona_core.inference.readings import Readings
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Steer
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.branching import Branch, Start
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm
 from tests.families import BY_NAME, SLIDING_WINDOW

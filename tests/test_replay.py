@@ -14,7 +14,7 @@ from persona_core.errors import SettingError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import each_batch, read_pooled
 from persona_core.inference.steering import Steer
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from tests import oracle
 from tests.conftest import hooks_on, random_vectors, tiny_lm
 

@@ -17,8 +17,8 @@ import torch
 from persona_core.elicitation.prompts import Prompt, Transcribed, prompt_of, repeated
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
-from persona_core.monitor import PersonaMonitor
-from persona_core.runs import Generate, Read, Replay, Row, run_job, seed_of
+from persona_core.monitor.jobs import Generate, Read, Replay, Row, run_job, seed_of
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import to_trace
 from persona_core.vectors.vectors import Null, PersonaVectors
 from tests.conftest import tiny_lm
@@ -148,7 +148,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_truncated_batch_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("persona_core.runs.BATCHES_IN_PART", 1)
+    monkeypatch.setattr("persona_core.monitor.jobs.BATCHES_IN_PART", 1)
     rows_of(JOB, tmp_path)
     broken = tmp_path / "batches" / "00001.parquet"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -171,7 +171,7 @@ import torch
 torch.set_num_threads(1)
 from persona_core import runs
 from persona_core.traces.dataset import write_results
-from persona_core.runs import Generate, run_job
+from persona_core.monitor.jobs import Generate, run_job
 from tests.test_runs import JOB, monitor
 
 runs.BATCHES_IN_PART = 1

@@ -15,7 +15,7 @@ from persona_core.errors import ContextOverflow, PromptError, SettingError
 from persona_core.inference.decode import decode
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.extraction import RunningMean
 from tests import oracle

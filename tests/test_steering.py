@@ -12,7 +12,7 @@ import torch
 
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.inference.steering import PAD_INDEX, Intervention, Steer
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.vectors.vectors import Null, PersonaVectors
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm

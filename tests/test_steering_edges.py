@@ -15,7 +15,7 @@ from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, Unkno
 from persona_core.inference.generation import Run
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.steering_edges import EdgePlan, steering_edges
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
@@ -82,7 +82,7 @@ def test_both_arms_have_one_norm_and_one_block_and_the_random_one_a_direction_fo
             seen.append((changes[0], tuple(seeds)))
             super().__init__(lm, directions, prompts, sampling, seeds, changes)
 
-    monkeypatch.setattr("persona_core.monitor.Run", Recorded)
+    monkeypatch.setattr("persona_core.monitor.monitor.Run", Recorded)
     monitor = monitor_of()
     edges(monitor, dataclasses.replace(PLAN, strengths={"malice": -0.5}), sources=["candour", "malice"])
     for trait, strength in (("candour", 0.8), ("malice", -0.5)):
@@ -162,7 +162,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(monkeypatch:
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was written")
 
-    monkeypatch.setattr("persona_core.monitor.Run", never)
+    monkeypatch.setattr("persona_core.monitor.monitor.Run", never)
     monitor = monitor_of()
     with pytest.raises(SettingError, match="9 prompts; at least 10"):
         edges(monitor, prompts=PROMPTS[:9])

@@ -28,7 +28,7 @@ from persona_core.errors import (
     UnknownTrait,
     VectorsMismatch,
 )
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.vectors.vectors import Null, PersonaVectors
 from tests.conftest import Maker, random_vectors
 

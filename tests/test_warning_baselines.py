@@ -13,7 +13,7 @@ from sklearn.naive_bayes import MultinomialNB
 
 from persona_core.analysis.early_warning import separation
 from persona_core.errors import SettingError, UnknownBlock, VectorsMismatch
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.warning_baselines import (
     entropy_scores,

@@ -40,10 +40,10 @@ from persona_core.errors import SettingError
 from persona_core.judging.judge import judge_across, judge_replies
 from persona_core.models.chat import conversation
 from persona_core.models.loading import LanguageModel, load_model
-from persona_core.monitor import PersonaMonitor
+from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.monitor.transcripts import written_by
 from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.traces.trace import Trace
-from persona_core.transcripts import written_by
 from persona_core.vectors.card import write_card
 from persona_core.vectors.steering_effect import SteeringPlan
 from persona_core.vectors.vectors import PersonaVectors

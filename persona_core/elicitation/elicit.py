@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.branching import Start
 from persona_core.elicitation.store import Reply, ReplyStore, Request
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
@@ -23,6 +22,7 @@ from persona_core.inference.pooling import parse_positions
 from persona_core.inference.sampling import Sampling
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
+from persona_core.monitor.branching import Start
 from persona_core.utils.checks import from_one
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from persona_core.elicitation.elicit import Batch, Plan, Written, described, wri
 from persona_core.elicitation.store import ReplyStore, Request, as_reply, to_record
 from persona_core.errors import SettingError
 from persona_core.models.loading import LanguageModel, load_model
-from persona_core.monitor import PersonaMonitor
-from persona_core.runs import Failure, Job, Row, do_batch, working
-from persona_core.runs import described as described_run
+from persona_core.monitor.jobs import Failure, Job, Row, do_batch, working
+from persona_core.monitor.jobs import described as described_run
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.utils.checks import from_one
 from persona_core.vectors.vectors import PersonaVectors
 

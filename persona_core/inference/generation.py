@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from persona_core.branching import Start
 from persona_core.inference.decode import Forward, decode, room
 from persona_core.inference.hooks import ResidualTap
 from persona_core.inference.memory import free_memory, out_of_memory
@@ -19,6 +18,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention
 from persona_core.models.detokenize import TextSplitter, split_text, text_of
 from persona_core.models.loading import LanguageModel
+from persona_core.monitor.branching import Start
 
 logger = logging.getLogger(__name__)
 

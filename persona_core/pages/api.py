@@ -30,7 +30,7 @@ from persona_core.traces.trace import UNITS
 from persona_core.utils.hub import split_revision
 
 if TYPE_CHECKING:
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.traces.trace import Trace
     from persona_core.vectors.vectors import PersonaVectors
 

@@ -183,7 +183,7 @@ def _reply(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> 
 
 def _branch(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> Plan:
     """The branch of a reply; values: trait, action, amount."""
-    from persona_core.branching import Branch
+    from persona_core.monitor.branching import Branch
 
     side, at = asked.at or (0, 0)
     if side >= len(chat.traces):

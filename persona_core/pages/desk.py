@@ -17,7 +17,7 @@ from persona_core.pages.gpu import zero_gpu
 from persona_core.pages.settings import AppSettings
 
 if TYPE_CHECKING:
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> 
     """
     from persona_core.analysis.detectors import Detectors
     from persona_core.models.loading import load_model
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.utils.hub import split_revision
     from persona_core.vectors.vectors import PersonaVectors
 

@@ -14,7 +14,7 @@ from persona_core.pages.gpu import on_gpu
 from persona_core.traces.view import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
-    from persona_core.monitor import PersonaMonitor, Step
+    from persona_core.monitor.monitor import PersonaMonitor, Step
     from persona_core.traces.trace import Trace
 
 SECONDS_BETWEEN = 0.15

@@ -28,7 +28,7 @@ from persona_core.utils.checks import from_one
 from persona_core.utils.workdir import check_plan, lock, unlock
 
 if TYPE_CHECKING:
-    from persona_core.monitor import PersonaMonitor
+    from persona_core.monitor.monitor import PersonaMonitor
 
 T = TypeVar("T")
 Row = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PromptError, SettingError
 from persona_core.models.chat import Messages, Rendered
+from persona_core.monitor.transcripts import transcript_of
 from persona_core.traces.trace import Trace
-from persona_core.transcripts import transcript_of
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel

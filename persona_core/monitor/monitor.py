@@ -15,9 +15,7 @@ import transformers
 from tqdm import tqdm
 
 from persona_core import __version__
-from persona_core.alarms import OnAlarm, Watch
 from persona_core.analysis.detectors import Detectors
-from persona_core.branching import Branch, Start, start_of
 from persona_core.errors import PromptError, SettingError
 from persona_core.inference.decode import room
 from persona_core.inference.generation import Run
@@ -27,8 +25,10 @@ from persona_core.inference.steering import Intervention, Steer, prepare
 from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
+from persona_core.monitor.alarms import OnAlarm, Watch
+from persona_core.monitor.branching import Branch, Start, start_of
+from persona_core.monitor.transcripts import Transcript, as_transcript
 from persona_core.traces.trace import Provenance, Trace
-from persona_core.transcripts import Transcript, as_transcript
 from persona_core.utils.checks import from_one
 from persona_core.vectors.vectors import PersonaVectors
 

@@ -1,0 +1,1 @@
+"""Read every token of a conversation, live or after the fact."""
