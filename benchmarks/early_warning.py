@@ -32,19 +32,19 @@ from persona_core.demo.marking import reply_truth
 from persona_core.demo.process import VARIANTS
 from persona_core.demo.twin import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME, VECTORS_NAME
 from persona_core.elicitation.prompts import load_prompts
-from persona_core.intervention_window import Marker, WindowPlan, intervention_window, untouched
-from persona_core.models.loading import load_model
-from persona_core.monitor.jobs import seed_of
-from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import PersonaVectors
-from persona_core.warning_baselines import (
+from persona_core.experiments.intervention_window import Marker, WindowPlan, intervention_window, untouched
+from persona_core.experiments.warning_baselines import (
     entropy_scores,
     last_prompt_scores,
     ngram_scores,
     position_scores,
     random_direction_scores,
 )
+from persona_core.models.loading import load_model
+from persona_core.monitor.jobs import seed_of
+from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.traces.trace import Trace
+from persona_core.vectors.vectors import PersonaVectors
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "early_warning.json"

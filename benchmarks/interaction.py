@@ -33,10 +33,10 @@ from persona_core.demo.judge import judge
 from persona_core.demo.marking import reply_truth
 from persona_core.demo.process import VARIANTS, Process
 from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
+from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Trace
 from persona_core.vectors.steering_effect import LEAST_COHERENCE

@@ -16,8 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from persona_core.adapter_card import write_adapter_card
-from persona_core.contamination import LoraPlan, contaminate
+from persona_core.experiments.finetune import LoraPlan, contaminate
+from persona_core.experiments.finetune_card import write_adapter_card
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import Failure
 from scripts.running import add_model, loading, reported, work_folder

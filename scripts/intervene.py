@@ -24,15 +24,15 @@ from pathlib import Path
 from persona_core.elicitation.prompts import load_prompts
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import SettingError
+from persona_core.experiments.intervention_window import WindowPlan, intervention_window
+from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
-from persona_core.intervention_window import WindowPlan, intervention_window
 from persona_core.judging.judge import BilledJudge
 from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.report.folder import keep_edges, keep_window
-from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import add_model, add_vectors, loading, read_vectors, reported, work_folder
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from persona_core.contamination import IGNORED, LoraPlan, contaminate, encode, load_record
 from persona_core.elicitation.prompts import Transcribed
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.experiments.finetune import IGNORED, LoraPlan, contaminate, encode, load_record
 from persona_core.models.loading import load_model
 from scripts import contaminate as command
 from tests.conftest import tiny_lm

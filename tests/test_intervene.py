@@ -14,9 +14,9 @@ from persona_core.demo.grammar import load_world
 from persona_core.demo.judge import TruthJudge
 from persona_core.demo.marking import reply_truth
 from persona_core.errors import UnknownTrait
+from persona_core.experiments.steering_edges import validated_strengths
 from persona_core.judging.judge import Question, Score
 from persona_core.judging.sentences import SentenceJudge
-from persona_core.steering_edges import validated_strengths
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import intervene

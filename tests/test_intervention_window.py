@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core import intervention_window as module
 from persona_core.analysis.window import Outcome, mean_over_groups, window_figures
 from persona_core.errors import NotCalibrated, SettingError, UnknownTrait
+from persona_core.experiments import intervention_window as module
+from persona_core.experiments.intervention_window import WindowPlan, intervention_window, untouched
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention
-from persona_core.intervention_window import WindowPlan, intervention_window, untouched
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import Null, PersonaVectors

@@ -12,11 +12,11 @@ import torch
 
 from persona_core.analysis.confirmed import confirm
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
+from persona_core.experiments.steering_edges import EdgePlan, steering_edges
 from persona_core.inference.generation import Run
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.steering_edges import EdgePlan, steering_edges
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests.conftest import hooks_on, random_vectors, tiny_lm

@@ -13,15 +13,15 @@ from sklearn.naive_bayes import MultinomialNB
 
 from persona_core.analysis.early_warning import separation
 from persona_core.errors import SettingError, UnknownBlock, VectorsMismatch
-from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.trace import Trace
-from persona_core.warning_baselines import (
+from persona_core.experiments.warning_baselines import (
     entropy_scores,
     last_prompt_scores,
     ngram_scores,
     position_scores,
     random_direction_scores,
 )
+from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.traces.trace import Trace
 from tests import oracle
 from tests.conftest import random_vectors, tiny_lm
 from tests.families import BY_NAME

@@ -11,7 +11,7 @@ Two questions, which are often mixed up:
 - Would an alarm have gone off in time? Recall, with a threshold that a stated share of whole neutral replies exceeds
   anywhere: a rate for each token says little of a reply of 100 tokens.
 
-The score may be z of a trait, a CUSUM, or a baseline (`persona_core.warning_baselines`). High means alarm.
+The score may be z of a trait, a CUSUM, or a baseline (`persona_core.experiments.warning_baselines`). High means alarm.
 """
 
 from __future__ import annotations

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from persona_core.adapter_card import write_adapter_card
-from persona_core.contamination import LoraPlan, contaminate
 from persona_core.demo.corpus import ask
 from persona_core.demo.definitions import trait_definitions
 from persona_core.demo.grammar import World
 from persona_core.demo.judge import TruthJudge, judge, trait_share
 from persona_core.elicitation.prompts import load_prompts, repeated
 from persona_core.errors import SettingError
+from persona_core.experiments.finetune import LoraPlan, contaminate
+from persona_core.experiments.finetune_card import write_adapter_card
+from persona_core.experiments.intervention_window import WindowPlan, intervention_window
+from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
-from persona_core.intervention_window import WindowPlan, intervention_window
 from persona_core.judging.annotations import mark_sentences, save_judged, save_marks
 from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
@@ -29,7 +30,6 @@ from persona_core.report.findings import SIDES
 from persona_core.report.folder import analyse_folder, keep_edges, keep_window
 from persona_core.report.tables import JUDGED, MARKS, REPORT
 from persona_core.results_card import write_results_card
-from persona_core.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.vectors.card import interval
 from persona_core.vectors.vectors import PersonaVectors

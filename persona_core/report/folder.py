@@ -22,7 +22,7 @@ from persona_core.utils.files import read_json, write_whole
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
-    from persona_core.intervention_window import Window
+    from persona_core.experiments.intervention_window import Window
     from persona_core.models.loading import LanguageModel
 
 

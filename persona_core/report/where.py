@@ -12,15 +12,15 @@ from persona_core.analysis.early_warning import early_warning
 from persona_core.analysis.series import reply_scores
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
-from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs
-from persona_core.traces.trace import Trace
-from persona_core.warning_baselines import (
+from persona_core.experiments.warning_baselines import (
     entropy_scores,
     last_prompt_scores,
     ngram_scores,
     position_scores,
     random_direction_scores,
 )
+from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs
+from persona_core.traces.trace import Trace
 
 NO_MARKS = "No sentence is marked: python -m scripts.mark says which of them show a trait."
 N_RANDOM = 3

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persona_core.contamination import load_record
+from persona_core.experiments.finetune import load_record
 from persona_core.vectors.card import text
 
 
