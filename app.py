@@ -24,7 +24,7 @@ from persona_core.pages.runs import RunsPage
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.theme import CSS, theme
 from persona_core.pages.vectors import VectorsPage
-from persona_core.saved_runs import BASELINE, CONTAMINATED, SavedRuns
+from persona_core.report.saved_runs import BASELINE, CONTAMINATED, SavedRuns
 from persona_core.welcome import load_welcome
 
 # What every launch shares, the tests' included: nothing recorded, nothing fetched from elsewhere.

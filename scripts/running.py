@@ -13,7 +13,7 @@ from persona_core.errors import PersonaError, SettingError
 from persona_core.models.loading import DTYPES, load_model
 from persona_core.monitor.jobs import Failure, Job, Row, run_job
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.results_card import write_results_card
+from persona_core.report.card import write_results_card
 from persona_core.traces.dataset import DATA, write_results
 from persona_core.utils.hub import split_revision
 from persona_core.vectors.vectors import PersonaVectors

@@ -10,7 +10,7 @@ import pytest
 from persona_core import Branch, PersonaMonitor, Steer
 from persona_core.pages.desk import ModelDesk, load_monitor
 from persona_core.pages.settings import AppSettings
-from persona_core.saved_runs import SavedRuns
+from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from tests.app_page import ARTIFACTS, SHIPPED, ask, no_sideways_scroll, notice, open_tab, tokens_of, wait_done

@@ -26,7 +26,7 @@ from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import COST, Pace, Progress, Writing, write
 from persona_core.pages.ticket import Ticket
 from persona_core.pasted import parse_transcript
-from persona_core.saved_runs import SavedRuns
+from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view import trace_payload
 from persona_core.welcome import Example, First, load_welcome, save_welcome
 from tests.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor

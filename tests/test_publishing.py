@@ -16,7 +16,7 @@ import pytest
 
 from persona_core.errors import SettingError
 from persona_core.pages.settings import AppSettings
-from persona_core.saved_runs import SavedRuns
+from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.view import trace_payload
 from persona_core.utils.publishing import check_secrets
@@ -193,7 +193,7 @@ import json
 import app
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
-from persona_core.saved_runs import SavedRuns
+from persona_core.report.saved_runs import SavedRuns
 from persona_core.welcome import load_welcome
 settings = AppSettings.from_environment()
 app.build_demo(settings, ModelDesk.from_settings(settings))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from persona_core.elicitation.prompts import SETS, load_prompts, prompt_of
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.results_card import refresh_results_card, write_results_card
+from persona_core.report.card import refresh_results_card, write_results_card
 from persona_core.traces.dataset import (
     COLUMNS,
     configs_of,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.report.saved import read_findings
-from persona_core.saved_runs import SavedRuns
+from persona_core.report.saved_findings import read_findings
+from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, read_results, write_results
 from persona_core.traces.importing import import_results
 from tests.standins import TRAITS, hostile_trace, save_hostile_results
@@ -124,7 +124,7 @@ def test_a_broken_analysis_is_named(tmp_path: Path, name: str, text: str, says: 
 
 
 def test_many_visitors_read_the_files_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import persona_core.saved_runs as module
+    import persona_core.report.saved_runs as module
 
     read: list[str] = []
 

@@ -26,10 +26,10 @@ from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.report.card import write_results_card
 from persona_core.report.findings import SIDES
 from persona_core.report.folder import analyse_folder, keep_edges, keep_window
 from persona_core.report.tables import JUDGED, MARKS, REPORT
-from persona_core.results_card import write_results_card
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.vectors.card import interval
 from persona_core.vectors.vectors import PersonaVectors

@@ -14,8 +14,8 @@ from persona_core.pages.panel import panel_component
 from persona_core.pages.queue import QUIET
 from persona_core.pages.words import in_words
 from persona_core.report.page import report_content
-from persona_core.report.saved import read_findings
-from persona_core.saved_runs import REPLAY, SavedRuns
+from persona_core.report.saved_findings import read_findings
+from persona_core.report.saved_runs import REPLAY, SavedRuns
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from persona_core.pages.queue import MODEL_QUEUE, Deadline
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.words import failed, in_words
-from persona_core.saved_runs import BASELINE, CONTAMINATED, SIDES
+from persona_core.report.saved_runs import BASELINE, CONTAMINATED, SIDES
 from persona_core.traces.trace import UNITS
 from persona_core.utils.hub import split_revision
 

@@ -22,10 +22,10 @@ from persona_core.pages.streaming import Writing, onsets_of, read_text, write
 from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import failed, in_words
-from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
+from persona_core.report.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
 
 if TYPE_CHECKING:
-    from persona_core.saved_runs import SavedRuns
+    from persona_core.report.saved_runs import SavedRuns
     from persona_core.traces.trace import Trace
     from persona_core.welcome import Opening
 

@@ -14,7 +14,7 @@ from persona_core.pages.asked import conversation, drawn, length_of, steer_name,
 from persona_core.pages.desk import ModelDesk
 from persona_core.pages.settings import AppSettings
 from persona_core.pages.streaming import Writing, finished
-from persona_core.saved_runs import BASELINE, CONTAMINATED
+from persona_core.report.saved_runs import BASELINE, CONTAMINATED
 
 if TYPE_CHECKING:
     from persona_core.traces.trace import Trace

@@ -20,7 +20,7 @@ from persona_core.pages.streaming import write
 from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import failed, in_words
-from persona_core.saved_runs import BASELINE
+from persona_core.report.saved_runs import BASELINE
 from persona_core.traces.view import Payload
 from persona_core.welcome import Example, Welcome
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from persona_core.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
+from persona_core.report.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
 from persona_core.traces.view import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
-    from persona_core.saved_runs import SavedRuns
+    from persona_core.report.saved_runs import SavedRuns
     from persona_core.traces.trace import Trace
 
 OWN, OF_BASELINE, OF_CONTAMINATED = TEXTS = (

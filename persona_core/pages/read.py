@@ -19,7 +19,7 @@ from persona_core.pages.ticket import FULL, LOADING
 from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import failed, in_words
 from persona_core.pasted import parse_transcript
-from persona_core.saved_runs import BASELINE, SIDES
+from persona_core.report.saved_runs import BASELINE, SIDES
 from persona_core.traces.view import pair_payload
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from persona_core.pages.view import notice_component, token_view_component
 from persona_core.pages.words import in_words
 
 if TYPE_CHECKING:
-    from persona_core.saved_runs import SavedRuns
+    from persona_core.report.saved_runs import SavedRuns
 
 TAB = "runs"
 _MOUNT = """

@@ -13,10 +13,10 @@ from persona_core.analysis.confirmed import Confirmation
 from persona_core.analysis.detectors import DETECTORS_FILE
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.annotations import load_judged, load_marks
+from persona_core.report.card import refresh_results_card
 from persona_core.report.findings import Findings, analyse, confirmation
 from persona_core.report.page import report_page
 from persona_core.report.tables import FINDINGS, INTERVENTIONS, JUDGED, MARKS, REPORT, plain, write_tables
-from persona_core.results_card import refresh_results_card
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.utils.files import read_json, write_whole
 from persona_core.vectors.vectors import PersonaVectors
