@@ -9,23 +9,23 @@ from typing import Any
 import gradio as gr
 from dotenv import load_dotenv
 
+from persona_core.app.api import build_api, mcp_available
+from persona_core.app.head import head
+from persona_core.app.home import load_welcome
+from persona_core.app.masthead import TITLE, masthead
+from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.queue import QUIET
+from persona_core.app.settings import AppSettings
+from persona_core.app.tabs.analysis import AnalysisPage
+from persona_core.app.tabs.compare import ComparePage
+from persona_core.app.tabs.live import LivePage
+from persona_core.app.tabs.read import ReadPage
+from persona_core.app.tabs.runs import RunsPage
+from persona_core.app.tabs.vectors import VectorsPage
+from persona_core.app.theme import CSS, theme
+from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import PersonaError
-from persona_core.pages.analysis import AnalysisPage
-from persona_core.pages.api import build_api, mcp_available
-from persona_core.pages.compare import ComparePage
-from persona_core.pages.desk import Desks, ModelDesk
-from persona_core.pages.gpu import zero_gpu
-from persona_core.pages.head import head
-from persona_core.pages.live import LivePage
-from persona_core.pages.masthead import TITLE, masthead
-from persona_core.pages.queue import QUIET
-from persona_core.pages.read import ReadPage
-from persona_core.pages.runs import RunsPage
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.theme import CSS, theme
-from persona_core.pages.vectors import VectorsPage
 from persona_core.report.saved_runs import BASELINE, CONTAMINATED, SavedRuns
-from persona_core.welcome import load_welcome
 
 # What every launch shares, the tests' included: nothing recorded, nothing fetched from elsewhere.
 LAUNCH: dict[str, Any] = {

@@ -27,9 +27,9 @@ import numpy as np
 from tqdm import tqdm
 
 import app
-from persona_core.pages.desk import ModelDesk, load_monitor
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import Writing, write
+from persona_core.app.model_pool import ModelDesk, load_monitor
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import Writing, write
 from persona_core.traces.view import pair_payload
 from tests import pages
 from tests.standins import FIRST, make_payload, words

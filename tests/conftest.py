@@ -144,9 +144,9 @@ def slowly(slow: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An app with a saved trace and examples, on the monitor that can be slowed."""
-    from persona_core.pages.desk import ModelDesk
-    from persona_core.pages.settings import AppSettings
-    from persona_core.welcome import Example, save_welcome
+    from persona_core.app.home import Example, save_welcome
+    from persona_core.app.model_pool import ModelDesk
+    from persona_core.app.settings import AppSettings
     from tests.standins import HOSTILE, save_hostile_results
 
     folder = tmp_path_factory.mktemp("vectors")

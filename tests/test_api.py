@@ -24,11 +24,11 @@ from gradio.utils import get_function_description
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from persona_core.app import api
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
 from persona_core.inference.steering import Steer
-from persona_core.pages import api
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.settings import AppSettings
 from persona_core.traces.trace import Trace
 from tests import pages
 from tests.standins import SlowMonitor, steady_monitor

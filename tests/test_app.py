@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from persona_core.app.home import save_welcome
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.settings import AppSettings
-from persona_core.welcome import save_welcome
 from tests import pages
 from tests.app_page import ask, no_sideways_scroll, notice, tokens_of, wait_done
 from tests.standins import HOSTILE, hostile_tokens, save_hostile_results, steady_monitor

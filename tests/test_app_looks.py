@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.settings import AppSettings
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.settings import AppSettings
 from tests import pages
 from tests.app_page import ROOT, SHIPPED, ask, open_tab, wait_done
 from tests.standins import SlowMonitor, save_hostile_results, steady_monitor

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from persona_core import Branch, PersonaMonitor, Steer
-from persona_core.pages.desk import ModelDesk, load_monitor
-from persona_core.pages.settings import AppSettings
+from persona_core.app.model_pool import ModelDesk, load_monitor
+from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace

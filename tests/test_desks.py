@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
-from persona_core.pages.desk import Desks, ModelDesk
-from persona_core.pages.settings import AppSettings
 from tests.hub_server import Hub, Repo, serving_hub
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,8 +125,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 SCRIPT = """
 import json, sys
 from persona_core.errors import PersonaError
-from persona_core.pages.desk import Desks, ModelDesk
-from persona_core.pages.settings import AppSettings
+from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.settings import AppSettings
 said = []
 for most, *names in json.loads(sys.argv[1]):
     desks = Desks(AppSettings(open_models=True, max_model_gb=most))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.explorer import script, styles, template
+from persona_core.app.explorer import script, styles, template
 from tests import pages
 from tests.standins import HOSTILE
 

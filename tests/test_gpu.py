@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from persona_core.app import gpu
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError, ServerError, UnknownTrait
-from persona_core.pages import gpu
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.settings import AppSettings
 from tests.local_server import listening
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -174,7 +174,7 @@ def wrong_imports(root: Path) -> list[str]:
             name, reason = found.name, None
             if place.startswith("persona_core/analysis/") and name.split(".")[0] in ("torch", "transformers"):
                 reason = f"imports {name}: analysis sees arrays and traces, never a model"
-            elif within(name, "gradio") and place != "app.py" and not place.startswith("persona_core/pages/"):
+            elif within(name, "gradio") and place != "app.py" and not place.startswith("persona_core/app/"):
                 reason = f"imports {name}: only app.py and persona_core/pages may"
             elif within(name, "persona_core.demo") and not re.match(
                 r"app\.py$|scripts/|benchmarks/|persona_core/(demo|pages)/", place
@@ -229,7 +229,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, place: str, source: str) -> Non
     ("place", "source"),
     [
         ("persona_core/analysis/onset.py", "import numpy\nfrom persona_core.traces.trace import Trace"),
-        ("persona_core/pages/live.py", "import gradio\nfrom persona_core.demo import truth"),
+        ("persona_core/app/tabs/live.py", "import gradio\nfrom persona_core.demo import truth"),
         ("persona_core/traces/trace.py", "def f():\n    from persona_core.traces.figure import trend"),
         (
             "persona_core/traces/trace.py",

@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
+from persona_core.app.conversation import Asked, Chat, linked, plan_of
+from persona_core.app.home import Example, First, load_welcome, save_welcome
+from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.pasted import parse_transcript
+from persona_core.app.queue import Deadline
+from persona_core.app.run_controls import Ticket
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import COST, Pace, Progress, Writing, write
+from persona_core.app.tabs.compare import ComparePage
+from persona_core.app.tabs.live import LivePage
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
-from persona_core.pages.compare import ComparePage
-from persona_core.pages.conversation import Asked, Chat, linked, plan_of
-from persona_core.pages.desk import Desks, ModelDesk
-from persona_core.pages.live import LivePage
-from persona_core.pages.queue import Deadline
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import COST, Pace, Progress, Writing, write
-from persona_core.pages.ticket import Ticket
-from persona_core.pasted import parse_transcript
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view import trace_payload
-from persona_core.welcome import Example, First, load_welcome, save_welcome
 from tests.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor
 
 

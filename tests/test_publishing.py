@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
+from persona_core.app.home import load_welcome
+from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
-from persona_core.pages.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.view import trace_payload
 from persona_core.utils.publishing import check_secrets
 from persona_core.utils.repositories import repositories
 from persona_core.vectors.vectors import PersonaVectors
-from persona_core.welcome import load_welcome
 from tests.forks import Forks, forking
 from tests.hub_server import Fault, Hub, serving_hub
 
@@ -191,10 +191,10 @@ def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(publish
 FIRST_VIEW = """
 import json
 import app
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.settings import AppSettings
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
-from persona_core.welcome import load_welcome
+from persona_core.app.home import load_welcome
 settings = AppSettings.from_environment()
 app.build_demo(settings, ModelDesk.from_settings(settings))
 print(json.dumps(load_welcome(settings.vectors, SavedRuns(settings.results)).first_view))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import metadata_load
 
-from persona_core.pages.settings import AppSettings
+from persona_core.app.settings import AppSettings
 from scripts.update_readme import README, with_figures
 
 ROOT = Path(__file__).parent.parent

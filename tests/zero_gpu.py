@@ -67,8 +67,8 @@ def main(log: str) -> None:
     from gradio_client import Client
 
     import app
-    from persona_core.pages.desk import ModelDesk, load_monitor
-    from persona_core.pages.settings import AppSettings
+    from persona_core.app.model_pool import ModelDesk, load_monitor
+    from persona_core.app.settings import AppSettings
 
     settings = AppSettings.from_environment()
 

@@ -24,6 +24,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from persona_core.analysis.statistics import share_over_replies
+from persona_core.app.home import Example, First, save_welcome
 from persona_core.demo import twin
 from persona_core.demo.card import model_card, planted_note, recovered_note
 from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
@@ -47,7 +48,6 @@ from persona_core.traces.trace import Trace
 from persona_core.vectors.card import write_card
 from persona_core.vectors.steering_effect import SteeringPlan
 from persona_core.vectors.vectors import PersonaVectors
-from persona_core.welcome import Example, First, save_welcome
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The client-side token view: one trace, or two side by side, as coloured text, bars, trend lines and slider on one
 cursor.
 
-Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.pages.view`) and
+Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.app.components`) and
 as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
 
 What goes into it is one JSON, the payload: see `persona_core.traces.view.payload`.

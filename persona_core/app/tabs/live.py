@@ -9,20 +9,20 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.app.components import notice_component, token_view_component
+from persona_core.app.conversation import Asked, Chat, linked, plan_of
+from persona_core.app.home import Example, Welcome
+from persona_core.app.json_html import sent
+from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.queue import QUIET, Deadline
+from persona_core.app.requests import ACTIONS, STRONGEST, fits, text_of
+from persona_core.app.run_controls import BUSY, LOADING, Counter, Ticket
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import write
+from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError, PromptError
-from persona_core.pages.asked import ACTIONS, STRONGEST, fits, text_of
-from persona_core.pages.conversation import Asked, Chat, linked, plan_of
-from persona_core.pages.desk import Desks, ModelDesk
-from persona_core.pages.json_html import sent
-from persona_core.pages.queue import QUIET, Deadline
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import write
-from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
-from persona_core.pages.view import notice_component, token_view_component
-from persona_core.pages.words import failed, in_words
 from persona_core.report.saved_runs import BASELINE
 from persona_core.traces.view import Payload
-from persona_core.welcome import Example, Welcome
 
 logger = logging.getLogger(__name__)
 

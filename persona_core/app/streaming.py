@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.gpu import on_gpu
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.zero_gpu import on_gpu
 from persona_core.traces.view import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:

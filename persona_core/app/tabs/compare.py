@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from persona_core.app.components import notice_component, token_view_component
+from persona_core.app.conversation import linked
+from persona_core.app.json_html import sent
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.published import OWN, TEXTS, published_payload, readings_payload
+from persona_core.app.queue import QUIET, Deadline
+from persona_core.app.requests import conversation, drawn, length_of, text_of
+from persona_core.app.run_controls import BUSY, LOADING, Counter, Ticket
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import Writing, onsets_of, read_text, write
+from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError, PromptError
-from persona_core.pages.asked import conversation, drawn, length_of, text_of
-from persona_core.pages.conversation import linked
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.json_html import sent
-from persona_core.pages.published import OWN, TEXTS, published_payload, readings_payload
-from persona_core.pages.queue import QUIET, Deadline
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import Writing, onsets_of, read_text, write
-from persona_core.pages.ticket import BUSY, LOADING, Counter, Ticket
-from persona_core.pages.view import notice_component, token_view_component
-from persona_core.pages.words import failed, in_words
 from persona_core.report.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
 
 if TYPE_CHECKING:
+    from persona_core.app.home import Opening
     from persona_core.report.saved_runs import SavedRuns
     from persona_core.traces.trace import Trace
-    from persona_core.welcome import Opening
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import json
 
 import gradio as gr
 
-from persona_core.pages.json_html import json_html
-from persona_core.pages.view import PLOTLY_JS
+from persona_core.app.components import PLOTLY_JS
+from persona_core.app.json_html import json_html
 
 _TEMPLATE = '<p class="panel-note" data-part="note" role="status"></p><div data-part="report"></div>'
 _MOUNT = """

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import gradio as gr
 import numpy as np
 
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.queue import MODEL_QUEUE, Deadline
+from persona_core.app.requests import conversation, length_of, messages_of, seed_of, start_of, steer_of
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import Writing, onsets_of, read_text, write
+from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError, SettingError
-from persona_core.pages.asked import conversation, length_of, messages_of, seed_of, start_of, steer_of
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.queue import MODEL_QUEUE, Deadline
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import Writing, onsets_of, read_text, write
-from persona_core.pages.words import failed, in_words
 from persona_core.report.saved_runs import BASELINE, CONTAMINATED, SIDES
 from persona_core.traces.trace import UNITS
 from persona_core.utils.hub import split_revision

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.requests import conversation, drawn, length_of, steer_name, steer_of
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import Writing, finished
 from persona_core.errors import PromptError
 from persona_core.models.detokenize import is_well_formed
-from persona_core.pages.asked import conversation, drawn, length_of, steer_name, steer_of
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import Writing, finished
 from persona_core.report.saved_runs import BASELINE, CONTAMINATED
 
 if TYPE_CHECKING:
+    from persona_core.app.home import Opening
     from persona_core.traces.trace import Trace
     from persona_core.traces.view import Payload
-    from persona_core.welcome import Opening
 
 ORIGINAL = "as it was"
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from persona_core import explorer
+from persona_core.app import explorer
+from persona_core.app.components import notice_component, token_view_component
+from persona_core.app.json_html import json_html, sent
+from persona_core.app.published import published_payload
+from persona_core.app.queue import QUIET
+from persona_core.app.words import in_words
 from persona_core.errors import PersonaError
-from persona_core.pages.json_html import json_html, sent
-from persona_core.pages.published import published_payload
-from persona_core.pages.queue import QUIET
-from persona_core.pages.view import notice_component, token_view_component
-from persona_core.pages.words import in_words
 
 if TYPE_CHECKING:
     from persona_core.report.saved_runs import SavedRuns

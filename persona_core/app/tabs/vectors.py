@@ -8,12 +8,12 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.app.json_html import sent
+from persona_core.app.panel import panel_component
+from persona_core.app.queue import QUIET
+from persona_core.app.settings import AppSettings
+from persona_core.app.words import in_words
 from persona_core.errors import PersonaError
-from persona_core.pages.json_html import sent
-from persona_core.pages.panel import panel_component
-from persona_core.pages.queue import QUIET
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.words import in_words
 from persona_core.report.page import plain_figure, plot_place
 from persona_core.utils.hub import public_name, split_revision
 from persona_core.vectors.card import CONTROLS, overview, text, trait_section

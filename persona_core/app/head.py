@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from persona_core import explorer
-from persona_core.pages.masthead import tour_script
+from persona_core.app import explorer
+from persona_core.app.masthead import tour_script
 from persona_core.report import page as report
 from persona_core.traces import view as token_view
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 import plotly
 
-from persona_core.pages.json_html import json_html
+from persona_core.app.json_html import json_html
 from persona_core.traces import view as token_view
 from persona_core.traces.view import Payload
 
@@ -48,7 +48,7 @@ def token_view_component(
 ) -> gr.HTML:
     """The token view; its value is a payload, and each new payload redraws only what changed.
 
-    Its scripts and styles are in the page's head (`persona_core.pages.head`).
+    Its scripts and styles are in the page's head (`persona_core.app.head`).
 
     Args:
         value: what it opens on.

@@ -8,17 +8,17 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.app.components import notice_component, token_view_component
+from persona_core.app.json_html import sent
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.pasted import parse_transcript
+from persona_core.app.queue import MODEL_QUEUE, QUIET
+from persona_core.app.requests import text_of
+from persona_core.app.run_controls import FULL, LOADING
+from persona_core.app.settings import AppSettings
+from persona_core.app.streaming import finished, read_text
+from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError
-from persona_core.pages.asked import text_of
-from persona_core.pages.desk import ModelDesk
-from persona_core.pages.json_html import sent
-from persona_core.pages.queue import MODEL_QUEUE, QUIET
-from persona_core.pages.settings import AppSettings
-from persona_core.pages.streaming import finished, read_text
-from persona_core.pages.ticket import FULL, LOADING
-from persona_core.pages.view import notice_component, token_view_component
-from persona_core.pages.words import failed, in_words
-from persona_core.pasted import parse_transcript
 from persona_core.report.saved_runs import BASELINE, SIDES
 from persona_core.traces.view import pair_payload
 

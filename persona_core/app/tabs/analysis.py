@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.app.json_html import sent
+from persona_core.app.panel import panel_component
+from persona_core.app.queue import QUIET
+from persona_core.app.words import in_words
 from persona_core.errors import CorruptFile, PersonaError
-from persona_core.pages.json_html import sent
-from persona_core.pages.panel import panel_component
-from persona_core.pages.queue import QUIET
-from persona_core.pages.words import in_words
 from persona_core.report.page import report_content
 from persona_core.report.saved_findings import read_findings
 from persona_core.report.saved_runs import REPLAY, SavedRuns

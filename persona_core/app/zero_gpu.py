@@ -28,8 +28,8 @@ from typing import Any, TypeVar, cast
 
 import gradio as gr
 
+from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError, ServerError
-from persona_core.pages.settings import AppSettings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

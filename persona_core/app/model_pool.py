@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_core.app.settings import AppSettings
+from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import NotFound, PersonaError, SettingError
-from persona_core.pages.gpu import zero_gpu
-from persona_core.pages.settings import AppSettings
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.pages.queue import MODEL_QUEUE, QUIET
+from persona_core.app.queue import MODEL_QUEUE, QUIET
 
 BUSY = "A reply is being written. Press Stop first."
 LOADING = "The model is loading. This happens once, after a start."
