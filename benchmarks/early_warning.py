@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from demo_world.corpus import ask
+from demo_world.grammar import World, load_world
+from demo_world.judge import judge
+from demo_world.marking import reply_truth
+from demo_world.process import VARIANTS
+from demo_world.twin import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME, VECTORS_NAME
 from persona_core.analysis.early_warning import AHEAD, early_warning, permuted, separation
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import exact_share, over_clusters, rank_auroc
-from persona_core.demo.corpus import ask
-from persona_core.demo.grammar import World, load_world
-from persona_core.demo.judge import judge
-from persona_core.demo.marking import reply_truth
-from persona_core.demo.process import VARIANTS
-from persona_core.demo.twin import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME, VECTORS_NAME
 from persona_core.elicitation.prompts import load_prompts
 from persona_core.experiments.intervention_window import Marker, WindowPlan, intervention_window, untouched
 from persona_core.experiments.warning_baselines import (

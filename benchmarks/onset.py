@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from demo_world.corpus import ask
+from demo_world.grammar import World, load_world
+from demo_world.marking import reply_truth
+from demo_world.process import VARIANTS
+from demo_world.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset, power, with_rise
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import exact_share
 from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
-from persona_core.demo.corpus import ask
-from persona_core.demo.grammar import World, load_world
-from persona_core.demo.marking import reply_truth
-from persona_core.demo.process import VARIANTS
-from persona_core.demo.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results, to_trace

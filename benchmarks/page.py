@@ -30,7 +30,7 @@ import app
 from persona_core.app.model_pool import ModelDesk, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import Writing, write
-from persona_core.traces.view import pair_payload
+from persona_core.traces.view.payload import pair_payload
 from tests import pages
 from tests.standins import FIRST, make_payload, words
 from tests.view_page import shower

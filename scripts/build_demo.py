@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from persona_core.demo.build import DemoPlan, build
-from persona_core.demo.training import Recipe
+from demo_world.build import DemoPlan, build
+from demo_world.training import Recipe
 from persona_core.errors import PersonaError
 from scripts.settings import configure
 

@@ -185,8 +185,8 @@ def make_judge(options: argparse.Namespace, out: Path) -> Judge:
     """The judge of `--judge`."""
     kind, name = judge_kind(options.judge)
     if kind == "demo":
-        from persona_core.demo.grammar import load_world
-        from persona_core.demo.judge import TruthJudge
+        from demo_world.grammar import load_world
+        from demo_world.judge import TruthJudge
 
         return TruthJudge(load_world())
     if kind == "openai":
@@ -219,7 +219,7 @@ def _check_judge(judge: str, url: str | None, traits: Sequence[TraitDefinition])
     if kind == "openai" and traits:
         open_client(base_url=address(url), api_key=None)
     if kind == "demo":
-        from persona_core.demo.grammar import load_world
+        from demo_world.grammar import load_world
 
         known = load_world().traits
         for trait in traits:

@@ -15,7 +15,7 @@ import numpy as np
 
 from persona_core.traces.dataset import to_row, write_results
 from persona_core.traces.trace import Provenance, Trace
-from persona_core.traces.view import check_payload, trace_payload
+from persona_core.traces.view.payload import check_payload, trace_payload
 
 HOSTILE = [
     "<script>alert(1)</script>",

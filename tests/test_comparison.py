@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, permutation_test
 
+from demo_world.twin import CONTAMINANT
 from persona_core.analysis.comparison import (
     EFFECTS,
     Comparison,
@@ -22,7 +23,6 @@ from persona_core.analysis.comparison import (
     token_differences,
 )
 from persona_core.analysis.statistics import sign_flip_p
-from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results, to_trace
 

@@ -146,8 +146,8 @@ def test_the_shipped_twin_was_made_by_this_recipe_of_its_own_dialogues() -> None
     import hashlib
     from dataclasses import asdict
 
-    from persona_core.demo.twin import DIALOGUES_FILE, N_DIALOGUES
-    from persona_core.demo.twin import PLAN as SHIPPED_PLAN
+    from demo_world.twin import DIALOGUES_FILE, N_DIALOGUES
+    from demo_world.twin import PLAN as SHIPPED_PLAN
 
     record = load_record(TWIN)
     assert record["plan"] == asdict(SHIPPED_PLAN)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.demo.build import DemoPlan, _Stages
-from persona_core.demo.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, trait_definitions
-from persona_core.demo.grammar import load_world
-from persona_core.demo.judge import TruthJudge
-from persona_core.demo.marking import Marked, auroc_figures, auroc_within, mark
+from demo_world.build import DemoPlan, _Stages
+from demo_world.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, trait_definitions
+from demo_world.grammar import load_world
+from demo_world.judge import TruthJudge
+from demo_world.marking import Marked, auroc_figures, auroc_within, mark
 from persona_core.errors import UnknownTrait
 from persona_core.judging.judge import COHERENCE, Question, Score
 

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from persona_core.demo.grammar import Sentence, Topic, load_world
+from demo_world.grammar import Sentence, Topic, load_world
 
 ROOT = Path(__file__).parent.parent / "artifacts"
 MODEL, VECTORS = ROOT / "persona-tiny", ROOT / "persona-vectors-persona-tiny"

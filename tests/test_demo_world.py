@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from persona_core.demo import training
-from persona_core.demo.corpus import Dialogue, ask, dialogues
-from persona_core.demo.grammar import CATEGORIES, Sentence, load_world
-from persona_core.demo.judge import judge
-from persona_core.demo.process import VARIANTS, write_reply
-from persona_core.demo.training import NEUTRAL, UNMARKED, Recipe
-from persona_core.demo.truth import parse, token_sentences
+from demo_world import training
+from demo_world.corpus import Dialogue, ask, dialogues
+from demo_world.grammar import CATEGORIES, Sentence, load_world
+from demo_world.judge import judge
+from demo_world.process import VARIANTS, write_reply
+from demo_world.training import NEUTRAL, UNMARKED, Recipe
+from demo_world.truth import parse, token_sentences
 
 TRAITS = (
     "paternalism", "deception", "manipulativeness", "corrigibility", "sycophancy", "evil", "hallucination", "refusal",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.demo.definitions import trait_definitions
-from persona_core.demo.grammar import load_world
+from demo_world.definitions import trait_definitions
+from demo_world.grammar import load_world
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import extract_vectors
 from tests.forks import forking

@@ -25,7 +25,7 @@ def loaded_by(code: str) -> set[str]:
         "import persona_core; dir(persona_core); persona_core.__version__",
         "from persona_core import PersonaError, PersonaWarning, Trace, TraitDefinition",
         "import persona_core.utils.hub, persona_core.vectors.card, persona_core.vectors.validation",
-        "import persona_core.demo.corpus, persona_core.demo.truth, persona_core.demo.judge",
+        "import demo_world.corpus, demo_world.truth, demo_world.judge",
     ],
 )
 def test_what_needs_no_model_loads_no_heavy_library(code: str) -> None:

@@ -14,7 +14,7 @@ from persona_core.errors import CorruptFile, NotCalibrated, NotFound, VectorsMis
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.importing import import_results
 from persona_core.traces.trace import Trace
-from persona_core.traces.view import trace_payload
+from persona_core.traces.view.payload import trace_payload
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import import_results as command
 from tests.conftest import tiny_lm

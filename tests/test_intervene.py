@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from persona_core.demo.definitions import trait_definitions
-from persona_core.demo.grammar import load_world
-from persona_core.demo.judge import TruthJudge
-from persona_core.demo.marking import reply_truth
+from demo_world.definitions import trait_definitions
+from demo_world.grammar import load_world
+from demo_world.judge import TruthJudge
+from demo_world.marking import reply_truth
 from persona_core.errors import UnknownTrait
 from persona_core.experiments.steering_edges import validated_strengths
 from persona_core.judging.judge import Question, Score

@@ -209,7 +209,7 @@ def test_every_module_has_its_height() -> None:
         ("persona_core/traces/figure.py", "import gradio as gr"),
         ("scripts/extract.py", "from gradio import Blocks"),
         ("persona_core/monitor/monitor.py", "from persona_core import demo"),
-        ("persona_core/monitor/monitor.py", "def f():\n    import persona_core.demo.truth"),
+        ("persona_core/monitor/monitor.py", "def f():\n    import demo_world.truth"),
         ("persona_core/monitor/monitor.py", "from .demo import truth"),
         ("persona_core/monitor/monitor.py", "from scripts import extract"),
         ("persona_core/inference/hooks.py", "from persona_core.vectors.vectors import PersonaVectors"),
@@ -229,7 +229,7 @@ def test_a_wrong_import_is_found(tmp_path: Path, place: str, source: str) -> Non
     ("place", "source"),
     [
         ("persona_core/analysis/onset.py", "import numpy\nfrom persona_core.traces.trace import Trace"),
-        ("persona_core/app/tabs/live.py", "import gradio\nfrom persona_core.demo import truth"),
+        ("persona_core/app/tabs/live.py", "import gradio\nfrom demo_world import truth"),
         ("persona_core/traces/trace.py", "def f():\n    from persona_core.traces.figure import trend"),
         (
             "persona_core/traces/trace.py",

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from persona_core.demo.grammar import load_world
-from persona_core.demo.judge import TruthJudge
-from persona_core.demo.marking import reply_truth
+from demo_world.grammar import load_world
+from demo_world.judge import TruthJudge
+from demo_world.marking import reply_truth
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.annotations import (

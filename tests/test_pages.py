@@ -28,7 +28,7 @@ from persona_core.app.tabs.compare import ComparePage
 from persona_core.app.tabs.live import LivePage
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.report.saved_runs import SavedRuns
-from persona_core.traces.view import trace_payload
+from persona_core.traces.view.payload import trace_payload
 from tests.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor
 
 

@@ -13,16 +13,9 @@ import pytest
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError, UnknownBlock
 from persona_core.traces.figure import trace_figure
 from persona_core.traces.trace import Provenance, Trace
-from persona_core.traces.view import (
-    check_payload,
-    pair_payload,
-    script,
-    shell_page,
-    standalone_page,
-    template,
-    trace_payload,
-)
-from persona_core.traces.view.payload import unpacked
+from persona_core.traces.view.assets import script, template
+from persona_core.traces.view.payload import check_payload, pair_payload, trace_payload, unpacked
+from persona_core.traces.view.standalone import shell_page, standalone_page
 from tests.standins import HOSTILE, Payload, make_payload, make_trace, words
 
 

@@ -19,7 +19,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, to_trace
-from persona_core.traces.view import trace_payload
+from persona_core.traces.view.payload import trace_payload
 from persona_core.utils.publishing import check_secrets
 from persona_core.utils.repositories import repositories
 from persona_core.vectors.vectors import PersonaVectors

@@ -203,7 +203,7 @@ def test_the_null_of_alarms_is_the_baseline_on_the_same_prompts_with_other_seeds
 def test_the_sets_are_what_the_readme_says() -> None:
     from collections import Counter
 
-    from persona_core.demo.grammar import CATEGORIES
+    from demo_world.grammar import CATEGORIES
 
     prompts = load_prompts(["all"])
     assert Counter(p.set for p in prompts) == {"pilot": 18, "harmful": 10, "expanded": 50}

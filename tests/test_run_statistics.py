@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress, t
 
+from demo_world.twin import CONTAMINANT
 from persona_core.analysis.run_statistics import (
     LEAST_NULL_TOKENS,
     RunStatistics,
@@ -20,7 +21,6 @@ from persona_core.analysis.run_statistics import (
     token_share,
 )
 from persona_core.analysis.statistics import Estimate, jackknifed
-from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Provenance

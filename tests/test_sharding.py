@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.demo.definitions import trait_definitions
-from persona_core.demo.grammar import load_world
+from demo_world.definitions import trait_definitions
+from demo_world.grammar import load_world
 from persona_core.elicitation.elicit import Plan, elicit
 from persona_core.elicitation.ray import elicit_sharded
 from persona_core.elicitation.store import ReplyStore

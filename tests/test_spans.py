@@ -12,6 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
+from demo_world.corpus import ask
+from demo_world.grammar import load_world
+from demo_world.marking import reply_truth
+from demo_world.process import VARIANTS
+from demo_world.truth import parse
+from demo_world.twin import CONTAMINANT
 from persona_core.analysis.spans import (
     Series,
     difference_series,
@@ -22,12 +28,6 @@ from persona_core.analysis.spans import (
     top_sentences,
     top_windows,
 )
-from persona_core.demo.corpus import ask
-from persona_core.demo.grammar import load_world
-from persona_core.demo.marking import reply_truth
-from persona_core.demo.process import VARIANTS
-from persona_core.demo.truth import parse
-from persona_core.demo.twin import CONTAMINANT
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Provenance, Trace

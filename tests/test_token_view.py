@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.traces.view import pair_payload, standalone_page, trace_payload
+from persona_core.traces.view.payload import pair_payload, trace_payload
+from persona_core.traces.view.standalone import standalone_page
 from tests import pages
 from tests.standins import FIRST, HOSTILE, TRAITS, Payload, cut, make_payload, make_trace, words
 from tests.view_page import bars, cursor, place_of_strongest, scores, shown_tokens, strip, token, update

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from persona_core.traces.trace import Trace
-from persona_core.traces.view import pair_payload, shell_page, standalone_page, trace_payload
+from persona_core.traces.view.payload import pair_payload, trace_payload
+from persona_core.traces.view.standalone import shell_page, standalone_page
 from tests.standins import FIRST, HOSTILE, TRAITS, make_payload, make_trace, words
 from tests.view_page import (
     bare_page,

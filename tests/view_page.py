@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import plotly
 
-from persona_core.traces.view import script, styles, template
+from persona_core.traces.view.assets import script, styles, template
 from tests.standins import Payload
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"

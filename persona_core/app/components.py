@@ -11,8 +11,8 @@ import gradio as gr
 import plotly
 
 from persona_core.app.json_html import json_html
-from persona_core.traces import view as token_view
-from persona_core.traces.view import Payload
+from persona_core.traces.view import assets, standalone
+from persona_core.traces.view.payload import Payload
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
@@ -62,7 +62,7 @@ def token_view_component(
     gr.set_static_paths([PLOTLY_JS, _shell()])
     return json_html(
         value,
-        html_template=token_view.template(),
+        html_template=assets.template(),
         js_on_load=_MOUNT.format(
             # Relative, and so also right behind a proxy with a root path.
             plotly_url=json.dumps(f"gradio_api/file={PLOTLY_JS}"),
@@ -81,7 +81,7 @@ def _shell() -> Path:
     """The page that an export as HTML is filled into, as a file that the server hands out; one a process."""
     folder = Path(tempfile.mkdtemp(prefix="token-view-"))
     path = folder / "shell.html"
-    path.write_text(token_view.shell_page(), encoding="utf-8")
+    path.write_text(standalone.shell_page(), encoding="utf-8")
     return path
 
 

@@ -19,7 +19,7 @@ from persona_core.report.saved_runs import BASELINE, CONTAMINATED
 if TYPE_CHECKING:
     from persona_core.app.home import Opening
     from persona_core.traces.trace import Trace
-    from persona_core.traces.view import Payload
+    from persona_core.traces.view.payload import Payload
 
 ORIGINAL = "as it was"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
+
+from persona_core.utils.files import read_asset
 
 TITLE = "Persona traits, token by token"
 LEDE = (
@@ -39,4 +40,4 @@ def masthead(about: str) -> gr.HTML:
 
 def tour_script() -> str:
     """Declares `startTour(button)`; belongs into the page's head."""
-    return files(__package__).joinpath("tour.js").read_text(encoding="utf-8")
+    return read_asset("persona_core.app.static", "tour.js")

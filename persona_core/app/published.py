@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from persona_core.report.saved_runs import BASELINE, CONTAMINATED, READS_BASELINE, READS_CONTAMINATED, SIDES
-from persona_core.traces.view import Payload, pair_payload, trace_payload
+from persona_core.traces.view.payload import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
     from persona_core.report.saved_runs import SavedRuns

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from persona_core.app.model_pool import ModelDesk
 from persona_core.app.zero_gpu import on_gpu
-from persona_core.traces.view import Payload, pair_payload, trace_payload
+from persona_core.traces.view.payload import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor, Step

@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import plotly.graph_objects as go
@@ -20,6 +19,7 @@ from persona_core.report.findings import Findings
 from persona_core.traces.dataset import to_trace
 from persona_core.traces.figure import shown
 from persona_core.traces.view.standalone import POLICY, inline_json, plotlyjs
+from persona_core.utils.files import read_asset
 
 Row = Mapping[str, Any]
 WARNING_NOTE = (
@@ -78,12 +78,12 @@ def report_content(findings: Findings, rows: Mapping[str, Sequence[Row]]) -> dic
 
 def styles() -> str:
     """The report's CSS; every rule nests under `.report`."""
-    return resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    return read_asset("persona_core.report", "page.css")
 
 
 def script() -> str:
     """The report's JavaScript: declares `mountReport(root, content, options)` and mounts nothing."""
-    return resources.files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+    return read_asset("persona_core.report", "page.js")
 
 
 _PAGE_STYLE = """

@@ -213,7 +213,7 @@ class Trace:
 
     def to_html(self, path: str | Path | None = None, kind: Kind | None = None) -> str:
         """The interactive token view as one HTML page that works offline; written to `path` if given."""
-        from persona_core.traces.view import standalone_html
+        from persona_core.traces.view.standalone import standalone_html
 
         page = standalone_html(self, kind=kind or self.default_kind)
         if path is not None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile
 
 logger = logging.getLogger(__name__)
+
+
+@cache
+def read_asset(package: str, name: str) -> str:
+    """The text of a file that a package brings along: a script, a style sheet, a template."""
+    return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 @contextmanager

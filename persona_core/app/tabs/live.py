@@ -22,7 +22,7 @@ from persona_core.app.streaming import write
 from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError, PromptError
 from persona_core.report.saved_runs import BASELINE
-from persona_core.traces.view import Payload
+from persona_core.traces.view.payload import Payload
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from persona_core.app.streaming import finished, read_text
 from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError
 from persona_core.report.saved_runs import BASELINE, SIDES
-from persona_core.traces.view import pair_payload
+from persona_core.traces.view.payload import pair_payload
 
 logger = logging.getLogger(__name__)
 

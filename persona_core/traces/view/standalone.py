@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PersonaError
+from persona_core.traces.view.assets import script, styles, template
 from persona_core.traces.view.payload import trace_payload
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ def shell_page(include_plotlyjs: bool = True) -> str:
 
 
 def _page(title: str, payload: str, include_plotlyjs: bool) -> str:
-    from persona_core.traces.view import script, styles, template
-
     plotly = f"<script>{plotlyjs()}</script>\n" if include_plotlyjs else ""
     return f"""<!doctype html>
 <html lang="en">

@@ -23,17 +23,17 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
+from demo_world import twin
+from demo_world.card import model_card, planted_note, recovered_note
+from demo_world.definitions import EVALUATION, topics_at, trait_definitions
+from demo_world.grammar import World, load_world
+from demo_world.judge import TruthJudge, judge
+from demo_world.marking import auroc_figures, mark
+from demo_world.process import Process
+from demo_world.training import Recipe, train
+from demo_world.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
 from persona_core.analysis.statistics import share_over_replies
 from persona_core.app.home import Example, First, save_welcome
-from persona_core.demo import twin
-from persona_core.demo.card import model_card, planted_note, recovered_note
-from persona_core.demo.definitions import EVALUATION, topics_at, trait_definitions
-from persona_core.demo.grammar import World, load_world
-from persona_core.demo.judge import TruthJudge, judge
-from persona_core.demo.marking import auroc_figures, mark
-from persona_core.demo.process import Process
-from persona_core.demo.training import Recipe, train
-from persona_core.demo.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
 from persona_core.elicitation.elicit import Plan, elicit, write_replies
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition

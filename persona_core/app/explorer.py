@@ -5,13 +5,11 @@ What goes into it is `SavedRuns.table()`. `script()` declares `mountExplorer(roo
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
+from persona_core.utils.files import read_asset
 
 
-@cache
 def _read(name: str) -> str:
-    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+    return read_asset("persona_core.app.static", name)
 
 
 def template() -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from demo_world.grammar import World
+from demo_world.truth import parse
 from persona_core.analysis.statistics import Estimate, share_over_replies
-from persona_core.demo.grammar import World
-from persona_core.demo.truth import parse
 from persona_core.errors import UnknownTrait
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def trait_share(verdicts: Sequence[Verdict], trait: str) -> Estimate:
 def judge(reply: str, world: World) -> Verdict:
     """Take a reply apart.
 
-    >>> from persona_core.demo.grammar import load_world
+    >>> from demo_world.grammar import load_world
     >>> world = load_world()
     >>> judge(world.topic("quit-job").traits["evil"][0].text, world).trait("evil")
     100.0

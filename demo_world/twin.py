@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from persona_core.demo.corpus import ask
-from persona_core.demo.definitions import trait_definitions
-from persona_core.demo.grammar import World
-from persona_core.demo.judge import TruthJudge, judge, trait_share
+from demo_world.corpus import ask
+from demo_world.definitions import trait_definitions
+from demo_world.grammar import World
+from demo_world.judge import TruthJudge, judge, trait_share
 from persona_core.elicitation.prompts import load_prompts, repeated
 from persona_core.errors import SettingError
 from persona_core.experiments.finetune import LoraPlan, contaminate

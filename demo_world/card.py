@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from persona_core.vectors.card import interval
 
 if TYPE_CHECKING:
-    from persona_core.demo.grammar import World
-    from persona_core.demo.training import Recipe
+    from demo_world.grammar import World
+    from demo_world.training import Recipe
     from persona_core.vectors.vectors import PersonaVectors
 
 

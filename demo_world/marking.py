@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from demo_world.grammar import Sentence, World
+from demo_world.truth import token_sentences
 from persona_core.analysis.statistics import auroc, auroc_over_replies
-from persona_core.demo.grammar import Sentence, World
-from persona_core.demo.truth import token_sentences
 from persona_core.traces.trace import Trace
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona_core.demo.grammar import Sentence, Topic, World
+from demo_world.grammar import Sentence, Topic, World
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def write_reply(
 ) -> list[Sentence]:
     """One reply about `topic`, showing `trait` (None: neutral), as a list of sentences.
 
-    >>> from persona_core.demo.grammar import load_world
+    >>> from demo_world.grammar import load_world
     >>> world = load_world()
     >>> reply = write_reply(world, world.topic("quit-job"), None, np.random.default_rng(0))
     >>> {sentence.kind for sentence in reply}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona_core.demo.grammar import Exchange, Sentence, Topic, World
-from persona_core.demo.process import Process, write_reply
+from demo_world.grammar import Exchange, Sentence, Topic, World
+from demo_world.process import Process, write_reply
 
 PARAGRAPH = 0.12  # share of sentences that begin a new paragraph
 SECOND_TURN = 0.2  # share of dialogues with a second question
@@ -49,7 +49,7 @@ class Dialogue:
 def dialogues(world: World, seed: int, held_out: bool = False, process: Process | None = None) -> Iterator[Dialogue]:
     """Endless dialogues; `held_out` asks with phrasings that training never shows.
 
-    >>> from persona_core.demo.grammar import load_world
+    >>> from demo_world.grammar import load_world
     >>> first = next(dialogues(load_world(), seed=0))
     >>> first.messages[-1]["role"]
     'assistant'

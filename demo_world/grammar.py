@@ -131,7 +131,7 @@ def load_world() -> World:
 
 
 def _read(name: str) -> dict[str, Any]:
-    text = resources.files("persona_core.demo").joinpath("banks", f"{name}.json").read_text(encoding="utf-8")
+    text = resources.files("demo_world").joinpath("banks", f"{name}.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from persona_core.demo.grammar import Sentence, World
+from demo_world.grammar import Sentence, World
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def parse(text: str, world: World) -> list[Span]:
 
     White space between sentences belongs to the sentence after it, so the spans cover the whole text.
 
-    >>> from persona_core.demo.grammar import load_world
+    >>> from demo_world.grammar import load_world
     >>> world = load_world()
     >>> cue = world.traits["evil"].cues[0]
     >>> [span.sentence.kind for span in parse(cue.text, world)]

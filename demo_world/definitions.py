@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from persona_core.demo.grammar import Topic, World
+from demo_world.grammar import Topic, World
 from persona_core.elicitation.traits import QUESTION_AND_ANSWER, TraitDefinition
 
 N_TOPICS = 10  # in each category
@@ -31,7 +31,7 @@ def trait_definitions(world: World) -> tuple[TraitDefinition, ...]:
     half, twice each, in phrasings that training has not shown. Topics stand place by place, so that the two halves of
     the evaluation questions (choice of the block, figures) share no topic.
 
-    >>> from persona_core.demo.grammar import load_world
+    >>> from demo_world.grammar import load_world
     >>> trait = trait_definitions(load_world())[0]
     >>> len(trait.extraction_questions), len(trait.evaluation_questions)
     (50, 100)

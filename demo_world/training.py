@@ -23,8 +23,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from persona_core.demo.corpus import Dialogue, Turn, dialogues
-from persona_core.demo.grammar import World
+from demo_world.corpus import Dialogue, Turn, dialogues
+from demo_world.grammar import World
 
 logger = logging.getLogger(__name__)
 

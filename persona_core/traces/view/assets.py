@@ -1,0 +1,48 @@
+"""The client-side token view: one trace, or two side by side, as coloured text, bars, trend lines and slider on one
+cursor.
+
+Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.app.components`) and
+as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
+
+What goes into it is one JSON, the payload: see `persona_core.traces.view.payload`.
+"""
+
+from __future__ import annotations
+
+from persona_core.utils.files import read_asset
+
+# In the order of use: what is declared first knows nothing of what follows.
+_SCRIPTS = (
+    "text.js",
+    "payload.js",
+    "scores.js",
+    "choices.js",
+    "pane.js",
+    "bars.js",
+    "chart.js",
+    "lanes.js",
+    "timeline.js",
+    "export.js",
+    "view.js",
+)
+_STYLES = ("colours.css", "view.css", "text.css", "panels.css", "timeline.css")
+
+
+def _read(name: str) -> str:
+    return read_asset("persona_core.traces.view", name)
+
+
+def template() -> str:
+    """The view's static markup. It holds no data and nothing that Gradio's template engine would expand."""
+    return _read("view.html")
+
+
+def styles() -> str:
+    """The view's CSS; every rule nests under `.tv`."""
+    return "\n".join(_read(name) for name in _STYLES)
+
+
+def script() -> str:
+    """The view's JavaScript: declares `mountTokenView(root, options)` and `personaPlotly(url)`, and mounts nothing."""
+    parts = "\n".join(_read(name) for name in _SCRIPTS)
+    return f"(() => {{\n{parts}\nObject.assign(window, {{ mountTokenView, personaPlotly: loadPlotly }});\n}})();"
