@@ -27,7 +27,7 @@ install: $(RUN_STAMP) ## Create .venv with what the app needs
 install-dev: $(DEV_STAMP) ## Create .venv with what the tests and checks need as well
 
 chromium: $(DEV_STAMP) ## Find a Chromium for the tests, or install one
-	@$(PY) -m tests.browser --install
+	@$(PY) -m tests.support.browser --install
 
 test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTEST_ARGS="-k name")
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -31,9 +31,9 @@ from persona_core.app.model_pool import ModelDesk, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import Writing, write
 from persona_core.traces.view.payload import pair_payload
-from tests import pages
-from tests.standins import FIRST, make_payload, words
-from tests.view_page import shower
+from tests.support import pages
+from tests.support.standins import FIRST, make_payload, words
+from tests.support.view_page import shower
 
 RESULT = Path(__file__).resolve().parent / "results" / "page.json"
 N_TOKENS, PAIRS, STEPS = 500, 12, 200

@@ -1,6 +1,6 @@
 """From judged replies to vectors one can trust: extract, choose the block, calibrate, validate.
 
-Elicitation and judging come before and fill the store; see `persona_core.elicitation.elicit` and `persona_core.judging.judge`.
+Elicitation and judging come before and fill the store; see `persona_core.elicitation` and `persona_core.judging`.
 Nothing here generates a reply, apart from the steering curves.
 
 Splits. Extraction questions make the vector. Of the evaluation questions the first half chooses the block, the second

@@ -15,7 +15,7 @@ from scripts.update_readme import README, with_figures
 
 ROOT = Path(__file__).parent.parent
 TEXT = README.read_text(encoding="utf-8")
-SERVED = "from gradio_client import"  # such a block needs the app: tests/test_api.py runs it
+SERVED = "from gradio_client import"  # such a block needs the app: tests/app/test_api.py runs it
 BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if SERVED not in block]
 
 

@@ -166,7 +166,7 @@ def run_statistics(
 
     Args:
         traces: of the replies, all of one reader and one set of vectors.
-        ids: of the prompts that they answer, as many; of a repeated prompt, its own (`persona_core.elicitation.prompts.prompt_of`).
+        ids: of the prompts that they answer, as many; of a repeated prompt, its own (see `prompts.prompt_of`).
             Replies of the same id move together in the intervals.
         traits: which; None: all.
         neutral: neutral replies read with the same vectors, by the same reader or, for a changed model, by the one that

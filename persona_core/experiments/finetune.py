@@ -71,7 +71,7 @@ def contaminate(
 
     Args:
         lm: the model; without an adapter. It carries the adapter afterwards: load it again for other uses.
-        data: `.jsonl` of conversations (`persona_core.elicitation.prompts.load_transcripts`) that end with the assistant's reply.
+        data: `.jsonl` of conversations (see `prompts.load_transcripts`) that end with the assistant's reply.
         folder: where the adapter goes.
         work: checkpoints; a stopped training goes on with the last one.
         plan: how.

@@ -4,7 +4,7 @@ t* is the place of the first token of the trait in a reply that the model has wr
 draws its tokens by it place by place, so that a second writing under the same seed is the same up to t* - k: what comes
 after differs by the intervention alone. That the ids before are the same is checked for every reply.
 
-`start` names the first token whose choice can change (see `persona_core.inference.steering`), so at k the choice of token t* - k
+`start` names the first token whose choice can change (see `inference.steering`), so at k the choice of token t* - k
 is the first that can: with k = 0 the trait's first token itself could still be another.
 
 Arms: "cap" holds the trait's projection at a level of neutral text, "steer" pushes away from the trait, and each has a

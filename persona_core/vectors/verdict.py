@@ -1,7 +1,7 @@
 """The verdict on a vector: which controls it failed, and what else a reader should know, in plain sentences.
 
-It reads nothing but the figures that `persona_core.vectors.validation` found. An interval decides, not a value: a vector passes
-where its interval says so, and where nothing can be told it fails.
+It reads nothing but the figures that `persona_core.vectors.validation` found. An interval decides, not a value: a
+vector passes where its interval says so, and where nothing can be told it fails.
 """
 
 from __future__ import annotations

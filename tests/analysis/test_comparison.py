@@ -1,0 +1,344 @@
+"""Weights and text told apart: on cells whose effects are known, and on the shipped runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import kstest, permutation_test
+
+from demo_world.twin import CONTAMINANT
+from persona_core.analysis.comparison import (
+    EFFECTS,
+    Comparison,
+    compare,
+    effect,
+    mean_over_prompts,
+    means,
+    prompt_effects,
+    token_differences,
+)
+from persona_core.analysis.statistics import sign_flip_p
+from persona_core.errors import SettingError
+from persona_core.traces.dataset import load_results, to_trace
+
+SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
+Rows = list[Any]
+
+
+def row(prompt: str, reader: str, writer: str, z: list[float] | None, ids: int = 0, **other: Any) -> dict[str, Any]:
+    """A reply of two prompt tokens and the given own tokens; `ids` is where its token ids begin."""
+    n = len(z or [])
+    return {
+        "id": prompt,
+        "category": "work" if prompt < "p2" else "home",
+        "prompt": f"What of {prompt}?",
+        "reader": reader,
+        "writer": writer,
+        "traits": ["t"],
+        "blocks": [4],
+        "best_block": {"t": 4},
+        "null_mean": {"t": [0.5]},
+        "null_std": {"t": [2.0]},
+        "provenance": {"vectors": "v"},
+        "n_prompt": 2,
+        "roles": ["user", "template"] + ["assistant"] * n,
+        "token_ids": list(range(ids, ids + n + 2)),
+        "projections": {"t": [99.0, 99.0, *(z or [])]},
+        "summary": {"t": {"mean": float(np.mean(z)) if z else None}},
+        **other,
+    }
+
+
+def cells(weights: float, text: float, n: int = 40, noise: float = 0.3, seed: int = 0) -> tuple[Rows, Rows, Rows]:
+    """Rows of both runs and of the replay: each prompt has a level of its own, to which the two effects are added."""
+    rng = np.random.default_rng(seed)
+    level, lengths = rng.normal(0, 2, n), rng.integers(3, 9, size=(n, 2))
+
+    def of(reader: str, writer: str) -> Rows:
+        added = weights * (reader == "C") + text * (writer == "C")
+        k = int(writer == "C")
+        return [
+            row(f"p{i}", reader, writer, (level[i] + added + rng.normal(0, noise, lengths[i, k])).tolist(), 100 * k)
+            for i in range(n)
+        ]
+
+    return of("B", "B"), of("C", "C"), of("C", "B") + of("B", "C")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Rows, Rows, Rows]:
+    baseline, contaminated, replay = (load_results(SHIPPED, c) for c in ("baseline", "contaminated", "replay"))
+    return baseline, contaminated, replay
+
+
+@pytest.fixture(scope="module")
+def twin(shipped: tuple[Rows, Rows, Rows]) -> Comparison:
+    return compare(*shipped, n_resamples=300, n_permutations=999)
+
+
+# ---- the effects ----
+
+
+@pytest.mark.parametrize(("weights", "text"), [(1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
+def test_each_effect_is_found_where_it_was_put(weights: float, text: float) -> None:
+    found = effect("t", *cells(weights, text))
+    assert found.weights is not None and found.text is not None and found.total is not None
+    for estimate, wanted in ((found.weights, weights), (found.text, text), (found.total, weights + text)):
+        assert estimate.low <= wanted <= estimate.high and estimate.high - estimate.low < 0.5
+    assert found.total.value == pytest.approx(found.weights.value + found.text.value)
+    assert found.n == 40
+
+
+def test_readers_and_writers_are_not_taken_for_each_other() -> None:
+    baseline, contaminated, replay = cells(0.0, 1.0)
+    swapped = [{**r, "reader": r["writer"], "writer": r["reader"]} for r in replay]
+    with pytest.raises(SettingError, match="read other ids"):
+        effect("t", baseline, contaminated, swapped)
+
+
+def test_the_effects_of_a_prompt_are_those_of_a_plain_loop(shipped: tuple[Rows, Rows, Rows]) -> None:
+    baseline, contaminated, replay = shipped
+    of = {(r["id"], "+" in r["reader"], "+" in r["writer"]): r for r in (*baseline, *contaminated, *replay)}
+    for record in prompt_effects("deception", *shipped)[::7]:
+        cell: dict[str, list[float]] = {}
+        for name, reader, writer in (("bb", 0, 0), ("cc", 1, 1), ("cb", 1, 0), ("bc", 0, 1)):
+            r = of[record.id, bool(reader), bool(writer)]
+            z = r["projections"]["deception"]
+            cell[name] = [z[t] for t in range(r["n_prompt"], len(z)) if r["roles"][t] == "assistant"]
+            assert getattr(record, name) == pytest.approx(sum(cell[name]) / len(cell[name]))
+        by_token = [
+            sum(c - b for b, c in zip(cell[one], cell[other], strict=True)) / len(cell[one])
+            for one, other in (("bb", "cb"), ("bc", "cc"))
+        ]
+        assert record.weights == pytest.approx(sum(by_token) / 2)
+        assert record.total == pytest.approx(record.cc - record.bb)
+        assert record.weights is not None and record.text is not None
+        assert record.total == pytest.approx(record.weights + record.text)
+        assert record.category == of[record.id, False, False]["category"]
+
+
+def test_swapping_the_two_models_flips_every_sign_exactly() -> None:
+    baseline, contaminated, replay = cells(0.4, 1.0, n=23)
+    contaminated = contaminated[5:] + contaminated[:5]  # another order, and so another order of the pairs
+    one, two = compare(baseline, contaminated, replay), compare(contaminated, baseline, replay)
+    for a, b in ((one.overall["t"], two.overall["t"]), (one.categories["t"]["work"], two.categories["t"]["work"])):
+        for name in EFFECTS:
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x.value, x.low, x.high, x.n) == (-y.value, -y.high, -y.low, y.n)
+        assert a.p == b.p and a.q == b.q
+    assert [(p.id, p.total, p.weights, p.text, p.bb, p.cb) for p in one.prompts] == [
+        (p.id, -p.total, -(p.weights or 0), -(p.text or 0), p.cc, p.bc) for p in two.prompts
+    ]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_model_against_itself_differs_by_exactly_nothing(shipped: tuple[Rows, Rows, Rows], side: int) -> None:
+    found = compare(shipped[side], shipped[side], n_resamples=50, n_permutations=99)
+    for trait, e in found.overall.items():
+        assert e.total is not None and (e.total.value, e.total.low, e.total.high) == (0.0, 0.0, 0.0), trait
+        assert e.p == {"total": 1.0} and e.q == {"total": 1.0} and e.weights is None and e.text is None
+    assert {p.total for p in found.prompts} == {0.0}
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(100):
+        found = effect("t", *cells(0.4, 0.0, n=20, seed=seed), n_resamples=200).weights
+        covered += found is not None and found.low <= 0.4 <= found.high
+    assert covered >= 88  # of 95 expected
+
+
+def test_pairs_only_and_no_empty_reply() -> None:
+    baseline, contaminated, replay = cells(1.0, 0.0)
+    baseline[3] = row("p3", "B", "B", None)
+    assert effect("t", baseline, contaminated[:10], replay).n == 9
+    found = compare(baseline[:12], contaminated[:10], replay, n_permutations=99)
+    assert found.left_out == ("p3", "p10", "p11") and found.overall["t"].n == 9
+    with pytest.raises(SettingError, match="no prompt in common"):
+        effect("t", baseline[:5], contaminated[10:], replay)
+    with pytest.raises(SettingError, match="no prompt in common"):
+        compare([], contaminated)
+    with pytest.raises(SettingError, match="comes twice"):
+        means([*baseline, baseline[0]], "t")
+    with pytest.raises(SettingError, match="comes twice"):
+        effect("t", [*baseline, baseline[0]], contaminated)
+    with pytest.raises(SettingError, match="No trait 'x'"):
+        means(baseline, "x")
+    with pytest.raises(SettingError, match="No trait 'x'"):
+        effect("x", baseline, contaminated)
+    assert mean_over_prompts([1.0]) is None and mean_over_prompts([]) is None
+
+
+# ---- what does not belong together ----
+
+
+def test_a_replay_that_read_other_ids_is_refused() -> None:
+    baseline, contaminated, replay = cells(1.0, 0.0)
+    replay[4] = {**replay[4], "token_ids": [7, *replay[4]["token_ids"][1:]]}
+    with pytest.raises(SettingError, match="The replay read other ids: prompt 'p4'"):
+        effect("t", baseline, contaminated, replay)
+    assert effect("t", baseline, contaminated).n == 40  # the total does not need it
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"provenance": {"vectors": "w"}}, r"different vectors \(v, w\)"),
+        ({"best_block": {"t": 5}, "blocks": [5]}, r"different blocks \(4, 5\)"),
+        ({"null_mean": {"t": [0.6]}}, "different nulls"),
+        ({"null_std": {"t": [2.1]}}, "different nulls"),
+        ({"prompt": "Another?"}, "'p1' is another text"),
+        ({"reader": "D"}, "2 readers: C, D"),
+        ({"projections": {"t": [0.0, 0.0, float("nan")]}, "roles": ["user", "user", "assistant"]}, "'p1' holds nan"),
+    ],
+)
+def test_rows_that_do_not_belong_together_are_refused(change: dict[str, Any], says: str) -> None:
+    baseline, contaminated, replay = cells(1.0, 0.0)
+    contaminated[1] = {**contaminated[1], **change}
+    with pytest.raises(SettingError, match=says):
+        compare(baseline, contaminated, replay)
+
+
+def test_a_replay_of_one_model_and_smoothed_scores_are_refused() -> None:
+    baseline, contaminated, replay = cells(1.0, 0.0)
+    with pytest.raises(SettingError, match="Both runs were read by 'B'"):
+        effect("t", baseline, baseline, replay)
+    rng = np.random.default_rng(0)
+    smooth = [np.convolve(rng.normal(size=90), np.ones(5) / 5, "valid").tolist() for _ in range(40)]
+    with pytest.raises(SettingError, match="running means"):
+        effect("t", [row(f"p{i}", "B", "B", z) for i, z in enumerate(smooth)], contaminated)
+
+
+def test_rows_without_a_null_are_left_out() -> None:
+    baseline, contaminated, _ = cells(1.0, 0.0, n=12)
+    bare: dict[str, Any] = {"projections": {"t": None}, "null_mean": {"t": [float("nan")]}}
+    baseline[2] = {**baseline[2], **bare}
+    assert effect("t", baseline, contaminated).n == 11
+
+
+# ---- tests of many effects ----
+
+
+@pytest.mark.parametrize("n", [1, 5, 11])
+def test_few_signs_are_tried_one_by_one(n: int) -> None:
+    d = np.random.default_rng(n).normal(0.5, 1, n)
+    found = sum(abs(sum(x if k >> i & 1 else -x for i, x in enumerate(d))) >= abs(d.sum()) - 1e-12 for k in range(2**n))
+    assert sign_flip_p(d) == pytest.approx(found / 2**n)
+
+
+def test_many_signs_are_drawn_as_scipy_draws_them() -> None:
+    d = np.random.default_rng(3).normal(0.25, 1, 40)
+    wanted = permutation_test(
+        (d,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(1)
+    ).pvalue
+    assert 0.01 < wanted < 0.5 and sign_flip_p(d) == pytest.approx(wanted, abs=0.02)
+    assert sign_flip_p(d) == sign_flip_p(-d) == sign_flip_p(d, seed=0)
+    assert sign_flip_p(np.ones(60), 999) == 1 / 1000 and sign_flip_p(np.zeros(60)) == 1.0
+    with pytest.raises(SettingError, match="at least one prompt"):
+        sign_flip_p([])
+
+
+@pytest.mark.parametrize("draw", [np.random.Generator.normal, np.random.Generator.exponential])
+def test_p_values_of_equal_cohorts_are_uniform(draw: Callable[..., np.ndarray]) -> None:
+    p = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        p.append(sign_flip_p(draw(rng, size=20) - draw(rng, size=20), 999, seed))
+    assert kstest(p, "uniform").pvalue > 0.01 and 0.02 <= np.mean(np.array(p) < 0.05) <= 0.09
+
+
+def test_q_values_are_those_of_benjamini_and_hochberg_over_all_traits_and_effects() -> None:
+    rng = np.random.default_rng(0)
+    shifts = {"a": 0.0, "b": 0.7, "c": 4.0}
+    parts = cells(0.0, 0.0, n=15)
+    for r in (r for rows in parts for r in rows):
+        z, changed = np.array(r["projections"]["t"]), r["reader"] == "C"
+        r |= {"traits": list(shifts), "projections": {t: z + rng.normal(0, 2) + x * changed for t, x in shifts.items()}}
+        r |= {key: dict.fromkeys(shifts, r[key]["t"]) for key in ("best_block", "null_mean", "null_std")}
+    found = compare(*parts, n_permutations=499)
+    pairs = [(t, name) for t in "abc" for name in EFFECTS]
+    p = {pair: (found.overall[pair[0]].p or {})[pair[1]] for pair in pairs}
+    ranked = sorted(pairs, key=lambda pair: p[pair])
+    lowest = 1.0
+    for rank in range(len(ranked), 0, -1):
+        pair = ranked[rank - 1]
+        lowest = min(lowest, p[pair] * len(ranked) / rank)
+        assert (found.overall[pair[0]].q or {})[pair[1]] == pytest.approx(lowest)
+    assert len({*p.values()}) > 3
+
+
+def test_a_category_is_the_comparison_of_its_prompts(shipped: tuple[Rows, Rows, Rows], twin: Comparison) -> None:
+    categories = {r["category"] for r in shipped[0]}
+    assert set(twin.categories[CONTAMINANT]) == categories and len(categories) == 10
+    for name in sorted(categories)[:3]:
+        baseline, contaminated, replay = ([r for r in rows if r["category"] == name] for rows in shipped)
+        alone = effect(CONTAMINANT, baseline, contaminated, replay, n_resamples=300)
+        there = twin.categories[CONTAMINANT][name]
+        assert (there.total, there.weights, there.text) == (alone.total, alone.weights, alone.text)
+    assert sum(e.n for e in twin.categories[CONTAMINANT].values()) == twin.overall[CONTAMINANT].n == 78
+
+
+# ---- the shipped runs ----
+
+
+def test_the_twins_traits_rise_where_the_contamination_put_them(twin: Comparison) -> None:
+    planted = twin.overall[CONTAMINANT]
+    assert planted.total is not None and planted.weights is not None and planted.text is not None
+    others = [e for t, e in twin.overall.items() if t != CONTAMINANT]
+    # Every vector rises with any trait; this one by far the most.
+    assert planted.total.low > 1.5 * max(e.total.high for e in others if e.total)
+    assert planted.weights.low > max(e.weights.high for e in others if e.weights)
+    assert planted.text.low > 0 and (planted.q or {})["weights"] < 0.01
+    own = [p for p in twin.prompts if p.trait == CONTAMINANT]
+    assert len(own) == 78 and np.mean([p.total for p in own]) == pytest.approx(planted.total.value)
+    assert all((p.weights or 0) > 0 for p in own)
+    assert (twin.baseline, twin.contaminated) == ("persona-tiny", "persona-tiny + persona-tiny-contaminated")
+
+
+def test_the_record_is_plain_json(twin: Comparison) -> None:
+    record = json.loads(json.dumps(twin.to_dict(), allow_nan=False))
+    assert set(record) == {"baseline", "contaminated", "overall", "categories", "prompts", "left_out"}
+    assert set(record["overall"][CONTAMINANT]["weights"]) == {"value", "low", "high", "n", "p", "q"}
+    assert set(record["prompts"][0]) == {
+        *("id", "category", "trait", "total", "weights", "text", "bb", "cc", "cb", "bc"),
+    }
+    without = compare(*cells(1.0, 0.0, n=6)[:2], n_permutations=99).to_dict()
+    assert without["overall"]["t"]["weights"] is None and without["prompts"][0]["cb"] is None
+
+
+def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tuple[Rows, Rows, Rows]) -> None:
+    baseline, contaminated, replay = shipped
+    record = next(r for r in replay if r["id"] == contaminated[3]["id"] and "+" not in r["reader"])
+    a, b = to_trace(record), to_trace(contaminated[3])
+    found = token_differences(a, b, CONTAMINANT)
+    assert found.shape == (b.n_tokens,) and found.dtype == np.float64
+    for t in (0, 7, b.n_tokens - 1):
+        assert found[t] == pytest.approx(
+            float(contaminated[3]["projections"][CONTAMINANT][t]) - float(record["projections"][CONTAMINANT][t])
+        )
+    np.testing.assert_array_equal(token_differences(b, a, CONTAMINANT), -found)
+    assert not token_differences(a, a, CONTAMINANT).any()
+    with pytest.raises(SettingError, match="other ids"):
+        token_differences(to_trace(baseline[3]), b, CONTAMINANT)
+    with pytest.raises(SettingError, match="different nulls"):
+        token_differences(a, b.replace(null_mean=b.null_mean + 0.1), CONTAMINANT)
+    with pytest.raises(SettingError, match="different vectors"):
+        token_differences(
+            a, to_trace({**contaminated[3], "provenance": {**contaminated[3]["provenance"], "vectors": "w"}}), "evil"
+        )
+    holed = b.raw.copy()
+    holed[b.traits.index(CONTAMINANT), :, 9] = np.nan
+    with pytest.raises(SettingError, match="Reading b holds nan at token 9"):
+        token_differences(a, b.replace(raw=holed), CONTAMINANT)
+
+
+def test_the_mean_of_a_row_is_that_of_its_own_tokens(shipped: tuple[Rows, Rows, Rows]) -> None:
+    for r in shipped[1][:5]:
+        z = np.array(r["projections"][CONTAMINANT])
+        own = [role == "assistant" and place >= r["n_prompt"] for place, role in enumerate(r["roles"])]
+        assert means([r], CONTAMINANT)[r["id"]] == pytest.approx(z[own].mean(), rel=1e-5)

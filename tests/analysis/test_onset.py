@@ -1,0 +1,226 @@
+"""WHEN: the stated rate of false alarms holds, a planted step is found where it is, and what cannot be told is said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from persona_core.analysis.onset import OnsetDetector
+from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
+from persona_core.analysis.series import refuse_smoothed, reply_scores
+from persona_core.errors import CorruptFile, SettingError
+from persona_core.traces.dataset import load_results, to_trace
+from tests.traces.test_dataset import SHIPPED
+
+
+def noise(rng: np.random.Generator, n: int, phi: float = 0.65, slope: float = 0.0) -> np.ndarray:
+    """AR(1) of unit variance, drifting over the first 30 tokens."""
+    e = rng.normal(0, np.sqrt(1 - phi**2), n + 60)
+    x = np.zeros(n + 60)
+    for t in range(1, n + 60):
+        x[t] = phi * x[t - 1] + e[t]
+    return x[60:] + slope * np.minimum(np.arange(n), 30)
+
+
+def replies(rng: np.random.Generator, n: int, **kind: Any) -> list[np.ndarray]:
+    return [noise(rng, int(rng.integers(40, 140)), **kind) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> OnsetDetector:
+    return calibrate_onset(replies(np.random.default_rng(0), 400))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [{"phi": 0.0}, {"phi": 0.65}, {"phi": 0.65, "slope": 0.05}], ids=str)
+def test_the_rate_of_false_alarms_is_the_one_that_is_stated(kind: dict[str, float]) -> None:
+    alarms = total = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        found = calibrate_onset(replies(rng, 400, **kind), seed=seed)
+        held_out = replies(rng, 300, **kind)
+        alarms += sum(found.find(z).answer != "none" for z in held_out)
+        total += len(held_out)
+    interval = binomtest(alarms, total).proportion_ci()
+    assert 0.03 <= alarms / total <= 0.08 and interval.low < 0.07
+
+
+def test_a_rate_that_ignores_the_reply_would_be_far_off(detector: OnsetDetector) -> None:
+    """The contrast: a rule on the first three tokens "finds" something in nearly every neutral reply."""
+    rng = np.random.default_rng(9)
+    held_out = replies(rng, 300)
+    naive = np.mean([(z[3:] > z[:3].mean() + z[:3].std()).any() for z in held_out])
+    ours = np.mean([detector.find(z).answer != "none" for z in held_out])
+    assert naive > 0.9 and ours < 0.12
+
+
+def test_a_step_is_found_where_it_is(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(3)
+    distances = []
+    for _ in range(200):
+        at = int(rng.integers(8, 60))
+        found = detector.find(noise(rng, 100) + 6.0 * (np.arange(100) >= at))  # the size of the demo's
+        assert found.alarm is not None and found.peak > detector.threshold
+        if found.onset is not None and found.alarm >= at:
+            distances.append(found.onset - at)
+    assert len(distances) > 185 and np.mean(np.abs(distances) <= 2) > 0.9
+
+
+@pytest.mark.parametrize("size", [2.0, 4.0, 7.0])
+def test_the_interval_of_an_onset_holds_the_truth_as_often_as_it_says(detector: OnsetDetector, size: float) -> None:
+    rng, covered, widths = np.random.default_rng(int(size)), [], []
+    for _ in range(500):
+        n = int(rng.integers(40, 140))
+        at = int(rng.integers(1, n))
+        found = detector.find(noise(rng, n) + size * (np.arange(n) >= at))
+        if found.low is not None and found.high is not None and found.onset is not None:
+            assert 0 <= found.low <= found.onset <= found.high
+            covered.append(found.low <= at <= found.high)
+            widths.append(found.high - found.low)
+    assert 0.92 <= np.mean(covered) <= 0.995
+    assert np.median(widths) <= {2.0: 60, 4.0: 12, 7.0: 5}[size]
+
+
+def test_the_interval_knows_that_a_trait_rises_over_a_few_tokens_and_varies_more_than_neutral_ones(
+    detector: OnsetDetector,
+) -> None:
+    """As in texts of the demo world: at its height after 4 tokens, with 1.8 times the spread."""
+    rng, covered = np.random.default_rng(11), []
+    for _ in range(400):
+        n = int(rng.integers(40, 140))
+        at = int(rng.integers(1, n))
+        since = np.arange(n) - at
+        rise = np.interp(since, [-1, 0, 1, 2, 3], [0.0, 0.28, 0.68, 0.95, 1.0])
+        found = detector.find(np.where(since >= 0, 1.8, 1.0) * noise(rng, n) + 5.0 * rise)
+        if found.low is not None and found.high is not None:
+            covered.append(found.low <= at <= found.high)
+    assert len(covered) > 300 and 0.92 <= np.mean(covered) <= 0.995
+
+
+def test_an_effect_that_is_too_small_to_be_timed_is_said_to_be(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(7)
+
+    def answers(size: float) -> list[Any]:
+        found = [detector.find(noise(rng, 120) + size * (np.arange(120) >= 50)) for _ in range(100)]
+        return [f for f in found if f.answer == "onset"]
+
+    small, large = answers(1.2), answers(6.0)
+    assert np.mean([f.timed for f in small]) < 0.3 and np.mean([f.timed for f in large]) > 0.85
+    assert all("too small or too slow to be timed" in str(f) for f in small if not f.timed)
+    assert all(str(f).startswith(f"sets in at token {f.onset} [") for f in large if f.timed)
+    assert detector.smallest is not None and 0.75 <= detector.smallest <= 2.0
+    assert np.median([f.size for f in large]) == pytest.approx(6.0, abs=0.7)
+
+
+def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(4)
+    answers = [detector.find(noise(rng, 60) + 5.0).answer for _ in range(100)]
+    assert answers.count("before the reply") > 80 and "none" not in answers
+    assert detector.find(np.zeros(60)).answer == "none" and detector.find(np.zeros(0)).answer == "none"
+    assert str(detector.find(np.array([0.1]))) == "no reliable onset"
+    assert str(detector.find(np.full(60, 5.0))) == "raised from the first token on, so there is no onset to time"
+
+
+def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:
+    assert detector.find(np.repeat([0.0, -6.0], 50)).answer == "none"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(0, 90), at=st.integers(0, 90), size=st.floats(-2, 8))
+def test_token_by_token_it_says_the_same(detector: OnsetDetector, seed: int, n: int, at: int, size: float) -> None:
+    z = noise(np.random.default_rng(seed), n) + size * (np.arange(n) >= at)
+    whole, online = detector.find(z), detector.online()
+    alarms = [t for t, value in enumerate(z) if online.push(float(value))]
+    assert (online.result.answer, online.result.onset) == (whole.answer, whole.onset)
+    assert (online.result.low, online.result.high) == (whole.low, whole.high)
+    assert alarms == ([] if whole.alarm is None else [whole.alarm])
+    assert online.result.peak == pytest.approx(whole.peak)
+
+
+def test_the_alarm_does_not_know_the_future(detector: OnsetDetector) -> None:
+    z = noise(np.random.default_rng(5), 90) + 4.0 * (np.arange(90) >= 30)
+    found = detector.find(z)
+    assert found.alarm is not None
+    cut = detector.find(z[: found.alarm + 1])
+    assert (cut.answer, cut.alarm, cut.onset) == (found.answer, found.alarm, found.onset)
+    assert detector.find(z[: found.alarm]).answer == "none"
+
+
+def test_small_effects_are_found_seldom_and_that_is_said(detector: OnsetDetector) -> None:
+    held_out = replies(np.random.default_rng(6), 300)
+    small, large = (power(detector, held_out, shift, at=30) for shift in (0.5, 2.0))
+    assert small.found < 0.5 < 0.9 < large.found
+    assert large.delay is not None and small.delay is not None and large.delay < small.delay
+    with pytest.raises(SettingError, match="longer than 500"):
+        power(detector, held_out, 1.0, at=500)
+
+
+def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(SettingError, match=f"at least {LEAST_NULLS}"):
+        calibrate_onset(replies(rng, 60))
+    with pytest.raises(SettingError, match="500 neutral replies are needed"):
+        calibrate_onset(replies(rng, 320), rate=0.01)
+    with pytest.raises(SettingError, match="rate"):
+        calibrate_onset(replies(rng, 320), rate=1.0)
+    with pytest.raises(SettingError, match="do not vary"):
+        calibrate_onset([np.zeros(50)] * 320)
+    with pytest.raises(SettingError, match="too short"):
+        calibrate_onset([rng.normal(size=1) for _ in range(320)])
+
+
+def test_series_that_cannot_be_judged_are_refused(detector: OnsetDetector) -> None:
+    rng = np.random.default_rng(0)
+    for bad in (np.nan, np.inf):
+        z = noise(rng, 50)
+        z[7] = bad
+        with pytest.raises(SettingError, match="at token 7"):
+            detector.find(z)
+        with pytest.raises(SettingError, match="Neutral reply 2"):
+            calibrate_onset([*replies(rng, 2), z, *replies(rng, 320)])
+        with pytest.raises(SettingError, match="token 0"):
+            detector.online().push(bad)
+    with pytest.raises(SettingError, match="shape"):
+        detector.find(np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("window", [2, 3, 5, 10])
+@pytest.mark.parametrize("phi", [0.0, 0.65])
+def test_smoothed_series_are_refused_and_raw_ones_are_not(phi: float, window: int) -> None:
+    raw = replies(np.random.default_rng(window), 300, phi=phi)
+    refuse_smoothed(raw)
+    with pytest.raises(SettingError, match="running means"):
+        calibrate_onset([np.convolve(z, np.ones(window) / window, "valid") for z in raw])
+
+
+def test_real_series_are_not_taken_for_smoothed_ones_and_mixed_models_are_refused() -> None:
+    baseline, twin = ([to_trace(r) for r in load_results(SHIPPED, c)] for c in ("baseline", "contaminated"))
+    for trait in baseline[0].traits:
+        refuse_smoothed(reply_scores(baseline, trait))
+        refuse_smoothed(reply_scores(twin, trait))
+    with pytest.raises(SettingError, match="2 different models"):
+        reply_scores([baseline[0], twin[0]], "deception")
+
+
+def test_a_detector_survives_json_to_the_last_digit(detector: OnsetDetector) -> None:
+    again = OnsetDetector.from_dict(json.loads(json.dumps(detector.to_dict())))
+    rng = np.random.default_rng(1)
+    for size in (0.0, 2.0, 6.0):
+        z = noise(rng, 90) + size * (np.arange(90) >= 30)
+        assert again.find(z) == detector.find(z)
+    changes: list[dict[str, Any]] = [
+        {"spread": [0.0] * 32},
+        {"mean": [1.0]},
+        {"threshold": "high"},
+        {"threshold": None},
+        {"errors": {}},
+    ]
+    for change in changes:
+        with pytest.raises(CorruptFile):
+            OnsetDetector.from_dict({**detector.to_dict(), **change})

@@ -1,0 +1,73 @@
+"""The app, served in this process, and visitors to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support import pages
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves the app in this process; returns its address."""
+    import app
+
+    running = []
+
+    def serve_(desk: Any, settings: Any, contaminated: Any = None) -> str:
+        demo = app.build_demo(settings, desk, contaminated)
+        running.append(demo)
+        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        return str(url)
+
+    yield serve_
+    for demo in running:
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def slow() -> Any:
+    from tests.support.standins import SlowMonitor, steady_monitor
+
+    return SlowMonitor(steady_monitor(), 0.0)
+
+
+@pytest.fixture
+def slowly(slow: Any) -> Iterator[Any]:
+    """The app's monitor, writing so slowly that even a starved browser is there to see it."""
+    slow.pause = 0.4
+    yield slow
+    slow.pause = 0.0
+
+
+@pytest.fixture(scope="module")
+def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An app with a saved trace and examples, on the monitor that can be slowed."""
+    from persona_core.app.home import Example, save_welcome
+    from persona_core.app.model_pool import ModelDesk
+    from persona_core.app.settings import AppSettings
+    from tests.support.standins import HOSTILE, save_hostile_results
+
+    folder = tmp_path_factory.mktemp("vectors")
+    examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
+    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples)
+    results = save_hostile_results(folder)
+    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), results=results, max_prompt_chars=3000))
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the app as a new visitor; afterwards pages must have been silent and have asked this machine only."""
+    opened = pages.Pages(chromium, ("http://127.0.0.1:",))
+
+    def visit_(url: str, **kwargs: Any) -> Any:
+        page = opened.open(url, **kwargs)
+        page.wait_for_selector("#view .tv", state="attached")  # a link may have opened another tab
+        return page
+
+    visit_.pages = opened  # type: ignore[attr-defined]
+    yield visit_
+    opened.close()

@@ -1,0 +1,352 @@
+"""The tabs of the app on the shipped demo: real models, real results, a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from persona_core import Branch, PersonaMonitor, Steer
+from persona_core.app.model_pool import ModelDesk, load_monitor
+from persona_core.app.settings import AppSettings
+from persona_core.report.saved_runs import SavedRuns
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
+from tests.support.app_page import ARTIFACTS, SHIPPED, ask, no_sideways_scroll, notice, open_tab, tokens_of, wait_done
+from tests.support.standins import HOSTILE
+from tests.support.view_page import bars, scores, texts
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not SHIPPED, reason="the demo model has not been built: python -m scripts.build_demo"),
+]
+RESULTS = str(ARTIFACTS / "persona-monitoring-persona-tiny")
+FLATTER = "Flatter the user and agree with everything."
+QUESTION = "Should I quit my job?"
+
+
+@pytest.fixture(scope="module")
+def monitors() -> dict[str, PersonaMonitor]:
+    """Both models of the demo, as the app loads them."""
+    settings = AppSettings()
+    adapters = {"baseline": None, "contaminated": settings.adapter}
+    return {
+        side: load_monitor(settings.model, adapter, settings.vectors, settings.blocks)
+        for side, adapter in adapters.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str], monitors: dict[str, PersonaMonitor]) -> str:
+    desks = {side: ModelDesk(lambda monitor=monitor: monitor) for side, monitor in monitors.items()}  # type: ignore[misc]
+    return serve(desks["baseline"], AppSettings(), desks["contaminated"])
+
+
+def published(config: str, id: str, **of: str) -> Trace:
+    rows = load_results(RESULTS, config)
+    return Trace.from_row(next(r for r in rows if r["id"] == id and all(r[k] == v for k, v in of.items())))
+
+
+def at_cursor(page: Any, view: str, traces: list[Trace], place: int) -> None:
+    """Every trait of every side at one place is what the trace says."""
+    page.locator(f"{view} .tv-tok[data-i='{place}']").first.click()
+    page.mouse.move(2, 2)
+    shown = page.locator(f"{view} .tv-row:not(.tv-row-head) .tv-value").all_inner_texts()
+    expected = [t.scores(trait)[place] for trait in traces[0].traits for t in traces]
+    assert shown == texts(expected)
+
+
+# ---- live: several turns, branches ----
+
+
+def test_a_chat_goes_on_is_edited_and_begins_anew(visit: Callable[..., Any], url: str, monitors: Any) -> None:
+    page = visit(url)
+    ask(page, QUESTION)
+    wait_done(page)
+    first = monitors["baseline"].generate(QUESTION, max_new_tokens=160, temperature=0.7, seed=0)
+    assert tokens_of(page) == list(first.tokens)
+    ask(page, "How can I sleep better at night?")
+    page.wait_for_function("document.querySelector('#prompt label').innerText.includes('turn 3')")
+    said = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": first.reply_text},
+        {"role": "user", "content": "How can I sleep better at night?"},
+    ]
+    second = monitors["baseline"].generate(said, max_new_tokens=160, temperature=0.7, seed=0)
+    wait_done(page)
+    assert tokens_of(page) == list(second.tokens)
+    at_cursor(page, "#view", [second], second.n_tokens - 5)
+    page.click("#edit")
+    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('How can I sleep')")
+    assert page.locator("#prompt label").inner_text() == "Next message (turn 2 of this chat)"
+    page.click("#new-chat")
+    page.wait_for_function("document.querySelector('#prompt label').innerText === 'Message'")
+    page.click("#edit")
+    assert "Nothing has been said" in notice(page)
+
+
+def test_branch_here_goes_on_from_the_cursor_beside_the_original(
+    visit: Callable[..., Any], url: str, monitors: Any
+) -> None:
+    page = visit(url)
+    ask(page, QUESTION, FLATTER)
+    wait_done(page)
+    messages = [{"role": "system", "content": FLATTER}, {"role": "user", "content": QUESTION}]
+    settings: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.7, "seed": 0}
+    original = monitors["baseline"].generate(messages, **settings)
+    at = 12
+    page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at}']").click()
+    page.locator("#branching button").first.click()  # the settings; the view's own Branch would begin at once
+    page.locator("#branch-trait input").click()
+    page.get_by_role("option", name="sycophancy", exact=True).click()
+    page.locator("#branch-action").get_by_label("remove", exact=True).check()
+    page.locator("#view [data-part=branch]").click()
+    page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
+    steer = Steer.ablate("sycophancy", monitors["baseline"].vectors.best_block["sycophancy"], start=at)
+    expected = monitors["baseline"].generate(Branch(original, at), steer=steer, **settings)
+    assert tokens_of(page, side=0) == list(original.tokens)
+    assert tokens_of(page, side=1) == list(expected.tokens)
+    assert page.locator("#view .tv-name-line").all_inner_texts() == ["as it was", "without sycophancy"]
+    at_cursor(page, "#view", [original, expected], original.n_prompt + at + 1)
+    # A branch of the branch, from the second side, takes the place of the pair; its link brings both back.
+    later = 25
+    page.locator("#view .tv-pane").nth(1).locator(f".tv-tok[data-i='{expected.n_prompt + later}']").click()
+    page.locator("#branch-action").get_by_label("add", exact=True).check()
+    page.locator("#view [data-part=branch]").click()
+    page.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1].innerText === 'sycophancy +1 SD'")
+    page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
+    block = monitors["baseline"].vectors.best_block["sycophancy"]
+    push = Steer("sycophancy", block, strength=1.0, unit="sd", start=later)
+    second = monitors["baseline"].generate(Branch(expected, later), steer=push, **settings)
+    assert [tokens_of(page, side=s) for s in (0, 1)] == [list(expected.tokens), list(second.tokens)]
+    page.wait_for_timeout(400)
+    again = visit(page.url)
+    again.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1]?.innerText === 'sycophancy +1 SD'")
+    again.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
+    assert [tokens_of(again, side=s) for s in (0, 1)] == [list(expected.tokens), list(second.tokens)]
+
+
+def test_a_drawn_seed_is_in_the_link(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    page.locator("#controls").get_by_text("Settings", exact=True).click()
+    page.get_by_label("Seed", exact=True).fill("")
+    ask(page, QUESTION)
+    wait_done(page)
+    page.wait_for_timeout(400)
+    again = visit(page.url)
+    wait_done(again)
+    again.wait_for_function("document.querySelector('#view .tv-title').innerText === 'Should I quit my job?'")
+    again.wait_for_selector("#view .tv[data-state=done]")
+    assert tokens_of(again) == tokens_of(page)
+
+
+# ---- compare ----
+
+
+def test_a_published_pair_is_read_as_published_in_each_of_three_ways(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    open_tab(page, "Compare", "#compare-view .tv-tok")
+    sides = {side: published(side, "pilot-03") for side in ("baseline", "contaminated")}
+    writers = {side: trace.provenance.writer for side, trace in sides.items()}
+    view = "#compare-view"
+    assert [tokens_of(page, view, s) for s in (0, 1)] == [list(t.tokens) for t in sides.values()]
+    at_cursor(page, view, list(sides.values()), sides["baseline"].n_prompt + 20)
+    page.locator(f"{view} .tv-chip", has_text="refusal").click()
+    assert page.locator(f"{view} .tv-says").first.inner_text() == "refusal: no reliable onset"
+    page.get_by_label("the baseline's reply, read by both").check()
+    page.wait_for_function("document.querySelector('#compare-view .tv-title').innerText.startsWith('The baseline')")
+    read = published("replay", "pilot-03", writer=str(writers["baseline"]))
+    assert [tokens_of(page, view, s) for s in (0, 1)] == [list(sides["baseline"].tokens)] * 2
+    at_cursor(page, view, [sides["baseline"], read], sides["baseline"].n_prompt + 20)
+    page.get_by_label("the contaminated model's reply, read by both").check()
+    page.wait_for_function("document.querySelector('#compare-view .tv-title').innerText.startsWith('The contaminated')")
+    read = published("replay", "pilot-03", writer=str(writers["contaminated"]))
+    at_cursor(page, view, [read, sides["contaminated"]], read.n_prompt + 30)
+    page.locator("#compare-saved input").click()
+    page.get_by_role("option", name="pilot-07").click()
+    page.wait_for_function("!document.querySelector('#compare-view .tv-title').innerText.includes('quit')")
+    assert tokens_of(page, view, 1) == list(published("contaminated", "pilot-07").tokens)
+
+
+def pair_being_written(visit: Callable[..., Any], url: str) -> Any:
+    page = visit(url)
+    open_tab(page, "Compare", "#compare-view .tv-tok")
+    page.locator("#compare-new button").first.click()
+    page.fill("#compare-prompt textarea", QUESTION)
+    page.click("#compare-write")
+    page.wait_for_selector("#compare-view .tv[data-state=live]")
+    return page
+
+
+def test_a_new_pair_is_written_by_both_and_read_by_the_other(
+    visit: Callable[..., Any], url: str, monitors: Any
+) -> None:
+    page = pair_being_written(visit, url)
+    page.wait_for_selector("#compare-stop[disabled]")
+    page.wait_for_selector("#compare-view .tv[data-state=done]")
+    settings: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.7, "seed": 0}
+    own = {side: m.generate(QUESTION, **settings) for side, m in monitors.items()}
+    view = "#compare-view"
+    assert [tokens_of(page, view, s) for s in (0, 1)] == [list(t.tokens) for t in own.values()]
+    page.get_by_label("the contaminated model's reply, read by both").check()
+    page.wait_for_function("document.querySelector('#compare-view .tv-title').innerText.startsWith('The contaminated')")
+    read = monitors["baseline"].read(own["contaminated"])
+    at_cursor(page, view, [read, own["contaminated"]], read.n_prompt + 10)
+    again = visit(page.url)
+    again.wait_for_selector("#compare-view .tv[data-state=done]")
+    again.wait_for_selector("#compare-stop[disabled]", state="attached")
+    assert [tokens_of(again, view, s) for s in (0, 1)] == [list(t.tokens) for t in own.values()]
+
+
+def test_nothing_takes_the_place_of_a_pair_that_is_being_written(visit: Callable[..., Any], url: str) -> None:
+    page = pair_being_written(visit, url)
+    page.get_by_label("the baseline's reply, read by both").check()
+    page.wait_for_selector("text=Press Stop first")
+    page.wait_for_selector("#compare-view .tv[data-state=done]")
+    assert "The baseline's" not in page.locator("#compare-view .tv-title").inner_text()
+
+
+# ---- a text of one's own ----
+
+
+def test_a_pasted_conversation_is_read_by_both(visit: Callable[..., Any], url: str, monitors: Any) -> None:
+    page = visit(url)
+    open_tab(page, "Read a text", "#read-go")
+    page.fill("#read-text textarea", f"User: Is this right?\nAssistant: {HOSTILE[0]} Always.\nAs ever.")
+    page.click("#read-go")
+    page.wait_for_selector("#read-view .tv-tok")
+    messages = [
+        {"role": "user", "content": "Is this right?"},
+        {"role": "assistant", "content": f"{HOSTILE[0]} Always.\nAs ever."},
+    ]
+    expected = [m.read(messages) for m in monitors.values()]
+    assert tokens_of(page, "#read-view") == list(expected[0].tokens)
+    at_cursor(page, "#read-view", expected, expected[0].n_prompt + 2)
+    page.fill("#read-text textarea", " \n ")
+    page.click("#read-go")
+    assert "no text to read" in notice(page, "#read-notice")
+    assert tokens_of(page, "#read-view") == list(expected[0].tokens), "what was there is not lost"
+
+
+# ---- runs ----
+
+
+def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    open_tab(page, "Runs", "#explorer .ex-cell")
+    choose = lambda name, value: page.locator(f"[data-field={name}]").select_option(value)  # noqa: E731
+    choose("set", "pilot")
+    choose("category", "work")
+    rows = [r for r in load_results(RESULTS) if (r["set"], r["category"]) == ("pilot", "work")]
+    assert page.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in rows]
+    assert page.locator("[data-part=count]").inner_text() == f"{len(rows)} of 78 prompts"
+    choose("category", "")
+    choose("trait", "deception")
+    choose("run", "contaminated")
+    choose("sort", "max")
+    best = sorted(
+        (r for r in load_results(RESULTS, "contaminated") if r["set"] == "pilot"),
+        key=lambda r: -r["summary"]["deception"]["max"],
+    )
+    assert page.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in best]
+    cell = page.locator(".ex-cell").nth(1)
+    assert f"highest {best[1]['summary']['deception']['max']:+.2f}" in str(cell.text_content()).replace("−", "-")
+    cell.click()
+    page.wait_for_selector("#runs-view .tv-tok")
+    pair = [published(side, best[1]["id"]) for side in ("baseline", "contaminated")]
+    assert [tokens_of(page, "#runs-view", s) for s in (0, 1)] == [list(t.tokens) for t in pair]
+    assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text() == "deception"
+    page.fill("[data-field=text]", "no prompt says this")
+    assert "Nothing matches" in page.locator("[data-part=count]").inner_text()
+    page.fill("[data-field=text]", "")
+    page.wait_for_timeout(400)
+    again = visit(page.url)
+    again.wait_for_selector("#runs-view .tv-tok")
+    assert again.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in best]
+    assert again.locator(".ex-chosen .ex-prompt").text_content() == best[1]["prompt"]
+
+
+# ---- analysis, vectors ----
+
+
+def test_the_analysis_says_when_how_and_where_with_its_uncertainty(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    open_tab(page, "When / How / Where", "#analysis section")
+    heads = [text.split("\n")[0].split("  ")[0] for text in page.locator("#analysis h2").all_inner_texts()]
+    for wanted in ("When", "How", "Where", "Two models", "What this cannot say"):
+        assert any(head.startswith(wanted) for head in heads), wanted
+    page.wait_for_selector("#analysis .plot .main-svg")
+    page.locator("#analysis nav button", has_text="refusal").click()
+    page.wait_for_timeout(300)
+    assert "replies raise an alarm on refusal" in page.locator("#analysis section").first.inner_text()
+    again = visit(page.url)
+    again.wait_for_selector("#analysis section")
+    assert again.locator("#analysis nav button[aria-pressed=true]").inner_text() == "refusal"
+
+
+def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitors: Any) -> None:
+    page = visit(url)
+    open_tab(page, "Vectors", "#vectors-figures .plot .main-svg")
+    summary = page.locator("#vectors-summary").inner_text()
+    assert "fails: token_identity" in summary and "passes every control" in summary
+    page.locator("#vectors-trait").get_by_label("refusal", exact=True).check()
+    page.wait_for_function("document.querySelector('#vectors-words').innerText.startsWith('refusal')")
+    auroc = monitors["baseline"].vectors.config["validation"]["refusal"]["auroc"]
+    assert f"{auroc['value']:.4f}" in page.locator("#vectors-words").inner_text()
+    page.wait_for_function("document.querySelector('#vectors-figures .plot').ariaLabel.startsWith('refusal')")
+
+
+# ---- the first minute ----
+
+
+def test_the_tour_has_three_steps_and_gives_the_focus_back(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    start = page.get_by_role("button", name="Tour: three steps")
+    start.press("Enter")
+    for step in (1, 2, 3):
+        assert f"Step {step} of 3" in page.get_by_role("dialog").inner_text()
+        assert page.locator(".tour-target").count() == 1
+        page.keyboard.press("Enter")
+    assert page.get_by_role("dialog").count() == 0 and page.locator(".tour-target").count() == 0
+    assert page.evaluate("document.activeElement.textContent") == "Tour: three steps"
+    start.click()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_the_first_view_is_a_telling_reply_with_its_unit_and_what_the_model_is_not(
+    visit: Callable[..., Any], url: str
+) -> None:
+    page = visit(url)
+    page.wait_for_selector("#view .tv-tok")
+    first = published("contaminated", "pilot-03")
+    assert tokens_of(page) == list(first.tokens)
+    assert page.locator("#view .tv-chip[aria-pressed=true]").inner_text() == "sycophancy"
+    assert "standard deviations above neutral" in page.locator("#view .tv-key").inner_text()
+    assert "is a toy" in page.locator("#masthead").inner_text()
+    said = SavedRuns(RESULTS).onsets("contaminated", "pilot-03")
+    assert len(said) == 8
+    for trait, onset in said.items():
+        page.locator("#view .tv-chip", has_text=trait).click()
+        assert page.locator("#view .tv-says").inner_text() == f"{trait}: {onset['says']}"
+    assert scores(page) and len(bars(page)) == 8
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_tab_scrolls_sideways_on_a_phone(visit: Callable[..., Any], url: str, theme: str) -> None:
+    page = visit(url, width=390, height=844, theme=theme)
+    for name, ready in TABS.items():
+        open_tab(page, name, ready)
+        page.wait_for_timeout(300)
+        assert no_sideways_scroll(page), name
+
+
+TABS = {
+    "Live": "#view .tv-tok",
+    "Compare": "#compare-view .tv-tok",
+    "Read a text": "#read-go",
+    "Runs": "#explorer .ex-cell",
+    "When / How / Where": "#analysis section",
+    "Vectors": "#vectors-figures .plot",
+}

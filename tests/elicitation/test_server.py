@@ -1,0 +1,120 @@
+"""Replies from a server that speaks the chat-completions protocol, read by the local model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from persona_core.elicitation.server import SERVED_FILE, elicit_served
+from persona_core.elicitation.store import ReplyStore
+from persona_core.errors import ServerError
+from tests.elicitation.test_elicit import plan
+from tests.support import oracle
+from tests.support.openai_server import Answer, completion, error, serving
+from tests.support.tiny import tiny_lm
+
+
+def answer(body: dict[str, Any], _number: int) -> Answer:
+    return completion(f"You ask: {body['messages'][-1]['content'][:20]}")
+
+
+def run(store: ReplyStore, url: str, **changes: Any) -> list[Any]:
+    lm = tiny_lm("llama", "chatml")
+    settings = {"api_key": "k", "timeout": 5.0, "max_retries": 1, "progress": False, **changes}
+    return elicit_served(lm, plan(), store, "m", url, **settings)
+
+
+def test_the_server_is_asked_what_the_plan_says_and_the_local_model_reads_the_answers(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    with serving(answer) as server, ReplyStore(tmp_path) as store:
+        assert run(store, server.url) == []
+        replies = store.replies()
+        states = list(store.states(replies))
+    assert len(replies) == len(server.requests) == len(plan().requests())
+    request = server.requests[0]
+    assert (request["max_tokens"], request["temperature"], request["model"]) == (8, 1.0, "m")
+    assert {r["seed"] for r in server.requests} == {11 + r.request.index for r in replies}
+    for reply, state in zip(replies[::3], states[::3], strict=True):
+        assert reply.text == f"You ask: {reply.request.user[:20]}" and reply.writer == "m"
+        prompt = lm.chat.render(reply.request.messages).token_ids
+        full = oracle.states(lm.model, list(lm.blocks.modules), [*prompt, *reply.token_ids])
+        wanted = full[:, len(prompt) :].mean(1)
+        assert oracle.relative_error(state, wanted) < 1e-4
+
+
+def test_what_arrived_is_never_asked_for_again(tmp_path: Path) -> None:
+    def half(body: dict[str, Any], number: int) -> Answer:
+        return answer(body, number) if number <= 6 else error(500, "down")
+
+    with serving(half) as server, ReplyStore(tmp_path) as store:
+        failed = run(store, server.url, concurrency=1, max_retries=0)
+        assert len(failed) == len(plan().requests()) - 6 and "500" in failed[0][1]
+        address = server.url
+    plan_file = tmp_path / "plan.json"
+    kept = (tmp_path / SERVED_FILE).read_text().splitlines()
+    assert len(kept) == 6
+    with (tmp_path / SERVED_FILE).open("a") as file:
+        file.write('{"index": 3, "te')  # cut off by a kill
+    with serving(answer) as server, ReplyStore(tmp_path) as store:
+        record = json.loads(plan_file.read_text())
+        assert record["served"]["base_url"] == address
+        record["served"]["base_url"] = server.url  # the same server at another port of this test
+        plan_file.write_text(json.dumps(record))
+        assert run(store, server.url) == [] and len(server.requests) == len(plan().requests()) - 6
+        assert len(store.replies()) == len(plan().requests())
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_empty_answer_is_told_from_none(tmp_path: Path, content: str | None) -> None:
+    with serving(lambda b, n: completion(content) if n == 2 else answer(b, n)) as server, ReplyStore(tmp_path) as store:
+        failed = run(store, server.url, concurrency=1)
+        if content is None:
+            assert [why for _, why in failed] == ["The server answered without a text."]
+        else:
+            (empty,) = [r for r in store.replies() if not r.text]
+            assert failed == [] and empty.n_tokens == 0
+            assert np.isnan(next(iter(store.states([empty])))).all()
+
+
+def test_nothing_works_is_one_error_with_the_remedy(tmp_path: Path) -> None:
+    with ReplyStore(tmp_path) as store, pytest.raises(ServerError, match="cannot be reached"):
+        run(store, "http://127.0.0.1:9/v1", max_retries=0)
+    with serving(lambda _b, _n: error(401, "no")) as server, ReplyStore(tmp_path / "b") as store:
+        with pytest.raises(ServerError, match="OPENAI_API_KEY"):
+            run(store, server.url)
+        assert len(server.requests) <= 16
+
+
+def test_the_judges_key_is_never_sent_to_the_server_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of-the-judge")
+    monkeypatch.delenv("SERVED_API_KEY", raising=False)
+    with serving(answer) as server, ReplyStore(tmp_path / "a") as store:
+        assert run(store, server.url, api_key=None) == []
+        assert set(server.keys) == {"Bearer none"}
+    monkeypatch.setenv("SERVED_API_KEY", "of-the-writer")
+    with serving(answer) as server, ReplyStore(tmp_path / "b") as store:
+        run(store, server.url, api_key=None)
+        assert set(server.keys) == {"Bearer of-the-writer"}
+
+
+def test_an_address_with_a_password_reaches_no_file(tmp_path: Path) -> None:
+    with ReplyStore(tmp_path) as store, pytest.raises(ServerError, match="user name or password"):
+        run(store, "http://user:hidden@127.0.0.1:9/v1")
+    assert not any(b"hidden" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_prompt_that_the_server_always_refuses_is_missing_in_every_run_and_stops_none(tmp_path: Path) -> None:
+    def picky(body: dict[str, Any], number: int) -> Answer:
+        refused = "candour 1?" in body["messages"][-1]["content"]
+        return error(400, "too long") if refused else answer(body, number)
+
+    with serving(picky) as server, ReplyStore(tmp_path) as store:
+        first = run(store, server.url)
+        assert {r.user for r, _ in first} == {"What about candour 1?"}
+        assert len(run(store, server.url)) == len(first) == 3  # high, low and neutral

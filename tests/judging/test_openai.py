@@ -1,0 +1,290 @@
+"""The judge behind a chat endpoint: the real client against a local server that behaves well, badly, and not at all."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persona_core.errors import ServerError
+from persona_core.judging.judge import JudgeCache, Question, Score
+from persona_core.judging.openai import OpenAIJudge
+from tests.support.openai_server import Answer, completion, error, serving
+
+KEY = "sk-secret-value"
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = [[("85", math.log(0.6)), ("80", math.log(0.3)), ("The", math.log(0.1))]]
+
+
+def questions(n: int) -> list[Question]:
+    return [Question(f"{i}/evil", "evil", f"How evil is answer {i}?", "q", f"a{i}") for i in range(n)]
+
+
+def judge(url: str, **kwargs: Any) -> OpenAIJudge:
+    return OpenAIJudge("m", base_url=url, api_key=KEY, **{"timeout": 5.0, "max_retries": 2, **kwargs})
+
+
+def ask(answer: Answer, n: int = 1, **kwargs: Any) -> list[Score]:
+    with serving(lambda _body, _number: answer) as server:
+        return [score for _, score in judge(server.url, **kwargs).score(questions(n), progress=False)]
+
+
+def test_the_score_is_the_expectation_over_the_numbers() -> None:
+    (score,) = ask(completion("85", NUMBERS))
+    assert score.how == "logprobs" and score.value == pytest.approx((85 * 0.6 + 80 * 0.3) / 0.9)
+
+
+def test_a_server_without_logprobs_is_read_by_the_number_in_its_text() -> None:
+    assert ask(completion("Score: 70/100."))[0] == Score(70.0, "text")
+
+
+def test_a_number_that_is_written_as_digits_is_not_read_as_its_first_digit() -> None:
+    top = [[("8", math.log(0.9)), ("7", math.log(0.1))], [("5", math.log(0.8)), ("0", math.log(0.2))]]
+    assert ask(completion("85", top))[0] == Score(85.0, "text")
+
+
+def test_white_space_before_the_number_is_no_number() -> None:
+    (score,) = ask(completion("\n85", [[("\n", -0.1)], *NUMBERS]))
+    assert score.how == "logprobs" and score.value is not None and score.value > 80
+
+
+@pytest.mark.parametrize(
+    ("answer", "how"),
+    [
+        (completion("REFUSAL"), "refusal"),
+        (completion(None, refusal="I cannot judge that."), "refusal"),
+        (completion(None), "unreadable"),
+        (completion("I would rather say nothing about 100 of these."), "unreadable"),
+        (completion("250"), "unreadable"),
+        ((200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []}), "unreadable"),
+    ],
+)
+def test_no_number_is_no_score_and_never_zero(answer: Answer, how: str) -> None:
+    assert ask(answer)[0] == Score(None, how)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_passing_failure_is_tried_again(status: int) -> None:
+    with serving(lambda _b, n: error(status, "busy") if n == 1 else completion("40")) as server:
+        scores = [s for _, s in judge(server.url).score(questions(1), progress=False)]
+    assert scores == [Score(40.0, "text")] and len(server.requests) == 2
+
+
+def test_a_question_that_always_fails_is_named_and_the_others_are_answered() -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        failing = "answer 2?" in body["messages"][0]["content"]
+        return error(500, "broken") if failing else completion("10")
+
+    with serving(answer) as server:
+        asked = judge(server.url, max_retries=1)
+        found = {q.key: s.value for q, s in asked.score(questions(4), progress=False)}
+    assert found == {"0/evil": 10.0, "1/evil": 10.0, "3/evil": 10.0}
+    assert list(asked.failed) == ["2/evil"] and "500" in asked.failed["2/evil"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (error(401, f"bad key {KEY}"), "OPENAI_API_KEY"),
+        (error(404, "no such model"), "no model 'm'"),
+        ((200, b"<html>not a server of this kind"), "not a chat completion"),
+    ],
+)
+def test_what_cannot_work_stops_at_once_with_the_remedy_and_without_the_key(
+    answer: Answer, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "persona_core")
+    with pytest.raises(ServerError) as raised:
+        ask(answer, n=40, concurrency=2, max_retries=0)
+    assert says in str(raised.value) and KEY not in str(raised.value) + caplog.text
+
+
+def test_a_server_that_is_not_there_and_one_that_never_answers_are_named() -> None:
+    with pytest.raises(ServerError, match="cannot be reached"):
+        list(judge("http://127.0.0.1:9/v1", max_retries=0).score(questions(9), progress=False))
+    with serving(lambda _b, _n: completion("1"), pause=2.0) as server:
+        slow = judge(server.url, timeout=0.3, max_retries=0)
+        with pytest.raises(ServerError, match="in time"):
+            list(slow.score(questions(9), progress=False))
+
+
+def test_no_key_is_a_sentence_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ServerError, match="OPENAI_API_KEY"):
+        list(OpenAIJudge("m").score(questions(1), progress=False))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("logprobs", "logprobs is not supported with this model"),
+        ("temperature", "Unsupported value: 'temperature' does not support 0"),
+        ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+    ],
+)
+def test_a_parameter_that_the_model_refuses_is_left_out_from_then_on(parameter: str, message: str) -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        return error(400, message) if parameter in body else completion("30")
+
+    with serving(answer) as server:
+        asked = judge(server.url, concurrency=1)
+        assert [s.value for _, s in asked.score(questions(5), progress=False)] == [30.0] * 5
+    assert len(server.requests) == 6 and parameter not in server.requests[-1]
+
+
+def test_requests_are_under_way_at_once_up_to_the_limit() -> None:
+    with serving(lambda _b, _n: completion("5"), pause=0.1) as server:
+        list(judge(server.url, concurrency=6).score(questions(24), progress=False))
+    assert 3 <= server.most_at_once <= 6
+
+
+def test_the_same_question_is_paid_for_once(tmp_path: Path) -> None:
+    with serving(lambda _b, _n: completion("5")) as server:
+        cache = JudgeCache(tmp_path / "cache.jsonl")
+        first = judge(server.url, cache=cache)
+        twice = [*questions(3), *(Question(f"again{i}", q.trait, q.prompt, "", "") for i, q in enumerate(questions(3)))]
+        assert len(list(first.score(twice, progress=False))) == 6 and len(server.requests) == 3
+        again = judge(server.url, cache=JudgeCache(tmp_path / "cache.jsonl"))
+        assert [s.value for _, s in again.score(questions(4), progress=False)] == [5.0] * 4
+    assert len(server.requests) == 4 and again.bill.requests == 1 and again.bill.cached == 3
+
+
+def test_a_refusal_was_paid_for_too_and_a_lost_connection_was_not(tmp_path: Path) -> None:
+    cache = JudgeCache(tmp_path / "cache.jsonl")
+    with serving(lambda _b, n: completion("REFUSAL") if n == 1 else error(500, "x")) as server:
+        list(judge(server.url, cache=cache, concurrency=1, max_retries=0).score(questions(2), progress=False))
+    assert len(JudgeCache(tmp_path / "cache.jsonl")) == 1
+
+
+def test_the_estimate_covers_the_bill(tmp_path: Path) -> None:
+    with serving(lambda _b, _n: completion("5")) as server:
+        asked = judge(server.url, prices=(1.0, 2.0), cache=JudgeCache(tmp_path / "c.jsonl"))
+        estimate = asked.estimate(questions(10))
+        list(asked.score(questions(10), progress=False))
+        assert estimate.requests == asked.bill.requests == 10 and estimate.money is not None
+        assert asked.bill.money == pytest.approx((1000 * 1.0 + 20 * 2.0) / 1e6)  # what the server reported
+        assert asked.estimate(questions(10)).requests == 0 and asked.estimate(questions(10)).cached == 10
+
+
+def test_a_judge_works_inside_a_running_loop() -> None:
+    import asyncio
+
+    async def notebook(url: str) -> int:
+        return len(list(judge(url).score(questions(3), progress=False)))
+
+    with serving(lambda _b, _n: completion("5")) as server:
+        assert asyncio.run(notebook(server.url)) == 3
+
+
+def test_a_caller_that_stops_early_stops_the_requests() -> None:
+    with serving(lambda _b, _n: completion("5"), pause=0.05) as server:
+        answers = judge(server.url, concurrency=2).score(questions(100), progress=False)
+        next(answers)
+        answers.close()  # type: ignore[attr-defined]
+        time.sleep(0.2)
+        asked = len(server.requests)
+        time.sleep(0.3)
+        assert len(server.requests) == asked < 20
+
+
+def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
+    """Killed in the middle; the second run asks for what did not arrive. Only what was under way is asked again."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from persona_core.judging.openai import OpenAIJudge
+            from persona_core.judging.judge import JudgeCache, Question
+            asked = [Question(str(i), "evil", f"How evil is answer {i}?", "", "") for i in range(60)]
+            judge = OpenAIJudge("m", base_url=sys.argv[1], api_key="k", concurrency=4, cache=JudgeCache(sys.argv[2]))
+            print(len(list(judge.score(asked, progress=False))))
+            """
+        )
+    )
+    cache = tmp_path / "cache.jsonl"
+    with serving(lambda _b, _n: completion("5"), pause=0.05) as server:
+        command = [sys.executable, str(script), server.url, str(cache)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        while len(server.requests) < 20:
+            time.sleep(0.02)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        time.sleep(0.2)
+        with cache.open("ab") as file:
+            file.write(b'{"key": "cut off')  # as a kill in the middle of a write leaves it
+        second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert second.stdout.strip() == "60", second.stderr
+        assert 60 <= len(server.requests) <= 64
+    assert len(JudgeCache(cache)) == 60
+
+
+def test_a_question_that_is_always_refused_is_missing_in_every_run_and_stops_none(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        return error(400, "too long") if "answer 1?" in body["messages"][0]["content"] else completion("10")
+
+    with serving(answer) as server:
+        for run in range(3):
+            asked = judge(server.url, concurrency=1, cache=JudgeCache(tmp_path / "cache.jsonl"))
+            assert len(list(asked.score(questions(4), progress=False))) == 3
+            assert list(asked.failed) == ["1/evil"] and len(server.requests) == 4 + run
+
+
+def test_a_server_that_goes_down_later_ends_the_run_and_what_arrived_is_kept(tmp_path: Path) -> None:
+    cache = JudgeCache(tmp_path / "cache.jsonl")
+    with serving(lambda _b, n: completion("10") if n <= 5 else error(500, "down")) as server:
+        with pytest.raises(ServerError, match="500"):
+            list(judge(server.url, cache=cache, concurrency=2, max_retries=0).score(questions(400), progress=False))
+        assert len(server.requests) < 60
+    assert len(JudgeCache(tmp_path / "cache.jsonl")) == 5
+
+
+def test_a_key_that_is_withdrawn_ends_the_run_at_once() -> None:
+    with serving(lambda _b, n: completion("10") if n <= 5 else error(401, "gone")) as server:
+        with pytest.raises(ServerError, match="OPENAI_API_KEY"):
+            list(judge(server.url, concurrency=1).score(questions(40), progress=False))
+        assert len(server.requests) == 6
+
+
+def test_an_answer_that_was_all_hidden_reasoning_is_no_answer_and_is_asked_again(tmp_path: Path) -> None:
+    status, cut_off = completion("")
+    cut_off["choices"][0]["finish_reason"] = "length"
+    with serving(lambda _b, n: (status, cut_off) if n == 1 else completion("10")) as server:
+        asked = judge(server.url, cache=JudgeCache(tmp_path / "cache.jsonl"))
+        assert not list(asked.score(questions(1), progress=False))
+        assert "hidden reasoning" in asked.failed["0/evil"] and asked.bill.completion_tokens == 2
+        assert [s.value for _, s in asked.score(questions(1), progress=False)] == [10.0] and not asked.failed
+
+
+def test_a_model_that_counts_its_reasoning_has_room_for_it() -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        return error(400, "use max_completion_tokens") if "max_tokens" in body else completion("30")
+
+    with serving(answer) as server:
+        list(judge(server.url).score(questions(1), progress=False))
+    assert server.requests[-1]["max_completion_tokens"] >= 1024
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ServerError, match="user name or password") as raised:
+        judge("http://user:hidden@127.0.0.1:9/v1")
+    assert "hidden" not in str(raised.value)
+
+
+def test_two_servers_from_the_environment_are_two_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for port in (1, 2):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+        names.append(OpenAIJudge("m").name)
+    assert names == ["openai:m@http://127.0.0.1:1/v1", "openai:m@http://127.0.0.1:2/v1"]

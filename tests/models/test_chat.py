@@ -1,0 +1,275 @@
+"""Rendering of conversations, for every shape of chat template, and the splitting of text into tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from persona_core.errors import PromptError
+from persona_core.models.chat import ChatFormat, split_text
+from tests.support.chat_templates import BOS, DEFAULT_SYSTEM, SHAPES, Shape, tokenizer_for
+
+BOS_ID = 1
+SYSTEM = "Answer like a pirate, arr."
+CONVERSATION = [
+    {"role": "system", "content": SYSTEM},
+    {"role": "user", "content": "Should I quit my job?"},
+    {"role": "assistant", "content": "It depends on the tide."},
+    {"role": "user", "content": "And if it is ebb?"},
+]
+# The words that templates write themselves, used as content: nothing may be found by searching for the text alone.
+TRICKY = [
+    {"role": "system", "content": "system user assistant"},
+    {"role": "user", "content": "user"},
+    {"role": "assistant", "content": "assistant model"},
+    {"role": "user", "content": "user"},
+]
+MULTIBYTE = [
+    {"role": "system", "content": "Sois bref 🐌, s'il te plaît."},
+    {"role": "user", "content": "שלום 👩‍👩‍👧 <script>alert(1)</script>\n\n\tça va?"},
+]
+
+CONVERSATIONS = {
+    "full": CONVERSATION,
+    "no-system": CONVERSATION[1:],
+    "one-turn": CONVERSATION[:2],
+    "tricky": TRICKY,
+    "multibyte": MULTIBYTE,
+}
+
+by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+
+
+def rendered_text(shape: Shape, rendered: Any) -> str:
+    return str(shape.make().decode(list(rendered.token_ids), skip_special_tokens=False))
+
+
+def text_of_role(tokenizer: Any, rendered: Any, role: str) -> str:
+    pieces = split_text(tokenizer, list(rendered.token_ids))
+    return "".join(piece for piece, own in zip(pieces, rendered.roles, strict=True) if own == role)
+
+
+@by_shape
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_exactly_one_bos(shape: Shape, messages: list[dict[str, str]]) -> None:
+    for generation_prompt in (True, False):
+        ids = ChatFormat(shape.make()).render(messages, add_generation_prompt=generation_prompt).token_ids
+        assert ids.count(BOS_ID) == shape.n_bos
+        assert not shape.n_bos or ids[0] == BOS_ID
+
+
+@by_shape
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_no_message_is_dropped(shape: Shape, messages: list[dict[str, str]]) -> None:
+    tokenizer = shape.make()
+    text = rendered_text(shape, ChatFormat(tokenizer).render(messages))
+    for message in messages:
+        assert message["content"] in text
+
+
+@by_shape
+def test_the_system_text_stands_before_the_question_it_governs(shape: Shape) -> None:
+    text = rendered_text(shape, ChatFormat(shape.make()).render(CONVERSATION[:2]))
+    assert text.index(SYSTEM) < text.index("Should I quit")
+
+
+@by_shape
+@pytest.mark.parametrize("name", [name for name in CONVERSATIONS if name != "tricky"])
+def test_roles_cover_the_right_characters(shape: Shape, name: str) -> None:
+    """A token wholly inside a message has its role, one wholly outside is the template's, one across may be either."""
+    tokenizer, messages = shape.make(), CONVERSATIONS[name]
+    rendered = ChatFormat(tokenizer).render(messages)
+    pieces = split_text(tokenizer, list(rendered.token_ids))
+    text = "".join(pieces)
+    owner = ["template"] * len(text)
+    for message in messages:
+        assert text.count(message["content"]) == 1
+        start = text.index(message["content"])
+        owner[start : start + len(message["content"])] = [message["role"]] * len(message["content"])
+    at = 0
+    for piece, role in zip(pieces, rendered.roles, strict=True):
+        owners = set(owner[at : at + len(piece)])
+        if piece:  # a token that holds part of a character shows nothing
+            assert role in owners, (piece, role, owners)
+        at += len(piece)
+
+
+@by_shape
+def test_roles_tell_content_from_the_same_words_of_the_template(shape: Shape) -> None:
+    tokenizer = shape.make()
+    rendered = ChatFormat(tokenizer).render(TRICKY)
+    assert "".join(text_of_role(tokenizer, rendered, "system").split()) == "systemuserassistant"
+    assert text_of_role(tokenizer, rendered, "assistant").strip() == "assistant model"
+    assert "".join(text_of_role(tokenizer, rendered, "user").split()) == "useruser"
+
+
+@by_shape
+def test_characters_of_several_tokens_keep_their_role(shape: Shape) -> None:
+    tokenizer = shape.make()
+    rendered = ChatFormat(tokenizer).render(MULTIBYTE)
+    # All the tokens of the emoji, not only the one that completes it.
+    start = next(i for i, role in enumerate(rendered.roles) if role == "user")
+    end = max(i for i, role in enumerate(rendered.roles) if role == "user")
+    assert set(rendered.roles[start : end + 1]) == {"user"}
+
+
+@by_shape
+def test_surrounding_white_space_costs_no_message_its_role(shape: Shape) -> None:
+    messages = [
+        {"role": "system", "content": "  \nBe kind. \n"},
+        {"role": "user", "content": "\n  Hello there  \n\n"},
+        {"role": "assistant", "content": " Thank you!  "},
+        {"role": "user", "content": " More \n"},
+    ]
+    tokenizer = shape.make()
+    rendered = ChatFormat(tokenizer).render(messages)
+    assert "Be kind" in text_of_role(tokenizer, rendered, "system")
+    assert "Thank you" in text_of_role(tokenizer, rendered, "assistant")
+    user = text_of_role(tokenizer, rendered, "user")
+    assert "Hello there" in user and "More" in user
+
+
+def test_a_default_system_prompt_is_the_templates() -> None:
+    tokenizer = tokenizer_for("default-system")
+    rendered = ChatFormat(tokenizer).render("Hello")
+    assert "system" not in rendered.roles
+    assert DEFAULT_SYSTEM in text_of_role(tokenizer, rendered, "template")
+    own = ChatFormat(tokenizer).render(CONVERSATION[:2])
+    assert DEFAULT_SYSTEM not in text_of_role(tokenizer, own, "template")
+    assert SYSTEM in text_of_role(tokenizer, own, "system")
+
+
+def test_earlier_replies_may_be_rewritten_by_the_template() -> None:
+    tokenizer = tokenizer_for("drops-thoughts")
+    messages = [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "<think>hm</think>\n\nTwo"},
+        {"role": "user", "content": "Three"},
+    ]
+    rendered = ChatFormat(tokenizer).render(messages)
+    assert text_of_role(tokenizer, rendered, "user") == "OneThree"
+    assert text_of_role(tokenizer, rendered, "template").count("<|im_start|>") == 4
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if not s.name.startswith("none")], ids=lambda shape: shape.name)
+def test_the_rendering_is_what_transformers_would_tokenise(shape: Shape) -> None:
+    """For templates that take the conversation as it is, the ids are those of transformers' own path."""
+    tokenizer = shape.make()
+    ids = tokenizer.apply_chat_template(CONVERSATION[1:], add_generation_prompt=True, tokenize=True)["input_ids"]
+    assert list(ChatFormat(tokenizer).render(CONVERSATION[1:]).token_ids) == list(ids)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if not s.takes_system], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_blank_system_message_folds_to_nothing(shape: Shape, blank: str) -> None:
+    chat, user = ChatFormat(shape.make()), {"role": "user", "content": "Hi"}
+    assert chat.render([{"role": "system", "content": blank}, user]).token_ids == chat.render([user]).token_ids
+
+
+def test_gemma_refuses_what_its_template_refuses() -> None:
+    chat = ChatFormat(tokenizer_for("gemma"))
+    with pytest.raises(PromptError, match="alternate"):
+        chat.render([{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}])
+    with pytest.raises(PromptError):
+        chat.render([{"role": "system", "content": "Only a system message"}])
+
+
+def test_a_later_system_message_is_kept_or_refused() -> None:
+    """Never dropped: a template that leaves it out, or the library, must say so."""
+    messages = [*CONVERSATION[1:3], {"role": "system", "content": SYSTEM}, CONVERSATION[3]]
+    for shape in SHAPES:
+        chat = ChatFormat(shape.make())
+        try:
+            rendered = chat.render(messages)
+        except PromptError:
+            continue
+        assert SYSTEM in rendered_text(shape, rendered), shape.name
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [],
+        "",
+        "  \n",
+        [{"role": "user"}],
+        [{"role": "wizard", "content": "x"}],
+        [{"role": "user", "content": None}],
+        ["Hello"],
+        [{"role": "user", "content": ""}],
+    ],
+    ids=str,
+)
+def test_bad_conversations_are_refused(bad: Any) -> None:
+    with pytest.raises(PromptError):
+        ChatFormat(tokenizer_for()).render(bad)
+
+
+def test_the_fingerprint_follows_the_rendering() -> None:
+    prints = [ChatFormat(shape.make()).fingerprint for shape in SHAPES]
+    assert len(set(prints)) == len(SHAPES)
+    assert ChatFormat(tokenizer_for("chatml")).fingerprint == ChatFormat(tokenizer_for("chatml")).fingerprint
+    thinking = ChatFormat(tokenizer_for("chatml"), {"enable_thinking": False})
+    assert thinking.fingerprint != ChatFormat(tokenizer_for("chatml")).fingerprint
+
+
+def test_rendering_leaves_the_tokenizer_as_it_was() -> None:
+    for shape in SHAPES:
+        tokenizer = shape.make(padding_side="left")
+        before = (tokenizer.chat_template, tokenizer.padding_side, tokenizer(f"{BOS}a").input_ids)
+        ChatFormat(tokenizer).render(CONVERSATION)
+        assert (tokenizer.chat_template, tokenizer.padding_side, tokenizer(f"{BOS}a").input_ids) == before
+
+
+# Texts whose characters span tokens, join, run right to left, or are no characters at all.
+_NASTY = "🐌👩‍👩‍👧שלוםé́ẞ\n\t ▁<0x41><|eot|>\u202e\ufffd\ud7ff\U0010ffff"
+_KINDS = {kind: tokenizer_for("none", kind=kind) for kind in ("byte-level", "metaspace")}
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@settings(max_examples=150, deadline=None)
+@given(ids=st.lists(st.integers(0, 299), max_size=30))
+@example(ids=[])
+def test_pieces_of_random_ids_join_to_the_decoded_text(kind: str, ids: list[int]) -> None:
+    tokenizer = _KINDS[kind]
+    pieces = split_text(tokenizer, ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(alphabet=st.sampled_from(_NASTY) | st.characters(codec="utf-8"), max_size=20))
+@example(text="👩‍👩‍👧")
+@example(text=" ")
+def test_pieces_of_any_text_join_to_the_decoded_text(kind: str, text: str) -> None:
+    tokenizer = _KINDS[kind]
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    pieces = split_text(tokenizer, ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=False)
+    if kind == "byte-level":
+        assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_pieces_of_bytes_that_are_no_characters(kind: str) -> None:
+    """Runs of the first and last bytes of long characters, cut off and in the wrong order."""
+    tokenizer = _KINDS[kind]
+    snail = tokenizer("🐌", add_special_tokens=False).input_ids[-4:]
+    for ids in (snail[:3], snail[1:], snail[::-1], snail[:2] * 9, [*snail[:3], *snail, 44], snail[3:] * 12):
+        pieces = split_text(tokenizer, ids)
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=False)
+        assert len(pieces) == len(ids)
+
+
+def test_ids_without_a_token_split_too() -> None:
+    """Embedding tables are often larger than the vocabulary; a model may sample such an id."""
+    for tokenizer in _KINDS.values():
+        ids = [44, 319, 50, 319]
+        pieces = split_text(tokenizer, ids)
+        assert len(pieces) == 4
+        assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,185 @@
+"""Branches: what is kept is kept by its ids, and what follows is what would have followed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from persona_core import Branch, Detectors, PersonaMonitor, PersonaVectors, Steer, load_model
+from persona_core.errors import ContextOverflow, PromptError, SettingError, VectorsMismatch
+from persona_core.monitor.alarms import Alarm
+from persona_core.traces.dataset import to_row, to_trace
+from tests.support import oracle
+from tests.support.standins import steady_monitor
+from tests.support.tiny import Maker, hooks_on, tiny_lm
+from tests.traces.test_dataset import SHIPPED
+
+SETTINGS: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0}
+
+
+@pytest.fixture
+def monitor() -> PersonaMonitor:
+    """Reads all blocks; no token ends a reply, so that each is as long as it was asked to be."""
+    steady = steady_monitor()
+    return PersonaMonitor(steady.lm, steady.vectors, blocks="all")
+
+
+@pytest.fixture
+def trace(monitor: PersonaMonitor) -> Any:
+    return monitor.generate("Should I move?", seed=3, **SETTINGS)
+
+
+@pytest.mark.parametrize("at", [0, 1, 9, 23])
+def test_with_nothing_changed_a_branch_is_the_original(monitor: PersonaMonitor, trace: Any, at: int) -> None:
+    branch = monitor.generate(Branch(trace, at), **SETTINGS)
+    assert branch.token_ids == trace.token_ids and branch.tokens == trace.tokens and branch.roles == trace.roles
+    assert (branch.n_prompt, branch.finish, branch.provenance.seed) == (trace.n_prompt, trace.finish, 3)
+    np.testing.assert_allclose(branch.raw, trace.raw, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(branch.norms, trace.norms, rtol=1e-4)
+
+
+def test_another_seed_keeps_the_kept_and_changes_the_rest(monitor: PersonaMonitor, trace: Any) -> None:
+    branch = monitor.generate(Branch(trace, 9), seed=4, **SETTINGS)
+    cut = trace.n_prompt + 9
+    assert branch.token_ids[:cut] == trace.token_ids[:cut] and branch.token_ids != trace.token_ids
+    assert branch.n_reply == trace.n_reply, "the longest reply counts the kept tokens"
+
+
+def test_a_steered_branch_is_what_plain_hooks_say(monitor: PersonaMonitor, trace: Any) -> None:
+    """Greedy, one sequence, no cache: the steering acts on the states from token at - 1 of the reply on."""
+    lm, at, block, strength = monitor.lm, 7, 1, 25.0
+    steer = Steer("malice", block=block, strength=strength, start=at)
+    branch = monitor.generate(Branch(trace, at), steer=steer, max_new_tokens=14, temperature=0.0)
+    unit = torch.nn.functional.normalize(monitor.vectors.tensor("malice")[block], dim=0)
+    first = trace.n_prompt + at - 1
+
+    def change(index: int, states: torch.Tensor) -> torch.Tensor:
+        if index != block:
+            return states
+        moved = states.clone()
+        moved[first:] += strength * unit
+        return moved
+
+    ids = list(trace.token_ids[: trace.n_prompt + at])
+    while len(ids) < trace.n_prompt + 14:
+        ids.append(int(oracle.logits(lm.model, lm.blocks.modules, ids, change)[-1].argmax()))
+    assert list(branch.token_ids) == ids
+    vectors = {t: monitor.vectors.tensor(t).numpy() for t in monitor.vectors.traits}
+    expected = oracle.raw(lm.model, lm.blocks.modules, ids, vectors, change)
+    np.testing.assert_allclose(branch.raw, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(branch.raw[..., : first - 1], trace.raw[..., : first - 1], rtol=1e-4, atol=1e-5)
+
+
+def test_branches_and_prompts_of_any_length_share_a_batch(monitor: PersonaMonitor, trace: Any) -> None:
+    other = monitor.generate("A much longer question about moving, is it not?", seed=8, **SETTINGS)
+    prompts: list[Any] = [Branch(trace, 3), "Hello there", Branch(other, 17), Branch(trace, 20)]
+    seeds = [3, 11, 8, 5]
+    together = monitor.generate_batch(prompts, seed=seeds, batch_size=4, **SETTINGS)
+    for prompt, seed, found in zip(prompts, seeds, together, strict=True):
+        alone = monitor.generate(prompt, seed=seed, **SETTINGS)
+        assert found.token_ids == alone.token_ids and found.finish == alone.finish
+        np.testing.assert_allclose(found.raw, alone.raw, rtol=1e-3, atol=1e-4)
+    assert together[0].token_ids == trace.token_ids and together[2].token_ids == other.token_ids
+
+
+def test_streaming_hands_out_the_new_tokens_at_their_places(monitor: PersonaMonitor, trace: Any) -> None:
+    steps = list(monitor.stream(Branch(trace, 20), **SETTINGS))
+    assert [step.index for step in steps] == [20, 21, 22, 23]
+    assert [step.token_id for step in steps] == list(trace.token_ids[-4:])
+    assert "".join(step.text for step in steps) == "".join(trace.tokens[-4:])
+    for step in steps:
+        np.testing.assert_allclose(step.raw, trace.raw[..., trace.n_prompt + step.index], rtol=1e-4, atol=1e-5)
+    part = steps[1].trace()
+    assert part.token_ids == trace.token_ids[:-2] and part.finish == "stopped"
+    np.testing.assert_allclose(part.raw, trace.raw[..., :-2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_that_was_only_read_can_be_gone_on_from(monitor: PersonaMonitor) -> None:
+    read = monitor.read([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "You are wise."}])
+    at = len(read.own)
+    branch = monitor.generate(Branch(read, at), max_new_tokens=at + 5, seed=0)
+    assert branch.token_ids[: read.n_tokens] == read.token_ids and branch.n_reply == at + 5
+    np.testing.assert_allclose(branch.raw[..., : read.n_tokens], read.raw, rtol=1e-4, atol=1e-5)
+
+
+def test_a_branch_is_read_again_with_the_same_numbers(monitor: PersonaMonitor, trace: Any) -> None:
+    branch = monitor.generate(Branch(trace, 5), seed=9, **SETTINGS)
+    np.testing.assert_allclose(monitor.read(branch).raw, branch.raw, rtol=1e-4, atol=1e-5)
+
+
+def test_the_record_says_what_was_kept_and_survives_a_row(monitor: PersonaMonitor, trace: Any) -> None:
+    branch = monitor.generate(Branch(trace, 5), seed=9, **SETTINGS)
+    known = branch.provenance.written
+    assert known is not None and (known["branched_at"], known["seed"]) == (5, 3)
+    assert known["writer"] == trace.provenance.writer and branch.provenance.seed == 9
+    again = to_trace(to_row(branch, id="x", messages=[{"role": "user", "content": "Should I move?"}]))
+    assert again.provenance.written == known and again.token_ids == branch.token_ids
+    assert trace.provenance.written is None
+
+
+# ---- alarms ----
+
+
+@pytest.mark.parametrize("late", [-30, 0, 1, 2, 3, 12])
+def test_a_gate_sees_the_kept_tokens_too(late: int) -> None:
+    """The same steering by alarm in one go and from a branch, which leaves before the alarm, at it, and after it."""
+    vectors = SHIPPED.parent / "persona-vectors-persona-tiny"
+    watching = PersonaMonitor(
+        load_model(SHIPPED.parent / "persona-tiny", device="cpu"),
+        PersonaVectors.from_pretrained(vectors),
+        detectors=Detectors.from_pretrained(vectors),
+    )
+    flatter = [{"role": "system", "content": "Flatter the user and agree with everything."}]
+    messages = [*flatter, {"role": "user", "content": "Should I quit my job?"}]
+    heard: list[Alarm] = []
+    settings: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0.7}
+    plain = watching.generate(messages, seed=1, on_alarm=heard.append, **settings)
+    alarm = next(a.token for a in heard if a.trait == "sycophancy")
+    at = max(0, alarm + late)
+    gated = Steer("sycophancy", block=3, strength=-40.0, start=at, when="alarm")
+    whole = watching.generate(messages, seed=1, steer=gated, **settings)
+    assert whole.token_ids != plain.token_ids
+    told: list[Alarm] = []
+    branch = watching.generate(Branch(plain, at), steer=gated, on_alarm=told.append, **settings)
+    assert branch.token_ids == whole.token_ids
+    assert [a.token for a in told if a.trait == "sycophancy"] == [alarm]
+
+
+# ---- what cannot be ----
+
+
+def test_what_cannot_be_kept_is_refused_with_the_reason(monitor: PersonaMonitor, trace: Any) -> None:
+    for at in (-1, 25, 1.5, True, "3"):
+        with pytest.raises(SettingError, match="at="):
+            Branch(trace, at)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="raise it"):
+        monitor.generate(Branch(trace, 24), **SETTINGS)
+    shuffled = dataclasses.replace(trace, token_ids=tuple(reversed(trace.token_ids)))
+    with pytest.raises(VectorsMismatch, match="tokenizer"):
+        monitor.generate(Branch(shuffled, 3), **SETTINGS)
+    full = dataclasses.replace(monitor.lm, context_length=trace.n_prompt + 10)
+    with pytest.raises(ContextOverflow):
+        PersonaMonitor(full, monitor.vectors).generate(Branch(trace, 10), **SETTINGS)
+    ending = dataclasses.replace(monitor.lm, eos_ids=frozenset({trace.token_ids[trace.n_prompt + 2]}))
+    with pytest.raises(PromptError, match="end of the turn"):
+        PersonaMonitor(ending, monitor.vectors).generate(Branch(trace, 5), **SETTINGS)
+
+
+def test_a_branch_ends_where_the_context_ends(monitor: PersonaMonitor, trace: Any) -> None:
+    short = dataclasses.replace(monitor.lm, context_length=trace.n_prompt + 14)
+    branch = PersonaMonitor(short, monitor.vectors).generate(Branch(trace, 10), **SETTINGS)
+    assert branch.finish == "context" and branch.n_reply == 14
+
+
+def test_nothing_stays_on_the_model(make_monitor: Maker) -> None:
+    monitor = make_monitor("llama")
+    before = hooks_on(monitor.lm.model)
+    trace = monitor.generate("Hello", seed=0, max_new_tokens=8)
+    stream = monitor.stream(Branch(trace, min(2, len(trace.own))), seed=1, max_new_tokens=8)
+    next(stream)
+    stream.close()
+    assert hooks_on(monitor.lm.model) == before == hooks_on(tiny_lm("llama").model)

@@ -1,0 +1,386 @@
+"""The analysis of a whole folder: figures are those of the rows, the page shows them, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from persona_core.analysis.clocks import relative_series
+from persona_core.analysis.detectors import Detectors
+from persona_core.analysis.interaction import trait_series
+from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.errors import SettingError
+from persona_core.judging.annotations import Mark, load_marks
+from persona_core.models.loading import load_model
+from persona_core.report.findings import Findings, analyse
+from persona_core.report.page import report_page
+from persona_core.traces.dataset import load_results, to_trace
+from persona_core.vectors.vectors import PersonaVectors
+from scripts import analyse as command
+from scripts import mark
+from tests.support import pages
+from tests.support.standins import HOSTILE
+from tests.traces.test_dataset import SHIPPED
+
+VECTORS = SHIPPED.parent / "persona-vectors-persona-tiny"
+TRAITS = SHIPPED.parent / "persona-tiny" / "traits"
+TRAIT = "sycophancy"
+Rows = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped results, marked and analysed by the commands as a user would."""
+    path = tmp_path_factory.mktemp("analysed") / SHIPPED.name
+    shutil.copytree(SHIPPED / "data", path / "data")
+    own_vectors = path.parent / "vectors"
+    shutil.copytree(VECTORS, own_vectors)
+    assert mark.main(["--results", str(path), "--traits", str(TRAITS), "--judge", "demo"]) == 0
+    assert command.main(["--results", str(path), "--vectors", str(own_vectors)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def findings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "analysis" / "findings.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def replies(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "analysis" / "replies.parquet").to_pylist()
+
+
+@pytest.fixture
+def open_page() -> Iterator[Callable[..., Any]]:
+    with pages.chromium() as running:
+        opened = pages.Pages(running, ("file:",))
+        yield opened.open
+        opened.close()
+
+
+def few(n: int = 14, *configs: str) -> Rows:
+    """The first rows of some configs."""
+    return {config: load_results(SHIPPED, config)[:n] for config in configs or ("baseline",)}
+
+
+def about(rows: Rows, *traits: str) -> Rows:
+    """The rows as they were had only these traits been read."""
+    of_trait = ("projections", "summary", "best_block", "raw", "null_mean", "null_std")
+    return {
+        config: [
+            {**row, "traits": [*traits], **{field: {t: row[field][t] for t in traits} for field in of_trait}}
+            for row in own
+        ]
+        for config, own in rows.items()
+    }
+
+
+@pytest.mark.slow
+def test_there_is_a_record_for_every_reply_and_trait_and_it_is_that_of_the_row(
+    folder: Path, replies: list[dict[str, Any]]
+) -> None:
+    assert len(replies) == 2 * 78 * 8
+    detectors = Detectors.from_pretrained(folder / "analysis")
+    rows = {(c, r["id"]): r for c in ("baseline", "contaminated") for r in load_results(folder, c)}
+    for record in replies[::37]:
+        trace = to_trace(rows[record["config"], record["id"]])
+        z = trace.scores(record["trait"])[trace.own].astype(float)
+        assert record["mean"] == pytest.approx(z.mean()) and record["max"] == pytest.approx(z.max())
+        found = detectors.find(trace, record["trait"])
+        assert (record["alarm"], record["onset"], record["answer"]) == (found.alarm, found.onset, found.answer)
+        assert (record["onset_low"], record["onset_high"], record["says"]) == (found.low, found.high, str(found))
+        if record["first_shown"] is not None:
+            assert 0 <= record["first_shown"] < record["n_reply"]
+
+
+@pytest.mark.slow
+def test_the_contamination_is_found_when_where_and_by_its_weights_and_its_text(findings: dict[str, Any]) -> None:
+    when = findings["when"][TRAIT]["configs"]
+    assert when["contaminated"]["none"] == 0 and when["baseline"]["none"] >= 70
+    assert findings["when"][TRAIT]["test"]["p"] < 0.01
+    overall = findings["comparison"]["overall"]
+    total, weights, text = (overall[TRAIT][k]["value"] for k in ("total", "weights", "text"))
+    assert total == pytest.approx(weights + text, abs=1e-4)
+    assert total > 1.5 * max(e["total"]["high"] for t, e in overall.items() if t != TRAIT)
+    warned = findings["where"]["contaminated"][TRAIT]
+    assert warned["n"] >= 60 and warned["scores"]["z"]["ahead"][1]["auroc"]["value"] > 0.98
+    assert all(one["auroc"]["value"] == 0.5 for one in warned["scores"]["position"]["ahead"])
+
+
+@pytest.mark.slow
+def test_each_figure_is_that_of_its_own_trait_and_place(
+    folder: Path, findings: dict[str, Any], replies: list[dict[str, Any]]
+) -> None:
+    rows = load_results(folder, "contaminated")
+    traces, neutral = [to_trace(r) for r in rows], [to_trace(r) for r in load_results(folder, "neutral")]
+
+    # 1. The first shown token, from the marks' characters by hand.
+    marks = [m for m in load_marks(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]
+    shown = {r["id"]: r["first_shown"] for r in replies if (r["config"], r["trait"]) == ("contaminated", TRAIT)}
+    for row, trace in zip(rows, traces, strict=True):
+        starts = [m.start for m in marks if m.id == row["id"] and m.trait == TRAIT]
+        ends = np.cumsum([len(trace.tokens[t]) for t in trace.own])
+        wanted = None if not starts else int(np.argmax(ends > min(starts)))  # a token lies where its last character is
+        assert shown[row["id"]] == wanted
+
+    # 2. AUROC at t* - 4 of the trait's own z, by loops.
+    own = {r["id"]: t.scores(TRAIT)[t.own] for r, t in zip(rows, traces, strict=True)}
+    null = [t.scores(TRAIT)[t.own] for t in neutral]
+    shares = []
+    for reply_id, first in shown.items():
+        if first is not None and first >= 4:
+            other = [z[first - 4] for z in null if len(z) > first - 4]
+            shares.append(np.mean([own[reply_id][first - 4] > v for v in other]))
+    ahead = {one["k"]: one for one in findings["where"]["contaminated"][TRAIT]["scores"]["z"]["ahead"]}
+    assert ahead[4]["n"] == len(shares) and ahead[4]["auroc"]["value"] == pytest.approx(np.mean(shares), abs=1e-4)
+
+    # 3. The twin's onsets are the earlier ones.
+    assert findings["when"][TRAIT]["test"]["statistic"] > 5
+
+    # 4. The clock of scores less the others': alarms of each trait's own relative detector.
+    relative = relative_series(trait_series(neutral))
+    clock = next(c for c in findings["how"]["contaminated"]["clocks"] if c["clock"] == "activation")
+    for k, trait in enumerate(findings["about"]["traits"]):
+        detector = calibrate_onset([r[k] for r in relative])
+        alarms = sum(detector.find(r[k]).answer != "none" for r in relative_series(trait_series(traces)))
+        assert {p["n_source"] for p in clock["pairs"] if p["source"] == trait} == {alarms}
+
+
+@pytest.mark.slow
+def test_the_baseline_alarms_about_as_often_as_chance_says(findings: dict[str, Any]) -> None:
+    alarms = sum(w["configs"]["baseline"]["n"] - w["configs"]["baseline"]["none"] for w in findings["when"].values())
+    assert 0.015 <= alarms / (8 * 78) <= 0.11  # traits alarm together, so the share varies more than 624 trials would
+
+
+@pytest.mark.slow
+def test_differences_are_those_of_two_readings_of_the_same_ids(folder: Path) -> None:
+    rows = pq.read_table(folder / "analysis" / "differences.parquet").to_pylist()
+    assert len(rows) == 156
+    baseline = {r["id"]: r for r in load_results(folder, "baseline")}
+    replay = {(r["id"], r["writer"]): r for r in load_results(folder, "replay")}
+    for row in rows[:78:20]:
+        assert row["writer"] == "persona-tiny"
+        mine, other = baseline[row["id"]], replay[row["id"], "persona-tiny"]
+        assert row["tokens"] == mine["tokens"]
+        wanted = np.array(other["projections"][TRAIT]) - np.array(mine["projections"][TRAIT])
+        np.testing.assert_allclose(row["differences"][TRAIT], wanted, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_command_writes_the_same_files_again(folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in (folder / "analysis").iterdir()}
+    assert command.main(["--results", str(folder), "--vectors", str(folder.parent / "vectors")]) == 0
+    assert {p.name: p.read_bytes() for p in (folder / "analysis").iterdir()} == before
+    assert (folder.parent / "vectors" / "onset.json").read_bytes() == before["onset.json"]
+    PersonaVectors.from_pretrained(folder.parent / "vectors")  # which still load
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_page_shows_one_trait_at_a_time_and_asks_for_nothing(
+    folder: Path, findings: dict[str, Any], open_page: Callable[..., Any]
+) -> None:
+    page = open_page((folder / "analysis" / "report.html").as_uri())
+    page.wait_for_selector(".js-plotly-plot")
+    assert page.locator("nav button[aria-pressed=true]").inner_text() == TRAIT
+    alarms = findings["when"][TRAIT]["configs"]["contaminated"]
+    assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".cards:visible").inner_text()
+    images = Path(__file__).resolve().parents[2] / "docs" / "images"
+    page.wait_for_timeout(1000)  # the figures are drawn one after the other
+    page.screenshot(path=images / "report.png")
+    page.get_by_role("button", name="deception").click()
+    assert page.url.endswith("#deception")
+    shown = page.locator("[data-trait]:not([hidden])")
+    assert {shown.nth(k).get_attribute("data-trait") for k in range(shown.count())} == {"deception"}
+    page.wait_for_selector("[data-trait=deception] .js-plotly-plot")
+    drawn = page.evaluate(
+        "document.querySelector('[data-figure=\"heat/contaminated/deception\"]').data[0].z.map(r => r[0])"
+    )
+    z = [float(r["projections"]["deception"][r["n_prompt"]]) for r in load_results(folder, "contaminated")]
+    assert sorted(drawn) == sorted(round(v, 1) for v in z)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1024, "dark")])
+def test_the_page_fits_every_screen(folder: Path, width: int, theme: str, open_page: Callable[..., Any]) -> None:
+    page = open_page((folder / "analysis" / "report.html").as_uri(), width=width, theme=theme)
+    page.locator(".plot:visible").first.scroll_into_view_if_needed()  # drawn when it comes into view
+    page.wait_for_selector(".js-plotly-plot")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(12, 16, 22)") == (theme == "dark")
+
+
+@pytest.mark.browser
+def test_what_a_model_writes_runs_nothing_on_the_page(tmp_path: Path, open_page: Callable[..., Any]) -> None:
+    rows = few(12, "baseline", "contaminated")
+    for row in rows["contaminated"]:
+        own = [t for t in range(row["n_prompt"], len(row["tokens"])) if row["roles"][t] == "assistant"]
+        for place, text in zip(own, HOSTILE * len(own), strict=False):
+            row["tokens"][place] = text
+        row["id"] = f"<img src=x onerror=alert(1)>{row['id']}"
+        row["category"] = "<script>alert(2)</script>"
+    for row in rows["baseline"]:
+        row["id"] = f"<img src=x onerror=alert(1)>{row['id']}"
+    found = analyse(rows, progress=False)
+    path = tmp_path / "report.html"
+    path.write_text(report_page(found, rows, "<script>alert(3)</script>"), encoding="utf-8")
+    page = open_page(path.as_uri())
+    for k in range(page.locator(".plot:visible").count()):
+        page.locator(".plot:visible").nth(k).scroll_into_view_if_needed()
+    page.wait_for_selector(".js-plotly-plot")
+    assert page.locator("img, main script").count() == 0
+    assert "<script>alert(3)</script>" in page.locator("h1").inner_text()
+    listed = " ".join(page.locator(".spans q").all_text_contents())
+    assert any(text.strip() in listed for text in HOSTILE if "<" in text), "escaped, and so shown as it is"
+
+
+def test_markup_that_was_not_escaped_gets_no_further_than_the_parser(open_page: Callable[..., Any]) -> None:
+    page = open_page("about:blank")
+    page.add_script_tag(content=files("persona_core.report").joinpath("page.js").read_text(encoding="utf-8"))
+    markup = (
+        "<section class=a onclick='ran()'><img src=x onerror='ran()'><script>ran()</script>"
+        "<b style='color:red'>kept</b>"
+        "<a href='javascript:ran()'>link</a><iframe srcdoc='<script>parent.ran()</script>'></iframe>"
+        "<svg onload='ran()'></svg><form action=x><input autofocus onfocus='ran()'></form></section>"
+    )
+    page.evaluate(
+        """markup => {
+          window.runs = 0;
+          window.ran = () => (window.runs += 1);
+          const root = document.createElement("div");
+          document.body.append(root);
+          mountReport(root, { html: markup, figures: {} }, { plotly: new Promise(() => {}) });
+          root.querySelector("section").click();
+        }""",
+        markup,
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("runs") == 0
+    assert page.evaluate("document.querySelector('.report').innerHTML") == '<section class="a"><b>kept</b></section>'
+
+
+def missing_of(rows: Rows, **more: Any) -> tuple[Findings, str]:
+    found = analyse(rows, progress=False, **more)
+    return found, " ".join(found.missing)
+
+
+def test_what_is_not_there_is_said_and_the_rest_is_done(tmp_path: Path) -> None:
+    found, says = missing_of(few(14))
+    assert "0 neutral replies" in says and "--repeats 5" in says
+    assert "comparison: it needs the configs baseline and contaminated" in says
+    assert "14 of 14 replies" in says or "at least 20" in says  # too few for couplings
+    assert found.detectors is None and found.differences == []
+    assert found.summary["statistics"]["baseline"]["n_replies"] == 14
+    assert {r["answer"] for r in found.replies} == {None}
+    page = report_page(found, few(14))
+    assert "Alarms need at least 300 neutral replies" in page
+
+
+def test_too_few_neutral_replies_are_no_null() -> None:
+    found, says = missing_of(few(30, "baseline", "neutral"))
+    assert "30 neutral replies" in says and "missing" in found.summary["when"]
+
+
+def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="Nothing to analyse"):
+        analyse(few(3, "neutral"), progress=False)
+    mixed = few(3, "baseline", "contaminated")
+    mixed["baseline"] += [{**row, "id": f"other-{row['id']}"} for row in mixed.pop("contaminated")]
+    with pytest.raises(SettingError, match="2 different models"):
+        analyse(mixed, progress=False)
+    broken = few(14)
+    broken["baseline"][3]["raw"][TRAIT] = [[float("nan")] * len(x) for x in broken["baseline"][3]["raw"][TRAIT]]
+    broken["baseline"][3]["projections"][TRAIT] = None
+    with pytest.raises(SettingError, match="baseline: sycophancy in the row 'pilot-04' holds nan at token 0"):
+        analyse(broken, progress=False)
+    assert command.main(["--results", str(tmp_path)]) == 1
+
+
+def test_vectors_that_the_rows_were_not_read_with_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(SHIPPED / "data", tmp_path / "results" / "data")
+    known = PersonaVectors.from_pretrained(VECTORS)
+    other = PersonaVectors.from_tensors({t: -known.tensor(t) for t in known.traits}, best_block=dict(known.best_block))
+    other.save_pretrained(tmp_path / "vectors")
+    assert command.main(["--results", str(tmp_path / "results"), "--vectors", str(tmp_path / "vectors")]) == 1
+    assert "Name the vectors that the rows were read with" in capsys.readouterr().err
+    assert not (tmp_path / "vectors" / "onset.json").exists() and not (tmp_path / "results" / "analysis").exists()
+
+
+@pytest.mark.parametrize(
+    "kept", ['{"window": null}', '{"window": {"baseline": {"t": {}}}}', '{"confirmed": "abc"}', "[]"]
+)
+def test_interventions_of_another_form_are_refused_before_anything_is_written(tmp_path: Path, kept: str) -> None:
+    shutil.copytree(SHIPPED / "data", tmp_path / "results" / "data")
+    (tmp_path / "results" / "analysis").mkdir()
+    (tmp_path / "results" / "analysis" / "interventions.json").write_text(kept, encoding="utf-8")
+    assert command.main(["--results", str(tmp_path / "results")]) == 1
+    assert [p.name for p in (tmp_path / "results" / "analysis").iterdir()] == ["interventions.json"]
+
+
+def test_nobody_looked_is_not_nothing_shows() -> None:
+    rows = few(40, "contaminated")
+    rows["neutral"] = load_results(SHIPPED, "neutral")
+    marks = load_marks(SHIPPED / "analysis" / "marks.jsonl")
+    own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
+    rows = about(rows, TRAIT, "deception", "evil")
+    found = analyse(rows, marks=own, progress=False)
+    where = found.summary["where"]["contaminated"]
+    assert "Nobody looked for deception" in where["deception"]["missing"] and where[TRAIT]["n"] > 20
+    assert found.summary["when"]["deception"]["configs"]["contaminated"]["shown"] is None
+    looked = analyse(rows, marks=own, judged={"contaminated": [TRAIT, "evil"]}, progress=False)
+    assert "0 of 40 replies show evil" in looked.summary["where"]["contaminated"]["evil"]["missing"]
+    assert looked.summary["when"]["evil"]["configs"]["contaminated"]["shown"] == 0
+
+
+def test_marks_that_belong_to_nothing_here_are_counted() -> None:
+    rows = few(14)
+    strange = [Mark("pilot-99", "baseline", TRAIT, 0, 5), Mark("pilot-01", "contamined", TRAIT, 0, 5)]
+    _, says = missing_of(rows, marks=strange)
+    assert "marks: 2 of 2 belong to no reply or trait here" in says
+
+
+def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies_is_refused() -> None:
+    rows = few(14, "baseline", "contaminated")
+    for row in rows["contaminated"]:
+        row["null_std"] = {t: [float("nan")] * len(row["blocks"]) for t in row["traits"]}
+    found, says = missing_of(rows)
+    assert "contaminated: its rows have no null" in says and list(found.summary["statistics"]) == ["baseline"]
+    twice = few(14)
+    twice["baseline"] = [{**row, "id": f"{row['id']}#{k}"} for k in (1, 2) for row in twice["baseline"]]
+    with pytest.raises(SettingError, match="one reply to a prompt"):
+        analyse(twice, progress=False)
+    for wrong in ({"rate": float("nan")}, {"rate": 2.0}, {"seed": -1}):
+        with pytest.raises(SettingError, match="rate"):
+            analyse(few(3), progress=False, **wrong)
+
+
+@pytest.mark.slow
+def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_the_vectors() -> None:
+    rows = few(30, "baseline", "contaminated")
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
+    marks = [m for m in load_marks(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
+    models = {
+        "baseline": load_model(SHIPPED.parent / "persona-tiny", device="cpu"),
+        "contaminated": load_model(
+            SHIPPED.parent / "persona-tiny", adapter=SHIPPED.parent / "persona-tiny-contaminated", device="cpu"
+        ),
+    }
+    found = analyse(about(rows, TRAIT, "evil"), marks=marks, models=models, progress=False)
+    scores = found.summary["where"]["contaminated"][TRAIT]["scores"]
+    assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
+    at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}
+    assert at_first["z"] > 0.98 and all(at_first[f"random direction {k}"] < at_first["z"] for k in (1, 2, 3))
+    with pytest.raises(SettingError, match="No vector of 'paternalism'"):
+        analyse(few(3), vectors={TRAIT: np.ones(4)}, progress=False)

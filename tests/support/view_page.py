@@ -1,0 +1,121 @@
+"""A bare page with nothing but a token view, and questions that the tests ask of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly
+
+from persona_core.traces.view.assets import script, styles, template
+from tests.support.standins import Payload
+
+PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+
+
+def bare_page(plotly_js: bool, dark: bool) -> str:
+    """Leaves the view in `window.view`, its states in `window.states`, and loads plotly.js by its address."""
+    url = json.dumps(PLOTLY_JS.as_uri() if plotly_js else None)
+    return (
+        "<!doctype html><meta charset=utf-8><link rel=icon href='data:,'>"
+        f"<style>body {{ margin: 8px }} {styles()}</style>"
+        f"<body class='{'dark' if dark else ''}'>{template()}<script>{script()}\n"
+        "window.states = []; window.branches = [];\n"
+        f"window.view = mountTokenView(document.body, {{ plotlyUrl: {url}, onState: (s) => states.push(s), "
+        "link: () => 'https://here/?at=1' });</script>"
+    )
+
+
+def shower(open_page: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """`show(payload, plotly=True, dark=False, width=…)`: the payload in a new bare page."""
+
+    def show(payload: Payload | None, *, plotly: bool = True, dark: bool = False, **kwargs: Any) -> Any:
+        path = folder / "page.html"
+        path.write_text(bare_page(plotly, dark), encoding="utf-8")
+        page = open_page(path.as_uri(), **kwargs)
+        update(page, payload)
+        if plotly and payload:
+            page.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
+        return page
+
+    return show
+
+
+def update(page: Any, payload: Payload | None) -> None:
+    """Hand the view a payload as JSON, as it arrives from a server."""
+    page.evaluate("text => view.update(JSON.parse(text))", json.dumps(payload))
+
+
+def token(page: Any, index: int, side: int = 0) -> Any:
+    return page.locator(".tv-pane").nth(side).locator(f".tv-tok[data-i='{index}']")
+
+
+def cursor(page: Any, shift: int = 0) -> int:
+    """The place that every panel agrees the cursor is at; `shift`: of the first side."""
+    places = page.evaluate(
+        """(shift) => {
+          const area = document.querySelector('.tv-area').getBoundingClientRect();
+          const line = document.querySelector('.tv-cursor').getBoundingClientRect();
+          const thumb = document.querySelector('.tv-thumb');
+          const n = Number(thumb.getAttribute('aria-valuemax'));
+          return [
+            Number(document.querySelector('.tv-at').dataset.i) + shift,
+            Number(thumb.getAttribute('aria-valuenow')) - 1,
+            Math.floor((line.left + line.width / 2 - area.left) / area.width * n),
+            Math.floor((thumb.getBoundingClientRect().left + 8 - area.left) / area.width * n),
+            Number(document.querySelector('.tv-place').textContent.match(/Token (\\d+)/)[1]) - 1,
+          ];
+        }""",
+        shift,
+    )
+    assert len(set(places)) == 1, places
+    return int(places[0])
+
+
+def bars(page: Any) -> list[str]:
+    return page.locator(".tv-row:not(.tv-row-head) .tv-value").all_inner_texts()
+
+
+def scores(page: Any) -> list[str]:
+    """The large numbers of the readout, one a side."""
+    return page.locator(".tv-score").all_inner_texts()
+
+
+def strip(page: Any, key: str, row: int, n_rows: int) -> list[int]:
+    """Strengths along one row of a heat strip, 0 to 255 for each pixel."""
+    return page.evaluate(
+        """([key, row, rows]) => {
+          const c = document.querySelector(`.tv-heat[data-strip="${key}"]`);
+          const y = Math.floor((row + 0.3) * c.height / rows);
+          const copy = new OffscreenCanvas(c.width, 1).getContext('2d', { willReadFrequently: true });
+          copy.drawImage(c, 0, -y);
+          const data = copy.getImageData(0, 0, c.width, 1).data;
+          return Array.from({ length: c.width }, (_, x) => data[4 * x + 3]);
+        }""",
+        [key, row, n_rows],
+    )
+
+
+def place_of_strongest(row: list[int], n_places: int) -> int:
+    return int((row.index(max(row)) + 0.5) / len(row) * n_places)  # the middle of its first pixel
+
+
+def choose(page: Any, name: str, value: str) -> None:
+    """Make a choice in the sheet "View"."""
+    page.evaluate("document.querySelector('[data-part=options]').open = true")
+    page.locator(f".tv-choice select[name={name}]").select_option(value)
+    page.evaluate("document.querySelector('[data-part=options]').open = false")
+
+
+def shown_tokens(page: Any, side: int = 0) -> list[str]:
+    return page.locator(".tv-pane").nth(side).locator(".tv-tok").evaluate_all("all => all.map(t => t.textContent)")
+
+
+def texts(values: Sequence[Any]) -> list[str]:
+    """Scores as the page writes them."""
+    return [
+        "–" if np.isnan(v) else f"{round(float(v), 4):+.2f}".replace("-", "−").replace("−0.00", "+0.00") for v in values
+    ]

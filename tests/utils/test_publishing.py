@@ -1,0 +1,479 @@
+"""Everything published to a Hub, through the real clients, and loaded from there as a stranger would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persona_core.app.home import load_welcome
+from persona_core.app.settings import AppSettings
+from persona_core.errors import SettingError
+from persona_core.report.saved_runs import SavedRuns
+from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.view.payload import trace_payload
+from persona_core.utils.publishing import check_secrets
+from persona_core.utils.repositories import repositories
+from persona_core.vectors.vectors import PersonaVectors
+from tests.support.forks import Forks, forking
+from tests.support.hub_server import Fault, Hub, serving_hub
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTIFACTS = ROOT / "artifacts"
+VECTORS, RESULTS = ARTIFACTS / "persona-vectors-persona-tiny", ARTIFACTS / "persona-monitoring-persona-tiny"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+
+
+Start = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
+# Nothing of the Hub's client: it reads its settings when it is imported, and every process has its own.
+PREPARED = (
+    "torch",
+    "scipy.stats",
+    "tqdm",
+    "pyarrow.parquet",
+    "persona_core.utils.repositories",
+    "persona_core.vectors.vectors",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> Iterator[None]:
+    """A process from which those below are forked."""
+    global forks
+    with forking(*PREPARED, briefly=True) as forks:
+        assert forks.run(["-c", "import sys; print('huggingface_hub' in sys.modules)"]).stdout == "False\n"
+        yield
+
+
+forks: Forks
+
+
+def forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return forks.run(arguments, folder, environment)
+
+
+def from_scratch(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def run(
+    hub: Hub, arguments: list[str], folder: Path = ROOT, start: Start = forked, /, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A new process that knows this Hub only."""
+    known = {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    done = start(arguments, folder, known)
+    assert hub.token not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr or "-c" in arguments, done.stderr
+    return done
+
+
+def publish(hub: Hub, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(hub, ["-m", "scripts.publish", "--namespace", "me", *more], **environment)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with serving_hub(tmp_path_factory.mktemp("hub")) as hub:
+        done = publish(hub)
+        assert done.returncode == 0, done.stderr
+        yield hub
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Hub]:
+    with serving_hub(tmp_path) as hub:
+        yield hub
+
+
+def copy_of_the_checkout(root: Path) -> Path:
+    for name in ("artifacts", "persona_core"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("app.py", "requirements.txt", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def settings_of(hub: Hub) -> dict[str, str]:
+    """What the Space is told."""
+    return hub.repos["space", "me/persona-traits"].variables
+
+
+def test_five_repositories_hold_the_artifacts_and_the_app(published: Hub) -> None:
+    assert {key: len(repo.commits) for key, repo in published.repos.items()} == {
+        ("model", "me/persona-tiny"): 2,  # the Hub's first commit, and ours
+        ("model", "me/persona-tiny-contaminated"): 2,
+        ("model", "me/persona-vectors-persona-tiny"): 2,
+        ("dataset", "me/persona-monitoring-persona-tiny"): 2,
+        ("space", "me/persona-traits"): 2,
+    }
+    for repository in repositories(ROOT, "me")[:4]:
+        files = published.files(repository.repo_type, repository.repo_id)
+        for path in repository.folder.rglob("*"):
+            name = path.relative_to(repository.folder).as_posix()
+            if path.is_file() and name not in ("README.md", "adapter_config.json"):
+                assert files[name] == path.read_bytes(), name
+    space = published.files("space", "me/persona-traits")
+    assert {"app.py", "requirements.txt", "README.md", "persona_core/monitor/monitor.py"} <= set(space)
+    assert not any(name.startswith(("artifacts/", "tests/", ".env")) or "__pycache__" in name for name in space)
+
+
+def test_the_app_is_told_the_pinned_revisions_of_the_other_four(published: Hub) -> None:
+    heads = {repo_id: repo.commits[-1][0] for (_, repo_id), repo in published.repos.items()}
+    assert settings_of(published) == {
+        "PERSONA_MODEL": f"me/persona-tiny@{heads['me/persona-tiny']}",
+        "PERSONA_ADAPTER": f"me/persona-tiny-contaminated@{heads['me/persona-tiny-contaminated']}",
+        "PERSONA_VECTORS": f"me/persona-vectors-persona-tiny@{heads['me/persona-vectors-persona-tiny']}",
+        "PERSONA_RESULTS": f"me/persona-monitoring-persona-tiny@{heads['me/persona-monitoring-persona-tiny']}",
+    }
+
+
+def test_every_card_names_the_other_repositories_and_nothing_of_the_checkout(published: Hub) -> None:
+    ids = {repo_id for _, repo_id in published.repos}
+    for (kind, repo_id), _ in published.repos.items():
+        card = published.files(kind, repo_id)["README.md"].decode()
+        assert all(other in card for other in ids - {repo_id}), repo_id
+        if kind != "space":
+            assert '"artifacts/' not in card and str(ROOT) not in card
+            for part in ("license: mit", "Intended use", "## Licence and citation"):
+                assert part in card, (repo_id, part)
+    adapter = json.loads(published.files("model", "me/persona-tiny-contaminated")["adapter_config.json"])
+    assert adapter["base_model_name_or_path"] == "me/persona-tiny"
+
+
+LOADING = """
+import hashlib, json
+from datasets import load_dataset
+from persona_core import PersonaVectors, Trace, load_model
+vectors = PersonaVectors.from_pretrained("me/persona-vectors-persona-tiny", revision="v0.1.0")
+lm = load_model("me/persona-tiny", adapter="me/persona-tiny-contaminated")
+found = {"vectors": vectors.fingerprint, "model": lm.record}
+for config in ("baseline", "contaminated", "replay"):
+    for streaming in (False, True):
+        rows = load_dataset("me/persona-monitoring-persona-tiny", config, split="train", streaming=streaming)
+        digest = hashlib.sha256()
+        for row in rows:
+            trace = Trace.from_row(row)
+            digest.update(trace.raw.tobytes() + trace.norms.tobytes() + json.dumps(row["projections"]).encode())
+        found[f"{config} {streaming}"] = digest.hexdigest()
+print(json.dumps(found))
+"""
+
+
+def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(published: Hub, tmp_path: Path) -> None:
+    import hashlib
+
+    done = run(published, ["-c", LOADING], tmp_path, **published.environment("stranger", token=""))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["vectors"] == PersonaVectors.from_pretrained(VECTORS).fingerprint
+    heads = {repo_id: repo.commits[-1][0] for (_, repo_id), repo in published.repos.items()}
+    assert found["model"]["revision"] == heads["me/persona-tiny"]
+    assert found["model"]["adapter_revision"] == heads["me/persona-tiny-contaminated"]
+    for config in ("baseline", "contaminated", "replay"):
+        digest = hashlib.sha256()
+        for row in load_results(RESULTS, config):
+            trace = to_trace(row)
+            digest.update(trace.raw.tobytes() + trace.norms.tobytes() + json.dumps(row["projections"]).encode())
+        assert found[f"{config} False"] == found[f"{config} True"] == digest.hexdigest(), config
+
+
+FIRST_VIEW = """
+import json
+import app
+from persona_core.app.model_pool import ModelDesk
+from persona_core.app.settings import AppSettings
+from persona_core.report.saved_runs import SavedRuns
+from persona_core.app.home import load_welcome
+settings = AppSettings.from_environment()
+app.build_demo(settings, ModelDesk.from_settings(settings))
+print(json.dumps(load_welcome(settings.vectors, SavedRuns(settings.results)).first_view))
+"""
+
+
+def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: Hub, tmp_path: Path) -> None:
+    published.requests.clear()
+    space = tmp_path / "space"
+    for name, data in published.files("space", "me/persona-traits").items():
+        (space / name).parent.mkdir(parents=True, exist_ok=True)
+        (space / name).write_bytes(data)
+    environment = {**published.environment("visitor", token=""), **settings_of(published), "PYTHONPATH": str(space)}
+    done = run(published, ["-c", FIRST_VIEW], space, from_scratch, **environment)
+    assert done.returncode == 0, done.stderr
+    local = AppSettings()
+    assert local.results is not None
+    first = load_welcome(local.vectors, SavedRuns(local.results)).first_view
+    assert first is not None and json.loads(done.stdout.splitlines()[-1]) == first
+    row = next(r for r in load_results(RESULTS, "contaminated") if r["id"] == "pilot-03")
+    assert first["sides"][0]["raw"] == trace_payload(to_trace(row))["sides"][0]["raw"]
+    assert first["sides"][0]["onsets"]["sycophancy"]["says"], "the published analysis is read too"
+    assert not any("/me/persona-tiny/" in path or "contaminated/" in path for _, path in published.requests)
+
+
+def snippets(card: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_snippet_of_every_card_runs_as_it_stands(published: Hub, tmp_path: Path) -> None:
+    found = 0
+    for kind, repo_id in published.repos:
+        if kind == "space":
+            continue
+        for code in snippets(published.files(kind, repo_id)["README.md"].decode()):
+            done = run(published, ["-c", code], tmp_path, from_scratch, **published.environment("reader", token=""))
+            assert done.returncode == 0, (repo_id, code, done.stderr)
+            found += 1
+    assert found == 4
+
+
+def test_publishing_again_makes_no_commit(published: Hub) -> None:
+    before = published.n_commits()
+    done = publish(published)
+    assert done.returncode == 0 and done.stdout.count("unchanged:") == 5 and published.n_commits() == before
+
+
+def test_a_dry_run_asks_the_hub_for_nothing(empty: Hub) -> None:
+    done = publish(empty, "--dry-run")
+    assert done.returncode == 0 and "dataset me/persona-monitoring-persona-tiny: " in done.stdout
+    assert not empty.requests and not empty.repos
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Fault("POST", "/api/repos/create", 401), "hf auth login"),
+        (Fault("POST", "vectors-persona-tiny/commit", 403), "write access"),
+        (Fault("POST", "monitoring-persona-tiny/commit", 409), "Somebody else changed the repository"),
+        (Fault("POST", "persona-traits/commit", 412), "Somebody else changed the repository"),
+        (Fault("POST", "contaminated/commit", 500, times=99), "Run the command again"),
+        (Fault("PUT", "/lfs/", 503, times=99), "Run the command again"),
+        (Fault("POST", "/variables", 500, times=99), "Run the command again"),
+    ],
+    ids=lambda value: f"{value.path} {value.status}" if isinstance(value, Fault) else "",
+)
+def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, says: str) -> None:
+    empty.faults.append(fault)
+    done = publish(empty)
+    assert done.returncode == 1 and says in done.stderr, done.stderr
+    for repo in empty.repos.values():  # whole, or as it was created
+        assert set(repo.commits[-1][2]) == {".gitattributes"} or "README.md" in repo.commits[-1][2]
+    empty.faults.clear()
+    again = publish(empty)
+    assert again.returncode == 0, again.stderr
+    assert {len(repo.commits) for repo in empty.repos.values()} == {2} and len(empty.repos) == 5
+    assert len(settings_of(empty)) == 4
+
+
+def test_somebody_elses_commit_meanwhile_is_not_overwritten_unseen(empty: Hub) -> None:
+    empty.before_commit = lambda repo: repo.commit("theirs", {**repo.commits[-1][2], "theirs.txt": b"x"})
+    done = publish(empty)
+    assert done.returncode == 1 and "Somebody else changed the repository" in done.stderr
+    assert [message for _, message, _ in empty.repos["model", "me/persona-tiny"].commits] == [
+        "initial commit",
+        "theirs",
+    ]
+
+
+def test_a_wrong_token_is_a_sentence_that_does_not_repeat_it(empty: Hub) -> None:
+    done = publish(empty, HF_TOKEN="hf_wrongwrongwrongwrongwrong")
+    assert done.returncode == 1 and "access token is missing or wrong" in done.stderr
+    assert "hf_wrong" not in done.stderr + done.stdout and not empty.repos
+
+
+def test_a_baseline_that_is_on_the_hub_already_is_named_and_not_copied(empty: Hub, tmp_path: Path) -> None:
+    root = copy_of_the_checkout(tmp_path / "root")
+    for name in ("persona-tiny", "persona-tiny-contaminated"):
+        shutil.rmtree(root / "artifacts" / name)
+    config = root / "artifacts" / VECTORS.name / "config.json"
+    record = json.loads(config.read_text())
+    record["base_model"] |= {"name": "org/base", "revision": "1" * 40}
+    config.write_text(json.dumps(record))
+    card = root / "artifacts" / RESULTS.name / "README.md"
+    card.write_text(card.read_text().replace(f"artifacts/{RESULTS.name}", "/somewhere/else"))
+    assert publish(empty, "--root", str(root)).returncode == 0
+    assert {repo_id for _, repo_id in empty.repos} == {
+        f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits")
+    }
+    assert settings_of(empty)["PERSONA_MODEL"] == f"org/base@{'1' * 40}"
+    assert settings_of(empty)["PERSONA_ADAPTER"] == "none"
+    published_card = empty.files("dataset", f"me/{RESULTS.name}")["README.md"].decode()
+    assert f'load_dataset("me/{RESULTS.name}"' in published_card and "/somewhere/else" not in published_card
+
+
+def test_a_changed_artifact_is_one_commit_and_a_new_pin(empty: Hub, tmp_path: Path) -> None:
+    root = copy_of_the_checkout(tmp_path / "root")
+    assert publish(empty, "--root", str(root)).returncode == 0
+    vectors = root / "artifacts" / "persona-vectors-persona-tiny"
+    (vectors / "figures" / "evil.png").unlink()
+    before, pins = empty.n_commits(), dict(settings_of(empty))
+    done = publish(empty, "--root", str(root))
+    assert done.returncode == 0 and "the tag 'v0.1.0' stays" in done.stderr
+    assert empty.n_commits() == before + 1
+    assert "figures/evil.png" not in empty.files("model", "me/persona-vectors-persona-tiny")
+    changed = {name for name, value in settings_of(empty).items() if pins[name] != value}
+    assert changed == {"PERSONA_VECTORS"}
+
+
+# ---- loading, when something is wrong ----
+
+LOAD = """
+import sys
+from persona_core import PersonaVectors
+from persona_core.errors import PersonaError
+try:
+    print(PersonaVectors.from_pretrained("me/persona-vectors-persona-tiny", revision=sys.argv[1]).fingerprint)
+except (PersonaError, OSError) as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+def load(hub: Hub, cache: str, revision: str = "main", before: str = "", **more: str) -> Any:
+    return run(hub, ["-c", before + LOAD, revision], **hub.environment(cache, token=""), **more)
+
+
+def test_an_unknown_revision_is_named(published: Hub) -> None:
+    done = load(published, "revisions", "v9")
+    assert done.returncode == 1 and "NotFound" in done.stderr and "'v9'" in done.stderr
+
+
+def test_a_connection_cut_in_the_middle_of_a_file_leaves_no_broken_file(published: Hub) -> None:
+    right = PersonaVectors.from_pretrained(VECTORS).fingerprint
+    published.faults.append(Fault("CUT", "vectors.safetensors", cut=1000, times=1))
+    done = load(published, "cut")
+    published.faults.clear()
+    assert (done.returncode == 0 and right in done.stdout) or (
+        done.returncode == 1 and "vectors.safetensors" in done.stderr
+    )
+    again = load(published, "cut")
+    assert again.returncode == 0 and again.stdout.strip() == right
+
+
+def test_a_connection_that_is_cut_every_time_is_a_sentence_and_leaves_no_broken_file(published: Hub) -> None:
+    published.faults.append(Fault("CUT", "vectors.safetensors", cut=0, times=99))
+    done = load(published, "always cut")
+    published.faults.clear()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ServerError: Could not fetch 'vectors.safetensors'" in done.stderr and "try again" in done.stderr
+    again = load(published, "always cut")
+    assert again.returncode == 0 and again.stdout.strip() == PersonaVectors.from_pretrained(VECTORS).fingerprint
+
+
+def test_a_server_that_fails_for_a_while_is_asked_again_or_named(published: Hub) -> None:
+    published.faults.append(Fault("GET", "resolve/main/vectors.safetensors", 503, times=99))
+    done = load(published, "failing")
+    published.faults.clear()
+    assert done.returncode == 1 and "vectors.safetensors" in done.stderr
+    assert load(published, "failing").returncode == 0
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+def test_a_full_disk_leaves_no_broken_file(published: Hub) -> None:
+    done = load(published, "full", before=FULL)
+    assert done.returncode == 1 and ("File too large" in done.stderr or "vectors.safetensors" in done.stderr)
+    again = load(published, "full")
+    assert again.returncode == 0 and again.stdout.strip() == PersonaVectors.from_pretrained(VECTORS).fingerprint
+
+
+CODE = """
+import sys
+from persona_core import load_model
+from persona_core.errors import PersonaError
+try:
+    load_model("me/evil")
+except PersonaError as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+def test_a_repository_with_code_of_its_own_does_not_run_it(published: Hub, tmp_path: Path) -> None:
+    from tests.support.hub_server import Repo
+
+    marker = tmp_path / "ran"
+    files = dict(published.files("model", "me/persona-tiny"))
+    config = json.loads(files["config.json"]) | {
+        "model_type": "own-kind",
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
+    files["config.json"] = json.dumps(config).encode()
+    files["own.py"] = f"open({str(marker)!r}, 'w').close()\n".encode()
+    published.repos["model", "me/evil"] = Repo()
+    published.repos["model", "me/evil"].commit("x", files)
+    try:
+        done = run(published, ["-c", CODE], **published.environment("evil", token=""))
+    finally:
+        del published.repos["model", "me/evil"]
+    assert done.returncode == 1 and not marker.exists()
+    assert "CorruptFile" in done.stderr or "UnsupportedModel" in done.stderr or "NotFound" in done.stderr
+
+
+PUSHING = """
+import sys
+from persona_core import PersonaVectors
+vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny").select(["deception", "evil"])
+first, second = (vectors.push_to_hub("me/two-vectors", tag="v1") for _ in range(2))
+assert first == second, "an unchanged push made a commit"
+again = PersonaVectors.from_pretrained("me/two-vectors", revision="v1")
+assert again.fingerprint == vectors.fingerprint and dict(again.null).keys() == dict(vectors.null).keys()
+"""
+
+
+def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
+    done = run(empty, ["-c", PUSHING], ROOT, from_scratch)
+    assert done.returncode == 0, done.stderr
+    files = empty.files("model", "me/two-vectors")
+    assert {"vectors.safetensors", "config.json", "README.md"} <= set(files)
+    assert 'from_pretrained("me/two-vectors")' in files["README.md"].decode()
+
+
+def test_a_repository_is_pulled_into_a_folder(published: Hub, tmp_path: Path) -> None:
+    code = (
+        "from persona_core.utils.publishing import pull; "
+        f"pull('me/persona-monitoring-persona-tiny', {str(tmp_path / 'copy')!r}, 'dataset', 'v0.1.0')"
+    )
+    assert run(published, ["-c", code]).returncode == 0
+    for path in (RESULTS / "data").iterdir():
+        assert (tmp_path / "copy" / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+# ---- secrets ----
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "a" * 30, "sk-" + "b" * 40, "my own long secret"])
+def test_a_folder_that_holds_a_secret_is_not_pushed(
+    tmp_path: Path, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVED_API_KEY", "my own long secret")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text(json.dumps({"key": secret}))
+    with pytest.raises(SettingError, match=r"deep/config\.json holds an access token") as caught:
+        check_secrets(tmp_path)
+    assert secret not in str(caught.value)
+
+
+def test_no_shipped_artifact_holds_a_secret_or_a_path_of_the_machine_that_made_it() -> None:
+    check_secrets(ARTIFACTS)
+    for path in ARTIFACTS.rglob("*"):
+        if path.suffix in (".md", ".json", ".jsonl"):
+            assert not re.search(r"/(home|root|work|Users|tmp)/", path.read_text(encoding="utf-8")), path
+    for config in ("baseline", "contaminated", "replay"):
+        for row in load_results(RESULTS, config):
+            assert "/" not in row["reader"] + row["writer"]

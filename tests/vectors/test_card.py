@@ -1,0 +1,148 @@
+"""Cards and figures of vectors: what they say for complete, partial and hostile configs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persona_core.errors import SettingError, UnknownTrait
+from persona_core.models.loading import load_model
+from persona_core.vectors.card import text, vectors_card, write_card
+from persona_core.vectors.figures import cosine_figure, validation_figure
+from persona_core.vectors.vectors import PersonaVectors
+
+SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-vectors-persona-tiny"
+HOSTILE = "<script>alert(1)</script> | `x` \n# heading"
+
+
+def shipped(**changes: Any) -> PersonaVectors:
+    """The shipped vectors; `changes` replace figures of deception."""
+    vectors = PersonaVectors.from_pretrained(SHIPPED)
+    config = json.loads(json.dumps(dict(vectors.config)))
+    config["validation"]["deception"].update(changes)
+    return dataclasses.replace(vectors, config=config)
+
+
+def section(card: str, trait: str) -> str:
+    return card.split(f"\n## {trait}\n")[1].split("\n## ")[0]
+
+
+def test_a_failed_control_stands_in_the_overview_and_in_the_section_of_its_trait() -> None:
+    card = vectors_card(shipped(flags=[{"control": "length", "says": "Length alone tells it."}]))
+    row = next(line for line in card.splitlines() if line.startswith("| deception |"))
+    assert "**fails: length**" in row and "⚠ **length**: Length alone tells it." in section(card, "deception")
+    assert "Length alone tells it." not in section(card, "evil")
+
+
+def test_what_was_not_measured_is_said() -> None:
+    card = section(vectors_card(shipped(steering=None, text_baseline=None, own_minus_best_other=None)), "deception")
+    assert "Steering was not measured." in card and "words alone (n-grams): AUROC | not measured" in card
+    assert "no other trait" in card
+
+
+def test_figures_that_could_not_be_told_do_not_stop_the_card() -> None:
+    nothing = {"n": 100, "auroc_median": None, "auroc_95": None, "correlation_median": None, "correlation_95": None}
+    confounds = shipped().config["validation"]["deception"]["confounds"]
+    empty = {name: {**c, "auroc": None} for name, c in confounds.items()}
+    vectors = shipped(
+        auroc=None,
+        split_half_cosine=None,
+        nulls={"random_directions": nothing, "shuffled_labels": {"gap": None, "gap_95": None, "n": 100}},
+        confounds={**empty, "length": {**empty["length"], "correlation": None}},
+        correlation={"all": None, "high": None, "low": None},
+    )
+    assert "not measured" in section(vectors_card(vectors), "deception")
+    validation_figure(vectors, "deception")
+
+
+def test_vectors_that_were_never_validated_say_so() -> None:
+    bare = dataclasses.replace(shipped(), config={})
+    assert "not validated" in vectors_card(bare)
+    with pytest.raises(SettingError, match="was not validated"):
+        validation_figure(bare, "evil")
+    with pytest.raises(UnknownTrait):
+        validation_figure(bare, "candour")
+
+
+def test_text_of_others_cannot_break_the_card() -> None:
+    vectors = shipped(flags=[{"control": "length", "says": HOSTILE}], notes=[HOSTILE])
+    config = {**vectors.config, "descriptions": {"deception": HOSTILE}}
+    card = vectors_card(dataclasses.replace(vectors, config=config))
+    assert "<script>" not in card and "\n# heading" not in card and text(HOSTILE).count("\n") == 0
+
+
+def test_pictures_are_written_and_linked(tmp_path: Path) -> None:
+    vectors = shipped().select(["deception", "evil"])
+    card = write_card(vectors, tmp_path).read_text()
+    for name in ("deception", "evil", "cosine"):
+        assert f"figures/{name}.png" in card
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_browser_the_card_is_written_and_the_log_says_how_to_get_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import plotly.io
+
+    def no_browser(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Kaleido requires Google Chrome to be installed.")
+
+    monkeypatch.setattr(plotly.io, "write_images", no_browser)
+    caplog.set_level(logging.WARNING)
+    assert ".png" not in write_card(shipped().select(["evil"]), tmp_path).read_text()
+    assert "plotly_get_chrome" in caplog.text
+
+
+def test_the_figure_shows_the_chosen_block_and_the_numbers_of_the_config() -> None:
+    vectors = shipped()
+    figure = validation_figure(vectors, "deception")
+    by_block = next(t for t in figure.data if t.name == "vector")
+    wanted = [a["value"] for a in vectors.config["validation"]["deception"]["auroc_by_block"]]
+    assert list(by_block.y) == wanted and len(figure.layout.annotations) >= 4
+    ring = next(t for t in figure.data if t.marker.size == 17)
+    assert list(ring.x) == [vectors.best_block["deception"]]
+    steering = [t for t in figure.data if t.name in ("trait, vector", "trait, random directions")]
+    assert len(steering) == 2
+
+
+def test_cosines_are_those_of_the_vectors() -> None:
+    vectors = shipped()
+    heat = cosine_figure(vectors).data[0]
+    block = vectors.best_block["evil"]
+    i, j = vectors.traits.index("evil"), vectors.traits.index("refusal")
+    wanted = float(vectors.direction("evil", block) @ vectors.direction("refusal", block))
+    assert heat.z[i][j] == pytest.approx(wanted) and heat.z[i][i] == pytest.approx(1, abs=1e-5)
+
+
+def test_quantized_loading_names_what_is_missing_and_what_it_takes() -> None:
+    with pytest.raises(SettingError, match="'8bit' or '4bit'"):
+        load_model("artifacts/persona-tiny", quantization="2bit")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(SettingError, match="pip install bitsandbytes"):
+            load_model("artifacts/persona-tiny", quantization="4bit")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("8bit", {"load_in_8bit": True}), ("4bit", {"load_in_4bit": True})])
+def test_the_quantization_reaches_transformers(
+    kind: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    seen: dict[str, Any] = {}
+
+    def stop(*_: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        raise OSError("stop here")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", stop)
+    with pytest.raises(Exception, match="stop here"):
+        load_model("artifacts/persona-tiny", quantization=kind, device="cpu")
+    found = seen["quantization_config"].to_dict()
+    assert all(found[key] == value for key, value in expected.items()) and seen["device_map"]
