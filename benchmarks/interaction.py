@@ -35,11 +35,11 @@ from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.statistics import exact_share, pearson
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
+from persona_core.judging.judge import MIN_SCORE
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results, to_trace
 from persona_core.traces.trace import Trace
-from persona_core.vectors.steering_effect import LEAST_COHERENCE
 from persona_core.vectors.vectors import PersonaVectors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -383,7 +383,7 @@ def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
 
     def shown(trace: Trace) -> dict[str, bool] | None:
         verdict = judge(trace.reply_text, world)
-        if verdict.coherence < LEAST_COHERENCE:
+        if verdict.coherence < MIN_SCORE:
             return None
         return {trait: bool(verdict.traits[trait]) for trait in world.traits}
 

@@ -19,10 +19,10 @@ from benchmarks.measuring import in_rounds, in_turn, ratio, stepwise
 from benchmarks.models import directions, prompts, random_vectors, twin
 from persona_core.inference.generation import Run
 from persona_core.inference.sampling import Sampling, choose, draws
+from persona_core.inference.start import Start
 from persona_core.models.blocks import block_output
 from persona_core.models.chat import Rendered
 from persona_core.models.loading import LanguageModel
-from persona_core.monitor.branching import Start
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import Transcript
 

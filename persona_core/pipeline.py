@@ -19,14 +19,15 @@ from tqdm import tqdm
 
 from persona_core.elicitation.elicit import Plan, described
 from persona_core.errors import SettingError
-from persona_core.judging.judge import check_judge, judge_of
+from persona_core.judging.judge import MIN_SCORE, check_judge, judge_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.controls import Extracted, token_tables
 from persona_core.vectors.extraction import METHODS, Kept, Method, Sides, extract, keep
+from persona_core.vectors.held_out import Across, HeldOut, halves
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
-from persona_core.vectors.validation import Across, HeldOut, choose_block, halves, validate, with_flags
+from persona_core.vectors.validation import choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Settings:
 
     method: str | Method = "mean_difference"
     position: str = READ_POSITION
-    min_trait: float = 50.0
-    min_coherence: float = 50.0
+    min_trait: float = MIN_SCORE
+    min_coherence: float = MIN_SCORE
     n_resamples: int = 1000
     seed: int = 0
 

@@ -22,6 +22,7 @@ from persona_core.elicitation.traits import TraitDefinition, load_traits
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.judge import (
+    MIN_SCORE,
     BilledJudge,
     Judge,
     JudgeCache,
@@ -83,8 +84,8 @@ def arguments() -> argparse.ArgumentParser:
     extraction.add_argument(
         "--position", default=READ_POSITION, help="reply_mean, reply_first_N, prompt_last or prompt_mean"
     )
-    extraction.add_argument("--min-trait", type=float, default=50.0)
-    extraction.add_argument("--min-coherence", type=float, default=50.0)
+    extraction.add_argument("--min-trait", type=float, default=MIN_SCORE)
+    extraction.add_argument("--min-coherence", type=float, default=MIN_SCORE)
     extraction.add_argument("--no-steering", action="store_true", help="leave the steering curves out")
     extraction.add_argument("--strengths", type=float, nargs="+", default=list(SteeringPlan().strengths))
     extraction.add_argument("--steering-questions", type=int, default=SteeringPlan().n_questions)

@@ -80,7 +80,7 @@ def carry_out(
     """Run the job here, or share it out with --ray."""
     blocks = _blocks(options.blocks)
     if options.ray:
-        from persona_core.elicitation.ray import run_sharded
+        from persona_core.monitor.ray import run_sharded
 
         return run_sharded(arguments, vectors, blocks, job, work, options.ray)
     return run_job(PersonaMonitor(load_model(**arguments), vectors, blocks), job, work)

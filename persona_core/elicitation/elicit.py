@@ -20,9 +20,9 @@ from persona_core.inference.generation import Run
 from persona_core.inference.memory import BATCHES_IN_PART, in_halves
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.sampling import Sampling
+from persona_core.inference.start import Start
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
-from persona_core.monitor.branching import Start
 from persona_core.utils.checks import from_one
 
 if TYPE_CHECKING:

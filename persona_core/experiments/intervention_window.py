@@ -28,9 +28,10 @@ from persona_core.analysis.statistics import Estimate
 from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.steering import Intervention, Steer, prepare
+from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.chat import Messages
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.monitor.steering import prepare
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import from_one
 

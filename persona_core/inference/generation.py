@@ -15,10 +15,10 @@ from persona_core.inference.memory import free_memory, out_of_memory
 from persona_core.inference.pooling import Pool
 from persona_core.inference.readings import Arrays, Readings
 from persona_core.inference.sampling import Sampling
+from persona_core.inference.start import Start
 from persona_core.inference.steering import Intervention
 from persona_core.models.detokenize import TextSplitter, split_text, text_of
 from persona_core.models.loading import LanguageModel
-from persona_core.monitor.branching import Start
 
 logger = logging.getLogger(__name__)
 

@@ -15,17 +15,12 @@ detector goes off in that reply (alarms.py).
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-from persona_core.errors import NotCalibrated, SettingError
-
-if TYPE_CHECKING:
-    from persona_core.models.blocks import Blocks
-    from persona_core.vectors.vectors import PersonaVectors
+from persona_core.errors import SettingError
 
 Unit = Literal["residual", "sd"]
 When = Literal["start", "alarm"]
@@ -146,35 +141,3 @@ class Intervention:
             change = -projection if mode == "ablate" else -(projection - self.amount).clamp_min(0.0)
         along = self.direction if self.along is None else self.along
         return torch.where(active, hidden + change * along, hidden).to(states.dtype)
-
-
-def prepare(
-    steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks, n_rows: int = 1
-) -> list[Intervention]:
-    """Check each `Steer` against the vectors and the model, and turn its amount into residual units.
-
-    Args:
-        n_rows: replies that are written at once; one that waits for an alarm begins in each of them by itself.
-
-    Raises:
-        UnknownTrait, UnknownBlock: the vectors or the model lack it.
-        NotCalibrated: `unit="sd"` without a null.
-    """
-    steers = [] if steer is None else [steer] if isinstance(steer, (Steer, str)) else list(steer)
-    ready = []
-    for one in steers:
-        if not isinstance(one, Steer):
-            raise SettingError(f"steer={one!r}; expected a Steer, a list of them, or None.")
-        direction = vectors.direction(one.trait, blocks.check(one.block))
-        amount = one.amount
-        if one.unit == "sd":
-            if one.trait not in vectors.null:
-                raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
-            mean, std = vectors.null[one.trait].at(one.block)
-            if not std > 0:
-                raise NotCalibrated(f"Null of {one.trait!r} without spread at block {one.block}; use unit='residual'.")
-            amount = amount * std if one.mode == "add" else mean + amount * std
-        device = next(blocks.modules[one.block].parameters()).device
-        starts = torch.full((n_rows,), NEVER) if one.when == "alarm" else None
-        ready.append(Intervention(one, direction.to(device), amount, starts))
-    return ready

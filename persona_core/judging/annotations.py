@@ -22,15 +22,13 @@ import numpy as np
 from persona_core.analysis.spans import piece_ends, sentences
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.judging.judge import Judge, Question
+from persona_core.judging.judge import MIN_SCORE, Judge, Question
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.trace import Trace
 from persona_core.utils.files import read_json, records, write_whole
 
 Row = Mapping[str, Any]
 BY_A_JUDGE = ("logprobs", "text", "truth")
-LEAST_SCORE = 50.0
-"""As for replies (Persona Vectors, arXiv 2507.21509): a trait score of 50 and more shows the trait."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def mark_sentences(
             missing.append(Missing(**place, why=failed.get(question.key, "no answer")))
         elif score.value is None:
             missing.append(Missing(**place, why=score.how))
-        elif score.value >= LEAST_SCORE:
+        elif score.value >= MIN_SCORE:
             marks.append(Mark(**place, score=float(score.value), how=score.how, text=question.answer))
     empty = tuple(row["id"] for row in rows if not row["response"].strip())
     return Marking(tuple(marks), tuple(missing), len(asked), empty)

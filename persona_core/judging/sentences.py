@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from persona_core.analysis.spans import sentences
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import UnknownTrait
-from persona_core.judging.annotations import LEAST_SCORE, Mark, places
-from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question
+from persona_core.judging.annotations import Mark, places
+from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, MIN_SCORE, Judge, Question
 from persona_core.traces.trace import Trace
-from persona_core.vectors.steering_effect import LEAST_COHERENCE
 
 Ask = tuple[str, str, str]  # the trait or "coherence", the question, the answer
 
@@ -51,7 +50,7 @@ class SentenceJudge:
     def shown(self, trace: Trace) -> dict[str, bool] | None:
         """Which traits a reply shows in any sentence; None for an incoherent one, which shows nothing."""
         level = self.coherence(trace)
-        if level is None or level < LEAST_COHERENCE:
+        if level is None or level < MIN_SCORE:
             return None
         question, said = _asked(trace), [one for one, _ in _said(trace)]
         self._ask([(trait, question, one) for trait in self.traits for one in said])
@@ -73,7 +72,7 @@ class SentenceJudge:
 
     def _shows(self, trait: str, question: str, sentence: str) -> bool:
         score = self._scores.get((trait, question, sentence))
-        return score is not None and score >= LEAST_SCORE
+        return score is not None and score >= MIN_SCORE
 
     def _ask(self, asks: Sequence[Ask]) -> None:
         """Put what is not known yet to the judge."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PromptError, SettingError
+from persona_core.inference.start import Start
 from persona_core.models.chat import Messages, Rendered
 from persona_core.monitor.transcripts import transcript_of
 from persona_core.traces.trace import Trace
@@ -64,24 +65,6 @@ class Branch:
             "seed": known.seed,
             "steering": [dict(s) for s in known.steering],
         }
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a reply begins.
-
-    Attributes:
-        prompt: ids and roles before the reply.
-        kept: ids of the reply that are there already.
-    """
-
-    prompt: Rendered
-    kept: tuple[int, ...] = ()
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """All that is read before the first new token."""
-        return (*self.prompt.token_ids, *self.kept)
 
 
 def start_of(lm: LanguageModel, prompt: str | Messages | Branch, max_new_tokens: int) -> Start:

@@ -21,12 +21,14 @@ from persona_core.inference.decode import room
 from persona_core.inference.generation import Run
 from persona_core.inference.prefill import read_rows
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.steering import Intervention, Steer, prepare
+from persona_core.inference.start import Start
+from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
 from persona_core.monitor.alarms import OnAlarm, Watch
-from persona_core.monitor.branching import Branch, Start, start_of
+from persona_core.monitor.branching import Branch, start_of
+from persona_core.monitor.steering import prepare
 from persona_core.monitor.transcripts import Transcript, as_transcript
 from persona_core.traces.trace import Provenance, Trace
 from persona_core.utils.checks import from_one

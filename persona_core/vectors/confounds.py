@@ -12,7 +12,7 @@ from persona_core.analysis.statistics import auroc, pearson, rank_auroc
 from persona_core.vectors.controls import TokenTables
 
 if TYPE_CHECKING:
-    from persona_core.vectors.validation import HeldOut
+    from persona_core.vectors.held_out import HeldOut
 
 Statistic = Callable[[np.ndarray], float]
 

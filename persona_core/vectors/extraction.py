@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_core.errors import SettingError
+from persona_core.judging.judge import MIN_SCORE
 from persona_core.vectors.states import States
 
 if TYPE_CHECKING:
@@ -193,8 +194,8 @@ def keep(
     trait: str,
     replies: Sequence[Reply],
     scores: Mapping[int, ReplyScore],
-    min_trait: float = 50.0,
-    min_coherence: float = 50.0,
+    min_trait: float = MIN_SCORE,
+    min_coherence: float = MIN_SCORE,
 ) -> Kept:
     """The filter: a high reply with trait >= 50 and coherence >= 50, a low one with trait < 50 and coherence >= 50.
 

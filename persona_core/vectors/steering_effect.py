@@ -24,14 +24,12 @@ from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
-from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question
+from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, MIN_SCORE, Judge, Question
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel
     from persona_core.vectors.vectors import PersonaVectors
-
-LEAST_COHERENCE = 50.0  # a reply that is noise shows nothing, whatever its trait score
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ def _curve(
         for arm in ("vector", "random")
     }
     positive = [s for s in strengths if s > 0]
-    coherent = [s for s in positive if _level(of("vector", s, "coherence")) >= LEAST_COHERENCE]
+    coherent = [s for s in positive if _level(of("vector", s, "coherence")) >= MIN_SCORE]
     at = max(coherent, default=positive[0])
     difference = of("vector", at, "trait") - of("random", at, "trait")  # [questions, seeds]
     return {

@@ -10,7 +10,7 @@ import torch
 from persona_core.inference.generation import Run
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.sampling import Sampling
-from persona_core.monitor.branching import Start
+from persona_core.inference.start import Start
 from tests.support.tiny import Maker
 
 # Every one of these waits for the device; on a GPU each costs a stall.

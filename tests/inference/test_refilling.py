@@ -22,8 +22,9 @@ from persona_core.inference.memory import out_of_memory
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.readings import Readings
 from persona_core.inference.sampling import Sampling
+from persona_core.inference.start import Start
 from persona_core.inference.steering import Steer
-from persona_core.monitor.branching import Branch, Start
+from persona_core.monitor.branching import Branch
 from persona_core.monitor.monitor import PersonaMonitor
 from tests.support import oracle
 from tests.support.families import BY_NAME, SLIDING_WINDOW

@@ -16,9 +16,9 @@ from persona_core.inference import batch as reply_batch
 from persona_core.inference import decode as decode_module
 from persona_core.inference.generation import Run
 from persona_core.inference.pooling import parse_position
+from persona_core.inference.start import Start
 from persona_core.inference.static_cache import FixedMemory, supports
 from persona_core.inference.steering import Intervention, Steer
-from persona_core.monitor.branching import Start
 from persona_core.monitor.monitor import PersonaMonitor
 from tests.inference.test_refilling import EVERY_TWELFTH, PROMPTS, SAMPLING, alone, monitor_of, same
 from tests.support import oracle

@@ -215,7 +215,7 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_file(tmp_path: Path) ->
 @pytest.mark.slow
 def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from persona_core.elicitation.ray import run_sharded
+    from persona_core.monitor.ray import run_sharded
 
     model = str(ROOT / "artifacts" / "persona-tiny")
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")

@@ -10,8 +10,8 @@ import numpy as np
 from persona_core.traces.trace import Trace
 from persona_core.vectors.controls import Extracted, TokenTables
 from persona_core.vectors.extraction import Sides
+from persona_core.vectors.held_out import HeldOut
 from persona_core.vectors.states import ArrayStates
-from persona_core.vectors.validation import HeldOut
 
 D_MODEL, N_BLOCKS, BEST = 24, 3, 1
 STRENGTHS = (0.3, 2.0, 1.0)  # of the trait, by block

@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score
 from persona_core.errors import SettingError
 from persona_core.vectors.controls import TokenTables, token_tables
 from persona_core.vectors.extraction import mean_difference
+from persona_core.vectors.held_out import Across, HeldOut, halves
 from persona_core.vectors.states import ArrayStates
-from persona_core.vectors.validation import Across, HeldOut, choose_block, halves, validate, with_flags
+from persona_core.vectors.validation import choose_block, validate, with_flags
 from tests.support.judged import (
     BEST,
     D_MODEL,

@@ -1,0 +1,44 @@
+"""What a user asks of steering, checked against the vectors and the model and put into residual-stream units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from persona_core.errors import NotCalibrated, SettingError
+from persona_core.inference.steering import NEVER, Intervention, Steer
+from persona_core.models.blocks import Blocks
+from persona_core.vectors.vectors import PersonaVectors
+
+
+def prepare(
+    steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks, n_rows: int = 1
+) -> list[Intervention]:
+    """Check each `Steer` against the vectors and the model, and turn its amount into residual units.
+
+    Args:
+        n_rows: replies that are written at once; one that waits for an alarm begins in each of them by itself.
+
+    Raises:
+        UnknownTrait, UnknownBlock: the vectors or the model lack it.
+        NotCalibrated: `unit="sd"` without a null.
+    """
+    steers = [] if steer is None else [steer] if isinstance(steer, (Steer, str)) else list(steer)
+    ready = []
+    for one in steers:
+        if not isinstance(one, Steer):
+            raise SettingError(f"steer={one!r}; expected a Steer, a list of them, or None.")
+        direction = vectors.direction(one.trait, blocks.check(one.block))
+        amount = one.amount
+        if one.unit == "sd":
+            if one.trait not in vectors.null:
+                raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
+            mean, std = vectors.null[one.trait].at(one.block)
+            if not std > 0:
+                raise NotCalibrated(f"Null of {one.trait!r} without spread at block {one.block}; use unit='residual'.")
+            amount = amount * std if one.mode == "add" else mean + amount * std
+        device = next(blocks.modules[one.block].parameters()).device
+        starts = torch.full((n_rows,), NEVER) if one.when == "alarm" else None
+        ready.append(Intervention(one, direction.to(device), amount, starts))
+    return ready

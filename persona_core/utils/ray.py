@@ -1,0 +1,42 @@
+"""Tasks shared out to Ray workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from persona_core.errors import SettingError
+from persona_core.utils.checks import from_one
+
+
+def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: int) -> Iterator[dict[str, Any]]:
+    """What workers return for the tasks 0, 1, ..., in any order, one row each.
+
+    Args:
+        worker: a class; made once in each worker with the arguments, and called with `{"task": [number]}`.
+    """
+    from_one("n_workers", n_workers)
+    try:
+        import ray
+    except ImportError as error:
+        raise SettingError("--ray needs Ray: pip install 'ray[data]'.") from error
+    if not n_tasks:
+        return
+    begun = not ray.is_initialized()
+    if begun:  # RAY_ADDRESS names a cluster; without it a local one is started
+        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # the bar says how far it is
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= n_workers else 0
+        tasks = ray.data.from_items([{"task": number} for number in range(n_tasks)], override_num_blocks=n_tasks)
+        yield from tasks.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=n_workers),
+            num_gpus=gpus,
+        ).iter_rows()
+    finally:
+        if begun:
+            ray.shutdown()
