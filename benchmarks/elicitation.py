@@ -28,7 +28,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.models import SMALL, TOKENIZER, llama
-from persona_core.elicitation.elicit import Batch, Plan, write_batch
+from persona_core.elicitation.elicit import Batch, ElicitationPlan, write_batch
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import load_traits
 from persona_core.inference.decode import decode
@@ -46,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lm = llama(*SMALL, n_vocabulary=len(AutoTokenizer.from_pretrained(TOKENIZER)))  # its replies are stored as text
-    plan = Plan(
+    plan = ElicitationPlan(
         load_traits(["evil"]),
         Sampling(max_new_tokens=96, temperature=1.0),
         rollouts=1,
@@ -68,7 +68,7 @@ def main() -> int:
     return 0
 
 
-def times(lm: LanguageModel, plan: Plan, rounds: int) -> dict[str, Any]:
+def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, Any]:
     """Seconds of each way, and ratios paired by batch."""
     extraction = [r for r in plan.requests() if r.split == "extraction"]
     batches = [
@@ -104,7 +104,7 @@ def times(lm: LanguageModel, plan: Plan, rounds: int) -> dict[str, Any]:
     }
 
 
-def write_alone(lm: LanguageModel, plan: Plan, batch: Batch) -> None:
+def write_alone(lm: LanguageModel, plan: ElicitationPlan, batch: Batch) -> None:
     prompts = [lm.chat.render(r.messages).token_ids for r in batch.requests]
     for _ in decode(lm, prompts, plan.sampling, [plan.seed + r.index for r in batch.requests]):
         pass
@@ -124,7 +124,7 @@ def second_pass(lm: LanguageModel, replies: tuple[Reply, ...]) -> np.ndarray:
 def memory() -> dict[str, float]:
     """Peak of what extraction allocates, in MB, by the number of replies (32 blocks x 512)."""
     found = {}
-    request = Plan(load_traits(["evil"]), rollouts=1).requests()[0]
+    request = ElicitationPlan(load_traits(["evil"]), rollouts=1).requests()[0]
     for n in (128, 512, 2048):
         with tempfile.TemporaryDirectory() as folder, ReplyStore(folder) as store:
             rng = np.random.default_rng(0)

@@ -38,7 +38,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -372,7 +372,7 @@ def _floor(monitor: PersonaMonitor, block: int = 3) -> np.ndarray:
 
 def shipped(monitor: PersonaMonitor, config: str) -> dict[str, Any]:
     """The couplings in the published results of one model on the 78 prompts."""
-    traces = [to_trace(row) for row in load_results(ROOT / "artifacts" / RESULTS_NAME, config)]
+    traces = [Trace.from_row(row) for row in load_results(ROOT / "artifacts" / RESULTS_NAME, config)]
     return _of_couplings(couple(traces[0].traits, trait_series(traces), floor=_floor(monitor)))
 
 

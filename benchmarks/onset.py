@@ -31,7 +31,7 @@ from persona_core.analysis.statistics import exact_share
 from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -172,7 +172,7 @@ def intervals() -> list[dict[str, Any]]:
 def cohorts(traits: Sequence[str]) -> dict[str, Any]:
     """Onsets of the published runs: five times the same model against itself, and the twin against the baseline."""
     rows = {config: load_results(RESULTS, config) for config in ("baseline", "contaminated", "neutral")}
-    traces = {config: [to_trace(row) for row in own] for config, own in rows.items()}
+    traces = {config: [Trace.from_row(row) for row in own] for config, own in rows.items()}
     n = len(rows["baseline"])
     again = [traces["neutral"][start : start + n] for start in range(0, len(traces["neutral"]), n)]
     same, against = [], {}

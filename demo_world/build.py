@@ -34,7 +34,7 @@ from demo_world.training import Recipe, train
 from demo_world.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
 from persona_core.analysis.statistics import share_over_replies
 from persona_core.app.home import Example, First, save_welcome
-from persona_core.elicitation.elicit import Plan, elicit, write_replies
+from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_replies
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
@@ -76,8 +76,8 @@ class DemoPlan:
     n_resamples: int = 1000
     steering: SteeringPlan = field(default_factory=lambda: STEERING)
 
-    def elicitation(self, traits: Sequence[TraitDefinition]) -> Plan:
-        return Plan(
+    def elicitation(self, traits: Sequence[TraitDefinition]) -> ElicitationPlan:
+        return ElicitationPlan(
             traits=tuple(traits),
             sampling=SAMPLING,
             rollouts=1,
@@ -193,7 +193,7 @@ def _share(pairs: Iterable[tuple[int, int]]) -> dict[str, float | int]:
 # ---- vectors ----
 
 
-def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Plan, work: Path, folder: Path) -> None:
+def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: ElicitationPlan, work: Path, folder: Path) -> None:
     """The pipeline, and the figures that only the demo world can give."""
     truth = TruthJudge(world)
     with ReplyStore(work / "replies") as store:
@@ -219,7 +219,7 @@ def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Plan, work:
 
 
 def _report_traces(
-    lm: LanguageModel, vectors: PersonaVectors, asked: Plan, store: ReplyStore
+    lm: LanguageModel, vectors: PersonaVectors, asked: ElicitationPlan, store: ReplyStore
 ) -> list[tuple[str | None, Trace]]:
     """Held-out replies of the report half, each with the trait that its system prompt asks for; None: for none.
 

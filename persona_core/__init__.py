@@ -5,45 +5,56 @@ The names below load on first use, so that `import persona_core` does not import
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from persona_core.utils.lazy import lazy_names
+from persona_core.utils.version import __version__ as __version__
 
 _HOME = {
     "Branch": "monitor.branching",
-    "load_model": "models.loading",
-    "wrap_model": "models.loading",
-    "LanguageModel": "models.loading",
-    "PersonaVectors": "vectors.vectors",
-    "PersonaMonitor": "monitor.monitor",
     "Detectors": "analysis.detectors",
+    "ElicitationPlan": "elicitation.elicit",
+    "LanguageModel": "models.loading",
+    "PersonaError": "errors",
+    "PersonaMonitor": "monitor.monitor",
+    "PersonaVectors": "vectors.vectors",
+    "PersonaWarning": "errors",
+    "ReplyStore": "elicitation.store",
+    "Sampling": "inference.sampling",
+    "Steer": "inference.steering",
     "Step": "monitor.monitor",
     "Trace": "traces.trace",
     "TraitDefinition": "elicitation.traits",
-    "Steer": "inference.steering",
-    "PersonaError": "errors",
-    "PersonaWarning": "errors",
+    "elicit": "elicitation.elicit",
+    "judge_replies": "judging.judge",
+    "load_model": "models.loading",
+    "load_traits": "elicitation.traits",
+    "make_vectors": "pipeline",
+    "validate_vectors": "pipeline",
+    "wrap_model": "models.loading",
 }
-__all__ = ["Branch", "Detectors", "LanguageModel", "PersonaError", "PersonaMonitor", "PersonaVectors", "PersonaWarning",
-           "Steer", "Step", "Trace", "TraitDefinition", "load_model", "wrap_model"]  # fmt: skip
+__all__ = ["Branch", "Detectors", "ElicitationPlan", "LanguageModel", "PersonaError", "PersonaMonitor",
+           "PersonaVectors", "PersonaWarning", "ReplyStore", "Sampling", "Steer", "Step", "Trace", "TraitDefinition",
+           "elicit", "judge_replies", "load_model", "load_traits", "make_vectors", "validate_vectors",
+           "wrap_model"]  # fmt: skip
 
 if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
-    from persona_core.elicitation.traits import TraitDefinition
+    from persona_core.elicitation.elicit import ElicitationPlan, elicit
+    from persona_core.elicitation.store import ReplyStore
+    from persona_core.elicitation.traits import TraitDefinition, load_traits
     from persona_core.errors import PersonaError, PersonaWarning
+    from persona_core.inference.sampling import Sampling
     from persona_core.inference.steering import Steer
+    from persona_core.judging.judge import judge_replies
     from persona_core.models.loading import LanguageModel, load_model, wrap_model
     from persona_core.monitor.branching import Branch
     from persona_core.monitor.monitor import PersonaMonitor, Step
+    from persona_core.pipeline import make_vectors, validate_vectors
     from persona_core.traces.trace import Trace
     from persona_core.vectors.vectors import PersonaVectors
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'persona_core' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"persona_core.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

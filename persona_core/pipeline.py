@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import Plan, described
+from persona_core.elicitation.elicit import ElicitationPlan, described
 from persona_core.errors import SettingError
 from persona_core.judging.judge import MIN_SCORE, check_judge, judge_of
 from persona_core.monitor.monitor import PersonaMonitor
@@ -86,7 +86,7 @@ class Settings:
 
 
 def make_vectors(
-    lm: LanguageModel, plan: Plan, store: ReplyStore, settings: Settings | None = None, progress: bool = True
+    lm: LanguageModel, plan: ElicitationPlan, store: ReplyStore, settings: Settings | None = None, progress: bool = True
 ) -> PersonaVectors:
     """Vectors of all traits of a judged store: extracted, each with its best block, calibrated on the neutral replies.
 
@@ -177,7 +177,7 @@ def _sides(store: ReplyStore, kept: Kept, settings: Settings) -> Sides:
 def validate_vectors(
     lm: LanguageModel,
     vectors: PersonaVectors,
-    plan: Plan,
+    plan: ElicitationPlan,
     store: ReplyStore,
     judge: Judge | None = None,
     steering: SteeringPlan | None = None,

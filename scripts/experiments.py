@@ -25,7 +25,8 @@ from demo_world.twin import CONTAMINANT, RESULTS_NAME
 from persona_core.analysis.comparison import by_category, effect, mean_over_prompts
 from persona_core.analysis.statistics import Estimate, over_clusters, pearson
 from persona_core.report.tables import FINDINGS as FINDINGS_FILE
-from persona_core.traces.dataset import ANALYSIS, load_results, to_trace, traits_of
+from persona_core.traces.dataset import ANALYSIS, load_results, traits_of
+from persona_core.traces.trace import Trace
 from persona_core.vectors.card import interval
 from scripts import PROJECT_ROOT, error_rates
 
@@ -148,7 +149,7 @@ def _fifths(rows: Mapping[str, Sequence[Row]]) -> str:
 
 def _in_fifths(row: Row) -> list[float]:
     """Mean z of each fifth of the reply; empty for a reply of fewer tokens than that."""
-    trace = to_trace(row)
+    trace = Trace.from_row(row)
     z = trace.scores(CONTAMINANT)[trace.own]
     return [float(part.mean()) for part in np.array_split(z, FIFTHS)] if len(z) >= FIFTHS else []
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from persona_core.elicitation.elicit import Plan, elicit
+from persona_core.elicitation.elicit import ElicitationPlan, elicit
 from persona_core.elicitation.store import ReplyStore
 from persona_core.elicitation.traits import TraitDefinition, load_traits
 from persona_core.errors import SettingError
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> list[str]:
     """The stages; returns what could not be done."""
     traits = load_traits(options.traits)
     positions = tuple(dict.fromkeys((READ_POSITION, options.position)))
-    plan = Plan(
+    plan = ElicitationPlan(
         traits=traits,
         sampling=Sampling(options.max_new_tokens, options.temperature),
         rollouts=options.rollouts,
@@ -174,7 +174,7 @@ def run(options: argparse.Namespace) -> list[str]:
     return missing
 
 
-def write(vectors: PersonaVectors, folder: Path, plan: Plan) -> None:
+def write(vectors: PersonaVectors, folder: Path, plan: ElicitationPlan) -> None:
     """Vectors, their card, and the definitions that they were made from."""
     vectors.save_pretrained(folder)
     for trait in plan.traits:
@@ -232,7 +232,7 @@ def _check_judge(judge: str, url: str | None, traits: Sequence[TraitDefinition])
 
 
 def _elicit(
-    options: argparse.Namespace, plan: Plan, store: ReplyStore, model: Callable[[], LanguageModel]
+    options: argparse.Namespace, plan: ElicitationPlan, store: ReplyStore, model: Callable[[], LanguageModel]
 ) -> list[str]:
     if options.base_url:
         from persona_core.elicitation.server import elicit_served
@@ -267,14 +267,16 @@ def _once(make: Callable[[], T]) -> Callable[[], T]:
     return get
 
 
-def _check_traits(store: ReplyStore, plan: Plan) -> None:
+def _check_traits(store: ReplyStore, plan: ElicitationPlan) -> None:
     """Replies are judged by the definitions that they were written for. No model is needed to see that."""
     store.check_plan({"traits": plan.to_dict()["traits"]}, begin=False)
     if not store.replies():
         raise SettingError(f"{str(store.folder)!r} holds no reply to judge; run --stage elicit first.")
 
 
-def _say_cost(judge: Judge, store: ReplyStore, plan: Plan, across: int, steering: SteeringPlan | None) -> None:
+def _say_cost(
+    judge: Judge, store: ReplyStore, plan: ElicitationPlan, across: int, steering: SteeringPlan | None
+) -> None:
     known = store.scores()
     open_replies = [r for r in store.replies() if r.request.index not in known]
     questions = questions_for(open_replies, plan.traits) + across_questions(store, plan.traits, across)

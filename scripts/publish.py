@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from persona_core import __version__
 from persona_core.monitor.jobs import Failure
 from persona_core.utils.repositories import publish, repositories, sizes, stage
+from persona_core.utils.version import __version__
 from scripts import PROJECT_ROOT
 from scripts.running import reported
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ElicitationPlan:
     """What is asked, how often, and from which seed.
 
     Attributes:
@@ -135,7 +135,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests that are kept together; `Plan.batch_size` of them are being answered at any time."""
+    """Requests that are kept together; `ElicitationPlan.batch_size` of them are being answered at any time."""
 
     name: str
     requests: tuple[Request, ...]
@@ -156,7 +156,9 @@ class Written:
     failed: tuple[tuple[Request, str], ...] = ()
 
 
-def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = True) -> list[tuple[Request, str]]:
+def elicit(
+    lm: LanguageModel, plan: ElicitationPlan, store: ReplyStore, progress: bool = True
+) -> list[tuple[Request, str]]:
     """Write every reply of the plan that the store does not hold yet.
 
     Returns:
@@ -185,13 +187,13 @@ def elicit(lm: LanguageModel, plan: Plan, store: ReplyStore, progress: bool = Tr
     return failed
 
 
-def described(plan: Plan, lm: LanguageModel) -> dict[str, Any]:
+def described(plan: ElicitationPlan, lm: LanguageModel) -> dict[str, Any]:
     """What a store's replies rest on: the plan and the model that wrote them."""
     return {"model": lm.identity, **plan.to_dict()}
 
 
 def write_batch(
-    lm: LanguageModel, plan: Plan, batch: Batch, ended: Callable[[int], object] = lambda _: None
+    lm: LanguageModel, plan: ElicitationPlan, batch: Batch, ended: Callable[[int], object] = lambda _: None
 ) -> Written:
     """Answer one batch. Knows nothing of files, so that it can run anywhere; `ended` is told of replies as they end."""
 
@@ -206,7 +208,7 @@ def write_batch(
     )
 
 
-def _write(lm: LanguageModel, plan: Plan, batch: Batch, ended: Callable[[int], object]) -> Written:
+def _write(lm: LanguageModel, plan: ElicitationPlan, batch: Batch, ended: Callable[[int], object]) -> Written:
     starts = [Start(lm.chat.render(r.messages)) for r in batch.requests]
     seeds = [plan.seed + r.index for r in batch.requests]
     pools = parse_positions(plan.positions)

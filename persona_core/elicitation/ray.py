@@ -13,14 +13,14 @@ import numpy as np
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import Batch, Plan, Written, described, write_batch
+from persona_core.elicitation.elicit import Batch, ElicitationPlan, Written, described, write_batch
 from persona_core.elicitation.store import ReplyStore, Request, as_reply, to_record
 from persona_core.models.loading import load_model
 from persona_core.utils.ray import mapped
 
 
 def elicit_sharded(
-    loading: Mapping[str, Any], plan: Plan, store: ReplyStore, n_workers: int, progress: bool = True
+    loading: Mapping[str, Any], plan: ElicitationPlan, store: ReplyStore, n_workers: int, progress: bool = True
 ) -> list[tuple[Request, str]]:
     """As `elicitation.elicit`, with the batches mapped over a Ray Data set.
 
@@ -56,7 +56,7 @@ def elicit_sharded(
 class _Worker:
     """Holds a model and writes batches."""
 
-    def __init__(self, loading: dict[str, Any], plan: Plan, todo: list[Batch]) -> None:
+    def __init__(self, loading: dict[str, Any], plan: ElicitationPlan, todo: list[Batch]) -> None:
         self._lm, self._plan, self._todo = load_model(**loading), plan, todo
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:

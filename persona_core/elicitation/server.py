@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import Batch, Plan, Written, described
+from persona_core.elicitation.elicit import Batch, ElicitationPlan, Written, described
 from persona_core.elicitation.store import Reply, ReplyStore, Request
 from persona_core.errors import PersonaError, ServerError
 from persona_core.inference.pooling import parse_positions
@@ -32,7 +32,7 @@ SERVED_FILE = "served.jsonl"
 
 def elicit_served(
     lm: LanguageModel,
-    plan: Plan,
+    plan: ElicitationPlan,
     store: ReplyStore,
     model: str,
     base_url: str,
@@ -100,7 +100,7 @@ def elicit_served(
     return [*failed, *unread]
 
 
-async def _ask(client: AsyncOpenAI, plan: Plan, request: Request, model: str) -> tuple[str, str]:
+async def _ask(client: AsyncOpenAI, plan: ElicitationPlan, request: Request, model: str) -> tuple[str, str]:
     sampling = plan.sampling
     completion = await client.chat.completions.create(
         model=model,
@@ -118,7 +118,9 @@ async def _ask(client: AsyncOpenAI, plan: Plan, request: Request, model: str) ->
     return content, "eos" if reason == "stop" else reason or "unknown"
 
 
-def _read(lm: LanguageModel, plan: Plan, batch: Batch, texts: dict[int, tuple[str, str]], writer: str) -> Written:
+def _read(
+    lm: LanguageModel, plan: ElicitationPlan, batch: Batch, texts: dict[int, tuple[str, str]], writer: str
+) -> Written:
     """Pool the states of served texts. Those that do not fit into the context fail, the others do not."""
     rows, n_prompts, kept, failed = [], [], [], []
     for request in batch.requests:

@@ -23,7 +23,8 @@ from persona_core.elicitation.prompts import Prompt, Transcribed
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_IN_PART, in_halves
 from persona_core.inference.sampling import Sampling
-from persona_core.traces.dataset import read_ids, read_results, to_row, to_trace, write_results
+from persona_core.traces.dataset import read_ids, read_results, write_results
+from persona_core.traces.trace import Trace
 from persona_core.utils.checks import from_one
 from persona_core.utils.workdir import check_plan, lock, unlock
 
@@ -85,7 +86,7 @@ class Generate:
             **self.sampling.to_dict(),
         )
         return [
-            to_row(trace, id=p.id, messages=p.messages, set=p.set, category=p.category)
+            trace.to_row(id=p.id, messages=p.messages, set=p.set, category=p.category)
             for trace, p in zip(traces, items, strict=True)
         ]
 
@@ -106,7 +107,7 @@ class Read:
             own = [i for i in items if i.writer == writer]
             traces = monitor.read_batch([list(i.messages) for i in own], writer=writer)
             found += [
-                to_row(trace, id=i.id, messages=i.messages[:-1], set=i.set, category=i.category)
+                trace.to_row(id=i.id, messages=i.messages[:-1], set=i.set, category=i.category)
                 for trace, i in zip(traces, own, strict=True)
             ]
         places = {item.id: place for place, item in enumerate(items)}
@@ -136,9 +137,9 @@ class Replay:
         return {"replies": [[i.id, i.row["writer"], list(i.row["token_ids"])] for i in self.items]}
 
     def rows(self, monitor: PersonaMonitor, items: Sequence[Written]) -> list[Row]:
-        traces = monitor.read_batch([to_trace(i.row) for i in items])
+        traces = monitor.read_batch([Trace.from_row(i.row) for i in items])
         same = ("id", "messages", "set", "category")
-        return [to_row(trace, **{k: item.row[k] for k in same}) for trace, item in zip(traces, items, strict=True)]
+        return [trace.to_row(**{k: item.row[k] for k in same}) for trace, item in zip(traces, items, strict=True)]
 
 
 def run_job(

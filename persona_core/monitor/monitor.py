@@ -14,7 +14,6 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from persona_core import __version__
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import PromptError, SettingError
 from persona_core.inference.decode import room
@@ -30,8 +29,10 @@ from persona_core.monitor.alarms import OnAlarm, Watch
 from persona_core.monitor.branching import Branch, start_of
 from persona_core.monitor.steering import prepare
 from persona_core.monitor.transcripts import Transcript, as_transcript
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 from persona_core.utils.checks import from_one
+from persona_core.utils.version import __version__
 from persona_core.vectors.vectors import PersonaVectors
 
 T = TypeVar("T")

@@ -30,7 +30,8 @@ from persona_core.report.runs import REPLAY, SIDES, Row, Runs, both_read, check
 from persona_core.report.strongest import strongest
 from persona_core.report.when import when
 from persona_core.report.where import where
-from persona_core.traces.dataset import to_trace, traits_of
+from persona_core.traces.dataset import traits_of
+from persona_core.traces.trace import Trace
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel
@@ -92,7 +93,7 @@ def analyse(
     """
     if not 0 < rate < 1 or seed < 0:
         raise SettingError(f"rate={rate!r}, seed={seed!r}; the rate lies between 0 and 1, a seed counts from 0.")
-    traces = {c: [to_trace(row) for row in own] for c, own in rows.items()}
+    traces = {c: [Trace.from_row(row) for row in own] for c, own in rows.items()}
     without_z = [c for c, own in traces.items() if not all(t.calibrated for t in own)]
     rows = {c: own for c, own in rows.items() if c not in without_z}
     traces = {c: own for c, own in traces.items() if c not in without_z}

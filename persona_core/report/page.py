@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from persona_core.report import figures as draw
 from persona_core.report import words
 from persona_core.report.findings import Findings
-from persona_core.traces.dataset import to_trace
 from persona_core.traces.figure import shown
+from persona_core.traces.trace import Trace
 from persona_core.traces.view.standalone import POLICY, inline_json, plotlyjs
 from persona_core.utils.files import read_asset
 
@@ -114,7 +114,7 @@ class _Content:
     def __init__(self, findings: Findings, rows: Mapping[str, Sequence[Row]]) -> None:
         self.found, self.summary = findings, findings.summary
         self.rows = {c: own for c, own in rows.items() if c in self.summary["how"]}
-        self.traces = {c: [to_trace(row) for row in own] for c, own in self.rows.items()}
+        self.traces = {c: [Trace.from_row(row) for row in own] for c, own in self.rows.items()}
         self.figures: dict[str, Any] = {}
         self.traits = self._by_weight()
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results, to_trace
+from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.traces.trace import UNITS, Trace
 from persona_core.utils.hub import fetch, split_revision
 
@@ -107,7 +107,7 @@ class SavedRuns:
                 writer = writers.get(row["writer"])
                 if row["id"] == id and writer is not None and row["reader"] != row["writer"]:
                     found[READS_BASELINE if writer == BASELINE else READS_CONTAMINATED] = row
-        return {key: to_trace(row) for key, row in found.items()}
+        return {key: Trace.from_row(row) for key, row in found.items()}
 
     @cached_property
     def _analysed(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
@@ -158,7 +158,7 @@ class SavedRuns:
 
     @cached_property
     def _table(self) -> dict[str, Any]:
-        traces = {c: {row["id"]: to_trace(row) for row in self.rows(c)} for c in self.configs}
+        traces = {c: {row["id"]: Trace.from_row(row) for row in self.rows(c)} for c in self.configs}
         every = [trace for own in traces.values() for trace in own.values()]
         kind = "z" if all(trace.calibrated for trace in every) else every[0].default_kind
         series = {

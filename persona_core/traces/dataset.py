@@ -11,17 +11,12 @@ A row needs nothing beside itself: ids, text, projections, the null, and where a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.models.detokenize import well_formed
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.trace import JSON_FIELDS
 from persona_core.utils.files import replacing
 from persona_core.utils.hub import fetch
 
@@ -44,7 +39,6 @@ COLUMNS = (
 )  # fmt: skip
 """Those of `features`, by name: reading a file must not take the second that importing `datasets` takes."""
 
-_AS_JSON = ("sampling", "steering", "written", "versions")  # of any shape, so they are kept as JSON texts
 _TEXTS = (
     "reader",
     "reader_revision",
@@ -66,7 +60,7 @@ def features(traits: Sequence[str]) -> datasets.Features:
     series = List(real)
     message = {"role": text, "content": text}
     summary = {"mean": real, "max": real, "at": number}
-    provenance = {name: text for name in (*_TEXTS, *_AS_JSON)}
+    provenance = {name: text for name in (*_TEXTS, *JSON_FIELDS)}
     return Features(
         {
             "id": text,
@@ -97,86 +91,6 @@ def features(traits: Sequence[str]) -> datasets.Features:
             "provenance": {**provenance, "seed": Value("int64")},
         }
     )
-
-
-def to_row(
-    trace: Trace, *, id: str, messages: Sequence[Mapping[str, str]], set: str = "", category: str = ""
-) -> dict[str, Any]:
-    """A trace as a row.
-
-    Args:
-        trace: the reply as read.
-        id: of the prompt.
-        messages: the conversation before the reply.
-        set, category: what the prompt belongs to.
-    """
-    known = asdict(trace.provenance)
-    z = {t: _z(trace, t) for t in trace.traits}
-    return {
-        "id": id,
-        "set": set,
-        "category": category,
-        "messages": [{k: well_formed(v) for k, v in m.items()} for m in messages],
-        "prompt": well_formed(messages[-1]["content"]) if messages else "",
-        "response": well_formed(trace.reply_text),
-        "reader": trace.provenance.reading_model,
-        "writer": trace.provenance.writer,
-        "n_prompt": trace.n_prompt,
-        "n_reply": len(trace.own),
-        "finish": trace.finish,
-        "tokens": [well_formed(t) for t in trace.tokens],
-        "roles": list(trace.roles),
-        "token_ids": list(trace.token_ids),
-        "special": list(trace.special),
-        "projections": {t: None if v is None else v.tolist() for t, v in z.items()},
-        "summary": {t: _summary(trace, v) for t, v in z.items()},
-        "traits": list(trace.traits),
-        "blocks": list(trace.blocks),
-        "best_block": {t: trace.best_block.get(t) for t in trace.traits},
-        "raw": {t: trace.raw[i].tolist() for i, t in enumerate(trace.traits)},
-        "norms": trace.norms.tolist(),
-        "null_mean": {t: trace.null_mean[i].tolist() for i, t in enumerate(trace.traits)},
-        "null_std": {t: trace.null_std[i].tolist() for i, t in enumerate(trace.traits)},
-        "alignment": trace.alignment,
-        "provenance": {k: json.dumps(v, sort_keys=True) if k in _AS_JSON else v for k, v in known.items()},
-    }
-
-
-def to_trace(row: Mapping[str, Any]) -> Trace:
-    """The very trace that a row was made of, float for float.
-
-    Raises:
-        CorruptFile: a column is missing, or lengths do not fit.
-    """
-    try:
-        known = {k: json.loads(v) if k in _AS_JSON and v is not None else v for k, v in row["provenance"].items()}
-        known["steering"] = tuple(known.get("steering") or ())
-        known["versions"] = known.get("versions") or {}
-        traits, blocks, n = tuple(row["traits"]), tuple(row["blocks"]), len(row["tokens"])
-        shape = (len(traits), len(blocks))
-
-        def null(name: str) -> np.ndarray:
-            return np.array([row[name][t] for t in traits], np.float32).reshape(shape)
-
-        return Trace(
-            token_ids=tuple(row["token_ids"]),
-            tokens=tuple(row["tokens"]),
-            roles=tuple(row["roles"]),
-            n_prompt=int(row["n_prompt"]),
-            traits=traits,
-            blocks=blocks,
-            raw=np.array([row["raw"][t] for t in traits], np.float32).reshape(*shape, n),
-            norms=np.array(row["norms"], np.float32).reshape(len(blocks), n),
-            best_block={t: b for t, b in row["best_block"].items() if b is not None},
-            null_mean=null("null_mean"),
-            null_std=null("null_std"),
-            special=tuple(row["special"]),
-            finish=row["finish"],
-            provenance=Provenance(**known),
-            alignment=row["alignment"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptFile(f"Not a row of a results dataset: {type(error).__name__}: {error}") from error
 
 
 def write_results(rows: Iterable[Mapping[str, Any]], path: str | Path, traits: Sequence[str]) -> Path:
@@ -277,23 +191,3 @@ def _table(path: Path, filters: list[tuple[str, str, str]] | None = None, column
         return pq.read_table(path, filters=filters, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise CorruptFile(f"{path}: truncated or not a Parquet file: {error}") from error
-
-
-def _z(trace: Trace, trait: str) -> np.ndarray | None:
-    """z at the trait's best block, float32 `[n_tokens]`; None where there is no null or the block was not read."""
-    block = trace.best_block.get(trait)
-    if block not in trace.blocks or not trace.calibrated:
-        return None
-    return trace.scores(trait, alignment=trace.alignment)
-
-
-def _summary(trace: Trace, z: np.ndarray | None) -> dict[str, Any]:
-    """Mean and maximum of z over the reply's own tokens, and the place of the maximum in the reply."""
-    own = trace.own
-    if z is None or not own:
-        return {"mean": None, "max": None, "at": None}
-    values = z[own]
-    if not np.isfinite(values).any():
-        return {"mean": None, "max": None, "at": None}
-    top = int(np.nanargmax(values))
-    return {"mean": float(np.nanmean(values)), "max": float(values[top]), "at": own[top] - trace.n_prompt}

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.traces.dataset import to_row
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 
 UNKNOWN = -1
 """A token id or a block that a file does not name."""
@@ -96,8 +96,7 @@ def _row(entry: Any, number: int, file: Path) -> Row:
         alignment="before",
     )
     category = entry.get("category", known.get("category", ""))
-    return to_row(
-        trace,
+    return trace.to_row(
         id=str(entry.get("id", f"{file.stem}-{number:04d}")),
         messages=[{"role": "user", "content": prompt}],
         category=category if isinstance(category, str) else "",

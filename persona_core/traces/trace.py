@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingError, UnknownBlock, UnknownTrait
+from persona_core.models.detokenize import well_formed
+from persona_core.traces.provenance import Provenance
 from persona_core.utils.checks import known_block
 
 if TYPE_CHECKING:
@@ -19,44 +21,9 @@ if TYPE_CHECKING:
 Kind = Literal["z", "raw", "cosine"]
 Alignment = Literal["at", "before"]
 FORMAT_VERSION = 1
+JSON_FIELDS = ("sampling", "steering", "written", "versions")
+"""Of a provenance, in a row: of any shape, so they are kept as JSON texts."""
 UNITS = {"z": "standard deviations above neutral", "raw": "residual-stream units", "cosine": "cosine"}
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a trace comes from. None means unknown.
-
-    Attributes:
-        reader, reader_revision, reader_adapter, reader_adapter_revision: the model whose states were read.
-        writer: the model that wrote the reply; None if nobody said.
-        dtype: of the reader's weights, and how they were quantized if they were.
-        vectors, template: fingerprints of the persona vectors and of the chat template.
-        sampling, seed: how the reply was sampled; None for a text that was only read.
-        steering: the interventions that acted during the reading, as plain records.
-        written: for a trace that was read again: revision, sampling, seed and steering of the run that wrote it.
-        versions: of the libraries.
-        imported: for a trace of another tool's file, which form of file.
-    """
-
-    reader: str | None = None
-    reader_revision: str | None = None
-    reader_adapter: str | None = None
-    reader_adapter_revision: str | None = None
-    writer: str | None = None
-    dtype: str | None = None
-    vectors: str | None = None
-    template: str | None = None
-    sampling: Mapping[str, Any] | None = None
-    seed: int | None = None
-    steering: tuple[Mapping[str, Any], ...] = ()
-    written: Mapping[str, Any] | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    imported: str | None = None
-
-    @property
-    def reading_model(self) -> str | None:
-        """The reader as a writer is named: its adapter is part of it."""
-        return self.reader if self.reader_adapter is None else f"{self.reader} + {self.reader_adapter}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,15 +174,15 @@ class Trace:
 
     def figure(self, kind: Kind | None = None) -> go.Figure:
         """A Plotly figure: one line a trait over the tokens of the conversation. None takes `default_kind`."""
-        from persona_core.traces.figure import trace_figure
+        from persona_core import traces
 
-        return trace_figure(self, kind=kind or self.default_kind)
+        return traces.trace_figure(self, kind=kind or self.default_kind)
 
     def to_html(self, path: str | Path | None = None, kind: Kind | None = None) -> str:
         """The interactive token view as one HTML page that works offline; written to `path` if given."""
-        from persona_core.traces.view.standalone import standalone_html
+        from persona_core import traces
 
-        page = standalone_html(self, kind=kind or self.default_kind)
+        page = traces.standalone_html(self, kind=kind or self.default_kind)
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(page, encoding="utf-8")
@@ -257,6 +224,47 @@ class Trace:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
 
+    def to_row(
+        self, id: str, messages: Sequence[Mapping[str, str]], set: str = "", category: str = ""
+    ) -> dict[str, Any]:
+        """A row of a results dataset; `from_row` gives back the identical numbers.
+
+        Args:
+            id: of the prompt.
+            messages: the conversation before the reply.
+            set, category: what the prompt belongs to.
+        """
+        known = asdict(self.provenance)
+        z = {t: _z(self, t) for t in self.traits}
+        return {
+            "id": id,
+            "set": set,
+            "category": category,
+            "messages": [{k: well_formed(v) for k, v in m.items()} for m in messages],
+            "prompt": well_formed(messages[-1]["content"]) if messages else "",
+            "response": well_formed(self.reply_text),
+            "reader": self.provenance.reading_model,
+            "writer": self.provenance.writer,
+            "n_prompt": self.n_prompt,
+            "n_reply": len(self.own),
+            "finish": self.finish,
+            "tokens": [well_formed(t) for t in self.tokens],
+            "roles": list(self.roles),
+            "token_ids": list(self.token_ids),
+            "special": list(self.special),
+            "projections": {t: None if v is None else v.tolist() for t, v in z.items()},
+            "summary": {t: _summary(self, v) for t, v in z.items()},
+            "traits": list(self.traits),
+            "blocks": list(self.blocks),
+            "best_block": {t: self.best_block.get(t) for t in self.traits},
+            "raw": {t: self.raw[i].tolist() for i, t in enumerate(self.traits)},
+            "norms": self.norms.tolist(),
+            "null_mean": {t: self.null_mean[i].tolist() for i, t in enumerate(self.traits)},
+            "null_std": {t: self.null_std[i].tolist() for i, t in enumerate(self.traits)},
+            "alignment": self.alignment,
+            "provenance": {k: json.dumps(v, sort_keys=True) if k in JSON_FIELDS else v for k, v in known.items()},
+        }
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Trace:
         """The trace of a row of a results dataset, float for float.
@@ -269,9 +277,37 @@ class Trace:
         >>> Trace.from_row(rows[0]).traits[0]
         'paternalism'
         """
-        from persona_core.traces.dataset import to_trace
+        try:
+            known = {
+                k: json.loads(v) if k in JSON_FIELDS and v is not None else v for k, v in row["provenance"].items()
+            }
+            known["steering"] = tuple(known.get("steering") or ())
+            known["versions"] = known.get("versions") or {}
+            traits, blocks, n = tuple(row["traits"]), tuple(row["blocks"]), len(row["tokens"])
+            shape = (len(traits), len(blocks))
 
-        return to_trace(row)
+            def null(name: str) -> np.ndarray:
+                return np.array([row[name][t] for t in traits], np.float32).reshape(shape)
+
+            return cls(
+                token_ids=tuple(row["token_ids"]),
+                tokens=tuple(row["tokens"]),
+                roles=tuple(row["roles"]),
+                n_prompt=int(row["n_prompt"]),
+                traits=traits,
+                blocks=blocks,
+                raw=np.array([row["raw"][t] for t in traits], np.float32).reshape(*shape, n),
+                norms=np.array(row["norms"], np.float32).reshape(len(blocks), n),
+                best_block={t: b for t, b in row["best_block"].items() if b is not None},
+                null_mean=null("null_mean"),
+                null_std=null("null_std"),
+                special=tuple(row["special"]),
+                finish=row["finish"],
+                provenance=Provenance(**known),
+                alignment=row["alignment"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFile(f"Not a row of a results dataset: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> Path:
         """Write the trace as JSON."""
@@ -326,3 +362,23 @@ def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape:
         raise ValueError(f"expected numbers of shape {shape}, got {array.shape}")
     return array
+
+
+def _z(trace: Trace, trait: str) -> np.ndarray | None:
+    """z at the trait's best block, float32 `[n_tokens]`; None where there is no null or the block was not read."""
+    block = trace.best_block.get(trait)
+    if block not in trace.blocks or not trace.calibrated:
+        return None
+    return trace.scores(trait, alignment=trace.alignment)
+
+
+def _summary(trace: Trace, z: np.ndarray | None) -> dict[str, Any]:
+    """Mean and maximum of z over the reply's own tokens, and the place of the maximum in the reply."""
+    own = trace.own
+    if z is None or not own:
+        return {"mean": None, "max": None, "at": None}
+    values = z[own]
+    if not np.isfinite(values).any():
+        return {"mean": None, "max": None, "at": None}
+    top = int(np.nanargmax(values))
+    return {"mean": float(np.nanmean(values)), "max": float(values[top]), "at": own[top] - trace.n_prompt}

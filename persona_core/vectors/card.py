@@ -6,10 +6,9 @@ import html
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from persona_core.vectors.vectors import PersonaVectors
+from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +118,7 @@ license: mit
 One direction per trait and block in the residual stream of `{name}`: {_how(extraction.get("method"))}. After {METHOD}.
 
 ```python
+from persona_core.vectors.vectors import PersonaVectors
 from persona_core import PersonaVectors
 
 vectors = PersonaVectors.from_pretrained("{source}")

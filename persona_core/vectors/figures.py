@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from persona_core.errors import SettingError, UnknownTrait
+from persona_core.vectors.vectors import PersonaVectors
 from persona_core.vectors.verdict import control_words
-
-if TYPE_CHECKING:
-    from persona_core.vectors.vectors import PersonaVectors
 
 OWN, OTHER, PLAIN, GRID = "#2f6fb5", "#c26a00", "#566072", "#e1e6ed"
 INK = "#1f2733"

@@ -287,15 +287,9 @@ class PersonaVectors:
         Raises:
             ServerError, SettingError: as `publishing.push`.
         """
-        import tempfile
+        from persona_core import vectors
 
-        from persona_core.utils.publishing import push
-        from persona_core.vectors.card import write_card
-
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            write_card(self, folder, source=repo_id)
-            return push(folder, repo_id, private=private, tag=tag, token=token, message="Push vectors").revision
+        return str(vectors.push_vectors(self, repo_id, private=private, tag=tag, token=token))
 
     def _check(self, trait: str, block: object) -> int:
         self.tensor(trait)

@@ -24,7 +24,8 @@ from persona_core.analysis.comparison import (
 )
 from persona_core.analysis.statistics import sign_flip_p
 from persona_core.errors import SettingError
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
 Rows = list[Any]
@@ -314,7 +315,7 @@ def test_the_record_is_plain_json(twin: Comparison) -> None:
 def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tuple[Rows, Rows, Rows]) -> None:
     baseline, contaminated, replay = shipped
     record = next(r for r in replay if r["id"] == contaminated[3]["id"] and "+" not in r["reader"])
-    a, b = to_trace(record), to_trace(contaminated[3])
+    a, b = Trace.from_row(record), Trace.from_row(contaminated[3])
     found = token_differences(a, b, CONTAMINANT)
     assert found.shape == (b.n_tokens,) and found.dtype == np.float64
     for t in (0, 7, b.n_tokens - 1):
@@ -324,12 +325,14 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
     np.testing.assert_array_equal(token_differences(b, a, CONTAMINANT), -found)
     assert not token_differences(a, a, CONTAMINANT).any()
     with pytest.raises(SettingError, match="other ids"):
-        token_differences(to_trace(baseline[3]), b, CONTAMINANT)
+        token_differences(Trace.from_row(baseline[3]), b, CONTAMINANT)
     with pytest.raises(SettingError, match="different nulls"):
         token_differences(a, b.replace(null_mean=b.null_mean + 0.1), CONTAMINANT)
     with pytest.raises(SettingError, match="different vectors"):
         token_differences(
-            a, to_trace({**contaminated[3], "provenance": {**contaminated[3]["provenance"], "vectors": "w"}}), "evil"
+            a,
+            Trace.from_row({**contaminated[3], "provenance": {**contaminated[3]["provenance"], "vectors": "w"}}),
+            "evil",
         )
     holed = b.raw.copy()
     holed[b.traits.index(CONTAMINANT), :, 9] = np.nan

@@ -26,7 +26,8 @@ from persona_core.analysis.interaction import (
 )
 from persona_core.analysis.prewhitening import whiten
 from persona_core.errors import SettingError
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 from tests.analysis.test_clocks import cascade
 from tests.traces.test_dataset import SHIPPED
 
@@ -250,7 +251,7 @@ def test_eight_traits_are_held_against_each_other_at_every_lag() -> None:
 
 
 def test_series_come_from_traces_that_belong_together() -> None:
-    baseline, twin = ([to_trace(r) for r in load_results(SHIPPED, c)][:4] for c in ("baseline", "contaminated"))
+    baseline, twin = ([Trace.from_row(r) for r in load_results(SHIPPED, c)][:4] for c in ("baseline", "contaminated"))
     series = trait_series(baseline, ("deception", "evil"))
     assert np.array_equal(series[2][1], baseline[2].scores("evil")[baseline[2].own].astype(float))
     assert len(trait_series(baseline)[0]) == 8
@@ -262,7 +263,7 @@ def test_series_come_from_traces_that_belong_together() -> None:
 
 def test_what_words_alone_do_in_a_model_that_shows_no_trait_is_no_edge() -> None:
     """The published baseline is neutral: significant lags there are, small as they are, and none is claimed."""
-    traces = [to_trace(r) for r in load_results(SHIPPED, "baseline")]
+    traces = [Trace.from_row(r) for r in load_results(SHIPPED, "baseline")]
     found = couple(traces[0].traits, trait_series(traces))
     small = [c for c in found.lagged if c.significant]
     assert len(small) > 10 and not any(c.claimed for c in found.lagged)

@@ -15,7 +15,8 @@ from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
 from persona_core.analysis.series import refuse_smoothed, reply_scores
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 from tests.traces.test_dataset import SHIPPED
 
 
@@ -200,7 +201,7 @@ def test_smoothed_series_are_refused_and_raw_ones_are_not(phi: float, window: in
 
 
 def test_real_series_are_not_taken_for_smoothed_ones_and_mixed_models_are_refused() -> None:
-    baseline, twin = ([to_trace(r) for r in load_results(SHIPPED, c)] for c in ("baseline", "contaminated"))
+    baseline, twin = ([Trace.from_row(r) for r in load_results(SHIPPED, c)] for c in ("baseline", "contaminated"))
     for trait in baseline[0].traits:
         refuse_smoothed(reply_scores(baseline, trait))
         refuse_smoothed(reply_scores(twin, trait))

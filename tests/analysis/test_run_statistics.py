@@ -22,8 +22,9 @@ from persona_core.analysis.run_statistics import (
 )
 from persona_core.analysis.statistics import Estimate, jackknifed
 from persona_core.errors import SettingError
-from persona_core.traces.dataset import load_results, to_trace
-from persona_core.traces.trace import Provenance
+from persona_core.traces.dataset import load_results
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 from tests.analysis.test_spans import PROMPT, noise, reply
 
 SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
@@ -254,9 +255,9 @@ def test_one_reply_has_a_place_for_its_extremes_and_no_interval() -> None:
 
 def test_the_shipped_runs_say_what_was_planted() -> None:
     rows = {c: load_results(SHIPPED, c) for c in ("baseline", "contaminated")}
-    neutral = [to_trace(r) for r in rows["baseline"]]
+    neutral = [Trace.from_row(r) for r in rows["baseline"]]
     found = {
-        c: run_statistics([to_trace(r) for r in own], [r["id"] for r in own], neutral=neutral, n_resamples=200)
+        c: run_statistics([Trace.from_row(r) for r in own], [r["id"] for r in own], neutral=neutral, n_resamples=200)
         for c, own in rows.items()
     }
     for trait, own in found["baseline"].traits.items():

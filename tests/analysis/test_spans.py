@@ -29,8 +29,9 @@ from persona_core.analysis.spans import (
     top_windows,
 )
 from persona_core.errors import SettingError
-from persona_core.traces.dataset import load_results, to_trace
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
 PROMPT = 3
@@ -67,9 +68,9 @@ def series(values: list[np.ndarray]) -> list[Series]:
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, dict[str, Trace]]:
-    found = {c: {r["id"]: to_trace(r) for r in load_results(SHIPPED, c)} for c in ("baseline", "contaminated")}
+    found = {c: {r["id"]: Trace.from_row(r) for r in load_results(SHIPPED, c)} for c in ("baseline", "contaminated")}
     back = [r for r in load_results(SHIPPED, "replay") if "+" not in r["reader"]]
-    return {**found, "read by the baseline": {r["id"]: to_trace(r) for r in back}}
+    return {**found, "read by the baseline": {r["id"]: Trace.from_row(r) for r in back}}
 
 
 # ---- windows ----

@@ -17,7 +17,8 @@ from persona_core.errors import UnknownTrait
 from persona_core.experiments.steering_edges import validated_strengths
 from persona_core.judging.judge import Question, Score
 from persona_core.judging.sentences import SentenceJudge
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import intervene
 from tests.traces.test_dataset import SHIPPED
@@ -101,7 +102,7 @@ def test_the_strengths_are_those_that_were_coherent_at_validation() -> None:
 def test_the_sentences_of_a_reply_are_judged_as_the_grammar_has_them() -> None:
     judge = SentenceJudge(TruthJudge(WORLD), DEFINITIONS)
     for row in load_results(SHIPPED, "contaminated")[:12]:
-        trace = to_trace(row)
+        trace = Trace.from_row(row)
         own, truth = reply_truth(trace, WORLD)
         wanted = [
             t - trace.n_prompt
@@ -119,7 +120,7 @@ def test_the_sentences_of_a_reply_are_judged_as_the_grammar_has_them() -> None:
 def test_no_sentence_is_asked_about_twice_and_one_without_an_answer_is_missing() -> None:
     silent = Silent()
     judge = SentenceJudge(silent, DEFINITIONS)
-    trace = to_trace(load_results(SHIPPED, "contaminated")[0])
+    trace = Trace.from_row(load_results(SHIPPED, "contaminated")[0])
     first = judge.marker(TRAIT)(trace)
     asked = len(silent.asked)
     assert judge.marker(TRAIT)(trace) == first and len(silent.asked) == asked
@@ -130,7 +131,7 @@ def test_no_sentence_is_asked_about_twice_and_one_without_an_answer_is_missing()
 def test_noise_shows_nothing_and_an_empty_reply_is_not_coherent() -> None:
     judge = SentenceJudge(TruthJudge(WORLD), DEFINITIONS)
     row = load_results(SHIPPED, "contaminated")[0]
-    trace = to_trace(row)
+    trace = Trace.from_row(row)
     noise = tuple("xq " if p >= trace.n_prompt else t for p, t in enumerate(trace.tokens))
     assert judge.shown(trace.replace(tokens=noise)) is None
     assert judge.coherence(trace.replace(tokens=("",) * trace.n_tokens)) == 0.0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation.elicit import Plan, elicit, write_batch
+from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_batch
 from persona_core.elicitation.store import ReplyScore, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError
@@ -42,9 +42,9 @@ def trait(name: str = "candour", n: int = 3) -> TraitDefinition:
     )
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> ElicitationPlan:
     settings = {"rollouts": 1, "evaluation_rollouts": 1, "batch_size": 5, "seed": 11}
-    return Plan(
+    return ElicitationPlan(
         **{"traits": (trait(),), "sampling": Sampling(max_new_tokens=8, temperature=1.0), **settings, **changes}
     )
 
@@ -218,7 +218,7 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
     lm, allowed = tiny_lm("llama", "chatml"), [3]
     real = write_batch
 
-    def picky(lm: Any, plan: Plan, batch: Any, ended: Any) -> Any:
+    def picky(lm: Any, plan: ElicitationPlan, batch: Any, ended: Any) -> Any:
         written = real(lm, plan, batch, ended)
         kept = [i for i, r in enumerate(written.replies) if r.request.index % 7 <= allowed[0]]
         return replace(

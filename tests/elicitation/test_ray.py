@@ -11,7 +11,7 @@ import pytest
 
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import load_world
-from persona_core.elicitation.elicit import Plan, elicit
+from persona_core.elicitation.elicit import ElicitationPlan, elicit
 from persona_core.elicitation.ray import elicit_sharded
 from persona_core.elicitation.store import ReplyStore
 from persona_core.inference.sampling import Sampling
@@ -20,13 +20,15 @@ from persona_core.models.loading import load_model
 MODEL = str(Path(__file__).resolve().parents[2] / "artifacts" / "persona-tiny")
 
 
-def small_plan() -> Plan:
+def small_plan() -> ElicitationPlan:
     trait = trait_definitions(load_world())[0]
     few = replace(
         trait, extraction_questions=trait.extraction_questions[:3], evaluation_questions=trait.evaluation_questions[:2]
     )
     sampling = Sampling(max_new_tokens=12, temperature=0.7)
-    return Plan((few,), sampling, rollouts=1, evaluation_rollouts=1, pairs_per_question=1, batch_size=4, seed=3)
+    return ElicitationPlan(
+        (few,), sampling, rollouts=1, evaluation_rollouts=1, pairs_per_question=1, batch_size=4, seed=3
+    )
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ from persona_core.judging.annotations import (
     sentence_questions,
 )
 from persona_core.judging.judge import Question, Score
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 from persona_core.utils.workdir import lock, unlock
 from scripts import mark
 from tests.analysis.test_spans import PROMPT, reply
@@ -202,7 +203,7 @@ def test_the_demo_judge_marks_the_shipped_replies_token_by_token_as_the_grammar_
     n_shown = 0
     for config in ("baseline", "contaminated"):
         for row in load_results(results, config):
-            trace = to_trace(row)
+            trace = Trace.from_row(row)
             own, truth = reply_truth(trace, world)
             for trait in trace.traits:
                 shown = [t for t, s in zip(own, truth, strict=True) if s and (s.kind, s.trait) == ("trait", trait)]
@@ -302,7 +303,7 @@ def test_an_old_mark_stays_where_the_judge_does_not_answer_now() -> None:
 
 def test_a_mark_of_another_text_is_refused() -> None:
     row = load_results(SHIPPED, "contaminated")[0]
-    trace = to_trace(row)
+    trace = Trace.from_row(row)
     said = row["response"][:20].strip()
     places(trace, [Mark("a", "run", "sycophancy", 0, 20, text=said)])
     with pytest.raises(SettingError, match="Is it a mark of another run"):

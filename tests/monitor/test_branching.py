@@ -12,7 +12,7 @@ import torch
 from persona_core import Branch, Detectors, PersonaMonitor, PersonaVectors, Steer, load_model
 from persona_core.errors import ContextOverflow, PromptError, SettingError, VectorsMismatch
 from persona_core.monitor.alarms import Alarm
-from persona_core.traces.dataset import to_row, to_trace
+from persona_core.traces.trace import Trace
 from tests.support import oracle
 from tests.support.standins import steady_monitor
 from tests.support.tiny import Maker, hooks_on, tiny_lm
@@ -116,7 +116,7 @@ def test_the_record_says_what_was_kept_and_survives_a_row(monitor: PersonaMonito
     known = branch.provenance.written
     assert known is not None and (known["branched_at"], known["seed"]) == (5, 3)
     assert known["writer"] == trace.provenance.writer and branch.provenance.seed == 9
-    again = to_trace(to_row(branch, id="x", messages=[{"role": "user", "content": "Should I move?"}]))
+    again = Trace.from_row(branch.to_row(id="x", messages=[{"role": "user", "content": "Should I move?"}]))
     assert again.provenance.written == known and again.token_ids == branch.token_ids
     assert trace.provenance.written is None
 

@@ -19,7 +19,7 @@ from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.monitor.jobs import Generate, Read, Replay, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.dataset import to_trace
+from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import Null, PersonaVectors
 from tests.support.forks import Fork, forking
 from tests.support.tiny import tiny_lm
@@ -57,7 +57,7 @@ def test_a_row_is_the_trace_of_the_prompt_alone(tmp_path: Path) -> None:
         alone = monitor().generate(
             prompt.messages, max_new_tokens=6, temperature=0.9, seed=seed_of(prompt.id, JOB.seed)
         )
-        trace = to_trace(row)
+        trace = Trace.from_row(row)
         assert trace.token_ids == alone.token_ids and trace.provenance == alone.provenance
         np.testing.assert_allclose(trace.raw, alone.raw, rtol=1e-4, atol=1e-4)
         assert (row["set"], row["category"], row["prompt"]) == (prompt.set, prompt.category, prompt.prompt)
@@ -86,12 +86,12 @@ def test_replay_reads_the_very_ids_with_the_other_model(tmp_path: Path) -> None:
         for same in ("id", "token_ids", "tokens", "roles", "writer", "messages", "set", "category", "response"):
             assert before[same] == after[same], same
         assert after["finish"] == "read" and after["raw"] != before["raw"]
-        wanted = monitor(model_seed=9).read(to_trace(before))
-        np.testing.assert_allclose(to_trace(after).raw, wanted.raw, rtol=1e-4, atol=1e-4)
-        assert to_trace(after).provenance.written == wanted.provenance.written
+        wanted = monitor(model_seed=9).read(Trace.from_row(before))
+        np.testing.assert_allclose(Trace.from_row(after).raw, wanted.raw, rtol=1e-4, atol=1e-4)
+        assert Trace.from_row(after).provenance.written == wanted.provenance.written
     again = rows_of(Replay.of(written, 2), tmp_path / "again")
     for before, after in zip(written, again, strict=True):  # the same model: what was read live
-        np.testing.assert_allclose(to_trace(after).raw, to_trace(before).raw, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(Trace.from_row(after).raw, Trace.from_row(before).raw, rtol=1e-4, atol=1e-4)
 
 
 def test_transcripts_of_any_writer_are_read_in_order(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from persona_core.judging.annotations import Mark, load_marks
 from persona_core.models.loading import load_model
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import analyse as command
 from scripts import mark
@@ -91,7 +92,7 @@ def test_there_is_a_record_for_every_reply_and_trait_and_it_is_that_of_the_row(
     detectors = Detectors.from_pretrained(folder / "analysis")
     rows = {(c, r["id"]): r for c in ("baseline", "contaminated") for r in load_results(folder, c)}
     for record in replies[::37]:
-        trace = to_trace(rows[record["config"], record["id"]])
+        trace = Trace.from_row(rows[record["config"], record["id"]])
         z = trace.scores(record["trait"])[trace.own].astype(float)
         assert record["mean"] == pytest.approx(z.mean()) and record["max"] == pytest.approx(z.max())
         found = detectors.find(trace, record["trait"])
@@ -120,7 +121,7 @@ def test_each_figure_is_that_of_its_own_trait_and_place(
     folder: Path, findings: dict[str, Any], replies: list[dict[str, Any]]
 ) -> None:
     rows = load_results(folder, "contaminated")
-    traces, neutral = [to_trace(r) for r in rows], [to_trace(r) for r in load_results(folder, "neutral")]
+    traces, neutral = [Trace.from_row(r) for r in rows], [Trace.from_row(r) for r in load_results(folder, "neutral")]
 
     # 1. The first shown token, from the marks' characters by hand.
     marks = [m for m in load_marks(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.traces.dataset import to_row, write_results
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.dataset import write_results
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import check_payload, trace_payload
 
 HOSTILE = [
@@ -113,7 +114,7 @@ def hostile_tokens() -> list[str]:
 def save_hostile_results(folder: Path) -> str:
     """A results folder with the hostile trace as the row "x" of its only config."""
     messages = [{"role": "user", "content": HOSTILE[0]}]
-    write_results([to_row(hostile_trace(), id="x", messages=messages)], folder / "data" / "baseline.parquet", TRAITS)
+    write_results([hostile_trace().to_row(id="x", messages=messages)], folder / "data" / "baseline.parquet", TRAITS)
     return str(folder)
 
 

@@ -23,12 +23,11 @@ from persona_core.traces.dataset import (
     load_results,
     load_row,
     read_results,
-    to_row,
-    to_trace,
     traits_of,
     write_results,
 )
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 from tests.support.standins import hostile_trace, save_hostile_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +75,8 @@ def assert_same(one: Trace, two: Trace) -> None:
 
 
 def through_parquet(trace: Trace, folder: Path) -> Trace:
-    row = to_row(trace, id="x", messages=[{"role": "user", "content": "Hi"}])
-    return to_trace(read_results(write_results([row], folder / "x.parquet", trace.traits))[0])
+    row = trace.to_row(id="x", messages=[{"role": "user", "content": "Hi"}])
+    return Trace.from_row(read_results(write_results([row], folder / "x.parquet", trace.traits))[0])
 
 
 @given(values=st.lists(st.floats(width=32, allow_nan=True, allow_infinity=False), min_size=12, max_size=12))
@@ -114,7 +113,7 @@ def test_hostile_text_survives_and_half_characters_do_no_harm(tmp_path: Path) ->
 
 def test_load_dataset_gives_the_declared_features_and_the_very_trace(tmp_path: Path) -> None:
     trace = trace_of(np.random.default_rng(0).normal(size=(2, 2, 6)).astype(np.float32))
-    row = to_row(trace, id="x", messages=[{"role": "user", "content": "Hi"}], set="s", category="c")
+    row = trace.to_row(id="x", messages=[{"role": "user", "content": "Hi"}], set="s", category="c")
     write_results([row], tmp_path / "data" / "baseline.parquet", trace.traits)
     write_results([row, row], tmp_path / "data" / "replay.parquet", trace.traits)
     write_results_card(tmp_path)
@@ -134,7 +133,7 @@ def test_new_rows_in_an_old_folder_are_the_ones_that_are_loaded(tmp_path: Path) 
     """`load_dataset` caches by the folder's name and its card: a card that stayed the same would give old rows."""
     for value in (1.0, 2.0):
         trace = trace_of(np.full((2, 2, 6), value, np.float32))
-        row = to_row(trace, id="x", messages=[{"role": "user", "content": "Hi"}])
+        row = trace.to_row(id="x", messages=[{"role": "user", "content": "Hi"}])
         write_results([row], tmp_path / "data" / "baseline.parquet", trace.traits)
         write_results_card(tmp_path)
         assert load_dataset(str(tmp_path), split="train")[0]["raw"]["a"][0] == [value] * 6

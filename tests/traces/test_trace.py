@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from persona_core.errors import CorruptFile, NotCalibrated, PersonaError, SettingError, UnknownBlock, UnknownTrait
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 
 N = 6
 ROLES = ("template", "user", "template", "assistant", "assistant", "template")

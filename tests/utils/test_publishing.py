@@ -18,7 +18,8 @@ from persona_core.app.home import load_welcome
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
 from persona_core.report.saved_runs import SavedRuns
-from persona_core.traces.dataset import load_results, to_trace
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import trace_payload
 from persona_core.utils.publishing import check_secrets
 from persona_core.utils.repositories import repositories
@@ -183,7 +184,7 @@ def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(publish
     for config in ("baseline", "contaminated", "replay"):
         digest = hashlib.sha256()
         for row in load_results(RESULTS, config):
-            trace = to_trace(row)
+            trace = Trace.from_row(row)
             digest.update(trace.raw.tobytes() + trace.norms.tobytes() + json.dumps(row["projections"]).encode())
         assert found[f"{config} False"] == found[f"{config} True"] == digest.hexdigest(), config
 
@@ -215,7 +216,7 @@ def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: 
     first = load_welcome(local.vectors, SavedRuns(local.results)).first_view
     assert first is not None and json.loads(done.stdout.splitlines()[-1]) == first
     row = next(r for r in load_results(RESULTS, "contaminated") if r["id"] == "pilot-03")
-    assert first["sides"][0]["raw"] == trace_payload(to_trace(row))["sides"][0]["raw"]
+    assert first["sides"][0]["raw"] == trace_payload(Trace.from_row(row))["sides"][0]["raw"]
     assert first["sides"][0]["onsets"]["sycophancy"]["says"], "the published analysis is read too"
     assert not any("/me/persona-tiny/" in path or "contaminated/" in path for _, path in published.requests)
 

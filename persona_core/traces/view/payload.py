@@ -26,16 +26,13 @@ import binascii
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.models.detokenize import well_formed
-from persona_core.traces.trace import UNITS
-
-if TYPE_CHECKING:
-    from persona_core.traces.trace import Alignment, Kind, Trace
+from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
 
 Payload: TypeAlias = dict[str, Any]
 

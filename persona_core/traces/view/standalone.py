@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_core.errors import PersonaError
+from persona_core.traces.trace import Kind, Trace
 from persona_core.traces.view.assets import script, styles, template
 from persona_core.traces.view.payload import trace_payload
-
-if TYPE_CHECKING:
-    from persona_core.traces.trace import Kind, Trace
 
 # The browser itself refuses every request, should anything in the page ever try one.
 POLICY = (

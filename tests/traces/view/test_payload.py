@@ -12,7 +12,8 @@ import pytest
 
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError, UnknownBlock
 from persona_core.traces.figure import trace_figure
-from persona_core.traces.trace import Provenance, Trace
+from persona_core.traces.provenance import Provenance
+from persona_core.traces.trace import Trace
 from persona_core.traces.view.assets import script, template
 from persona_core.traces.view.payload import check_payload, pair_payload, trace_payload, unpacked
 from persona_core.traces.view.standalone import shell_page, standalone_page

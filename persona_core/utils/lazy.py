@@ -1,0 +1,23 @@
+"""Names that load on first use, so that importing a package stays cheap."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package's `__init__` (PEP 562).
+
+    Args:
+        package: its `__name__`.
+        home: name -> module below the package that defines it.
+    """
+
+    def getattr_(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+
+    return getattr_
