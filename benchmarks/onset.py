@@ -198,7 +198,7 @@ def cohorts(traits: Sequence[str]) -> dict[str, Any]:
 
 
 def _lifetimes(detectors: Detectors, traces: Sequence[Trace], trait: str) -> list[Lifetime]:
-    return [lifetime(detectors.find(trace, trait), len(trace.own)) for trace in traces]
+    return [lifetime(detectors.find(trace, trait), len(trace.reply_positions)) for trace in traces]
 
 
 def texts(monitor: PersonaMonitor, world: World, variant: str) -> dict[str, Any]:

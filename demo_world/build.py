@@ -38,7 +38,7 @@ from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_repli
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
-from persona_core.judging.judge import judge_across, judge_replies
+from persona_core.judging.judge import judge_cross_trait, judge_replies
 from persona_core.models.chat import conversation
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor.monitor import PersonaMonitor
@@ -201,7 +201,7 @@ def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Elicitation
         if failed:
             raise SettingError(f"{len(failed)} replies could not be written; the first: {failed[0][1]}")
         judge_replies(truth, store, asked.traits)
-        judge_across(truth, store, asked.traits)
+        judge_cross_trait(truth, store, asked.traits)
         vectors = make_vectors(lm, asked, store)
         vectors = validate_vectors(lm, vectors, asked, store, truth, plan.steering)
         marked = _report_traces(lm, vectors, asked, store)

@@ -35,7 +35,7 @@ class Marked:
 
 def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Sentence | None]]:
     """Places of the reply's own tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
-    return trace.own, token_sentences([trace.tokens[t] for t in trace.own], world)
+    return trace.reply_positions, token_sentences([trace.tokens[t] for t in trace.reply_positions], world)
 
 
 def mark(replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, block: int) -> list[Marked]:

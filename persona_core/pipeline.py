@@ -25,7 +25,7 @@ from persona_core.monitor.transcripts import written_by
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.controls import Extracted, token_tables
 from persona_core.vectors.extraction import METHODS, Kept, Method, Sides, extract, keep
-from persona_core.vectors.held_out import Across, HeldOut, halves
+from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
 from persona_core.vectors.validation import choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
@@ -242,14 +242,14 @@ def validate_vectors(
     return replace(vectors, config={**vectors.config, "validation": validation})
 
 
-def _across(store: ReplyStore, trait: str) -> Across | None:
+def _across(store: ReplyStore, trait: str) -> CrossTrait | None:
     """Replies to other traits' instructions that were judged on this one."""
     scores = {index: s.value for (index, t), s in store.across().items() if t == trait and s.value is not None}
     replies = [r for r in store.replies(split="evaluation", side="high") if r.request.index in scores]
     if not replies:
         return None
     names = {name: i for i, name in enumerate(dict.fromkeys((r.request.trait, r.request.question) for r in replies))}
-    return Across(
+    return CrossTrait(
         states=store.states(replies, READ_POSITION),
         score=np.array([scores[r.request.index] for r in replies], float),
         cluster=np.array([names[r.request.trait, r.request.question] for r in replies]),

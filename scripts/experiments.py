@@ -150,7 +150,7 @@ def _fifths(rows: Mapping[str, Sequence[Row]]) -> str:
 def _in_fifths(row: Row) -> list[float]:
     """Mean z of each fifth of the reply; empty for a reply of fewer tokens than that."""
     trace = Trace.from_row(row)
-    z = trace.scores(CONTAMINANT)[trace.own]
+    z = trace.scores(CONTAMINANT)[trace.reply_positions]
     return [float(part.mean()) for part in np.array_split(z, FIFTHS)] if len(z) >= FIFTHS else []
 
 

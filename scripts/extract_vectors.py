@@ -26,8 +26,8 @@ from persona_core.judging.judge import (
     BilledJudge,
     Judge,
     JudgeCache,
-    across_questions,
-    judge_across,
+    cross_trait_questions,
+    judge_cross_trait,
     judge_replies,
     questions_for,
 )
@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> list[str]:
             _check_traits(store, plan)
             _say_cost(judge(), store, plan, options.across, steering if "validate" in stages else None)
             judged = judge_replies(judge(), store, traits)
-            left = judge_across(judge(), store, traits, options.across)
+            left = judge_cross_trait(judge(), store, traits, options.across)
             missing += [f"{left} of the judge's answers on replies to other traits"] if left else []
             _say_bill(judge())
             for reason, n in judged.no_score.items():
@@ -279,7 +279,7 @@ def _say_cost(
 ) -> None:
     known = store.scores()
     open_replies = [r for r in store.replies() if r.request.index not in known]
-    questions = questions_for(open_replies, plan.traits) + across_questions(store, plan.traits, across)
+    questions = questions_for(open_replies, plan.traits) + cross_trait_questions(store, plan.traits, across)
     says = (
         f"{judge.estimate(questions)}"
         if isinstance(judge, BilledJudge)

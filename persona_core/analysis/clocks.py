@@ -200,7 +200,7 @@ def follows(
         seed: of shuffles and bootstrap.
 
     Raises:
-        SettingError: fewer than `LEAST_REPLIES` replies or `LEAST_GROUPS` groups, or times that do not fit.
+        SettingError: fewer than `MIN_REPLIES` replies or `MIN_GROUPS` groups, or times that do not fit.
 
     >>> rng = np.random.default_rng(0)
     >>> times = rng.uniform(0, 40, size=(60, 2))

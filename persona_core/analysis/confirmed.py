@@ -27,7 +27,7 @@ from persona_core.errors import SettingError
 Measure = Literal["score", "relative", "shown"]
 MEASURES = ("score", "relative", "shown")
 
-LEAST_PROMPTS = 10
+MIN_PROMPTS = 10
 """Prompts that both arms answered: signs of 10 can be flipped in 1,024 ways, of 5 in 32."""
 
 N_FLIPS = 9_999
@@ -146,7 +146,7 @@ def confirm(
         seed: of both.
 
     Raises:
-        SettingError: arms that do not belong together, or fewer than `LEAST_PROMPTS` prompts.
+        SettingError: arms that do not belong together, or fewer than `MIN_PROMPTS` prompts.
 
     >>> rng = np.random.default_rng(0)
     >>> noise = rng.normal(size=(20, 2, 2))
@@ -168,8 +168,8 @@ def confirm(
                 f"The arms of {source!r} have the shapes {arms[0].shape} and {arms[1].shape}; both must be "
                 f"[n_prompts, n_seeds, {len(traits)}]."
             )
-        if len(arms[0]) < LEAST_PROMPTS:
-            raise SettingError(f"{len(arms[0])} prompts; at least {LEAST_PROMPTS} are needed to tell an effect.")
+        if len(arms[0]) < MIN_PROMPTS:
+            raise SettingError(f"{len(arms[0])} prompts; at least {MIN_PROMPTS} are needed to tell an effect.")
         if np.isinf(arms[0]).any() or np.isinf(arms[1]).any():
             raise SettingError(f"An arm of {source!r} holds infinity; NaN stands for a reply without a measure.")
         for k, target in enumerate(traits):
@@ -184,7 +184,7 @@ def _effect(
 ) -> PairEffect:
     known = np.isfinite(vector) & np.isfinite(random)  # [n_prompts, n_seeds]
     rows = known.any(1)
-    if rows.sum() < LEAST_PROMPTS:
+    if rows.sum() < MIN_PROMPTS:
         return PairEffect(source, target, None, None, None, None, None)
     counts = known[rows].sum(1)
     with_vector = np.where(known, vector, 0.0)[rows].sum(1) / counts  # [n_prompts]

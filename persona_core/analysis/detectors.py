@@ -71,7 +71,7 @@ class Detectors:
                 f"{trace.best_block.get(trait)}, the detector of {_short(self.vectors)} at block "
                 f"{self.best_block.get(trait)}. Calibrate on neutral replies that were read with the same vectors."
             )
-        return detector.find(trace.scores(trait)[trace.own])
+        return detector.find(trace.scores(trait)[trace.reply_positions])
 
     def caveats(self, trace: Trace) -> tuple[str, ...]:
         """In what the trace is not like the neutral replies; empty where the stated rate holds for it."""
@@ -91,8 +91,8 @@ class Detectors:
         if "system" in trace.roles and not self.rests_on.get("system_prompt"):
             found.append("with a system prompt, which the neutral replies had not")
         longest = min((d.tested for d in self.by_trait.values()), default=0)
-        if len(trace.own) > longest:
-            found.append(f"{len(trace.own)} tokens; the rate was tested on replies of up to {longest}")
+        if len(trace.reply_positions) > longest:
+            found.append(f"{len(trace.reply_positions)} tokens; the rate was tested on replies of up to {longest}")
         return tuple(found)
 
     def save(self, folder: str | Path) -> Path:

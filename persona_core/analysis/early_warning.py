@@ -29,12 +29,12 @@ from persona_core.errors import SettingError
 AHEAD = (0, 1, 2, 4, 8, 16)
 """Tokens before the first token of the trait."""
 
-LEAST_NULLS = 300
+MIN_NULLS = 300
 """Neutral replies that the two halves (threshold, realised rate) need together."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-LEAST_SPREAD = 0.08
+MIN_SPREAD = 0.08
 """Share of the largest possible variance that is mixed into the variance of an AUROC; see `_interval`."""
 
 Series = Sequence[np.ndarray]
@@ -148,14 +148,14 @@ def early_warning(
         seed: of the split of the neutral replies into halves, and of the resampling.
 
     Raises:
-        SettingError: t* outside its reply, an empty, smoothed or not finite series, fewer than `LEAST_NULLS` neutral
+        SettingError: t* outside its reply, an empty, smoothed or not finite series, fewer than `MIN_NULLS` neutral
             replies, or a rate that so few cannot support.
     """
     trait, places, neutral = _inputs(trait_scores, first, neutral_scores)
     of_trait, of_neutral = _groups(groups, len(trait), len(neutral))
-    if len(neutral) < LEAST_NULLS:
+    if len(neutral) < MIN_NULLS:
         raise SettingError(
-            f"{len(neutral)} neutral replies; at least {LEAST_NULLS} are needed: half of them give the threshold, and "
+            f"{len(neutral)} neutral replies; at least {MIN_NULLS} are needed: half of them give the threshold, and "
             "the other half says whether it holds."
         )
     half, rest = _halves(of_neutral, seed)
@@ -417,7 +417,7 @@ def _interval(value: float, variance: float, n: int, m: int) -> tuple[float, flo
     low, high = float(max(0.0, middle - reach)), float(min(1.0, middle + reach))
     if not 0 < value < 1:
         return (low, 1.0) if value >= 1 else (0.0, high)
-    mixed = (variance + LEAST_SPREAD * largest) / (1 + LEAST_SPREAD)
+    mixed = (variance + MIN_SPREAD * largest) / (1 + MIN_SPREAD)
     centre, error = np.log(value / (1 - value)), np.sqrt(mixed) / (value * (1 - value))
     ends = [float(1 / (1 + np.exp(-(centre + side * spread * error)))) for side in (-1, 1)]
     return max(low, ends[0]), min(high, ends[1])

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.prewhitening import LEAST_REPLIES, MAX_ORDER, SPREAD_TOKENS, whiten
+from persona_core.analysis.prewhitening import MAX_ORDER, MIN_REPLIES, SPREAD_TOKENS, whiten
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.analysis.shuffling import LEVEL, group_places, trial_shuffles
 from persona_core.analysis.statistics import Estimate, expanded_tail, false_discovery
@@ -34,7 +34,7 @@ from persona_core.traces.trace import Trace
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Tokens by which one trait may lead another. Fixed in advance: the best of many lags is a test of its own."""
 
-LEAST_COUPLING = 0.1
+MIN_COUPLING = 0.1
 """Correlation that an edge must exceed with its whole interval. 0.1 is one per cent of the innovations' variance; in
 nine runs of the demo model, with and without traits, no coupling at a later lag was above 0.11."""
 
@@ -75,7 +75,7 @@ class Coupling:
     def claimed(self) -> bool:
         """Whether this is an edge: more than chance, and larger than what words alone do."""
         e = self.estimate
-        return self.significant and e is not None and max(e.low, -e.high) > LEAST_COUPLING
+        return self.significant and e is not None and max(e.low, -e.high) > MIN_COUPLING
 
     @property
     def beyond_floor(self) -> bool | None:
@@ -171,7 +171,7 @@ def couple(
         n_shuffles, n_resamples, seed: of the null and of the intervals.
 
     Raises:
-        SettingError: fewer than `LEAST_REPLIES` replies that are long enough, NaN, smoothed series, shapes that do
+        SettingError: fewer than `MIN_REPLIES` replies that are long enough, NaN, smoothed series, shapes that do
             not fit.
     """
     if len(traits) < 2 or len(set(traits)) < len(traits):
@@ -190,10 +190,10 @@ def couple(
 
     # 1. Whiten; what is too short for it is left out and counted.
     kept = [i for i, reply in enumerate(series) if reply.shape[1] >= max_order + SPREAD_TOKENS]
-    if len(kept) < LEAST_REPLIES:
+    if len(kept) < MIN_REPLIES:
         raise SettingError(
             f"{len(kept)} of {len(series)} replies have {max_order + SPREAD_TOKENS} tokens or more; at least "
-            f"{LEAST_REPLIES} are needed."
+            f"{MIN_REPLIES} are needed."
         )
     whitened = []
     for k, trait in enumerate(traits):
@@ -219,8 +219,8 @@ def couple(
             bottom = float(floor[a, b]) if floor is not None and not lag else None
             n = int((np.diagonal(w) > 0).sum())
             estimate, p, reason = None, None, None
-            if n < LEAST_REPLIES:
-                reason = f"{n} replies reach over a lag of {lag} tokens; {LEAST_REPLIES} are needed."
+            if n < MIN_REPLIES:
+                reason = f"{n} replies reach over a lag of {lag} tokens; {MIN_REPLIES} are needed."
             else:
                 estimate = _pooled(np.diagonal(z), np.diagonal(w), places, weights)
                 p = _p(z, w, others)

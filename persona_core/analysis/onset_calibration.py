@@ -13,7 +13,7 @@ from persona_core.analysis.onset import Errors, OnsetDetector, adjust, cusum
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
 
-LEAST_NULLS = 300
+MIN_NULLS = 300
 """Neutral replies that a threshold needs: with 60 a nominal 5 % came out as 16 %."""
 
 DRIFT = 0.75
@@ -55,16 +55,16 @@ def calibrate_onset(
         seed: of the split, and of the steps that are planted.
 
     Raises:
-        SettingError: fewer than `LEAST_NULLS` replies, a series with NaN or one that has been smoothed, or a rate that
+        SettingError: fewer than `MIN_NULLS` replies, a series with NaN or one that has been smoothed, or a rate that
             so few replies cannot support.
     """
     if not 0 < rate < 1 or not drift > 0:
         raise SettingError(f"rate={rate!r}, drift={drift!r}; the rate lies between 0 and 1, the drift above 0.")
     series = [checked(z, f"Neutral reply {i}") for i, z in enumerate(nulls) if len(z)]
     refuse_smoothed(series)
-    if len(series) < LEAST_NULLS:
+    if len(series) < MIN_NULLS:
         raise SettingError(
-            f"{len(series)} neutral replies; at least {LEAST_NULLS} are needed: with fewer the rate of false alarms is "
+            f"{len(series)} neutral replies; at least {MIN_NULLS} are needed: with fewer the rate of false alarms is "
             "not what it says."
         )
     if rate * len(series) < 5:

@@ -25,7 +25,7 @@ from persona_core.errors import SettingError
 MAX_ORDER = 8
 """Highest order that is tried."""
 
-LEAST_REPLIES = 20
+MIN_REPLIES = 20
 """Replies that a mean by position, an autoregression and a pooled correlation need."""
 
 SPREAD_TOKENS = 4
@@ -57,7 +57,7 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
         max_order: highest order that is tried; every reply needs `SPREAD_TOKENS` tokens more.
 
     Raises:
-        SettingError: fewer than `LEAST_REPLIES` replies, one that is too short, a series with NaN, one that does not
+        SettingError: fewer than `MIN_REPLIES` replies, one that is too short, a series with NaN, one that does not
             vary, or one that has been smoothed.
 
     >>> rng = np.random.default_rng(0)
@@ -69,8 +69,8 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
     if isinstance(max_order, bool) or not isinstance(max_order, int) or max_order < 0:
         raise SettingError(f"max_order={max_order!r}; expected a whole number from 0.")
     values = [checked(z, f"Reply {i}") for i, z in enumerate(series)]
-    if len(values) < LEAST_REPLIES:
-        raise SettingError(f"{len(values)} replies; at least {LEAST_REPLIES} are needed to whiten them together.")
+    if len(values) < MIN_REPLIES:
+        raise SettingError(f"{len(values)} replies; at least {MIN_REPLIES} are needed to whiten them together.")
     short = [i for i, z in enumerate(values) if len(z) < max_order + SPREAD_TOKENS]
     if short:
         raise SettingError(
@@ -92,14 +92,14 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
 def _deviations(series: Sequence[np.ndarray]) -> list[np.ndarray]:
     """From the mean over replies at the same position, and then from the reply's own mean.
 
-    A position that fewer than `LEAST_REPLIES` replies reach takes the mean over all such positions together.
+    A position that fewer than `MIN_REPLIES` replies reach takes the mean over all such positions together.
     """
     longest = max(map(len, series))
     counts, sums = np.zeros(longest), np.zeros(longest)
     for z in series:
         counts[: len(z)] += 1
         sums[: len(z)] += z
-    rare = counts < LEAST_REPLIES
+    rare = counts < MIN_REPLIES
     means = sums / counts  # [longest]
     if rare.any():
         means[rare] = sums[rare].sum() / counts[rare].sum()

@@ -36,10 +36,10 @@ BINS = (0, 5, 10, 20, 40, 80, 160, 320)
 NORMAL_95 = 1.645
 """The 95th percentile of a normal distribution: what counts as high where no neutral reply says it."""
 
-LEAST_PROMPTS = 5
+MIN_PROMPTS = 5
 """An interval over fewer holds the truth less often than in 90 % of cases."""
 
-LEAST_NULL_TOKENS = 1000
+MIN_NULL_TOKENS = 1000
 """Fewer tokens leave the 95th percentile of an AR(0.65) series uncertain by more than 0.2 SD."""
 
 
@@ -179,7 +179,7 @@ def run_statistics(
     """
     if len(traces) != len(ids):
         raise SettingError(f"{len(traces)} traces and {len(ids)} ids; every trace needs the id of its prompt.")
-    kept = [k for k, t in enumerate(traces) if t.own]
+    kept = [k for k, t in enumerate(traces) if t.reply_positions]
     if not kept:
         raise SettingError("No reply with a token of its own: there is nothing to describe.")
     names = traces[kept[0]].traits if traits is None else tuple(traits)
@@ -188,9 +188,9 @@ def run_statistics(
         traits=found,
         n_prompts=len({ids[k] for k in kept}),
         n_replies=len(kept),
-        n_tokens=sum(len(traces[k].own) for k in kept),
+        n_tokens=sum(len(traces[k].reply_positions) for k in kept),
         n_neutral=len(neutral),
-        empty=tuple(i for i, t in zip(ids, traces, strict=True) if not t.own),
+        empty=tuple(i for i, t in zip(ids, traces, strict=True) if not t.reply_positions),
     )
 
 
@@ -215,7 +215,7 @@ def _trait(
 
     def token(pick: Callable[[np.ndarray], Any]) -> Place:
         k = int(pick(np.array([s[pick(s)] for s in z])))
-        at = traces[k].own[int(pick(z[k]))]
+        at = traces[k].reply_positions[int(pick(z[k]))]
         return Place(own_ids[k], numbers[k], at, traces[k].tokens[at], float(z[k][int(pick(z[k]))]))
 
     def reply(pick: Callable[[np.ndarray], Any]) -> Place:
@@ -225,7 +225,7 @@ def _trait(
     n = np.array([len(s) for s in z], float)
     limit = NORMAL_95 if threshold is None else threshold
     above = np.array([(s > limit).sum() for s in z], float)
-    tokens = [np.array([t.token_ids[p] for p in t.own]) for t in traces]
+    tokens = [np.array([t.token_ids[p] for p in t.reply_positions]) for t in traces]
     return TraitStatistics(
         trait=trait,
         mean=estimate(_ratio(means, np.ones(len(z)))),
@@ -339,7 +339,7 @@ def _spread(values: np.ndarray, w: np.ndarray) -> float:
 
 def _bin(z: Sequence[np.ndarray], start: int, end: int | None, prompts: np.ndarray, n_resamples: int, seed: int) -> Bin:
     reach = [k for k, s in enumerate(z) if len(s) > start]
-    if len(set(prompts[reach])) < LEAST_PROMPTS:
+    if len(set(prompts[reach])) < MIN_PROMPTS:
         return Bin(start, end, len(reach), None)
     means = np.array([z[k][start:end].mean() for k in reach])
     found = over_clusters(_ratio(means, np.ones(len(means))), prompts[reach], n_resamples, seed)
@@ -354,9 +354,9 @@ def _threshold(trait: str, trace: Trace, neutral: Sequence[Trace]) -> float | No
     if len(kinds) > 1:
         raise SettingError("The neutral replies were read with other vectors or at another block than the run.")
     flat = checked(np.concatenate(reply_scores(neutral, trait)), "The neutral replies")
-    if len(flat) < LEAST_NULL_TOKENS:
+    if len(flat) < MIN_NULL_TOKENS:
         raise SettingError(
-            f"{len(flat)} neutral tokens; at least {LEAST_NULL_TOKENS} are needed for a 95th percentile. Give more "
+            f"{len(flat)} neutral tokens; at least {MIN_NULL_TOKENS} are needed for a 95th percentile. Give more "
             "neutral replies, or none: then z > 1.645 counts as high."
         )
     return float(np.quantile(flat, 0.95))

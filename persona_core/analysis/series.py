@@ -10,7 +10,7 @@ from persona_core.errors import SettingError
 from persona_core.traces.trace import Trace
 
 LONGEST_WINDOW = 30
-LEAST_ANTICORRELATION = -0.25
+MIN_ANTICORRELATION = -0.25
 """A running mean of w tokens makes the steps of a series anticorrelated at lag w: by -0.5 for white noise, by -0.29 to
 -0.5 for AR(0.65). Steps of an AR process that was not smoothed stay above -0.125 at every lag from 2 on. Running means
 over a few tokens of a slower process (AR(0.9), 5 tokens) look like a slower process and are not found."""
@@ -48,7 +48,7 @@ def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
         if n < 1000:  # the anticorrelation of noise would be within 0.1 of 0 by chance
             break
         found = sum(float(d[:-lag] @ d[lag:]) for d in long) / own
-        if found < LEAST_ANTICORRELATION:
+        if found < MIN_ANTICORRELATION:
             raise SettingError(
                 f"The series look like running means over {lag} tokens (their steps correlate {found:.2f} at that "
                 "distance). Give the scores as they were read; smoothing is for the eye."
@@ -67,4 +67,4 @@ def reply_scores(traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
     }
     if len(known) > 1:
         raise SettingError(f"The traces are of {len(known)} different models, vectors or blocks; analyse them apart.")
-    return [t.scores(trait)[t.own].astype(float) for t in traces]
+    return [t.scores(trait)[t.reply_positions].astype(float) for t in traces]

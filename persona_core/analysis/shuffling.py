@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from persona_core.analysis.prewhitening import LEAST_REPLIES
+from persona_core.analysis.prewhitening import MIN_REPLIES
 from persona_core.errors import SettingError
 
 LEVEL = 0.05
 """Share of false edges among those that are claimed."""
 
-LEAST_GROUPS = 10
+MIN_GROUPS = 10
 """Groups (prompts) that a shuffle or an interval over groups needs."""
 
 
@@ -22,16 +22,16 @@ def group_places(groups: Sequence[str] | None, n_replies: int) -> np.ndarray:
     Raises:
         SettingError: too few replies or groups, or not one group for each reply.
     """
-    if n_replies < LEAST_REPLIES:
-        raise SettingError(f"{n_replies} replies; at least {LEAST_REPLIES} are needed to tell a coupling from chance.")
+    if n_replies < MIN_REPLIES:
+        raise SettingError(f"{n_replies} replies; at least {MIN_REPLIES} are needed to tell a coupling from chance.")
     if groups is None:
         return np.arange(n_replies)
     if len(groups) != n_replies:
         raise SettingError(f"{len(groups)} groups for {n_replies} replies; give one for each.")
     names, places = np.unique(np.asarray(groups, str), return_inverse=True)
-    if len(names) < LEAST_GROUPS:
+    if len(names) < MIN_GROUPS:
         raise SettingError(
-            f"{len(names)} groups; at least {LEAST_GROUPS} are needed: the replies of a group do not count apart."
+            f"{len(names)} groups; at least {MIN_GROUPS} are needed: the replies of a group do not count apart."
         )
     return places
 

@@ -127,7 +127,7 @@ def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trac
             i,
             trait,
             traces_b[i],
-            token_differences(traces_a[i], traces_b[i], trait)[traces_b[i].own],
+            token_differences(traces_a[i], traces_b[i], trait)[traces_b[i].reply_positions],
             ("differences", *_kind(traces_b[i], trait)),
         )
         for i in shared
@@ -160,7 +160,7 @@ def top_sentences(series: Sequence[Series], n: int = 10, neutral: Sequence[Serie
     Raises:
         SettingError: as `top_windows`.
     """
-    return _top(series, lambda s: sentence_tokens([s.trace.tokens[t] for t in s.trace.own]), n, neutral)
+    return _top(series, lambda s: sentence_tokens([s.trace.tokens[t] for t in s.trace.reply_positions]), n, neutral)
 
 
 # ---- sentences ----
@@ -242,7 +242,7 @@ def _top(series: Sequence[Series], cut: Callable[[Series], Cut], n: int, neutral
         if any(first < b and a < end for a, b in taken.get(r, [])):
             continue
         taken.setdefault(r, []).append((first, end))
-        s, own = series[r], series[r].trace.own
+        s, own = series[r], series[r].trace.reply_positions
         text = "".join(s.trace.tokens[t] for t in own[first:end])
         value = float(flat[k])
         unusual = _share_as_high(value, flat_null, len(values[r]))

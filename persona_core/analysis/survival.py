@@ -18,7 +18,7 @@ import numpy as np
 from persona_core.analysis.onset import Onset
 from persona_core.errors import SettingError
 
-LEAST_REPLIES = 10
+MIN_REPLIES = 10
 N_PERMUTATIONS = 1999
 
 
@@ -105,7 +105,7 @@ def survival(lifetimes: Sequence[Lifetime]) -> Survival:
     """The curve of one cohort.
 
     Raises:
-        SettingError: fewer than `LEAST_REPLIES` replies.
+        SettingError: fewer than `MIN_REPLIES` replies.
     """
     _enough(len(lifetimes))
     from scipy.stats import CensoredData, ecdf  # here: importing scipy.stats takes half a second
@@ -130,7 +130,7 @@ def compare(
         seed: of the swaps.
 
     Raises:
-        SettingError: unequal numbers of replies, or fewer than `LEAST_REPLIES` pairs.
+        SettingError: unequal numbers of replies, or fewer than `MIN_REPLIES` pairs.
     """
     if len(first) != len(second):
         raise SettingError(f"{len(first)} replies and {len(second)}; pass one of each cohort for every prompt.")
@@ -169,5 +169,5 @@ def _censored(lifetimes: Sequence[Lifetime], data: Any) -> Any:
 
 
 def _enough(n: int) -> None:
-    if n < LEAST_REPLIES:
-        raise SettingError(f"{n} replies; a curve over onsets needs at least {LEAST_REPLIES}.")
+    if n < MIN_REPLIES:
+        raise SettingError(f"{n} replies; a curve over onsets needs at least {MIN_REPLIES}.")

@@ -189,8 +189,8 @@ def _branch(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) ->
     if side >= len(chat.traces):
         raise PromptError("There is no reply to branch from yet. Write one first.")
     trace = chat.traces[side]
-    if at >= len(trace.own):
-        raise PromptError(f"The reply has {len(trace.own)} tokens; put the cursor on one of them.")
+    if at >= len(trace.reply_positions):
+        raise PromptError(f"The reply has {len(trace.reply_positions)} tokens; put the cursor on one of them.")
     writer = desk.monitor().writer_name
     if not same_model(trace.provenance.writer, writer):
         raise PromptError(f"This reply is by {trace.provenance.writer}, which this app does not hold. Write one first.")

@@ -83,7 +83,11 @@ class Welcome:
         if self.first is None:
             return ()
         trace = self.first.trace
-        means = {t: float(trace.scores(t, trace.default_kind)[trace.own].mean()) for t in trace.traits if trace.own}
+        means = {
+            t: float(trace.scores(t, trace.default_kind)[trace.reply_positions].mean())
+            for t in trace.traits
+            if trace.reply_positions
+        }
         return tuple(sorted(trace.traits, key=lambda t: -means.get(t, 0.0)))
 
 

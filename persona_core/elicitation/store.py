@@ -112,7 +112,7 @@ class ReplyScore:
 
 
 @dataclass(frozen=True)
-class AcrossScore:
+class CrossTraitScore:
     """A judge's verdict on a reply for a trait that it was not asked for; None where there is no score."""
 
     index: int
@@ -157,7 +157,7 @@ class ReplyStore:
                 logger.warning("%d batches have lost their states and will be written again.", len(lost))
                 write_whole(listed, "".join(whole))
             self._scores = {s.index: s for s in self._read(ReplyScore, "scores.jsonl")}
-            self._across = {(s.index, s.trait): s for s in self._read(AcrossScore, "across.jsonl")}
+            self._across = {(s.index, s.trait): s for s in self._read(CrossTraitScore, "across.jsonl")}
         except BaseException:
             self.close()
             raise
@@ -235,12 +235,12 @@ class ReplyStore:
         append_lines(self.folder / "scores.jsonl", [asdict(score) for score in scores])
         self._scores.update({score.index: score for score in scores})
 
-    def add_across(self, scores: Sequence[AcrossScore]) -> None:
+    def add_cross_trait(self, scores: Sequence[CrossTraitScore]) -> None:
         """Keep verdicts for other traits than a reply's own."""
         append_lines(self.folder / "across.jsonl", [asdict(score) for score in scores])
         self._across.update({(score.index, score.trait): score for score in scores})
 
-    def across(self) -> dict[tuple[int, str], AcrossScore]:
+    def across(self) -> dict[tuple[int, str], CrossTraitScore]:
         """Verdicts for other traits, by index of the request and trait; none of a text that has been written anew."""
         return {key: score for key, score in self._across.items() if self._fits(score)}
 
@@ -248,7 +248,7 @@ class ReplyStore:
         """Verdicts by the index of the request; none of a text that has been written anew."""
         return {index: score for index, score in self._scores.items() if self._fits(score)}
 
-    def _fits(self, score: ReplyScore | AcrossScore) -> bool:
+    def _fits(self, score: ReplyScore | CrossTraitScore) -> bool:
         reply = self._replies.get(score.index)
         return not score.of or reply is None or score.of == reply.fingerprint
 

@@ -370,7 +370,7 @@ def _outcome(
     coherence: Coherence,
 ) -> Outcome:
     later = [place for place in _marked(trace, marks) if place >= start]
-    n_later = len(trace.own) - start
+    n_later = len(trace.reply_positions) - start
     return Outcome(
         reply=reply,
         group=group,

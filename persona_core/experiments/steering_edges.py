@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.confirmed import LEAST_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
+from persona_core.analysis.confirmed import MIN_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
@@ -112,8 +112,8 @@ def steering_edges(
     unknown = [trait for trait in names if trait not in monitor.vectors.null]
     if unknown:
         raise NotCalibrated(f"No null for {', '.join(unknown)}; z scores need calibrated vectors.")
-    if len(prompts) < LEAST_PROMPTS:
-        raise SettingError(f"{len(prompts)} prompts; at least {LEAST_PROMPTS} are needed to tell an effect.")
+    if len(prompts) < MIN_PROMPTS:
+        raise SettingError(f"{len(prompts)} prompts; at least {MIN_PROMPTS} are needed to tell an effect.")
     shape = (len(prompts), plan.seeds, len(names))
     scores: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
     visible: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
@@ -175,7 +175,7 @@ def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, pl
 
 def _measured(trace: Trace, names: Sequence[str], shown: Shown | None) -> tuple[np.ndarray, np.ndarray]:
     """Mean z and whether it shows, for each trait, `[n_traits]` each; NaN for an empty reply or for noise."""
-    nothing, own = np.full(len(names), np.nan), trace.own
+    nothing, own = np.full(len(names), np.nan), trace.reply_positions
     marks = shown(trace) if shown is not None and own else None
     if not own or (shown is not None and marks is None):
         return nothing, nothing

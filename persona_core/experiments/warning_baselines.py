@@ -31,7 +31,7 @@ Series = list[np.ndarray]
 
 def position_scores(traces: Sequence[Trace]) -> Series:
     """The place of each token in its reply, from 0."""
-    return [np.arange(len(trace.own), dtype=float) for trace in traces]
+    return [np.arange(len(trace.reply_positions), dtype=float) for trace in traces]
 
 
 def last_prompt_scores(traces: Sequence[Trace], trait: str) -> Series:
@@ -73,7 +73,7 @@ def entropy_scores(
         def read(batch: list[int], ids: torch.Tensor, _: torch.Tensor) -> None:
             logits = lm.model(input_ids=ids, use_cache=False).logits  # [rows, longest, vocab]
             for row, i in enumerate(batch):
-                own = torch.tensor(traces[i].own, dtype=torch.long, device=logits.device)
+                own = torch.tensor(traces[i].reply_positions, dtype=torch.long, device=logits.device)
                 logs = logits[row, own].float().log_softmax(-1)  # [n_own, vocab]
                 # A token of probability 0 adds nothing: 0 times minus infinity is not a number.
                 entropy = -(logs.exp() * logs.clamp_min(torch.finfo(logs.dtype).min)).sum(-1)  # [n_own]
@@ -134,9 +134,9 @@ def random_direction_scores(
         null = PersonaMonitor(null_reader, drawn).read_batch(neutral, progress=progress)
     found = []
     for name in names:
-        values = np.concatenate([t.scores(name, kind="raw")[t.own].astype(float) for t in null])
+        values = np.concatenate([t.scores(name, kind="raw")[t.reply_positions].astype(float) for t in null])
         mean, std = values.mean(), values.std(ddof=1)
-        found.append([(t.scores(name, kind="raw")[t.own].astype(float) - mean) / std for t in read])
+        found.append([(t.scores(name, kind="raw")[t.reply_positions].astype(float) - mean) / std for t in read])
     return found
 
 
@@ -176,7 +176,7 @@ def ngram_scores(
     from_one("longest", longest)
     if (len(groups[0]), len(groups[1])) != (len(trait), len(neutral)):
         raise SettingError("Give a group for each reply; a classifier must not score what it was fitted to.")
-    ids = [[t.token_ids[place] for place in t.own] for t in (*trait, *neutral)]
+    ids = [[t.token_ids[place] for place in t.reply_positions] for t in (*trait, *neutral)]
     labels = np.arange(len(ids)) < len(trait)
     numbers: dict[object, int] = {}
     of = np.array([numbers.setdefault(g, len(numbers)) for g in (*groups[0], *groups[1])])

@@ -177,7 +177,7 @@ def places(trace: Trace, marks: Sequence[Mark]) -> list[int]:
     Raises:
         SettingError: a mark that ends after the reply: it belongs to another one.
     """
-    own = trace.own
+    own = trace.reply_positions
     ends = piece_ends([trace.tokens[t] for t in own])  # [n_own]
     length = len(trace.reply_text)
     inside = np.zeros(len(own), bool)

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from persona_core.inference.memory import out_of_memory, pad_left
-from persona_core.judging.judge import LEAST_MASS, Question, Score
+from persona_core.judging.judge import MIN_MASS, Question, Score
 from persona_core.models.loading import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 BATCHES_SORTED = 4
 """Prompts are sorted by length within so many batches: enough for little padding, few enough to lose little."""
 
-LEAST_BRANCH = 0.01
+MIN_BRANCH = 0.01
 """A first digit with less probability than this is not followed further: it cannot move the mean by more than one."""
 
 
@@ -87,14 +87,14 @@ class LocalJudge:
                     mass[row][node.number] += reached * (1.0 - float(probabilities[self._digits].sum()))
                 for token, child in node.children.items():
                     p = reached * float(probabilities[token])
-                    if child.children and p >= LEAST_BRANCH:
+                    if child.children and p >= MIN_BRANCH:
                         deeper.append((row, (*tokens, token), child, p))
                     elif child.number is not None:
                         mass[row][child.number] += p
             level = deeper
         totals = [sum(m.values()) for m in mass]
         return [
-            sum(number * p for number, p in m.items()) / total if total >= LEAST_MASS else None
+            sum(number * p for number, p in m.items()) / total if total >= MIN_MASS else None
             for m, total in zip(mass, totals, strict=True)
         ]
 

@@ -47,7 +47,7 @@ class Branch:
     at: int
 
     def __post_init__(self) -> None:
-        most = len(self.trace.own)
+        most = len(self.trace.reply_positions)
         whole = isinstance(self.at, numbers.Integral) and not isinstance(self.at, bool)
         if not whole or not 0 <= self.at <= most:
             raise SettingError(f"Branch at={self.at!r}; expected a whole number of the reply's {most} tokens, from 0.")

@@ -130,7 +130,8 @@ def results_card(
     )
     calibrated = any(row["projections"][traits[0]] is not None for row in rows[first])
     example = (
-        f'trace.scores("{traits[0]}")[trace.own].mean())  # z: 0 is how the model talks when nothing is going on'
+        f'trace.scores("{traits[0]}")[trace.reply_positions].mean())  '
+        "# z: 0 is how the model talks when nothing is going on"
         if calibrated
         else f'trace.scores("{traits[0]}", kind="raw"), trace.warnings)'
     )

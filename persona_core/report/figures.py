@@ -49,7 +49,7 @@ ARMS = {
 interval = partial(cards.interval, digits=2)
 """A figure with its interval, as the page prints it."""
 
-LEAST_SCALE = 4.0
+MIN_SCALE = 4.0
 """The colours of z reach at least so far to both sides: what is nothing but noise must look pale."""
 
 
@@ -72,7 +72,7 @@ def layout(figure: go.Figure, height: int, **more: Any) -> go.Figure:
 def common_scale(series: Sequence[np.ndarray]) -> tuple[float, int]:
     """Where the colours end, and the longest reply: the same for all maps that are looked at together."""
     flat = np.abs(np.concatenate(series)) if series else np.zeros(1)
-    return max(LEAST_SCALE, float(np.ceil(np.quantile(flat, 0.95)))), max((len(z) for z in series), default=1)
+    return max(MIN_SCALE, float(np.ceil(np.quantile(flat, 0.95)))), max((len(z) for z in series), default=1)
 
 
 def heat_map(

@@ -236,7 +236,7 @@ def _replies(
         replies = zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True)
         for place, (row, trace, shown) in enumerate(replies):
             for trait in runs.traits:
-                z = trace.scores(trait)[trace.own].astype(float)
+                z = trace.scores(trait)[trace.reply_positions].astype(float)
                 onset = onsets[config][trait][place] if config in onsets else None
                 first = [start for name, start, _ in shown if name == trait]
                 effect = effects.get((row["id"], trait))

@@ -149,7 +149,7 @@ class _Content:
             self._statistics(),
             self._limits(),
         ]
-        tokens = {c: [[shown(t.tokens[p]) for p in t.own] for t in own] for c, own in self.traces.items()}
+        tokens = {c: [[shown(t.tokens[p]) for p in t.reply_positions] for t in own] for c, own in self.traces.items()}
         ids = {c: [html.escape(row["id"]) for row in own] for c, own in self.rows.items()}
         return {"html": "".join(parts), "figures": self.figures, "traits": self.traits, "tokens": tokens, "ids": ids}
 
@@ -204,7 +204,7 @@ difference comes first.</p></header>"""
         for trait in self.traits:
             says = words.when_says(trait, when[trait], self.summary["about"]["rate"])
             maps = []
-            series = {c: [t.scores(trait)[t.own] for t in traces] for c, traces in self.traces.items()}
+            series = {c: [t.scores(trait)[t.reply_positions] for t in traces] for c, traces in self.traces.items()}
             scale = draw.common_scale([z for own in series.values() for z in own])
             for config, own in series.items():
                 figure = draw.heat_map(own, [r["id"] for r in self.rows[config]], onsets[config, trait], *scale)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import LEAST_NULLS
+from persona_core.analysis.onset_calibration import MIN_NULLS
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NEUTRAL, REPLAY = "neutral", "replay"
 SIDES = ("baseline", "contaminated")
 NO_NULL = (
-    f"Alarms need at least {LEAST_NULLS} neutral replies of the same model: python -m scripts.monitor ... --config "
+    f"Alarms need at least {MIN_NULLS} neutral replies of the same model: python -m scripts.monitor ... --config "
     f"{NEUTRAL} --repeats 5 --seed 1 --out the same folder."
 )
 
@@ -86,7 +86,7 @@ def check(runs: Runs) -> None:
                 if config != REPLAY:
                     reply_scores(traces, trait)  # of one model, one set of vectors, one block
                 for row, trace in zip(runs.rows[config], traces, strict=True):
-                    checked(trace.scores(trait)[trace.own], f"{trait} in the row {row['id']!r}")
+                    checked(trace.scores(trait)[trace.reply_positions], f"{trait} in the row {row['id']!r}")
             runs.shown[config] = [  # which also finds marks of another text
                 _shown(runs, config, row, trace) for row, trace in zip(runs.rows[config], traces, strict=True)
             ]
@@ -95,7 +95,7 @@ def check(runs: Runs) -> None:
 
 
 def _shown(runs: Runs, config: str, row: Row, trace: Trace) -> list[Shown]:
-    place = {t: k for k, t in enumerate(trace.own)}
+    place = {t: k for k, t in enumerate(trace.reply_positions)}
     found = []
     for trait in runs.traits:
         for mark in marks_of(runs.marks, row["id"], config, trait):

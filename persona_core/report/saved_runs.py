@@ -162,7 +162,9 @@ class SavedRuns:
         every = [trace for own in traces.values() for trace in own.values()]
         kind = "z" if all(trace.calibrated for trace in every) else every[0].default_kind
         series = {
-            c: {id: {t: trace.scores(t, kind)[trace.own] for t in trace.traits} for id, trace in own.items()}
+            c: {
+                id: {t: trace.scores(t, kind)[trace.reply_positions] for t in trace.traits} for id, trace in own.items()
+            }
             for c, own in traces.items()
         }
         every_score = np.concatenate([z for own in series.values() for one in own.values() for z in one.values()])

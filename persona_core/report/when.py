@@ -12,7 +12,7 @@ from persona_core.analysis import interaction
 from persona_core.analysis.clocks import relative_series
 from persona_core.analysis.detectors import calibrate_detectors
 from persona_core.analysis.onset import Onset
-from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
+from persona_core.analysis.onset_calibration import MIN_NULLS, calibrate_onset, power
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import false_discovery
 from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
@@ -27,7 +27,7 @@ POWER_AT = 20
 
 def when(runs: Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
     """Each trait's onsets in every run; calibrates the runs' detectors, and fills `onsets`: config, trait, reply."""
-    if len(runs.neutral) < LEAST_NULLS:
+    if len(runs.neutral) < MIN_NULLS:
         raise SettingError(f"{len(runs.neutral)} neutral replies. {NO_NULL}")
     runs.detectors = detectors = calibrate_detectors(runs.neutral, runs.traits, rate, runs.seed)
     if len(runs.traits) > 1:
@@ -38,12 +38,12 @@ def when(runs: Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> 
     for config in runs.configs:
         onsets[config] = {t: [detectors.find(trace, t) for trace in runs.traces[config]] for t in runs.traits}
     found: dict[str, dict[str, Any]] = {}
-    at = min(POWER_AT, int(np.median([len(t.own) for t in runs.neutral])) // 2)
+    at = min(POWER_AT, int(np.median([len(t.reply_positions) for t in runs.neutral])) // 2)
     for trait in runs.traits:
         detector = detectors.of(trait)
         own_null = reply_scores(runs.neutral, trait)
         lives = {
-            config: [lifetime(o, len(t.own)) for o, t in zip(own[trait], runs.traces[config], strict=True)]
+            config: [lifetime(o, len(t.reply_positions)) for o, t in zip(own[trait], runs.traces[config], strict=True)]
             for config, own in onsets.items()
         }
         test = None

@@ -25,7 +25,7 @@ from persona_core.traces.trace import Trace
 NO_MARKS = "No sentence is marked: python -m scripts.mark says which of them show a trait."
 N_RANDOM = 3
 """Random directions that are tried where the model is at hand."""
-LEAST_SHOWING = 10
+MIN_SHOWING = 10
 """Replies that show a trait, for a figure about what was known before."""
 
 
@@ -47,10 +47,10 @@ def _warning(runs: Runs, config: str, trait: str, rate: float) -> dict[str, Any]
         first = [start for name, start, _ in shown if name == trait]
         if first:
             showing.append((trace, min(first), prompt_of(row["id"])))
-    if len(showing) < LEAST_SHOWING:
+    if len(showing) < MIN_SHOWING:
         raise SettingError(
             f"{len(showing)} of {len(runs.rows[config])} replies show {trait}; a figure about what came before needs "
-            f"{LEAST_SHOWING}."
+            f"{MIN_SHOWING}."
         )
     traces, first = [one[0] for one in showing], [one[1] for one in showing]
     groups = [one[2] for one in showing], runs.ids(NEUTRAL)

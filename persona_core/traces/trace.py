@@ -94,14 +94,14 @@ class Trace:
         return self.n_tokens - self.n_prompt
 
     @property
-    def own(self) -> list[int]:
-        """Places of the tokens that the assistant said: the reply without end-of-turn tokens."""
+    def reply_positions(self) -> list[int]:
+        """Positions of the tokens that the assistant said: the reply without end-of-turn tokens."""
         return [t for t in range(self.n_prompt, self.n_tokens) if self.roles[t] == "assistant"]
 
     @property
     def reply_text(self) -> str:
         """What the assistant said, without end-of-turn tokens."""
-        return "".join(self.tokens[t] for t in self.own)
+        return "".join(self.tokens[t] for t in self.reply_positions)
 
     @property
     def text(self) -> str:
@@ -246,7 +246,7 @@ class Trace:
             "reader": self.provenance.reading_model,
             "writer": self.provenance.writer,
             "n_prompt": self.n_prompt,
-            "n_reply": len(self.own),
+            "n_reply": len(self.reply_positions),
             "finish": self.finish,
             "tokens": [well_formed(t) for t in self.tokens],
             "roles": list(self.roles),
@@ -374,7 +374,7 @@ def _z(trace: Trace, trait: str) -> np.ndarray | None:
 
 def _summary(trace: Trace, z: np.ndarray | None) -> dict[str, Any]:
     """Mean and maximum of z over the reply's own tokens, and the place of the maximum in the reply."""
-    own = trace.own
+    own = trace.reply_positions
     if z is None or not own:
         return {"mean": None, "max": None, "at": None}
     values = z[own]

@@ -39,7 +39,7 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
     for trace in neutral:
         rows = [trace.traits.index(t) for t in vectors.traits]
         columns = [trace.blocks.index(b) for b in vectors.blocks]
-        samples.append(trace.raw[np.ix_(rows, columns, trace.own)])  # [n_traits, n_present, n_own]
+        samples.append(trace.raw[np.ix_(rows, columns, trace.reply_positions)])  # [n_traits, n_present, n_own]
         if not np.isfinite(samples[-1]).all():
             raise SettingError(f"A neutral trace (of seed {trace.provenance.seed}) holds NaN or infinity.")
     raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]

@@ -235,7 +235,7 @@ def token_tables(traces: Sequence[Trace], trait: str, block: int) -> TokenTables
     """
     values, positions, ids, half = [], [], [], []
     for number, trace in enumerate(traces):
-        own = trace.own
+        own = trace.reply_positions
         values.append(trace.scores(trait, kind="raw", block=block)[own].astype(np.float64))
         positions.append(np.arange(len(own)))
         ids.append(np.array([trace.token_ids[t] for t in own], int))

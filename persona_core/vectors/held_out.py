@@ -59,7 +59,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, eq=False)
-class Across:
+class CrossTrait:
     """Replies that were asked for other traits, judged on this one.
 
     Attributes:

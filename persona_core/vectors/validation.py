@@ -26,7 +26,7 @@ from persona_core.vectors.controls import (
     text_scores,
 )
 from persona_core.vectors.extraction import Method
-from persona_core.vectors.held_out import Across, HeldOut, project_states
+from persona_core.vectors.held_out import CrossTrait, HeldOut, project_states
 from persona_core.vectors.verdict import flags, notes
 
 Figures = dict[str, Any]
@@ -69,7 +69,7 @@ def validate(
     block: int,
     choice: HeldOut,
     report: HeldOut,
-    across: Across | None,
+    across: CrossTrait | None,
     tables: TokenTables,
     extracted: Extracted,
     method: Method,
@@ -151,7 +151,7 @@ def _against_others(
     vectors: Mapping[str, np.ndarray],
     block: int,
     report: HeldOut,
-    across: Across,
+    across: CrossTrait,
     n_resamples: int,
     seed: int,
 ) -> Figures | None:
@@ -179,7 +179,7 @@ def _against_others(
     found = over_clusters(lambda w: pearson(own, score, w) - best(w)[0], clusters, n_resamples, seed)
     if found is None:
         return None
-    return {**found.to_dict(), "other": best(np.ones(len(score)))[1], "n_across": len(across.score)}
+    return {**found.to_dict(), "other": best(np.ones(len(score)))[1], "n_cross_trait": len(across.score)}
 
 
 # ---- the verdict ----

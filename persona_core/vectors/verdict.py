@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MIN_SPLIT_HALF = 0.9
-MOST_EXPLAINED = 0.5
+MAX_EXPLAINED = 0.5
 """Of the variance over neutral tokens: a vector that position explains so far follows the position."""
 FEW_QUESTIONS = 5
 """Over fewer the intervals are too narrow, whatever is done: over 3 they hold the truth in 70 to 80 % of samples."""
@@ -99,7 +99,7 @@ def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
                 name,
                 f"{what} tells the trait by itself with an AUROC of {say(alone)}; how far the vector is ahead {gap}.",
             )
-        elif name == "position" and confound["r2"] >= MOST_EXPLAINED:
+        elif name == "position" and confound["r2"] >= MAX_EXPLAINED:
             share = 100 * confound["r2"]
             yield name, f"The position in the reply explains {share:.0f} % of the score's variance over neutral tokens."
 

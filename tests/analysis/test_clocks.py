@@ -16,7 +16,7 @@ from persona_core.analysis.clocks import (
     relative_series,
 )
 from persona_core.analysis.onset_calibration import calibrate_onset
-from persona_core.analysis.shuffling import LEAST_GROUPS, group_places, trial_shuffles
+from persona_core.analysis.shuffling import MIN_GROUPS, group_places, trial_shuffles
 from persona_core.analysis.statistics import false_discovery
 from persona_core.errors import SettingError
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_told_is_refused() -> None:
     times = cascade(0)
     with pytest.raises(SettingError, match="19 replies; at least 20"):
         follows(TRAITS, times[:19], "behaviour")
-    with pytest.raises(SettingError, match=f"2 groups; at least {LEAST_GROUPS}"):
+    with pytest.raises(SettingError, match=f"2 groups; at least {MIN_GROUPS}"):
         follows(TRAITS, times, "behaviour", groups=["a"] * 40 + ["b"] * 38)
     with pytest.raises(SettingError, match="3 groups for 78 replies"):
         follows(TRAITS, times, "behaviour", groups=["a", "b", "c"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, mannwhitneyu, norm
 
 from persona_core.analysis.early_warning import (
-    LEAST_NULLS,
+    MIN_NULLS,
     alarm_threshold,
     early_warning,
     first_alarm,
@@ -321,7 +321,7 @@ def test_a_reply_longer_than_every_neutral_one_is_not_held_against_anything() ->
         ({"trait_scores": [np.zeros(40), np.zeros(0)]}, "Reply 1 has no token"),
         ({"neutral_scores": [np.full(9, np.inf)] * 400}, "Neutral reply 0 holds inf"),
         ({"neutral_scores": []}, "both are needed"),
-        ({"neutral_scores": [np.zeros(9)] * (LEAST_NULLS - 1)}, f"299 neutral replies; at least {LEAST_NULLS}"),
+        ({"neutral_scores": [np.zeros(9)] * (MIN_NULLS - 1)}, f"299 neutral replies; at least {MIN_NULLS}"),
         ({"rate": 0.01}, "500 are needed"),
         ({"rate": 1.0}, "between 0 and 1"),
         ({"ahead": (-1,)}, "from 0"),

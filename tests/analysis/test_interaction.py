@@ -13,11 +13,11 @@ from scipy.signal import lfilter
 from scipy.stats import binomtest, kstest, pearsonr
 
 from persona_core.analysis.clocks import Clock, follows
-from persona_core.analysis.confirmed import LEAST_PROMPTS, Confirmation, confirm, less_the_others
+from persona_core.analysis.confirmed import MIN_PROMPTS, Confirmation, confirm, less_the_others
 from persona_core.analysis.graph import graph
 from persona_core.analysis.interaction import (
     LAGS,
-    LEAST_COUPLING,
+    MIN_COUPLING,
     Coupling,
     Couplings,
     cosines,
@@ -253,7 +253,7 @@ def test_eight_traits_are_held_against_each_other_at_every_lag() -> None:
 def test_series_come_from_traces_that_belong_together() -> None:
     baseline, twin = ([Trace.from_row(r) for r in load_results(SHIPPED, c)][:4] for c in ("baseline", "contaminated"))
     series = trait_series(baseline, ("deception", "evil"))
-    assert np.array_equal(series[2][1], baseline[2].scores("evil")[baseline[2].own].astype(float))
+    assert np.array_equal(series[2][1], baseline[2].scores("evil")[baseline[2].reply_positions].astype(float))
     assert len(trait_series(baseline)[0]) == 8
     with pytest.raises(SettingError, match="2 different models"):
         trait_series([baseline[0], twin[0]])
@@ -267,9 +267,7 @@ def test_what_words_alone_do_in_a_model_that_shows_no_trait_is_no_edge() -> None
     found = couple(traces[0].traits, trait_series(traces))
     small = [c for c in found.lagged if c.significant]
     assert len(small) > 10 and not any(c.claimed for c in found.lagged)
-    assert all(
-        c.estimate is not None and min(abs(c.estimate.low), abs(c.estimate.high)) < LEAST_COUPLING for c in small
-    )
+    assert all(c.estimate is not None and min(abs(c.estimate.low), abs(c.estimate.high)) < MIN_COUPLING for c in small)
 
 
 # ---- the graph ----
@@ -359,7 +357,7 @@ def test_replies_without_a_measure_are_missing_in_both_arms() -> None:
     wanted = [vector[0, 1, 1] - random[0, 1, 1], *((vector[q] - random[q]).mean(0)[1] for q in range(2, 12))]
     assert effect.estimate is not None and effect.estimate.n == 11
     assert effect.estimate.value == pytest.approx(np.mean(wanted))
-    vector[: 12 - LEAST_PROMPTS + 1] = np.nan
+    vector[: 12 - MIN_PROMPTS + 1] = np.nan
     nothing = confirm(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=99).pair("a", "b")
     assert (nothing.estimate, nothing.p, nothing.q, nothing.significant) == (None, None, None, False)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import LEAST_NULLS, calibrate_onset, power
+from persona_core.analysis.onset_calibration import MIN_NULLS, calibrate_onset, power
 from persona_core.analysis.series import refuse_smoothed, reply_scores
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.traces.dataset import load_results
@@ -164,7 +164,7 @@ def test_small_effects_are_found_seldom_and_that_is_said(detector: OnsetDetector
 
 def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(SettingError, match=f"at least {LEAST_NULLS}"):
+    with pytest.raises(SettingError, match=f"at least {MIN_NULLS}"):
         calibrate_onset(replies(rng, 60))
     with pytest.raises(SettingError, match="500 neutral replies are needed"):
         calibrate_onset(replies(rng, 320), rate=0.01)

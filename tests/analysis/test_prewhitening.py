@@ -7,7 +7,7 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import pearsonr
 
-from persona_core.analysis.prewhitening import LEAST_REPLIES, whiten
+from persona_core.analysis.prewhitening import MIN_REPLIES, whiten
 from persona_core.errors import SettingError
 
 
@@ -50,8 +50,8 @@ def test_the_order_is_the_one_of_the_smallest_aic_by_hand() -> None:
     series = [z for z, _ in replies(3, (0.4, 0.15, 0.2), n=30)]
     longest = max(map(len, series))
     reached = [[z[t] for z in series if len(z) > t] for t in range(longest)]
-    pooled = np.mean([v for values in reached if len(values) < LEAST_REPLIES for v in values])
-    means = [np.mean(values) if len(values) >= LEAST_REPLIES else pooled for values in reached]
+    pooled = np.mean([v for values in reached if len(values) < MIN_REPLIES for v in values])
+    means = [np.mean(values) if len(values) >= MIN_REPLIES else pooled for values in reached]
     deviations = []
     for z in series:
         level = np.array([z[t] - means[t] for t in range(len(z))])
@@ -96,7 +96,7 @@ def test_pooled_coefficients_are_nearer_to_the_truth_than_those_of_single_replie
 
 def test_what_cannot_be_whitened_is_refused_with_the_reason() -> None:
     made = [z for z, _ in replies(7, (0.65,))]
-    with pytest.raises(SettingError, match=f"19 replies; at least {LEAST_REPLIES}"):
+    with pytest.raises(SettingError, match=f"19 replies; at least {MIN_REPLIES}"):
         whiten(made[:19])
     with pytest.raises(SettingError, match="Reply 3 has 5 tokens; an order of up to 8 needs 12"):
         whiten([*made[:3], np.arange(5.0), *made[3:]])

@@ -13,7 +13,7 @@ from scipy.stats import linregress, t
 
 from demo_world.twin import CONTAMINANT
 from persona_core.analysis.run_statistics import (
-    LEAST_NULL_TOKENS,
+    MIN_NULL_TOKENS,
     RunStatistics,
     autocorrelation,
     drift,
@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused_and_empty_replies_are_named() -> None:
         run_statistics([good[0], reply([0, 0, 0, np.nan])], ["a", "b"])
     with pytest.raises(SettingError, match="2 different models"):
         run_statistics([good[0], reply([0.0], provenance=Provenance(reader="n", vectors="v"))], ["a", "b"])
-    with pytest.raises(SettingError, match=f"at least {LEAST_NULL_TOKENS}"):
+    with pytest.raises(SettingError, match=f"at least {MIN_NULL_TOKENS}"):
         run_statistics(good, [*"abcdef"], neutral=good)
     with pytest.raises(SettingError, match="other vectors"):
         run_statistics(good, [*"abcdef"], neutral=[reply(np.zeros(2000), provenance=Provenance(vectors="w"))])

@@ -82,7 +82,7 @@ def test_payloads_come_in_steps_and_stop_at_once() -> None:
         assert later.payload["sides"][0]["ids"][: len(ids)] == ids
     stopped.set()
     (only,) = progress(slow, stopped, max_new_tokens=60, seed=1)
-    assert only.ended and only.payload["sides"][0]["finish"] == "stopped" and len(only.traces[0].own) == 1
+    assert only.ended and only.payload["sides"][0]["finish"] == "stopped" and len(only.traces[0].reply_positions) == 1
     assert slow.open_streams == 0
 
 

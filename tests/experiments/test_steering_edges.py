@@ -48,7 +48,7 @@ def steered(monitor: PersonaMonitor, trait: str, strength: float, seed: int) -> 
 
 
 def mean_z(traces: list[Trace], trait: str) -> np.ndarray:
-    return np.array([t.scores(trait)[t.own].astype(float).mean() for t in traces])
+    return np.array([t.scores(trait)[t.reply_positions].astype(float).mean() for t in traces])
 
 
 def test_b_is_measured_in_the_steered_text_read_without_steering() -> None:
@@ -140,7 +140,7 @@ def test_a_trait_that_the_push_brings_on_in_the_text_is_found() -> None:
     changed = PersonaMonitor(lm, with_null(PersonaVectors(vectors, monitor.vectors.best_block)))
 
     def shown(trace: Trace) -> Mapping[str, bool]:
-        return {"malice": token in [trace.token_ids[t] for t in trace.own]}
+        return {"malice": token in [trace.token_ids[t] for t in trace.reply_positions]}
 
     table = edges(changed, dataclasses.replace(PLAN, strength=1.0), sources=["candour"], shown=shown)[-1]
     found = table.pair("candour", "malice")

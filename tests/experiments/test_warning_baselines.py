@@ -57,8 +57,8 @@ def test_every_baseline_has_one_number_for_each_own_token(monitor: PersonaMonito
         trait[:3],
         neutral,
     ):
-        assert [len(z) for z in found] == [len(t.own) for t in traces]
-    assert position_scores(traces)[0].tolist() == list(range(len(traces[0].own)))
+        assert [len(z) for z in found] == [len(t.reply_positions) for t in traces]
+    assert position_scores(traces)[0].tolist() == list(range(len(traces[0].reply_positions)))
 
 
 # Entropy.
@@ -70,7 +70,7 @@ def test_entropy_is_that_of_the_distribution_after_the_token_whatever_the_batch(
     blocks = BY_NAME["llama"].blocks(monitor.lm.model)
     for batch_tokens in (1, 100, 1024):
         for trace, found in zip(traces, entropy_scores(monitor.lm, traces, batch_tokens), strict=True):
-            logits = oracle.logits(monitor.lm.model, blocks, trace.token_ids)[trace.own]  # [n_own, vocab]
+            logits = oracle.logits(monitor.lm.model, blocks, trace.token_ids)[trace.reply_positions]  # [n_own, vocab]
             shifted = logits - logits.max(-1, keepdims=True)
             p = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
             wanted = [-sum(float(q) * np.log(float(q)) for q in row if q > 0) for row in p]
@@ -89,7 +89,7 @@ def test_a_token_that_is_excluded_leaves_the_entropy_finite(monitor: PersonaMoni
             return type("Output", (), {"logits": logits})
 
     found = entropy_scores(replace(monitor.lm, model=Excluding().eval()), traces[:1])
-    assert found[0] == pytest.approx(np.full(len(traces[0].own), np.log(2)))
+    assert found[0] == pytest.approx(np.full(len(traces[0].reply_positions), np.log(2)))
 
 
 def test_ids_of_another_tokenizer_are_refused(monitor: PersonaMonitor, traces: list[Trace]) -> None:
@@ -103,7 +103,7 @@ def test_ids_of_another_tokenizer_are_refused(monitor: PersonaMonitor, traces: l
 
 def test_the_last_prompt_token_is_the_one_before_the_reply(traces: list[Trace]) -> None:
     for trace, found in zip(traces, last_prompt_scores(traces, "malice"), strict=True):
-        assert set(found.tolist()) == {float(trace.scores("malice")[trace.own[0] - 1])}
+        assert set(found.tolist()) == {float(trace.scores("malice")[trace.reply_positions[0] - 1])}
 
 
 def test_traces_that_do_not_belong_together_are_refused(traces: list[Trace]) -> None:
@@ -137,7 +137,7 @@ def test_random_directions_are_read_at_the_block_that_was_asked_for(
     vectors = torch.randn((len(monitor.lm.blocks), monitor.lm.blocks.d_model), generator=generator)
     blocks = BY_NAME["llama"].blocks(monitor.lm.model)
     raw = [oracle.states(monitor.lm.model, blocks, t.token_ids)[2] @ vectors[2].double().numpy() for t in traces]
-    own = [r[t.own] for r, t in zip(raw, traces, strict=True)]
+    own = [r[t.reply_positions] for r, t in zip(raw, traces, strict=True)]
     flat = np.concatenate(own)
     (found,) = random_direction_scores(monitor.lm, 2, traces, traces, n_draws=1)
     for z, wanted in zip(found, own, strict=True):

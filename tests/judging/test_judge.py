@@ -25,7 +25,7 @@ from persona_core.judging.judge import (
     Score,
     expectation,
     is_refusal,
-    judge_across,
+    judge_cross_trait,
     judge_replies,
     questions_for,
     read_number,
@@ -159,13 +159,13 @@ def test_another_wording_of_the_question_of_coherence_is_another_judge(
         judge_replies(Scripted(), store, TRAITS, progress=False)
         monkeypatch.setattr("persona_core.judging.judge.COHERENCE_PROMPT", "Is this sound? {question} {answer}")
         with pytest.raises(SettingError, match=r"delete scores.jsonl, across.jsonl and judge.json"):
-            judge_across(Scripted(), store, TRAITS, n=1, progress=False)
+            judge_cross_trait(Scripted(), store, TRAITS, n=1, progress=False)
 
 
 def test_a_reply_that_was_written_anew_has_no_verdict_until_it_is_judged(tmp_path: Path) -> None:
     with filled(tmp_path) as store:
         judge_replies(Scripted(), store, TRAITS, progress=False)
-        judge_across(Scripted(), store, TRAITS, n=2, progress=False)
+        judge_cross_trait(Scripted(), store, TRAITS, n=2, progress=False)
         across = set(store.across())
         changed = min(across)[0]
         anew, same = (store.replies()[i] for i in (changed, changed + 1))
@@ -181,7 +181,7 @@ def test_a_reply_that_was_written_anew_has_no_verdict_until_it_is_judged(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("ask", "questions_each"), [(judge_replies, 2), (partial(judge_across, n=2), 1)], ids=["own", "across"]
+    ("ask", "questions_each"), [(judge_replies, 2), (partial(judge_cross_trait, n=2), 1)], ids=["own", "across"]
 )
 def test_verdicts_that_came_before_an_error_are_kept(tmp_path: Path, ask: Any, questions_each: int) -> None:
     class Breaks(Scripted):
@@ -200,7 +200,7 @@ def test_verdicts_that_came_before_an_error_are_kept(tmp_path: Path, ask: Any, q
 def test_replies_are_judged_on_each_others_traits(tmp_path: Path) -> None:
     judge = Scripted()
     with filled(tmp_path) as store:
-        assert judge_across(judge, store, TRAITS, n=10, progress=False) == 0
+        assert judge_cross_trait(judge, store, TRAITS, n=10, progress=False) == 0
         # the report half of two questions is the second: one high reply of each trait, judged on the other trait
         assert {(q.trait, q.answer) for q in judge.asked} == {
             ("candour", "malice high 1"),
@@ -209,7 +209,7 @@ def test_replies_are_judged_on_each_others_traits(tmp_path: Path) -> None:
         assert {t for _, t in store.across()} == {"malice", "candour"}
     with ReplyStore(tmp_path) as store:
         again = Scripted()
-        judge_across(again, store, TRAITS, n=10, progress=False)
+        judge_cross_trait(again, store, TRAITS, n=10, progress=False)
         assert not again.asked
 
 

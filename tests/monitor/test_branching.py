@@ -100,7 +100,7 @@ def test_streaming_hands_out_the_new_tokens_at_their_places(monitor: PersonaMoni
 
 def test_a_text_that_was_only_read_can_be_gone_on_from(monitor: PersonaMonitor) -> None:
     read = monitor.read([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "You are wise."}])
-    at = len(read.own)
+    at = len(read.reply_positions)
     branch = monitor.generate(Branch(read, at), max_new_tokens=at + 5, seed=0)
     assert branch.token_ids[: read.n_tokens] == read.token_ids and branch.n_reply == at + 5
     np.testing.assert_allclose(branch.raw[..., : read.n_tokens], read.raw, rtol=1e-4, atol=1e-5)
@@ -179,7 +179,7 @@ def test_nothing_stays_on_the_model(make_monitor: Maker) -> None:
     monitor = make_monitor("llama")
     before = hooks_on(monitor.lm.model)
     trace = monitor.generate("Hello", seed=0, max_new_tokens=8)
-    stream = monitor.stream(Branch(trace, min(2, len(trace.own))), seed=1, max_new_tokens=8)
+    stream = monitor.stream(Branch(trace, min(2, len(trace.reply_positions))), seed=1, max_new_tokens=8)
     next(stream)
     stream.close()
     assert hooks_on(monitor.lm.model) == before == hooks_on(tiny_lm("llama").model)

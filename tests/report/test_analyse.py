@@ -93,7 +93,7 @@ def test_there_is_a_record_for_every_reply_and_trait_and_it_is_that_of_the_row(
     rows = {(c, r["id"]): r for c in ("baseline", "contaminated") for r in load_results(folder, c)}
     for record in replies[::37]:
         trace = Trace.from_row(rows[record["config"], record["id"]])
-        z = trace.scores(record["trait"])[trace.own].astype(float)
+        z = trace.scores(record["trait"])[trace.reply_positions].astype(float)
         assert record["mean"] == pytest.approx(z.mean()) and record["max"] == pytest.approx(z.max())
         found = detectors.find(trace, record["trait"])
         assert (record["alarm"], record["onset"], record["answer"]) == (found.alarm, found.onset, found.answer)
@@ -128,13 +128,13 @@ def test_each_figure_is_that_of_its_own_trait_and_place(
     shown = {r["id"]: r["first_shown"] for r in replies if (r["config"], r["trait"]) == ("contaminated", TRAIT)}
     for row, trace in zip(rows, traces, strict=True):
         starts = [m.start for m in marks if m.id == row["id"] and m.trait == TRAIT]
-        ends = np.cumsum([len(trace.tokens[t]) for t in trace.own])
+        ends = np.cumsum([len(trace.tokens[t]) for t in trace.reply_positions])
         wanted = None if not starts else int(np.argmax(ends > min(starts)))  # a token lies where its last character is
         assert shown[row["id"]] == wanted
 
     # 2. AUROC at t* - 4 of the trait's own z, by loops.
-    own = {r["id"]: t.scores(TRAIT)[t.own] for r, t in zip(rows, traces, strict=True)}
-    null = [t.scores(TRAIT)[t.own] for t in neutral]
+    own = {r["id"]: t.scores(TRAIT)[t.reply_positions] for r, t in zip(rows, traces, strict=True)}
+    null = [t.scores(TRAIT)[t.reply_positions] for t in neutral]
     shares = []
     for reply_id, first in shown.items():
         if first is not None and first >= 4:

@@ -59,7 +59,7 @@ def test_the_small_multiples_are_the_scores_to_a_twentieth(runs: SavedRuns) -> N
         for run in prompt["runs"]:
             trace = runs.traces(prompt["id"])[run["config"]]
             for trait, shown in run["traits"].items():
-                z = trace.scores(trait)[trace.own]
+                z = trace.scores(trait)[trace.reply_positions]
                 drawn = np.frombuffer(base64.b64decode(shown["scores"]), np.int8) * table["step"]
                 assert run["n"] == len(z) == len(drawn)
                 np.testing.assert_allclose(drawn, np.clip(z, -12.7, 12.7), atol=0.0501)

@@ -124,7 +124,7 @@ def test_load_dataset_gives_the_declared_features_and_the_very_trace(tmp_path: P
     assert load_dataset(str(tmp_path), "replay", split="train").num_rows == 2
     z = next(iter(load_dataset(str(tmp_path), split="train")))
     assert z["projections"]["b"] == trace.scores("b").tolist()
-    own = trace.scores("b")[trace.own]
+    own = trace.scores("b")[trace.reply_positions]
     assert z["summary"]["b"]["mean"] == pytest.approx(own.mean(), rel=1e-6)
     assert z["summary"]["b"]["max"] == pytest.approx(own.max()) and z["summary"]["b"]["at"] == int(own.argmax())
 

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from persona_core.errors import SettingError
 from persona_core.vectors.controls import TokenTables, token_tables
 from persona_core.vectors.extraction import mean_difference
-from persona_core.vectors.held_out import Across, HeldOut, halves
+from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.states import ArrayStates
 from persona_core.vectors.validation import choose_block, validate, with_flags
 from tests.support.judged import (
@@ -39,7 +39,7 @@ def figures(
     made_of: Judged,
     read: Judged,
     others: dict[str, np.ndarray] | None = None,
-    across: Across | None = None,
+    across: CrossTrait | None = None,
     token: TokenTables | None = None,
     block: int = BEST,
     **settings: Any,
@@ -254,12 +254,12 @@ def test_a_vector_that_does_no_more_than_add_up_tokens_is_flagged() -> None:
     assert "token_identity" not in failed(figures(judged(1), judged(2), token=token))
 
 
-def elsewhere() -> Across:
+def elsewhere() -> CrossTrait:
     """Replies asked for another trait, along axis 5, that show none of this one."""
     rng = np.random.default_rng(0)
     states = rng.normal(0, 0.5, (40, N_BLOCKS, D_MODEL))
     states[:, :, 5] += 3
-    return Across(ArrayStates(states), rng.uniform(0, 5, 40), np.repeat(np.arange(5, 15), 4))
+    return CrossTrait(ArrayStates(states), rng.uniform(0, 5, 40), np.repeat(np.arange(5, 15), 4))
 
 
 def test_a_vector_that_goes_with_another_trait_as_well_is_flagged() -> None:
@@ -299,7 +299,7 @@ def test_own_minus_best_other_is_that_of_plain_loops() -> None:
     tail = NormalDist().cdf(-np.sqrt(20 / 19) * 2.09302)  # Student's quantile of 19 degrees of freedom
     low, high = np.quantile([d for d, _ in drawn], [tail, 1 - tail])
     assert [found[k] for k in ("value", "low", "high")] == pytest.approx([value, low, high], abs=2e-5)
-    assert found["other"] == ("six", "seven")[best] and found["n"] == 20 and found["n_across"] == 40
+    assert found["other"] == ("six", "seven")[best] and found["n"] == 20 and found["n_cross_trait"] == 40
 
 
 def test_a_vector_from_too_little_is_flagged_as_unstable() -> None:
