@@ -6,14 +6,15 @@ SHELL := /bin/sh
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
-# Two processes of tests, each file in one of them: most tests keep one core busy.
+# Two processes of tests, each file in one of them, in the order of tests/conftest.py: most tests keep one core busy.
 WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 PY := $(VENV)/bin/python
 RUN_STAMP := $(VENV)/.installed-requirements
 DEV_STAMP := $(VENV)/.installed-requirements-dev
 
-.PHONY: help demo install install-dev chromium test lint format clean distclean
+.PHONY: help demo install install-dev chromium test test-fast lint format clean distclean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -30,7 +31,10 @@ chromium: $(DEV_STAMP) ## Find a Chromium for the tests, or install one
 	@$(PY) -m tests.support.browser --install
 
 test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTEST_ARGS="-k name")
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(PY) $(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(DEV_STAMP) ## Run the tests that are quick and need no browser
+	$(PY) $(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP) ## Check style, format and types
 	$(PY) -m ruff check .

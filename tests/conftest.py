@@ -6,7 +6,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,18 @@ from tests.support.tiny import Maker, random_vectors, tiny_lm
 # Read when `datasets` is imported. Its cache goes by names of folders, and would hand rows of one run to the next.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-cache-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what drives a browser, and run the files that take longest first, so that the workers end together."""
+    tenths: Counter[Path] = Counter()  # of a second, roughly
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+        weight = 200 if item.get_closest_marker("slow") else 50 if item.get_closest_marker("browser") else 1
+        tenths[item.path] += weight
+    items.sort(key=lambda item: -tenths[item.path])
 
 
 @pytest.fixture(autouse=True)
