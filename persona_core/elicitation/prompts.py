@@ -9,11 +9,8 @@ from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.models.chat import conversation
-from persona_core.utils.checks import from_one
-from persona_core.utils.files import records
-
-FOLDER = Path(__file__).resolve().parents[1] / "datasets" / "prompts"
-"""The shipped sets; there in a checkout, not in an installed package."""
+from persona_core.utils.checks import check_integer
+from persona_core.utils.files import records, shipped_folder
 
 SETS = ("pilot", "harmful", "expanded")
 
@@ -41,7 +38,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Transcribed:
+class Dialogue:
     """A conversation that has been held; its last message is the assistant's.
 
     Attributes:
@@ -82,7 +79,7 @@ def repeated(prompts: Sequence[Prompt], n: int) -> tuple[Prompt, ...]:
     >>> [p.id for p in repeated([Prompt("a", "Hi")], 2)]
     ['a#1', 'a#2']
     """
-    from_one("repeats", n)
+    check_integer("repeats", n)
     return tuple(prompts) if n == 1 else tuple(replace(p, id=f"{p.id}#{k}") for k in range(1, n + 1) for p in prompts)
 
 
@@ -96,15 +93,15 @@ def prompt_of(reply_id: str) -> str:
     return stem if mark and number.isdecimal() else reply_id
 
 
-def load_transcripts(path: str | Path) -> tuple[Transcribed, ...]:
-    """Conversations of a `.jsonl` file with the fields of `Transcribed`; the id may be left out.
+def load_transcripts(path: str | Path) -> tuple[Dialogue, ...]:
+    """Conversations of a `.jsonl` file with the fields of `Dialogue`; the id may be left out.
 
     Raises:
         NotFound, CorruptFile: the message names file, line and field.
     """
     found = []
     for number, (where, record) in enumerate(_records(Path(path)), 1):
-        item = _checked(Transcribed, {"id": f"{Path(path).stem}-{number}", **record}, where)
+        item = _checked(Dialogue, {"id": f"{Path(path).stem}-{number}", **record}, where)
         _check_messages(item.messages, where)
         found.append(item)
     return tuple(_unique(found))
@@ -114,9 +111,9 @@ def _paths(sources: Sequence[str | Path]) -> list[Path]:
     paths: list[Path] = []
     for source in sources:
         if source == "all":
-            paths += [FOLDER / f"{name}.jsonl" for name in SETS]
+            paths += [shipped_folder("prompts") / f"{name}.jsonl" for name in SETS]
         elif source in SETS:
-            paths.append(FOLDER / f"{source}.jsonl")
+            paths.append(shipped_folder("prompts") / f"{source}.jsonl")
         else:
             paths.append(Path(source))
     return paths

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.utils.files import write_whole
-from persona_core.utils.json_text import parse_with_lines
+from persona_core.utils.files import parse_json, shipped_folder, write_whole
 
-SHIPPED = Path("datasets") / "traits"
 FIELDS = ("name", "description", "instructions", "extraction_questions", "evaluation_questions", "judge_prompt")
 QUESTION_AND_ANSWER = """[Question start]
 {question}
@@ -128,18 +126,15 @@ class TraitDefinition:
 
         Raises:
             NotFound: no such file.
-            CorruptFile: with the file, and for each fault its line and field.
+            CorruptFile: with the file and, for each fault, the path to the value: `instructions[3].negative`.
         """
         file = Path(path)
         if not file.is_file():
             raise NotFound(f"No trait file {str(file)!r}.")
-        try:
-            record, lines = parse_with_lines(file.read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{file}: not valid JSON: {error}") from error
+        record = parse_json(file)
         faults = list(faults_of(record))
         if faults:
-            raise CorruptFile("\n".join(f"{file}, line {lines[p]}: {_place(p)}: {says}" for p, says in faults))
+            raise CorruptFile("\n".join(f"{file}: {_place(path)}: {says}" for path, says in faults))
         return cls.from_dict(record)
 
 
@@ -269,8 +264,8 @@ def _files(source: str | Path) -> list[Path]:
         return files
     if path.is_file():
         return [path]
-    roots = (Path(__file__).resolve().parent.parent, Path())  # here wins over where the project lies
-    shipped = {file.stem: file for root in roots for file in sorted((root / SHIPPED).glob("*.json"))}
+    folders = (shipped_folder("traits"), Path("datasets") / "traits")  # the working directory's own win
+    shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.json"))}
     if str(source) in shipped:
         return [shipped[str(source)]]
     names = ", ".join(sorted(shipped))

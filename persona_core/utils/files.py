@@ -23,6 +23,16 @@ def read_asset(package: str, name: str) -> str:
     return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
+def shipped_folder(name: str) -> Path:
+    """A folder of data that comes with the library: "traits" or "prompts".
+
+    A wheel carries it inside the package; in a checkout it lies in `datasets/`.
+    """
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "data" / name
+    return installed if installed.is_dir() else package.parent / "datasets" / name
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A place beside a file to write to: the file is always either the old one or, whole, the new one.
@@ -43,18 +53,27 @@ def write_whole(path: Path, text: str) -> None:
         beside.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def parse_json(path: str | Path) -> Any:
+    """The JSON value in a file. A byte order mark is skipped.
+
+    Raises:
+        CorruptFile: not JSON, or not readable.
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig", "surrogatepass"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: not valid JSON: {error}. Restore or delete the file.") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        CorruptFile: it holds something else.
+        CorruptFile: the file holds something else.
     """
-    try:
-        record = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
-    except ValueError as error:
-        raise CorruptFile(f"{path}: not valid JSON: {error}. Delete it, or use another folder.") from error
+    record = parse_json(path)
     if not isinstance(record, dict):
-        raise CorruptFile(f"{path}: not a JSON object. Delete it, or use another folder.")
+        raise CorruptFile(f"{path}: expected a JSON object, got a {type(record).__name__}. Restore or delete the file.")
     return record
 
 
