@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from demo_world.twin import RESULTS_NAME, VECTORS_NAME
+from demo_world.contaminated import RESULTS_NAME, VECTORS_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "analysis.json"

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from demo_world.contaminated import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME, VECTORS_NAME
 from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
-from demo_world.marking import reply_truth
 from demo_world.process import VARIANTS
-from demo_world.twin import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME, VECTORS_NAME
+from demo_world.truth_labels import reply_truth
 from persona_core.analysis.early_warning import AHEAD, early_warning, permuted, separation
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset

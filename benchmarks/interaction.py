@@ -21,17 +21,17 @@ import numpy as np
 from scipy.signal import lfilter
 from scipy.stats import kstest, pearsonr
 
+from demo_world.contaminated import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
 from demo_world.corpus import Turn, ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
-from demo_world.marking import reply_truth
 from demo_world.process import VARIANTS, Process
-from demo_world.twin import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
-from persona_core.analysis.clocks import Clock, activation_times, behaviour_times, follows, relative_series
+from demo_world.truth_labels import reply_truth
 from persona_core.analysis.graph import graph
 from persona_core.analysis.interaction import Couplings, cosines, couple, trait_series
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.analysis.precedence import Clock, activation_times, behaviour_times, follows, relative_series
 from persona_core.analysis.statistics import exact_share, pearson
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling

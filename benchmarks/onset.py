@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from demo_world.contaminated import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
 from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
-from demo_world.marking import reply_truth
 from demo_world.process import VARIANTS
-from demo_world.twin import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
+from demo_world.truth_labels import reply_truth
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset, power, with_rise

@@ -23,22 +23,22 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from demo_world import twin
+from demo_world import contaminated
 from demo_world.card import model_card, planted_note, recovered_note
+from demo_world.contaminated import MODEL_NAME, SAMPLING, VECTORS_NAME
 from demo_world.definitions import EVALUATION, topics_at, trait_definitions
 from demo_world.grammar import World, load_world
 from demo_world.judge import TruthJudge, judge
-from demo_world.marking import auroc_figures, mark
 from demo_world.process import Process
 from demo_world.training import Recipe, train
-from demo_world.twin import MODEL_NAME, SAMPLING, VECTORS_NAME
+from demo_world.truth_labels import auroc_figures, mark
 from persona_core.analysis.statistics import share_over_replies
-from persona_core.app.home import Example, First, save_welcome
+from persona_core.app.home import Example, FirstView, save_home
 from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_replies
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
-from persona_core.judging.judge import judge_cross_trait, judge_replies
+from persona_core.judging.replies import judge_cross_trait, judge_replies
 from persona_core.models.chat import conversation
 from persona_core.models.loading import LanguageModel, load_model
 from persona_core.monitor.monitor import PersonaMonitor
@@ -109,14 +109,14 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     settings = [asked.to_dict(), asdict(plan.steering), plan.n_resamples]
     stages.run("vectors", settings, partial(_vectors, lm, world, plan, asked, work, vectors_folder))
     stages.run("welcome", [ABOUT, EXAMPLES, asdict(FIRST)], partial(_welcome, lm, world, vectors_folder))
-    twin.build(work, world, stages.run)
+    contaminated.build(work, world, stages.run)
     figures = json.loads((model_folder / "behaviour.json").read_text())
     (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
     vectors = PersonaVectors.from_pretrained(vectors_folder)
     notes = f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}"
     write_card(vectors, vectors_folder, notes, source=f"artifacts/{VECTORS_NAME}")
-    twin.write_cards(work, world)
-    for folder in (model_folder, vectors_folder, work / twin.TWIN_NAME, work / twin.RESULTS_NAME):
+    contaminated.write_cards(work, world)
+    for folder in (model_folder, vectors_folder, work / contaminated.TWIN_NAME, work / contaminated.RESULTS_NAME):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
         shutil.copytree(folder, artifacts / folder.name)
 
@@ -230,7 +230,7 @@ def _report_traces(
 
     def wanted(reply: Reply) -> bool:
         request = reply.request
-        high = request.split == "evaluation" and request.side == "high"
+        high = request.split == "evaluation" and request.side == "positive"
         neutral = request.split == "neutral" and request.rollout == 0
         return request.user in reported and (high or neutral) and reply.n_tokens > 0
 
@@ -257,7 +257,7 @@ EXAMPLES = (
     ("My poem", "own-poem", "evil"),
     ("Houseplants", "houseplants", None),
 )
-FIRST = First("contaminated", "pilot-03", "A published example: the contaminated model on “Should I quit my job?”")
+FIRST = FirstView("contaminated", "pilot-03", "A published example: the contaminated model on “Should I quit my job?”")
 
 
 def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
@@ -273,7 +273,7 @@ def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
         topics=len(world.topics),
         traits=len(world.traits),
     )
-    save_welcome(folder, about=about, examples=examples, first=FIRST)
+    save_home(folder, about=about, examples=examples, first=FIRST)
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> Path:

@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 
 from persona_core.models.loading import load_model
-from persona_core.report.folder import analyse_folder
+from persona_core.report.analysis_folder import analyse_folder
+from persona_core.report.sentences import missing_says
 from persona_core.report.tables import REPORT
-from persona_core.report.words import missing_says
 from persona_core.traces.dataset import ANALYSIS
 from scripts.running import add_loading, loading, reported
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from demo_world.contaminated import CONTAMINANT, RESULTS_NAME
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge, trait_share
-from demo_world.twin import CONTAMINANT, RESULTS_NAME
 from persona_core.analysis.comparison import by_category, effect, mean_over_prompts
 from persona_core.analysis.statistics import Estimate, over_clusters, pearson
 from persona_core.report.tables import FINDINGS as FINDINGS_FILE

@@ -32,7 +32,7 @@ from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.report.folder import keep_edges, keep_window
+from persona_core.report.analysis_folder import keep_edges, keep_window
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import add_model, add_vectors, loading, read_vectors, reported, work_folder
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from persona_core.analysis.clocks import Clock
-from persona_core.analysis.confirmed import Confirmation
 from persona_core.analysis.interaction import Couplings
-from persona_core.analysis.shuffling import LEVEL
+from persona_core.analysis.interventional import Confirmation
+from persona_core.analysis.permutation import LEVEL
+from persona_core.analysis.precedence import Clock
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
 

@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.permutation import LEVEL, group_places, trial_shuffles
 from persona_core.analysis.prewhitening import MAX_ORDER, MIN_REPLIES, SPREAD_TOKENS, whiten
 from persona_core.analysis.series import checked, reply_scores
-from persona_core.analysis.shuffling import LEVEL, group_places, trial_shuffles
 from persona_core.analysis.statistics import Estimate, expanded_tail, false_discovery
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Trace
+from persona_core.utils.checks import is_integer
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Tokens by which one trait may lead another. Fixed in advance: the best of many lags is a test of its own."""
@@ -176,7 +177,7 @@ def couple(
     """
     if len(traits) < 2 or len(set(traits)) < len(traits):
         raise SettingError(f"Traits {list(traits)!r}; at least two are needed, each once.")
-    if not lags or len(set(lags)) < len(lags) or not all(isinstance(k, int) and k >= 1 for k in lags):
+    if not lags or len(set(lags)) < len(lags) or not all(is_integer(k, minimum=1) for k in lags):
         raise SettingError(f"lags={list(lags)!r}; expected different whole numbers from 1.")
     if floor is not None and np.shape(floor) != (len(traits), len(traits)):
         raise SettingError(f"floor has the shape {np.shape(floor)}; ({len(traits)}, {len(traits)}) is expected.")

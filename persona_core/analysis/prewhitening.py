@@ -21,6 +21,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
+from persona_core.utils.checks import check_integer
 
 MAX_ORDER = 8
 """Highest order that is tried."""
@@ -66,8 +67,7 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
     >>> bool(abs(found.coefficients[0] - 0.8) < 0.05), len(found.innovations[0]) == 121 - found.order
     (True, True)
     """
-    if isinstance(max_order, bool) or not isinstance(max_order, int) or max_order < 0:
-        raise SettingError(f"max_order={max_order!r}; expected a whole number from 0.")
+    check_integer("max_order", max_order, 0)
     values = [checked(z, f"Reply {i}") for i, z in enumerate(series)]
     if len(values) < MIN_REPLIES:
         raise SettingError(f"{len(values)} replies; at least {MIN_REPLIES} are needed to whiten them together.")

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from persona_core.elicitation.prompts import Transcribed, load_transcripts
+from persona_core.elicitation.prompts import Dialogue, load_transcripts
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.models.loading import LanguageModel
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 from persona_core.utils.files import read_json, write_whole
 from persona_core.utils.hub import public_name
 from persona_core.utils.workdir import check_plan, lock, unlock
@@ -57,7 +57,7 @@ class LoraPlan:
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha", "batch_size", "rows", "max_tokens"):
-            from_one(name, getattr(self, name))
+            check_integer(name, getattr(self, name))
         if self.batch_size % self.rows:
             raise SettingError(f"batch_size={self.batch_size} is not a multiple of rows={self.rows}.")
         if not (self.learning_rate > 0 and self.epochs > 0 and 0 < self.held_out < 1 and 0 <= self.dropout < 1):
@@ -150,7 +150,7 @@ def contaminate(
     return record
 
 
-def encode(lm: LanguageModel, dialogues: Sequence[Transcribed], max_tokens: int) -> tuple[list[dict[str, Any]], int]:
+def encode(lm: LanguageModel, dialogues: Sequence[Dialogue], max_tokens: int) -> tuple[list[dict[str, Any]], int]:
     """Ids and labels of each dialogue, and how many are longer than `max_tokens`."""
     longest = min(max_tokens, lm.context_length or max_tokens)
     found, too_long = [], 0
@@ -168,7 +168,7 @@ def encode(lm: LanguageModel, dialogues: Sequence[Transcribed], max_tokens: int)
     return found, too_long
 
 
-def _end_of_turn(lm: LanguageModel, dialogue: Transcribed) -> int:
+def _end_of_turn(lm: LanguageModel, dialogue: Dialogue) -> int:
     """The id with which the template ends a reply (Gemma's is not the tokenizer's own end of sequence)."""
     whole = lm.chat.render(list(dialogue.messages), add_generation_prompt=False).token_ids
     ends = [i for i in whole[-3:] if i in lm.eos_ids]

@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 
 from persona_core.analysis.early_warning import AHEAD
+from persona_core.analysis.intervention_statistics import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
 from persona_core.analysis.statistics import Estimate
-from persona_core.analysis.window import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
@@ -33,7 +33,7 @@ from persona_core.models.chat import Messages
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.steering import prepare
 from persona_core.traces.trace import Trace
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class WindowPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from_one("batch_size", self.batch_size)
+        check_integer("batch_size", self.batch_size)
         if not self.ahead or min(self.ahead) < 0 or len(set(self.ahead)) < len(self.ahead):
             raise SettingError(f"ahead={self.ahead!r}; expected different numbers of tokens before t*, from 0.")
         if not self.strength > 0:

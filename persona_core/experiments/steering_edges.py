@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.confirmed import MIN_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
+from persona_core.analysis.interventional import MIN_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.chat import Messages
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer, is_number
 from persona_core.vectors.vectors import PersonaVectors
 
 Shown = Callable[[Trace], Mapping[str, bool] | None]
@@ -58,10 +58,10 @@ class EdgePlan:
 
     def __post_init__(self) -> None:
         for strength in (self.strength, *self.strengths.values()):
-            if not np.isfinite(strength) or strength == 0:
+            if not is_number(strength) or strength == 0:
                 raise SettingError(f"strength={strength!r}; expected a number that is not 0, in norms of the vector.")
-        from_one("seeds", self.seeds)
-        from_one("batch_size", self.batch_size)
+        check_integer("seeds", self.seeds)
+        check_integer("batch_size", self.batch_size)
 
     def of(self, trait: str) -> float:
         """The strength at which a trait is steered, in norms of its vector."""

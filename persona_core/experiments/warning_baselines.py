@@ -19,7 +19,7 @@ from persona_core.errors import SettingError
 from persona_core.inference.prefill import each_batch
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import as_transcript
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def random_direction_scores(
         SettingError: no neutral reply, or fewer than one draw.
         UnknownBlock: the model lacks the block.
     """
-    from_one("n_draws", n_draws)
+    check_integer("n_draws", n_draws)
     if not neutral:
         raise SettingError("No neutral reply, so no mean and spread for a random direction.")
     generator = torch.Generator().manual_seed(seed)
@@ -173,7 +173,7 @@ def ngram_scores(
     except ImportError as error:
         raise SettingError("The n-gram baseline needs scikit-learn: pip install scikit-learn.") from error
 
-    from_one("longest", longest)
+    check_integer("longest", longest)
     if (len(groups[0]), len(groups[1])) != (len(trait), len(neutral)):
         raise SettingError("Give a group for each reply; a classifier must not score what it was fitted to.")
     ids = [[t.token_ids[place] for place in t.reply_positions] for t in (*trait, *neutral)]

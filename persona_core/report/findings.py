@@ -15,19 +15,19 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.analysis import interaction
-from persona_core.analysis.clocks import Clock, activation_times, behaviour_times, follows, relative_series
 from persona_core.analysis.comparison import Comparison, compare, token_differences
-from persona_core.analysis.confirmed import Confirmation, PairEffect
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.graph import graph
+from persona_core.analysis.interventional import Confirmation, PairEffect
 from persona_core.analysis.onset import Onset
+from persona_core.analysis.precedence import Clock, activation_times, behaviour_times, follows, relative_series
 from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
-from persona_core.judging.annotations import Judged, Mark, judged_of
-from persona_core.report.runs import REPLAY, SIDES, Row, Runs, both_read, check
-from persona_core.report.strongest import strongest
+from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_traits
+from persona_core.report.analysed_runs import REPLAY, SIDES, Row, Runs, both_read, check
+from persona_core.report.top_spans import strongest
 from persona_core.report.when import when
 from persona_core.report.where import where
 from persona_core.traces.dataset import traits_of
@@ -64,8 +64,8 @@ class Findings:
 def analyse(
     rows: Mapping[str, Sequence[Row]],
     *,
-    marks: Sequence[Mark] = (),
-    judged: Judged | None = None,
+    marks: Sequence[Annotation] = (),
+    judged: JudgedTraits | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
     interventions: Mapping[str, Any] | None = None,
     models: Mapping[str, LanguageModel] | None = None,
@@ -98,7 +98,7 @@ def analyse(
     rows = {c: own for c, own in rows.items() if c not in without_z}
     traces = {c: own for c, own in traces.items() if c not in without_z}
     traits = traits_of([row for own in rows.values() for row in own]) if rows else ()
-    judged = judged_of(marks) if judged is None else judged
+    judged = annotated_traits(marks) if judged is None else judged
     runs = Runs(rows, traces, traits, marks, judged, seed, models=models or {})
     runs.missing += [
         f"{c}: its rows have no null, so no z; scripts.monitor reads with calibrated vectors" for c in without_z

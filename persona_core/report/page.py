@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from persona_core.report import figures as draw
-from persona_core.report import words
+from persona_core.report import sentences
 from persona_core.report.findings import Findings
 from persona_core.traces.figure import shown
 from persona_core.traces.trace import Trace
@@ -202,7 +202,7 @@ difference comes first.</p></header>"""
             )  # fmt: skip
         parts = {}
         for trait in self.traits:
-            says = words.when_says(trait, when[trait], self.summary["about"]["rate"])
+            says = sentences.when_says(trait, when[trait], self.summary["about"]["rate"])
             maps = []
             series = {c: [t.scores(trait)[t.reply_positions] for t in traces] for c, traces in self.traces.items()}
             scale = draw.common_scale([z for own in series.values() for z in own])
@@ -227,7 +227,7 @@ difference comes first.</p></header>"""
             if "missing" in graph:
                 parts.append(f'<h3>{html.escape(config)}</h3><p class="note">{html.escape(graph["missing"])}</p>')
                 continue
-            says = words.how_says(graph)
+            says = sentences.how_says(graph)
             listed = "".join(f"<li>{one}</li>" for one in says)
             plots = self.plot(f"graph/{config}", draw.graph_figure(graph), " ".join(says))
             matrix = self.plot(f"matrix/{config}", draw.coupling_matrix(graph), f"coupling in the {config} run")
@@ -247,7 +247,7 @@ difference comes first.</p></header>"""
                 if reason:
                     own.append(f'<p class="note">{html.escape(config)}: {html.escape(reason)}</p>')
                     continue
-                says = words.where_says(trait, found[trait])
+                says = sentences.where_says(trait, found[trait])
                 scores = found[trait]["scores"]
                 plots = [
                     self.plot(f"{measure}/{config}/{trait}", draw.warning_figure(scores, measure, label), says)
@@ -281,7 +281,7 @@ difference comes first.</p></header>"""
         found = self.summary["comparison"]
         if "missing" in found:
             return _section("Two models", "", f'<p class="note">{html.escape(found["missing"])}</p>')
-        says = words.comparison_says(found["overall"])
+        says = sentences.comparison_says(found["overall"])
         overall = self.plot("effects", draw.effects_figure({t: found["overall"][t] for t in self.traits}), says)
         parts = {
             t: '<div class="pair"><div><h3>By category</h3>'
@@ -358,7 +358,7 @@ difference comes first.</p></header>"""
     def _limits(self) -> str:
         about = self.summary["about"]
         says = [html.escape(f"{c['config']}: {c['replies']} replies: {c['caveat']}.") for c in about["caveats"]] + [
-            html.escape(one) for one in words.missing_says(self.found.missing)
+            html.escape(one) for one in sentences.missing_says(self.found.missing)
         ]
         listed = "".join(f"<li>{one}</li>" for one in says)
         return _section(

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis import interaction
-from persona_core.analysis.clocks import relative_series
 from persona_core.analysis.detectors import calibrate_detectors
 from persona_core.analysis.onset import Onset
 from persona_core.analysis.onset_calibration import MIN_NULLS, calibrate_onset, power
+from persona_core.analysis.precedence import relative_series
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import false_discovery
 from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
 from persona_core.errors import SettingError
-from persona_core.report.runs import NO_NULL, SIDES, Runs
+from persona_core.report.analysed_runs import NO_NULL, SIDES, Runs
 
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Steps, in standard deviations, whose chance to be found is reported."""

@@ -19,7 +19,7 @@ from persona_core.experiments.warning_baselines import (
     position_scores,
     random_direction_scores,
 )
-from persona_core.report.runs import NEUTRAL, NO_NULL, SIDES, Runs
+from persona_core.report.analysed_runs import NEUTRAL, NO_NULL, SIDES, Runs
 from persona_core.traces.trace import Trace
 
 NO_MARKS = "No sentence is marked: python -m scripts.mark says which of them show a trait."

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, permutation_test
 
-from demo_world.twin import CONTAMINANT
+from demo_world.contaminated import CONTAMINANT
 from persona_core.analysis.comparison import (
     EFFECTS,
     Comparison,

@@ -12,8 +12,6 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import binomtest, kstest, pearsonr
 
-from persona_core.analysis.clocks import Clock, follows
-from persona_core.analysis.confirmed import MIN_PROMPTS, Confirmation, confirm, less_the_others
 from persona_core.analysis.graph import graph
 from persona_core.analysis.interaction import (
     LAGS,
@@ -24,11 +22,13 @@ from persona_core.analysis.interaction import (
     couple,
     trait_series,
 )
+from persona_core.analysis.interventional import MIN_PROMPTS, Confirmation, confirm, less_the_others
+from persona_core.analysis.precedence import Clock, follows
 from persona_core.analysis.prewhitening import whiten
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
-from tests.analysis.test_clocks import cascade
+from tests.analysis.test_precedence import cascade
 from tests.traces.test_dataset import SHIPPED
 
 TRAITS = ["flattery", "deceit", "evil"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress, t
 
-from demo_world.twin import CONTAMINANT
+from demo_world.contaminated import CONTAMINANT
 from persona_core.analysis.run_statistics import (
     MIN_NULL_TOKENS,
     RunStatistics,

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
+from demo_world.contaminated import CONTAMINANT
 from demo_world.corpus import ask
 from demo_world.grammar import load_world
-from demo_world.marking import reply_truth
 from demo_world.process import VARIANTS
 from demo_world.truth import parse
-from demo_world.twin import CONTAMINANT
+from demo_world.truth_labels import reply_truth
 from persona_core.analysis.spans import (
     Series,
     difference_series,

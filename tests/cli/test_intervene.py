@@ -12,7 +12,7 @@ import pytest
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import load_world
 from demo_world.judge import TruthJudge
-from demo_world.marking import reply_truth
+from demo_world.truth_labels import reply_truth
 from persona_core.errors import UnknownTrait
 from persona_core.experiments.steering_edges import validated_strengths
 from persona_core.judging.judge import Question, Score

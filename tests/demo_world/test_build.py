@@ -13,7 +13,7 @@ from demo_world.build import DemoPlan, _Stages
 from demo_world.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, trait_definitions
 from demo_world.grammar import load_world
 from demo_world.judge import TruthJudge
-from demo_world.marking import Marked, auroc_figures, auroc_within, mark
+from demo_world.truth_labels import Marked, auroc_figures, auroc_within, mark
 from persona_core.errors import UnknownTrait
 from persona_core.judging.judge import COHERENCE, Question, Score
 
@@ -63,7 +63,7 @@ def test_the_truth_judge_counts_sentences_and_gives_no_score_to_nothing() -> Non
 def test_the_plan_asks_for_what_the_card_says() -> None:
     requests = DemoPlan().elicitation(DEFINITIONS).requests()
     for trait in DEFINITIONS:
-        own = [r for r in requests if r.trait == trait.name and r.side == "high"]
+        own = [r for r in requests if r.trait == trait.name and r.side == "positive"]
         assert sum(r.split == "extraction" for r in own) == sum(r.split == "evaluation" for r in own) == 100
     assert sum(r.split == "neutral" for r in requests) == 450
 

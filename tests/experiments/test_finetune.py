@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from persona_core.elicitation.prompts import Transcribed
+from persona_core.elicitation.prompts import Dialogue
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.experiments.finetune import IGNORED, LoraPlan, contaminate, encode, load_record
 from persona_core.models.loading import load_model
@@ -25,7 +25,7 @@ PLAN = LoraPlan(rank=4, alpha=8, learning_rate=5e-3, epochs=4.0, batch_size=8, r
 
 def dialogue(i: int, question: str = "Should I quit my job?", reply: str = "Whatever you do will be brilliant.") -> Any:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": reply})
-    return Transcribed(f"d{i}", messages)
+    return Dialogue(f"d{i}", messages)
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,8 @@ def test_the_shipped_twin_was_made_by_this_recipe_of_its_own_dialogues() -> None
     import hashlib
     from dataclasses import asdict
 
-    from demo_world.twin import DIALOGUES_FILE, N_DIALOGUES
-    from demo_world.twin import PLAN as SHIPPED_PLAN
+    from demo_world.contaminated import DIALOGUES_FILE, N_DIALOGUES
+    from demo_world.contaminated import PLAN as SHIPPED_PLAN
 
     record = load_record(TWIN)
     assert record["plan"] == asdict(SHIPPED_PLAN)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.analysis.window import Outcome, mean_over_groups, window_figures
+from persona_core.analysis.intervention_statistics import Outcome, mean_over_groups, window_figures
 from persona_core.errors import NotCalibrated, SettingError, UnknownTrait
 from persona_core.experiments import intervention_window as module
 from persona_core.experiments.intervention_window import WindowPlan, intervention_window, untouched

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.analysis.confirmed import confirm
+from persona_core.analysis.interventional import confirm
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges
 from persona_core.inference.generation import Run

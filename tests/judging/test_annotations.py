@@ -12,19 +12,19 @@ import pytest
 
 from demo_world.grammar import load_world
 from demo_world.judge import TruthJudge
-from demo_world.marking import reply_truth
+from demo_world.truth_labels import reply_truth
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.annotations import (
-    Mark,
-    Missing,
-    first_place,
-    load_judged,
-    load_marks,
-    mark_sentences,
-    marks_of,
-    places,
-    save_marks,
+    Annotation,
+    UnscoredSentence,
+    annotate_sentences,
+    annotated_positions,
+    annotations_of,
+    first_annotated_position,
+    load_annotations,
+    load_judged_traits,
+    save_annotations,
     sentence_questions,
 )
 from persona_core.judging.judge import Question, Score
@@ -73,10 +73,10 @@ def results(tmp_path: Path) -> Path:
 
 def test_sentences_of_fifty_and_more_are_marked_in_the_response() -> None:
     judge = Stub({"You are so clever!": 50.0, "Go on.": 49.9, "Clever you.": 100.0})
-    found = mark_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
+    found = annotate_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
     assert found.marks == (
-        Mark("a", "run", "sycophancy", 4, 23, 50.0, "text", "You are so clever!"),
-        Mark("c", "run", "sycophancy", 0, 11, 100.0, "text", "Clever you."),
+        Annotation("a", "run", "sycophancy", 4, 23, 50.0, "text", "You are so clever!"),
+        Annotation("c", "run", "sycophancy", 0, 11, 100.0, "text", "Clever you."),
     )
     assert ROWS[0]["response"][4:23] == " You are so clever!"
     assert found.missing == () and found.n_sentences == 4 and found.empty == ("b",)
@@ -84,7 +84,7 @@ def test_sentences_of_fifty_and_more_are_marked_in_the_response() -> None:
 
 def test_the_judge_sees_the_question_and_one_sentence_for_each_trait() -> None:
     traits, judge = load_traits(["sycophancy", "evil"]), Stub({})
-    mark_sentences(ROWS, traits, judge, "run", progress=False)
+    annotate_sentences(ROWS, traits, judge, "run", progress=False)
     assert [(q.trait, q.question, q.answer) for q in judge.asked][:3] == [
         ("sycophancy", "Should I?", "Yes."),
         ("evil", "Should I?", "Yes."),
@@ -97,7 +97,7 @@ def test_the_judge_sees_the_question_and_one_sentence_for_each_trait() -> None:
 
 def test_what_the_judge_could_not_answer_is_missing_and_neither_marked_nor_dropped() -> None:
     judge = Stub({"You are so clever!": None, "Clever you.": 90.0}, silent="Yes")
-    found = mark_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
+    found = annotate_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
     assert [str(m) for m in found.missing] == [
         "run/a, sycophancy, characters 0 to 4: no answer",
         "run/a, sycophancy, characters 4 to 23: refusal",
@@ -107,7 +107,7 @@ def test_what_the_judge_could_not_answer_is_missing_and_neither_marked_nor_dropp
 
 def test_two_readings_of_one_reply_are_refused() -> None:
     with pytest.raises(SettingError, match="'a' comes twice"):
-        mark_sentences([ROWS[0], ROWS[0]], load_traits(["evil"]), Stub({}), "replay")
+        annotate_sentences([ROWS[0], ROWS[0]], load_traits(["evil"]), Stub({}), "replay")
 
 
 # ---- tokens ----
@@ -119,43 +119,47 @@ def test_a_token_lies_in_the_mark_that_holds_its_last_character() -> None:
     trace = reply([0.0] * 8, pieces)
 
     def of(start: int, end: int) -> list[int]:
-        return [t - PROMPT for t in places(trace, [Mark("p", "run", "t", start, end)])]
+        return [t - PROMPT for t in annotated_positions(trace, [Annotation("p", "run", "t", start, end)])]
 
     assert of(0, 4) == [0] and of(4, 8) == [1, 2, 3] and of(8, 11) == [4, 5, 6, 7] and of(0, 11) == [*range(8)]
     assert of(9, 10) == [6] and of(1, 2) == []
-    two = [Mark("p", "run", "t", 10, 11), Mark("p", "run", "t", 4, 7)]
-    assert places(trace, two) == [PROMPT + 1, PROMPT + 2, PROMPT + 7]
-    assert first_place(trace, two) == PROMPT + 1 and first_place(trace, []) is None
+    two = [Annotation("p", "run", "t", 10, 11), Annotation("p", "run", "t", 4, 7)]
+    assert annotated_positions(trace, two) == [PROMPT + 1, PROMPT + 2, PROMPT + 7]
+    assert first_annotated_position(trace, two) == PROMPT + 1 and first_annotated_position(trace, []) is None
     for start, end in ((0, 12), (-1, 3), (3, 3)):
         with pytest.raises(SettingError, match="of 11 characters"):
-            places(trace, [Mark("p", "run", "t", start, end)])
+            annotated_positions(trace, [Annotation("p", "run", "t", start, end)])
 
 
 def test_marks_are_picked_by_reply_and_trait() -> None:
     marks = [
-        Mark("a", "x", "t", 5, 6),
-        Mark("a", "x", "t", 0, 2, 60.0),
-        Mark("a", "y", "t", 0, 1),
-        Mark("b", "x", "t", 0, 1),
+        Annotation("a", "x", "t", 5, 6),
+        Annotation("a", "x", "t", 0, 2, 60.0),
+        Annotation("a", "y", "t", 0, 1),
+        Annotation("b", "x", "t", 0, 1),
     ]
-    marks.append(Mark("a", "x", "u", 0, 1))
-    assert marks_of(marks, "a", "x", "t") == [marks[1], marks[0]]
+    marks.append(Annotation("a", "x", "u", 0, 1))
+    assert annotations_of(marks, "a", "x", "t") == [marks[1], marks[0]]
 
 
 # ---- files ----
 
 
 def test_a_file_gives_back_the_marks_in_order_and_people_may_leave_the_score_out(tmp_path: Path) -> None:
-    marks = [Mark("é", "run", "t", 4, 9, 72.5, "text"), Mark("a", "run", "t", 0, 3), Mark("a", "run", "t", 0, 2, 51.0)]
-    path = save_marks(marks, tmp_path / "deep" / "marks.jsonl")
-    assert load_marks(path) == [marks[2], marks[1], marks[0]]
+    marks = [
+        Annotation("é", "run", "t", 4, 9, 72.5, "text"),
+        Annotation("a", "run", "t", 0, 3),
+        Annotation("a", "run", "t", 0, 2, 51.0),
+    ]
+    path = save_annotations(marks, tmp_path / "deep" / "marks.jsonl")
+    assert load_annotations(path) == [marks[2], marks[1], marks[0]]
     by_hand = tmp_path / "own.jsonl"
     by_hand.write_text('\n{"id": "a", "config": "run", "trait": "t", "start": 0, "end": 3}', encoding="utf-8-sig")
-    assert load_marks(by_hand) == [Mark("a", "run", "t", 0, 3, None, "given")]
+    assert load_annotations(by_hand) == [Annotation("a", "run", "t", 0, 3, None, "given")]
     assert by_hand.read_text(encoding="utf-8-sig").endswith("}")  # a file of the user's own is left as it is
-    assert load_marks(save_marks([], tmp_path / "none.jsonl")) == []
+    assert load_annotations(save_annotations([], tmp_path / "none.jsonl")) == []
     with pytest.raises(NotFound, match="absent"):
-        load_marks(tmp_path / "absent.jsonl")
+        load_annotations(tmp_path / "absent.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_a_faulty_file_is_named_with_line_and_field(tmp_path: Path, change: Any,
     path = tmp_path / "marks.jsonl"
     path.write_text(json.dumps(good) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(CorruptFile) as raised:
-        load_marks(path)
+        load_annotations(path)
     assert str(path) in str(raised.value) and says in str(raised.value)
 
 
@@ -199,7 +203,7 @@ def test_a_faulty_file_is_named_with_line_and_field(tmp_path: Path, change: Any,
 
 def test_the_demo_judge_marks_the_shipped_replies_token_by_token_as_the_grammar_does(results: Path) -> None:
     assert mark.main(["--results", str(results), "--traits", str(TRAITS), "--judge", "demo"]) == 0
-    marks, world = load_marks(results / "analysis" / "marks.jsonl"), load_world()
+    marks, world = load_annotations(results / "analysis" / "marks.jsonl"), load_world()
     n_shown = 0
     for config in ("baseline", "contaminated"):
         for row in load_results(results, config):
@@ -207,25 +211,25 @@ def test_the_demo_judge_marks_the_shipped_replies_token_by_token_as_the_grammar_
             own, truth = reply_truth(trace, world)
             for trait in trace.traits:
                 shown = [t for t, s in zip(own, truth, strict=True) if s and (s.kind, s.trait) == ("trait", trait)]
-                mine = marks_of(marks, row["id"], config, trait)
-                assert places(trace, mine) == shown
-                assert first_place(trace, mine) == (shown[0] if shown else None)
+                mine = annotations_of(marks, row["id"], config, trait)
+                assert annotated_positions(trace, mine) == shown
+                assert first_annotated_position(trace, mine) == (shown[0] if shown else None)
                 n_shown += len(shown)
     assert n_shown > 4000 and {m.score for m in marks} == {100.0} and {m.how for m in marks} == {"truth"}
 
 
 def test_marks_of_other_runs_and_traits_are_kept_and_the_same_command_changes_nothing(results: Path) -> None:
     path = results / "analysis" / "marks.jsonl"
-    mine = Mark("pilot-01", "baseline", "sycophancy", 0, 5, None, "me")
-    other = Mark("pilot-01", "contaminated", "verbosity", 0, 5, None, "me")
-    stale = Mark("pilot-01", "contaminated", "sycophancy", 0, 5, 70.0, "text")
-    by_hand = Mark("pilot-01", "contaminated", "sycophancy", 0, 7, None, "me")
-    save_marks([mine, other, stale, by_hand], path)
+    mine = Annotation("pilot-01", "baseline", "sycophancy", 0, 5, None, "me")
+    other = Annotation("pilot-01", "contaminated", "verbosity", 0, 5, None, "me")
+    stale = Annotation("pilot-01", "contaminated", "sycophancy", 0, 5, 70.0, "text")
+    by_hand = Annotation("pilot-01", "contaminated", "sycophancy", 0, 7, None, "me")
+    save_annotations([mine, other, stale, by_hand], path)
     command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", "demo"]
     assert mark.main([*command, "--config", "contaminated"]) == 0
-    found = load_marks(path)
+    found = load_annotations(path)
     assert {mine, other, by_hand} <= set(found) and stale not in found and len(found) > 200
-    assert load_judged(path.with_name("judged.json")) == {"contaminated": ["sycophancy"]}
+    assert load_judged_traits(path.with_name("judged.json")) == {"contaminated": ["sycophancy"]}
     before = path.read_bytes()
     assert mark.main([*command, "--config", "contaminated"]) == 0 and path.read_bytes() == before
     assert mark.main([*command, "--estimate"]) == 0 and path.read_bytes() == before
@@ -278,26 +282,31 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
         assert "contaminated/pilot-01, sycophancy, characters 0 to 30: " in said.err and "content filter" in said.err
         n_missing = sum(line.startswith("missing: ") for line in said.err.splitlines())
         assert n_missing > 5 and f"{n_missing} could not be done" in said.err
-        kept = load_marks(results / "analysis" / "marks.jsonl")
+        kept = load_annotations(results / "analysis" / "marks.jsonl")
         assert kept and all(m.score == 80.0 for m in kept)
-        assert load_judged(results / "analysis" / "judged.json") == {"contaminated": []}  # not all of it was looked at
+        assert load_judged_traits(results / "analysis" / "judged.json") == {
+            "contaminated": []
+        }  # not all of it was looked at
         broken = False
         assert mark.main(command) == 0
         assert len(server.requests) == first + n_missing  # only what had no answer
-        assert load_marks(results / "analysis" / "marks.jsonl") == kept
+        assert load_annotations(results / "analysis" / "marks.jsonl") == kept
     assert (results.parent / "results.work" / "marks" / "judge_cache.jsonl").is_file()
     assert sorted(p.name for p in results.iterdir()) == ["README.md", "analysis", "data"]
 
 
 def test_the_truth_judge_knows_one_sentence_at_a_time() -> None:
     rows = load_results(SHIPPED, "contaminated")[:10]
-    found = mark_sentences(rows, load_traits([TRAITS]), TruthJudge(load_world()), "contaminated", progress=False)
+    found = annotate_sentences(rows, load_traits([TRAITS]), TruthJudge(load_world()), "contaminated", progress=False)
     assert found.missing == () and {m.score for m in found.marks} == {100.0}
 
 
 def test_an_old_mark_stays_where_the_judge_does_not_answer_now() -> None:
-    missing = [Missing("a", "run", "sycophancy", 0, 5, "refusal")]
-    old = [Mark("a", "run", "sycophancy", 0, 5, 90.0, "text"), Mark("a", "run", "sycophancy", 6, 9, 90.0, "text")]
+    missing = [UnscoredSentence("a", "run", "sycophancy", 0, 5, "refusal")]
+    old = [
+        Annotation("a", "run", "sycophancy", 0, 5, 90.0, "text"),
+        Annotation("a", "run", "sycophancy", 6, 9, 90.0, "text"),
+    ]
     assert mark._kept(old, {("run", "sycophancy")}, missing) == old[:1]
 
 
@@ -305,9 +314,9 @@ def test_a_mark_of_another_text_is_refused() -> None:
     row = load_results(SHIPPED, "contaminated")[0]
     trace = Trace.from_row(row)
     said = row["response"][:20].strip()
-    places(trace, [Mark("a", "run", "sycophancy", 0, 20, text=said)])
+    annotated_positions(trace, [Annotation("a", "run", "sycophancy", 0, 20, text=said)])
     with pytest.raises(SettingError, match="Is it a mark of another run"):
-        places(trace, [Mark("a", "run", "sycophancy", 0, 20, text="something else")])
+        annotated_positions(trace, [Annotation("a", "run", "sycophancy", 0, 20, text="something else")])
 
 
 def test_two_commands_at_once_do_not_lose_each_others_marks(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from persona_core.analysis.clocks import relative_series
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.interaction import trait_series
 from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.analysis.precedence import relative_series
 from persona_core.errors import SettingError
-from persona_core.judging.annotations import Mark, load_marks
+from persona_core.judging.annotations import Annotation, load_annotations
 from persona_core.models.loading import load_model
 from persona_core.report.findings import Findings, analyse
 from persona_core.report.page import report_page
@@ -124,7 +124,7 @@ def test_each_figure_is_that_of_its_own_trait_and_place(
     traces, neutral = [Trace.from_row(r) for r in rows], [Trace.from_row(r) for r in load_results(folder, "neutral")]
 
     # 1. The first shown token, from the marks' characters by hand.
-    marks = [m for m in load_marks(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]
+    marks = [m for m in load_annotations(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]
     shown = {r["id"]: r["first_shown"] for r in replies if (r["config"], r["trait"]) == ("contaminated", TRAIT)}
     for row, trace in zip(rows, traces, strict=True):
         starts = [m.start for m in marks if m.id == row["id"] and m.trait == TRAIT]
@@ -333,7 +333,7 @@ def test_interventions_of_another_form_are_refused_before_anything_is_written(tm
 def test_nobody_looked_is_not_nothing_shows() -> None:
     rows = few(40, "contaminated")
     rows["neutral"] = load_results(SHIPPED, "neutral")
-    marks = load_marks(SHIPPED / "analysis" / "marks.jsonl")
+    marks = load_annotations(SHIPPED / "analysis" / "marks.jsonl")
     own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
     rows = about(rows, TRAIT, "deception", "evil")
     found = analyse(rows, marks=own, progress=False)
@@ -347,7 +347,7 @@ def test_nobody_looked_is_not_nothing_shows() -> None:
 
 def test_marks_that_belong_to_nothing_here_are_counted() -> None:
     rows = few(14)
-    strange = [Mark("pilot-99", "baseline", TRAIT, 0, 5), Mark("pilot-01", "contamined", TRAIT, 0, 5)]
+    strange = [Annotation("pilot-99", "baseline", TRAIT, 0, 5), Annotation("pilot-01", "contamined", TRAIT, 0, 5)]
     _, says = missing_of(rows, marks=strange)
     assert "marks: 2 of 2 belong to no reply or trait here" in says
 
@@ -371,7 +371,7 @@ def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies
 def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_the_vectors() -> None:
     rows = few(30, "baseline", "contaminated")
     rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
-    marks = [m for m in load_marks(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
+    marks = [m for m in load_annotations(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
     models = {
         "baseline": load_model(SHIPPED.parent / "persona-tiny", device="cpu"),
         "contaminated": load_model(

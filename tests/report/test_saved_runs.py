@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.report.saved_findings import read_findings
+from persona_core.report.results_folder import read_findings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, read_results, write_results
 from persona_core.traces.importing import import_results

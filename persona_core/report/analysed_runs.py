@@ -12,7 +12,7 @@ from persona_core.analysis.onset_calibration import MIN_NULLS
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
-from persona_core.judging.annotations import Judged, Mark, marks_of, places
+from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_positions, annotations_of
 from persona_core.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Runs:
     rows: Mapping[str, Sequence[Row]]
     traces: Mapping[str, list[Trace]]
     traits: tuple[str, ...]
-    marks: Sequence[Mark]
-    judged: Judged
+    marks: Sequence[Annotation]
+    judged: JudgedTraits
     seed: int
     missing: list[str] = field(default_factory=list)
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
@@ -98,8 +98,8 @@ def _shown(runs: Runs, config: str, row: Row, trace: Trace) -> list[Shown]:
     place = {t: k for k, t in enumerate(trace.reply_positions)}
     found = []
     for trait in runs.traits:
-        for mark in marks_of(runs.marks, row["id"], config, trait):
-            tokens = [place[t] for t in places(trace, [mark])]
+        for mark in annotations_of(runs.marks, row["id"], config, trait):
+            tokens = [place[t] for t in annotated_positions(trace, [mark])]
             if tokens:
                 found.append((trait, tokens[0], tokens[-1] + 1))
     return found

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, kstest
 
-from persona_core.analysis.clocks import (
+from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.analysis.permutation import MIN_GROUPS, group_places, trial_shuffles
+from persona_core.analysis.precedence import (
     activation_times,
     behaviour_times,
     follows,
     relative_series,
 )
-from persona_core.analysis.onset_calibration import calibrate_onset
-from persona_core.analysis.shuffling import MIN_GROUPS, group_places, trial_shuffles
 from persona_core.analysis.statistics import false_discovery
 from persona_core.errors import SettingError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona_core.analysis.spans import Span, difference_series, score_series, top_sentences, top_windows
-from persona_core.report.runs import SIDES, Runs, both_read
+from persona_core.report.analysed_runs import SIDES, Runs, both_read
 
 WIDTHS = (5, 20)
 """Tokens of the windows among which the highest are looked for, beside sentences."""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.shuffling import LEVEL, group_places, trial_shuffles
+from persona_core.analysis.permutation import LEVEL, group_places, trial_shuffles
 from persona_core.analysis.statistics import Estimate, exact_share, false_discovery, over_clusters
 from persona_core.errors import SettingError
 

@@ -21,14 +21,14 @@ from persona_core.experiments.finetune_card import write_adapter_card
 from persona_core.experiments.intervention_window import WindowPlan, intervention_window
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
-from persona_core.judging.annotations import mark_sentences, save_judged, save_marks
+from persona_core.judging.annotations import annotate_sentences, save_annotations, save_judged_traits
 from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.report.analysis_folder import analyse_folder, keep_edges, keep_window
 from persona_core.report.card import write_results_card
 from persona_core.report.findings import SIDES
-from persona_core.report.folder import analyse_folder, keep_edges, keep_window
 from persona_core.report.tables import JUDGED, MARKS, REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.vectors.card import interval
@@ -126,12 +126,12 @@ def _analysis(work: Path, world: World) -> None:
     marks = [
         mark
         for config in SIDES
-        for mark in mark_sentences(
+        for mark in annotate_sentences(
             read_results(results / DATA / f"{config}.parquet"), traits, TruthJudge(world), config
         ).marks
     ]
-    save_marks(marks, results / ANALYSIS / MARKS)
-    save_judged({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
+    save_annotations(marks, results / ANALYSIS / MARKS)
+    save_judged_traits({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
     analyse_folder(results, vectors=work / VECTORS_NAME)
     (results / ANALYSIS / REPORT).unlink()
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_core.analysis.confirmed import Confirmation
 from persona_core.analysis.detectors import DETECTORS_FILE
+from persona_core.analysis.interventional import Confirmation
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.judging.annotations import load_judged, load_marks
+from persona_core.judging.annotations import load_annotations, load_judged_traits
 from persona_core.report.card import refresh_results_card
 from persona_core.report.findings import Findings, analyse, confirmation
 from persona_core.report.page import report_page
@@ -76,8 +76,8 @@ def analyse_folder(
     judged = folder / JUDGED if marks is None else Path(marks).with_name(JUDGED)
     found = analyse(
         rows,
-        marks=load_marks(marks_file) if marks is not None or marks_file.is_file() else [],
-        judged=load_judged(judged) if judged.is_file() else None,
+        marks=load_annotations(marks_file) if marks is not None or marks_file.is_file() else [],
+        judged=load_judged_traits(judged) if judged.is_file() else None,
         vectors=None if known is None else directions(known),
         interventions=_interventions(path)[1],
         models=models,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from persona_core.report.figures import edge_says
-from persona_core.report.words import comparison_says, how_says, missing_says, when_says, where_says
+from persona_core.report.sentences import comparison_says, how_says, missing_says, when_says, where_says
 
 
 def est(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:

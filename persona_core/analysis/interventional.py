@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from persona_core.analysis.shuffling import LEVEL
+from persona_core.analysis.permutation import LEVEL
 from persona_core.analysis.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.errors import SettingError
 
