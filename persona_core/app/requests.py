@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from persona_core.errors import PromptError, SettingError
 from persona_core.inference.steering import Steer, When
 from persona_core.models.chat import ROLES
 from persona_core.models.detokenize import is_well_formed
+from persona_core.utils.checks import is_number
 
 Messages = list[dict[str, str]]
 
@@ -80,7 +80,7 @@ def seed_of(seed: Any) -> int | None:
     """
     if seed is None:
         return None
-    if not _finite(seed) or not 0 <= seed < 2**53 or seed != int(seed):
+    if not is_number(seed) or not 0 <= seed < 2**53 or seed != int(seed):
         raise SettingError("The seed is a whole number from 0, or empty to draw one.")
     return int(seed)
 
@@ -97,7 +97,7 @@ def length_of(length: Any, most: int) -> int:
     Raises:
         SettingError.
     """
-    if not _finite(length) or not 1 <= length < 2**31 or length != int(length):
+    if not is_number(length) or not 1 <= length < 2**31 or length != int(length):
         raise SettingError("The longest reply is a whole number of tokens from 1.")
     return min(int(length), most)
 
@@ -108,7 +108,7 @@ def start_of(start: Any) -> int:
     Raises:
         SettingError.
     """
-    if not _finite(start) or not 0 <= start < 2**31 or start != int(start):
+    if not is_number(start) or not 0 <= start < 2**31 or start != int(start):
         raise SettingError("The start is a token of the reply: a whole number from 0.")
     return int(start)
 
@@ -129,7 +129,7 @@ def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[
         raise SettingError(f"There is no trait {str(trait)[:80]!r}; choose one of {', '.join(best_block)}.")
     if action not in ACTIONS:
         raise SettingError(f"There is no action {str(action)[:80]!r}; choose one of {', '.join(ACTIONS)}.")
-    if not _finite(amount) or abs(amount) > STRONGEST:
+    if not is_number(amount) or abs(amount) > STRONGEST:
         raise SettingError(f"The amount is a number of standard deviations, at most {STRONGEST:g} to either side.")
     block = best_block[trait]
     if action == "add":
@@ -142,7 +142,7 @@ def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[
 
 def fits(trait: Any, action: Any, amount: Any) -> bool:
     """Whether the fields of a branch can hold the values."""
-    return isinstance(trait, str) and action in ACTIONS and _finite(amount) and abs(amount) <= STRONGEST
+    return isinstance(trait, str) and action in ACTIONS and is_number(amount) and abs(amount) <= STRONGEST
 
 
 def steer_name(steer: Steer) -> str:
@@ -152,7 +152,3 @@ def steer_name(steer: Steer) -> str:
     if steer.mode == "cap":
         return f"{steer.trait} held at {steer.amount:+g} SD" + (", from its alarm on" if steer.when == "alarm" else "")
     return f"{steer.trait} {steer.amount:+g} SD"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.elicitation.store import Reply, ReplyStore, Request
+from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.inference.generation import Run
@@ -23,7 +23,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.inference.start import Start
 from persona_core.models.chat import Messages
 from persona_core.models.loading import LanguageModel
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 
 if TYPE_CHECKING:
     from persona_core.inference.steering import Intervention
@@ -62,10 +62,10 @@ class ElicitationPlan:
         if not self.traits:
             raise SettingError("The plan has no trait; name at least one.")
         for name in ("rollouts", "evaluation_rollouts", "neutral_rollouts", "batch_size"):
-            from_one(name, getattr(self, name))
+            check_integer(name, getattr(self, name))
         for name in ("pairs_per_question", "evaluation_pairs_per_question"):
             if getattr(self, name) is not None:
-                from_one(name, getattr(self, name))
+                check_integer(name, getattr(self, name))
         parse_positions(self.positions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,9 +84,9 @@ class ElicitationPlan:
         both = (q for t in self.traits for q in (*t.extraction_questions, *t.evaluation_questions))
         return tuple(dict.fromkeys(both))
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[ReplyRequest]:
         """All requests in order of their index: trait by trait, then the neutral ones."""
-        found: list[Request] = []
+        found: list[ReplyRequest] = []
         for trait in self.traits:
             for split, questions, pairs, rollouts in (
                 ("extraction", trait.extraction_questions, self.pairs_per_question, self.rollouts),
@@ -98,13 +98,13 @@ class ElicitationPlan:
                 ),
             ):
                 n_pairs = len(trait.positive)
-                for side, systems in (("high", trait.positive), ("low", trait.negative)):
+                for side, systems in (("positive", trait.positive), ("negative", trait.negative)):
                     for place, question in enumerate(questions):
                         for k in range(min(pairs or n_pairs, n_pairs)):
                             pair = (place + k) % n_pairs
                             for rollout in range(rollouts):
                                 found.append(
-                                    Request(
+                                    ReplyRequest(
                                         index=len(found),
                                         split=split,
                                         trait=trait.name,
@@ -119,30 +119,33 @@ class ElicitationPlan:
         for place, question in enumerate(self.questions):
             for rollout in range(self.neutral_rollouts):
                 found.append(
-                    Request(len(found), "neutral", None, "neutral", None, place, rollout, system=None, user=question)
+                    ReplyRequest(
+                        len(found), "neutral", None, "neutral", None, place, rollout, system=None, user=question
+                    )
                 )
         return found
 
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[RequestBatch]:
         """The fixed partition. Prompts of like length stand together, so that little of a batch is padding."""
         by_length = sorted(self.requests(), key=lambda r: (len(r.system or "") + len(r.user), r.index))
         size = self.batch_size * BATCHES_IN_PART
         starts = range(0, len(by_length), size)
         return [
-            Batch(f"batch-{number:05d}", tuple(by_length[start : start + size])) for number, start in enumerate(starts)
+            RequestBatch(f"batch-{number:05d}", tuple(by_length[start : start + size]))
+            for number, start in enumerate(starts)
         ]
 
 
 @dataclass(frozen=True)
-class Batch:
+class RequestBatch:
     """Requests that are kept together; `ElicitationPlan.batch_size` of them are being answered at any time."""
 
     name: str
-    requests: tuple[Request, ...]
+    requests: tuple[ReplyRequest, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class BatchResult:
     """What came of a batch.
 
     Attributes:
@@ -153,12 +156,12 @@ class Written:
 
     replies: tuple[Reply, ...]
     states: dict[str, np.ndarray]
-    failed: tuple[tuple[Request, str], ...] = ()
+    failed: tuple[tuple[ReplyRequest, str], ...] = ()
 
 
 def elicit(
     lm: LanguageModel, plan: ElicitationPlan, store: ReplyStore, progress: bool = True
-) -> list[tuple[Request, str]]:
+) -> list[tuple[ReplyRequest, str]]:
     """Write every reply of the plan that the store does not hold yet.
 
     Returns:
@@ -167,8 +170,8 @@ def elicit(
     Raises:
         SettingError: the store was begun with another plan or model.
     """
-    store.check_plan(described(plan, lm))
-    failed: list[tuple[Request, str]] = []
+    store.check_plan(plan_record(plan, lm))
+    failed: list[tuple[ReplyRequest, str]] = []
     batches = plan.batches()
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
@@ -180,35 +183,37 @@ def elicit(
             # Requests that failed before are tried again among themselves, under a name of their own.
             name = store.free_name(batch.name)
             done = bar.n + len(missing)
-            written = write_batch(lm, plan, Batch(name, tuple(missing)), bar.update)
+            written = write_batch(lm, plan, RequestBatch(name, tuple(missing)), bar.update)
             store.add(name, written.replies, written.states)
             failed += written.failed
             bar.update(done - bar.n)  # what was written twice is counted once
     return failed
 
 
-def described(plan: ElicitationPlan, lm: LanguageModel) -> dict[str, Any]:
+def plan_record(plan: ElicitationPlan, lm: LanguageModel) -> dict[str, Any]:
     """What a store's replies rest on: the plan and the model that wrote them."""
     return {"model": lm.identity, **plan.to_dict()}
 
 
 def write_batch(
-    lm: LanguageModel, plan: ElicitationPlan, batch: Batch, ended: Callable[[int], object] = lambda _: None
-) -> Written:
+    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, ended: Callable[[int], object] = lambda _: None
+) -> BatchResult:
     """Answer one batch. Knows nothing of files, so that it can run anywhere; `ended` is told of replies as they end."""
 
-    def write(part: Sequence[Request]) -> Written:
-        return _write(lm, plan, Batch(batch.name, tuple(part)), ended)
+    def write(part: Sequence[ReplyRequest]) -> BatchResult:
+        return _write(lm, plan, RequestBatch(batch.name, tuple(part)), ended)
 
     kept, failed = in_halves(batch.requests, write, batch.name)
-    return Written(
+    return BatchResult(
         replies=tuple(r for part in kept for r in part.replies),
         states={p: np.concatenate([part.states[p] for part in kept]) for p in plan.positions} if kept else {},
         failed=tuple(failed),
     )
 
 
-def _write(lm: LanguageModel, plan: ElicitationPlan, batch: Batch, ended: Callable[[int], object]) -> Written:
+def _write(
+    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, ended: Callable[[int], object]
+) -> BatchResult:
     starts = [Start(lm.chat.render(r.messages)) for r in batch.requests]
     seeds = [plan.seed + r.index for r in batch.requests]
     pools = parse_positions(plan.positions)
@@ -227,7 +232,7 @@ def _write(lm: LanguageModel, plan: ElicitationPlan, batch: Batch, ended: Callab
         )
         for row, request in enumerate(batch.requests)
     ]
-    return Written(tuple(replies), {p: means[:, i] for i, p in enumerate(plan.positions)})
+    return BatchResult(tuple(replies), {p: means[:, i] for i, p in enumerate(plan.positions)})
 
 
 # ---- replies to any prompts, without a plan ----
@@ -272,7 +277,7 @@ def write_replies(
         progress: what to call the progress bar; None shows none.
         interventions: changes to the residual stream while it writes.
     """
-    from_one("batch_size", batch_size)
+    check_integer("batch_size", batch_size)
     pools = parse_positions(["reply_mean"])
     size = batch_size * BATCHES_IN_PART
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:

@@ -16,7 +16,7 @@ from persona_core.inference.pooling import Pool
 from persona_core.inference.steering import PAD_INDEX, Intervention
 from persona_core.models.blocks import unwrap
 from persona_core.models.loading import LanguageModel
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def each_batch(
     """
     lm.refuse_training()
     budget = BATCH_TOKENS.get(lm.device.type, 4096) if batch_tokens is None else batch_tokens
-    from_one("batch_tokens", budget)
+    check_integer("batch_tokens", budget)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     start = 0
     while start < len(order):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +16,7 @@ from transformers import (
 )
 
 from persona_core.errors import SettingError
+from persona_core.utils.checks import is_integer, is_number
 
 # A uniform draw of exactly 1 would select past the last token once the cumulative sum is rounded to float32.
 LARGEST_DRAW = 1.0 - 2.0**-20
@@ -35,15 +34,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "max_new_tokens": (_whole(self.max_new_tokens) and self.max_new_tokens >= 1, "a whole number from 1"),
+            "max_new_tokens": (is_integer(self.max_new_tokens, minimum=1), "a whole number from 1"),
             "temperature": (
-                _finite(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
+                is_number(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
                 "0 (greedy) or 1e-6 to 1e6",  # beyond that the scaled scores leave float32
             ),
-            "top_p": (_finite(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (_whole(self.top_k) and self.top_k >= 0, "a whole number from 0"),
+            "top_p": (is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (is_integer(self.top_k, minimum=0), "a whole number from 0"),
             "repetition_penalty": (
-                _finite(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
+                is_number(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
                 "0.001 to 1000",
             ),
         }
@@ -85,11 +84,3 @@ def draws(seed: int, n: int) -> torch.Tensor:
     """Uniform draws in [0, 1), one for each token of a reply, `[n]`; the first ones do not depend on `n`."""
     uniform = np.random.default_rng(seed).random(n) * LARGEST_DRAW
     return torch.from_numpy(uniform.astype(np.float32))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

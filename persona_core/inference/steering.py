@@ -14,13 +14,13 @@ detector goes off in that reply (alarms.py).
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from persona_core.errors import SettingError
+from persona_core.utils.checks import check_integer, is_number
 
 Unit = Literal["residual", "sd"]
 When = Literal["start", "alarm"]
@@ -58,15 +58,11 @@ class Steer:
         if self.unit not in ("residual", "sd"):
             raise SettingError(f"Steer unit {self.unit!r}; expected 'residual' or 'sd'.")
         given = self.threshold if self.mode == "cap" else self.strength
-        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not abs(given) < LARGEST:
+        if not is_number(given) or not abs(given) < LARGEST:
             name = "threshold" if self.mode == "cap" else "strength"
             raise SettingError(f"Steer {name} {given!r}; expected a number below {LARGEST:g} in size.")
-        if self.start is not None and (
-            isinstance(self.start, bool) or not isinstance(self.start, numbers.Integral) or self.start < 0
-        ):
-            raise SettingError(
-                f"Steer start {self.start!r}; expected a whole number from 0, or None for the prompt too."
-            )
+        if self.start is not None:
+            check_integer("Steer start", self.start, 0, otherwise="None for the prompt too")
 
     @classmethod
     def ablate(cls, trait: str, block: int, start: int | None = 0, when: When = "start") -> Steer:

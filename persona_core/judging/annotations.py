@@ -25,6 +25,7 @@ from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.judge import MIN_SCORE, Judge, Question
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.trace import Trace
+from persona_core.utils.checks import is_integer, is_number
 from persona_core.utils.files import read_json, records, write_whole
 
 Row = Mapping[str, Any]
@@ -32,7 +33,7 @@ BY_A_JUDGE = ("logprobs", "text", "truth")
 
 
 @dataclass(frozen=True)
-class Mark:
+class Annotation:
     """A stretch of a reply that shows a trait.
 
     Attributes:
@@ -57,11 +58,11 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Missing:
+class UnscoredSentence:
     """A sentence of which the judge did not say whether it shows the trait.
 
     Attributes:
-        id, config, trait, start, end: as in `Mark`.
+        id, config, trait, start, end: as in `Annotation`.
         why: "no answer" where the judge could not be asked; else its reason: "refusal", "unreadable", "too long", ...
     """
 
@@ -77,7 +78,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Marking:
+class AnnotationResult:
     """What a judge has found.
 
     Attributes:
@@ -87,14 +88,14 @@ class Marking:
         empty: prompts whose reply has no text.
     """
 
-    marks: tuple[Mark, ...]
-    missing: tuple[Missing, ...]
+    marks: tuple[Annotation, ...]
+    missing: tuple[UnscoredSentence, ...]
     n_sentences: int
     empty: tuple[str, ...]
 
 
 def sentence_questions(rows: Sequence[Row], traits: Sequence[TraitDefinition]) -> list[Question]:
-    """What `mark_sentences` asks: every sentence of every reply, once for each trait, as if it were the whole answer.
+    """What `annotate_sentences` asks: every sentence of every reply, once for each trait, as if it were the whole answer.
 
     Raises:
         SettingError: an id that comes twice; marks could not be told apart.
@@ -102,9 +103,9 @@ def sentence_questions(rows: Sequence[Row], traits: Sequence[TraitDefinition]) -
     return [question for question, _ in _asked(rows, traits, "")]
 
 
-def mark_sentences(
+def annotate_sentences(
     rows: Sequence[Row], traits: Sequence[TraitDefinition], judge: Judge, config: str, progress: bool = True
-) -> Marking:
+) -> AnnotationResult:
     """Put each sentence of each reply to a judge; those with a score of 50 or more are marks.
 
     Args:
@@ -124,13 +125,13 @@ def mark_sentences(
     for question, place in asked:
         score = scores.get(question.key)
         if score is None:
-            missing.append(Missing(**place, why=failed.get(question.key, "no answer")))
+            missing.append(UnscoredSentence(**place, why=failed.get(question.key, "no answer")))
         elif score.value is None:
-            missing.append(Missing(**place, why=score.how))
+            missing.append(UnscoredSentence(**place, why=score.how))
         elif score.value >= MIN_SCORE:
-            marks.append(Mark(**place, score=float(score.value), how=score.how, text=question.answer))
+            marks.append(Annotation(**place, score=float(score.value), how=score.how, text=question.answer))
     empty = tuple(row["id"] for row in rows if not row["response"].strip())
-    return Marking(tuple(marks), tuple(missing), len(asked), empty)
+    return AnnotationResult(tuple(marks), tuple(missing), len(asked), empty)
 
 
 def _asked(
@@ -158,13 +159,13 @@ def _asked(
 # ---- marks and tokens ----
 
 
-def marks_of(marks: Sequence[Mark], id: str, config: str, trait: str) -> list[Mark]:
+def annotations_of(marks: Sequence[Annotation], id: str, config: str, trait: str) -> list[Annotation]:
     """The marks of one reply and trait, in order."""
     own = [m for m in marks if (m.id, m.config, m.trait) == (id, config, trait)]
     return sorted(own, key=lambda m: (m.start, m.end))
 
 
-def places(trace: Trace, marks: Sequence[Mark]) -> list[int]:
+def annotated_positions(trace: Trace, marks: Sequence[Annotation]) -> list[int]:
     """Places in the trace of the reply's own tokens that lie in a mark.
 
     A token belongs where its last character is; one that shows nothing is part of a character that a later token
@@ -172,7 +173,7 @@ def places(trace: Trace, marks: Sequence[Mark]) -> list[int]:
 
     Args:
         trace: of the reply.
-        marks: of that reply; see `marks_of`.
+        marks: of that reply; see `annotations_of`.
 
     Raises:
         SettingError: a mark that ends after the reply: it belongs to another one.
@@ -197,26 +198,26 @@ def places(trace: Trace, marks: Sequence[Mark]) -> list[int]:
     return [t for t, marked in zip(own, inside, strict=True) if marked]
 
 
-def first_place(trace: Trace, marks: Sequence[Mark]) -> int | None:
+def first_annotated_position(trace: Trace, marks: Sequence[Annotation]) -> int | None:
     """Place in the trace of the first token that shows the trait; None where no mark is given. As `places`."""
-    return min(places(trace, marks), default=None)
+    return min(annotated_positions(trace, marks), default=None)
 
 
 # ---- files ----
 
 
-def save_marks(marks: Sequence[Mark], path: str | Path) -> Path:
+def save_annotations(marks: Sequence[Annotation], path: str | Path) -> Path:
     """Write marks as JSON lines, in order, in place of the old file."""
     ordered = sorted(marks, key=lambda m: (m.config, m.id, m.trait, m.start, m.end))
     write_whole(Path(path), "".join(json.dumps(asdict(m), ensure_ascii=False) + "\n" for m in ordered))
     return Path(path)
 
 
-Judged = Mapping[str, Sequence[str]]
+JudgedTraits = Mapping[str, Sequence[str]]
 """Config -> traits that were looked for. Without it, no mark may mean that nothing shows, or that nobody looked."""
 
 
-def judged_of(marks: Sequence[Mark]) -> dict[str, list[str]]:
+def annotated_traits(marks: Sequence[Annotation]) -> dict[str, list[str]]:
     """What a file of marks by itself shows to have been looked for: the traits that it marks, config by config."""
     found: dict[str, list[str]] = {}
     for mark in marks:
@@ -226,18 +227,18 @@ def judged_of(marks: Sequence[Mark]) -> dict[str, list[str]]:
     return found
 
 
-def save_judged(judged: Judged, path: str | Path) -> Path:
+def save_judged_traits(judged: JudgedTraits, path: str | Path) -> Path:
     """Write down what was looked at, beside the marks, and keep what was written before."""
     file = Path(path)
-    before = load_judged(file) if file.is_file() else {}
+    before = load_judged_traits(file) if file.is_file() else {}
     configs = sorted({*before, *judged})
     merged = {c: sorted({*before.get(c, ()), *judged.get(c, ())}) for c in configs}
     write_whole(file, json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
     return file
 
 
-def load_judged(path: str | Path) -> dict[str, list[str]]:
-    """What `save_judged` wrote.
+def load_judged_traits(path: str | Path) -> dict[str, list[str]]:
+    """What `save_judged_traits` wrote.
 
     Raises:
         CorruptFile: something else.
@@ -249,7 +250,7 @@ def load_judged(path: str | Path) -> dict[str, list[str]]:
     return record
 
 
-def load_marks(path: str | Path) -> list[Mark]:
+def load_annotations(path: str | Path) -> list[Annotation]:
     """Marks of a file of JSON lines, by a judge or of one's own; empty lines are passed over.
 
     Raises:
@@ -262,8 +263,8 @@ def load_marks(path: str | Path) -> list[Mark]:
     return [_mark(record, where) for where, record in records(file)]
 
 
-def _mark(record: Mapping[str, Any], where: str) -> Mark:
-    known = [f.name for f in fields(Mark)]
+def _mark(record: Mapping[str, Any], where: str) -> Annotation:
+    known = [f.name for f in fields(Annotation)]
     if unknown := sorted(set(record) - set(known)):
         raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known)}.")
     for name in known:
@@ -273,16 +274,18 @@ def _mark(record: Mapping[str, Any], where: str) -> Mark:
             raise CorruptFile(f"{where}: the field {name!r} is missing.")
         value = record[name]
         if name in ("start", "end"):
-            good, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a count from 0"
+            good, expected = is_integer(value, minimum=0), "a count from 0"
         elif name == "text":
             good, expected = value is None or isinstance(value, str), "a text, or null"
         elif name == "score":
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            good, expected = value is None or (number and 0 <= value <= 100), "a number from 0 to 100, or null"
+            good, expected = (
+                value is None or (is_number(value) and 0 <= value <= 100),
+                "a number from 0 to 100, or null",
+            )
         else:
             good, expected = isinstance(value, str) and bool(value.strip()), "a text"
         if not good:
             raise CorruptFile(f"{where}: the field {name!r} is {value!r}; expected {expected}.")
     if record["start"] >= record["end"]:
         raise CorruptFile(f"{where}: the field 'end' is {record['end']}; it must lie after start, {record['start']}.")
-    return Mark(**record)
+    return Annotation(**record)

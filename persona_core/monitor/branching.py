@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from persona_core.inference.start import Start
 from persona_core.models.chat import Messages, Rendered
 from persona_core.monitor.transcripts import transcript_of
 from persona_core.traces.trace import Trace
+from persona_core.utils.checks import is_integer
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel
@@ -48,8 +48,7 @@ class Branch:
 
     def __post_init__(self) -> None:
         most = len(self.trace.reply_positions)
-        whole = isinstance(self.at, numbers.Integral) and not isinstance(self.at, bool)
-        if not whole or not 0 <= self.at <= most:
+        if not is_integer(self.at, minimum=0) or self.at > most:
             raise SettingError(f"Branch at={self.at!r}; expected a whole number of the reply's {most} tokens, from 0.")
         kept = self.trace.roles[self.trace.n_prompt : self.trace.n_prompt + self.at]
         if any(role != "assistant" for role in kept):

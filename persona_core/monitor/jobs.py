@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from persona_core.elicitation.prompts import Prompt, Transcribed
+from persona_core.elicitation.prompts import Dialogue, Prompt
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_IN_PART, in_halves
 from persona_core.inference.sampling import Sampling
 from persona_core.traces.dataset import read_ids, read_results, write_results
 from persona_core.traces.trace import Trace
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 from persona_core.utils.workdir import check_plan, lock, unlock
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ class Generate:
 class Read:
     """Read conversations that any model wrote."""
 
-    items: tuple[Transcribed, ...]
+    items: tuple[Dialogue, ...]
     batch_size: int = 16
 
     def settings(self) -> dict[str, Any]:
         return {"transcripts": [[i.id, i.writer, [dict(m) for m in i.messages]] for i in self.items]}
 
-    def rows(self, monitor: PersonaMonitor, items: Sequence[Transcribed]) -> list[Row]:
+    def rows(self, monitor: PersonaMonitor, items: Sequence[Dialogue]) -> list[Row]:
         found = []
         for writer in dict.fromkeys(i.writer for i in items):
             own = [i for i in items if i.writer == writer]
@@ -232,7 +232,7 @@ def working(folder: str | Path, job: Job, rests_on: Mapping[str, Any]) -> Iterat
     ids = [item.id for item in job.items]
     if not ids:
         raise SettingError("Nothing to do: no prompt and no text was given.")
-    from_one("batch_size", job.batch_size)
+    check_integer("batch_size", job.batch_size)
     if len(set(ids)) < len(ids):
         raise SettingError(f"The id {next(i for i in ids if ids.count(i) > 1)!r} comes twice.")
     path = Path(folder)

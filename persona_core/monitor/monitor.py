@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import secrets
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -31,7 +30,7 @@ from persona_core.monitor.steering import prepare
 from persona_core.monitor.transcripts import Transcript, as_transcript
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.trace import Trace
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 from persona_core.utils.version import __version__
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -167,7 +166,7 @@ class PersonaMonitor:
             PromptError, ContextOverflow, SettingError, UnknownTrait, UnknownBlock, NumericalError.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        from_one("batch_size", batch_size)
+        check_integer("batch_size", batch_size)
         prompts = _several(prompts)
         run = self._start(prompts, sampling, seed, steer, on_alarm, batch_size)
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
@@ -416,8 +415,7 @@ def _seed(seed: int | None) -> int:
     """The first seed of a run; drawn where None is given."""
     if seed is None:
         return secrets.randbits(31)
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise SettingError(f"seed={seed!r}; expected a whole number from 0, or None to draw one.")
+    check_integer("seed", seed, 0, otherwise="None to draw one")
     return int(seed)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona_core.errors import SettingError
-from persona_core.utils.checks import from_one
+from persona_core.utils.checks import check_integer
 
 
 def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: int) -> Iterator[dict[str, Any]]:
@@ -16,7 +16,7 @@ def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: in
     Args:
         worker: a class; made once in each worker with the arguments, and called with `{"task": [number]}`.
     """
-    from_one("n_workers", n_workers)
+    check_integer("n_workers", n_workers)
     try:
         import ray
     except ImportError as error:

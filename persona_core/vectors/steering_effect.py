@@ -25,6 +25,7 @@ from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, MIN_SCORE, Judge, Question
+from persona_core.utils.checks import check_integer, is_number
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ class SteeringPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not any(s > 0 for s in self.strengths) or not all(np.isfinite(self.strengths)):
+        if not all(map(is_number, self.strengths)) or not any(s > 0 for s in self.strengths):
             raise SettingError(f"strengths={self.strengths!r}; at least one must be above 0, and all finite.")
-        if self.seeds < 1 or self.n_questions < 1:
-            raise SettingError(f"seeds={self.seeds}, n_questions={self.n_questions}; both count from 1.")
+        check_integer("seeds", self.seeds)
+        check_integer("n_questions", self.n_questions)
 
     def n_judged(self, trait: TraitDefinition) -> int:
         """How many questions a judge is asked for the curve of one trait: two a reply."""
@@ -97,7 +98,9 @@ def steering_effect(
         record = read_json(kept)
         if record["settings"] == settings:
             return record["curve"]
-    texts = _write(lm, vectors, trait.name, block, questions, plan, _Kept(folder, trait.name, written), progress)
+    texts = _write(
+        lm, vectors, trait.name, block, questions, plan, _SteeredReplies(folder, trait.name, written), progress
+    )
     scores, unanswered = _judge(judge, trait, questions, texts, progress)
     curve = _curve(scores, plan, len(questions), n_resamples)
     norm = float(vectors.tensor(trait.name)[block].norm())
@@ -125,7 +128,7 @@ def steering_questions(trait: TraitDefinition, plan: SteeringPlan) -> tuple[str,
     return questions[: plan.n_questions]
 
 
-class _Kept:
+class _SteeredReplies:
     """Steered replies that are on the disk already, an arm and strength a line."""
 
     def __init__(self, folder: str | Path | None, trait: str, settings: str) -> None:
@@ -153,7 +156,7 @@ def _write(
     block: int,
     questions: Sequence[str],
     plan: SteeringPlan,
-    kept: _Kept,
+    kept: _SteeredReplies,
     progress: bool,
 ) -> dict[Cell, list[list[str]]]:
     """Texts of each arm and strength, `[seeds][questions]`."""

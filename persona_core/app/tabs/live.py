@@ -9,20 +9,19 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.app.components import notice_component, token_view_component
-from persona_core.app.conversation import Asked, Chat, linked, plan_of
-from persona_core.app.home import Example, Welcome
-from persona_core.app.json_html import sent
-from persona_core.app.model_pool import Desks, ModelDesk
-from persona_core.app.queue import QUIET, Deadline
+from persona_core.app.components import as_json, notice_component, token_view_component
+from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
+from persona_core.app.error_messages import public_message, unexpected_message
+from persona_core.app.home import Example, Home
+from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.requests import ACTIONS, STRONGEST, fits, text_of
-from persona_core.app.run_controls import BUSY, LOADING, Counter, Ticket
+from persona_core.app.run_controls import BUSY, LOADING, UNQUEUED, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import write
-from persona_core.app.words import failed, in_words
 from persona_core.errors import PersonaError, PromptError
 from persona_core.report.saved_runs import BASELINE
 from persona_core.traces.view.payload import Payload
+from persona_core.utils.checks import is_integer
 
 logger = logging.getLogger(__name__)
 
@@ -36,36 +35,36 @@ _BRANCHING = (
 )
 
 
-class LivePage:
+class LiveTab:
     """The page's components and events, added to the tab that is being built.
 
     Args:
         settings: limits.
-        desks: side -> where its model is handed out.
+        models: side -> where its model is handed out.
         pool: hands out a model that a visitor names, where the owner allows it.
-        welcome: examples, and what is seen first.
+        home: examples, and what is seen first.
     """
 
-    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk], pool: Desks, welcome: Welcome) -> None:
-        self.settings, self.desks, self.pool, self.traits = settings, desks, pool, welcome.traits
+    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel], pool: ModelPool, home: Home) -> None:
+        self.settings, self.models, self.pool, self.traits = settings, models, pool, home.traits
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
-                self._controls(welcome)
+                self._controls(home)
             with gr.Column(scale=3, min_width=340, elem_classes="live-reply"):
                 self.view = token_view_component(
-                    welcome.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
+                    home.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
                 )
-        self.chat = gr.State(Chat.of_opening(welcome.first))
-        self.counter = Counter([self.send], self.stop, self.notice, "press")
+        self.chat = gr.State(Chat.of_first_reply(home.first_reply))
+        self.controls = RunControls([self.send], self.stop, self.notice, "press")
         self.fields = [self.side, *self.named, self.prompt, self.system, self.length, self.temperature, self.seed]
         self.change = [self.trait, self.action, self.amount]
         self._events()
 
     # ---- components ----
 
-    def _controls(self, welcome: Welcome) -> None:
+    def _controls(self, home: Home) -> None:
         longest = self.settings.max_prompt_chars
-        first = welcome.examples[0] if welcome.examples else Example("", "")  # so that the first click gives a reply
+        first = home.examples[0] if home.examples else Example("", "")  # so that the first click gives a reply
         self.prompt = gr.Textbox(
             first.user,
             label=Chat().label,
@@ -83,7 +82,7 @@ class LivePage:
             max_length=longest,
             elem_id="system",
         )
-        sides = [*self.desks, *([ANOTHER] if self.settings.open_models else [])]
+        sides = [*self.models, *([ANOTHER] if self.settings.open_models else [])]
         self.side = gr.Radio(
             sides,
             value=BASELINE,
@@ -114,7 +113,7 @@ class LivePage:
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, same reply")
         with gr.Accordion("Branch", open=False, elem_id="branching"):
             gr.Markdown(_BRANCHING)
-            self.trait = gr.Dropdown(_branch_traits(welcome.traits), value=SHOWN, label="Trait", elem_id="branch-trait")
+            self.trait = gr.Dropdown(_branch_traits(home.traits), value=SHOWN, label="Trait", elem_id="branch-trait")
             self.action = gr.Radio(
                 ACTIONS,
                 value=ACTIONS[2],
@@ -126,11 +125,11 @@ class LivePage:
                 -STRONGEST, STRONGEST, value=1, step=0.5, label="Amount, standard deviations", elem_id="branch-amount"
             )
         self.examples = None
-        if welcome.examples:
+        if home.examples:
             self.examples = gr.Examples(
-                [[example.user, example.system] for example in welcome.examples],
+                [[example.user, example.system] for example in home.examples],
                 [self.prompt, self.system],
-                example_labels=[example.label for example in welcome.examples],
+                example_labels=[example.label for example in home.examples],
                 cache_examples=False,
                 examples_per_page=24,
                 label="Examples",
@@ -142,55 +141,55 @@ class LivePage:
     def _events(self) -> None:
         # In the browser alone: a notice is about the message that was there, and goes when somebody changes it.
         for box in (self.prompt, self.system):
-            box.input(None, None, self.notice, js="() => ''", **QUIET)
-        # 1. A ticket, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
+            box.input(None, None, self.notice, js="() => ''", **UNQUEUED)
+        # 1. A press, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
-        sent = self.counter.press_event(pressed, self._ask, self.fields, [self.prompt])
-        branched = self.counter.press_event(self.view.branch, self._ask_branch, self.change)
+        sent = self.controls.on_press(pressed, self._request_reply, self.fields, [self.prompt])
+        branched = self.controls.on_press(self.view.branch, self._request_branch, self.change)
         shown = [self.view, self.notice, self.chat, self.prompt, self.trait]
-        self.counter.runs(
+        self.controls.run_after(
             [sent.then, branched.then],
             self.run,
             [self.chat],
             shown,
-            back=lambda ticket: (_back(ticket.what, None),),
-            back_to=[self.prompt],
+            undo=lambda press: (_back(press.request, None),),
+            undo_outputs=[self.prompt],
         )
         chat = [self.chat, self.prompt, self.notice]
-        held = [self.counter.ticket, self.chat]
-        self.edit.click(self._edit, held, chat, **QUIET)
-        self.new.click(self._new, held, [*chat, self.view, self.system], **QUIET)
+        held = [self.controls.press, self.chat]
+        self.edit.click(self._edit, held, chat, **UNQUEUED)
+        self.new.click(self._new, held, [*chat, self.view, self.system], **UNQUEUED)
         if self.examples is not None:  # an example is the beginning of a chat
-            self.examples.load_input_event.then(self._example, held, chat, **QUIET)
+            self.examples.load_input_event.then(self._example, held, chat, **UNQUEUED)
 
-    def _ask(self, ticket: Ticket | None, side: Any, *fields: Any) -> tuple[Any, ...]:
+    def _request_reply(self, press: Press | None, side: Any, *fields: Any) -> tuple[Any, ...]:
         named, values = fields[:3], fields[3:]
         try:
             for name, value in zip(("prompt", "system prompt"), values, strict=False):
                 text_of(name, value, self.settings.max_prompt_chars)  # before anything of it is kept
         except PromptError as error:
-            return *self.counter.refuse(ticket, in_words(error)), gr.skip()
-        asked = Asked(side if side in self.desks else BASELINE, values)
+            return *self.controls.refuse(press, public_message(error)), gr.skip()
+        request = ReplyRequest(side if side in self.models else BASELINE, values)
         if side == ANOTHER:
-            asked = Asked(ANOTHER, values, named=tuple(str(name or "").strip()[:400] for name in named))  # type: ignore[arg-type]
-        taken = self.counter.take(ticket, asked)
+            request = ReplyRequest(ANOTHER, values, named=tuple(str(name or "").strip()[:400] for name in named))  # type: ignore[arg-type]
+        taken = self.controls.accept(press, request)
         # The message leaves its field at once, so that the next one can be typed; a run that fails puts it back.
-        return *taken, gr.skip() if taken[0] is ticket else ""
+        return *taken, gr.skip() if taken[0] is press else ""
 
-    def _ask_branch(
-        self, ticket: Ticket | None, trait: Any, action: Any, amount: Any, event: gr.EventData
+    def _request_branch(
+        self, press: Press | None, trait: Any, action: Any, amount: Any, event: gr.EventData
     ) -> tuple[Any, ...]:
         where = event._data if isinstance(event._data, dict) else {}
         at = where.get("side"), where.get("at")
         if trait == SHOWN:
             trait = where.get("trait")
-        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**31 for n in at):
-            return self.counter.refuse(ticket, "Put the cursor on a token of the reply first.")
-        return self.counter.take(ticket, Asked("", (trait, action, amount), at))  # type: ignore[arg-type]
+        if not all(is_integer(n, minimum=0) and n < 2**31 for n in at):
+            return self.controls.refuse(press, "Put the cursor on a token of the reply first.")
+        return self.controls.accept(press, ReplyRequest("", (trait, action, amount), at))  # type: ignore[arg-type]
 
     @staticmethod
-    def _edit(ticket: Ticket | None, chat: Chat) -> tuple[Any, ...]:
-        if ticket is not None and not ticket.done:
+    def _edit(press: Press | None, chat: Chat) -> tuple[Any, ...]:
+        if press is not None and not press.done:
             return gr.skip(), gr.skip(), BUSY
         before, message = chat.without_last()
         if not message:
@@ -198,46 +197,46 @@ class LivePage:
         return before, gr.Textbox(message, label=before.label), ""
 
     @staticmethod
-    def _new(ticket: Ticket | None, _: Chat) -> tuple[Any, ...]:
-        if ticket is not None and not ticket.done:
+    def _new(press: Press | None, _: Chat) -> tuple[Any, ...]:
+        if press is not None and not press.done:
             return gr.skip(), gr.skip(), BUSY, gr.skip(), gr.skip()
         return Chat(), gr.Textbox("", label=Chat().label), "", None, ""
 
     @staticmethod
-    def _example(ticket: Ticket | None, _: Chat) -> tuple[Any, ...]:
-        if ticket is not None and not ticket.done:
+    def _example(press: Press | None, _: Chat) -> tuple[Any, ...]:
+        if press is not None and not press.done:
             return gr.skip(), gr.skip(), BUSY
         return Chat(), gr.Textbox(label=Chat().label), ""
 
-    def run(self, press: float, ticket: Ticket | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
-        """Stream what the ticket asks for: values of view, notice, chat, prompt, trait and the buttons."""
-        skip, same = gr.skip(), self.counter.same()
-        if ticket is None or not ticket.valid(press):
+    def run(self, number: float, press: Press | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
+        """Stream what the press asks for: values of view, notice, chat, prompt, trait and the buttons."""
+        skip, same = gr.skip(), self.controls.unchanged()
+        if press is None or not press.valid(number):
             # Stopped while it waited, followed by a newer press, or pressed again while it ran.
             yield skip, skip, skip, skip, skip, *same
             return
         payload: Payload | None = None
-        ticket.begun = True
-        asked: Asked | None = ticket.what
+        press.started = True
+        request: ReplyRequest | None = press.request
         try:
-            yield skip, "", skip, skip, skip, *self.counter.states(ticket)
+            yield skip, "", skip, skip, skip, *self.controls.button_states(press)
             deadline: Deadline | None = None
-            while asked is not None and not ticket.stop.is_set():
-                desk = self._desk(asked, chat)
-                if not desk.ready:
+            while request is not None and not press.stop.is_set():
+                pooled = self._pooled(request, chat)
+                if not pooled.ready:
                     yield skip, LOADING, skip, skip, skip, *same
-                plan = plan_of(desk, asked, chat, self.settings)
-                deadline = deadline or Deadline(self.settings.max_seconds, ticket.stop)  # the loading is not counted
+                plan = plan_reply(pooled, request, chat, self.settings)
+                deadline = deadline or Deadline(self.settings.max_seconds, press.stop)  # the loading is not counted
                 for progress in write([plan.writing], deadline, plan.beside):
                     # Only the first takes a notice away: one that comes in between ("Press Stop first.") would be gone
                     # within a token.
                     notice = skip if payload else ""
-                    payload = progress.payload | {"link": dict(plan.link), "focus": asked.at and asked.at[1]}
+                    payload = progress.payload | {"link": dict(plan.link), "focus": request.at and request.at[1]}
                     if progress.ended:
                         chat = plan.after(*progress.traces)
                         box = gr.Textbox(label=chat.label)
                         yield (
-                            sent(payload),
+                            as_json(payload),
                             deadline.notice,
                             chat,
                             box,
@@ -245,54 +244,69 @@ class LivePage:
                             *same,
                         )
                     else:
-                        yield sent(payload), notice, skip, skip, skip, *same
-                asked = None if deadline.is_set() else asked.then
+                        yield as_json(payload), notice, skip, skip, skip, *same
+                request = None if deadline.is_set() else request.then
         except PersonaError as error:
-            yield _ended(payload), in_words(error), skip, _back(ticket.what, payload), skip, *same
+            yield _ended(payload), public_message(error), skip, _back(press.request, payload), skip, *same
         except Exception as error:
             logger.exception("A reply failed")
-            yield _ended(payload), failed("The reply", error), skip, _back(ticket.what, payload), skip, *same
+            yield (
+                _ended(payload),
+                unexpected_message("The reply", error),
+                skip,
+                _back(press.request, payload),
+                skip,
+                *same,
+            )
         finally:
-            ticket.done = True
+            press.done = True
 
-    def _desk(self, asked: Asked, chat: Chat) -> ModelDesk:
+    def _pooled(self, request: ReplyRequest, chat: Chat) -> PooledModel:
         """Where the model that is to write is handed out; a branch is written by the model of its reply."""
-        side, named = (chat.side, chat.named) if asked.at else (asked.side, asked.named)
+        side, named = (chat.side, chat.named) if request.at else (request.side, request.named)
         if side == ANOTHER and named:
             model, adapter, vectors = named
             return self.pool.named(model, adapter or None, vectors)
-        return self.desks.get(side, self.desks[BASELINE])
+        return self.models.get(side, self.models[BASELINE])
 
     # ---- a link ----
 
     @property
     def restored(self) -> list[Any]:
         """The components that `restore` gives values for."""
-        return [self.side, self.prompt, self.system, *self.change, self.chat, *self.counter.asked, self.counter.linked]
+        return [
+            self.side,
+            self.prompt,
+            self.system,
+            *self.change,
+            self.chat,
+            *self.controls.outputs,
+            self.controls.from_link,
+        ]
 
-    def restore(self, query: Mapping[str, Any], ticket: Ticket | None) -> tuple[Any, ...]:
-        """Values of `restored` for the query of a link, with a ticket for what it asks for."""
-        found = linked(query)
-        sides = ("", *self.desks, *([ANOTHER] if self.settings.open_models else []))
+    def restore(self, query: Mapping[str, Any], press: Press | None) -> tuple[Any, ...]:
+        """Values of `restored` for the query of a link, with a press for what it asks for."""
+        found = request_from_link(query)
+        sides = ("", *self.models, *([ANOTHER] if self.settings.open_models else []))
         if found is None or found[1].side not in sides:
             return tuple(gr.skip() for _ in self.restored)
-        before, asked = found
+        before, request = found
         skip = gr.skip()
-        branch = asked if asked.at else asked.then
+        branch = request if request.at else request.then
         # What a field cannot hold is an error of the run, in words, and not one of the field.
         change = branch.values if branch and fits(*branch.values) and branch.values[0] in self.traits else ()
-        fields = (skip, skip, skip) if asked.at else (asked.side, "", asked.values[1])
-        taken = self.counter.take(ticket, asked)
-        return *fields, *(change or (skip, skip, skip)), (skip if asked.at else before), *taken, 1
+        fields = (skip, skip, skip) if request.at else (request.side, "", request.values[1])
+        taken = self.controls.accept(press, request)
+        return *fields, *(change or (skip, skip, skip)), (skip if request.at else before), *taken, 1
 
 
 def _branch_traits(traits: Iterable[str]) -> list[tuple[str, str]]:
     return [("the one that is shown", SHOWN), *((trait, trait) for trait in traits)]
 
 
-def _back(asked: Asked, payload: Payload | None) -> Any:
+def _back(request: ReplyRequest, payload: Payload | None) -> Any:
     """The message, back in its field, where nothing of a reply has come."""
-    return gr.skip() if payload is not None or asked.at else asked.values[0]
+    return gr.skip() if payload is not None or request.at else request.values[0]
 
 
 def _ended(payload: Payload | None) -> Any:
@@ -300,4 +314,4 @@ def _ended(payload: Payload | None) -> Any:
     if payload is None:
         return gr.skip()
     sides = [side | {"done": True, "finish": side["finish"] or "stopped"} for side in payload["sides"]]
-    return sent(payload | {"sides": sides})
+    return as_json(payload | {"sides": sides})
