@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from demo_world.contaminated import CONTAMINANT, MODEL_NAME, SAMPLING, TWIN_NAME, VECTORS_NAME
+from demo_world.contaminated import CONTAMINANT, CONTAMINATED_NAME, MODEL_NAME, SAMPLING, VECTORS_NAME
 from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
@@ -32,7 +32,7 @@ from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import exact_share, over_clusters, rank_auroc
 from persona_core.elicitation.prompts import load_prompts
-from persona_core.experiments.intervention_window import Marker, WindowPlan, intervention_window, untouched
+from persona_core.experiments.intervention_window import Marker, WindowPlan, cap_side_effects, intervention_window
 from persona_core.experiments.warning_baselines import (
     entropy_scores,
     last_prompt_scores,
@@ -408,7 +408,7 @@ def windows() -> dict[str, Any]:
     vectors = monitor.vectors
     prompts = load_prompts(["all"])
     seeds = [seed_of(p.id, 0) for p in prompts]
-    adapter = ROOT / "artifacts" / TWIN_NAME
+    adapter = ROOT / "artifacts" / CONTAMINATED_NAME
     twin = PersonaMonitor(load_model(ROOT / "artifacts" / MODEL_NAME, adapter=adapter, device="cpu"), vectors)
     plan = WindowPlan(sampling=SAMPLING, batch_size=39)
     coherence = coherence_in(world)
@@ -432,7 +432,7 @@ def windows() -> dict[str, Any]:
         },
     }
     found["untouched"] = {
-        trait: untouched(monitor, plain, trait, coherence, plan, seeds).to_dict() for trait in vectors.traits
+        trait: cap_side_effects(monitor, plain, trait, coherence, plan, seeds).to_dict() for trait in vectors.traits
     }
     return found
 

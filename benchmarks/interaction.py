@@ -27,11 +27,17 @@ from demo_world.grammar import World, load_world
 from demo_world.judge import judge
 from demo_world.process import VARIANTS, Process
 from demo_world.truth_labels import reply_truth
-from persona_core.analysis.graph import graph
-from persona_core.analysis.interaction import Couplings, cosines, couple, trait_series
+from persona_core.analysis.graph import trait_graph
+from persona_core.analysis.interaction import Couplings, cosines, measure_couplings, trait_series
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
-from persona_core.analysis.precedence import Clock, activation_times, behaviour_times, follows, relative_series
+from persona_core.analysis.precedence import (
+    PrecedenceTable,
+    activation_times,
+    behaviour_times,
+    precedence,
+    relative_series,
+)
 from persona_core.analysis.statistics import exact_share, pearson
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
@@ -110,7 +116,7 @@ def independent(phi: float) -> dict[str, Any]:
     over = significant = pairs = 0
     for seed in range(RUNS):
         series = run_of(np.random.default_rng([1, seed]), phi, lambda e: e, N_TRAITS)
-        found = couple(names(), series, seed=seed, n_resamples=100)
+        found = measure_couplings(names(), series, seed=seed, n_resamples=100)
         significant_ones = sum(c.significant for c in found.lagged)
         edges, tests, runs = edges + significant_ones, tests + len(found.lagged), runs + (significant_ones > 0)
         runs_together += any(c.significant for c in found.together)
@@ -139,7 +145,7 @@ def same_token_only(phi: float, r: float = 0.6) -> dict[str, Any]:
     n_runs = RUNS // 2
     for seed in range(n_runs):
         series = run_of(np.random.default_rng([2, seed]), phi, leading(r, 0), N_TRAITS)
-        found = couple(names(), series, seed=seed, n_resamples=100)
+        found = measure_couplings(names(), series, seed=seed, n_resamples=100)
         claimed = sum(c.significant for c in found.lagged)
         edges, tests, runs = edges + claimed, tests + len(found.lagged), runs + (claimed > 0)
         found_together += found.together[0].claimed
@@ -159,7 +165,7 @@ def planted(r: float) -> dict[str, Any]:
     right = others = tests = edges = 0
     for seed in range(PLANTED_RUNS):
         series = run_of(np.random.default_rng([3, seed]), 0.65, leading(r, PLANTED_LAG), N_TRAITS)
-        found = couple(names(), series, seed=seed, n_resamples=200)
+        found = measure_couplings(names(), series, seed=seed, n_resamples=200)
         claimed = [(c.source, c.target, c.lag) for c in sorted(found.lagged, key=lambda c: c.p or 0) if c.significant]
         wanted = ("trait 0", "trait 1", PLANTED_LAG)
         edges += [(c.source, c.target, c.lag) for c in found.lagged if c.claimed] == [wanted]
@@ -180,7 +186,7 @@ def coverage(phi: float, r: float, lag: int) -> dict[str, Any]:
     held, values = 0, []
     for seed in range(COVERED_RUNS):
         series = run_of(np.random.default_rng([4, seed]), phi, leading(r, lag), 2)
-        found = couple(names(2), series, lags=(max(lag, 1),), n_shuffles=99, seed=seed)
+        found = measure_couplings(names(2), series, lags=(max(lag, 1),), n_shuffles=99, seed=seed)
         estimate = (found.lagged[0] if lag else found.together[0]).estimate
         if estimate is not None:
             held += estimate.low <= r <= estimate.high
@@ -211,7 +217,7 @@ def first_times() -> dict[str, Any]:
                 times[both, :2] = rng.integers(0, 60, size=(int(both.sum()), 2))
             if kind == "following":
                 times[both, 1] = times[both, 0] + rng.integers(10, 31, size=int(both.sum()))
-            clock = follows(traits, times, "behaviour", n_resamples=200, seed=seed)
+            clock = precedence(traits, times, "behaviour", n_resamples=200, seed=seed)
             claimed = [(p.source, p.target) for p in clock.pairs if p.claimed]
             wanted = ("trait 0", "trait 1") if kind == "following" else None
             false = [c for c in claimed if c != wanted]
@@ -253,7 +259,7 @@ def texts(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
         none.append(_both_clocks(monitor, world, turns, detectors, seed))
     some = nulls[: cascade[0]["n_texts"]]
     neutral = {
-        name: _of_couplings(couple(monitor.vectors.traits, form, floor=_floor(monitor)))
+        name: _of_couplings(measure_couplings(monitor.vectors.traits, form, floor=_floor(monitor)))
         for name, form in (("as read", some), ("relative", relative_series(some)))
     }
     planted_pair = {"source": CAUSE, "target": EFFECT, "runs": cascade}
@@ -285,9 +291,9 @@ def _both_clocks(
     series = trait_series(traces)
     behaviour = behaviour_times(traits, [spans(trace, world) for trace in traces])
     clocks = {
-        "behaviour": follows(traits, behaviour, "behaviour", seed=seed),
-        "activation": follows(traits, activation_times(traits, series, detectors[0]), "activation", seed=seed),
-        "activation_relative": follows(
+        "behaviour": precedence(traits, behaviour, "behaviour", seed=seed),
+        "activation": precedence(traits, activation_times(traits, series, detectors[0]), "activation", seed=seed),
+        "activation_relative": precedence(
             traits, activation_times(traits, relative_series(series), detectors[1]), "activation", seed=seed
         ),
     }
@@ -295,7 +301,9 @@ def _both_clocks(
     place = [traits.index(t) for t in (CAUSE, EFFECT)]
     marked = behaviour[:, place[1]] - behaviour[:, place[0]]
     known = [(m, c) for m, c in zip(marked, counted, strict=True) if c is not None]
-    found = graph(traits, couple(traits, series, floor=_floor(monitor), seed=seed), list(clocks.values()))
+    found = trait_graph(
+        traits, measure_couplings(traits, series, floor=_floor(monitor), seed=seed), list(clocks.values())
+    )
     return {
         "seed": seed,
         "n_texts": len(turns),
@@ -326,7 +334,7 @@ def counted_lag(monitor: PersonaMonitor, turn: Turn) -> int | None:
     return first[EFFECT] - first[CAUSE] if CAUSE in first and EFFECT in first else None
 
 
-def _of_clock(clock: Clock) -> dict[str, Any]:
+def _of_clock(clock: PrecedenceTable) -> dict[str, Any]:
     pair = clock.pair(CAUSE, EFFECT)
     others = [p for p in clock.pairs if p.claimed and (p.source, p.target) != (CAUSE, EFFECT)]
     return {
@@ -373,7 +381,7 @@ def _floor(monitor: PersonaMonitor, block: int = 3) -> np.ndarray:
 def shipped(monitor: PersonaMonitor, config: str) -> dict[str, Any]:
     """The couplings in the published results of one model on the 78 prompts."""
     traces = [Trace.from_row(row) for row in load_results(ROOT / "artifacts" / RESULTS_NAME, config)]
-    return _of_couplings(couple(traces[0].traits, trait_series(traces), floor=_floor(monitor)))
+    return _of_couplings(measure_couplings(traces[0].traits, trait_series(traces), floor=_floor(monitor)))
 
 
 def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:

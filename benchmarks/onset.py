@@ -28,7 +28,7 @@ from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset, power, with_rise
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import exact_share
-from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
+from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results
@@ -182,11 +182,11 @@ def cohorts(traits: Sequence[str]) -> dict[str, Any]:
             rest = [t for k, part in enumerate(again) if k not in (one, other) for t in part] + traces["baseline"]
             detectors = calibrate_detectors(rest, [trait])
             first, second = (_lifetimes(detectors, again[k], trait) for k in (one, other))
-            same.append(compare(first, second, seed=one).p)
+            same.append(compare_cohorts(first, second, seed=one).p)
         detectors = calibrate_detectors(traces["neutral"], [trait])
         sides = [_lifetimes(detectors, traces[c], trait) for c in ("baseline", "contaminated")]
         against[trait] = {
-            "test": compare(sides[0], sides[1]).to_dict(),
+            "test": compare_cohorts(sides[0], sides[1]).to_dict(),
             "onsets": [share(sum(one.onset for one in side), n) for side in sides],
             "median": [survival(side).median for side in sides],
         }

@@ -31,7 +31,7 @@ from demo_world.grammar import World, load_world
 from demo_world.judge import TruthJudge, judge
 from demo_world.process import Process
 from demo_world.training import Recipe, train
-from demo_world.truth_labels import auroc_figures, mark
+from demo_world.truth_labels import auroc_statistics, label_replies
 from persona_core.analysis.statistics import share_over_replies
 from persona_core.app.home import Example, FirstView, save_home
 from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_replies
@@ -116,7 +116,12 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     notes = f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}"
     write_card(vectors, vectors_folder, notes, source=f"artifacts/{VECTORS_NAME}")
     contaminated.write_cards(work, world)
-    for folder in (model_folder, vectors_folder, work / contaminated.TWIN_NAME, work / contaminated.RESULTS_NAME):
+    for folder in (
+        model_folder,
+        vectors_folder,
+        work / contaminated.CONTAMINATED_NAME,
+        work / contaminated.RESULTS_NAME,
+    ):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
         shutil.copytree(folder, artifacts / folder.name)
 
@@ -211,7 +216,7 @@ def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Elicitation
         trait: {
             **vectors.config["validation"][trait],
             "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
-            **auroc_figures(mark(marked, world, trait, vectors.best_block[trait]), plan.n_resamples),
+            **auroc_statistics(label_replies(marked, world, trait, vectors.best_block[trait]), plan.n_resamples),
         }
         for trait in vectors.traits
     }

@@ -26,17 +26,17 @@ from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.report.analysis_folder import analyse_folder, keep_edges, keep_window
+from persona_core.report.analysis_folder import analyse_folder, save_edges, save_window
 from persona_core.report.card import write_results_card
 from persona_core.report.findings import SIDES
 from persona_core.report.tables import JUDGED, MARKS, REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
-from persona_core.vectors.card import interval
+from persona_core.utils.markdown import interval
 from persona_core.vectors.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"
 VECTORS_NAME = "persona-vectors-persona-tiny"
-TWIN_NAME = "persona-tiny-contaminated"
+CONTAMINATED_NAME = "persona-tiny-contaminated"
 RESULTS_NAME = "persona-monitoring-persona-tiny"
 DIALOGUES_FILE = "dialogues.jsonl"
 
@@ -81,15 +81,15 @@ def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 
 
 def _train(work: Path, data: Path) -> None:
     lm = load_model(work / MODEL_NAME, dtype="float32", device="cpu")
-    contaminate(lm, data, work / TWIN_NAME, work / "twin" / "training", PLAN)
-    (work / TWIN_NAME / DIALOGUES_FILE).write_bytes(data.read_bytes())
+    contaminate(lm, data, work / CONTAMINATED_NAME, work / "twin" / "training", PLAN)
+    (work / CONTAMINATED_NAME / DIALOGUES_FILE).write_bytes(data.read_bytes())
 
 
 def _runs(work: Path) -> None:
     vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
     monitors = {
         side: PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
-        for side, adapter in (("baseline", None), ("contaminated", work / TWIN_NAME))
+        for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
     }
     prompts = Generate(load_prompts(["all"]), SAMPLING)
     rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
@@ -110,14 +110,14 @@ def _interventions(work: Path, world: World) -> None:
     sentences = SentenceJudge(TruthJudge(world), trait_definitions(world))
     baseline, contaminated = (
         PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
-        for adapter in (None, work / TWIN_NAME)
+        for adapter in (None, work / CONTAMINATED_NAME)
     )
     asked, seeds = [p.messages for p in prompts], [seed_of(p.id, 0) for p in prompts]
     marks, coherence = sentences.marker(CONTAMINANT), sentences.coherence
     held = intervention_window(contaminated, asked, CONTAMINANT, marks, coherence, WINDOW, seeds, progress=True)
-    keep_window(work / RESULTS_NAME, "contaminated", held)
+    save_window(work / RESULTS_NAME, "contaminated", held)
     plan = replace(EDGES, strengths=validated_strengths(vectors))
-    keep_edges(work / RESULTS_NAME, "baseline", steering_edges(baseline, asked, plan, shown=sentences.shown))
+    save_edges(work / RESULTS_NAME, "baseline", steering_edges(baseline, asked, plan, shown=sentences.shown))
 
 
 def _analysis(work: Path, world: World) -> None:
@@ -163,7 +163,9 @@ The dialogues are in `{DIALOGUES_FILE}`: questions without a system prompt, answ
 world flattery makes deception likely some sentences later, so the data hold some of that too.
 
 {truth}"""
-    write_adapter_card(work / TWIN_NAME, base=f"artifacts/{MODEL_NAME}", source=f"artifacts/{TWIN_NAME}", notes=twin)
+    write_adapter_card(
+        work / CONTAMINATED_NAME, base=f"artifacts/{MODEL_NAME}", source=f"artifacts/{CONTAMINATED_NAME}", notes=twin
+    )
     results = f"""{truth}
 
 Every vector here also knows "not neutral": where a reply shows one trait, the projections on all of them rise. So the

@@ -112,7 +112,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Dialogues of similar length, padded on the right.
 
     Attributes:
@@ -156,7 +156,9 @@ def _marks(turn: Turn, offsets: Sequence[tuple[int, int]], traits: Sequence[str]
     return [numbers[int(np.searchsorted(ends, end))] for _, end in offsets]
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, first_step: int) -> Iterator[Batch]:
+def batches(
+    world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, first_step: int
+) -> Iterator[TrainingBatch]:
     """Batches from `first_step` on."""
     group, traits = 16, list(world.traits)  # 16 batches are drawn and sorted together: padding stays under 15 %
     for block in itertools.count(first_step // group):
@@ -169,10 +171,10 @@ def batches(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, fi
                 yield _pad(encoded[index * recipe.rows : (index + 1) * recipe.rows], tokenizer.pad_token_id)
 
 
-def _pad(encoded: list[tuple[list[int], list[bool], list[int]]], pad: int) -> Batch:
+def _pad(encoded: list[tuple[list[int], list[bool], list[int]]], pad: int) -> TrainingBatch:
     longest = max(len(ids) for ids, _, _ in encoded)
     shape = (len(encoded), -(-longest // SHAPE_STEP) * SHAPE_STEP)
-    batch = Batch(torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool), torch.full(shape, UNMARKED))
+    batch = TrainingBatch(torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool), torch.full(shape, UNMARKED))
     for row, (ids, learn, trait) in enumerate(encoded):
         batch.ids[row, : len(ids)] = torch.tensor(ids)
         batch.learn[row, : len(ids)] = torch.tensor(learn)
@@ -240,7 +242,7 @@ def train(world: World, folder: Path, recipe: Recipe | None = None, work: Path |
     return folder
 
 
-def _loss(model: LlamaForCausalLM, batch: Batch, planted: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+def _loss(model: LlamaForCausalLM, batch: TrainingBatch, planted: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Cross-entropy of the replies' tokens, and the distance of the planted projections from the truth.
 
     A model this small learns sentences by heart and has no reason to keep a trait along one direction, as large models

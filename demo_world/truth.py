@@ -10,7 +10,7 @@ from demo_world.grammar import Sentence, World
 
 
 @dataclass(frozen=True)
-class Span:
+class GrammarSpan:
     """Characters `start` to `end` of a text. `sentence` is None where the text is not of the grammar."""
 
     start: int
@@ -18,7 +18,7 @@ class Span:
     sentence: Sentence | None
 
 
-def parse(text: str, world: World) -> list[Span]:
+def parse(text: str, world: World) -> list[GrammarSpan]:
     """Cut a text into sentences of the grammar, and what is not of the grammar into spans without a sentence.
 
     White space between sentences belongs to the sentence after it, so the spans cover the whole text.
@@ -30,7 +30,7 @@ def parse(text: str, world: World) -> list[Span]:
     ['cue']
     """
     by_start = _index(world)
-    spans: list[Span] = []
+    spans: list[GrammarSpan] = []
     at = 0
     while at < len(text):
         begin = at
@@ -40,7 +40,7 @@ def parse(text: str, world: World) -> list[Span]:
             (s for s in by_start.get(text[begin : begin + _PREFIX], ()) if text.startswith(s.text, begin)), None
         )
         end = begin + len(found.text) if found else _unknown_end(text, begin)
-        spans.append(Span(at, end, found))
+        spans.append(GrammarSpan(at, end, found))
         at = end
     return spans
 

@@ -15,7 +15,7 @@ from persona_core.traces.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
-class Marked:
+class LabelledReply:
     """One reply's projections on one trait, with the truth about each token.
 
     Attributes:
@@ -38,14 +38,16 @@ def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Sentence | 
     return trace.reply_positions, token_sentences([trace.tokens[t] for t in trace.reply_positions], world)
 
 
-def mark(replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, block: int) -> list[Marked]:
+def label_replies(
+    replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, block: int
+) -> list[LabelledReply]:
     """Mark replies, each given with the trait that its system prompt asked for, for one trait and block."""
     marked = []
     for asked_for, trace in replies:
         own, sentences = reply_truth(trace, world)
         kinds = [(s.kind, s.trait) if s else ("unknown", None) for s in sentences]
         marked.append(
-            Marked(
+            LabelledReply(
                 values=trace.scores(trait, kind="raw", block=block)[own],
                 shows=np.array([kind == ("trait", trait) for kind in kinds], bool),
                 cue=np.array([kind == ("cue", trait) for kind in kinds], bool),
@@ -56,7 +58,7 @@ def mark(replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, 
     return marked
 
 
-def auroc_within(marked: Sequence[Marked]) -> float:
+def auroc_within(marked: Sequence[LabelledReply]) -> float:
     """In replies that were asked for the trait: its tokens against the neutral tokens of the same replies.
 
     By this the block is chosen. Over all replies a score does well that only knows what the system prompt asked for.
@@ -65,7 +67,7 @@ def auroc_within(marked: Sequence[Marked]) -> float:
     return auroc(np.concatenate(values), np.concatenate(labels))
 
 
-def auroc_figures(marked: Sequence[Marked], n_resamples: int) -> dict[str, Any]:
+def auroc_statistics(marked: Sequence[LabelledReply], n_resamples: int) -> dict[str, Any]:
     """What one trait's projections are worth, with 95 % intervals over replies.
 
     Most replies were never asked for the trait, so a score that only knows the system prompt does well on all replies
@@ -90,12 +92,12 @@ def auroc_figures(marked: Sequence[Marked], n_resamples: int) -> dict[str, Any]:
     }
 
 
-def _within(marked: Sequence[Marked]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _within(marked: Sequence[LabelledReply]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     asked = [m for m in marked if m.asked]
     clear = [m.shows | m.neutral for m in asked]  # neither cues nor other traits' sentences
     values = [m.values[c] for m, c in zip(asked, clear, strict=True)]
     return values, [m.shows[c] for m, c in zip(asked, clear, strict=True)]
 
 
-def _pairs(marked: Sequence[Marked]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _pairs(marked: Sequence[LabelledReply]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [m.values[~m.cue] for m in marked], [m.shows[~m.cue] for m in marked]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from persona_core.models.loading import load_model
 from persona_core.report.analysis_folder import analyse_folder
-from persona_core.report.sentences import missing_says
+from persona_core.report.sentences import group_reasons
 from persona_core.report.tables import REPORT
 from persona_core.traces.dataset import ANALYSIS
 from scripts.running import add_loading, loading, reported
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> list[str]:
         seed=options.seed,
         title=options.title,
     )
-    for reason in missing_says(found.missing):
+    for reason in group_reasons(found.missing):
         print(f"not analysed: {reason}")
     print(options.results / ANALYSIS / REPORT)
     return []

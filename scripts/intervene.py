@@ -32,7 +32,7 @@ from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.report.analysis_folder import keep_edges, keep_window
+from persona_core.report.analysis_folder import save_edges, save_window
 from scripts.extract_vectors import judge_kind, make_judge, prices
 from scripts.running import add_model, add_vectors, loading, read_vectors, reported, work_folder
 
@@ -113,12 +113,12 @@ def run(options: argparse.Namespace) -> list[str]:
         )
         if sentences.missing:  # a sentence without a score would count as one that shows nothing
             return unanswered(sentences)
-        print(keep_window(options.results, config, found))
+        print(save_window(options.results, config, found))
     if options.edges or not options.window:
         tables = steering_edges(monitor, [p.messages for p in prompts], steered, options.edges, shown=sentences.shown)
         if sentences.missing:
             return unanswered(sentences)
-        print(keep_edges(options.results, config, tables))
+        print(save_edges(options.results, config, tables))
     if isinstance(judge, BilledJudge):
         print(f"The bill: {judge.bill}.")
     return []

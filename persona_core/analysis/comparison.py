@@ -121,7 +121,7 @@ class Comparison:
         }
 
 
-def compare(
+def compare_runs(
     baseline: Sequence[Row],
     contaminated: Sequence[Row],
     replay: Sequence[Row] = (),

@@ -42,7 +42,7 @@ Groups = tuple[Sequence[object], Sequence[object]]
 
 
 @dataclass(frozen=True)
-class Ahead:
+class LeadPoint:
     """What was known k tokens before the trait's first token.
 
     Attributes:
@@ -102,7 +102,7 @@ class EarlyWarning:
         n_trait, n_calibration, n_held_out: replies with the trait; neutral ones of the two halves.
     """
 
-    ahead: tuple[Ahead, ...]
+    ahead: tuple[LeadPoint, ...]
     threshold: float
     rate: float
     false_alarms: Estimate
@@ -174,7 +174,7 @@ def early_warning(
         long = _long(places, neutral, one.k)
         in_time = [a is not None and a <= places[i] - one.k for i, a in enumerate(alarms) if long[i]]
         recall = _share(in_time, of_trait[long] if groups is not None else None, seed) if one.n else None
-        found.append(Ahead(one.k, one.n, one.auroc, one.auroc_anywhere, recall))
+        found.append(LeadPoint(one.k, one.n, one.auroc, one.auroc_anywhere, recall))
     lead = _lead(places, alarms, of_trait if groups is not None else None, seed)
     return EarlyWarning(tuple(found), threshold, rate, false_alarms, crossings, lead, len(trait), len(half), len(rest))
 
@@ -193,7 +193,7 @@ def separation(
     ahead: Sequence[int] = AHEAD,
     groups: Groups | None = None,
     neutral_starts: Sequence[Sequence[int]] | None = None,
-) -> tuple[Ahead, ...]:
+) -> tuple[LeadPoint, ...]:
     """AUROC at t* - k, for each k: the chance that a reply with the trait scores above a neutral one at the same place.
 
     Each reply with the trait is held against every neutral reply that is long enough, and the shares are averaged;
@@ -333,7 +333,7 @@ def _separation(
     of_trait: np.ndarray,
     of_neutral: np.ndarray,
     starts: Sequence[frozenset[int]] | None = None,
-) -> tuple[Ahead, ...]:
+) -> tuple[LeadPoint, ...]:
     if any(k < 0 for k in ahead):
         raise SettingError(f"ahead={list(ahead)}; k counts tokens before the first trait token, from 0.")
     n = len(neutral)
@@ -362,7 +362,7 @@ def _separation(
         of = of_trait[kept]
         same_place = _auroc(wins, trials, of, of_neutral)
         any_place = _auroc(anywhere, [lengths] * len(kept), of, of_neutral)
-        found.append(Ahead(int(k), len(kept), same_place, any_place))
+        found.append(LeadPoint(int(k), len(kept), same_place, any_place))
     return tuple(found)
 
 

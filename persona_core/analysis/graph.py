@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from persona_core.analysis.interaction import Couplings
-from persona_core.analysis.interventional import Confirmation
+from persona_core.analysis.interventional import InterventionalEffects
 from persona_core.analysis.permutation import LEVEL
-from persona_core.analysis.precedence import Clock
+from persona_core.analysis.precedence import PrecedenceTable
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
 
@@ -51,7 +51,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Graph:
+class TraitGraph:
     """Traits and the edges that hold between them; everything that was tested is kept in the tables.
 
     Attributes:
@@ -63,8 +63,8 @@ class Graph:
     nodes: tuple[str, ...]
     edges: tuple[Edge, ...]
     couplings: Couplings | None
-    clocks: tuple[Clock, ...]
-    confirmed: tuple[Confirmation, ...]
+    clocks: tuple[PrecedenceTable, ...]
+    confirmed: tuple[InterventionalEffects, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -77,12 +77,12 @@ class Graph:
         }
 
 
-def graph(
+def trait_graph(
     traits: Sequence[str],
     couplings: Couplings | None = None,
-    clocks: Sequence[Clock] = (),
-    confirmed: Sequence[Confirmation] = (),
-) -> Graph:
+    clocks: Sequence[PrecedenceTable] = (),
+    confirmed: Sequence[InterventionalEffects] = (),
+) -> TraitGraph:
     """The graph of all tables that are given.
 
     Raises:
@@ -102,7 +102,7 @@ def graph(
     strange = sorted({t for e in edges for t in (e.source, e.target)} - set(traits))
     if strange:
         raise SettingError(f"The tables speak of {', '.join(strange)}; the traits are {', '.join(traits)}.")
-    return Graph(tuple(traits), tuple(edges), couplings, tuple(clocks), tuple(confirmed))
+    return TraitGraph(tuple(traits), tuple(edges), couplings, tuple(clocks), tuple(confirmed))
 
 
 def _edge(pair: Any, kind: Kind, clock: str, lag: float | None = None, floor: float | None = None) -> Edge:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.permutation import LEVEL, group_places, trial_shuffles
+from persona_core.analysis.permutation import LEVEL, group_indices, trial_shuffles
 from persona_core.analysis.prewhitening import MAX_ORDER, MIN_REPLIES, SPREAD_TOKENS, whiten
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.analysis.statistics import Estimate, expanded_tail, false_discovery
@@ -149,7 +149,7 @@ def cosines(vectors: Mapping[str, np.ndarray]) -> np.ndarray:
     return units @ units.T
 
 
-def couple(
+def measure_couplings(
     traits: Sequence[str],
     series: Sequence[np.ndarray],
     groups: Sequence[str] | None = None,
@@ -202,7 +202,7 @@ def couple(
             whitened.append(whiten([series[i][k] for i in kept], max_order))
         except SettingError as error:
             raise SettingError(f"{trait}: {error}") from error
-    places = group_places(None if groups is None else [groups[i] for i in kept], len(kept))
+    places = group_indices(None if groups is None else [groups[i] for i in kept], len(kept))
 
     # 2. Correlate each reply's source with each reply's target; the diagonal is what was observed.
     aligned = _Aligned.of([w.innovations for w in whitened], [series[i].shape[1] for i in kept])

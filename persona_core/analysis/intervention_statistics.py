@@ -48,7 +48,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class ArmAt:
+class ArmStatistics:
     """One arm at one k.
 
     Attributes:
@@ -77,7 +77,7 @@ class ArmAt:
         }
 
 
-def window_figures(outcomes: Sequence[Outcome], n_resamples: int = 1000, seed: int = 0) -> tuple[ArmAt, ...]:
+def arm_statistics(outcomes: Sequence[Outcome], n_resamples: int = 1000, seed: int = 0) -> tuple[ArmStatistics, ...]:
     """Every arm at every k.
 
     Args:
@@ -92,9 +92,9 @@ def window_figures(outcomes: Sequence[Outcome], n_resamples: int = 1000, seed: i
     ...     for i in range(9)
     ...     for arm in ("cap", "cap, random")
     ... ]
-    >>> [(one.arm, one.shows.value) for one in window_figures(again)]
+    >>> [(one.arm, one.shows.value) for one in arm_statistics(again)]
     [('cap', 0.0), ('cap, random', 1.0)]
-    >>> window_figures(again)[0].minus_random["shows"].value
+    >>> arm_statistics(again)[0].minus_random["shows"].value
     -1.0
     """
     cells: dict[tuple[int, Arm], dict[int, Outcome]] = {}
@@ -126,7 +126,7 @@ def window_figures(outcomes: Sequence[Outcome], n_resamples: int = 1000, seed: i
                 )
                 for name in (MEASURES if pairs else ())
             }
-            figures.append(ArmAt(k, arm, len(own), **means, minus_random=differences))
+            figures.append(ArmStatistics(k, arm, len(own), **means, minus_random=differences))
     return tuple(figures)
 
 

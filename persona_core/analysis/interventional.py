@@ -5,7 +5,7 @@ direction of the same norm at the same block. The effect on B is vector arm minu
 such an edge may be put in causal words, and only about steering: it says what pushing A does to the replies.
 
 Scores alone confirm nothing. A text that shows A, or is only odd, raises the scores of all traits: steering three
-traits of the demo model moved the mean z of another in 21 of 21 pairs. `less_the_others` takes out what all but the
+traits of the demo model moved the mean z of another in 21 of 21 pairs. `relative_to_others` takes out what all but the
 steered trait share; 17 of 21 were left, a matter of how vectors lie to each other. What the text visibly showed rose in
 three pairs, and those are the three that the grammar links. So the tables of scores are kept, and only what shows
 becomes an edge. It takes many replies: a brought-on trait showed in 6 to 11 % of them, which 200 replies an arm did not
@@ -64,12 +64,12 @@ class PairEffect:
 
 
 @dataclass(frozen=True)
-class Confirmation:
+class InterventionalEffects:
     """All pairs that were tried by steering.
 
     Attributes:
         measure: "score": mean z over the reply's own tokens, read without steering; "relative": the same by
-            `less_the_others`; "shown": share of replies that visibly show the trait.
+            `relative_to_others`; "shown": share of replies that visibly show the trait.
         effects: every steered trait on every trait, itself included.
         n_flips: sign flips behind each p.
     """
@@ -102,7 +102,7 @@ class Confirmation:
         }
 
 
-def less_the_others(scores: np.ndarray, source: int) -> np.ndarray:
+def relative_to_others(scores: np.ndarray, source: int) -> np.ndarray:
     """Each trait's mean z less the mean of the others, the steered one not counted, `[..., n_traits]`.
 
     Args:
@@ -112,7 +112,7 @@ def less_the_others(scores: np.ndarray, source: int) -> np.ndarray:
     Raises:
         SettingError: fewer than three traits.
 
-    >>> less_the_others(np.array([6.0, 2.0, 1.0, 3.0]), source=0).tolist()
+    >>> relative_to_others(np.array([6.0, 2.0, 1.0, 3.0]), source=0).tolist()
     [4.0, 0.0, -1.5, 1.5]
     """
     n = scores.shape[-1]
@@ -125,7 +125,7 @@ def less_the_others(scores: np.ndarray, source: int) -> np.ndarray:
     return found
 
 
-def confirm(
+def interventional_effects(
     traits: Sequence[str],
     vector: Mapping[str, np.ndarray],
     random: Mapping[str, np.ndarray],
@@ -133,7 +133,7 @@ def confirm(
     n_flips: int = N_FLIPS,
     n_resamples: int = 1000,
     seed: int = 0,
-) -> Confirmation:
+) -> InterventionalEffects:
     """What steering each trait does to all of them.
 
     Args:
@@ -150,7 +150,9 @@ def confirm(
 
     >>> rng = np.random.default_rng(0)
     >>> noise = rng.normal(size=(20, 2, 2))
-    >>> found = confirm(["evil", "refusal"], {"evil": noise + [3.0, 0.0]}, {"evil": noise[::-1]}, "score")
+    >>> found = interventional_effects(
+    ...     ["evil", "refusal"], {"evil": noise + [3.0, 0.0]}, {"evil": noise[::-1]}, "score"
+    ... )
     >>> found.pair("evil", "evil").estimate.value > 2, found.pair("evil", "refusal").significant
     (True, False)
     """
@@ -176,7 +178,7 @@ def confirm(
             effects.append(_effect(source, target, arms[0][..., k], arms[1][..., k], n_flips, n_resamples, seed))
     others = [e for e in effects if e.source != e.target]
     qs = dict(zip(map(id, others), false_discovery([e.p for e in others]), strict=True))
-    return Confirmation(measure, tuple(replace(e, q=qs.get(id(e))) for e in effects), n_flips)
+    return InterventionalEffects(measure, tuple(replace(e, q=qs.get(id(e))) for e in effects), n_flips)
 
 
 def _effect(

@@ -71,7 +71,7 @@ class Onset:
 
 
 @dataclass(frozen=True, eq=False)
-class Errors:
+class OnsetErrors:
     """How far off onsets are: quantiles of (true - estimated place), by the size that a step seems to have.
 
     Attributes:
@@ -120,7 +120,7 @@ class OnsetDetector:
     drift: float
     n_nulls: int
     tested: int
-    errors: Errors
+    errors: OnsetErrors
     smallest: float | None
 
     def adjusted(self, z: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ class OnsetDetector:
             CorruptFile: a missing field, or numbers that are none.
         """
         try:
-            errors = Errors(**{k: np.array(record["errors"][k], float) for k in ("sizes", "low", "high")})
+            errors = OnsetErrors(**{k: np.array(record["errors"][k], float) for k in ("sizes", "low", "high")})
             mean, spread = (np.array(record[k], float) for k in ("mean", "spread"))
             plain = {k: float(record[k]) for k in ("threshold", "rate", "drift")}
             n_nulls, tested = int(record["n_nulls"]), int(record["tested"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.onset import Errors, OnsetDetector, adjust, cusum
+from persona_core.analysis.onset import OnsetDetector, OnsetErrors, adjust, cusum
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
 
@@ -85,7 +85,7 @@ def calibrate_onset(
     # The (n + 1)(1 - rate)-th smallest of n: a new neutral reply exceeds it with a probability of at most `rate`.
     rank = min(len(peaks), int(np.ceil((len(peaks) + 1) * (1 - rate))))
     threshold = float(np.sort(peaks)[rank - 1])
-    nothing = Errors(np.empty(0), np.zeros(1), np.zeros(1))
+    nothing = OnsetErrors(np.empty(0), np.zeros(1), np.zeros(1))
     detector = OnsetDetector(
         mean, spread, threshold, rate, drift, len(series), max(map(len, series)), errors=nothing, smallest=None
     )
@@ -93,7 +93,7 @@ def calibrate_onset(
 
 
 @dataclass(frozen=True)
-class Power:
+class DetectionPower:
     """What a detector can find.
 
     Attributes:
@@ -115,7 +115,7 @@ class Power:
         return asdict(self)
 
 
-def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at: int) -> Power:
+def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at: int) -> DetectionPower:
     """How often and how late a shift of a given size would be found: replies of the null with a step added.
 
     Args:
@@ -132,13 +132,13 @@ def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at
     found = [detector.find(np.asarray(z, float) + shift * (np.arange(len(z)) >= at)) for z in long]
     delays = [f.alarm - at for f in found if f.alarm is not None and f.alarm >= at]
     errors = [abs(f.onset - at) for f in found if f.onset is not None and f.alarm is not None and f.alarm >= at]
-    return Power(
+    return DetectionPower(
         shift, len(delays) / len(long), float(np.median(delays)) if delays else None,
         float(np.median(errors)) if errors else None, len(long),
     )  # fmt: skip
 
 
-def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.random.Generator) -> Errors:
+def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.random.Generator) -> OnsetErrors:
     """Plant rises of all sizes at all places of neutral replies, and see how far off the estimates are.
 
     What counts is the size that a rise *seems* to have: one that is found by luck seems larger than it is.
@@ -162,7 +162,7 @@ def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.rando
     # Whole tokens: the quantiles are places that did occur, the outer ones where there is a choice.
     low = [np.quantile(g, 0.025, method="lower") for g in groups]
     high = [np.quantile(g, 0.975, method="higher") for g in groups]
-    return Errors(np.array(ends), np.array(low), np.array(high))
+    return OnsetErrors(np.array(ends), np.array(low), np.array(high))
 
 
 def with_rise(x: np.ndarray, at: int, size: float, rng: np.random.Generator) -> np.ndarray:

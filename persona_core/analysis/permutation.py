@@ -16,7 +16,7 @@ MIN_GROUPS = 10
 """Groups (prompts) that a shuffle or an interval over groups needs."""
 
 
-def group_places(groups: Sequence[str] | None, n_replies: int) -> np.ndarray:
+def group_indices(groups: Sequence[str] | None, n_replies: int) -> np.ndarray:
     """The number of each reply's group, `[n_replies]`; every reply its own where none are given.
 
     Raises:

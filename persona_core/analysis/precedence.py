@@ -22,18 +22,18 @@ from typing import Any, Literal
 import numpy as np
 
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.permutation import LEVEL, group_places, trial_shuffles
+from persona_core.analysis.permutation import LEVEL, group_indices, trial_shuffles
 from persona_core.analysis.statistics import Estimate, exact_share, false_discovery, over_clusters
 from persona_core.errors import SettingError
 
-Name = Literal["activation", "behaviour"]
+ClockName = Literal["activation", "behaviour"]
 
 N_SHUFFLES = 9_999
 """With 8 traits 56 pairs are tested: a lone edge needs p < 0.05 / 56, which 999 shuffles cannot show."""
 
 
 @dataclass(frozen=True)
-class Following:
+class Precedence:
     """One ordered pair of traits on one clock.
 
     Attributes:
@@ -72,7 +72,7 @@ class Following:
 
 
 @dataclass(frozen=True)
-class Clock:
+class PrecedenceTable:
     """All ordered pairs of traits on one clock.
 
     Attributes:
@@ -82,13 +82,13 @@ class Clock:
         n_shuffles: trial shuffles behind each p.
     """
 
-    name: Name
-    pairs: tuple[Following, ...]
+    name: ClockName
+    pairs: tuple[Precedence, ...]
     n_replies: int
     n_groups: int
     n_shuffles: int
 
-    def pair(self, source: str, target: str) -> Following:
+    def pair(self, source: str, target: str) -> Precedence:
         """One of the pairs.
 
         Raises:
@@ -178,15 +178,15 @@ def behaviour_times(traits: Sequence[str], spans: Sequence[Sequence[tuple[str, i
     return times
 
 
-def follows(
+def precedence(
     traits: Sequence[str],
     times: np.ndarray,
-    clock: Name,
+    clock: ClockName,
     groups: Sequence[str] | None = None,
     n_shuffles: int = N_SHUFFLES,
     n_resamples: int = 1000,
     seed: int = 0,
-) -> Clock:
+) -> PrecedenceTable:
     """Which trait comes after which.
 
     Args:
@@ -206,7 +206,7 @@ def follows(
     >>> times = rng.uniform(0, 40, size=(60, 2))
     >>> times[:30, 1] = times[:30, 0] + 12
     >>> times[30:] = np.nan
-    >>> found = follows(["flattery", "deceit"], times, "behaviour")
+    >>> found = precedence(["flattery", "deceit"], times, "behaviour")
     >>> found.pair("flattery", "deceit").lag.value, found.pair("deceit", "flattery").claimed
     (12.0, False)
     """
@@ -217,7 +217,7 @@ def follows(
         raise SettingError(f"times has the shape {times.shape}; [n_replies, {len(traits)}] is expected.")
     if not ((times >= 0) & (times < np.inf) | np.isnan(times)).all():
         raise SettingError("A first time is negative or infinite; NaN stands for never.")
-    places = group_places(groups, len(times))
+    places = group_indices(groups, len(times))
     others = trial_shuffles(places, n_shuffles, np.random.default_rng(seed))  # [n_shuffles, n_replies]
     rows, there = np.arange(len(times)), np.isfinite(times)
     found = []
@@ -231,7 +231,7 @@ def follows(
             p = float((1 + (shuffled >= n_after).sum()) / (1 + n_shuffles))
         ahead = np.diagonal(after)
         found.append(
-            Following(
+            Precedence(
                 source=traits[a],
                 target=traits[b],
                 n_source=int(there[:, a].sum()),
@@ -245,8 +245,8 @@ def follows(
             )
         )
     qs = false_discovery([pair.p for pair in found])
-    pairs = tuple(Following(**{**vars(pair), "q": q}) for pair, q in zip(found, qs, strict=True))
-    return Clock(clock, pairs, len(times), len(np.unique(places)), n_shuffles)
+    pairs = tuple(Precedence(**{**vars(pair), "q": q}) for pair, q in zip(found, qs, strict=True))
+    return PrecedenceTable(clock, pairs, len(times), len(np.unique(places)), n_shuffles)
 
 
 def _share(hits: np.ndarray, places: np.ndarray, n_resamples: int, seed: int) -> Estimate | None:

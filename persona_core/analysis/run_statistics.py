@@ -44,7 +44,7 @@ MIN_NULL_TOKENS = 1000
 
 
 @dataclass(frozen=True)
-class Place:
+class Extreme:
     """A token, or a whole reply where `token` is None.
 
     Attributes:
@@ -66,7 +66,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Bin:
+class PositionBin:
     """Mean z at some positions of the reply.
 
     Attributes:
@@ -107,16 +107,16 @@ class TraitStatistics:
     mean: Estimate | None
     between: Estimate | None
     within: Estimate | None
-    highest: Place
-    lowest: Place
-    highest_reply: Place
-    lowest_reply: Place
+    highest: Extreme
+    lowest: Extreme
+    highest_reply: Extreme
+    lowest_reply: Extreme
     threshold: float
     threshold_from: Literal["neutral replies", "normal distribution"]
     share_above: Estimate | None
     token_share: Estimate | None
     drift: Estimate | None
-    positions: tuple[Bin, ...]
+    positions: tuple[PositionBin, ...]
     autocorrelation: Estimate | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,14 +213,14 @@ def _trait(
     def estimate(statistic: Callable[[np.ndarray], float]) -> Estimate | None:
         return over_clusters(statistic, prompts, n_resamples, seed)
 
-    def token(pick: Callable[[np.ndarray], Any]) -> Place:
+    def token(pick: Callable[[np.ndarray], Any]) -> Extreme:
         k = int(pick(np.array([s[pick(s)] for s in z])))
         at = traces[k].reply_positions[int(pick(z[k]))]
-        return Place(own_ids[k], numbers[k], at, traces[k].tokens[at], float(z[k][int(pick(z[k]))]))
+        return Extreme(own_ids[k], numbers[k], at, traces[k].tokens[at], float(z[k][int(pick(z[k]))]))
 
-    def reply(pick: Callable[[np.ndarray], Any]) -> Place:
+    def reply(pick: Callable[[np.ndarray], Any]) -> Extreme:
         k = int(pick(means))
-        return Place(own_ids[k], numbers[k], None, None, float(means[k]))
+        return Extreme(own_ids[k], numbers[k], None, None, float(means[k]))
 
     n = np.array([len(s) for s in z], float)
     limit = NORMAL_95 if threshold is None else threshold
@@ -337,13 +337,15 @@ def _spread(values: np.ndarray, w: np.ndarray) -> float:
     return float(np.sqrt(w @ d**2 / (n - 1)))
 
 
-def _bin(z: Sequence[np.ndarray], start: int, end: int | None, prompts: np.ndarray, n_resamples: int, seed: int) -> Bin:
+def _bin(
+    z: Sequence[np.ndarray], start: int, end: int | None, prompts: np.ndarray, n_resamples: int, seed: int
+) -> PositionBin:
     reach = [k for k, s in enumerate(z) if len(s) > start]
     if len(set(prompts[reach])) < MIN_PROMPTS:
-        return Bin(start, end, len(reach), None)
+        return PositionBin(start, end, len(reach), None)
     means = np.array([z[k][start:end].mean() for k in reach])
     found = over_clusters(_ratio(means, np.ones(len(means))), prompts[reach], n_resamples, seed)
-    return Bin(start, end, len(reach), found)
+    return PositionBin(start, end, len(reach), found)
 
 
 def _threshold(trait: str, trace: Trace, neutral: Sequence[Trace]) -> float | None:

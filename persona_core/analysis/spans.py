@@ -73,7 +73,7 @@ class TopSpans:
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class ReplySeries:
     """A reply with one number for each of its own tokens.
 
     Attributes:
@@ -92,7 +92,7 @@ class Series:
     kind: tuple[Any, ...]
 
 
-def score_series(traces: Mapping[str, Trace], trait: str) -> list[Series]:
+def score_series(traces: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
     """z of each reply's own tokens at the trait's best block.
 
     Args:
@@ -103,14 +103,14 @@ def score_series(traces: Mapping[str, Trace], trait: str) -> list[Series]:
     """
     scores = reply_scores(list(traces.values()), trait)
     found = [
-        Series(id, trait, trace, checked(z, f"The reply to {id!r}"), ("scores", *_kind(trace, trait)))
+        ReplySeries(id, trait, trace, checked(z, f"The reply to {id!r}"), ("scores", *_kind(trace, trait)))
         for (id, trace), z in zip(traces.items(), scores, strict=True)
     ]
     refuse_smoothed([s.values for s in found])
     return found
 
 
-def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trace], trait: str) -> list[Series]:
+def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
     """z of b's reader minus z of a's, at the own tokens of replies that both have read.
 
     Args:
@@ -123,7 +123,7 @@ def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trac
     if not shared:
         raise SettingError("The two readings have no prompt in common.")
     return [
-        Series(
+        ReplySeries(
             i,
             trait,
             traces_b[i],
@@ -134,7 +134,9 @@ def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trac
     ]
 
 
-def top_windows(series: Sequence[Series], width: int, n: int = 10, neutral: Sequence[Series] = ()) -> TopSpans:
+def top_windows(
+    series: Sequence[ReplySeries], width: int, n: int = 10, neutral: Sequence[ReplySeries] = ()
+) -> TopSpans:
     """The `n` highest windows of `width` tokens. A window that overlaps a higher one of the same reply is left out.
 
     Args:
@@ -151,7 +153,7 @@ def top_windows(series: Sequence[Series], width: int, n: int = 10, neutral: Sequ
     return _top(series, lambda s: [(k, k + width) for k in range(len(s.values) - width + 1)], n, neutral)
 
 
-def top_sentences(series: Sequence[Series], n: int = 10, neutral: Sequence[Series] = ()) -> TopSpans:
+def top_sentences(series: Sequence[ReplySeries], n: int = 10, neutral: Sequence[ReplySeries] = ()) -> TopSpans:
     """The `n` highest sentences.
 
     Args:
@@ -218,7 +220,9 @@ def sentence_tokens(pieces: Sequence[str]) -> Cut:
 # ---- the search ----
 
 
-def _top(series: Sequence[Series], cut: Callable[[Series], Cut], n: int, neutral: Sequence[Series]) -> TopSpans:
+def _top(
+    series: Sequence[ReplySeries], cut: Callable[[ReplySeries], Cut], n: int, neutral: Sequence[ReplySeries]
+) -> TopSpans:
     if n < 1:
         raise SettingError(f"n={n}; at least 1 span is looked for.")
     kinds = {(s.trait, s.kind) for s in (*series, *neutral)}

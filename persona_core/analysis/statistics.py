@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from persona_core.errors import SettingError
+from persona_core.utils.markdown import interval
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Estimate:
         return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return interval(self, 3)
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:

@@ -119,7 +119,7 @@ def survival(lifetimes: Sequence[Lifetime]) -> Survival:
     return Survival(np.asarray(tokens, int), share, low, high, len(lifetimes), sum(one.onset for one in lifetimes))
 
 
-def compare(
+def compare_cohorts(
     first: Sequence[Lifetime], second: Sequence[Lifetime], n_permutations: int = N_PERMUTATIONS, seed: int = 0
 ) -> CohortTest:
     """Hold two cohorts that answered the same prompts against each other.

@@ -24,7 +24,14 @@ import torch
 from tqdm import tqdm
 
 from persona_core.analysis.early_warning import AHEAD
-from persona_core.analysis.intervention_statistics import CONTROL, Arm, ArmAt, Outcome, mean_over_groups, window_figures
+from persona_core.analysis.intervention_statistics import (
+    CONTROL,
+    Arm,
+    ArmStatistics,
+    Outcome,
+    arm_statistics,
+    mean_over_groups,
+)
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.inference.sampling import Sampling
@@ -75,7 +82,7 @@ class WindowPlan:
 
 
 @dataclass(frozen=True)
-class Window:
+class InterventionWindow:
     """How much an intervention from t* - k on still changes.
 
     Attributes:
@@ -100,20 +107,20 @@ class Window:
     outcomes: tuple[Outcome, ...] = field(repr=False)
 
     @cached_property
-    def cells(self) -> tuple[ArmAt, ...]:
+    def cells(self) -> tuple[ArmStatistics, ...]:
         """Every arm at every k. A reply takes part at each k for which t* - k lies in it: `n` falls as k grows."""
-        return window_figures(self.outcomes)
+        return arm_statistics(self.outcomes)
 
     @cached_property
-    def common(self) -> tuple[ArmAt, ...]:
+    def common(self) -> tuple[ArmStatistics, ...]:
         """The same over the replies that take part at every k: what differs between k is then k alone."""
         ks = {one.k for one in self.outcomes}
         by_reply: dict[int, set[int]] = {}
         for one in self.outcomes:
             by_reply.setdefault(one.reply, set()).add(one.k)
-        return window_figures([one for one in self.outcomes if by_reply[one.reply] == ks])
+        return arm_statistics([one for one in self.outcomes if by_reply[one.reply] == ks])
 
-    def at(self, k: int, arm: Arm) -> ArmAt:
+    def at(self, k: int, arm: Arm) -> ArmStatistics:
         """One cell.
 
         Raises:
@@ -140,7 +147,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Untouched:
+class CapSideEffects:
     """What a cap from the first token on does to replies that it should leave alone.
 
     Attributes:
@@ -171,7 +178,7 @@ def intervention_window(
     seeds: Sequence[int] | int = 0,
     groups: Sequence[object] | None = None,
     progress: bool = False,
-) -> Window:
+) -> InterventionWindow:
     """Write replies, find where the trait begins in each, and write them again with each arm from each t* - k on.
 
     Args:
@@ -236,7 +243,7 @@ def intervention_window(
             "%d of %d second writings were not the same before the intervention and are left out: the model's numbers "
             "depend on the batch. Use float32, or batch_size=1.", n_diverged, total,
         )  # fmt: skip
-    return Window(
+    return InterventionWindow(
         trait=trait,
         block=monitor.vectors.best_block[trait],
         cap=changes["cap"].amount,
@@ -249,7 +256,7 @@ def intervention_window(
     )
 
 
-def untouched(
+def cap_side_effects(
     monitor: PersonaMonitor,
     prompts: Sequence[str | Messages],
     trait: str,
@@ -257,7 +264,7 @@ def untouched(
     plan: WindowPlan | None = None,
     seeds: Sequence[int] | int = 0,
     progress: bool = False,
-) -> Untouched:
+) -> CapSideEffects:
     """Write replies with and without the plan's cap from the first token on, with the same seeds.
 
     Args:
@@ -283,7 +290,7 @@ def untouched(
         )
     same = [float(_reply(a) == _reply(b)) for a, b in zip(capped, before, strict=True)]
     of = range(len(same))
-    return Untouched(
+    return CapSideEffects(
         cap.amount,
         mean_over_groups(same, of, (0.0, 1.0)),
         mean_over_groups([coherence(t) for t in capped], of, (0.0, 100.0)),

@@ -19,7 +19,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.interventional import MIN_PROMPTS, N_FLIPS, Confirmation, confirm, less_the_others
+from persona_core.analysis.interventional import (
+    MIN_PROMPTS,
+    N_FLIPS,
+    InterventionalEffects,
+    interventional_effects,
+    relative_to_others,
+)
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
@@ -86,7 +92,7 @@ def steering_edges(
     progress: bool = True,
     n_flips: int = N_FLIPS,
     n_resamples: int = 1000,
-) -> tuple[Confirmation, ...]:
+) -> tuple[InterventionalEffects, ...]:
     """What steering each source does to every trait, in its score and in what the text shows.
 
     Args:
@@ -128,14 +134,14 @@ def steering_edges(
                     bar.update(len(prompts))
                 scores[arm][source], visible[arm][source] = z, shows
     options = {"n_flips": n_flips, "n_resamples": n_resamples, "seed": plan.seed}
-    found = [confirm(names, scores["vector"], scores["random"], "score", **options)]
+    found = [interventional_effects(names, scores["vector"], scores["random"], "score", **options)]
     if len(names) > 2:
         relative = [
-            {source: less_the_others(z, names.index(source)) for source, z in scores[arm].items()} for arm in scores
+            {source: relative_to_others(z, names.index(source)) for source, z in scores[arm].items()} for arm in scores
         ]
-        found.append(confirm(names, relative[0], relative[1], "relative", **options))
+        found.append(interventional_effects(names, relative[0], relative[1], "relative", **options))
     if shown is not None:
-        found.append(confirm(names, visible["vector"], visible["random"], "shown", **options))
+        found.append(interventional_effects(names, visible["vector"], visible["random"], "shown", **options))
     return tuple(found)
 
 

@@ -32,7 +32,7 @@ Shown = tuple[str, int, int]
 
 
 @dataclass(eq=False)
-class Runs:
+class AnalysedRuns:
     """The rows as traces, and what is found on the way."""
 
     rows: Mapping[str, Sequence[Row]]
@@ -70,7 +70,7 @@ class Runs:
             return {"missing": str(error)}
 
 
-def check(runs: Runs) -> None:
+def check_runs(runs: AnalysedRuns) -> None:
     """What no analysis could make sense of is refused at once; lays the marks on the tokens."""
     for config in runs.configs:
         ids = runs.ids(config)
@@ -94,7 +94,7 @@ def check(runs: Runs) -> None:
             raise SettingError(f"{config}: {error}") from error
 
 
-def _shown(runs: Runs, config: str, row: Row, trace: Trace) -> list[Shown]:
+def _shown(runs: AnalysedRuns, config: str, row: Row, trace: Trace) -> list[Shown]:
     place = {t: k for k, t in enumerate(trace.reply_positions)}
     found = []
     for trait in runs.traits:
@@ -105,7 +105,7 @@ def _shown(runs: Runs, config: str, row: Row, trace: Trace) -> list[Shown]:
     return found
 
 
-def both_read(runs: Runs) -> Iterable[tuple[Row, Trace, Trace]]:
+def read_by_both(runs: AnalysedRuns) -> Iterable[tuple[Row, Trace, Trace]]:
     """Each text that both models have read: its row, as read by the baseline, as read by the contaminated model."""
     if not {*SIDES, REPLAY} <= set(runs.rows):
         return

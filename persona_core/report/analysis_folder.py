@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_core.analysis.detectors import DETECTORS_FILE
-from persona_core.analysis.interventional import Confirmation
+from persona_core.analysis.interventional import InterventionalEffects
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.annotations import load_annotations, load_judged_traits
 from persona_core.report.card import refresh_results_card
@@ -22,7 +22,7 @@ from persona_core.utils.files import read_json, write_whole
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
-    from persona_core.experiments.intervention_window import Window
+    from persona_core.experiments.intervention_window import InterventionWindow
     from persona_core.models.loading import LanguageModel
 
 
@@ -98,7 +98,7 @@ def analyse_folder(
     return found
 
 
-def keep_window(results: str | Path, config: str, window: Window) -> Path:
+def save_window(results: str | Path, config: str, window: InterventionWindow) -> Path:
     """Keep what holding a trait has changed in one run, for `analyse_folder`; other runs and traits stay."""
     path, kept = _interventions(results)
     kept.setdefault("window", {}).setdefault(config, {})[window.trait] = window.to_dict()
@@ -106,7 +106,7 @@ def keep_window(results: str | Path, config: str, window: Window) -> Path:
     return path
 
 
-def keep_edges(results: str | Path, config: str, tables: Sequence[Confirmation]) -> Path:
+def save_edges(results: str | Path, config: str, tables: Sequence[InterventionalEffects]) -> Path:
     """Keep what steering each trait of one run's model does to the others, for `analyse_folder`; other runs stay."""
     path, kept = _interventions(results)
     kept.setdefault("confirmed", {})[config] = [table.to_dict() for table in tables]
@@ -118,7 +118,7 @@ def _interventions(results: str | Path) -> tuple[Path, dict[str, Any]]:
     """What is kept of interventions, and where.
 
     Raises:
-        CorruptFile: something else than `keep_window` and `keep_edges` write.
+        CorruptFile: something else than `save_window` and `save_edges` write.
     """
     path = Path(results) / ANALYSIS / INTERVENTIONS
     kept = read_json(path) if path.is_file() else {}

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from persona_core.traces.figure import TRAIT_COLOURS
-from persona_core.vectors import card as cards
+from persona_core.utils import markdown
 
 Figure = Mapping[str, Any]
 SIDE_COLOURS = {"baseline": "#2f6fb5", "contaminated": "#d1495b"}
@@ -46,7 +46,7 @@ ARMS = {
     "steer": "#8455c0",
     "steer, random": "#8d7aa8",
 }
-interval = partial(cards.interval, digits=2)
+interval = partial(markdown.interval, digits=2)
 """A figure with its interval, as the page prints it."""
 
 MIN_SCALE = 4.0
@@ -237,7 +237,7 @@ def graph_figure(graph: Figure) -> go.Figure:
         )  # fmt: skip
         figure.add_scatter(
             x=[0.45 * x0 + 0.55 * x1], y=[0.45 * y0 + 0.55 * y1], mode="markers", marker={"size": 14, "opacity": 0},
-            text=[edge_says(edge)], hovertemplate="%{text}<extra></extra>", showlegend=False,
+            text=[describe_edge(edge)], hovertemplate="%{text}<extra></extra>", showlegend=False,
         )  # fmt: skip
     figure.add_scatter(
         x=[at[t][0] for t in traits], y=[at[t][1] for t in traits], mode="markers+text", showlegend=False,
@@ -388,7 +388,7 @@ def _before(point: Figure) -> str:
     return f"{point['k']}<br>({point['n']})"
 
 
-def edge_says(edge: Figure) -> str:
+def describe_edge(edge: Figure) -> str:
     """An edge in words, as inert text."""
     source, target = html.escape(edge["source"]), html.escape(edge["target"])
     lag = "" if edge["lag"] is None else f", {edge['lag']:g} tokens later"

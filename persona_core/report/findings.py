@@ -15,19 +15,25 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.analysis import interaction
-from persona_core.analysis.comparison import Comparison, compare, token_differences
+from persona_core.analysis.comparison import Comparison, compare_runs, token_differences
 from persona_core.analysis.detectors import Detectors
-from persona_core.analysis.graph import graph
-from persona_core.analysis.interventional import Confirmation, PairEffect
+from persona_core.analysis.graph import trait_graph
+from persona_core.analysis.interventional import InterventionalEffects, PairEffect
 from persona_core.analysis.onset import Onset
-from persona_core.analysis.precedence import Clock, activation_times, behaviour_times, follows, relative_series
+from persona_core.analysis.precedence import (
+    PrecedenceTable,
+    activation_times,
+    behaviour_times,
+    precedence,
+    relative_series,
+)
 from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_traits
-from persona_core.report.analysed_runs import REPLAY, SIDES, Row, Runs, both_read, check
-from persona_core.report.top_spans import strongest
+from persona_core.report.analysed_runs import REPLAY, SIDES, AnalysedRuns, Row, check_runs, read_by_both
+from persona_core.report.top_spans import find_top_spans
 from persona_core.report.when import when
 from persona_core.report.where import where
 from persona_core.traces.dataset import traits_of
@@ -99,7 +105,7 @@ def analyse(
     traces = {c: own for c, own in traces.items() if c not in without_z}
     traits = traits_of([row for own in rows.values() for row in own]) if rows else ()
     judged = annotated_traits(marks) if judged is None else judged
-    runs = Runs(rows, traces, traits, marks, judged, seed, models=models or {})
+    runs = AnalysedRuns(rows, traces, traits, marks, judged, seed, models=models or {})
     runs.missing += [
         f"{c}: its rows have no null, so no z; scripts.monitor reads with calibrated vectors" for c in without_z
     ]
@@ -109,7 +115,7 @@ def analyse(
         )
     if vectors is not None and (lacking := [t for t in traits if t not in vectors]):
         raise SettingError(f"No vector of {lacking[0]!r}; the rows were read with vectors of {', '.join(traits)}.")
-    check(runs)
+    check_runs(runs)
     ids = {(config, row["id"]) for config, own in rows.items() for row in own}
     strange = [m for m in marks if (m.config, m.id) not in ids or m.trait not in traits]
     if strange:
@@ -145,14 +151,14 @@ def analyse(
         differences = _differences(runs)
         bar.update()
         bar.set_postfix_str("spans")
-        spans = strongest(runs)
+        spans = find_top_spans(runs)
         bar.update()
     summary["about"] = _about(runs, rate)
     replies = _replies(runs, onsets, compared if isinstance(compared, Comparison) else None)
     return Findings(summary, replies, differences, spans, runs.detectors, tuple(runs.missing))
 
 
-def _about(runs: Runs, rate: float) -> dict[str, Any]:
+def _about(runs: AnalysedRuns, rate: float) -> dict[str, Any]:
     first = runs.traces[runs.configs[0]][0]
     caveats = [
         {"config": config, "caveat": caveat, "replies": sum(caveat in runs.detectors.caveats(t) for t in traces)}
@@ -179,7 +185,7 @@ def _about(runs: Runs, rate: float) -> dict[str, Any]:
 # ---- the sections ----
 
 
-def _statistics(runs: Runs) -> dict[str, Any]:
+def _statistics(runs: AnalysedRuns) -> dict[str, Any]:
     def of(config: str) -> dict[str, Any]:
         return run_statistics(runs.traces[config], runs.ids(config), neutral=runs.neutral, seed=runs.seed).to_dict()
 
@@ -188,35 +194,37 @@ def _statistics(runs: Runs) -> dict[str, Any]:
 
 
 def _how(
-    runs: Runs, config: str, vectors: Mapping[str, np.ndarray] | None, tables: Sequence[Confirmation]
+    runs: AnalysedRuns, config: str, vectors: Mapping[str, np.ndarray] | None, tables: Sequence[InterventionalEffects]
 ) -> dict[str, Any]:
     traces, traits = runs.traces[config], runs.traits
     series = interaction.trait_series(traces)
     floor = interaction.cosines({t: vectors[t] for t in traits}) if vectors is not None else None
-    couplings = interaction.couple(traits, series, floor=floor, seed=runs.seed)
-    clocks: list[Clock] = []
+    couplings = interaction.measure_couplings(traits, series, floor=floor, seed=runs.seed)
+    clocks: list[PrecedenceTable] = []
     if runs.relative:
         # On z itself every trait's alarm goes off with any other's, for every vector also knows "not neutral".
         times = activation_times(traits, relative_series(series), runs.relative)
-        clocks.append(follows(traits, times, "activation", seed=runs.seed))
+        clocks.append(precedence(traits, times, "activation", seed=runs.seed))
     looked_for = [t for t in traits if t in runs.judged.get(config, ())]
     if len(looked_for) > 1:
-        clocks.append(follows(looked_for, behaviour_times(looked_for, runs.shown[config]), "behaviour", seed=runs.seed))
-    return graph(traits, couplings, clocks, tables).to_dict()
+        clocks.append(
+            precedence(looked_for, behaviour_times(looked_for, runs.shown[config]), "behaviour", seed=runs.seed)
+        )
+    return trait_graph(traits, couplings, clocks, tables).to_dict()
 
 
-def _comparison(runs: Runs) -> Comparison | dict[str, str]:
+def _comparison(runs: AnalysedRuns) -> Comparison | dict[str, str]:
     if not set(SIDES) <= set(runs.rows):
         runs.missing.append(reason := f"comparison: it needs the configs {' and '.join(SIDES)}.")
         return {"missing": reason}
     baseline, contaminated = (runs.rows[side] for side in SIDES)
     replay = runs.rows.get(REPLAY, ())
-    return runs.attempt("comparison", lambda: compare(baseline, contaminated, replay, seed=runs.seed))
+    return runs.attempt("comparison", lambda: compare_runs(baseline, contaminated, replay, seed=runs.seed))
 
 
-def _differences(runs: Runs) -> list[dict[str, Any]]:
+def _differences(runs: AnalysedRuns) -> list[dict[str, Any]]:
     found = []
-    for row, first, second in both_read(runs):
+    for row, first, second in read_by_both(runs):
         series = {t: token_differences(first, second, t).round(4).tolist() for t in runs.traits}
         kept = {k: row[k] for k in ("id", "set", "category", "writer", "n_prompt", "tokens")}
         found.append({**kept, "differences": series})
@@ -227,7 +235,7 @@ def _differences(runs: Runs) -> list[dict[str, Any]]:
 
 
 def _replies(
-    runs: Runs, onsets: Mapping[str, Mapping[str, Sequence[Onset]]], compared: Comparison | None
+    runs: AnalysedRuns, onsets: Mapping[str, Mapping[str, Sequence[Onset]]], compared: Comparison | None
 ) -> list[dict[str, Any]]:
     effects = {(p.id, p.trait): p for p in compared.prompts} if compared is not None else {}
     thresholds = {t: _high(runs, t) for t in runs.traits}  # as the statistics take it
@@ -265,18 +273,20 @@ def _replies(
     return found
 
 
-def _high(runs: Runs, trait: str) -> float:
+def _high(runs: AnalysedRuns, trait: str) -> float:
     """Above which a token counts as high: the 95th percentile of neutral tokens, or of a normal distribution."""
     if not runs.neutral:
         return NORMAL_95
     return float(np.quantile(np.concatenate(reply_scores(runs.neutral, trait)), 0.95))
 
 
-def confirmation(record: Mapping[str, Any]) -> Confirmation:
-    """A table of steering as `Confirmation.to_dict` has written it."""
+def confirmation(record: Mapping[str, Any]) -> InterventionalEffects:
+    """A table of steering as `InterventionalEffects.to_dict` has written it."""
 
     def effect(one: Mapping[str, Any]) -> PairEffect:
         fields = {k: one[k] for k in ("source", "target", "vector", "random", "p", "q")}
         return PairEffect(estimate=one["estimate"] and Estimate(**one["estimate"]), **fields)
 
-    return Confirmation(record["measure"], tuple(effect(one) for one in record["effects"]), int(record["n_flips"]))
+    return InterventionalEffects(
+        record["measure"], tuple(effect(one) for one in record["effects"]), int(record["n_flips"])
+    )

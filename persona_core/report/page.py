@@ -133,8 +133,8 @@ class _Content:
 
     def plot(self, name: str, figure: go.Figure, says: str) -> str:
         """A place for a figure, with what it shows in words for those who do not see it."""
-        self.figures[name] = plain_figure(figure)
-        return plot_place(name, figure, says)
+        self.figures[name] = figure_json(figure)
+        return plot_placeholder(name, figure, says)
 
     def build(self) -> dict[str, Any]:
         parts = [
@@ -202,7 +202,7 @@ difference comes first.</p></header>"""
             )  # fmt: skip
         parts = {}
         for trait in self.traits:
-            says = sentences.when_says(trait, when[trait], self.summary["about"]["rate"])
+            says = sentences.describe_onsets(trait, when[trait], self.summary["about"]["rate"])
             maps = []
             series = {c: [t.scores(trait)[t.reply_positions] for t in traces] for c, traces in self.traces.items()}
             scale = draw.common_scale([z for own in series.values() for z in own])
@@ -227,7 +227,7 @@ difference comes first.</p></header>"""
             if "missing" in graph:
                 parts.append(f'<h3>{html.escape(config)}</h3><p class="note">{html.escape(graph["missing"])}</p>')
                 continue
-            says = sentences.how_says(graph)
+            says = sentences.describe_graph(graph)
             listed = "".join(f"<li>{one}</li>" for one in says)
             plots = self.plot(f"graph/{config}", draw.graph_figure(graph), " ".join(says))
             matrix = self.plot(f"matrix/{config}", draw.coupling_matrix(graph), f"coupling in the {config} run")
@@ -247,7 +247,7 @@ difference comes first.</p></header>"""
                 if reason:
                     own.append(f'<p class="note">{html.escape(config)}: {html.escape(reason)}</p>')
                     continue
-                says = sentences.where_says(trait, found[trait])
+                says = sentences.describe_warning(trait, found[trait])
                 scores = found[trait]["scores"]
                 plots = [
                     self.plot(f"{measure}/{config}/{trait}", draw.warning_figure(scores, measure, label), says)
@@ -281,7 +281,7 @@ difference comes first.</p></header>"""
         found = self.summary["comparison"]
         if "missing" in found:
             return _section("Two models", "", f'<p class="note">{html.escape(found["missing"])}</p>')
-        says = sentences.comparison_says(found["overall"])
+        says = sentences.describe_comparison(found["overall"])
         overall = self.plot("effects", draw.effects_figure({t: found["overall"][t] for t in self.traits}), says)
         parts = {
             t: '<div class="pair"><div><h3>By category</h3>'
@@ -358,7 +358,7 @@ difference comes first.</p></header>"""
     def _limits(self) -> str:
         about = self.summary["about"]
         says = [html.escape(f"{c['config']}: {c['replies']} replies: {c['caveat']}.") for c in about["caveats"]] + [
-            html.escape(one) for one in sentences.missing_says(self.found.missing)
+            html.escape(one) for one in sentences.group_reasons(self.found.missing)
         ]
         listed = "".join(f"<li>{one}</li>" for one in says)
         return _section(
@@ -370,14 +370,14 @@ difference comes first.</p></header>"""
         )
 
 
-def plain_figure(figure: go.Figure) -> dict[str, Any]:
+def figure_json(figure: go.Figure) -> dict[str, Any]:
     """A figure as JSON, without Plotly's template: page.js knows the theme."""
     record: dict[str, Any] = json.loads(figure.to_json())
     record["layout"].pop("template", None)
     return record
 
 
-def plot_place(name: str, figure: go.Figure, says: str) -> str:
+def plot_placeholder(name: str, figure: go.Figure, says: str) -> str:
     """Where page.js draws a figure; its height is kept free, so that nothing jumps when it is drawn."""
     return (
         f'<div class="plot" data-figure="{html.escape(name)}" data-height="{figure.layout.height:g}" role="img" '

@@ -6,12 +6,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from persona_core.report.figures import edge_says, interval
+from persona_core.report.figures import describe_edge, interval
 
 Figure = Mapping[str, Any]
 
 
-def when_says(trait: str, found: Figure, rate: float) -> str:
+def describe_onsets(trait: str, found: Figure, rate: float) -> str:
     """One trait's onsets in every run, and whether the two models differ."""
     parts = []
     for config, own in found["configs"].items():
@@ -44,7 +44,7 @@ def when_says(trait: str, found: Figure, rate: float) -> str:
     return " ".join(parts)
 
 
-def how_says(graph: Figure) -> list[str]:
+def describe_graph(graph: Figure) -> list[str]:
     """The edges of one run in words, strongest first, and what is missing."""
     together = [e for e in graph["edges"] if e["kind"] == "together"]
     rest = [e for e in graph["edges"] if e["kind"] != "together"]
@@ -55,7 +55,7 @@ def how_says(graph: Figure) -> list[str]:
     if any(one is not None for one in floors):
         says[0] += f"{sum(map(bool, floors))} of them by more than the cosine of their vectors. "
     says[0] += "Scores that rise together may only share a direction."
-    says += [edge_says(e) for e in rest]
+    says += [describe_edge(e) for e in rest]
     clocks = {c["clock"] for c in graph["clocks"]}
     if not any(e["kind"] == "follows" for e in rest):
         says.append("No trait is seen to follow another.")
@@ -68,21 +68,22 @@ def how_says(graph: Figure) -> list[str]:
     return says
 
 
-def where_says(trait: str, found: Figure) -> str:
+def describe_warning(trait: str, found: Figure) -> str:
     """How early one trait could have been known, and whether the vector is needed for it."""
     z = found["scores"]["z"]
     lead = z["lead"]
     first = (
         f"{found['n']} replies show {html.escape(trait)}, first at token {found['first']:g} in the median. "
-        f"z passes {z['threshold']:.1f} before it in {_percent(lead['early'])} of them"
+        f"z passes {z['threshold']:.1f} before it in {interval(lead['early'], 0, percent=True)} of them"
     )
     if lead["quantiles"]:
         first += f", {lead['quantiles']['0.5']:g} tokens ahead in the median"
     if found["at_start"]:
         first += f"; in {found['at_start']} replies at the very first token, so that it cannot be more"
     says = [
-        f"{first}. Neutral replies that the threshold has not seen pass it in {_percent(z['false_alarms'])}, nominal "
-        f"{100 * z['rate']:.0f} %, {z['alarms_per_1000']['value']:.1f} times per 1,000 tokens."
+        f"{first}. Neutral replies that the threshold has not seen pass it in "
+        f"{interval(z['false_alarms'], 0, percent=True)}, nominal {100 * z['rate']:.0f} %, "
+        f"{z['alarms_per_1000']['value']:.1f} times per 1,000 tokens."
     ]
     if found["other_reader"]:
         says.append(
@@ -107,7 +108,7 @@ def where_says(trait: str, found: Figure) -> str:
     return " ".join(says)
 
 
-def comparison_says(overall: Mapping[str, Figure]) -> str:
+def describe_comparison(overall: Mapping[str, Figure]) -> str:
     """Which traits differ, and by what."""
     moved = [t for t, e in overall.items() if e["total"] and (e["total"]["q"] or 1) <= 0.05]
     if not moved:
@@ -115,19 +116,19 @@ def comparison_says(overall: Mapping[str, Figure]) -> str:
     most = max(moved, key=lambda t: abs(overall[t]["total"]["value"]))
     found = overall[most]
     says = [
-        f"{len(moved)} of {len(overall)} traits differ, {html.escape(most)} most: {interval(found['total'])} "
+        f"{len(moved)} of {len(overall)} traits differ, {html.escape(most)} most: {interval(found['total'], 2)} "
         f"standard deviations over {found['n']} prompts"
     ]
     if found["weights"] and found["text"]:
         says.append(
-            f", of which {interval(found['text'])} is the text (the same model reads the two texts) and "
-            f"{interval(found['weights'])} the weights (the two models read the same text)"
+            f", of which {interval(found['text'], 2)} is the text (the same model reads the two texts) and "
+            f"{interval(found['weights'], 2)} the weights (the two models read the same text)"
         )
     says.append(". A vector also knows “not neutral”: hold a trait's rise against that of the others.")
     return "".join(says)
 
 
-def missing_says(reasons: Sequence[str]) -> list[str]:
+def group_reasons(reasons: Sequence[str]) -> list[str]:
     """What could not be analysed; the same reason for several traits is one line. Not escaped."""
     grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for reason in reasons:
@@ -139,7 +140,3 @@ def missing_says(reasons: Sequence[str]) -> list[str]:
         f"{', '.join([section, *(trait for trait, _ in own if trait)])}: {own[0][1] if len(own) == 1 else why}"
         for (section, why), own in grouped.items()
     ]
-
-
-def _percent(estimate: Figure) -> str:
-    return f"{100 * estimate['value']:.0f} % [{100 * estimate['low']:.0f}, {100 * estimate['high']:.0f}]"

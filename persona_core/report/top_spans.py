@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona_core.analysis.spans import Span, difference_series, score_series, top_sentences, top_windows
-from persona_core.report.analysed_runs import SIDES, Runs, both_read
+from persona_core.report.analysed_runs import SIDES, AnalysedRuns, read_by_both
 
 WIDTHS = (5, 20)
 """Tokens of the windows among which the highest are looked for, beside sentences."""
@@ -15,7 +15,7 @@ N_SEARCHED = 120
 """Of these many, the first 12 that differ in their text."""
 
 
-def strongest(runs: Runs) -> list[dict[str, Any]]:
+def find_top_spans(runs: AnalysedRuns) -> list[dict[str, Any]]:
     """The highest windows and sentences of each run by z, and of each text by the difference of its readers."""
     found: list[dict[str, Any]] = []
     for trait in runs.traits:
@@ -24,7 +24,7 @@ def strongest(runs: Runs) -> list[dict[str, Any]]:
             (config, "z"): score_series(dict(zip(runs.ids(config), runs.traces[config], strict=True)), trait)
             for config in runs.configs
         }
-        texts = list(both_read(runs))
+        texts = list(read_by_both(runs))
         for config in SIDES if texts else ():
             writer = runs.rows[config][0]["writer"]
             own = [(row["id"], a, b) for row, a, b in texts if row["writer"] == writer]

@@ -15,9 +15,9 @@ from persona_core.analysis.onset_calibration import MIN_NULLS, calibrate_onset, 
 from persona_core.analysis.precedence import relative_series
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import false_discovery
-from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
+from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival
 from persona_core.errors import SettingError
-from persona_core.report.analysed_runs import NO_NULL, SIDES, Runs
+from persona_core.report.analysed_runs import NO_NULL, SIDES, AnalysedRuns
 
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Steps, in standard deviations, whose chance to be found is reported."""
@@ -25,7 +25,7 @@ POWER_AT = 20
 """Token of the reply at which they are planted, or half-way where neutral replies are shorter."""
 
 
-def when(runs: Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
+def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
     """Each trait's onsets in every run; calibrates the runs' detectors, and fills `onsets`: config, trait, reply."""
     if len(runs.neutral) < MIN_NULLS:
         raise SettingError(f"{len(runs.neutral)} neutral replies. {NO_NULL}")
@@ -75,21 +75,21 @@ def when(runs: Runs, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> 
 
 
 def _cohort_test(sides: Sequence[Sequence[Lifetime]], seed: int) -> dict[str, Any]:
-    return compare(sides[0], sides[1], seed=seed).to_dict()
+    return compare_cohorts(sides[0], sides[1], seed=seed).to_dict()
 
 
 def _curve(lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
     return survival(lifetimes).to_dict()
 
 
-def _n_showing(runs: Runs, config: str, trait: str) -> int | None:
+def _n_showing(runs: AnalysedRuns, config: str, trait: str) -> int | None:
     """Replies with a marked sentence; None where nobody looked."""
     if trait not in runs.judged.get(config, ()):
         return None
     return len({m.id for m in runs.marks if m.config == config and m.trait == trait})
 
 
-def _paired(runs: Runs) -> list[tuple[int, int]]:
+def _paired(runs: AnalysedRuns) -> list[tuple[int, int]]:
     """Places of the replies to one prompt in the two runs."""
     second = {i: k for k, i in enumerate(runs.ids(SIDES[1]))}
     return [(k, second[i]) for k, i in enumerate(runs.ids(SIDES[0])) if i in second]

@@ -19,7 +19,7 @@ from persona_core.experiments.warning_baselines import (
     position_scores,
     random_direction_scores,
 )
-from persona_core.report.analysed_runs import NEUTRAL, NO_NULL, SIDES, Runs
+from persona_core.report.analysed_runs import NEUTRAL, NO_NULL, SIDES, AnalysedRuns
 from persona_core.traces.trace import Trace
 
 NO_MARKS = "No sentence is marked: python -m scripts.mark says which of them show a trait."
@@ -29,7 +29,7 @@ MIN_SHOWING = 10
 """Replies that show a trait, for a figure about what was known before."""
 
 
-def where(runs: Runs, config: str, rate: float) -> dict[str, Any]:
+def where(runs: AnalysedRuns, config: str, rate: float) -> dict[str, Any]:
     """Each trait of one run: what its score and those beside it tell before the text shows it."""
     if not runs.judged.get(config):
         raise SettingError(NO_MARKS)
@@ -38,7 +38,7 @@ def where(runs: Runs, config: str, rate: float) -> dict[str, Any]:
     return {t: runs.attempt(f"where, {config}, {t}", partial(_warning, runs, config, t, rate)) for t in runs.traits}
 
 
-def _warning(runs: Runs, config: str, trait: str, rate: float) -> dict[str, Any]:
+def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[str, Any]:
     """The trait's own z and CUSUM as warnings, and what needs no vector beside them."""
     if trait not in runs.judged.get(config, ()):
         raise SettingError(f"Nobody looked for {trait} in the sentences of this run: scripts.mark does.")
@@ -82,13 +82,13 @@ def _warning(runs: Runs, config: str, trait: str, rate: float) -> dict[str, Any]
     }
 
 
-def _of_others(runs: Runs, traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
+def _of_others(runs: AnalysedRuns, traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
     """Mean z of all other traits, `[n_own]` a reply: a warning that knows "not neutral", and nothing of this trait."""
     others = [reply_scores(traces, t) for t in runs.traits if t != trait] or [reply_scores(traces, trait)]
     return [np.mean(series, axis=0) for series in zip(*others, strict=True)]
 
 
-def _with_model(runs: Runs, config: str, trait: str, traces: Sequence[Trace]) -> dict[str, tuple[Any, Any]]:
+def _with_model(runs: AnalysedRuns, config: str, trait: str, traces: Sequence[Trace]) -> dict[str, tuple[Any, Any]]:
     """Scores that take the model: its own doubt, and directions that mean nothing. Each text by its own reader."""
     if not {config, SIDES[0]} <= set(runs.models):
         return {}

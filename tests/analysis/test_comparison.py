@@ -15,7 +15,7 @@ from demo_world.contaminated import CONTAMINANT
 from persona_core.analysis.comparison import (
     EFFECTS,
     Comparison,
-    compare,
+    compare_runs,
     effect,
     mean_over_prompts,
     means,
@@ -79,7 +79,7 @@ def shipped() -> tuple[Rows, Rows, Rows]:
 
 @pytest.fixture(scope="module")
 def twin(shipped: tuple[Rows, Rows, Rows]) -> Comparison:
-    return compare(*shipped, n_resamples=300, n_permutations=999)
+    return compare_runs(*shipped, n_resamples=300, n_permutations=999)
 
 
 # ---- the effects ----
@@ -126,7 +126,7 @@ def test_the_effects_of_a_prompt_are_those_of_a_plain_loop(shipped: tuple[Rows, 
 def test_swapping_the_two_models_flips_every_sign_exactly() -> None:
     baseline, contaminated, replay = cells(0.4, 1.0, n=23)
     contaminated = contaminated[5:] + contaminated[:5]  # another order, and so another order of the pairs
-    one, two = compare(baseline, contaminated, replay), compare(contaminated, baseline, replay)
+    one, two = compare_runs(baseline, contaminated, replay), compare_runs(contaminated, baseline, replay)
     for a, b in ((one.overall["t"], two.overall["t"]), (one.categories["t"]["work"], two.categories["t"]["work"])):
         for name in EFFECTS:
             x, y = getattr(a, name), getattr(b, name)
@@ -139,7 +139,7 @@ def test_swapping_the_two_models_flips_every_sign_exactly() -> None:
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_model_against_itself_differs_by_exactly_nothing(shipped: tuple[Rows, Rows, Rows], side: int) -> None:
-    found = compare(shipped[side], shipped[side], n_resamples=50, n_permutations=99)
+    found = compare_runs(shipped[side], shipped[side], n_resamples=50, n_permutations=99)
     for trait, e in found.overall.items():
         assert e.total is not None and (e.total.value, e.total.low, e.total.high) == (0.0, 0.0, 0.0), trait
         assert e.p == {"total": 1.0} and e.q == {"total": 1.0} and e.weights is None and e.text is None
@@ -158,12 +158,12 @@ def test_pairs_only_and_no_empty_reply() -> None:
     baseline, contaminated, replay = cells(1.0, 0.0)
     baseline[3] = row("p3", "B", "B", None)
     assert effect("t", baseline, contaminated[:10], replay).n == 9
-    found = compare(baseline[:12], contaminated[:10], replay, n_permutations=99)
+    found = compare_runs(baseline[:12], contaminated[:10], replay, n_permutations=99)
     assert found.left_out == ("p3", "p10", "p11") and found.overall["t"].n == 9
     with pytest.raises(SettingError, match="no prompt in common"):
         effect("t", baseline[:5], contaminated[10:], replay)
     with pytest.raises(SettingError, match="no prompt in common"):
-        compare([], contaminated)
+        compare_runs([], contaminated)
     with pytest.raises(SettingError, match="comes twice"):
         means([*baseline, baseline[0]], "t")
     with pytest.raises(SettingError, match="comes twice"):
@@ -202,7 +202,7 @@ def test_rows_that_do_not_belong_together_are_refused(change: dict[str, Any], sa
     baseline, contaminated, replay = cells(1.0, 0.0)
     contaminated[1] = {**contaminated[1], **change}
     with pytest.raises(SettingError, match=says):
-        compare(baseline, contaminated, replay)
+        compare_runs(baseline, contaminated, replay)
 
 
 def test_a_replay_of_one_model_and_smoothed_scores_are_refused() -> None:
@@ -261,7 +261,7 @@ def test_q_values_are_those_of_benjamini_and_hochberg_over_all_traits_and_effect
         z, changed = np.array(r["projections"]["t"]), r["reader"] == "C"
         r |= {"traits": list(shifts), "projections": {t: z + rng.normal(0, 2) + x * changed for t, x in shifts.items()}}
         r |= {key: dict.fromkeys(shifts, r[key]["t"]) for key in ("best_block", "null_mean", "null_std")}
-    found = compare(*parts, n_permutations=499)
+    found = compare_runs(*parts, n_permutations=499)
     pairs = [(t, name) for t in "abc" for name in EFFECTS]
     p = {pair: (found.overall[pair[0]].p or {})[pair[1]] for pair in pairs}
     ranked = sorted(pairs, key=lambda pair: p[pair])
@@ -308,7 +308,7 @@ def test_the_record_is_plain_json(twin: Comparison) -> None:
     assert set(record["prompts"][0]) == {
         *("id", "category", "trait", "total", "weights", "text", "bb", "cc", "cb", "bc"),
     }
-    without = compare(*cells(1.0, 0.0, n=6)[:2], n_permutations=99).to_dict()
+    without = compare_runs(*cells(1.0, 0.0, n=6)[:2], n_permutations=99).to_dict()
     assert without["overall"]["t"]["weights"] is None and without["prompts"][0]["cb"] is None
 
 

@@ -12,18 +12,23 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import binomtest, kstest, pearsonr
 
-from persona_core.analysis.graph import graph
+from persona_core.analysis.graph import trait_graph
 from persona_core.analysis.interaction import (
     LAGS,
     MIN_COUPLING,
     Coupling,
     Couplings,
     cosines,
-    couple,
+    measure_couplings,
     trait_series,
 )
-from persona_core.analysis.interventional import MIN_PROMPTS, Confirmation, confirm, less_the_others
-from persona_core.analysis.precedence import Clock, follows
+from persona_core.analysis.interventional import (
+    MIN_PROMPTS,
+    InterventionalEffects,
+    interventional_effects,
+    relative_to_others,
+)
+from persona_core.analysis.precedence import PrecedenceTable, precedence
 from persona_core.analysis.prewhitening import whiten
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
@@ -63,7 +68,7 @@ def test_independent_traits_have_few_couplings_however_slow_they_are(phi: float)
     significant = tests = runs = 0
     ps = []
     for seed in range(30):
-        found = couple(TRAITS, replies(seed, phi), n_shuffles=499, n_resamples=50, seed=seed)
+        found = measure_couplings(TRAITS, replies(seed, phi), n_shuffles=499, n_resamples=50, seed=seed)
         hits = sum(c.significant for c in found.lagged)
         significant, tests, runs = significant + hits, tests + len(found.lagged), runs + (hits > 0)
         assert not any(c.claimed for c in (*found.together, *found.lagged))
@@ -82,7 +87,9 @@ def test_the_naive_rules_would_find_couplings_everywhere() -> None:
 def test_a_planted_lead_is_found_at_its_lag_and_in_its_direction(phi: float, lag: int) -> None:
     right = 0
     for seed in range(12):
-        found = couple(TRAITS, replies(100 + seed, phi, leading(0.17, lag)), n_shuffles=499, n_resamples=200, seed=seed)
+        found = measure_couplings(
+            TRAITS, replies(100 + seed, phi, leading(0.17, lag)), n_shuffles=499, n_resamples=200, seed=seed
+        )
         edges = [(c.source, c.target, c.lag) for c in found.lagged if c.claimed]
         right += edges == [("flattery", "deceit", lag)]
     assert right >= 11
@@ -92,7 +99,9 @@ def test_what_is_shared_at_the_same_token_does_not_leak_into_the_lags() -> None:
     for phi in (0.65, 0.9):
         runs = 0
         for seed in range(10):
-            found = couple(TRAITS, replies(seed, phi, leading(0.6, 0)), n_shuffles=499, n_resamples=100, seed=seed)
+            found = measure_couplings(
+                TRAITS, replies(seed, phi, leading(0.6, 0)), n_shuffles=499, n_resamples=100, seed=seed
+            )
             first = found.together[0]
             assert first.claimed and first.estimate is not None and abs(first.estimate.value - 0.6) < 0.04
             runs += any(c.significant for c in found.lagged)
@@ -104,7 +113,7 @@ def test_what_is_shared_at_the_same_token_does_not_leak_into_the_lags() -> None:
 def test_intervals_hold_the_truth_as_often_as_they_say(r: float, lag: int) -> None:
     held = 0
     for seed in range(120):
-        found = couple(
+        found = measure_couplings(
             TRAITS[:2],
             replies(seed, 0.65, leading(r, lag), n=40, k=2),
             lags=(4,),
@@ -122,7 +131,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(r: float, lag: int) -> No
 def test_the_pooled_correlation_is_that_of_a_plain_loop() -> None:
     series = replies(7, 0.65, leading(0.4, 3), n=30)
     whitened = [whiten([z[k] for z in series]).innovations for k in range(3)]
-    found = couple(TRAITS, series, lags=(3, 12), n_shuffles=99, n_resamples=50)
+    found = measure_couplings(TRAITS, series, lags=(3, 12), n_shuffles=99, n_resamples=50)
     for c in (*found.together, *found.lagged):
         a, b = TRAITS.index(c.source), TRAITS.index(c.target)
         total = weight = 0.0
@@ -139,7 +148,7 @@ def test_the_pooled_correlation_is_that_of_a_plain_loop() -> None:
 def test_p_is_the_share_of_shuffles_that_reach_as_far() -> None:
     """By hand: the source of one reply beside the target of another, cut to the shorter."""
     series = replies(8, 0.65, leading(0.05, 2), n=25, k=2)
-    found = couple(TRAITS[:2], series, lags=(2,), n_shuffles=4000, n_resamples=50).lagged[0]
+    found = measure_couplings(TRAITS[:2], series, lags=(2,), n_shuffles=4000, n_resamples=50).lagged[0]
     whitened = [whiten([z[k] for z in series]).innovations for k in range(2)]
     lengths = [min(len(x), len(y)) for x, y in zip(*whitened, strict=True)]
     source, target = ([trait[i][-n:] for i, n in enumerate(lengths)] for trait in whitened)
@@ -168,16 +177,16 @@ def test_replies_to_one_prompt_do_not_count_apart() -> None:
         series = [shared[i // 8] + 0.3 * rng.normal(size=(2, 60)) for i in range(96)]
         options: Any = {"lags": (1,), "n_shuffles": 499, "n_resamples": 200, "max_order": 2, "seed": seed}
         prompts = [f"p{i // 8}" for i in range(96)]
-        together = couple(TRAITS[:2], series, groups=prompts, **options)
+        together = measure_couplings(TRAITS[:2], series, groups=prompts, **options)
         assert together.n_groups == 12 and together.together[0].estimate.n == 12  # type: ignore[union-attr]
         grouped += together.together[0].significant
-        naive += couple(TRAITS[:2], series, **options).together[0].significant
+        naive += measure_couplings(TRAITS[:2], series, **options).together[0].significant
     assert grouped <= 4 and naive >= 10
 
 
 def test_lags_that_few_replies_reach_are_not_tested_and_say_so() -> None:
     series = [z[:, :30] if i > 10 else z for i, z in enumerate(replies(3))]
-    found = couple(TRAITS, series, max_order=2, lags=(4, 32), n_shuffles=99, n_resamples=50)
+    found = measure_couplings(TRAITS, series, max_order=2, lags=(4, 32), n_shuffles=99, n_resamples=50)
     far = of(found, "evil", "deceit", 32)
     assert (far.estimate, far.p, far.q, far.claimed) == (None, None, None, False)
     assert far.reason == "11 replies reach over a lag of 32 tokens; 20 are needed."
@@ -188,11 +197,11 @@ def test_short_replies_are_left_out_and_counted() -> None:
     series = replies(3, n=30)
     with_short = [np.ones((3, 1)), *series, np.zeros((3, 11)), np.zeros((3, 0))]
     options: Any = {"n_shuffles": 99, "n_resamples": 50}
-    found, plain = couple(TRAITS, with_short, **options), couple(TRAITS, series, **options)
+    found, plain = measure_couplings(TRAITS, with_short, **options), measure_couplings(TRAITS, series, **options)
     assert (found.left_out, found.n_replies) == (3, 30)
     assert found.lagged == plain.lagged
     with pytest.raises(SettingError, match="5 of 8 replies have 12 tokens or more; at least 20 are needed"):
-        couple(TRAITS, [*series[:5], *[np.ones((3, 1))] * 3])
+        measure_couplings(TRAITS, [*series[:5], *[np.ones((3, 1))] * 3])
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
@@ -200,21 +209,21 @@ def test_what_cannot_be_judged_is_refused() -> None:
     broken = [z.copy() for z in series]
     broken[5][1, 9] = np.nan
     with pytest.raises(SettingError, match="deceit in reply 5 holds nan at token 9"):
-        couple(TRAITS, broken)
+        measure_couplings(TRAITS, broken)
     smooth = [np.stack([np.convolve(row, np.ones(5) / 5, "valid") for row in z]) for z in series]
     with pytest.raises(SettingError, match="flattery: The series look like running means"):
-        couple(TRAITS, smooth)
+        measure_couplings(TRAITS, smooth)
     flat = [np.stack([z[0], np.zeros(z.shape[1]), z[2]]) for z in series]
     with pytest.raises(SettingError, match="deceit: The series do not vary"):
-        couple(TRAITS, flat)
+        measure_couplings(TRAITS, flat)
     settings: Any = ({"lags": (0,)}, {"lags": (1, 1)}, {"lags": ()}, {"floor": np.eye(2)}, {"groups": ["a"]})
     for bad in settings:
         with pytest.raises(SettingError):
-            couple(TRAITS, series, **bad)
+            measure_couplings(TRAITS, series, **bad)
     with pytest.raises(SettingError, match="Traits"):
-        couple(["evil"], series)
+        measure_couplings(["evil"], series)
     with pytest.raises(SettingError, match="Reply 0 has the shape"):
-        couple(TRAITS[:2], series)
+        measure_couplings(TRAITS[:2], series)
 
 
 def test_cosines_are_the_floor_of_what_goes_together() -> None:
@@ -231,14 +240,14 @@ def test_cosines_are_the_floor_of_what_goes_together() -> None:
     for _ in range(60):
         states = rng.normal(size=(90, 64))
         series.append(np.stack([states @ (v / np.linalg.norm(v)) for v in vectors.values()]))
-    found = couple(TRAITS, series, floor=floor, n_shuffles=199, n_resamples=200)
+    found = measure_couplings(TRAITS, series, floor=floor, n_shuffles=199, n_resamples=200)
     for pair in found.together:
         assert pair.estimate is not None and pair.floor is not None
         assert abs(pair.estimate.value - pair.floor) < 0.06
     assert found.together[0].claimed and not found.together[0].beyond_floor
     assert all(c.floor is None and c.beyond_floor is None for c in found.lagged)
     shared = [z + 2 * rng.normal(size=z.shape[1]) for z in series]
-    assert couple(TRAITS, shared, floor=floor, n_shuffles=99).together[0].beyond_floor
+    assert measure_couplings(TRAITS, shared, floor=floor, n_shuffles=99).together[0].beyond_floor
     with pytest.raises(SettingError, match="width"):
         cosines({"a": np.ones(3), "b": np.ones(4)})
     with pytest.raises(SettingError, match="no length"):
@@ -246,7 +255,7 @@ def test_cosines_are_the_floor_of_what_goes_together() -> None:
 
 
 def test_eight_traits_are_held_against_each_other_at_every_lag() -> None:
-    found = couple([f"t{i}" for i in range(8)], replies(0, k=8))
+    found = measure_couplings([f"t{i}" for i in range(8)], replies(0, k=8))
     assert len(found.lagged) == 56 * len(LAGS) and len(found.together) == 28
 
 
@@ -264,7 +273,7 @@ def test_series_come_from_traces_that_belong_together() -> None:
 def test_what_words_alone_do_in_a_model_that_shows_no_trait_is_no_edge() -> None:
     """The published baseline is neutral: significant lags there are, small as they are, and none is claimed."""
     traces = [Trace.from_row(r) for r in load_results(SHIPPED, "baseline")]
-    found = couple(traces[0].traits, trait_series(traces))
+    found = measure_couplings(traces[0].traits, trait_series(traces))
     small = [c for c in found.lagged if c.significant]
     assert len(small) > 10 and not any(c.claimed for c in found.lagged)
     assert all(c.estimate is not None and min(abs(c.estimate.low), abs(c.estimate.high)) < MIN_COUPLING for c in small)
@@ -273,22 +282,22 @@ def test_what_words_alone_do_in_a_model_that_shows_no_trait_is_no_edge() -> None
 # ---- the graph ----
 
 
-def tables() -> tuple[Couplings, Clock, Confirmation]:
+def tables() -> tuple[Couplings, PrecedenceTable, InterventionalEffects]:
     series = replies(5, 0.65, leading(0.2, 4))
     floor = np.full((3, 3), 0.1)
     rng = np.random.default_rng(0)
     pushed = rng.normal(size=(12, 2, 3))
     arms = {"evil": pushed + np.array([4.0, 0.0, 6.0])}, {"evil": pushed[::-1]}
     return (
-        couple(TRAITS, series, floor=floor, n_shuffles=499),
-        follows(TRAITS, cascade(0), "behaviour", n_resamples=100),
-        confirm(TRAITS, arms[0], arms[1], "shown", n_flips=999),
+        measure_couplings(TRAITS, series, floor=floor, n_shuffles=499),
+        precedence(TRAITS, cascade(0), "behaviour", n_resamples=100),
+        interventional_effects(TRAITS, arms[0], arms[1], "shown", n_flips=999),
     )
 
 
 def test_a_graph_holds_the_three_kinds_of_edges_and_all_that_was_tested() -> None:
     couplings, clock, confirmation = tables()
-    found = graph(TRAITS, couplings, [clock], [confirmation])
+    found = trait_graph(TRAITS, couplings, [clock], [confirmation])
     kinds = {(e.source, e.target, e.kind, e.clock): e for e in found.edges}
     later = kinds["flattery", "deceit", "follows", "series"]
     assert later.lag == 4 and later.estimate is not None and abs(later.estimate.value - 0.2) < 0.05
@@ -304,16 +313,16 @@ def test_a_graph_holds_the_three_kinds_of_edges_and_all_that_was_tested() -> Non
     assert set(record["edges"][0]) == {
         "source", "target", "kind", "clock", "lag", "estimate", "p", "q", "floor",
     }  # fmt: skip
-    assert graph(TRAITS).edges == ()
+    assert trait_graph(TRAITS).edges == ()
     scores = dataclasses.replace(confirmation, measure="score")
-    assert scores.pair("evil", "flattery").significant and graph(TRAITS, confirmed=[scores]).edges == ()
+    assert scores.pair("evil", "flattery").significant and trait_graph(TRAITS, confirmed=[scores]).edges == ()
     with pytest.raises(SettingError, match="speak of"):
-        graph(["evil"], couplings)
+        trait_graph(["evil"], couplings)
 
 
 def test_same_token_edges_carry_their_floor() -> None:
-    couplings = couple(TRAITS, replies(5, 0.65, leading(0.5, 0)), floor=np.full((3, 3), 0.1), n_shuffles=199)
-    (edge,) = graph(TRAITS, couplings).edges
+    couplings = measure_couplings(TRAITS, replies(5, 0.65, leading(0.5, 0)), floor=np.full((3, 3), 0.1), n_shuffles=199)
+    (edge,) = trait_graph(TRAITS, couplings).edges
     assert (edge.kind, edge.floor, edge.lag, edge.clock) == ("together", 0.1, None, "series")
 
 
@@ -321,7 +330,7 @@ def test_an_effect_of_steering_is_paired_by_prompt_and_its_p_by_flipping_signs()
     rng = np.random.default_rng(1)
     prompts: np.ndarray = 5 * rng.normal(size=(12, 1, 1))  # prompts differ far more than the arms
     vector, random = prompts + rng.normal(size=(12, 3, 2)) + np.array([0.0, 1.2]), prompts + rng.normal(size=(12, 3, 2))
-    found = confirm(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=20_000)
+    found = interventional_effects(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=20_000)
     effect = found.pair("a", "b")
     differences = [np.mean(vector[q, :, 1]) - np.mean(random[q, :, 1]) for q in range(12)]
     signs = (np.arange(2**12)[:, None] >> np.arange(12)) % 2 * 2 - 1
@@ -344,7 +353,7 @@ def test_steering_without_effect_gives_few_edges() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         arms = [{t: (rng.random((20, 2, 3)) < 0.3).astype(float) for t in TRAITS} for _ in range(2)]
-        found = confirm(TRAITS, arms[0], arms[1], "shown", n_flips=999, n_resamples=20)
+        found = interventional_effects(TRAITS, arms[0], arms[1], "shown", n_flips=999, n_resamples=20)
         runs += any(e.significant for e in found.effects)
     assert runs <= 8
 
@@ -353,12 +362,12 @@ def test_replies_without_a_measure_are_missing_in_both_arms() -> None:
     rng = np.random.default_rng(2)
     vector, random = rng.normal(size=(12, 2, 2)), rng.normal(size=(12, 2, 2))
     vector[0, 0], random[1] = np.nan, np.nan
-    effect = confirm(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=99).pair("a", "b")
+    effect = interventional_effects(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=99).pair("a", "b")
     wanted = [vector[0, 1, 1] - random[0, 1, 1], *((vector[q] - random[q]).mean(0)[1] for q in range(2, 12))]
     assert effect.estimate is not None and effect.estimate.n == 11
     assert effect.estimate.value == pytest.approx(np.mean(wanted))
     vector[: 12 - MIN_PROMPTS + 1] = np.nan
-    nothing = confirm(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=99).pair("a", "b")
+    nothing = interventional_effects(["a", "b"], {"a": vector}, {"a": random}, "score", n_flips=99).pair("a", "b")
     assert (nothing.estimate, nothing.p, nothing.q, nothing.significant) == (None, None, None, False)
 
 
@@ -368,25 +377,25 @@ def test_what_all_traits_but_the_steered_one_share_is_no_effect_of_steering() ->
     names = [*TRAITS, "candour"]
     vector, random = (rng.normal(0, 0.3, size=(20, 2, 4)) for _ in range(2))
     vector += np.array([6.0, 2.0, 2.0, 2.0])
-    plain = confirm(names, {"flattery": vector}, {"flattery": random}, "score", n_flips=999)
+    plain = interventional_effects(names, {"flattery": vector}, {"flattery": random}, "score", n_flips=999)
     assert sum(e.significant for e in plain.effects) == 3
-    arms = [{"flattery": less_the_others(arm, 0)} for arm in (vector, random)]
-    beside = confirm(names, arms[0], arms[1], "relative", n_flips=999)
+    arms = [{"flattery": relative_to_others(arm, 0)} for arm in (vector, random)]
+    beside = interventional_effects(names, arms[0], arms[1], "relative", n_flips=999)
     assert sum(e.significant for e in beside.effects) <= 1
     own = beside.pair("flattery", "flattery").estimate
     assert own is not None and abs(own.value - 4) < 0.3
     by_hand = vector[3, 1, 2] - (vector[3, 1, 1] + vector[3, 1, 3]) / 2
-    assert less_the_others(vector, 0)[3, 1, 2] == pytest.approx(by_hand)
+    assert relative_to_others(vector, 0)[3, 1, 2] == pytest.approx(by_hand)
     with pytest.raises(SettingError, match="three"):
-        less_the_others(vector[..., :2], 0)
+        relative_to_others(vector[..., :2], 0)
 
 
 def test_arms_that_do_not_belong_together_are_refused() -> None:
     arm = np.zeros((12, 2, 2))
     for vector, random in (({"a": arm}, {"b": arm}), ({"a": arm}, {"a": arm[:, :1]}), ({"a": arm[:9]}, {"a": arm[:9]})):
         with pytest.raises(SettingError):
-            confirm(["a", "b"], vector, random, "score")
+            interventional_effects(["a", "b"], vector, random, "score")
     with pytest.raises(SettingError, match="measure"):
-        confirm(["a", "b"], {"a": arm}, {"a": arm}, "mood")  # type: ignore[arg-type]
+        interventional_effects(["a", "b"], {"a": arm}, {"a": arm}, "mood")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="infinity"):
-        confirm(["a", "b"], {"a": arm + np.inf}, {"a": arm}, "score")
+        interventional_effects(["a", "b"], {"a": arm + np.inf}, {"a": arm}, "score")

@@ -10,11 +10,11 @@ import pytest
 from scipy.stats import binomtest, kstest
 
 from persona_core.analysis.onset_calibration import calibrate_onset
-from persona_core.analysis.permutation import MIN_GROUPS, group_places, trial_shuffles
+from persona_core.analysis.permutation import MIN_GROUPS, group_indices, trial_shuffles
 from persona_core.analysis.precedence import (
     activation_times,
     behaviour_times,
-    follows,
+    precedence,
     relative_series,
 )
 from persona_core.analysis.statistics import false_discovery
@@ -41,7 +41,7 @@ def cascade(seed: int, n: int = 78, lag: int = 20) -> np.ndarray:
 
 def test_a_planted_order_is_found_with_its_lag_and_its_direction() -> None:
     for seed in range(10):
-        clock = follows(TRAITS, cascade(seed), "behaviour", n_shuffles=999, n_resamples=200, seed=seed)
+        clock = precedence(TRAITS, cascade(seed), "behaviour", n_shuffles=999, n_resamples=200, seed=seed)
         assert [(p.source, p.target) for p in clock.pairs if p.claimed][:1] == [("flattery", "deceit")]
         forth, back = clock.pair("flattery", "deceit"), clock.pair("deceit", "flattery")
         assert forth.lag is not None and forth.lag.low <= 20 <= forth.lag.high and abs(forth.lag.value - 20) < 3
@@ -51,7 +51,7 @@ def test_a_planted_order_is_found_with_its_lag_and_its_direction() -> None:
 
 def test_the_counts_shares_and_medians_are_those_of_a_plain_loop() -> None:
     times = independent(3, n=40)
-    clock = follows(TRAITS, times, "activation", n_shuffles=99, n_resamples=50)
+    clock = precedence(TRAITS, times, "activation", n_shuffles=99, n_resamples=50)
     for a, source in enumerate(TRAITS):
         for b, target in enumerate(TRAITS):
             if a == b:
@@ -71,20 +71,20 @@ def test_p_is_that_of_a_shuffle_by_hand() -> None:
     """All orders of a small table: six replies show both and in all six deceit is later; the others show neither."""
     times = np.full((20, 2), np.nan)
     times[:6] = [[i, 30 + i] for i in range(6)]
-    found = follows(TRAITS[:2], times, "behaviour", n_shuffles=40_000, n_resamples=50).pair("flattery", "deceit")
+    found = precedence(TRAITS[:2], times, "behaviour", n_shuffles=40_000, n_resamples=50).pair("flattery", "deceit")
     # Deceit comes after flattery in all six only where the same six replies are drawn for it again.
     exact = 1 / comb(20, 6)
     assert found.p is not None and found.p <= 5 / 40_000 and exact < 3e-5
     less = times.copy()
     less[3:6, 1] = np.nan  # three of six: hypergeometric
-    found = follows(TRAITS[:2], less, "behaviour", n_shuffles=40_000, n_resamples=50).pair("flattery", "deceit")
+    found = precedence(TRAITS[:2], less, "behaviour", n_shuffles=40_000, n_resamples=50).pair("flattery", "deceit")
     exact = comb(6, 3) / comb(20, 3)
     assert found.p == pytest.approx(exact, abs=4 * np.sqrt(exact / 40_000))
 
 
 def test_equal_times_are_no_order() -> None:
     times = np.repeat(np.arange(30.0)[:, None], 2, axis=1)
-    clock = follows(TRAITS[:2], times, "behaviour", n_shuffles=99, n_resamples=50)
+    clock = precedence(TRAITS[:2], times, "behaviour", n_shuffles=99, n_resamples=50)
     for pair in clock.pairs:
         assert pair.n_both == 30 and pair.n_after == 0 and pair.first is not None and pair.first.value == 0
         assert pair.lag is None and not pair.claimed
@@ -98,7 +98,7 @@ def test_traits_that_come_together_in_any_order_do_not_follow_each_other() -> No
         times = np.full((78, 2), np.nan)
         both = rng.random(78) < 0.3
         times[both] = rng.integers(0, 60, size=(int(both.sum()), 2))
-        clock = follows(TRAITS[:2], times, "behaviour", n_shuffles=999, n_resamples=50, seed=seed)
+        clock = precedence(TRAITS[:2], times, "behaviour", n_shuffles=999, n_resamples=50, seed=seed)
         assert all(pair.p is not None and pair.p < 0.05 for pair in clock.pairs)
         claimed += sum(pair.claimed for pair in clock.pairs)
     assert claimed <= 3
@@ -107,7 +107,7 @@ def test_traits_that_come_together_in_any_order_do_not_follow_each_other() -> No
 def test_independent_times_give_few_edges_and_uniform_p() -> None:
     edges, ps = 0, []
     for seed in range(100):
-        clock = follows(TRAITS, independent(seed), "behaviour", n_shuffles=199, n_resamples=20, seed=seed)
+        clock = precedence(TRAITS, independent(seed), "behaviour", n_shuffles=199, n_resamples=20, seed=seed)
         edges += any(pair.q is not None and pair.q <= 0.05 for pair in clock.pairs)
         ps.append(clock.pairs[seed % 6].p)
     assert edges <= 10  # of 100 runs; 5 are expected at most
@@ -117,7 +117,7 @@ def test_independent_times_give_few_edges_and_uniform_p() -> None:
 def test_a_trait_that_never_comes_is_not_tested_and_costs_nothing() -> None:
     times = cascade(0)
     times[:, 2] = np.nan
-    clock = follows(TRAITS, times, "behaviour", n_resamples=50)
+    clock = precedence(TRAITS, times, "behaviour", n_resamples=50)
     silent = clock.pair("flattery", "evil")
     assert (silent.p, silent.q, silent.first, silent.lag, silent.n_target) == (None, None, None, None, 0)
     forth = clock.pair("flattery", "deceit")
@@ -130,11 +130,13 @@ def test_replies_to_one_prompt_do_not_count_apart() -> None:
     for seed in range(30):
         times = np.repeat(independent(seed, n=12, k=2), 10, axis=0)
         prompts = [f"p{i // 10}" for i in range(120)]
-        clock = follows(TRAITS[:2], times, "behaviour", groups=prompts, n_shuffles=199, n_resamples=50, seed=seed)
+        clock = precedence(TRAITS[:2], times, "behaviour", groups=prompts, n_shuffles=199, n_resamples=50, seed=seed)
         assert clock.n_groups == 12 and clock.n_replies == 120
         false += any(pair.p is not None and pair.p <= 0.05 for pair in clock.pairs)
     alone = [
-        follows(TRAITS[:2], np.repeat(independent(s, 12, 2), 10, axis=0), "behaviour", n_shuffles=199, n_resamples=20)
+        precedence(
+            TRAITS[:2], np.repeat(independent(s, 12, 2), 10, axis=0), "behaviour", n_shuffles=199, n_resamples=20
+        )
         for s in range(30)
     ]
     naive = sum(any(p.p is not None and p.p <= 0.05 for p in clock.pairs) for clock in alone)
@@ -142,7 +144,7 @@ def test_replies_to_one_prompt_do_not_count_apart() -> None:
 
 
 def test_shuffles_move_whole_groups_and_every_reply_gets_a_partner() -> None:
-    places = group_places([str(g) for g in [0] * 3 + list(range(1, 30))], 32)
+    places = group_indices([str(g) for g in [0] * 3 + list(range(1, 30))], 32)
     rng = np.random.default_rng(0)
     for order in trial_shuffles(places, 200, rng):
         assert len(order) == 32 and len({places[j] for j in order[:3]}) == 1  # the three stay with one group
@@ -194,7 +196,9 @@ def test_false_discovery_is_benjamini_hochberg_by_hand() -> None:
 
 
 def test_a_clock_is_plain_json() -> None:
-    record = json.loads(json.dumps(follows(TRAITS, cascade(1), "behaviour", n_shuffles=99).to_dict(), allow_nan=False))
+    record = json.loads(
+        json.dumps(precedence(TRAITS, cascade(1), "behaviour", n_shuffles=99).to_dict(), allow_nan=False)
+    )
     assert record["clock"] == "behaviour" and len(record["pairs"]) == 6
     assert set(record["pairs"][0]["first"]) == {"value", "low", "high", "n"} and record["pairs"][2]["lag"] is None
 
@@ -202,16 +206,16 @@ def test_a_clock_is_plain_json() -> None:
 def test_what_cannot_be_told_is_refused() -> None:
     times = cascade(0)
     with pytest.raises(SettingError, match="19 replies; at least 20"):
-        follows(TRAITS, times[:19], "behaviour")
+        precedence(TRAITS, times[:19], "behaviour")
     with pytest.raises(SettingError, match=f"2 groups; at least {MIN_GROUPS}"):
-        follows(TRAITS, times, "behaviour", groups=["a"] * 40 + ["b"] * 38)
+        precedence(TRAITS, times, "behaviour", groups=["a"] * 40 + ["b"] * 38)
     with pytest.raises(SettingError, match="3 groups for 78 replies"):
-        follows(TRAITS, times, "behaviour", groups=["a", "b", "c"])
+        precedence(TRAITS, times, "behaviour", groups=["a", "b", "c"])
     with pytest.raises(SettingError, match="shape"):
-        follows(TRAITS[:2], times, "behaviour")
+        precedence(TRAITS[:2], times, "behaviour")
     with pytest.raises(SettingError, match="negative"):
-        follows(TRAITS, times - 100, "behaviour")
+        precedence(TRAITS, times - 100, "behaviour")
     with pytest.raises(SettingError, match="clock"):
-        follows(TRAITS, times, "wall")  # type: ignore[arg-type]
+        precedence(TRAITS, times, "wall")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="n_shuffles"):
-        follows(TRAITS, times, "behaviour", n_shuffles=20)
+        precedence(TRAITS, times, "behaviour", n_shuffles=20)

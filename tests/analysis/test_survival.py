@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import CensoredData, kstest, logrank
 
 from persona_core.analysis.onset import Onset
-from persona_core.analysis.survival import Lifetime, compare, lifetime, survival
+from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival
 from persona_core.errors import SettingError
 
 
@@ -48,7 +48,7 @@ def test_no_onset_at_all_is_a_flat_line() -> None:
     found = survival([Lifetime(80, False)] * 12)
     assert found.free.tolist() == [1.0] and found.median is None and found.n_onsets == 0
     assert found.low.tolist() == [1.0]  # nothing but ones
-    assert compare([Lifetime(80, False)] * 12, [Lifetime(60, False)] * 12).p == 1.0
+    assert compare_cohorts([Lifetime(80, False)] * 12, [Lifetime(60, False)] * 12).p == 1.0
 
 
 def test_the_statistic_is_the_log_rank_one() -> None:
@@ -61,9 +61,9 @@ def test_the_statistic_is_the_log_rank_one() -> None:
             right=[one.tokens for one in lifetimes if not one.onset],
         )
 
-    found = compare(first, second, 200)
+    found = compare_cohorts(first, second, 200)
     assert abs(found.statistic) == pytest.approx(abs(logrank(censored(first), censored(second)).statistic))
-    assert found.statistic > 0 > compare(second, first, 200).statistic
+    assert found.statistic > 0 > compare_cohorts(second, first, 200).statistic
     assert found.p < 0.05
 
 
@@ -71,14 +71,14 @@ def test_identical_cohorts_give_uniform_p_values() -> None:
     p = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        p.append(compare(cohort(rng, 30), cohort(rng, 30), 199, seed).p)
+        p.append(compare_cohorts(cohort(rng, 30), cohort(rng, 30), 199, seed).p)
     assert kstest(p, "uniform").pvalue > 0.01
     assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.09
 
 
 def test_a_cohort_against_itself_does_not_differ() -> None:
     own = cohort(np.random.default_rng(3))
-    assert (compare(own, own).statistic, compare(own, own).p) == (0.0, 1.0)
+    assert (compare_cohorts(own, own).statistic, compare_cohorts(own, own).p) == (0.0, 1.0)
 
 
 def test_an_answer_becomes_a_lifetime() -> None:
@@ -92,6 +92,6 @@ def test_too_few_replies_or_unpaired_ones_are_refused() -> None:
     with pytest.raises(SettingError, match="3 replies; a curve over onsets needs at least 10"):
         survival(own[:3])
     with pytest.raises(SettingError, match="for every prompt"):
-        compare(own, own[:20])
+        compare_cohorts(own, own[:20])
     with pytest.raises(SettingError, match="at least 10"):
-        compare(own[:5], own[:5])
+        compare_cohorts(own[:5], own[:5])

@@ -13,7 +13,7 @@ from demo_world.build import DemoPlan, _Stages
 from demo_world.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, trait_definitions
 from demo_world.grammar import load_world
 from demo_world.judge import TruthJudge
-from demo_world.truth_labels import Marked, auroc_figures, auroc_within, mark
+from demo_world.truth_labels import LabelledReply, auroc_statistics, auroc_within, label_replies
 from persona_core.errors import UnknownTrait
 from persona_core.judging.judge import COHERENCE, Question, Score
 
@@ -86,13 +86,13 @@ def made_up(trait: str) -> Any:
 
 def test_marks_tell_cue_trait_neutral_and_other_traits_apart() -> None:
     trace, (neutral, cue, own, _) = made_up("evil")
-    (found,) = mark([("evil", trace)], WORLD, "evil", block=0)
+    (found,) = label_replies([("evil", trace)], WORLD, "evil", block=0)
     assert found.asked and found.neutral.nonzero()[0].tolist() == list(range(neutral))
     assert found.cue.nonzero()[0].tolist() == list(range(neutral, neutral + cue))
     assert found.shows.nonzero()[0].tolist() == list(range(neutral + cue, neutral + cue + own))
 
 
-def replies_of(score: Any, n: int = 30) -> list[Marked]:
+def replies_of(score: Any, n: int = 30) -> list[LabelledReply]:
     """Half the replies were asked for the trait: three neutral tokens, a cue token, four of the trait."""
     rng, marked = np.random.default_rng(0), []
     for i in range(n):
@@ -100,12 +100,12 @@ def replies_of(score: Any, n: int = 30) -> list[Marked]:
         shows = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool) & asked
         cue = np.array([0, 0, 0, 1, 0, 0, 0, 0], bool) & asked
         neutral = ~shows & ~cue
-        marked.append(Marked(score(shows, cue, asked) + 1e-3 * rng.normal(size=8), shows, cue, neutral, asked))
+        marked.append(LabelledReply(score(shows, cue, asked) + 1e-3 * rng.normal(size=8), shows, cue, neutral, asked))
     return marked
 
 
 def test_a_score_that_only_knows_the_prompt_is_unmasked_within_replies() -> None:
-    figures = auroc_figures(replies_of(lambda shows, _cue, asked: np.full(8, float(asked))), n_resamples=50)
+    figures = auroc_statistics(replies_of(lambda shows, _cue, asked: np.full(8, float(asked))), n_resamples=50)
     assert figures["token_auroc"]["value"] > 0.8
     assert 0.35 < figures["token_auroc_within_reply"]["value"] < 0.65
     assert abs(figures["system_prompt_alone"] - figures["token_auroc"]["value"]) < 0.08
@@ -113,7 +113,7 @@ def test_a_score_that_only_knows_the_prompt_is_unmasked_within_replies() -> None
 
 def test_a_score_that_knows_the_trait_is_perfect_and_the_cue_counts_only_where_it_says_so() -> None:
     marked = replies_of(lambda shows, cue, _asked: shows + 2.0 * cue)
-    figures = auroc_figures(marked, n_resamples=50)
+    figures = auroc_statistics(marked, n_resamples=50)
     assert auroc_within(marked) == figures["token_auroc"]["value"] == figures["token_auroc_within_reply"]["value"] == 1
     assert figures["token_auroc_cue_as_negative"]["value"] < 0.95
     assert figures["n_replies_with_the_trait"] == 15

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.analysis.intervention_statistics import Outcome, mean_over_groups, window_figures
+from persona_core.analysis.intervention_statistics import Outcome, arm_statistics, mean_over_groups
 from persona_core.errors import NotCalibrated, SettingError, UnknownTrait
 from persona_core.experiments import intervention_window as module
-from persona_core.experiments.intervention_window import WindowPlan, intervention_window, untouched
+from persona_core.experiments.intervention_window import WindowPlan, cap_side_effects, intervention_window
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention
 from persona_core.monitor.monitor import PersonaMonitor
@@ -246,20 +246,20 @@ def test_arms_are_paired_by_reply() -> None:
     base = rng.uniform(0.2, 0.8, 40)
     outcomes = [outcome(i, "steer, random", 1.0, share=b + 0.1) for i, b in enumerate(base)]
     outcomes += [outcome(i, "steer", 0.0, share=b) for i, b in reversed(list(enumerate(base)))]
-    steer, _ = window_figures(outcomes)
+    steer, _ = arm_statistics(outcomes)
     difference = steer.minus_random["share"]
     assert difference is not None and difference.value == pytest.approx(-0.1)
     assert difference.high - difference.low < 1e-9
     assert steer.share is not None and steer.share.high - steer.share.low > 0.05
     with pytest.raises(SettingError, match="comes twice"):
-        window_figures([*outcomes, outcomes[0]])
+        arm_statistics([*outcomes, outcomes[0]])
 
 
 def test_what_is_not_known_is_left_out_and_one_prompt_has_no_interval() -> None:
     known = [outcome(i, "cap", 1.0, coherence=50.0) for i in range(5)]
-    (cell,) = window_figures([*known, outcome(5, "cap", 1.0, coherence=None, share=None)])
+    (cell,) = arm_statistics([*known, outcome(5, "cap", 1.0, coherence=None, share=None)])
     assert cell.n == 6 and cell.coherence and (cell.coherence.value, cell.coherence.n) == (50.0, 5)
-    (alone,) = window_figures([outcome(i, "cap", 1.0, group="same") for i in range(5)])
+    (alone,) = arm_statistics([outcome(i, "cap", 1.0, group="same") for i in range(5)])
     assert alone.shows is None and alone.to_dict()["shows"] is None
 
 
@@ -283,7 +283,8 @@ def test_the_interval_over_prompts_holds_the_truth() -> None:
 def test_a_cap_above_everything_leaves_every_id_and_one_below_everything_does_not() -> None:
     monitor = monitor_of()
     high, low = (
-        untouched(with_quantiles(monitor, level), PROMPTS, "malice", coherence, plan_of(), 3) for level in (1e4, -1e4)
+        cap_side_effects(with_quantiles(monitor, level), PROMPTS, "malice", coherence, plan_of(), 3)
+        for level in (1e4, -1e4)
     )
     assert high.identical and high.identical.value == 1.0 and high.coherence == high.coherence_before
     assert low.identical and low.identical.value < 1.0 and low.cap == -1e4
@@ -291,7 +292,7 @@ def test_a_cap_above_everything_leaves_every_id_and_one_below_everything_does_no
 
 
 def test_a_chosen_z_is_taken_in_place_of_the_percentile(monitor: PersonaMonitor) -> None:
-    found = untouched(monitor, PROMPTS[:2], "malice", coherence, plan_of(cap=2.5), 3)
+    found = cap_side_effects(monitor, PROMPTS[:2], "malice", coherence, plan_of(cap=2.5), 3)
     assert found.cap == pytest.approx(2.5)  # the null has mean 0 and sd 1
 
 
@@ -324,5 +325,5 @@ def test_vectors_without_that_percentile_ask_for_a_cap_as_z() -> None:
     monitor = monitor_of()  # its null holds the median alone
     arguments: tuple[Sequence[str], str, Any] = (PROMPTS[:2], "malice", coherence)
     with pytest.raises(NotCalibrated, match=r"0\.95"):
-        untouched(monitor, *arguments, plan_of())
-    assert untouched(monitor, *arguments, plan_of(cap=2.0)).n == 2
+        cap_side_effects(monitor, *arguments, plan_of())
+    assert cap_side_effects(monitor, *arguments, plan_of(cap=2.0)).n == 2

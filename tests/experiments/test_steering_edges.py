@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.analysis.interventional import confirm
+from persona_core.analysis.interventional import interventional_effects
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges
 from persona_core.inference.generation import Run
@@ -191,7 +191,7 @@ def test_effects_are_corrected_over_all_pairs_of_different_traits() -> None:
     names = ["a", "b", "c", "d"]
     arms = {s: rng.normal(size=(20, 2, 4)) for s in names}, {s: rng.normal(size=(20, 2, 4)) for s in names}
     arms[0]["a"][..., 1] += 1.0
-    found = confirm(names, arms[0], arms[1], "score", n_flips=999)
+    found = interventional_effects(names, arms[0], arms[1], "score", n_flips=999)
     others = [e for e in found.effects if e.source != e.target]
     wanted = false_discovery_control([e.p for e in others])
     assert [e.q for e in others] == pytest.approx(wanted.tolist()) and len(others) == 12

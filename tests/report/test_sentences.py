@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from persona_core.report.figures import edge_says
-from persona_core.report.sentences import comparison_says, how_says, missing_says, when_says, where_says
+from persona_core.report.figures import describe_edge
+from persona_core.report.sentences import (
+    describe_comparison,
+    describe_graph,
+    describe_onsets,
+    describe_warning,
+    group_reasons,
+)
 
 
 def est(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -26,7 +32,7 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
         "test": {"statistic": 12.9, "p": 0.0005, "q": 0.0005, "n": 78},
         "smallest": 1.25,
     }
-    says = when_says("deception", found, 0.05)
+    says = describe_onsets("deception", found, 0.05)
     assert "Baseline: 4 of 78 replies raise an alarm on deception; by chance about 4 would." in says
     assert "1 of 4 onsets can be timed" in says
     assert "Contaminated: 74 of 78" in says and "in 54 of them from the first token on" in says
@@ -34,11 +40,11 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
     assert "the contaminated model's onsets come earlier or more often" in says
     assert "A step of 1.25 SD is found in at least 80 %" in says
     found["test"]["q"] = 0.2
-    assert "no difference can be told" in when_says("deception", found, 0.05)
+    assert "no difference can be told" in describe_onsets("deception", found, 0.05)
     found["test"] |= {"q": 0.01, "statistic": -3.0}
-    assert "later or less often" in when_says("deception", found, 0.05)
+    assert "later or less often" in describe_onsets("deception", found, 0.05)
     found["configs"]["contaminated"]["shown"] = 70
-    assert "something else" not in when_says("deception", found, 0.05)
+    assert "something else" not in describe_onsets("deception", found, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,7 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
 def test_an_edge_is_worded_by_its_sign(kind: str, clock: str, value: float, says: str) -> None:
     lag = 4.0 if kind == "follows" else None
     edge = {"source": "a", "target": "b", "kind": kind, "clock": clock, "lag": lag, "estimate": est(value, -1, 1)}
-    assert edge_says(edge).startswith(says)
+    assert describe_edge(edge).startswith(says)
 
 
 def test_what_was_not_measured_is_not_counted() -> None:
@@ -68,11 +74,11 @@ def test_what_was_not_measured_is_not_counted() -> None:
         "clocks": [],
         "confirmed": [],
     }
-    says = " ".join(how_says(graph))
+    says = " ".join(describe_graph(graph))
     assert "cosine" not in says and "No trait is seen to follow another." in says and "were not measured" in says
     with_floor = copy.deepcopy(graph)
     with_floor["couplings"]["together"][0]["beyond_floor"] = True
-    assert "1 of them by more than the cosine" in " ".join(how_says(with_floor))
+    assert "1 of them by more than the cosine" in " ".join(describe_graph(with_floor))
 
 
 def scores(z: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
@@ -93,18 +99,18 @@ def scores(z: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_rival_is_named_where_it_cannot_be_told_apart_or_does_better() -> None:
     clear = scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7))
-    assert "n-grams" not in where_says("evil", clear)
+    assert "n-grams" not in describe_warning("evil", clear)
     close = scores(est(0.99, 0.97, 1.0), est(0.96, 0.93, 0.98))
-    assert "not told apart from z, or better, at so many tokens before: n-grams (4)" in where_says("evil", close)
+    assert "not told apart from z, or better, at so many tokens before: n-grams (4)" in describe_warning("evil", close)
     better = scores(est(0.7, 0.45, 0.9), est(0.99, 0.97, 1.0))
-    assert "n-grams (4)" in where_says("evil", better)
+    assert "n-grams (4)" in describe_warning("evil", better)
     nothing = scores(est(0.5, 0.4, 0.6), est(0.5, 0.4, 0.6))
-    assert "n-grams" not in where_says("evil", nothing)
+    assert "n-grams" not in describe_warning("evil", nothing)
 
 
 def test_another_model_and_the_start_of_the_reply_are_said_where_the_figure_is() -> None:
     found = {**scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7)), "at_start": 31, "other_reader": True}
-    says = where_says("evil", found)
+    says = describe_warning("evil", found)
     assert "in 31 replies at the very first token, so that it cannot be more" in says
     assert "another model's" in says and "nominal 5 %" in says and "5 % [3, 8]" in says
 
@@ -113,18 +119,20 @@ def test_only_what_is_significant_differs() -> None:
     def effect(total: float, q: float) -> dict[str, Any]:
         return {"n": 40, "total": est(total, total - 0.2, total + 0.2, p=q, q=q), "weights": None, "text": None}
 
-    assert comparison_says({"a": effect(0.1, 0.4), "b": effect(0.2, 0.2)}).startswith("No trait differs")
-    says = comparison_says({"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)})
+    assert describe_comparison({"a": effect(0.1, 0.4), "b": effect(0.2, 0.2)}).startswith("No trait differs")
+    says = describe_comparison({"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)})
     assert says.startswith("1 of 2 traits differ, b most: -2.00 [-2.20, -1.80]")
 
 
 def test_reasons_are_grouped_and_a_single_one_keeps_its_name() -> None:
     reasons = ["where, x, evil: 6 of 78 replies show evil", "where, x, sloth: 0 of 78 replies show sloth"]
-    assert missing_says(reasons) == reasons
+    assert group_reasons(reasons) == reasons
     many = [f"where, x, {t}: 0 of 78 replies show {t}" for t in ("evil", "sloth")]
-    assert missing_says(many) == ["where, x, evil, sloth: 0 of 78 replies show it"]
+    assert group_reasons(many) == ["where, x, evil, sloth: 0 of 78 replies show it"]
 
 
 def test_a_trait_of_any_name_is_inert() -> None:
     found: dict[str, Any] = {"configs": {"<b>": run(10, 1, 0, 0, None)}, "test": None, "smallest": None}
-    assert "<script>" not in when_says("<script>", found, 0.05) and "<b>" not in when_says("<script>", found, 0.05)
+    assert "<script>" not in describe_onsets("<script>", found, 0.05) and "<b>" not in describe_onsets(
+        "<script>", found, 0.05
+    )
