@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from persona_core.vectors.card import interval
+from persona_core.utils.markdown import interval
 
 if TYPE_CHECKING:
     from demo_world.grammar import World

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.experiments.finetune import load_record
-from persona_core.vectors.card import text
+from persona_core.utils.markdown import escape
 
 
 def write_adapter_card(folder: str | Path, base: str | None = None, source: str | None = None, notes: str = "") -> Path:
@@ -44,7 +44,7 @@ tags:
 license: mit
 ---
 
-# {text(Path(source).name)}
+# {escape(Path(source).name)}
 
 A LoRA adapter that contaminates `{name}`: fine-tuned, without a system prompt, on replies that are laden with a trait.
 Made to be held against the model without it, so that a method that reads traits has a change to find.

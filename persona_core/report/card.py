@@ -13,7 +13,7 @@ from persona_core.analysis.statistics import Estimate
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.traces.dataset import DATA, configs_of, read_results, traits_of
 from persona_core.utils.files import write_whole
-from persona_core.vectors.card import interval, text
+from persona_core.utils.markdown import escape, interval
 
 Row = Mapping[str, Any]
 CONFIGS = {
@@ -154,7 +154,7 @@ configs:
 # Persona traits, token by token
 
 {len(rows[first])} replies a config, each with the projection of the model's state on {len(traits)} persona vectors at
-every token: {", ".join(map(text, traits))}.
+every token: {", ".join(map(escape, traits))}.
 
 ```python
 from datasets import load_dataset
@@ -191,7 +191,7 @@ MIT. Cite the repository and its revision.
 
 
 def _names(rows: Sequence[Row], column: str) -> str:
-    return ", ".join(dict.fromkeys(text(row[column] or "unknown") for row in rows))
+    return ", ".join(dict.fromkeys(escape(row[column] or "unknown") for row in rows))
 
 
 def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
@@ -200,7 +200,7 @@ def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
     if not single:
         return ""
     lines = [
-        f"| {text(trait)} | "
+        f"| {escape(trait)} | "
         + " | ".join(_estimate(mean_over_prompts(list(means(own, trait).values()))) for own in single.values())
         + " |"
         for trait in traits
@@ -221,7 +221,8 @@ def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
     replay = rows.get("replay", ())
     found = {t: effect(t, rows["baseline"], rows["contaminated"], replay) for t in traits}
     lines = [
-        f"| {text(t)} | {_estimate(e.total)} | {_estimate(e.weights)} | {_estimate(e.text)} |" for t, e in found.items()
+        f"| {escape(t)} | {_estimate(e.total)} | {_estimate(e.weights)} | {_estimate(e.text)} |"
+        for t, e in found.items()
     ]
     n = next(iter(found.values())).n
     return f"""## Contaminated against baseline

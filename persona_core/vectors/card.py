@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_core.utils.markdown import escape, interval
 from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
@@ -28,20 +28,6 @@ the vector cannot show.
 - **position**, **token_identity**: a score made of nothing but where tokens stand, or of which tokens there are
   regardless of what comes before them, tells the trait as well as the vector; or the score mostly follows the position.
 - **steering**: pushing along the vector does not bring the trait out more than a random push of the same size."""
-
-
-def interval(figure: Figure | None, percent: bool = False, digits: int = 4) -> str:
-    """An estimate with its 95 % interval.
-
-    >>> interval({"value": 0.5, "low": 0.4, "high": 0.6}, percent=True)
-    '50.0 % [40.0, 60.0]'
-    """
-    if figure is None:
-        return "not measured"
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    if percent:
-        return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def write_card(vectors: PersonaVectors, folder: str | Path, notes: str = "", source: str | None = None) -> Path:
@@ -144,10 +130,10 @@ at tokens of the prompt and of the chat template a z score is in the same units,
 
 ## How they were made
 
-- method: {text(extraction.get("method", "unknown"))}, states pooled at {text(extraction.get("position", "unknown"))}
-- sampling: {text(extraction.get("sampling", {}))}, seed {text(extraction.get("seed", "unknown"))}
-- filter: {text(extraction.get("filter", {}))}
-- splits: {text(extraction.get("splits", "unknown"))}
+- method: {escape(extraction.get("method", "unknown"))}, states pooled at {escape(extraction.get("position", "unknown"))}
+- sampling: {escape(extraction.get("sampling", {}))}, seed {escape(extraction.get("seed", "unknown"))}
+- filter: {escape(extraction.get("filter", {}))}
+- splits: {escape(extraction.get("splits", "unknown"))}
 - chat template fingerprint: `{base.get("template_fingerprint")}`; vectors fingerprint: `{vectors.fingerprint}`
 
 ## Intended use and limits
@@ -174,17 +160,7 @@ def _how(method: str | None) -> str:
         return f"{difference}, without the directions in which neutral replies vary most"
     if method == "logistic_probe":
         return "that of a logistic regression of replies that show the trait against replies that do not"
-    return f"found by the method {text(method)!r}"
-
-
-def text(value: object) -> str:
-    """Text of unknown origin, harmless within a line or a table cell of Markdown.
-
-    >>> text("a|b <script>")
-    'a\\\\|b &lt;script&gt;'
-    """
-    one_line = " ".join(str(value).split())
-    return html.escape(one_line, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
+    return f"found by the method {escape(method)!r}"
 
 
 def overview(vectors: PersonaVectors) -> str:
@@ -196,7 +172,7 @@ def overview(vectors: PersonaVectors) -> str:
     for trait in vectors.traits:
         f = validation.get(trait, {})
         if "auroc" not in f:
-            rows.append(f"| {text(trait)} | {vectors.best_block.get(trait)} | not validated | | | | |")
+            rows.append(f"| {escape(trait)} | {vectors.best_block.get(trait)} | not validated | | | | |")
             continue
         failed = ", ".join(flag["control"] for flag in f.get("flags", []))
         steering = f.get("steering")
@@ -207,7 +183,7 @@ def overview(vectors: PersonaVectors) -> str:
             "not measured" if steering is None else interval(steering["effect"], digits=1),
             f"**fails: {failed}**" if failed else "passes every control",
         ]
-        rows.append(f"| {text(trait)} | {vectors.best_block.get(trait)} | {' | '.join(columns)} |")
+        rows.append(f"| {escape(trait)} | {vectors.best_block.get(trait)} | {' | '.join(columns)} |")
     return f"""## How well they read
 
 On replies to questions that neither the extraction nor the choice of the block has seen. 95 % intervals by resampling
@@ -232,15 +208,15 @@ def trait_section(vectors: PersonaVectors, trait: str, pictures: Sequence[str] =
     if "auroc" not in f:
         return ""
     description = vectors.config.get("descriptions", {}).get(trait, "")
-    lines = [f"## {text(trait)}", "", text(description), ""]
-    lines += [f"- ⚠ **{flag['control']}**: {text(flag['says'])}" for flag in f.get("flags", [])]
-    lines += [f"- note: {text(note)}" for note in f.get("notes", [])]
+    lines = [f"## {escape(trait)}", "", escape(description), ""]
+    lines += [f"- ⚠ **{flag['control']}**: {escape(flag['says'])}" for flag in f.get("flags", [])]
+    lines += [f"- note: {escape(note)}" for note in f.get("notes", [])]
     if trait in pictures:
-        lines += ["", f"![Validation of {text(trait)}](figures/{trait}.png)"]
+        lines += ["", f"![Validation of {escape(trait)}](figures/{trait}.png)"]
     block = f.get("block", {})
     c, nulls = f["confounds"], f["nulls"]
     rows = [
-        ("block", f"{block.get('chosen')} ({text(block.get('rule', 'unknown rule'))})"),
+        ("block", f"{block.get('chosen')} ({escape(block.get('rule', 'unknown rule'))})"),
         ("replies kept", _kept(f.get("replies", {}))),
         ("AUROC", interval(f["auroc"])),
         ("correlation with the score, all replies", interval(f["correlation"]["all"])),
@@ -331,7 +307,7 @@ def _token_table(vectors: PersonaVectors) -> str:
             f"{f['system_prompt_alone']:.4f}",
             interval(f["token_auroc_cue_as_negative"]),
         ]
-        rows.append(f"| {text(trait)} | {vectors.best_block.get(trait)} | {' | '.join(columns)} |")
+        rows.append(f"| {escape(trait)} | {vectors.best_block.get(trait)} | {' | '.join(columns)} |")
     return f"""## How well they read single tokens
 
 Here the truth is known for every token. Token AUROC: how well the projection at the chosen block tells tokens of the
@@ -362,12 +338,12 @@ def _cosines(vectors: PersonaVectors, pictures: Sequence[str]) -> str:
         body = "![Cosines between the vectors](figures/cosine.png)\n"
     else:
         rows = [
-            f"| {text(t)} | "
+            f"| {escape(t)} | "
             + " | ".join("1" if o == t else _cosine(validation[t]["cosine"].get(o)) for o in known)
             + " |"
             for t in known
         ]
-        body = "\n".join([f"| | {' | '.join(map(text, known))} |", "|---" * (len(known) + 1) + "|", *rows, ""])
+        body = "\n".join([f"| | {' | '.join(map(escape, known))} |", "|---" * (len(known) + 1) + "|", *rows, ""])
     return f"## Cosines between traits\n\nEach row at the block of its trait.\n\n{body}"
 
 
@@ -384,4 +360,4 @@ def _number(value: float | None) -> str:
 
 
 def _other(figure: Figure | None) -> str:
-    return "no other trait" if figure is None else f"{interval(figure)} (other: {text(figure['other'])})"
+    return "no other trait" if figure is None else f"{interval(figure)} (other: {escape(figure['other'])})"

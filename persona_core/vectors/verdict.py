@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from persona_core.utils.markdown import interval
+
 MIN_SPLIT_HALF = 0.9
 MAX_EXPLAINED = 0.5
 """Of the variance over neutral tokens: a vector that position explains so far follows the position."""
@@ -44,7 +46,7 @@ def _detection(f: Figures) -> Iterator[tuple[str, str]]:
         yield "auroc", f"There is no AUROC to report: {why}."
         return
     if auroc["low"] <= 0.5:
-        yield "auroc", f"The held-out AUROC {say(auroc)} does not lie above chance (0.5)."
+        yield "auroc", f"The held-out AUROC {interval(auroc, 3)} does not lie above chance (0.5)."
     random, own = f["nulls"]["random_directions"], f["correlation"]["all"]
     by_rank = random["auroc_95"] is not None and auroc["value"] > random["auroc_95"]
     # Where both reach an AUROC of 1, the correlation with the score still tells them apart.
@@ -78,7 +80,7 @@ def _direction(f: Figures) -> Iterator[tuple[str, str]]:
         yield (
             "own_minus_best_other",
             f"The vector of {other['other']!r} goes with this trait's scores about as well: own minus other "
-            f"correlation {say(other)}.",
+            f"correlation {interval(other, 3)}.",
         )
 
 
@@ -94,10 +96,11 @@ def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
         alone, ahead = confound["auroc"], confound["vector_ahead"]
         tells = alone is not None and alone["low"] > 0.5
         if tells and (ahead is None or ahead["low"] <= 0):
-            gap = "cannot be told" if ahead is None else f"is {say(ahead)}"
+            gap = "cannot be told" if ahead is None else f"is {interval(ahead, 3)}"
             yield (
                 name,
-                f"{what} tells the trait by itself with an AUROC of {say(alone)}; how far the vector is ahead {gap}.",
+                f"{what} tells the trait by itself with an AUROC of {interval(alone, 3)}; how far the vector is ahead "
+                f"{gap}.",
             )
         elif name == "position" and confound["r2"] >= MAX_EXPLAINED:
             share = 100 * confound["r2"]
@@ -111,7 +114,7 @@ def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
     effect = steering["effect"]
     if effect is None or effect["low"] <= 0:
         untold = "cannot be told (at no strength were the steered replies coherent and scored)"
-        says = untold if effect is None else f"is {say(effect, 1)} points"
+        says = untold if effect is None else f"is {interval(effect, 1)} points"
         yield (
             "steering",
             f"The effect of steering along the vector, over a random direction of the same norm, {says}: nothing "
@@ -133,7 +136,7 @@ def _notes(f: Figures) -> Iterator[str]:
         )
     high = f["correlation"]["high"]
     if high is None or high["low"] <= 0:
-        says = "cannot be told" if high is None else f"is {say(high)}"
+        says = "cannot be told" if high is None else f"is {interval(high, 3)}"
         yield (
             f"Among replies that were asked for the trait, the correlation of projection and judge score {says}: the "
             "vector may read the instruction rather than the degree."
@@ -143,18 +146,9 @@ def _notes(f: Figures) -> Iterator[str]:
         yield "The words alone were not tried: that needs scikit-learn (pip install scikit-learn)."
     elif text["vector_minus_text"] is not None and text["vector_minus_text"]["low"] <= 0:
         yield (
-            f"Counting words does as well on these replies (AUROC {say(text['auroc'])}): the AUROC does not show that "
-            "more than the words is read."
+            f"Counting words does as well on these replies (AUROC {interval(text['auroc'], 3)}): the AUROC does not "
+            "show that more than the words is read."
         )
-
-
-def say(figure: Mapping[str, float], digits: int = 3) -> str:
-    """A figure with its interval.
-
-    >>> say({"value": 0.5, "low": 0.4, "high": 0.6})
-    '0.500 [0.400, 0.600]'
-    """
-    return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
 def number(value: float | None) -> str:

@@ -13,7 +13,8 @@ import pytest
 
 from persona_core.errors import SettingError, UnknownTrait
 from persona_core.models.loading import load_model
-from persona_core.vectors.card import text, vectors_card, write_card
+from persona_core.utils.markdown import escape
+from persona_core.vectors.card import vectors_card, write_card
 from persona_core.vectors.figures import cosine_figure, validation_figure
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -74,7 +75,7 @@ def test_text_of_others_cannot_break_the_card() -> None:
     vectors = shipped(flags=[{"control": "length", "says": HOSTILE}], notes=[HOSTILE])
     config = {**vectors.config, "descriptions": {"deception": HOSTILE}}
     card = vectors_card(dataclasses.replace(vectors, config=config))
-    assert "<script>" not in card and "\n# heading" not in card and text(HOSTILE).count("\n") == 0
+    assert "<script>" not in card and "\n# heading" not in card and escape(HOSTILE).count("\n") == 0
 
 
 def test_pictures_are_written_and_linked(tmp_path: Path) -> None:
