@@ -6,7 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from persona_core.report.figures import describe_edge, interval
+from persona_core.report.figures import describe_edge
+from persona_core.utils.markdown import interval
 
 Figure = Mapping[str, Any]
 
