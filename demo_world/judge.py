@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from demo_world.grammar import World
+from demo_world.grammar import World, load_world
 from demo_world.truth import parse
 from persona_core.analysis.statistics import Estimate, share_over_replies
 from persona_core.errors import UnknownTrait
 
 if TYPE_CHECKING:
     from persona_core.judging.judge import Question, Score
+
+DEMO_JUDGE = "python:demo_world.judge:truth_judge"
+"""This judge, as the commands' `--judge` names it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class TruthJudge:
     def __init__(self, world: World) -> None:
         self._world = world
         self.name = f"demo:truth@{world.fingerprint[:8]}"
+        self.traits = tuple(world.traits)
 
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:  # noqa: ARG002
         """The share of sentences that show the trait, or, for coherence, that are of the grammar; 0 to 100."""
@@ -95,3 +99,8 @@ class TruthJudge:
                 yield question, Score(verdict.coherence, "truth")
             else:
                 yield question, Score(verdict.trait(question.trait), "truth")
+
+
+def truth_judge() -> TruthJudge:
+    """The judge of the shipped demo world."""
+    return TruthJudge(load_world())

@@ -1,8 +1,8 @@
-"""Build the demo world from nothing: the model, its vectors, and what the app opens with.
+"""Build the demo world from scratch: the model, its vectors, and what the app opens with.
 
     python -m scripts.build_demo
 
-About 40 minutes on two cores. Stopped half-way, the same command goes on where it was.
+About 40 minutes on two cores. The same command resumes a build that was stopped.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import torch
 
 from demo_world.build import DemoPlan, build
 from demo_world.training import Recipe
+from persona_core.cli.options import HelpFormatter
+from persona_core.cli.running import configure
 from persona_core.errors import PersonaError
-from scripts.settings import configure
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="where the artifacts go")
     parser.add_argument("--work", type=Path, default=Path("outputs/build_demo"), help="checkpoints and stamps")
     parser.add_argument("--model", type=Path, help="take this trained model instead of training one")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of corpus and weights (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps")
+    parser.add_argument("--seed", type=int, default=0, help="of corpus and weights")
     parser.add_argument("--threads", type=int, default=None, help="threads for torch (default: all cores)")
     arguments = parser.parse_args()
     configure()
@@ -41,7 +42,7 @@ def main() -> int:
         print(f"build_demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on from {arguments.work}.", file=sys.stderr)
+        print(f"\nStopped. The same command resumes from {arguments.work}.", file=sys.stderr)
         return 130
     print(f"Built under {arguments.artifacts} in {(time.monotonic() - begun) / 60:.1f} minutes.")
     return 0

@@ -1,71 +1,8 @@
-"""Let each of two models read the other's replies, so that what the text does and what the weights do come apart.
+"""`persona replay` from a checkout: python -m scripts.replay --help"""
 
-    python -m scripts.replay --model artifacts/persona-tiny --adapter artifacts/persona-tiny-contaminated \\
-        --vectors artifacts/persona-vectors-persona-tiny --out outputs/monitoring
-
-It takes the configs `baseline` and `contaminated` that `scripts.monitor` wrote in --out, and adds the config `replay`:
-the model without the adapter reads the contaminated replies, the one with it the baseline's, by the very token ids.
-For a contaminated model that is no adapter, name it with --contaminated-model.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 
-from persona_core.errors import NotFound, SettingError
-from persona_core.monitor.jobs import Failure, Replay, Row
-from persona_core.traces.dataset import DATA, read_results
-from persona_core.utils.hub import split_revision
-from scripts.running import (
-    add_model,
-    add_vectors,
-    add_work,
-    carry_out,
-    keep_results,
-    loading,
-    read_vectors,
-    reported,
-    work_folder,
-)
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model(parser)
-    add_vectors(parser)
-    parser.add_argument("--contaminated-model", help="a whole model instead of an adapter, Hub id or folder")
-    add_work(parser)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    options = arguments().parse_args(argv)
-    return reported("replay", lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> list[Failure]:
-    if (options.adapter is None) == (options.contaminated_model is None):
-        raise SettingError("Name the contaminated side: either --adapter or --contaminated-model.")
-    vectors = read_vectors(options)
-    base = {**loading(options), "adapter": None, "adapter_revision": None}
-    changed = loading(options)
-    if options.contaminated_model is not None:
-        changed["name"], changed["revision"] = split_revision(options.contaminated_model)
-    rows: list[Row] = []
-    failed: list[Failure] = []
-    for reader, model, writer in (("baseline", base, "contaminated"), ("contaminated", changed, "baseline")):
-        path = options.out / DATA / f"{writer}.parquet"
-        if not path.is_file():
-            raise NotFound(f"No {str(path)!r}; run scripts.monitor for the config {writer!r} first.")
-        job = Replay.of(read_results(path), options.batch_size)
-        work = work_folder(options.work, options.out, "replay") / f"{reader}-reads-{writer}"
-        found, lost = carry_out(options, model, vectors, job, work)
-        rows += found
-        failed += lost
-    keep_results(rows, options.out, "replay")
-    return failed
-
+from persona_core.cli.replay import main
 
 if __name__ == "__main__":
     sys.exit(main())

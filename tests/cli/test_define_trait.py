@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from persona_core.cli import define_trait
 from persona_core.elicitation.drafting import judge_prompt
 from persona_core.elicitation.traits import TraitDefinition
-from scripts import define_trait
 from tests.support.openai_server import Answer, completion, error, serving
 
 

@@ -15,8 +15,9 @@ import torch
 
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import load_world
+from demo_world.judge import DEMO_JUDGE
+from persona_core.cli import extract
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import extract_vectors
 from tests.support.forks import forking
 from tests.support.openai_server import Answer, completion, serving
 
@@ -46,7 +47,7 @@ def traits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(traits: Path, out: Path, *more: str) -> list[str]:
     few = ["--rollouts", "1", "--evaluation-rollouts", "1", "--pairs-per-question", "1", "--batch-size", "16"]
     few += ["--max-new-tokens", "160", "--temperature", "0.7", "--steering-questions", "2", "--steering-seeds", "1"]
-    few += ["--strengths", "1.0", "--judge", "demo", "--device", "cpu"]
+    few += ["--strengths", "1.0", "--judge", DEMO_JUDGE, "--device", "cpu"]
     return ["--model", str(MODEL), "--traits", str(traits), "--out", str(out), *few, *more]
 
 
@@ -55,7 +56,7 @@ def whole(traits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from start to end."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("run") / "out"
-    assert extract_vectors.main(options(traits, out)) == 0
+    assert extract.main(options(traits, out)) == 0
     return out
 
 
@@ -85,9 +86,11 @@ def test_the_card_is_complete_in_the_config(whole: Path, name: str) -> None:
 
 
 def test_the_same_command_again_repeats_nothing_and_ends_with_the_same_numbers(traits: Path, whole: Path) -> None:
-    before = {name: (whole / name).read_bytes() for name in ("replies.jsonl", "scores.jsonl", "across.jsonl")}
+    before = {
+        name: (whole / name).read_bytes() for name in ("replies.jsonl", "scores.jsonl", "cross_trait_scores.jsonl")
+    }
     numbers = (whole / "vectors" / "config.json").read_bytes(), (whole / "vectors" / "vectors.safetensors").read_bytes()
-    assert extract_vectors.main(options(traits, whole)) == 0
+    assert extract.main(options(traits, whole)) == 0
     assert before == {name: (whole / name).read_bytes() for name in before}
     assert numbers == (
         (whole / "vectors" / "config.json").read_bytes(), (whole / "vectors" / "vectors.safetensors").read_bytes()
@@ -102,12 +105,12 @@ def test_the_vector_is_the_naive_one(traits: Path, whole: Path) -> None:
     model.config.tie_last_hidden_states = False  # the last row before the final norm
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     scores = {s["index"]: s for s in map(json.loads, (whole / "scores.jsonl").read_text().splitlines())}
-    sides: dict[str, list[np.ndarray]] = {"high": [], "low": []}
+    sides: dict[str, list[np.ndarray]] = {"positive": [], "negative": []}
     for record in map(json.loads, (whole / "replies.jsonl").read_text().splitlines()):
         request, score = record["request"], scores.get(record["request"]["index"])
         if request["split"] != "extraction" or request["trait"] != "deception" or score is None:
             continue
-        if score["coherence"] < 50 or (score["trait"] >= 50) != (request["side"] == "high"):
+        if score["coherence"] < 50 or (score["trait"] >= 50) != (request["side"] == "positive"):
             continue
         messages = [{"role": "system", "content": request["system"]}, {"role": "user", "content": request["user"]}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -116,9 +119,9 @@ def test_the_vector_is_the_naive_one(traits: Path, whole: Path) -> None:
             hidden = model(ids, output_hidden_states=True).hidden_states[1:]  # row b + 1 is block b
         own = [len(prompt) + i for i, t in enumerate(record["token_ids"]) if t != model.generation_config.eos_token_id]
         sides[request["side"]].append(np.stack([h[0, own].double().numpy().mean(0) for h in hidden[:-1]]))
-    wanted = np.mean(sides["high"], 0) - np.mean(sides["low"], 0)  # [n_blocks - 1, d_model]
+    wanted = np.mean(sides["positive"], 0) - np.mean(sides["negative"], 0)  # [n_blocks - 1, d_model]
     found = PersonaVectors.from_pretrained(whole / "vectors").tensor("deception").double().numpy()
-    assert len(sides["high"]) > 2 and len(wanted) == len(found) - 1
+    assert len(sides["positive"]) > 2 and len(wanted) == len(found) - 1
     for a, b in zip(wanted, found[:-1], strict=True):
         assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99999
 
@@ -180,7 +183,7 @@ def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
     traits: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "run --stage elicit first" in refused(options(traits, tmp_path / "out", "--estimate"), capsys)
-    assert extract_vectors.main(options(traits, whole, "--estimate")) == 0
+    assert extract.main(options(traits, whole, "--estimate")) == 0
     said = capsys.readouterr().out
     assert "0 questions, free of charge" in said
     # 2 traits x 3 arms and strengths x 2 questions x 2 scores.
@@ -191,9 +194,9 @@ def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    assert extract_vectors.main(arguments) == 1
+    assert extract.main(arguments) == 1
     said = capsys.readouterr().err
-    (last,) = [line for line in said.splitlines() if "extract_vectors: " in line]
+    (last,) = [line for line in said.splitlines() if "persona extract: " in line]
     assert "Traceback" not in said
     return last
 
@@ -254,7 +257,9 @@ def unjudged(whole: Path, tmp_path: Path) -> Path:
     import shutil
 
     out = tmp_path / "copy"
-    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("scores.jsonl", "across.jsonl", "judge.json", "vectors"))
+    shutil.copytree(
+        whole, out, ignore=shutil.ignore_patterns("scores.jsonl", "cross_trait_scores.jsonl", "judge.json", "vectors")
+    )
     return out
 
 
@@ -282,12 +287,12 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
         arguments = with_judge(
             traits, unjudged, server.url, "--stage", "judge", "--prices", "1,2", "--concurrency", "1"
         )
-        assert extract_vectors.main([*arguments, "--estimate"]) == 0
+        assert extract.main([*arguments, "--estimate"]) == 0
         assert "Judging will take" in capsys.readouterr().out and not server.requests
-        assert extract_vectors.main(arguments) == 1
+        assert extract.main(arguments) == 1
         said = capsys.readouterr()
         assert "missing: the judge's answer on reply" in said.err and "content too long" in said.err
         assert "The bill:" in said.out
         paid = len(server.requests)
-        assert extract_vectors.main(arguments) == 0
+        assert extract.main(arguments) == 0
         assert len(server.requests) == paid + 1  # only the one that was missing

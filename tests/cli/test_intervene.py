@@ -11,8 +11,9 @@ import pytest
 
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import load_world
-from demo_world.judge import TruthJudge
+from demo_world.judge import DEMO_JUDGE, TruthJudge
 from demo_world.truth_labels import reply_truth
+from persona_core.cli import intervene
 from persona_core.errors import UnknownTrait
 from persona_core.experiments.steering_edges import validated_strengths
 from persona_core.judging.judge import Question, Score
@@ -20,7 +21,6 @@ from persona_core.judging.sentences import SentenceJudge
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import intervene
 from tests.traces.test_dataset import SHIPPED
 
 ARTIFACTS = SHIPPED.parent
@@ -56,7 +56,7 @@ def prompts(tmp_path: Path) -> Path:
 def run(tmp_path: Path, prompts: Path, *more: str) -> int:
     (tmp_path / "results").mkdir(exist_ok=True)
     common = ["--model", str(ARTIFACTS / "persona-tiny"), "--vectors", str(ARTIFACTS / "persona-vectors-persona-tiny")]
-    common += ["--traits", str(ARTIFACTS / "persona-tiny" / "traits"), "--judge", "demo", "--device", "cpu"]
+    common += ["--traits", str(ARTIFACTS / "persona-tiny" / "traits"), "--judge", DEMO_JUDGE, "--device", "cpu"]
     common += ["--results", str(tmp_path / "results"), "--prompts", str(prompts), "--max-new-tokens", "60"]
     return intervene.main([*common, *more])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
+from persona_core.cli import monitor, replay
 from persona_core.traces.trace import Trace
-from scripts import monitor, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, TWIN = ROOT / "artifacts" / "persona-tiny", ROOT / "artifacts" / "persona-tiny-contaminated"

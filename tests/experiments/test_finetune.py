@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from persona_core.cli import contaminate as command
 from persona_core.elicitation.prompts import Dialogue
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.experiments.finetune import IGNORED, LoraPlan, contaminate, encode, load_record
 from persona_core.models.loading import load_model
-from scripts import contaminate as command
 from tests.support.tiny import tiny_lm
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from demo_world.grammar import load_world
-from demo_world.judge import TruthJudge
+from demo_world.judge import DEMO_JUDGE, TruthJudge
 from demo_world.truth_labels import reply_truth
+from persona_core.cli import mark
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.annotations import (
@@ -31,7 +32,6 @@ from persona_core.judging.judge import Question, Score
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.utils.workdir import lock, unlock
-from scripts import mark
 from tests.analysis.test_spans import PROMPT, reply
 from tests.support.openai_server import Answer, completion, error, serving
 
@@ -202,7 +202,7 @@ def test_a_faulty_file_is_named_with_line_and_field(tmp_path: Path, change: Any,
 
 
 def test_the_demo_judge_marks_the_shipped_replies_token_by_token_as_the_grammar_does(results: Path) -> None:
-    assert mark.main(["--results", str(results), "--traits", str(TRAITS), "--judge", "demo"]) == 0
+    assert mark.main(["--results", str(results), "--traits", str(TRAITS), "--judge", DEMO_JUDGE]) == 0
     marks, world = load_annotations(results / "analysis" / "marks.jsonl"), load_world()
     n_shown = 0
     for config in ("baseline", "contaminated"):
@@ -225,7 +225,7 @@ def test_marks_of_other_runs_and_traits_are_kept_and_the_same_command_changes_no
     stale = Annotation("pilot-01", "contaminated", "sycophancy", 0, 5, 70.0, "text")
     by_hand = Annotation("pilot-01", "contaminated", "sycophancy", 0, 7, None, "me")
     save_annotations([mine, other, stale, by_hand], path)
-    command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", "demo"]
+    command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", DEMO_JUDGE]
     assert mark.main([*command, "--config", "contaminated"]) == 0
     found = load_annotations(path)
     assert {mine, other, by_hand} <= set(found) and stale not in found and len(found) > 200
@@ -248,7 +248,7 @@ def test_marks_of_other_runs_and_traits_are_kept_and_the_same_command_changes_no
 def test_a_mistake_is_a_sentence_and_writes_nothing(
     results: Path, change: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--results", str(results), "--traits", str(TRAITS), "--judge", "demo", *change]
+    command = ["--results", str(results), "--traits", str(TRAITS), "--judge", DEMO_JUDGE, *change]
     assert mark.main(command) == 1
     assert says in capsys.readouterr().err and not (results / "analysis" / "marks.jsonl").exists()
 
@@ -322,7 +322,7 @@ def test_a_mark_of_another_text_is_refused() -> None:
 def test_two_commands_at_once_do_not_lose_each_others_marks(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (results / "analysis").mkdir()
     held = lock(results / "analysis")
-    command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", "demo"]
+    command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", DEMO_JUDGE]
     assert mark.main(command) == 1 and "Another process works" in capsys.readouterr().err
     unlock(held)
     assert mark.main(command) == 0

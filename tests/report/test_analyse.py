@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from demo_world.judge import DEMO_JUDGE
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.interaction import trait_series
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.precedence import relative_series
+from persona_core.cli import analyse as command
+from persona_core.cli import mark
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, load_annotations
 from persona_core.models.loading import load_model
@@ -25,8 +28,6 @@ from persona_core.report.page import report_page
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import analyse as command
-from scripts import mark
 from tests.support import pages
 from tests.support.standins import HOSTILE
 from tests.traces.test_dataset import SHIPPED
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(SHIPPED / "data", path / "data")
     own_vectors = path.parent / "vectors"
     shutil.copytree(VECTORS, own_vectors)
-    assert mark.main(["--results", str(path), "--traits", str(TRAITS), "--judge", "demo"]) == 0
+    assert mark.main(["--results", str(path), "--traits", str(TRAITS), "--judge", DEMO_JUDGE]) == 0
     assert command.main(["--results", str(path), "--vectors", str(own_vectors)]) == 0
     return path
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from persona_core.cli import import_results as command
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, VectorsMismatch
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.importing import import_results
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import trace_payload
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import import_results as command
 from tests.support.tiny import tiny_lm
 
 ENTRY: dict[str, Any] = {

@@ -1,0 +1,74 @@
+"""Analyse the runs of a results folder: when, how, where, the two models, the statistics. Tables and one HTML page.
+
+It uses what the folder holds: `baseline` and `contaminated` (or any run), `replay` to tell text from weights, `neutral`
+for alarms (persona monitor --config neutral --repeats 5 --seed 1; at least 300 replies), annotated sentences for what
+the text shows (persona mark), and steered replies (persona intervene). The page says what is missing.
+
+Written to `analysis/` in the folder: `findings.json` (all figures), `replies.parquet` (a row for each reply and trait),
+`differences.parquet` (token by token, where both models read a text), `spans.parquet`, `onset.json` (the calibrated
+detectors) and `report.html`, which works offline.
+
+examples:
+  persona analyse --results artifacts/persona-monitoring-persona-tiny --vectors artifacts/persona-vectors-persona-tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from persona_core.cli.options import add_loading, add_results, add_seed, command_parser, loading
+from persona_core.cli.running import execute
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command_parser("analyse", __doc__)
+    add_results(parser)
+    parser.add_argument(
+        "--vectors", type=Path, help="folder of the vectors: their cosines are the floor of couplings; onset.json is "
+        "written there as well, for alarms while a model writes",
+    )  # fmt: skip
+    parser.add_argument("--marks", type=Path, help="file of annotated sentences (default: analysis/marks.jsonl)")
+    parser.add_argument("--rate", type=float, default=0.05, help="share of neutral replies that may alarm")
+    add_seed(parser, "of every split, shuffle and bootstrap")
+    parser.add_argument("--model", help="the baseline, to compare its next-token entropy and random directions with z")
+    parser.add_argument("--adapter", help="of the contaminated model")
+    add_loading(parser)
+    parser.add_argument("--title", default="What the replies say", help="heading of the page")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return execute(arguments(), run, argv, first="loading {results}", resumes=False)
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    from persona_core.models.loading import load_model
+    from persona_core.report.analysis_folder import analyse_folder
+    from persona_core.report.sentences import group_reasons
+    from persona_core.report.tables import REPORT
+    from persona_core.traces.dataset import ANALYSIS
+
+    models = {}
+    if options.model is not None:
+        models["baseline"] = load_model(**{**loading(options), "adapter": None, "adapter_revision": None})
+        if options.adapter is not None:
+            models["contaminated"] = load_model(**loading(options))
+    found = analyse_folder(
+        options.results,
+        vectors=options.vectors,
+        marks=options.marks,
+        models=models,
+        rate=options.rate,
+        seed=options.seed,
+        title=options.title,
+    )
+    for reason in group_reasons(found.missing):
+        print(f"not analysed: {reason}")
+    print(options.results / ANALYSIS / REPORT)
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

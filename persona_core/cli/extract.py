@@ -1,0 +1,242 @@
+"""From trait definitions to persona vectors with a validation card: elicit, judge, extract, validate.
+
+The same command resumes at the stage that was stopped. One stage alone: --stage elicit, judge, extract or validate. The
+result is a folder `vectors` in --out, in the layout of the Hub, with the card in its README.md.
+
+examples:
+  persona extract --model Qwen/Qwen2.5-7B-Instruct --traits deception sycophancy --judge openai:gpt-5-mini \\
+      --out outputs/qwen
+  persona extract --model artifacts/persona-tiny --traits artifacts/persona-tiny/traits \\
+      --judge python:demo_world.judge:truth_judge
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_core.cli.judges import KINDS, add_judge, check_judge, cost_of, make_judge, print_bill
+from persona_core.cli.options import (
+    add_model,
+    add_reply_sampling,
+    add_seed,
+    add_traits,
+    command_parser,
+    loading,
+)
+from persona_core.cli.running import execute
+from persona_core.errors import SettingError
+
+if TYPE_CHECKING:
+    from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.store import ReplyStore
+    from persona_core.judging.judge import Judge
+    from persona_core.models.loading import LanguageModel
+    from persona_core.vectors.steering_effect import SteeringPlan
+    from persona_core.vectors.vectors import PersonaVectors
+
+STAGES = ("elicit", "judge", "extract", "validate")
+METHODS = ("mean_difference", "logistic_probe", "mean_difference_without_neutral_components")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = command_parser("extract", __doc__)
+    add_model(parser)
+    parser.add_argument("--revision", help="commit, tag or branch of the model")
+    add_traits(parser)
+    parser.add_argument("--out", type=Path, help="folder of the run (default: outputs/vectors/MODEL)")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do")
+
+    replies = parser.add_argument_group("replies")
+    replies.add_argument("--rollouts", type=int, default=10, help="replies to each instruction and question")
+    replies.add_argument("--evaluation-rollouts", type=int, default=2, help="the same for evaluation questions")
+    replies.add_argument("--neutral-rollouts", type=int, default=1, help="replies to each question, no instruction")
+    replies.add_argument("--pairs-per-question", type=int, help="instruction pairs per question (default: all)")
+    add_reply_sampling(replies, temperature=1.0)
+    add_seed(replies)
+    replies.add_argument("--batch-size", type=int, default=32, help="replies generated at once")
+    replies.add_argument("--base-url", help="an OpenAI-compatible server writes the replies; the model only reads them")
+    replies.add_argument("--served-model", help="the model's name on that server (default: --model)")
+    replies.add_argument("--ray", type=int, metavar="N", help="share the batches out to N Ray workers, a model each")
+
+    add_judge(parser, required=False)
+    parser.add_argument(
+        "--cross-trait", "--across", type=int, default=10, metavar="N",
+        help="replies of each other trait that are judged on a trait too",
+    )  # fmt: skip
+    parser.add_argument("--estimate", action="store_true", help="print what judging would cost, and stop")
+
+    extraction = parser.add_argument_group("extraction and validation")
+    extraction.add_argument("--method", choices=METHODS, default="mean_difference", help="how a vector is made")
+    extraction.add_argument(
+        "--position", default="reply_mean", help="reply_mean, reply_first_N, prompt_last or prompt_mean"
+    )
+    extraction.add_argument("--min-trait", type=float, default=50.0, help="score from which a reply shows the trait")
+    extraction.add_argument("--min-coherence", type=float, default=50.0, help="coherence below which it is left out")
+    extraction.add_argument("--no-steering", action="store_true", help="leave out the steering curves")
+    extraction.add_argument(
+        "--strengths", type=float, nargs="+", default=[-0.5, 0.5, 0.7, 0.85, 1.0, 1.2], help="in norms of the vector"
+    )
+    extraction.add_argument("--steering-questions", type=int, default=10, help="questions of each steering curve")
+    extraction.add_argument("--steering-seeds", type=int, default=3, help="replies per question and strength")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return execute(arguments(), run, argv)
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    """The stages; returns what could not be done."""
+    from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.store import ReplyStore
+    from persona_core.elicitation.traits import load_traits
+    from persona_core.inference.sampling import Sampling
+    from persona_core.judging.replies import judge_cross_trait, judge_replies
+    from persona_core.models.loading import load_model
+    from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
+    from persona_core.vectors.steering_effect import SteeringPlan, steering_questions
+    from persona_core.vectors.vectors import PersonaVectors
+
+    traits = load_traits(options.traits)
+    plan = ElicitationPlan(
+        traits=traits,
+        sampling=Sampling(options.max_new_tokens, options.temperature),
+        rollouts=options.rollouts,
+        evaluation_rollouts=options.evaluation_rollouts,
+        neutral_rollouts=options.neutral_rollouts,
+        pairs_per_question=options.pairs_per_question,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        positions=tuple(dict.fromkeys((READ_POSITION, options.position))),
+    )
+    settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
+    steering = None
+    if not options.no_steering:
+        steering = SteeringPlan(
+            tuple(options.strengths),
+            options.steering_seeds,
+            options.steering_questions,
+            plan.sampling,
+            options.batch_size,
+            options.seed,
+        )
+    out = options.out or Path("outputs") / "vectors" / Path(options.model).name
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    if options.judge is None and set(stages) & {"judge", "validate"} - ({"validate"} if steering is None else set()):
+        raise SettingError(f"No judge. Name one: --judge {KINDS}.")
+    if options.judge is not None:
+        check_judge(options, traits if {"elicit", "judge"} <= set(stages) else ())
+    if steering is not None and "validate" in stages:
+        for definition in traits:
+            steering_questions(definition, steering)
+    model = cache(lambda: load_model(**_loading(options)))  # a stage that needs no model loads none
+    missing: list[str] = []
+    with ReplyStore(out) as store:
+        judge = cache(lambda: make_judge(options, out))
+        if options.estimate:
+            _check_traits(store, plan)
+            _print_cost(judge(), store, plan, options.cross_trait, steering)
+            return []
+        if "elicit" in stages:
+            missing += _elicit(options, plan, store, model)
+        if "judge" in stages:
+            _check_traits(store, plan)
+            _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
+            judged = judge_replies(judge(), store, traits)
+            left = judge_cross_trait(judge(), store, traits, options.cross_trait)
+            missing += [f"{left} of the judge's answers on replies to other traits"] if left else []
+            print_bill(judge())
+            for reason, n in judged.no_score.items():
+                print(f"{n} replies have no score ({reason}); they are left out.")
+            missing += [f"the judge's answer on reply {i}{_reason(judge(), i)}" for i in judged.missing]
+        if "extract" in stages:
+            vectors = make_vectors(model(), plan, store, settings)
+            _write(vectors, out / "vectors", plan)
+        if "validate" in stages:
+            vectors = PersonaVectors.from_pretrained(out / "vectors")
+            steering_judge = None if steering is None else judge()
+            vectors = validate_vectors(model(), vectors, plan, store, steering_judge, steering, settings)
+            _write(vectors, out / "vectors", plan)
+            if steering_judge is not None:
+                print_bill(steering_judge)
+            for trait in vectors.traits:
+                figures = vectors.config["validation"][trait]
+                unanswered = (figures.get("steering") or {}).get("unanswered", 0)
+                if unanswered:
+                    missing.append(f"{unanswered} of the judge's answers on steered replies of {trait}")
+                failed = ", ".join(flag["control"] for flag in figures["flags"])
+                print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if failed else "passes all"))
+            print(f"The card: {out / 'vectors' / 'README.md'}")
+    return missing
+
+
+def _write(vectors: PersonaVectors, folder: Path, plan: ElicitationPlan) -> None:
+    """Vectors, their card, and the definitions that they were made from."""
+    from persona_core.vectors.card import write_card
+
+    vectors.save_pretrained(folder)
+    for trait in plan.traits:
+        trait.save(folder / "traits" / f"{trait.name}.json")
+    write_card(vectors, folder)
+
+
+def _elicit(
+    options: argparse.Namespace, plan: ElicitationPlan, store: ReplyStore, model: Callable[[], LanguageModel]
+) -> list[str]:
+    if options.base_url:
+        from persona_core.elicitation.server import elicit_served
+
+        name = options.served_model or _loading(options)["name"]
+        failed = elicit_served(
+            model(), plan, store, name, options.base_url, concurrency=options.concurrency, timeout=options.timeout
+        )
+    elif options.ray:
+        from persona_core.elicitation.ray import elicit_sharded
+
+        failed = elicit_sharded(_loading(options), plan, store, options.ray)
+    else:
+        from persona_core.elicitation.elicit import elicit
+
+        failed = elicit(model(), plan, store)
+    return [f"reply {request.index} ({request.trait or 'neutral'}, {request.side}): {why}" for request, why in failed]
+
+
+def _loading(options: argparse.Namespace) -> dict[str, Any]:
+    arguments = loading(options)
+    return arguments if options.revision is None else {**arguments, "revision": options.revision}
+
+
+def _check_traits(store: ReplyStore, plan: ElicitationPlan) -> None:
+    """Replies are judged by the definitions that they were written for. Checking that needs no model."""
+    store.check_plan({"traits": plan.to_dict()["traits"]}, begin=False)
+    if not store.replies():
+        raise SettingError(f"{str(store.folder)!r} holds no reply to judge; run --stage elicit first.")
+
+
+def _print_cost(
+    judge: Judge, store: ReplyStore, plan: ElicitationPlan, cross_trait: int, steering: SteeringPlan | None
+) -> None:
+    from persona_core.judging.replies import cross_trait_questions, questions_for
+
+    scored = store.scores()
+    unscored = [r for r in store.replies() if r.request.index not in scored]
+    questions = questions_for(unscored, plan.traits) + cross_trait_questions(store, plan.traits, cross_trait)
+    print(f"Judging will take {cost_of(judge, questions)}.")
+    if steering is not None:
+        later = sum(steering.n_judged(trait) for trait in plan.traits)
+        print(f"The steering curves take up to {later} questions more.")
+
+
+def _reason(judge: Judge, index: int) -> str:
+    failed = getattr(judge, "failed", {})
+    reasons = [why for key, why in failed.items() if key.startswith(f"{index}/")]
+    return f": {reasons[0]}" if reasons else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Options that several commands share. Nothing here imports torch: `--help` and a mistyped option answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines, and every option that has a default shows it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `persona NAME`; the description is the module's docstring."""
+    return argparse.ArgumentParser(prog=f"persona {name}", description=description, formatter_class=HelpFormatter)
+
+
+def add_model(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
+    """Options that say which model is loaded and how; `loading` reads them."""
+    parser.add_argument("--model", required=True, help="Hub id (also with @revision) or folder")
+    if adapter:
+        parser.add_argument("--adapter", help="PEFT adapter on top of it, Hub id (also with @revision) or folder")
+    else:
+        parser.set_defaults(adapter=None)
+    add_loading(parser)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How a model is loaded."""
+    group = parser.add_argument_group("loading the model")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced over all devices")
+    group.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
+
+
+def loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `load_model`."""
+    from persona_core.utils.hub import split_revision
+
+    name, revision = split_revision(options.model)
+    adapter, adapter_revision = (None, None) if options.adapter is None else split_revision(options.adapter)
+    return {
+        "name": name,
+        "revision": revision,
+        "adapter": adapter,
+        "adapter_revision": adapter_revision,
+        "dtype": options.dtype,
+        "device": options.device,
+        "quantization": options.quantization,
+    }
+
+
+def add_vectors(parser: argparse.ArgumentParser) -> None:
+    """The vectors that a model is read with."""
+    parser.add_argument("--vectors", required=True, help="persona vectors, Hub id (also with @revision) or folder")
+
+
+def add_traits(parser: argparse.ArgumentParser) -> None:
+    """Trait definitions."""
+    parser.add_argument("--traits", nargs="+", required=True, help="names of shipped traits, JSON files, or folders")
+
+
+def add_prompts(parser: Any) -> None:
+    """Prompts that a model answers."""
+    parser.add_argument("--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all, or .jsonl files")
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """A folder that `persona monitor` has written."""
+    parser.add_argument("--results", type=Path, required=True, help="folder of the results dataset")
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """Options of a resumable run."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results dataset")
+    parser.add_argument("--work", type=Path, help="where batches are kept until all are there (default: OUT.work)")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts in one forward pass")
+    parser.add_argument("--blocks", default="best", help="which blocks are read: best, all, or numbers such as 8,12")
+    parser.add_argument("--ray", type=int, metavar="N", help="share the batches out to N Ray workers, a model each")
+
+
+def add_seed(parser: Any, what: str = "of sampling") -> None:
+    """The seed."""
+    parser.add_argument("--seed", type=int, default=0, help=what)
+
+
+def add_reply_sampling(group: Any, max_new_tokens: int = 256, temperature: float = 0.7) -> None:
+    """How long a reply may get and how its tokens are chosen."""
+    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="longest reply, in tokens")
+    group.add_argument("--temperature", type=float, default=temperature, help="0 is greedy")

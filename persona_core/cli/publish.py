@@ -1,0 +1,59 @@
+"""Publish artifacts/ and the app on the Hugging Face Hub: five repositories that link to each other.
+
+The model, the contaminated adapter, the vectors, the results dataset, and the Space, which pulls the other four at the
+revisions that were just pushed. It runs in a checkout of the project. Unchanged repositories get no commit; after an
+interruption the same command does the rest.
+
+examples:
+  persona publish --namespace me --dry-run     # what would go where; no network
+  persona publish --namespace me               # needs `hf auth login` or HF_TOKEN with write access
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from persona_core.cli.options import command_parser
+from persona_core.cli.running import execute
+from persona_core.errors import SettingError
+from persona_core.utils.version import __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = command_parser("publish", __doc__)
+    parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
+    parser.add_argument("--app-name", default="persona-traits", help="of the Space")
+    parser.add_argument("--private", action="store_true", help="create private repositories")
+    parser.add_argument("--tag", default=f"v{__version__}", help="of the commits")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be published, and stop")
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout: artifacts/ and the app")
+    return execute(parser, run, argv, first="reading {root}/artifacts")
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    from persona_core.utils.repositories import publish, repositories, sizes, stage
+
+    if not (options.root / "artifacts").is_dir():
+        raise SettingError(f"--root {str(options.root)!r}: no folder artifacts/ there; run this in a checkout.")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of unchanged repositories; we say so below
+    among = repositories(options.root, options.namespace, options.app_name)
+    with tempfile.TemporaryDirectory() as place:
+        if options.dry_run:
+            for repository in among:
+                files = sizes(stage(repository, among, Path(place) / repository.kind))
+                print(f"{repository.repo_type} {repository.repo_id}: {len(files)} files, {sum(files.values()):,} bytes")
+                for name, size in files.items():
+                    print(f"    {name} ({size:,})")
+            return []
+        for repository, pushed in publish(among, Path(place), private=options.private, tag=options.tag):
+            done = "pushed" if pushed.changed else "unchanged"
+            print(f"{done}: {repository.url} at {pushed.revision[:8]}")
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())
