@@ -1,11 +1,11 @@
-"""What the app shows before anyone has typed: example prompts, a saved trace, a word about the model.
+"""What the app opens on, without loading a model: example prompts, a saved reply, a sentence about the model.
 
-It takes no model to show it. `app.json` lies beside the vectors, in the same folder or Hub repository, and is optional:
+`app.json` lies beside the vectors, in the same folder or Hub repository, and is optional:
 
     {"about": "plain sentences", "examples": [{"label": "…", "user": "…", "system": "…"}],
      "first": {"config": "contaminated", "id": "pilot-03", "title": "…"}}
 
-"first" names a row of the results dataset: what is seen first.
+"first" names the row of the results dataset that is shown first.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from persona_core.report.saved_runs import BASELINE, OTHERS, SavedRuns
 from persona_core.traces.dataset import load_row
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import Payload, trace_payload
+from persona_core.utils.files import parse_json
 from persona_core.utils.hub import fetch, split_revision
 
 logger = logging.getLogger(__name__)
 
 APP_FILE = "app.json"
-CONFIGS = (BASELINE, *OTHERS)  # where a first view is looked for if none was chosen
+CONFIGS = (BASELINE, *OTHERS)  # searched in this order if "first" is missing
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt to pick: what the user says and, where it matters, under which system prompt."""
+    """A prompt to pick: what the user says and, if it matters, the system prompt."""
 
     label: str
     user: str
@@ -41,8 +42,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class First:
-    """The row of the results dataset that is seen first (None: the first of its config), and the heading above it."""
+class FirstView:
+    """The row of the results dataset that is shown first (None: the first of its config), and its heading."""
 
     config: str
     id: str | None
@@ -50,11 +51,11 @@ class First:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """The saved reply that is seen first.
+class FirstReply:
+    """The saved reply that is shown first.
 
     Attributes:
-        config, id: where it is in the results.
+        config, id: of its row in the results.
         trace: of the reply.
         view: its payload.
     """
@@ -66,23 +67,23 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Welcome:
-    """What the app opens with. All of it may be empty."""
+class Home:
+    """What the app opens on; any part may be empty."""
 
     about: str = ""
     examples: tuple[Example, ...] = ()
-    first: Opening | None = None
+    first_reply: FirstReply | None = None
 
     @property
     def first_view(self) -> Payload | None:
-        return None if self.first is None else self.first.view
+        return None if self.first_reply is None else self.first_reply.view
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """Those of the first reply, the one that it shows most first."""
-        if self.first is None:
+        """The traits of the first reply, the strongest first."""
+        if self.first_reply is None:
             return ()
-        trace = self.first.trace
+        trace = self.first_reply.trace
         means = {
             t: float(trace.scores(t, trace.default_kind)[trace.reply_positions].mean())
             for t in trace.traits
@@ -91,44 +92,44 @@ class Welcome:
         return tuple(sorted(trace.traits, key=lambda t: -means.get(t, 0.0)))
 
 
-def load_welcome(vectors: str | Path, runs: SavedRuns | None = None) -> Welcome:
-    """What the app opens with.
+def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
+    """Read what the app opens on.
 
     Args:
-        vectors: a folder or Hub repository, also with "@" and a revision.
+        vectors: a folder or Hub repository, optionally with "@" and a revision.
         runs: published results, for the first view.
 
     Returns:
-        A `Welcome`, with nothing in it where there is nothing.
+        A `Home`, empty if there is no file.
 
     Raises:
-        CorruptFile: a file that exists but does not hold what it must.
+        CorruptFile: the file is incomplete or unreadable.
 
-    >>> load_welcome("no-such-folder/anywhere/at/all")
-    Welcome(about='', examples=(), first=None)
+    >>> load_home("no-such-folder/anywhere/at/all")
+    Home(about='', examples=(), first_reply=None)
     """
     found = _read(vectors)
     if found is None:
-        return Welcome()
+        return Home()
     if not isinstance(found, dict):
         raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
     try:
         about = str(found.get("about", ""))
         examples = tuple(Example(**{k: str(v) for k, v in item.items()}) for item in found.get("examples", ()))
-        first = First(**found["first"]) if found.get("first") else None
+        first = FirstView(**found["first"]) if found.get("first") else None
         if first is not None:
-            strange = [v for v in (first.config, first.id or "", first.title or "") if not isinstance(v, str)]
-            if strange or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", first.config):
-                raise TypeError(f"'first' holds {strange[0] if strange else first.config[:80]!r}")
+            invalid = [v for v in (first.config, first.id or "", first.title or "") if not isinstance(v, str)]
+            if invalid or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", first.config):
+                raise TypeError(f"'first' holds {invalid[0] if invalid else first.config[:80]!r}")
     except (AttributeError, TypeError) as error:
         raise CorruptFile(
-            f"{APP_FILE}: an example has 'label', 'user' and perhaps 'system', 'first' has 'config', 'id' and perhaps "
-            f"'title': {error}"
+            f"{APP_FILE}: expected examples with 'label', 'user' and optionally 'system', and 'first' with 'config', "
+            f"'id' and optionally 'title': {error}"
         ) from error
-    return Welcome(about, examples, None if runs is None else _opening(first, runs))
+    return Home(about, examples, None if runs is None else _first_reply(first, runs))
 
 
-def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example], first: First | None = None) -> None:
+def save_home(folder: str | Path, *, about: str, examples: Sequence[Example], first: FirstView | None = None) -> None:
     """Write `app.json` beside the vectors in `folder`."""
     page: dict[str, Any] = {"about": about, "examples": [asdict(example) for example in examples]}
     if first is not None:
@@ -136,22 +137,22 @@ def save_welcome(folder: str | Path, *, about: str, examples: Sequence[Example],
     (Path(folder) / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _opening(first: First | None, runs: SavedRuns) -> Opening | None:
-    """The chosen row, or the first one that there is; None where there are no results."""
+def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
+    """The chosen row, else the first one found; None without results."""
     source, revision = split_revision(runs.source)
-    places = [First(config, None) for config in CONFIGS]
-    for place in (first, *places) if first else places:
+    candidates = [FirstView(config, None) for config in CONFIGS]
+    for candidate in (first, *candidates) if first else candidates:
         try:
-            row = load_row(source, place.config, place.id, revision)
+            row = load_row(source, candidate.config, candidate.id, revision)
         except NotFound as error:
-            logger.info("No first view there: %s", error)
+            logger.info("No first view: %s", error)
             continue
         trace = Trace.from_row(row)
-        onsets = runs.onsets(place.config, row["id"])
+        onsets = runs.onsets(candidate.config, row["id"])
         caveats = runs.caveats(trace) if onsets else ()
-        view = trace_payload(trace, name=place.config, title=place.title, onsets=onsets, caveats=caveats)
-        return Opening(place.config, row["id"], trace, view)
-    logger.warning("No first view: %s holds none of the configs %s.", runs.source, ", ".join(CONFIGS))
+        view = trace_payload(trace, name=candidate.config, title=candidate.title, onsets=onsets, caveats=caveats)
+        return FirstReply(candidate.config, row["id"], trace, view)
+    logger.warning("No first view: %s has none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
 
 
@@ -161,7 +162,4 @@ def _read(vectors: str | Path) -> Any:
         path = fetch(source, APP_FILE, revision)
     except NotFound:
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{APP_FILE}: not a readable JSON file: {error}") from error
+    return parse_json(path)

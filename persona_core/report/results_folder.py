@@ -1,61 +1,89 @@
-"""An analysis as its files hold it: what `analyse_folder` wrote, read again."""
+"""A results folder or dataset repository: the one reader of its runs, its analysis and its detectors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.report.findings import FORMAT_VERSION, Findings
+from persona_core.report.findings import FORMAT_VERSION, SECTIONS, Findings
 from persona_core.report.tables import FINDINGS, SPANS
-from persona_core.traces.dataset import ANALYSIS, REPLIES
+from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch, split_revision
+from persona_core.utils.parquet import read_table
 
-SECTIONS = ("about", "statistics", "when", "how", "where", "window", "comparison")
+BASELINE, CONTAMINATED = SIDES = ("baseline", "contaminated")
+REPLAY, NEUTRAL = "replay", "neutral"
+"""Configs: the two sides of a comparison, each model reading the other's replies, and the null."""
 
 
-def read_findings(source: str | Path) -> Findings:
-    """The findings of a results folder or Hub repository, without the token-by-token differences and the detectors.
+class ResultsFolder:
+    """Reads each file when asked; nothing is kept.
 
     Args:
-        source: folder or dataset repository, also with "@" and a revision.
+        source: folder or dataset repository, optionally with "@" and a revision.
 
-    Raises:
-        NotFound: it was not analysed.
-        CorruptFile: a file that does not hold what it must.
-
-    >>> read_findings("artifacts/persona-monitoring-persona-tiny").summary["about"]["n_marks"] > 0
+    >>> ResultsFolder("artifacts/persona-monitoring-persona-tiny").findings().summary["about"]["n_marks"] > 0
     True
     """
-    name, revision = split_revision(str(source))
-    try:
-        path = fetch(name, f"{ANALYSIS}/{FINDINGS}", revision, repo_type="dataset")
-    except NotFound as error:
-        raise NotFound(
-            "These results were not analysed. `python -m scripts.analyse --results FOLDER --vectors FOLDER` does it."
-        ) from error
-    summary = read_json(path)
-    version = summary.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CorruptFile(f"{FINDINGS}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
-    if lacking := [key for key in SECTIONS if not isinstance(summary.get(key), dict)]:
-        raise CorruptFile(f"{FINDINGS}: no section {lacking[0]!r}; not what scripts.analyse writes.")
-    replies, spans = (_rows(name, revision, table) for table in (REPLIES, SPANS))
-    return Findings(summary, replies, [], spans, None, tuple(summary["about"].get("missing", ())))
 
+    def __init__(self, source: str | Path) -> None:
+        self.source = str(source)
+        self._name, self._revision = split_revision(self.source)
 
-def _rows(source: str, revision: str | None, table: str) -> list[dict[str, Any]]:
-    """The rows of a table; none where it was left out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    def rows(self, config: str) -> list[dict[str, Any]]:
+        """The rows of one run.
 
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(
-            fetch(source, f"{ANALYSIS}/{table}", revision, repo_type="dataset")
-        ).to_pylist()
-    except NotFound:
-        return []
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFile(f"{table}: not the table that scripts.analyse writes: {error}") from error
-    return rows
+        Raises:
+            NotFound: no such run.
+            CorruptFile: not a file of results.
+        """
+        return load_results(self._name, config, self._revision)
+
+    def findings(self) -> Findings:
+        """The analysis, without the token-by-token differences and the detectors.
+
+        Raises:
+            NotFound: the results were not analysed.
+            CorruptFile: a file that does not hold what it must.
+        """
+        try:
+            path = self._analysis(FINDINGS)
+        except NotFound as error:
+            raise NotFound(
+                f"{self.source!r} was not analysed. Run: python -m scripts.analyse --results FOLDER --vectors FOLDER"
+            ) from error
+        summary = read_json(path)
+        version = summary.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CorruptFile(f"{FINDINGS}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
+        if lacking := [key for key in SECTIONS if not isinstance(summary.get(key), dict)]:
+            raise CorruptFile(f"{FINDINGS}: the section {lacking[0]!r} is missing. Run scripts.analyse again.")
+        replies, spans = self.table(REPLIES), self.table(SPANS)
+        return Findings(summary, replies, [], spans, None, tuple(summary["about"].get("missing", ())))
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows of a table of the analysis; none where it was left out.
+
+        Raises:
+            CorruptFile: not such a table.
+        """
+        try:
+            rows: list[dict[str, Any]] = read_table(self._analysis(name), columns).to_pylist()
+        except NotFound:
+            return []
+        return rows
+
+    def detectors(self) -> Detectors | None:
+        """Those that the onsets were found with; None without an analysis."""
+        try:
+            path = self._analysis(DETECTORS_FILE)
+        except NotFound:
+            return None
+        return Detectors.from_pretrained(path.parent)
+
+    def _analysis(self, name: str) -> Path:
+        return fetch(self._name, f"{ANALYSIS}/{name}", self._revision, repo_type="dataset")

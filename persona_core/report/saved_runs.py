@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
-from persona_core.errors import CorruptFile, NotFound
+from persona_core.errors import NotFound
 from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.traces.trace import UNITS, Trace
 from persona_core.utils.hub import fetch, split_revision
+from persona_core.utils.parquet import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +113,13 @@ class SavedRuns:
     @cached_property
     def _analysed(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
         """(config, id) -> trait -> what the analysis says; empty without an analysis."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         name, revision = split_revision(self.source)
         wanted = ["config", "id", "trait", "answer", "onset", "onset_low", "onset_high", "says"]
         try:
             path = fetch(name, f"{ANALYSIS}/{REPLIES}", revision, repo_type="dataset")
-            records = pq.read_table(path, columns=wanted).to_pylist()
+            records = read_table(path, wanted).to_pylist()
         except NotFound:
             return {}
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptFile(f"{REPLIES}: not the table that scripts.analyse writes: {error}") from error
         found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         for one in records:
             if one["answer"] is not None:  # there were too few neutral replies to tell

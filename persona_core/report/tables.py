@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_core.traces.dataset import REPLIES
-from persona_core.utils.files import replacing
+from persona_core.utils.parquet import write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,7 @@ def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
         (SPANS, found.spans, _spans_schema()),
     ):
         if rows:
-            written.append(_write(rows, path / name, schema))
+            written.append(write_table(rows, path / name, schema))
         else:
             (path / name).unlink(missing_ok=True)  # of an earlier run
     return tuple(written)
@@ -49,15 +49,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(v) for v in value]
     return float(f"{value:.10g}") if isinstance(value, float) else value
-
-
-def _write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with replacing(path) as beside:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), beside, compression="zstd")
-    return path
 
 
 def _replies_schema() -> pa.Schema:

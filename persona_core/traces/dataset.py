@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.traces.trace import JSON_FIELDS
-from persona_core.utils.files import replacing
 from persona_core.utils.hub import fetch
+from persona_core.utils.parquet import read_table, write_table
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
 
 DATA = "data"
 ANALYSIS = "analysis"
@@ -98,14 +97,9 @@ def write_results(rows: Iterable[Mapping[str, Any]], path: str | Path, traits: S
 
     The same rows give the same bytes.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=features(traits).arrow_schema)
-    with replacing(Path(path)) as beside:
-        # With a page index the viewer finds single rows without reading a whole group.
-        pq.write_table(table, beside, row_group_size=ROWS_A_GROUP, compression="zstd", write_page_index=True)
-    return Path(path)
+    schema = features(traits).arrow_schema
+    # With a page index the viewer finds single rows without reading a whole group.
+    return write_table(rows, path, schema, row_group_size=ROWS_A_GROUP, write_page_index=True)
 
 
 def read_results(path: str | Path) -> list[dict[str, Any]]:
@@ -115,7 +109,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         NotFound.
         CorruptFile: not a Parquet file, or one with other columns.
     """
-    table = _table(Path(path))
+    table = read_table(path)
     if lacking := [name for name in COLUMNS if name not in table.column_names]:
         raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that scripts.monitor wrote.")
     return table.to_pylist()
@@ -127,7 +121,7 @@ def read_ids(path: str | Path) -> list[str]:
     Raises:
         NotFound, CorruptFile.
     """
-    return _table(Path(path), columns=["id"])["id"].to_pylist()
+    return read_table(path, columns=["id"])["id"].to_pylist()
 
 
 def load_results(source: str | Path, config: str = "baseline", revision: str | None = None) -> list[dict[str, Any]]:
@@ -156,7 +150,7 @@ def load_row(
         CorruptFile: not a Parquet file of results.
     """
     path = fetch(source, f"{DATA}/{config}.parquet", revision, repo_type="dataset")
-    table = _table(path, None if id is None else [("id", "==", id)])
+    table = read_table(path, filters=None if id is None else [("id", "==", id)])
     if not table.num_rows:
         raise NotFound(f"No row {id!r} in the config {config!r} of {str(source)!r}.")
     return table.slice(0, 1).to_pylist()[0]
@@ -179,15 +173,3 @@ def traits_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     if len(found) != 1:
         raise SettingError(f"Expected rows of the same traits; got {sorted(found)}.")
     return next(iter(found))
-
-
-def _table(path: Path, filters: list[tuple[str, str, str]] | None = None, columns: list[str] | None = None) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise NotFound(f"No results file {str(path)!r}.")
-    try:
-        return pq.read_table(path, filters=filters, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptFile(f"{path}: truncated or not a Parquet file: {error}") from error

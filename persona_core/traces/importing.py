@@ -9,7 +9,6 @@ for the eye.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.trace import Trace
+from persona_core.utils.files import parse_json
 
 UNKNOWN = -1
 """A token id or a block that a file does not name."""
@@ -36,10 +36,7 @@ def import_results(path: str | Path) -> list[Row]:
     file = Path(path)
     if not file.is_file():
         raise NotFound(f"No file {str(file)!r}.")
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{file}: not a readable JSON file: {error}") from error
+    entries = parse_json(file)
     if isinstance(entries, Mapping):  # one conversation, or a list under a name
         lists = [value for value in entries.values() if isinstance(value, list) and value and _is_entry(value[0])]
         entries = [entries] if _is_entry(entries) else lists[0] if len(lists) == 1 else entries

@@ -14,6 +14,7 @@ from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingErr
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import Provenance
 from persona_core.utils.checks import known_block
+from persona_core.utils.files import read_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -323,13 +324,7 @@ class Trace:
         """
         if not Path(path).is_file():
             raise NotFound(f"No trace file {str(path)!r}.")
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path}: not a readable trace: {error}") from error
-        if not isinstance(record, dict):
-            raise CorruptFile(f"{path}: not a trace but a {type(record).__name__}.")
-        return cls.from_dict(record)
+        return cls.from_dict(read_json(path))
 
     def replace(self, **changes: Any) -> Trace:
         """The same trace with some fields changed."""

@@ -1,4 +1,4 @@
-"""Files that survive a kill: texts that are replaced as a whole, and JSON lines that are only ever appended."""
+"""Files that survive a kill: texts replaced as a whole, JSON Lines only ever appended to; and one JSON reader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def read_asset(package: str, name: str) -> str:
-    """The text of a file that a package brings along: a script, a style sheet, a template."""
+    """The text of a file inside a package: a script, a style sheet, a template."""
     return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
@@ -35,9 +35,9 @@ def shipped_folder(name: str) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside a file to write to: the file is always either the old one or, whole, the new one.
+    """A temporary path to write to; it replaces the file when the block ends without an error.
 
-    The new one takes its place when the block ends, and after an error not at all; folders are made.
+    So the file is always either the old one or the whole new one. Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text in place of a file, as `replacing` does."""
+    """Replace a file's text as a whole; see `replacing`."""
     with replacing(path) as beside:
         beside.write_bytes(text.encode("utf-8", "surrogatepass"))
 
@@ -60,7 +60,7 @@ def parse_json(path: str | Path) -> Any:
         CorruptFile: not JSON, or not readable.
     """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig", "surrogatepass"))
+        return json.loads(Path(path).read_bytes())  # bytes: json skips a mark and keeps lone surrogates
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: not valid JSON: {error}. Restore or delete the file.") from error
 
@@ -78,7 +78,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """JSON objects with their line numbers. A last line that was cut off is taken off the file.
+    """JSON objects with their line numbers, of a file that `append_lines` wrote. A truncated last line is removed.
 
     Raises:
         CorruptFile: any other line that is not a JSON object.
@@ -88,18 +88,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         whole = data.rfind(b"\n") + 1
-        logger.warning("%s: the last line was cut off; dropped.", path)
+        logger.warning("%s: dropped the last line, which was cut off.", path)
         with path.open("r+b") as file:
             file.truncate(whole)
         data = data[:whole]
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        try:
-            record = json.loads(line.decode("utf-8", "surrogatepass"))
-        except ValueError as error:
-            raise CorruptFile(f"{path}, line {number}: not valid JSON ({error}). Remove the line to go on.") from error
-        if not isinstance(record, dict):
-            raise CorruptFile(f"{path}, line {number}: not a JSON object. Remove the line to go on.")
-        yield number, record
+        yield number, _object(line, f"{path}, line {number}")
 
 
 def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -112,9 +106,9 @@ def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """JSON objects of a file of lines that somebody may have written by hand, each with "file, line k" for messages.
+    """JSON objects of a JSON Lines file, which may be hand-written, each with "file, line k" for messages.
 
-    Empty lines are passed over, and the file is left as it is (`read_lines` mends one that a kill has cut off).
+    Empty lines are skipped, and the file is never changed (`read_lines` repairs one that a kill has cut off).
 
     Raises:
         CorruptFile: not UTF-8, or a line that is not a JSON object.
@@ -122,15 +116,19 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path}: not a readable UTF-8 text: {error}") from error
+        raise CorruptFile(f"{path}: not readable UTF-8 text: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorruptFile(f"{where}: expected an object, got a {type(record).__name__}.")
-        yield where, record
+        yield where, _object(line, where)
+
+
+def _object(line: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{where}: not valid JSON: {error}. Correct or remove the line.") from error
+    if not isinstance(record, dict):
+        raise CorruptFile(f"{where}: expected an object, got a {type(record).__name__}. Correct or remove the line.")
+    return record

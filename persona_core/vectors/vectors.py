@@ -1,4 +1,4 @@
-"""Persona vectors: for each trait one direction per block, its null, its best block, and where all that came from.
+"""Persona vectors: for each trait one direction per block, its null, its best block, and its provenance.
 
 A row of `tensor(trait)`, `[n_blocks, d_model]`, belongs to the output of the block of that number: no embeddings row,
 no final-norm row. Files in the `hidden_states` convention (`[n_blocks + 1, d_model]`) are converted on import.
@@ -18,13 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from persona_core.errors import (
-    CorruptFile,
-    PersonaWarning,
-    UnknownTrait,
-    VectorsMismatch,
-)
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, UnknownTrait, VectorsMismatch
 from persona_core.utils.checks import known_block
+from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch
 
 if TYPE_CHECKING:
@@ -64,9 +60,9 @@ class PersonaVectors:
     Attributes:
         tensors: trait -> float32 `[n_blocks, d_model]`. Rows of absent blocks are NaN.
         best_block: trait -> the block at which the trait is read by default.
-        null: trait -> `Null`; empty when the vectors are not calibrated, and then z scores are refused.
-        absent_blocks: blocks for which there is no direction.
-        config: what else is known, as saved in `config.json`: base model, extraction settings, validation figures.
+        null: trait -> `Null`; empty for uncalibrated vectors, which have no z scores.
+        absent_blocks: blocks without a direction.
+        config: the rest of `config.json`: base model, extraction settings, validation figures.
 
     >>> vectors = PersonaVectors.from_tensors({"candour": torch.eye(3)}, best_block={"candour": 1})
     >>> vectors.traits, vectors.n_blocks, vectors.d_model
@@ -90,7 +86,7 @@ class PersonaVectors:
 
     def __post_init__(self) -> None:
         if not self.tensors:
-            raise VectorsMismatch("No vectors given; pass at least one trait's [n_blocks, d_model] tensor.")
+            raise VectorsMismatch("No vectors; pass at least one trait's [n_blocks, d_model] tensor.")
         shapes = {trait: tuple(tensor.shape) for trait, tensor in self.tensors.items()}
         if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
             raise VectorsMismatch(f"Every trait needs one [n_blocks, d_model] tensor of the same shape; got {shapes}.")
@@ -126,12 +122,12 @@ class PersonaVectors:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks for which there is a direction."""
+        """The blocks with a direction."""
         return tuple(b for b in range(self.n_blocks) if b not in self.absent_blocks)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over all numbers that a score depends on."""
+        """16 hex digits over every number that a score depends on."""
         digest = hashlib.sha256()
         for trait in self.traits:
             digest.update(trait.encode() + b"\0" + self.tensors[trait].numpy().tobytes())
@@ -165,10 +161,10 @@ class PersonaVectors:
         )
 
     def check_fits(self, lm: LanguageModel) -> None:
-        """Refuse a model of another width or depth; warn where the base model or the chat template differs.
+        """Refuse a model of another width or depth; warn if the base model or the chat template differs.
 
         Raises:
-            VectorsMismatch: width or block count do not fit.
+            VectorsMismatch: width or number of blocks differs.
         """
         if (self.n_blocks, self.d_model) != (len(lm.blocks), lm.blocks.d_model):
             raise VectorsMismatch(
@@ -193,7 +189,7 @@ class PersonaVectors:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], best_block: Mapping[str, int]) -> PersonaVectors:
-        """Vectors of one's own: trait -> `[n_blocks, d_model]`. Not calibrated: raw and cosine scores only."""
+        """Vectors from tensors, trait -> `[n_blocks, d_model]`. They are uncalibrated: raw and cosine scores only."""
         return cls(tensors, best_block)
 
     @classmethod
@@ -202,7 +198,7 @@ class PersonaVectors:
 
         Raises:
             NotFound: no such folder, repository, revision or file.
-            CorruptFile: a truncated file, or one that does not hold what its config promises.
+            CorruptFile: a truncated file, or one that does not match its config.
 
         >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
         >>> vectors.tensor("deception").shape
@@ -218,12 +214,12 @@ class PersonaVectors:
         convention: str = "hidden_states",
         best_block: Mapping[str, int] | None = None,
     ) -> PersonaVectors:
-        """Import `.pt` files of the persona_vectors family: one `[n_blocks + 1, d_model]` tensor a trait.
+        """Import `.pt` files of the persona_vectors family: one `[n_blocks + 1, d_model]` tensor per trait.
 
         In the `hidden_states` convention row b + 1 is the output of block b. Row 0, the embeddings, is dropped. The
-        last row has been through the final norm, so the last block is marked as absent.
+        last row is taken after the final norm, so the last block is marked as absent.
 
-        The files are opened with `weights_only=True`: a file with code in it is refused and nothing in it runs.
+        The files are opened with `weights_only=True`: code in a file is refused and never runs.
 
         Raises:
             NotFound, CorruptFile, VectorsMismatch.
@@ -239,12 +235,12 @@ class PersonaVectors:
             vector[-1] = torch.nan
             tensors[trait] = vector
         if not tensors:
-            raise VectorsMismatch("No files given.")
+            raise VectorsMismatch("No files; pass one .pt file per trait.")
         last = next(iter(tensors.values())).shape[0] - 1
         return cls(tensors, best_block or {}, absent_blocks=(last,), config={"imported_from": "hidden_states rows"})
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `vectors.safetensors` and `config.json` in the layout in which the Hub holds them."""
+        """Write `vectors.safetensors` and `config.json`, in the layout of a Hub repository."""
         from safetensors.torch import save_file
 
         path = Path(folder)
@@ -273,19 +269,19 @@ class PersonaVectors:
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, tag: str | None = None, token: str | None = None
     ) -> str:
-        """Push the vectors with their card to a Hub repository; `from_pretrained(repo_id)` gives them back.
+        """Push the vectors with their card to a Hub repository; `from_pretrained(repo_id)` loads them again.
 
         Args:
-            repo_id: "namespace/name"; created if it is not there. What it held before is replaced.
-            private: of a repository that is created.
-            tag: put on the commit.
-            token: None takes HF_TOKEN or what `hf auth login` saved.
+            repo_id: "namespace/name"; created if it does not exist. Its contents are replaced.
+            private: whether a new repository is private.
+            tag: a tag for the commit.
+            token: None takes HF_TOKEN or the token saved by `hf auth login`.
 
         Returns:
-            The commit. Where nothing differs no commit is made, and this is the last one.
+            The hash of the commit; of the last one where nothing has changed.
 
         Raises:
-            ServerError, SettingError: as `publishing.push`.
+            ServerError, SettingError: the Hub cannot be reached or refuses, or the id is invalid.
         """
         from persona_core import vectors
 
@@ -298,11 +294,8 @@ class PersonaVectors:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CorruptFile(f"{path}: not a readable JSON file: {error}") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
+    config = read_json(path)
+    version = config.get("format_version")
     if version != FORMAT_VERSION:
         raise CorruptFile(f"{path}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
     missing = [k for k in ("traits", "best_block", "absent_blocks", "null_probabilities") if k not in config]
@@ -341,7 +334,7 @@ def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
     vectors = PersonaVectors(tensors, config["best_block"], nulls, tuple(config["absent_blocks"]), config)
     if config.get("fingerprint") not in (None, vectors.fingerprint):
         raise CorruptFile(
-            f"{path}: the numbers do not match the fingerprint in {CONFIG_FILE}; the files do not belong together."
+            f"{path}: the tensors do not match the fingerprint in {CONFIG_FILE}; the two files do not belong together."
         )
     return vectors
 
@@ -349,14 +342,12 @@ def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
 def _load_pt(path: Path) -> torch.Tensor:
     import pickle
 
-    from persona_core.errors import NotFound
-
     if not path.is_file():
         raise NotFound(f"No file {str(path)!r}.")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CorruptFile(f"{path}: not opened, it holds more than tensors (possibly code): {error}") from error
+        raise CorruptFile(f"{path}: refused, it holds more than tensors (possibly code): {error}") from error
     except Exception as error:  # the unpickler raises whatever the bytes lead it to: IndexError, struct.error, ...
         raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error
     if not isinstance(value, torch.Tensor):

@@ -113,7 +113,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         ("findings.json", "{", "JSON"),
         ("findings.json", '{"format_version": 9}', "format_version is 9"),
         ("findings.json", '{"format_version": 1, "about": {}}', "no section"),
-        ("replies.parquet", "no table", "not the table"),
+        ("replies.parquet", "no table", "not a Parquet file"),
     ],
 )
 def test_a_broken_analysis_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
