@@ -11,6 +11,7 @@ WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check
 RUN_STAMP := $(VENV)/.installed-requirements
 DEV_STAMP := $(VENV)/.installed-requirements-dev
 
@@ -36,12 +37,15 @@ test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTES
 test-fast: $(DEV_STAMP) ## Run the tests that are quick and need no browser
 	$(PY) $(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
 
-lint: $(DEV_STAMP) ## Check style, format and types
+lint: $(DEV_STAMP) ## Check style, format, types, layers and dependencies
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+	$(PY) -m deptry persona_core
+	$(PY) -m deptry benchmarks demo_world scripts tests --config .ci/deptry.toml
 
-format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
+format: $(DEV_STAMP) ## Format the code and fix what ruff can fix
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -52,18 +56,21 @@ clean: ## Remove caches and build output
 distclean: clean ## Remove the environment as well
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
 
-# The stamps are newer than what they stand for once pip has succeeded. The second file includes the first.
-$(RUN_STAMP): requirements.txt | $(PY)
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+# The stamps are newer than what they stand for once pip has succeeded. The second file includes the first. The project
+# itself is installed editable: it brings the command `persona`.
+$(RUN_STAMP): requirements.txt pyproject.toml | $(PY)
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --editable .
 	@touch $@
 
-$(DEV_STAMP): requirements-dev.txt requirements.txt | $(PY)
-	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
+$(DEV_STAMP): requirements-dev.txt requirements.txt pyproject.toml | $(PY)
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps --editable .
 	@touch $(RUN_STAMP) $@
 
 # A usable interpreter is new enough and can make environments (Debian ships Python without ensurepip). The default
 # python3 goes first. 3.14 is the newest version for which every pinned package has a wheel; a later one is only
-# taken when nothing else is there. An environment whose interpreter has gone is emptied and made again.
+# taken when nothing else is there. An environment whose interpreter has gone is emptied and recreated.
 $(PY):
 	@found=; clear=; \
 	for newest in 14 99; do \
