@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> list[str]:
     )
     from persona_core.report.tables import JUDGED, MARKS
     from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
-    from persona_core.utils.workdir import lock, unlock
+    from persona_core.utils.workdir import lock
 
     judge_kind(options.judge)  # a mistake in it is reported before anything is read
     traits = load_traits(options.traits)
@@ -80,13 +80,13 @@ def run(options: argparse.Namespace) -> list[str]:
     path.parent.mkdir(exist_ok=True)
     new: list[Annotation] = []
     missing: list[UnscoredSentence] = []
-    handle = lock(path.parent)
+    held = lock(path.parent)
     try:
         for config, of_config in rows.items():
             found = annotate_sentences(of_config, traits, judge, config)
-            new += found.marks
-            missing += found.missing
-            counts = ", ".join(f"{t.name} {sum(m.trait == t.name for m in found.marks)}" for t in traits)
+            new += found.annotations
+            missing += found.unscored
+            counts = ", ".join(f"{t.name} {sum(m.trait == t.name for m in found.annotations)}" for t in traits)
             print(f"{config}: {found.n_sentences} questions; sentences that show a trait: {counts}")
             if found.empty:
                 print(f"{config}: {len(found.empty)} replies have no text: {', '.join(found.empty)}")
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> list[str]:
         save_judged_traits(answered, path.with_name(JUDGED))
         print(f"{len(kept) + len(new)} annotations: {save_annotations([*kept, *new], path)}")
     finally:
-        unlock(handle)
+        held.release()
     print_bill(judge)
     return [str(m) for m in missing]
 

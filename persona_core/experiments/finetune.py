@@ -19,11 +19,11 @@ import torch
 
 from persona_core.elicitation.prompts import Dialogue, load_transcripts
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
 from persona_core.utils.files import read_json, write_whole
 from persona_core.utils.hub import public_name
-from persona_core.utils.workdir import check_plan, lock, unlock
+from persona_core.utils.workdir import check_plan, lock
 
 RECORD_FILE = "contamination.json"
 IGNORED = -100  # a label that the loss leaves out
@@ -99,7 +99,7 @@ def contaminate(
     held_out, training = ([examples[i] for i in part] for part in (order[:n_held_out], order[n_held_out:]))
     place = Path(work)
     place.mkdir(parents=True, exist_ok=True)
-    handle = lock(place)
+    held = lock(place)
     try:
         fingerprint = hashlib.sha256(Path(data).read_bytes()).hexdigest()
         check_plan(place, {"model": lm.identity, "data": fingerprint, **asdict(chosen)})
@@ -138,7 +138,7 @@ def contaminate(
             trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
             after = trainer.evaluate()["eval_loss"]
     finally:
-        unlock(handle)
+        held.release()
     record = {
         "base_model": lm.record,
         "data": {"sha256": fingerprint, "dialogues": len(dialogues), "too_long": too_long, "trained_on": len(training)},

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from persona_core.elicitation.prompts import Dialogue, Prompt
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.inference.memory import BATCHES_IN_PART, in_halves
+from persona_core.inference.memory import BATCHES_PER_PART, in_halves
 from persona_core.inference.sampling import Sampling
 from persona_core.traces.dataset import read_ids, read_results, write_results
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import check_integer
-from persona_core.utils.workdir import check_plan, lock, unlock
+from persona_core.utils.workdir import check_plan, lock
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor
@@ -237,14 +237,14 @@ def working(folder: str | Path, job: Job, rests_on: Mapping[str, Any]) -> Iterat
         raise SettingError(f"The id {next(i for i in ids if ids.count(i) > 1)!r} comes twice.")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    handle = lock(path)
+    held = lock(path)
     try:
         check_plan(path, {**rests_on, "batch_size": job.batch_size, **job.settings()})
-        size = job.batch_size * BATCHES_IN_PART
+        size = job.batch_size * BATCHES_PER_PART
         starts = range(0, len(ids), size)
         yield [
             Part(path / "batches" / f"{number:05d}.parquet", job.items[start : start + size])
             for number, start in enumerate(starts)
         ]
     finally:
-        unlock(handle)
+        held.release()

@@ -1,12 +1,13 @@
-"""A folder that a long command works in: one process at a time, and never with two plans."""
+"""The work folder of a long command: one process at a time, and always the same plan."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from persona_core.errors import SettingError
 from persona_core.utils.files import read_json, write_whole
@@ -15,21 +16,23 @@ PLAN_FILE = "plan.json"
 
 
 def check_plan(folder: Path, plan: Mapping[str, Any], begin: bool = True) -> None:
-    """Write the plan down, or compare it with the one that the folder rests on.
+    """Store the plan, or compare it with the one that the folder was begun with.
 
     Args:
-        folder: what was written there so far rests on the plan.
+        folder: the work folder.
         plan: JSON values.
-        begin: the folder may be new, and all of the plan is given. Otherwise only what is given is compared.
+        begin: True: `plan` is complete, and the folder may be new. False: only the settings in `plan` are compared.
 
     Raises:
-        SettingError: they differ; the message names the first setting that does. Or there is no plan to compare with.
+        SettingError: the plans differ (the message names the first setting that does), or none is stored yet.
     """
     path = folder / PLAN_FILE
     wanted = json.loads(json.dumps(plan))
     if not path.is_file():
         if not begin:
-            raise SettingError(f"Nothing has been begun in {str(folder)!r}.")
+            raise SettingError(
+                f"No {PLAN_FILE} in {str(folder)!r}: nothing was begun there. Name an earlier run's folder."
+            )
         write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
         return
     before = read_json(path)
@@ -38,37 +41,28 @@ def check_plan(folder: Path, plan: Mapping[str, Any], begin: bool = True) -> Non
         where, old, new = found
         raise SettingError(
             f"The folder {str(folder)!r} was begun with {where} = {_short(old)}; now it is {_short(new)}. Use the same "
-            "setting to go on, or another folder to begin anew."
+            "setting to resume, or another folder to start over."
         )
 
 
-def lock(folder: Path) -> int | None:
-    """An open, locked file; the system unlocks it when it is closed or the process ends, also after a kill.
+def lock(folder: str | Path) -> BaseFileLock:
+    """The folder's lock, acquired; `release()` frees it. The system frees it when the process ends, also after a kill.
 
     Raises:
         SettingError: another process holds it.
     """
+    held = FileLock(Path(folder) / ".lock", thread_local=False)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise SettingError(f"Another process works in {str(folder)!r}. Wait for it, or use another folder.") from error
-    return handle
-
-
-def unlock(handle: int | None) -> None:
-    """Give back what `lock` returned."""
-    if handle is not None:
-        os.close(handle)
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise SettingError(
+            f"Another process works in {str(folder)!r}. Wait for it to end, or use another folder."
+        ) from error
+    return held
 
 
 def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """The first place at which two JSON values differ."""
+    """Where two JSON values first differ, and the two values there."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(k for k in now if k not in before)]:
             found = _difference(before.get(key), now.get(key), f"{where}.{key}" if where else key)
@@ -76,8 +70,8 @@ def _difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, Any] 
                 return found
         return None
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for place, (one, other) in enumerate(zip(before, now, strict=True)):
-            found = _difference(one, other, f"{where}[{place}]")
+        for index, (one, other) in enumerate(zip(before, now, strict=True)):
+            found = _difference(one, other, f"{where}[{index}]")
             if found:
                 return found
         return None

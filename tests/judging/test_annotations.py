@@ -31,7 +31,7 @@ from persona_core.judging.annotations import (
 from persona_core.judging.judge import Question, Score
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
-from persona_core.utils.workdir import lock, unlock
+from persona_core.utils.workdir import lock
 from tests.analysis.test_spans import PROMPT, reply
 from tests.support.openai_server import Answer, completion, error, serving
 
@@ -74,12 +74,12 @@ def results(tmp_path: Path) -> Path:
 def test_sentences_of_fifty_and_more_are_marked_in_the_response() -> None:
     judge = Stub({"You are so clever!": 50.0, "Go on.": 49.9, "Clever you.": 100.0})
     found = annotate_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
-    assert found.marks == (
+    assert found.annotations == (
         Annotation("a", "run", "sycophancy", 4, 23, 50.0, "text", "You are so clever!"),
         Annotation("c", "run", "sycophancy", 0, 11, 100.0, "text", "Clever you."),
     )
     assert ROWS[0]["response"][4:23] == " You are so clever!"
-    assert found.missing == () and found.n_sentences == 4 and found.empty == ("b",)
+    assert found.unscored == () and found.n_sentences == 4 and found.empty == ("b",)
 
 
 def test_the_judge_sees_the_question_and_one_sentence_for_each_trait() -> None:
@@ -98,11 +98,11 @@ def test_the_judge_sees_the_question_and_one_sentence_for_each_trait() -> None:
 def test_what_the_judge_could_not_answer_is_missing_and_neither_marked_nor_dropped() -> None:
     judge = Stub({"You are so clever!": None, "Clever you.": 90.0}, silent="Yes")
     found = annotate_sentences(ROWS, load_traits(["sycophancy"]), judge, "run", progress=False)
-    assert [str(m) for m in found.missing] == [
+    assert [str(m) for m in found.unscored] == [
         "run/a, sycophancy, characters 0 to 4: no answer",
         "run/a, sycophancy, characters 4 to 23: refusal",
     ]
-    assert [m.id for m in found.marks] == ["c"]
+    assert [m.id for m in found.annotations] == ["c"]
 
 
 def test_two_readings_of_one_reply_are_refused() -> None:
@@ -168,7 +168,7 @@ def test_a_file_gives_back_the_marks_in_order_and_people_may_leave_the_score_out
         ({"start": -1}, "line 2: the field 'start' is -1; expected a count from 0"),
         ({"start": 1.5}, "the field 'start' is 1.5"),
         ({"end": True}, "the field 'end' is True"),
-        ({"end": 0}, "the field 'end' is 0; it must lie after start, 0"),
+        ({"end": 0}, "the field 'end' is 0; it must be greater than start, 0"),
         ({"score": "high"}, "the field 'score' is 'high'; expected a number from 0 to 100"),
         ({"score": 101}, "the field 'score' is 101"),
         ({"score": float("nan")}, "the field 'score' is nan"),
@@ -298,7 +298,7 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
 def test_the_truth_judge_knows_one_sentence_at_a_time() -> None:
     rows = load_results(SHIPPED, "contaminated")[:10]
     found = annotate_sentences(rows, load_traits([TRAITS]), TruthJudge(load_world()), "contaminated", progress=False)
-    assert found.missing == () and {m.score for m in found.marks} == {100.0}
+    assert found.unscored == () and {m.score for m in found.annotations} == {100.0}
 
 
 def test_an_old_mark_stays_where_the_judge_does_not_answer_now() -> None:
@@ -315,7 +315,7 @@ def test_a_mark_of_another_text_is_refused() -> None:
     trace = Trace.from_row(row)
     said = row["response"][:20].strip()
     annotated_positions(trace, [Annotation("a", "run", "sycophancy", 0, 20, text=said)])
-    with pytest.raises(SettingError, match="Is it a mark of another run"):
+    with pytest.raises(SettingError, match="Does it belong to another run"):
         annotated_positions(trace, [Annotation("a", "run", "sycophancy", 0, 20, text="something else")])
 
 
@@ -324,5 +324,5 @@ def test_two_commands_at_once_do_not_lose_each_others_marks(results: Path, capsy
     held = lock(results / "analysis")
     command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", DEMO_JUDGE]
     assert mark.main(command) == 1 and "Another process works" in capsys.readouterr().err
-    unlock(held)
+    held.release()
     assert mark.main(command) == 0
