@@ -1,22 +1,21 @@
-"""Drafting a trait definition with a language model: pairs of instructions, questions, and the judge's rubric.
+"""Draft a trait definition with a language model: pairs of instructions, questions, and the judge's rubric.
 
-The judge prompt's frame is ours, so that its placeholders and last line cannot be lost; the model writes the rubric.
-A draft is a start: the documentation says what to look at before it is used.
+The model writes the rubric only; the frame of the judge prompt is fixed, so that its placeholders and last line cannot
+be lost. A draft is a starting point: the documentation says what to check before using it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 from persona_core.elicitation.traits import QUESTION_AND_ANSWER, TraitDefinition, faults_of
 from persona_core.errors import ServerError
-from persona_core.utils.openai_client import address, explain, open_client, without_refused_parameter
+from persona_core.utils.openai_client import address, explain, open_client, without_rejected_parameter
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import OpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ SCHEMA: dict[str, Any] = {
 
 
 def judge_prompt(description: str, rubric: str, refusal_is_scored: bool = False) -> str:
-    """The frame with a trait's description and rubric.
+    """The frame filled with a trait's description and rubric.
 
     >>> "[Answer start]" in judge_prompt("Is kind.", "0 is unkind, 100 is kind.")
     True
@@ -97,23 +96,28 @@ def draft_trait(
 ) -> TraitDefinition:
     """A definition drafted by a model behind an OpenAI-compatible endpoint.
 
-    A draft with faults is sent back with their list, twice at most.
+    A draft with faults is sent back with a list of them, at most twice.
+
+    Args:
+        name: a short lower-case word.
+        description: one or two sentences that say what the trait is, and what it is not.
+        model: the drafting model's name on the server.
+        base_url: the server; None takes `OPENAI_BASE_URL`, else OpenAI.
+        api_key: None takes `OPENAI_API_KEY`.
+        timeout: seconds per request.
+        max_retries: after 429, 5xx, a time-out or a lost connection.
 
     Raises:
         ServerError: the server cannot be used, or every draft had faults; the message names them.
     """
     base_url = address(base_url)
     client = open_client(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
-    return asyncio.run(_draft(client, name, description, model, base_url))
-
-
-async def _draft(client: AsyncOpenAI, name: str, description: str, model: str, base_url: str | None) -> TraitDefinition:
     task = _INSTRUCTION.format(n_pairs=N_PAIRS, n_questions=N_QUESTIONS, name=name, description=description)
     messages: list[dict[str, str]] = [{"role": "user", "content": task}]
     faults = "no answer"
-    async with client:
+    with client:
         for _ in range(ATTEMPTS):
-            text = await _ask(client, model, messages, base_url)
+            text = _ask(client, model, messages, base_url)
             record, faults = _read(text, name, description)
             if record is not None and not faults:
                 return TraitDefinition.from_dict(record)
@@ -121,15 +125,18 @@ async def _draft(client: AsyncOpenAI, name: str, description: str, model: str, b
             messages = [
                 *messages,
                 {"role": "assistant", "content": text},
-                {"role": "user", "content": f"This is not usable: {faults}. Reply with the whole JSON object, mended."},
+                {
+                    "role": "user",
+                    "content": f"This is not usable: {faults}. Reply with the whole corrected JSON object.",
+                },
             ]
     raise ServerError(
-        f"{model!r} wrote no usable definition in {ATTEMPTS} attempts; the last one's faults: {faults}. Try a larger "
+        f"{model!r} wrote no usable definition in {ATTEMPTS} attempts; faults of the last one: {faults}. Try a larger "
         "model, or write the file by hand: docs/creating_new_traits.md shows how."
     )
 
 
-async def _ask(client: AsyncOpenAI, model: str, messages: list[dict[str, str]], base_url: str | None) -> str:
+def _ask(client: OpenAI, model: str, messages: list[dict[str, str]], base_url: str | None) -> str:
     parameters: dict[str, Any] = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "trait", "strict": True, "schema": SCHEMA}},
         "temperature": 1.0,
@@ -137,22 +144,22 @@ async def _ask(client: AsyncOpenAI, model: str, messages: list[dict[str, str]], 
     sent: Any = messages
     while True:
         try:
-            completion = await client.chat.completions.create(model=model, messages=sent, **parameters)
+            completion = client.chat.completions.create(model=model, messages=sent, **parameters)
             break
         except Exception as error:
-            fewer = without_refused_parameter(error, parameters)
+            fewer = without_rejected_parameter(error, parameters)
             if fewer is None:
                 raise ServerError(explain(error, base_url, model)) from None
             parameters = fewer
     choices = getattr(completion, "choices", None) or []
     message = choices[0].message if choices else None
     if message is not None and getattr(message, "refusal", None):
-        raise ServerError(f"{model!r} refuses to write this definition. Try another model, or write it by hand.")
+        raise ServerError(f"{model!r} refused to write this definition. Try another model, or write it by hand.")
     return (getattr(message, "content", None) or "") if message is not None else ""
 
 
 def _read(text: str, name: str, description: str) -> tuple[dict[str, Any] | None, str]:
-    """The record in an answer, and what is wrong with it in one line."""
+    """The record in an answer, and its faults in one line."""
     start = text.find("{")
     try:
         drafted = json.JSONDecoder().raw_decode(text, start)[0] if start >= 0 else None

@@ -1,8 +1,8 @@
 """Replies written by an OpenAI-compatible server (vLLM, SGLang, TGI), read by the local model.
 
-A server writes many replies at once but shows no states. Its text is tokenised once, behind the rendered prompt, and
-from then on the ids are the truth: the local model reads them and its states are pooled. Texts are kept as they arrive
-(`served.jsonl`), so that a run that was killed asks for none of them again.
+A server writes many replies at once but returns no states. Each text is tokenised once, after the rendered prompt, and
+from then on its ids count: the local model reads them and its states are pooled. Texts are stored as they arrive
+(`served.jsonl`), so that a run that was killed asks for none of them twice.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import Batch, ElicitationPlan, Written, described
-from persona_core.elicitation.store import Reply, ReplyStore, Request
+from persona_core.elicitation.elicit import BatchResult, ElicitationPlan, RequestBatch, plan_record
+from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
 from persona_core.errors import PersonaError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import append_lines, read_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import OpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -42,28 +42,33 @@ def elicit_served(
     timeout: float = 60.0,
     max_retries: int = 5,
     progress: bool = True,
-) -> list[tuple[Request, str]]:
+) -> list[tuple[ReplyRequest, str]]:
     """Have a server write every reply of the plan that the store does not hold yet, and read them with `lm`.
 
     Args:
-        lm: the model that the server runs; it reads.
+        lm: the model that the server runs, loaded here to read the replies.
+        plan, store: as in `elicit`.
         model: its name on the server.
         base_url: the server, such as "http://localhost:8000/v1".
         api_key: None takes `SERVED_API_KEY`; the judge's `OPENAI_API_KEY` is never sent here.
+        concurrency: requests under way at once.
+        timeout: seconds per request.
+        max_retries: after 429, 5xx, a time-out or a lost connection.
+        progress: whether to show progress bars.
 
     Returns:
         Requests that could not be answered, with the reason. A second run tries them again.
 
     Raises:
-        ServerError: asking on is pointless; it says what to do. What arrived is kept.
+        ServerError: there is no point in asking on. Texts that arrived are kept.
         SettingError: the store was begun with another plan, model or server.
     """
     base_url = address(base_url) or base_url
-    store.check_plan({**described(plan, lm), "served": {"base_url": base_url, "model": model}})
+    store.check_plan({**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}})
     path = store.folder / SERVED_FILE
     texts = {int(record["index"]): (record["text"], record["finish"]) for _, record in read_lines(path)}
     missing = [r for r in plan.requests() if not store.has(r.index) and r.index not in texts]
-    failed: list[tuple[Request, str]] = []
+    failed: list[tuple[ReplyRequest, str]] = []
     if missing:
         client = open_client(
             base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries, key=WRITER_KEY
@@ -81,11 +86,11 @@ def elicit_served(
                 bar.update()
                 if answer is None:
                     failed.append((request, reason))
-                    logger.warning("Request %d failed: %s", request.index, reason)
+                    logger.warning("ReplyRequest %d failed: %s", request.index, reason)
                     continue
                 append_lines(path, [{"index": request.index, "text": answer[0], "finish": answer[1]}])
                 texts[request.index] = answer
-    unread: list[tuple[Request, str]] = []
+    unread: list[tuple[ReplyRequest, str]] = []
     batches = plan.batches()
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="reading", unit="reply", disable=not progress) as bar:
@@ -93,16 +98,16 @@ def elicit_served(
             todo = [r for r in batch.requests if not store.has(r.index) and r.index in texts]
             if todo:
                 name = store.free_name(batch.name)
-                written = _read(lm, plan, Batch(name, tuple(todo)), texts, model)
+                written = _read(lm, plan, RequestBatch(name, tuple(todo)), texts, model)
                 store.add(name, written.replies, written.states)
                 unread += written.failed
             bar.update(len(batch.requests))
     return [*failed, *unread]
 
 
-async def _ask(client: AsyncOpenAI, plan: ElicitationPlan, request: Request, model: str) -> tuple[str, str]:
+def _ask(client: OpenAI, plan: ElicitationPlan, request: ReplyRequest, model: str) -> tuple[str, str]:
     sampling = plan.sampling
-    completion = await client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=model,
         messages=request.messages,  # type: ignore[arg-type]
         max_tokens=sampling.max_new_tokens,
@@ -113,42 +118,44 @@ async def _ask(client: AsyncOpenAI, plan: ElicitationPlan, request: Request, mod
     choices = getattr(completion, "choices", None) or []
     content = choices[0].message.content if choices and choices[0].message else None
     if not isinstance(content, str):
-        raise ServerError("The server answered without a text.")
+        raise ServerError("The server's answer has no text.")
     reason = choices[0].finish_reason
     return content, "eos" if reason == "stop" else reason or "unknown"
 
 
 def _read(
-    lm: LanguageModel, plan: ElicitationPlan, batch: Batch, texts: dict[int, tuple[str, str]], writer: str
-) -> Written:
-    """Pool the states of served texts. Those that do not fit into the context fail, the others do not."""
+    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, texts: dict[int, tuple[str, str]], writer: str
+) -> BatchResult:
+    """Pool the states of served texts. Only those that exceed the context fail."""
     rows, n_prompts, kept, failed = [], [], [], []
     for request in batch.requests:
         try:
             prompt = lm.chat.render(request.messages).token_ids
-            own = lm.chat.encode_reply(texts[request.index][0]) if texts[request.index][0] else ()
+            reply_ids = lm.chat.encode_reply(texts[request.index][0]) if texts[request.index][0] else ()
         except PersonaError as error:
             failed.append((request, str(error)))
             continue
-        if lm.context_length is not None and len(prompt) + len(own) > lm.context_length:
-            failed.append((request, f"{len(prompt) + len(own)} tokens do not fit into {lm.context_length}."))
+        if lm.context_length is not None and len(prompt) + len(reply_ids) > lm.context_length:
+            failed.append(
+                (request, f"{len(prompt) + len(reply_ids)} tokens exceed the context of {lm.context_length}.")
+            )
             continue
-        rows.append((*prompt, *own))
+        rows.append((*prompt, *reply_ids))
         n_prompts.append(len(prompt))
-        kept.append((request, own))
+        kept.append((request, reply_ids))
     if not rows:
-        return Written((), {}, tuple(failed))
+        return BatchResult((), {}, tuple(failed))
     pooled = read_pooled(lm, rows, n_prompts, parse_positions(plan.positions))
     replies = [
         Reply(
             request=request,
             text=texts[request.index][0],
-            token_ids=tuple(own),
-            n_tokens=sum(i not in lm.eos_ids for i in own),
+            token_ids=tuple(reply_ids),
+            n_tokens=sum(i not in lm.eos_ids for i in reply_ids),
             finish=texts[request.index][1],
             seed=plan.seed + request.index,
             writer=writer,
         )
-        for request, own in kept
+        for request, reply_ids in kept
     ]
-    return Written(tuple(replies), {p: pooled[:, i] for i, p in enumerate(plan.positions)}, tuple(failed))
+    return BatchResult(tuple(replies), {p: pooled[:, i] for i, p in enumerate(plan.positions)}, tuple(failed))

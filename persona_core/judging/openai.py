@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -11,21 +12,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from persona_core.errors import ServerError
-from persona_core.judging.judge import (
-    Cost,
-    JudgeCache,
-    Paid,
-    Question,
-    Score,
-    expectation,
-    is_refusal,
-    price_of,
-    read_number,
-)
-from persona_core.utils.openai_client import address, ask_all, explain, open_client, without_refused_parameter
+from persona_core.judging.answers import expectation, is_refusal, read_number
+from persona_core.judging.cache import CachedAnswer, JudgeCache
+from persona_core.judging.judge import Cost, Question, Score, price_of
+from persona_core.utils.openai_client import address, ask_all, explain, open_client, without_rejected_parameter
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import OpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +27,16 @@ CHARACTERS_PER_TOKEN = 4  # of English prose, for the estimate; the bill is coun
 
 
 class OpenAIJudge:
-    """Asks a chat model for a number and reads the probabilities of the numbers, or the number in the text.
+    """Asks a chat model for a number; reads the probabilities of the numbers, or else the number in the text.
 
     Args:
         model: the model's name on the server.
         base_url: the server; None takes `OPENAI_BASE_URL`, else OpenAI.
-        api_key: None takes `OPENAI_API_KEY`; servers of one's own mostly need none.
+        api_key: None takes `OPENAI_API_KEY`; local servers rarely need one.
         concurrency: requests under way at once.
-        timeout: seconds for one request.
+        timeout: seconds per request.
         max_retries: after 429, 5xx, a time-out or a lost connection, with growing pauses.
-        prices: money per million tokens, of the prompt and of the completion.
+        prices: money per million prompt tokens and per million completion tokens.
         cache: where answers are kept; None keeps them in memory.
     """
 
@@ -75,8 +68,9 @@ class OpenAIJudge:
             "max_tokens": MAX_ANSWER_TOKENS,
         }
         self._requests = self._prompt_tokens = self._completion_tokens = self._cached = 0
+        self._counting = threading.Lock()
         self.failed: dict[str, str] = {}
-        """Questions that have no answer yet because asking failed: key -> reason."""
+        """Questions without an answer because the request failed: key -> reason."""
 
     @property
     def name(self) -> str:
@@ -85,12 +79,12 @@ class OpenAIJudge:
 
     @property
     def bill(self) -> Cost:
-        """What has been asked and paid by this object so far."""
+        """What this object has spent so far."""
         money = price_of(self._prices, self._prompt_tokens, self._completion_tokens)
         return Cost(self._requests, self._cached, self._prompt_tokens, self._completion_tokens, money)
 
     def estimate(self, questions: Sequence[Question]) -> Cost:
-        """What these questions will cost at most, before any is asked."""
+        """An upper bound on what these questions will cost, before any is asked."""
         prompts = {JudgeCache.key(self.name, q.prompt): q.prompt for q in questions}
         new = [p for key, p in prompts.items() if self._cache.get(key) is None]
         prompt_tokens = sum(math.ceil(len(p) / CHARACTERS_PER_TOKEN) + 8 for p in new)
@@ -99,10 +93,10 @@ class OpenAIJudge:
         return Cost(len(new), len(prompts) - len(new), prompt_tokens, completion_tokens, money)
 
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
-        """Answers as they arrive. Questions of the same content are asked once.
+        """Answers as they arrive. Questions with the same content are asked once.
 
         Raises:
-            ServerError: asking on is pointless (no key, no server, no such model); it says what to do. What arrived is
+            ServerError: there is no point in asking on (no key, no server, no such model). Answers that arrived are
                 kept.
         """
         by_key: dict[str, list[Question]] = {}
@@ -110,18 +104,18 @@ class OpenAIJudge:
             by_key.setdefault(JudgeCache.key(self.name, question.prompt), []).append(question)
         with tqdm(total=len(questions), desc="judging", unit="answer", disable=not progress) as bar:
             for key in list(by_key):
-                paid = self._cache.get(key)
-                if paid is not None:
+                answer = self._cache.get(key)
+                if answer is not None:
                     self._cached += 1
                     for question in by_key.pop(key):
                         bar.update()
-                        yield question, Score(paid.value, paid.how)
+                        yield question, Score(answer.value, answer.how)
             yield from self._ask(by_key, bar)
 
     # ---- asking ----
 
     def _ask(self, by_key: dict[str, list[Question]], bar: tqdm[Any]) -> Iterator[tuple[Question, Score]]:
-        """Ask the first question of each content; all of that content get its answer."""
+        """Ask one question for each content; all questions with that content share the answer."""
         if not by_key:
             return
         client = open_client(**self._settings)
@@ -134,49 +128,52 @@ class OpenAIJudge:
             answered_before=len(self._cache) > 0,
         )
         with closing(results):
-            for (_, group), paid, reason in results:
+            for (_, group), answer, reason in results:
                 for question in group:
-                    if paid is None:
+                    if answer is None:
                         self.failed[question.key] = reason
-                        logger.warning("No answer on %s: %s", question.key, reason)
+                        logger.warning("No answer to %s: %s", question.key, reason)
                         continue
                     self.failed.pop(question.key, None)
                     bar.update()
-                    yield question, Score(paid.value, paid.how)
+                    yield question, Score(answer.value, answer.how)
 
-    async def _ask_one(self, client: AsyncOpenAI, key: str, prompt: str) -> Paid:
+    def _ask_one(self, client: OpenAI, key: str, prompt: str) -> CachedAnswer:
         messages: Any = [{"role": "user", "content": prompt}]
         while True:
             sent = dict(self._parameters)
             try:
-                completion = await client.chat.completions.create(model=self._model, messages=messages, **sent)
+                completion = client.chat.completions.create(model=self._model, messages=messages, **sent)
                 break
             except Exception as error:
-                # A server or model that refuses a parameter refuses it always: leave it out from now on.
-                fewer = without_refused_parameter(error, sent)
+                # A server or model that rejects a parameter always rejects it: leave it out from now on.
+                fewer = without_rejected_parameter(error, sent)
                 if fewer is None:
                     raise
                 if self._parameters == sent:
-                    logger.info("%s does without %s.", self._model, ", ".join(sorted(set(sent) - set(fewer))))
+                    logger.info(
+                        "%s does not accept %s; leaving it out.", self._model, ", ".join(sorted(set(sent) - set(fewer)))
+                    )
                     self._parameters = fewer
         usage = getattr(completion, "usage", None)
         used = int(getattr(usage, "prompt_tokens", 0) or 0), int(getattr(usage, "completion_tokens", 0) or 0)
-        self._requests += 1
-        self._prompt_tokens += used[0]
-        self._completion_tokens += used[1]
-        if _cut_off(completion):  # not an answer: kept, it would stand for "no score" for good
+        with self._counting:
+            self._requests += 1
+            self._prompt_tokens += used[0]
+            self._completion_tokens += used[1]
+        if _cut_off(completion):  # not an answer: if it were kept, it would count as "no score" for good
             raise ServerError(
-                f"{self._model} spends its tokens on hidden reasoning and answers nothing. Name a model that does not "
-                "reason, or one that reasons little."
+                f"{self._model} spends its tokens on hidden reasoning and returns no answer. Name a model that does "
+                "not reason, or reasons little."
             )
         score = read_completion(completion)
-        paid = Paid(key, score.value, score.how, *used)
-        self._cache.put(paid)  # here, as soon as it has arrived: the caller may be busy
-        return paid
+        answer = CachedAnswer(key, score.value, score.how, *used)
+        self._cache.put(answer)  # here, in the thread that asked: the caller may be busy
+        return answer
 
 
 def _cut_off(completion: Any) -> bool:
-    """Whether the answer ended at its length before a word of it was written."""
+    """Whether the answer reached its length limit before any text."""
     choices = getattr(completion, "choices", None) or []
     if not choices or getattr(choices[0], "finish_reason", None) != "length":
         return False
@@ -186,8 +183,8 @@ def _cut_off(completion: Any) -> bool:
 def read_completion(completion: Any) -> Score:
     """The score in a chat completion.
 
-    The expectation over the probabilities of the first token is right only where one token writes the whole number. A
-    tokenizer that writes 85 as "8", "5" would make it 8: there the number in the text counts.
+    The expectation over the probabilities of the first token is valid only where one token is the whole number. A
+    tokenizer that splits 85 into "8", "5" would make it 8: there the number in the text counts.
     """
     choices = getattr(completion, "choices", None) or []
     message = getattr(choices[0], "message", None) if choices else None

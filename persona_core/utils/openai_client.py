@@ -1,27 +1,26 @@
-"""The client of OpenAI-compatible servers: how it is opened, how many questions are asked at once, what errors mean."""
+"""A client for OpenAI-compatible servers: opening it, asking many questions at once, and what its errors mean."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from persona_core.errors import PersonaError, ServerError
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import OpenAI
 
 logger = logging.getLogger(__name__)
 
 JUDGE_KEY, WRITER_KEY = "OPENAI_API_KEY", "SERVED_API_KEY"
 GIVE_UP_AFTER, GIVE_UP_LATER = 8, 32
 """Failures in a row before any success, and after one. At 60 s and six tries each, 32 take about 12 minutes."""
-ROOM_TO_REASON = 2048
+REASONING_TOKENS = 2048
 """Tokens for a model that counts its hidden reasoning as part of the answer (`max_completion_tokens`)."""
 
 Item = TypeVar("Item")
@@ -29,15 +28,15 @@ Answer = TypeVar("Answer")
 
 
 def address(base_url: str | None) -> str | None:
-    """The server that is meant: the given one, else `OPENAI_BASE_URL`; None is OpenAI's own.
+    """The address of the server: `base_url`, else `OPENAI_BASE_URL`; None is OpenAI's own.
 
     Raises:
-        ServerError: the address holds a user name or password, which would be written into files and messages.
+        ServerError: the address holds a user name or password, which would end up in files and messages.
     """
     url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if url and (urlsplit(url).username or urlsplit(url).password):
         raise ServerError(
-            "The server's address holds a user name or password. Take it out, and put the key into the environment "
+            "The server's address holds a user name or password. Remove it, and put the key into the environment "
             f"({JUDGE_KEY} for the judge, {WRITER_KEY} for the server that writes)."
         )
     return url
@@ -45,47 +44,48 @@ def address(base_url: str | None) -> str | None:
 
 def open_client(
     *, base_url: str | None, api_key: str | None, timeout: float = 60.0, max_retries: int = 5, key: str = JUDGE_KEY
-) -> AsyncOpenAI:
-    """A client of one server.
+) -> OpenAI:
+    """A client for one server.
 
     Args:
-        base_url: as `address` gives it.
-        api_key: None takes the environment's.
-        key: the environment variable that holds it. Each server has its own: a key never goes to another one.
+        base_url: from `address`.
+        api_key: None takes it from the environment.
+        key: the environment variable that holds it. Every server has its own: a key is never sent to another server.
 
     Raises:
-        ServerError: the package is missing, or OpenAI's own server is meant and there is no key.
+        ServerError: the openai package is missing, or there is no key for OpenAI's own server.
     """
     try:
-        from openai import AsyncOpenAI
+        from openai import OpenAI
     except ImportError as error:
         raise ServerError("This needs the openai package: pip install openai.") from error
     secret = api_key or os.environ.get(key)
     if not secret and not base_url:
         raise ServerError(
-            f"No API key. Set {key} (in the environment or in .env), or name a server of your own with "
+            f"No API key. Set {key} (in the environment or in .env), or name your own server with "
             "--judge-url, --base-url or OPENAI_BASE_URL."
         )
 
-    return AsyncOpenAI(base_url=base_url, api_key=secret or "none", timeout=timeout, max_retries=max_retries)
+    return OpenAI(base_url=base_url, api_key=secret or "none", timeout=timeout, max_retries=max_retries)
 
 
 def ask_all(
-    client: AsyncOpenAI,
+    client: OpenAI,
     items: Sequence[Item],
-    ask: Callable[[Item], Awaitable[Answer]],
+    ask: Callable[[Item], Answer],
     describe: Callable[[Exception], str],
     concurrency: int,
     answered_before: bool = False,
 ) -> Generator[tuple[Item, Answer | None, str], None, None]:
-    """Ask many questions at once and hand out answers as they arrive.
+    """Ask many questions at once and yield answers as they arrive.
 
-    The work is done in a loop in a thread of its own, so that this can be used inside a running loop (a notebook) too.
-    A caller that stops early drops the requests under way.
+    Threads rather than an executor: an executor is joined when Python exits, so that Ctrl-C would wait for every
+    request under way. A caller that stops early starts no further request.
 
     Args:
-        ask: puts one question; what it raises is a failure of that question.
-        describe: what a failure means, in a sentence.
+        client: closed at the end.
+        ask: asks one question, in a thread; an exception is a failure of that question.
+        describe: one sentence on what an exception means.
         concurrency: requests under way at once.
         answered_before: an earlier run had answers from this server, so that it is known to work.
 
@@ -93,85 +93,87 @@ def ask_all(
         Each item with its answer; or with None and the reason.
 
     Raises:
-        ServerError: asking on is pointless: a bad key, no such model, or too many failures in a row.
+        ServerError: there is no point in asking on: a bad key, no such model, or too many failures in a row.
     """
     if concurrency < 1:
-        raise ServerError(f"concurrency={concurrency!r}; expected a whole number from 1.")
-    arrived: queue.Queue[Any] = queue.Queue()
-    loop = asyncio.new_event_loop()
-    todo = iter(items)
-    known, in_a_row, given_up = answered_before, 0, False
-
-    async def worker() -> None:
-        nonlocal known, in_a_row, given_up
-        for item in todo:
-            if given_up:
-                return
-            try:
-                answer = await ask(item)
-            except Exception as error:  # handed out with the item; what ends the run is decided here
-                reason = str(error) if isinstance(error, PersonaError) else describe(error)
-                # A request that a working server does not take says nothing about the next one.
-                in_a_row += not (known and _about_the_question(error))
-                if is_fatal(error) or in_a_row >= (GIVE_UP_LATER if known else GIVE_UP_AFTER):
-                    given_up = True
-                    raise ServerError(reason) from None
-                arrived.put((item, None, reason))
-            else:
-                known, in_a_row = True, 0
-                arrived.put((item, answer, ""))
-
-    async def everything() -> None:
-        async with client:
-            results = await asyncio.gather(*(worker() for _ in range(concurrency)), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-    task = loop.create_task(everything())
+        raise ServerError(f"concurrency={concurrency!r}; expected an integer of at least 1.")
+    todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    arrived: queue.SimpleQueue[tuple[Item, Answer | None, str] | ServerError] = queue.SimpleQueue()
+    for item in items:
+        todo.put(item)
+    failures, stopped = _Failures(answered_before), threading.Event()
 
     def work() -> None:
-        try:
-            loop.run_until_complete(task)
-            arrived.put(None)
-        except BaseException as error:  # handed over to the caller's thread
-            arrived.put(error)
-        finally:
-            loop.close()
+        while not stopped.is_set():
+            try:
+                item = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                answer = ask(item)
+            except Exception as error:
+                reason = str(error) if isinstance(error, PersonaError) else describe(error)
+                if failures.are_final(error):
+                    stopped.set()
+                    arrived.put(ServerError(reason))
+                else:
+                    arrived.put((item, None, reason))
+            else:
+                failures.end()
+                arrived.put((item, answer, ""))
 
-    thread = threading.Thread(target=work, name="ask-server", daemon=True)
-    thread.start()
+    for _ in range(min(concurrency, len(items))):
+        threading.Thread(target=work, name="ask-server", daemon=True).start()
     try:
-        while (one := arrived.get()) is not None:
-            if isinstance(one, BaseException):
-                raise one
-            yield one
+        for _ in items:
+            result = arrived.get()
+            if isinstance(result, ServerError):
+                raise result
+            yield result
     finally:
-        if not task.done():
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        stopped.set()
+        client.close()
+
+
+class _Failures:
+    """Failures in a row, counted over all threads, and whether they mean that no answer will come."""
+
+    def __init__(self, answered_before: bool) -> None:
+        self._known, self._in_a_row, self._lock = answered_before, 0, threading.Lock()
+
+    def end(self) -> None:
+        """An answer has arrived."""
+        with self._lock:
+            self._known, self._in_a_row = True, 0
+
+    def are_final(self, error: Exception) -> bool:
+        """Count another one."""
+        with self._lock:
+            # A request that a working server rejects says nothing about the next one.
+            self._in_a_row += not (self._known and _about_the_question(error))
+            return is_fatal(error) or self._in_a_row >= (GIVE_UP_LATER if self._known else GIVE_UP_AFTER)
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether no question can be answered: a bad key, or an unknown model."""
+    """Whether no question can be answered: a bad key or an unknown model."""
     import openai
 
     return isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError))
 
 
 def _about_the_question(error: Exception) -> bool:
-    """Whether this one request was at fault (too long, filtered), or its answer could not be used."""
+    """Whether only this request was at fault (too long, filtered), or its answer was unusable."""
     import openai
 
     return isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError, PersonaError))
 
 
 def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE_KEY) -> str:
-    """One sentence on what went wrong and what to do; never holds a key.
+    """One sentence on what went wrong and what to do about it, without the key.
 
     Args:
-        base_url: as `address` gives it.
-        key: the environment variable that the server's key is taken from.
+        base_url: from `address`.
+        key: the environment variable that holds the server's key.
     """
     import openai
 
@@ -181,12 +183,12 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
     if isinstance(error, openai.APIConnectionError):
         return f"{server} cannot be reached. Check the address (--base-url, OPENAI_BASE_URL) and that it is running."
     if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-        other = f" ({JUDGE_KEY} goes to the judge only)" if key != JUDGE_KEY else ""
+        other = f" ({JUDGE_KEY} is sent to the judge only)" if key != JUDGE_KEY else ""
         return f"{server} refused the API key (status {error.status_code}). Check {key}{other}."
     if isinstance(error, openai.NotFoundError):
         return f"{server} knows no model {model!r} (status 404). Check the name and the address."
     if isinstance(error, openai.RateLimitError):
-        return f"{server} turned requests away for their rate (status 429). Lower --concurrency, or try again later."
+        return f"{server} rejected requests for their rate (status 429). Lower --concurrency, or try again later."
     if isinstance(error, openai.BadRequestError):
         return f"{server} refused a request to {model!r} (status 400): {_message(error)}"
     if isinstance(error, openai.APIStatusError):
@@ -194,8 +196,8 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
     return f"{server} answered with something that is not a chat completion ({type(error).__name__})."
 
 
-def without_refused_parameter(error: Exception, sent: dict[str, Any]) -> dict[str, Any] | None:
-    """The parameters without the one that a server refuses with status 400; None where it is about none of them."""
+def without_rejected_parameter(error: Exception, sent: dict[str, Any]) -> dict[str, Any] | None:
+    """The parameters without the one that a server rejects (status 400); None if the error is about something else."""
     import openai
 
     if not isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
@@ -203,7 +205,7 @@ def without_refused_parameter(error: Exception, sent: dict[str, Any]) -> dict[st
     says = _message(error)
     if "max_tokens" in sent and "max_completion_tokens" in says:
         rest = {k: v for k, v in sent.items() if k != "max_tokens"}
-        return {**rest, "max_completion_tokens": max(ROOM_TO_REASON, sent["max_tokens"])}
+        return {**rest, "max_completion_tokens": max(REASONING_TOKENS, sent["max_tokens"])}
     if "logprobs" in sent and "logprobs" in says:
         return {k: v for k, v in sent.items() if "logprobs" not in k}
     refused = [name for name in sent if name in says]

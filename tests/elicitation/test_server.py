@@ -73,7 +73,7 @@ def test_an_empty_answer_is_told_from_none(tmp_path: Path, content: str | None) 
     with serving(lambda b, n: completion(content) if n == 2 else answer(b, n)) as server, ReplyStore(tmp_path) as store:
         failed = run(store, server.url, concurrency=1)
         if content is None:
-            assert [why for _, why in failed] == ["The server answered without a text."]
+            assert [why for _, why in failed] == ["The server's answer has no text."]
         else:
             (empty,) = [r for r in store.replies() if not r.text]
             assert failed == [] and empty.n_tokens == 0
@@ -117,4 +117,4 @@ def test_a_prompt_that_the_server_always_refuses_is_missing_in_every_run_and_sto
     with serving(picky) as server, ReplyStore(tmp_path) as store:
         first = run(store, server.url)
         assert {r.user for r, _ in first} == {"What about candour 1?"}
-        assert len(run(store, server.url)) == len(first) == 3  # high, low and neutral
+        assert len(run(store, server.url)) == len(first) == 3  # positive, negative and neutral

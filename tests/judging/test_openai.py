@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from persona_core.errors import ServerError
-from persona_core.judging.judge import JudgeCache, Question, Score
+from persona_core.judging.cache import JudgeCache
+from persona_core.judging.judge import Question, Score
 from persona_core.judging.openai import OpenAIJudge
 from tests.support.openai_server import Answer, completion, error, serving
 
@@ -205,7 +206,8 @@ def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
             """
             import sys
             from persona_core.judging.openai import OpenAIJudge
-            from persona_core.judging.judge import JudgeCache, Question
+            from persona_core.judging.cache import JudgeCache
+            from persona_core.judging.judge import Question
             asked = [Question(str(i), "evil", f"How evil is answer {i}?", "", "") for i in range(60)]
             judge = OpenAIJudge("m", base_url=sys.argv[1], api_key="k", concurrency=4, cache=JudgeCache(sys.argv[2]))
             print(len(list(judge.score(asked, progress=False))))
