@@ -1,12 +1,12 @@
-"""Where a trait is visible in a text: marked stretches of replies, by a judge or by hand.
+"""Where a trait is visible in a text: annotated stretches of replies, by a judge or by hand.
 
-A trait in the states is one thing, a trait that a reader of the text can see is another. Marks are the second: to say
-how early the states tell, one needs the first token of the text that shows it. A file of marks is JSON lines,
+A trait in the states is one thing, a trait that a reader of the text sees is another. Annotations are the second: how
+early the states tell is measured against the first token of the text that shows the trait. A file of annotations is
+JSON lines,
 
     {"id": "pilot-01", "config": "baseline", "trait": "sycophancy", "start": 0, "end": 34, "score": 85.0, "how": "text"}
 
-with character offsets in the row's `response`. `score`, `how` and `text` may be left out: people mark as well as judges
-do.
+with character offsets in the row's `response`. `score`, `how` and `text` are optional.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Annotation:
 
     Attributes:
         id: of the prompt.
-        config: of the results dataset that the reply stands in.
-        trait: which.
-        start, end: characters of the row's `response`, the end not counted.
-        score: of the judge, 0 to 100; None for a mark that was made by hand.
-        how: who or what says so: "logprobs", "text", "truth", or a name.
-        text: what stands there, without white space around it; None where it was not written down. A mark whose text is
-            another is one of another run.
+        config: of the results dataset that holds the reply.
+        trait: the trait that it shows.
+        start, end: characters of the row's `response`, the end exclusive.
+        score: the judge's, 0 to 100; None for annotations made by hand.
+        how: how the judge's score was read ("logprobs", "text", "truth"), or who annotated.
+        text: the annotated text, stripped; None if it was not recorded. It shows whether an annotation belongs to
+            another run.
     """
 
     id: str
@@ -59,11 +59,11 @@ class Annotation:
 
 @dataclass(frozen=True)
 class UnscoredSentence:
-    """A sentence of which the judge did not say whether it shows the trait.
+    """A sentence without a score.
 
     Attributes:
         id, config, trait, start, end: as in `Annotation`.
-        why: "no answer" where the judge could not be asked; else its reason: "refusal", "unreadable", "too long", ...
+        why: "no answer" where asking failed; else the judge's reason: "refusal", "unreadable", "too long", ...
     """
 
     id: str
@@ -79,156 +79,156 @@ class UnscoredSentence:
 
 @dataclass(frozen=True)
 class AnnotationResult:
-    """What a judge has found.
+    """What a judge found in the sentences of a run.
 
     Attributes:
-        marks: sentences that show the trait.
-        missing: sentences without a score. They are neither marked nor free of the trait.
-        n_sentences: that were put to the judge, each once for every trait.
+        annotations: sentences that show the trait.
+        unscored: sentences without a score: neither annotated nor free of the trait.
+        n_sentences: how many questions were asked: one per sentence and trait.
         empty: prompts whose reply has no text.
     """
 
-    marks: tuple[Annotation, ...]
-    missing: tuple[UnscoredSentence, ...]
+    annotations: tuple[Annotation, ...]
+    unscored: tuple[UnscoredSentence, ...]
     n_sentences: int
     empty: tuple[str, ...]
 
 
 def sentence_questions(rows: Sequence[Row], traits: Sequence[TraitDefinition]) -> list[Question]:
-    """What `annotate_sentences` asks: every sentence of every reply, once for each trait, as if it were the whole answer.
+    """What `annotate_sentences` asks: every sentence of every reply, once per trait, as if it were the whole answer.
 
     Raises:
-        SettingError: an id that comes twice; marks could not be told apart.
+        SettingError: an id occurs twice, so that annotations would be ambiguous.
     """
-    return [question for question, _ in _asked(rows, traits, "")]
+    return [question for question, _ in _questions(rows, traits, "")]
 
 
 def annotate_sentences(
     rows: Sequence[Row], traits: Sequence[TraitDefinition], judge: Judge, config: str, progress: bool = True
 ) -> AnnotationResult:
-    """Put each sentence of each reply to a judge; those with a score of 50 or more are marks.
+    """Have a judge score each sentence of each reply; those with a score of 50 or more are annotated.
 
     Args:
         rows: of one config of a results dataset.
-        traits: what is looked for.
-        judge: answers from 0 to 100.
+        traits: the traits to look for.
+        judge: scores from 0 to 100.
         config: the name of the config.
-        progress: whether a bar is shown.
+        progress: whether to show a progress bar.
 
     Raises:
-        SettingError: an id that comes twice, as in a config that holds two readings of one reply.
+        SettingError: an id occurs twice, as in a config that holds two readings of one reply.
     """
-    asked = _asked(rows, traits, config)
-    scores = {question.key: score for question, score in judge.score([q for q, _ in asked], progress)}
-    failed: Mapping[str, str] = getattr(judge, "failed", {})  # a judge behind a server says why there is no answer
-    marks, missing = [], []
-    for question, place in asked:
+    questions = _questions(rows, traits, config)
+    scores = {question.key: score for question, score in judge.score([q for q, _ in questions], progress)}
+    failed: Mapping[str, str] = getattr(judge, "failed", {})  # a judge behind a server gives reasons
+    annotations, unscored = [], []
+    for question, stretch in questions:
         score = scores.get(question.key)
         if score is None:
-            missing.append(UnscoredSentence(**place, why=failed.get(question.key, "no answer")))
+            unscored.append(UnscoredSentence(**stretch, why=failed.get(question.key, "no answer")))
         elif score.value is None:
-            missing.append(UnscoredSentence(**place, why=score.how))
+            unscored.append(UnscoredSentence(**stretch, why=score.how))
         elif score.value >= MIN_SCORE:
-            marks.append(Annotation(**place, score=float(score.value), how=score.how, text=question.answer))
+            annotations.append(Annotation(**stretch, score=float(score.value), how=score.how, text=question.answer))
     empty = tuple(row["id"] for row in rows if not row["response"].strip())
-    return AnnotationResult(tuple(marks), tuple(missing), len(asked), empty)
+    return AnnotationResult(tuple(annotations), tuple(unscored), len(questions), empty)
 
 
-def _asked(
+def _questions(
     rows: Sequence[Row], traits: Sequence[TraitDefinition], config: str
 ) -> list[tuple[Question, dict[str, Any]]]:
-    """Each question, and the fields of the mark that it may become."""
+    """Each question, and the fields of the annotation that it may become."""
     seen, found = set(), []
     for number, row in enumerate(rows):
         if row["id"] in seen:
-            raise SettingError(f"The prompt {row['id']!r} comes twice; mark runs with one reply to a prompt.")
+            raise SettingError(f"The prompt {row['id']!r} occurs twice; annotate runs with one reply per prompt.")
         seen.add(row["id"])
-        asked, text = row["prompt"], row["response"]
+        prompt, text = row["prompt"], row["response"]
         if not text.strip():
             continue
         for start, end in sentences(text):
-            said = text[start:end].strip()
+            sentence = text[start:end].strip()
             for trait in traits:
                 key = f"{number}/{start}/{trait.name}"
-                question = Question(key, trait.name, fill(trait.judge_prompt, asked, said), asked, said)
-                place = {"id": row["id"], "config": config, "trait": trait.name, "start": start, "end": end}
-                found.append((question, place))
+                question = Question(key, trait.name, fill(trait.judge_prompt, prompt, sentence), prompt, sentence)
+                stretch = {"id": row["id"], "config": config, "trait": trait.name, "start": start, "end": end}
+                found.append((question, stretch))
     return found
 
 
-# ---- marks and tokens ----
+# ---- annotations and tokens ----
 
 
-def annotations_of(marks: Sequence[Annotation], id: str, config: str, trait: str) -> list[Annotation]:
-    """The marks of one reply and trait, in order."""
-    own = [m for m in marks if (m.id, m.config, m.trait) == (id, config, trait)]
-    return sorted(own, key=lambda m: (m.start, m.end))
+def annotations_of(annotations: Sequence[Annotation], id: str, config: str, trait: str) -> list[Annotation]:
+    """The annotations of one reply and trait, in order."""
+    found = [a for a in annotations if (a.id, a.config, a.trait) == (id, config, trait)]
+    return sorted(found, key=lambda a: (a.start, a.end))
 
 
-def annotated_positions(trace: Trace, marks: Sequence[Annotation]) -> list[int]:
-    """Places in the trace of the reply's own tokens that lie in a mark.
+def annotated_positions(trace: Trace, annotations: Sequence[Annotation]) -> list[int]:
+    """Positions in the trace of the reply tokens that lie in an annotation.
 
-    A token belongs where its last character is; one that shows nothing is part of a character that a later token
-    completes, and belongs there.
+    A token lies where its last character does; one without text is part of a character that a later token completes,
+    and lies there.
 
     Args:
         trace: of the reply.
-        marks: of that reply; see `annotations_of`.
+        annotations: of that reply; see `annotations_of`.
 
     Raises:
-        SettingError: a mark that ends after the reply: it belongs to another one.
+        SettingError: an annotation does not match the reply, so it belongs to another one.
     """
-    own = trace.reply_positions
-    ends = piece_ends([trace.tokens[t] for t in own])  # [n_own]
+    reply = trace.reply_positions
+    ends = piece_ends([trace.tokens[t] for t in reply])  # [n_reply]
     length = len(trace.reply_text)
-    inside = np.zeros(len(own), bool)
-    for mark in marks:
-        if not 0 <= mark.start < mark.end <= length:
+    inside = np.zeros(len(reply), bool)
+    for one in annotations:
+        if not 0 <= one.start < one.end <= length:
             raise SettingError(
-                f"The mark {mark.start} to {mark.end} on {mark.id!r} does not lie in a reply of {length} characters. "
-                "Offsets count characters of the row's `response`; is it a mark of another run?"
+                f"The annotation of {one.id!r}, characters {one.start} to {one.end}, does not fit a reply of {length} "
+                "characters. Offsets count characters of the row's `response`; does it belong to another run?"
             )
-        said = trace.reply_text[mark.start : mark.end].strip()
-        if mark.text is not None and well_formed(said) != mark.text:
+        text = trace.reply_text[one.start : one.end].strip()
+        if one.text is not None and well_formed(text) != one.text:
             raise SettingError(
-                f"The mark on {mark.id!r}, characters {mark.start} to {mark.end}, is of {mark.text[:40]!r}; the reply "
-                f"says {said[:40]!r} there. Is it a mark of another run?"
+                f"The annotation of {one.id!r}, characters {one.start} to {one.end}, is of {one.text[:40]!r}, but the "
+                f"reply has {text[:40]!r} there. Does it belong to another run?"
             )
-        inside |= (mark.start <= ends) & (ends < mark.end)
-    return [t for t, marked in zip(own, inside, strict=True) if marked]
+        inside |= (one.start <= ends) & (ends < one.end)
+    return [t for t, yes in zip(reply, inside, strict=True) if yes]
 
 
-def first_annotated_position(trace: Trace, marks: Sequence[Annotation]) -> int | None:
-    """Place in the trace of the first token that shows the trait; None where no mark is given. As `places`."""
-    return min(annotated_positions(trace, marks), default=None)
+def first_annotated_position(trace: Trace, annotations: Sequence[Annotation]) -> int | None:
+    """The first of `annotated_positions`; None without any."""
+    return min(annotated_positions(trace, annotations), default=None)
 
 
 # ---- files ----
 
 
-def save_annotations(marks: Sequence[Annotation], path: str | Path) -> Path:
-    """Write marks as JSON lines, in order, in place of the old file."""
-    ordered = sorted(marks, key=lambda m: (m.config, m.id, m.trait, m.start, m.end))
-    write_whole(Path(path), "".join(json.dumps(asdict(m), ensure_ascii=False) + "\n" for m in ordered))
+def save_annotations(annotations: Sequence[Annotation], path: str | Path) -> Path:
+    """Write annotations as JSON lines, in order, replacing an existing file."""
+    ordered = sorted(annotations, key=lambda a: (a.config, a.id, a.trait, a.start, a.end))
+    write_whole(Path(path), "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in ordered))
     return Path(path)
 
 
 JudgedTraits = Mapping[str, Sequence[str]]
-"""Config -> traits that were looked for. Without it, no mark may mean that nothing shows, or that nobody looked."""
+"""Config -> traits that were judged. Where a trait was judged, no annotation means that nothing shows."""
 
 
-def annotated_traits(marks: Sequence[Annotation]) -> dict[str, list[str]]:
-    """What a file of marks by itself shows to have been looked for: the traits that it marks, config by config."""
+def annotated_traits(annotations: Sequence[Annotation]) -> dict[str, list[str]]:
+    """The traits that annotations show to have been judged: those that occur, by config."""
     found: dict[str, list[str]] = {}
-    for mark in marks:
-        own = found.setdefault(mark.config, [])
-        if mark.trait not in own:
-            own.append(mark.trait)
+    for one in annotations:
+        traits = found.setdefault(one.config, [])
+        if one.trait not in traits:
+            traits.append(one.trait)
     return found
 
 
 def save_judged_traits(judged: JudgedTraits, path: str | Path) -> Path:
-    """Write down what was looked at, beside the marks, and keep what was written before."""
+    """Add the judged traits to a file of them, which lies beside the annotations."""
     file = Path(path)
     before = load_judged_traits(file) if file.is_file() else {}
     configs = sorted({*before, *judged})
@@ -241,17 +241,19 @@ def load_judged_traits(path: str | Path) -> dict[str, list[str]]:
     """What `save_judged_traits` wrote.
 
     Raises:
-        CorruptFile: something else.
+        CorruptFile: the file holds something else.
     """
     record = read_json(Path(path))
     for config, traits in record.items():
         if not isinstance(traits, list) or not all(isinstance(t, str) for t in traits):
-            raise CorruptFile(f"{path}: the field {config!r} must be a list of traits. Run scripts.mark again.")
+            raise CorruptFile(
+                f"{path}: the field {config!r} must be a list of traits. Delete the file and run `persona mark` again."
+            )
     return record
 
 
 def load_annotations(path: str | Path) -> list[Annotation]:
-    """Marks of a file of JSON lines, by a judge or of one's own; empty lines are passed over.
+    """Annotations from a file of JSON lines, by a judge or by hand; empty lines are skipped.
 
     Raises:
         NotFound: no such file.
@@ -259,11 +261,11 @@ def load_annotations(path: str | Path) -> list[Annotation]:
     """
     file = Path(path)
     if not file.is_file():
-        raise NotFound(f"No file of marks {str(file)!r}.")
-    return [_mark(record, where) for where, record in records(file)]
+        raise NotFound(f"No file of annotations {str(file)!r}.")
+    return [_annotation(record, where) for where, record in records(file)]
 
 
-def _mark(record: Mapping[str, Any], where: str) -> Annotation:
+def _annotation(record: Mapping[str, Any], where: str) -> Annotation:
     known = [f.name for f in fields(Annotation)]
     if unknown := sorted(set(record) - set(known)):
         raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known)}.")
@@ -274,18 +276,20 @@ def _mark(record: Mapping[str, Any], where: str) -> Annotation:
             raise CorruptFile(f"{where}: the field {name!r} is missing.")
         value = record[name]
         if name in ("start", "end"):
-            good, expected = is_integer(value, minimum=0), "a count from 0"
+            good, expected = is_integer(value, minimum=0), "an integer of at least 0"
         elif name == "text":
-            good, expected = value is None or isinstance(value, str), "a text, or null"
+            good, expected = value is None or isinstance(value, str), "a string, or null"
         elif name == "score":
             good, expected = (
                 value is None or (is_number(value) and 0 <= value <= 100),
                 "a number from 0 to 100, or null",
             )
         else:
-            good, expected = isinstance(value, str) and bool(value.strip()), "a text"
+            good, expected = isinstance(value, str) and bool(value.strip()), "a string"
         if not good:
             raise CorruptFile(f"{where}: the field {name!r} is {value!r}; expected {expected}.")
     if record["start"] >= record["end"]:
-        raise CorruptFile(f"{where}: the field 'end' is {record['end']}; it must lie after start, {record['start']}.")
+        raise CorruptFile(
+            f"{where}: the field 'end' is {record['end']}; it must be greater than start, {record['start']}."
+        )
     return Annotation(**record)

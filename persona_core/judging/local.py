@@ -1,4 +1,4 @@
-"""A judge on this machine: any transformers model, read by the probabilities that it gives to numbers."""
+"""A local judge: any transformers model, read by the probabilities that it gives to numbers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch
 from tqdm import tqdm
 
 from persona_core.inference.memory import out_of_memory, pad_left
-from persona_core.judging.judge import MIN_MASS, Question, Score
-from persona_core.models.loading import LanguageModel
+from persona_core.judging.answers import MIN_MASS
+from persona_core.judging.judge import Question, Score
+from persona_core.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
 BATCHES_SORTED = 4
-"""Prompts are sorted by length within so many batches: enough for little padding, few enough to lose little."""
+"""Prompts are sorted by length within this many batches: enough for little padding, few enough to lose little."""
 
 MIN_BRANCH = 0.01
-"""A first digit with less probability than this is not followed further: it cannot move the mean by more than one."""
+"""A first digit with less probability than this is not followed: it cannot move the mean by more than one."""
 
 
 @dataclass
 class _Node:
-    """A place in the tree of the token sequences that write numbers."""
+    """A node in the tree of the token sequences that write numbers."""
 
     number: int | None = None  # the number that is complete here
     children: dict[int, _Node] = field(default_factory=dict)
@@ -55,8 +56,8 @@ class LocalJudge:
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
         """One score for each question.
 
-        Sorted by length within a few batches only: the two questions about a reply come soon after each other, so that
-        a run that is stopped has verdicts to show for its time.
+        Sorted by length within a few batches only: both questions about a reply are answered soon after each other, so
+        that a run that is stopped has complete replies to keep.
         """
         prompts = [self._lm.chat.render(q.prompt).token_ids for q in questions]
         window = BATCHES_SORTED * self._batch_size
@@ -78,7 +79,7 @@ class LocalJudge:
         mass = [dict.fromkeys(range(101), 0.0) for _ in prompts]
         level: list[tuple[int, tuple[int, ...], _Node, float]] = [
             (row, (), self._numbers, 1.0) for row in range(len(prompts))
-        ]  # prompt, tokens so far, place, P
+        ]  # prompt, tokens so far, node, P
         while level:
             following = self._next([(*prompts[row], *tokens) for row, tokens, _, _ in level])  # [n, vocab]
             deeper = []
@@ -116,7 +117,7 @@ class LocalJudge:
         except RuntimeError as error:
             if not out_of_memory(error) or len(rows) == 1:
                 raise
-            logger.warning("%d prompts do not fit into memory; tried again in halves.", len(rows))
+            logger.warning("%d prompts do not fit into memory; trying again in halves.", len(rows))
             half = len(rows) // 2
             return torch.cat([self._forward(rows[:half]), self._forward(rows[half:])])
         return logits.float().softmax(-1).cpu()
@@ -136,7 +137,7 @@ def number_tree(lm: LanguageModel) -> _Node:
 
 
 def digit_tokens(lm: LanguageModel) -> torch.Tensor:
-    """Which tokens go on with a digit, bool `[vocab]`."""
+    """Which tokens begin with a digit, bool `[vocab]`."""
     found = torch.zeros(lm.vocabulary_size, dtype=torch.bool)
     pieces = lm.tokenizer.batch_decode([[i] for i in range(min(len(lm.tokenizer), lm.vocabulary_size))])
     for token, piece in enumerate(pieces):

@@ -14,22 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_core.elicitation.store import Reply, ReplyStore, Request
+from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
-from persona_core.judging.judge import (
-    COHERENCE,
-    JudgeCache,
-    Paid,
-    Question,
-    Score,
-    expectation,
-    is_refusal,
-    judge_cross_trait,
-    judge_replies,
-    questions_for,
-    read_number,
-)
+from persona_core.judging.answers import expectation, is_refusal, read_number
+from persona_core.judging.cache import CachedAnswer, JudgeCache
+from persona_core.judging.judge import COHERENCE, Question, Score
+from persona_core.judging.replies import judge_cross_trait, judge_replies, questions_for
 
 
 def trait(name: str) -> TraitDefinition:
@@ -41,14 +32,14 @@ TRAITS = (trait("malice"), trait("candour"))
 
 
 def filled(folder: Path) -> ReplyStore:
-    """Two high and two low evaluation replies to each trait, and two neutral ones."""
+    """Two positive and two negative evaluation replies to each trait, and two neutral ones."""
     store = ReplyStore(folder)
     replies: list[Reply] = []
     for name in ("malice", "candour", None):
-        for side in ("high", "low") if name else ("neutral",):
+        for side in ("positive", "negative") if name else ("neutral",):
             for question in range(2):
                 split = "evaluation" if name else "neutral"
-                request = Request(
+                request = ReplyRequest(
                     len(replies), split, name, side, 0, question, 0, "s" if name else None, f"q{question}"
                 )
                 replies.append(Reply(request, f"{name} {side} {question}", (1, 2), 2, "eos", 0, "m"))
@@ -108,7 +99,7 @@ def test_each_reply_to_an_instruction_is_asked_about_twice_and_a_neutral_one_not
     with filled(tmp_path) as store:
         questions = questions_for(store.replies(), TRAITS)
         assert len(questions) == 16 and sum(q.trait == COHERENCE for q in questions) == 8
-        assert questions[0].prompt == "How malice is this? q0 / malice high 0"
+        assert questions[0].prompt == "How malice is this? q0 / malice positive 0"
         with pytest.raises(UnknownTrait):
             questions_for(store.replies(), TRAITS[:1])
 
@@ -157,8 +148,8 @@ def test_another_wording_of_the_question_of_coherence_is_another_judge(
 ) -> None:
     with filled(tmp_path) as store:
         judge_replies(Scripted(), store, TRAITS, progress=False)
-        monkeypatch.setattr("persona_core.judging.judge.COHERENCE_PROMPT", "Is this sound? {question} {answer}")
-        with pytest.raises(SettingError, match=r"delete scores.jsonl, across.jsonl and judge.json"):
+        monkeypatch.setattr("persona_core.judging.replies.COHERENCE_PROMPT", "Is this sound? {question} {answer}")
+        with pytest.raises(SettingError, match=r"delete scores.jsonl, cross_trait_scores.jsonl and judge.json"):
             judge_cross_trait(Scripted(), store, TRAITS, n=1, progress=False)
 
 
@@ -166,13 +157,15 @@ def test_a_reply_that_was_written_anew_has_no_verdict_until_it_is_judged(tmp_pat
     with filled(tmp_path) as store:
         judge_replies(Scripted(), store, TRAITS, progress=False)
         judge_cross_trait(Scripted(), store, TRAITS, n=2, progress=False)
-        across = set(store.across())
+        across = set(store.cross_trait_scores())
         changed = min(across)[0]
         anew, same = (store.replies()[i] for i in (changed, changed + 1))
         anew = replace(anew, text="something else")
         store.add("b-2", [anew, same], {"reply_mean": np.zeros((2, 1, 2), "f4")})
         assert set(store.scores()) == set(range(8)) - {changed}
-        assert set(store.across()) == {(index, name) for index, name in across if index != changed} != across
+        assert (
+            set(store.cross_trait_scores()) == {(index, name) for index, name in across if index != changed} != across
+        )
         again = Scripted(lambda q: Score(70.0, "text"))
         assert judge_replies(again, store, TRAITS, progress=False).scored == 8
         assert {q.key.split("/")[0] for q in again.asked} == {str(changed)}
@@ -194,19 +187,19 @@ def test_verdicts_that_came_before_an_error_are_kept(tmp_path: Path, ask: Any, q
     with filled(tmp_path) as store, pytest.raises(RuntimeError, match="out of memory"):
         ask(Breaks(), store, TRAITS, progress=False)
     with ReplyStore(tmp_path) as store:
-        assert len(store.scores()) + len(store.across()) == 1
+        assert len(store.scores()) + len(store.cross_trait_scores()) == 1
 
 
 def test_replies_are_judged_on_each_others_traits(tmp_path: Path) -> None:
     judge = Scripted()
     with filled(tmp_path) as store:
         assert judge_cross_trait(judge, store, TRAITS, n=10, progress=False) == 0
-        # the report half of two questions is the second: one high reply of each trait, judged on the other trait
+        # the report half of two questions is the second: one positive reply of each trait, judged on the other trait
         assert {(q.trait, q.answer) for q in judge.asked} == {
-            ("candour", "malice high 1"),
-            ("malice", "candour high 1"),
+            ("candour", "malice positive 1"),
+            ("malice", "candour positive 1"),
         }
-        assert {t for _, t in store.across()} == {"malice", "candour"}
+        assert {t for _, t in store.cross_trait_scores()} == {"malice", "candour"}
     with ReplyStore(tmp_path) as store:
         again = Scripted()
         judge_cross_trait(again, store, TRAITS, n=10, progress=False)
@@ -217,12 +210,12 @@ def test_a_cache_that_was_cut_off_loses_one_line_and_goes_on(tmp_path: Path) -> 
     path = tmp_path / "cache.jsonl"
     cache = JudgeCache(path)
     for key in "abc":
-        cache.put(Paid(key, 5.0, "text", 10, 1))
+        cache.put(CachedAnswer(key, 5.0, "text", 10, 1))
     path.write_bytes(path.read_bytes()[:-5])
     cut = JudgeCache(path)
     assert len(cut) == 2 and cut.get("c") is None
-    cut.put(Paid("d", None, "refusal", 10, 1))
-    assert len(JudgeCache(path)) == 3 and JudgeCache(path).get("d") == Paid("d", None, "refusal", 10, 1)
+    cut.put(CachedAnswer("d", None, "refusal", 10, 1))
+    assert len(JudgeCache(path)) == 3 and JudgeCache(path).get("d") == CachedAnswer("d", None, "refusal", 10, 1)
     path.write_text("{}\n[1]\n")
     with pytest.raises(CorruptFile):
         JudgeCache(path)
@@ -239,7 +232,7 @@ def test_the_key_is_of_the_content_and_the_judge() -> None:
 
 def test_a_text_with_half_a_character_is_stored(tmp_path: Path) -> None:
     with ReplyStore(tmp_path) as store:
-        request = Request(0, "neutral", None, "neutral", None, 0, 0, None, "q")
+        request = ReplyRequest(0, "neutral", None, "neutral", None, 0, 0, None, "q")
         store.add(
             "b", [Reply(request, "half \ud83d", (1,), 1, "eos", 0, "m")], {"reply_mean": np.zeros((1, 1, 2), "f4")}
         )
