@@ -1,7 +1,7 @@
-"""Have a model write replies, and pool its states while it writes: no second pass over the text.
+"""Have a model write replies and pool its states while it writes: no second pass over the text.
 
-A plan says what is asked; its batches are a fixed partition of the requests, so that a run that was killed does its
-unfinished batches again with the same neighbours and the same seeds, and ends with the same numbers.
+A plan's batches are a fixed partition of its requests. A run that was killed repeats its unfinished batches with the
+same neighbours and seeds, and so ends with the same numbers.
 """
 
 from __future__ import annotations
@@ -16,35 +16,50 @@ from tqdm import tqdm
 from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
-from persona_core.inference.generation import Run
-from persona_core.inference.memory import BATCHES_IN_PART, in_halves
+from persona_core.inference.generation import GenerationRun
+from persona_core.inference.memory import BATCHES_PER_PART, in_halves
 from persona_core.inference.pooling import parse_positions
+from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.start import Start
 from persona_core.models.chat import Messages
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
 
 if TYPE_CHECKING:
     from persona_core.inference.steering import Intervention
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ElicitationPlan:
-    """What is asked, how often, and from which seed.
+    """Which replies to elicit: for which traits, how many, and from which seed.
 
     Attributes:
         traits: the definitions.
-        sampling: how tokens are chosen.
-        rollouts: replies to each instruction and extraction question (Persona Vectors, arXiv 2507.21509, takes 10).
+        sampling: how tokens are sampled.
+        rollouts: replies per instruction and extraction question (10 in Persona Vectors, arXiv 2507.21509).
         evaluation_rollouts: the same for evaluation questions.
-        neutral_rollouts: replies to each distinct question without any instruction: they make the null.
-        pairs_per_question: instruction pairs that each extraction question is asked with; None takes all of them,
-            k takes k in turn: question i is asked with pairs i, i+1, ..., i+k-1 (modulo their number).
+        neutral_rollouts: replies per distinct question without an instruction; the null is measured on them.
+        pairs_per_question: instruction pairs used with each extraction question. None uses all; k uses k in rotation:
+            pairs i, i+1, ..., i+k-1 (modulo their number) for question i.
         evaluation_pairs_per_question: the same for evaluation questions.
         seed: request i is answered with seed + i.
-        batch_size: replies that are written at once.
+        batch_size: replies written at once.
         positions: where states are pooled; see `persona_core.inference.pooling`.
+
+    >>> trait = TraitDefinition(
+    ...     "candour",
+    ...     "Says what it thinks.",
+    ...     positive=("Be frank.",),
+    ...     negative=("Be guarded.",),
+    ...     extraction_questions=("How was my talk?",),
+    ...     evaluation_questions=("Is my plan sound?",),
+    ...     judge_prompt="How frank is this answer to {question}: {answer}? Answer with one number from 0 to 100.",
+    ... )
+    >>> plan = ElicitationPlan((trait,), rollouts=2)
+    >>> plan
+    ElicitationPlan(candour; 10 replies, seed 0)
+    >>> plan.requests()[0].messages
+    [{'role': 'system', 'content': 'Be frank.'}, {'role': 'user', 'content': 'How was my talk?'}]
     """
 
     traits: tuple[TraitDefinition, ...]
@@ -60,7 +75,7 @@ class ElicitationPlan:
 
     def __post_init__(self) -> None:
         if not self.traits:
-            raise SettingError("The plan has no trait; name at least one.")
+            raise SettingError("The plan has no traits; name at least one.")
         for name in ("rollouts", "evaluation_rollouts", "neutral_rollouts", "batch_size"):
             check_integer(name, getattr(self, name))
         for name in ("pairs_per_question", "evaluation_pairs_per_question"):
@@ -68,8 +83,12 @@ class ElicitationPlan:
                 check_integer(name, getattr(self, name))
         parse_positions(self.positions)
 
+    def __repr__(self) -> str:
+        names = ", ".join(t.name for t in self.traits)
+        return f"ElicitationPlan({names}; {len(self.requests())} replies, seed {self.seed})"
+
     def to_dict(self) -> dict[str, Any]:
-        """All that decides the replies, as plain values."""
+        """All that the replies depend on, as plain values."""
         record = {k: v for k, v in asdict(self).items() if k not in ("traits", "sampling")}
         return {
             **record,
@@ -80,7 +99,7 @@ class ElicitationPlan:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """All distinct questions of all traits, in order: what neutral replies answer."""
+        """All distinct questions of all traits, in order; the neutral replies answer them."""
         both = (q for t in self.traits for q in (*t.extraction_questions, *t.evaluation_questions))
         return tuple(dict.fromkeys(both))
 
@@ -99,9 +118,9 @@ class ElicitationPlan:
             ):
                 n_pairs = len(trait.positive)
                 for side, systems in (("positive", trait.positive), ("negative", trait.negative)):
-                    for place, question in enumerate(questions):
+                    for number, question in enumerate(questions):
                         for k in range(min(pairs or n_pairs, n_pairs)):
-                            pair = (place + k) % n_pairs
+                            pair = (number + k) % n_pairs
                             for rollout in range(rollouts):
                                 found.append(
                                     ReplyRequest(
@@ -110,25 +129,25 @@ class ElicitationPlan:
                                         trait=trait.name,
                                         side=side,
                                         pair=pair,
-                                        question=place,
+                                        question=number,
                                         rollout=rollout,
                                         system=systems[pair],
                                         user=question,
                                     )
                                 )
-        for place, question in enumerate(self.questions):
+        for number, question in enumerate(self.questions):
             for rollout in range(self.neutral_rollouts):
                 found.append(
                     ReplyRequest(
-                        len(found), "neutral", None, "neutral", None, place, rollout, system=None, user=question
+                        len(found), "neutral", None, "neutral", None, number, rollout, system=None, user=question
                     )
                 )
         return found
 
     def batches(self) -> list[RequestBatch]:
-        """The fixed partition. Prompts of like length stand together, so that little of a batch is padding."""
+        """The fixed partition, with prompts of similar length together so that batches hold little padding."""
         by_length = sorted(self.requests(), key=lambda r: (len(r.system or "") + len(r.user), r.index))
-        size = self.batch_size * BATCHES_IN_PART
+        size = self.batch_size * BATCHES_PER_PART
         starts = range(0, len(by_length), size)
         return [
             RequestBatch(f"batch-{number:05d}", tuple(by_length[start : start + size]))
@@ -138,7 +157,7 @@ class ElicitationPlan:
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """Requests that are kept together; `ElicitationPlan.batch_size` of them are being answered at any time."""
+    """Requests whose replies are stored together; `ElicitationPlan.batch_size` of them are answered at a time."""
 
     name: str
     requests: tuple[ReplyRequest, ...]
@@ -146,7 +165,7 @@ class RequestBatch:
 
 @dataclass(frozen=True, eq=False)
 class BatchResult:
-    """What came of a batch.
+    """The replies to a batch, and what failed.
 
     Attributes:
         replies: those that were written.
@@ -164,6 +183,15 @@ def elicit(
 ) -> list[tuple[ReplyRequest, str]]:
     """Write every reply of the plan that the store does not hold yet.
 
+        with ReplyStore("outputs/candour") as store:
+            failed = elicit(load_model("Qwen/Qwen2.5-1.5B-Instruct"), plan, store)
+
+    Args:
+        lm: the model that writes.
+        plan: which replies to write.
+        store: where they are kept; a run that was interrupted resumes from it.
+        progress: whether to show a progress bar.
+
     Returns:
         Requests that could not be answered, with the reason. A second run tries them again.
 
@@ -180,25 +208,29 @@ def elicit(
             bar.update(len(batch.requests) - len(missing))
             if not missing:
                 continue
-            # Requests that failed before are tried again among themselves, under a name of their own.
+            # Requests that failed before are tried again among themselves, as another batch.
             name = store.free_name(batch.name)
             done = bar.n + len(missing)
             written = write_batch(lm, plan, RequestBatch(name, tuple(missing)), bar.update)
             store.add(name, written.replies, written.states)
             failed += written.failed
-            bar.update(done - bar.n)  # what was written twice is counted once
+            bar.update(done - bar.n)  # replies that were written twice count once
     return failed
 
 
 def plan_record(plan: ElicitationPlan, lm: LanguageModel) -> dict[str, Any]:
-    """What a store's replies rest on: the plan and the model that wrote them."""
+    """What a store records about its replies: the plan, and the model that wrote them."""
     return {"model": lm.identity, **plan.to_dict()}
 
 
 def write_batch(
     lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, ended: Callable[[int], object] = lambda _: None
 ) -> BatchResult:
-    """Answer one batch. Knows nothing of files, so that it can run anywhere; `ended` is told of replies as they end."""
+    """Answer one batch, without touching files, so that it can run on any worker.
+
+    Args:
+        ended: called with the number of replies that have just ended.
+    """
 
     def write(part: Sequence[ReplyRequest]) -> BatchResult:
         return _write(lm, plan, RequestBatch(batch.name, tuple(part)), ended)
@@ -214,10 +246,10 @@ def write_batch(
 def _write(
     lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, ended: Callable[[int], object]
 ) -> BatchResult:
-    starts = [Start(lm.chat.render(r.messages)) for r in batch.requests]
+    starts = [ReplyPrefix(lm.chat.render(r.messages)) for r in batch.requests]
     seeds = [plan.seed + r.index for r in batch.requests]
     pools = parse_positions(plan.positions)
-    run = Run(lm, {}, starts, plan.sampling, seeds, pools=pools, width=plan.batch_size)
+    run = GenerationRun(lm, {}, starts, plan.sampling, seeds, pools=pools, batch_size=plan.batch_size)
     run.finish(ended)
     means = run.pooled_means()  # [rows, n_pools, n_blocks, d_model]
     replies = [
@@ -225,7 +257,7 @@ def _write(
             request=request,
             text=run.reply_text(row),
             token_ids=tuple(run.replies[row]),
-            n_tokens=run.n_own(row),
+            n_tokens=run.n_reply_tokens(row),
             finish=run.finished[row] or "stopped",
             seed=seeds[row],
             writer=lm.writer_name,
@@ -243,10 +275,10 @@ class PooledReply:
     """A reply and the mean of the states at its tokens.
 
     Attributes:
-        index: its prompt's place in the list of prompts.
-        token_ids: the reply, its end-of-turn token included.
+        index: of its prompt in the list of prompts.
+        token_ids: the reply, including its end-of-turn token.
         text: the reply without end-of-turn tokens.
-        n_tokens: tokens that the mean is over, end-of-turn tokens left out.
+        n_tokens: tokens that the mean is over, without end-of-turn tokens.
         mean_state: float32 `[n_blocks, d_model]`; NaN for a reply of no token.
     """
 
@@ -271,21 +303,23 @@ def write_replies(
     Args:
         lm: the model that writes.
         prompts: user messages or conversations.
-        sampling: how tokens are chosen.
+        sampling: how tokens are sampled.
         seed: of the first reply.
         batch_size: replies written at once; prompts are rendered a few batches at a time.
-        progress: what to call the progress bar; None shows none.
-        interventions: changes to the residual stream while it writes.
+        progress: label of the progress bar; None shows none.
+        interventions: changes to the residual stream while writing.
     """
     check_integer("batch_size", batch_size)
     pools = parse_positions(["reply_mean"])
-    size = batch_size * BATCHES_IN_PART
+    size = batch_size * BATCHES_PER_PART
     with tqdm(total=len(prompts), desc=progress, unit="reply", disable=progress is None) as bar:
         for start in range(0, len(prompts), size):
-            starts = [Start(lm.chat.render(p)) for p in prompts[start : start + size]]
+            starts = [ReplyPrefix(lm.chat.render(p)) for p in prompts[start : start + size]]
             seeds = [seed + start + row for row in range(len(starts))]
-            run = Run(lm, {}, starts, sampling, seeds, interventions, pools, width=batch_size)
+            run = GenerationRun(lm, {}, starts, sampling, seeds, interventions, pools, batch_size=batch_size)
             run.finish(bar.update)
             means = run.pooled_means()[:, 0]  # [rows, n_blocks, d_model]
             for row in range(len(starts)):
-                yield PooledReply(start + row, tuple(run.replies[row]), run.reply_text(row), run.n_own(row), means[row])
+                yield PooledReply(
+                    start + row, tuple(run.replies[row]), run.reply_text(row), run.n_reply_tokens(row), means[row]
+                )

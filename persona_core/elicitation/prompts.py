@@ -1,4 +1,4 @@
-"""Prompts for monitoring runs: JSON lines with an id, a set and a category each."""
+"""Prompts for monitoring runs: JSON lines, each with an id, a set and a category."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SETS = ("pilot", "harmful", "expanded")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something to ask a model.
+    """A prompt for a model.
 
     Attributes:
-        id: unique over all prompts of a run; a reply's seed is derived from it.
-        prompt: what the user says.
-        set, category: what it belongs to; may be empty.
+        id: unique among all prompts of a run; the reply's seed is derived from it.
+        prompt: the user's message.
+        set, category: the groups it belongs to; may be empty.
         system: the system prompt, or None.
     """
 
@@ -39,13 +39,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation that has been held; its last message is the assistant's.
+    """A finished conversation; its last message is the assistant's.
 
     Attributes:
-        id: unique over all conversations of a run.
-        messages: {"role", "content"} each.
-        set, category: as of a `Prompt`.
-        writer: the model that wrote the reply, if anybody said.
+        id: unique among all conversations of a run.
+        messages: each a {"role", "content"}.
+        set, category: as in `Prompt`.
+        writer: the model that wrote the reply, where known.
     """
 
     id: str
@@ -74,7 +74,7 @@ def load_prompts(sources: Sequence[str | Path]) -> tuple[Prompt, ...]:
 
 
 def repeated(prompts: Sequence[Prompt], n: int) -> tuple[Prompt, ...]:
-    """Every prompt n times, with ids of their own: the seed of a reply is made of its id, so each is another reply.
+    """Every prompt n times under distinct ids; as seeds are derived from ids, every reply is sampled anew.
 
     >>> [p.id for p in repeated([Prompt("a", "Hi")], 2)]
     ['a#1', 'a#2']
@@ -84,7 +84,7 @@ def repeated(prompts: Sequence[Prompt], n: int) -> tuple[Prompt, ...]:
 
 
 def prompt_of(reply_id: str) -> str:
-    """The id of the prompt that a reply answers, without the number of its repetition.
+    """The id of the prompt that a reply answers, without the number of the repetition.
 
     >>> prompt_of("a#2"), prompt_of("a"), prompt_of("c#sharp")
     ('a', 'a', 'c#sharp')
@@ -120,12 +120,12 @@ def _paths(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Every line's JSON object, with file and line for messages; empty lines are passed over."""
+    """Every line's JSON object, with file and line for error messages; empty lines are skipped."""
     if not path.is_file():
         raise NotFound(f"No file {str(path)!r}. Name a set ({', '.join(SETS)}, all) or a .jsonl file.")
     found = list(records(path))
     if not found:
-        raise CorruptFile(f"{path}: holds nothing.")
+        raise CorruptFile(f"{path}: the file is empty.")
     return found
 
 
@@ -138,7 +138,7 @@ def _checked(kind: Any, record: dict[str, Any], where: str) -> Any:
             continue
         optional = name in ("system", "writer")
         if not (isinstance(value, str) or (optional and value is None)):
-            raise CorruptFile(f"{where}: the field {name!r} is a {type(value).__name__}, expected a text.")
+            raise CorruptFile(f"{where}: the field {name!r} is a {type(value).__name__}, expected a string.")
     for name in ("id", "prompt"):
         if name in known and not str(record.get(name, "")).strip():
             raise CorruptFile(f"{where}: the field {name!r} is missing or empty.")
@@ -151,7 +151,7 @@ def _check_messages(messages: Sequence[Any], where: str) -> None:
     for message in messages:
         texts = isinstance(message, dict) and set(message) == {"role", "content"}
         if not texts or not all(isinstance(v, str) for v in message.values()):
-            raise CorruptFile(f"{where}: a message is an object with the texts 'role' and 'content'.")
+            raise CorruptFile(f"{where}: a message is an object with the strings 'role' and 'content'.")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise CorruptFile(
             f"{where}: the field 'messages' must hold a conversation that ends with the assistant's turn."
@@ -162,6 +162,6 @@ def _unique(items: Sequence[Any]) -> Sequence[Any]:
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise CorruptFile(f"The id {item.id!r} comes twice; ids must differ over all files of a run.")
+            raise CorruptFile(f"The id {item.id!r} occurs twice; ids must be unique across all files of a run.")
         seen.add(item.id)
     return items

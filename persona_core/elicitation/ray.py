@@ -1,6 +1,6 @@
-"""Elicitation shared out to Ray workers, each with a model of its own, with one process's results.
+"""Elicitation on Ray workers, each with its own copy of the model; the results are those of a single process.
 
-A batch has the same neighbours and seeds wherever it is done, and the driver alone touches the folder.
+A batch has the same neighbours and seeds wherever it runs, and only the driver writes to the folder.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import Batch, ElicitationPlan, Written, described, write_batch
-from persona_core.elicitation.store import ReplyStore, Request, as_reply, to_record
+from persona_core.elicitation.elicit import BatchResult, ElicitationPlan, RequestBatch, plan_record, write_batch
+from persona_core.elicitation.store import ReplyRequest, ReplyStore, as_reply, to_record
 from persona_core.models.loading import load_model
 from persona_core.utils.ray import mapped
 
 
 def elicit_sharded(
     loading: Mapping[str, Any], plan: ElicitationPlan, store: ReplyStore, n_workers: int, progress: bool = True
-) -> list[tuple[Request, str]]:
-    """As `elicitation.elicit`, with the batches mapped over a Ray Data set.
+) -> list[tuple[ReplyRequest, str]]:
+    """As `elicit`, with the batches mapped over Ray workers.
 
     Args:
         loading: arguments of `load_model`; each worker loads the model itself.
-        n_workers: workers; with GPUs in the cluster each takes one.
+        n_workers: number of workers; each takes a GPU where the cluster has enough.
 
     Returns:
         Requests that could not be answered, with the reason.
@@ -34,15 +34,15 @@ def elicit_sharded(
     Raises:
         SettingError: Ray is missing, or the store was begun with another plan or model.
     """
-    store.check_plan(described(plan, load_model(**loading)))
+    store.check_plan(plan_record(plan, load_model(**loading)))
     todo = []
     for batch in plan.batches():
         missing = tuple(r for r in batch.requests if not store.has(r.index))
         if missing:
-            todo.append(Batch(store.free_name(batch.name), missing))
+            todo.append(RequestBatch(store.free_name(batch.name), missing))
     if not todo:
         return []
-    failed: list[tuple[Request, str]] = []
+    failed: list[tuple[ReplyRequest, str]] = []
     with tqdm(total=sum(len(b.requests) for b in todo), desc="eliciting", unit="reply", disable=not progress) as bar:
         for row in mapped(_Worker, (dict(loading), plan, todo), len(todo), n_workers):
             batch = todo[int(row["number"])]
@@ -56,7 +56,7 @@ def elicit_sharded(
 class _Worker:
     """Holds a model and writes batches."""
 
-    def __init__(self, loading: dict[str, Any], plan: ElicitationPlan, todo: list[Batch]) -> None:
+    def __init__(self, loading: dict[str, Any], plan: ElicitationPlan, todo: list[RequestBatch]) -> None:
         self._lm, self._plan, self._todo = load_model(**loading), plan, todo
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -65,8 +65,8 @@ class _Worker:
         return {"number": [number], **{key: [value] for key, value in _pack(written).items()}}
 
 
-def _pack(written: Written) -> dict[str, Any]:
-    """A batch's results as what a table can hold: JSON, and safetensors bytes."""
+def _pack(written: BatchResult) -> dict[str, Any]:
+    """A batch's results as values of a table: JSON, and safetensors bytes."""
     return {
         "replies": json.dumps([to_record(reply) for reply in written.replies]),
         "failed": json.dumps([(request.index, why) for request, why in written.failed]),
@@ -74,9 +74,9 @@ def _pack(written: Written) -> dict[str, Any]:
     }
 
 
-def _unpack(row: Mapping[str, Any], batch: Batch) -> Written:
+def _unpack(row: Mapping[str, Any], batch: RequestBatch) -> BatchResult:
     requests = {r.index: r for r in batch.requests}
-    return Written(
+    return BatchResult(
         replies=tuple(as_reply(record) for record in json.loads(row["replies"])),
         states=load(bytes(row["states"])),
         failed=tuple((requests[index], why) for index, why in json.loads(row["failed"])),

@@ -1,4 +1,4 @@
-"""A trait: a named behaviour with what is needed to elicit it and to judge it."""
+"""Traits: named behaviours, with what is needed to elicit and to judge them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ QUESTION_AND_ANSWER = """[Question start]
 [Answer start]
 {answer}
 [Answer end]"""
-"""How a judge prompt shows what is judged."""
+"""How a judge prompt shows the question and the answer to judge."""
 
 PLACEHOLDERS = ("{question}", "{answer}")
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _BRACES = re.compile(r"\{[^{}]*\}|[{}]")
-_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
-Fault = tuple[tuple[str | int, ...], str]  # where in the record, and what is wrong there
+Fault = tuple[tuple[str | int, ...], str]  # path in the record, and what is wrong there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TraitDefinition:
-    """A named behaviour, the instructions that bring it out and hold it back, and questions to try them on.
+    """A named behaviour, the instructions that bring it out or hold it back, and questions to try them on.
 
     Attributes:
         name: a short lower-case word.
         description: one or two sentences that say what the trait is, and what it is not.
-        positive, negative: system prompts that ask for the trait and against it; the i-th of each make a pair.
-        extraction_questions: what the replies that make the vector answer.
-        evaluation_questions: what held-out replies answer, none of them among the others. The first half serves the
-            choice of the block, the second half the figures; so the halves should not share topics.
-        judge_prompt: asks for a number from 0 to 100; holds {question} and {answer}, once each.
+        positive, negative: system prompts that ask for the trait, and for its opposite; the i-th of each form a pair.
+        extraction_questions: the vector is extracted from replies to these.
+        evaluation_questions: held-out questions, distinct from the others. The first half chooses the block, the
+            second half is reported on; so the halves should not share topics.
+        judge_prompt: asks for a number from 0 to 100; contains {question} and {answer}, once each.
 
     >>> trait = TraitDefinition(
     ...     "candour",
@@ -56,6 +56,8 @@ class TraitDefinition:
     ... )
     >>> trait.judge_question("Well?", "No.")
     'How frank is this answer to Well?: No.? Answer with one number from 0 to 100.'
+    >>> trait
+    TraitDefinition(candour; 1 pair, 1 + 1 questions)
     """
 
     name: str
@@ -74,15 +76,20 @@ class TraitDefinition:
             )
         faults = list(faults_of(self.to_dict()))
         if faults:
-            raise SettingError(f"Trait {self.name!r}: " + " ".join(f"{_place(p)}: {says}" for p, says in faults))
+            raise SettingError(f"Trait {self.name!r}: " + " ".join(f"{_path_text(p)}: {says}" for p, says in faults))
+
+    def __repr__(self) -> str:
+        n = len(self.positive)
+        questions = f"{len(self.extraction_questions)} + {len(self.evaluation_questions)} questions"
+        return f"TraitDefinition({self.name}; {n} pair{'' if n == 1 else 's'}, {questions})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The record that a trait file holds."""
+        """The contents of a trait file."""
         pairs = zip(self.positive, self.negative, strict=True)
         return {
             "name": self.name,
             "description": self.description,
-            "instructions": [{"positive": high, "negative": low} for high, low in pairs],
+            "instructions": [{"positive": positive, "negative": negative} for positive, negative in pairs],
             "extraction_questions": list(self.extraction_questions),
             "evaluation_questions": list(self.evaluation_questions),
             "judge_prompt": self.judge_prompt,
@@ -93,7 +100,7 @@ class TraitDefinition:
         """A trait from a record without faults; see `faults_of`."""
         faults = list(faults_of(record))
         if faults:
-            raise SettingError(" ".join(f"{_place(path)}: {says}" for path, says in faults))
+            raise SettingError(" ".join(f"{_path_text(path)}: {says}" for path, says in faults))
         return cls(
             name=record["name"],
             description=record["description"],
@@ -115,7 +122,7 @@ class TraitDefinition:
         return fill(self.judge_prompt, question, answer)
 
     def save(self, path: str | Path) -> Path:
-        """Write the definition as JSON; a file that was there is replaced as a whole."""
+        """Write the definition as JSON, replacing an existing file."""
         file = Path(path)
         write_whole(file, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return file
@@ -134,33 +141,44 @@ class TraitDefinition:
         record = parse_json(file)
         faults = list(faults_of(record))
         if faults:
-            raise CorruptFile("\n".join(f"{file}: {_place(path)}: {says}" for path, says in faults))
+            raise CorruptFile("\n".join(f"{file}: {_path_text(path)}: {says}" for path, says in faults))
         return cls.from_dict(record)
 
 
-def load_traits(sources: Sequence[str | Path]) -> tuple[TraitDefinition, ...]:
-    """Definitions from files, folders of files, and names of shipped traits.
+def load_traits(sources: str | Path | Sequence[str | Path]) -> tuple[TraitDefinition, ...]:
+    """Definitions from shipped traits, files, or folders of files.
+
+    Args:
+        sources: one or several of: a name of a shipped trait, a trait file, a folder of trait files.
 
     Raises:
-        NotFound: a source that is none of them; the message names the shipped traits.
-        SettingError: two definitions of one name.
+        NotFound: a source is none of these; the message names the shipped traits.
+        CorruptFile: a file is not a trait definition; the message names every fault.
+        SettingError: two definitions have the same name.
+
+    >>> load_traits("deception")
+    (TraitDefinition(deception; 5 pairs, 20 + 20 questions),)
+    >>> [trait.name for trait in load_traits(["sycophancy", "evil"])]
+    ['sycophancy', 'evil']
     """
     if isinstance(sources, (str, Path)):
-        raise SettingError(f"traits={str(sources)!r}; expected a list of files, folders or names.")
+        sources = [sources]
     found: dict[str, tuple[TraitDefinition, Path]] = {}
     for source in sources:
         for path in _files(source):
             trait = TraitDefinition.load(path)
             if trait.name in found:
-                raise SettingError(f"{trait.name!r} is defined by {found[trait.name][1]} and by {path}. Leave one out.")
+                raise SettingError(
+                    f"{trait.name!r} is defined by both {found[trait.name][1]} and {path}. Leave one out."
+                )
             found[trait.name] = trait, path
     if not found:
-        raise SettingError("No trait given; name a shipped trait, a trait file or a folder of them.")
+        raise SettingError("No traits; name a shipped trait, a trait file or a folder of trait files.")
     return tuple(trait for trait, _ in found.values())
 
 
 def fill(prompt: str, question: str, answer: str) -> str:
-    """Put question and answer into a judge prompt, in one pass: a question that says "{answer}" stays as it is.
+    """A judge prompt with question and answer filled in, in one pass: "{answer}" in a question stays as it is.
 
     >>> fill("{question} {answer}", "What is {answer}?", "A word.")
     'What is {answer}? A word.'
@@ -170,7 +188,7 @@ def fill(prompt: str, question: str, answer: str) -> str:
 
 
 def faults_of(record: Any) -> Iterator[Fault]:
-    """Everything that keeps a record from being a trait definition."""
+    """Everything that is wrong with a record as a trait definition."""
     if not isinstance(record, Mapping):
         yield (), f"a trait is a JSON object, not {_kind(record)}."
         return
@@ -185,24 +203,30 @@ def faults_of(record: Any) -> Iterator[Fault]:
         if key in record:
             yield from _text_faults(record[key], (key,))
     if isinstance(record.get("name"), str) and record["name"].strip() and not _NAME.fullmatch(record["name"]):
-        yield ("name",), f"{record['name']!r} must be lower-case letters, digits, - and _, beginning with a letter."
+        yield (
+            ("name",),
+            f"{record['name']!r} must consist of lower-case letters, digits, - and _, and begin with a letter.",
+        )
     yield from _pair_faults(record.get("instructions"), "instructions" in record)
-    asked: dict[str, tuple[str | int, ...]] = {}
+    seen: dict[str, tuple[str | int, ...]] = {}
     for key in ("extraction_questions", "evaluation_questions"):
         if key in record:
-            yield from _question_faults(record[key], key, asked)
+            yield from _question_faults(record[key], key, seen)
     prompt = record.get("judge_prompt")
     if isinstance(prompt, str) and prompt.strip():
         braces = _BRACES.findall(prompt)
         for placeholder in PLACEHOLDERS:
             if braces.count(placeholder) != 1:
-                yield ("judge_prompt",), f"must hold {placeholder} once; it holds it {braces.count(placeholder)} times."
+                yield (
+                    ("judge_prompt",),
+                    f"must contain {placeholder} once; it occurs {braces.count(placeholder)} times.",
+                )
         for other in dict.fromkeys(b for b in braces if b not in PLACEHOLDERS):
-            yield ("judge_prompt",), f"holds {other!r}; only {{question}} and {{answer}} are filled in."
+            yield ("judge_prompt",), f"contains {other!r}; only {{question}} and {{answer}} are filled in."
 
 
-def _pair_faults(pairs: Any, given: bool) -> Iterator[Fault]:
-    if not given:
+def _pair_faults(pairs: Any, present: bool) -> Iterator[Fault]:
+    if not present:
         return
     if not isinstance(pairs, (list, tuple)) or not pairs:
         yield ("instructions",), f"expected a list of at least one pair, got {_kind(pairs)}."
@@ -221,19 +245,19 @@ def _pair_faults(pairs: Any, given: bool) -> Iterator[Fault]:
             if key not in ("positive", "negative"):
                 yield (*where, key), "unknown field."
         if isinstance(pair.get("positive"), str) and pair["positive"] == pair.get("negative"):
-            yield where, "both sides are the same."
+            yield where, "positive and negative are the same."
 
 
-def _question_faults(questions: Any, key: str, asked: dict[str, tuple[str | int, ...]]) -> Iterator[Fault]:
+def _question_faults(questions: Any, key: str, seen: dict[str, tuple[str | int, ...]]) -> Iterator[Fault]:
     if not isinstance(questions, (list, tuple)) or not questions:
         yield (key,), f"expected a list of at least one question, got {_kind(questions)}."
         return
     for i, question in enumerate(questions):
         yield from _text_faults(question, (key, i))
         if isinstance(question, str):
-            if question in asked:
-                yield (key, i), f"the same question as {_place(asked[question])}."
-            asked.setdefault(question, (key, i))
+            if question in seen:
+                yield (key, i), f"the same question as {_path_text(seen[question])}."
+            seen.setdefault(question, (key, i))
 
 
 def _text_faults(value: Any, where: tuple[str | int, ...]) -> Iterator[Fault]:
@@ -249,7 +273,7 @@ def _kind(value: Any) -> str:
     return next((name for kind, name in _KINDS.items() if isinstance(value, kind)), "a number")
 
 
-def _place(path: tuple[str | int, ...]) -> str:
+def _path_text(path: tuple[str | int, ...]) -> str:
     """`instructions[3].negative`."""
     parts = [f"[{p}]" if isinstance(p, int) else f".{p}" for p in path]
     return "".join(parts).lstrip(".") or "the definition"
@@ -260,13 +284,13 @@ def _files(source: str | Path) -> list[Path]:
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         if not files:
-            raise NotFound(f"The folder {str(path)!r} holds no trait file (*.json).")
+            raise NotFound(f"The folder {str(path)!r} holds no trait files (*.json).")
         return files
     if path.is_file():
         return [path]
-    folders = (shipped_folder("traits"), Path("datasets") / "traits")  # the working directory's own win
+    folders = (shipped_folder("traits"), Path("datasets") / "traits")  # those of the working directory win
     shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.json"))}
     if str(source) in shipped:
         return [shipped[str(source)]]
     names = ", ".join(sorted(shipped))
-    raise NotFound(f"No trait {str(source)!r}: neither a file, nor a folder, nor one of the shipped {names}.")
+    raise NotFound(f"No trait {str(source)!r}: not a file, a folder or a shipped trait ({names}).")

@@ -18,7 +18,7 @@ from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_batch
 from persona_core.elicitation.store import ReplyScore, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError
-from persona_core.inference.memory import BATCHES_IN_PART
+from persona_core.inference.memory import BATCHES_PER_PART
 from persona_core.inference.pooling import parse_position, parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sampling import Sampling
@@ -56,15 +56,15 @@ def test_every_pair_and_question_is_asked_on_both_sides() -> None:
     requests = plan(traits=(trait("candour"), trait("malice")), rollouts=2).requests()
     assert [r.index for r in requests] == list(range(len(requests)))
     for name in ("candour", "malice"):
-        for side in ("high", "low"):
+        for side in ("positive", "negative"):
             own = [r for r in requests if (r.trait, r.side, r.split) == (name, side, "extraction")]
             assert {(r.question, r.pair, r.rollout) for r in own} == {
                 (q, p, k) for q in range(3) for p in range(2) for k in range(2)
             }
-    high = next(r for r in requests if r.side == "high" and r.pair == 1)
-    assert high.messages == [
+    positive = next(r for r in requests if r.side == "positive" and r.pair == 1)
+    assert positive.messages == [
         {"role": "system", "content": trait().positive[1]},
-        {"role": "user", "content": high.user},
+        {"role": "user", "content": positive.user},
     ]
 
 
@@ -77,7 +77,7 @@ def test_neutral_replies_answer_each_distinct_question_without_an_instruction() 
 
 def test_pairs_take_turns_where_not_all_are_asked() -> None:
     requests = plan(pairs_per_question=1).requests()
-    pairs = {(r.question, r.pair) for r in requests if r.split == "extraction" and r.side == "high"}
+    pairs = {(r.question, r.pair) for r in requests if r.split == "extraction" and r.side == "positive"}
     assert pairs == {(0, 0), (1, 1), (2, 0)}
 
 
@@ -85,7 +85,7 @@ def test_the_batches_hold_every_request_once() -> None:
     for size in (1, 4, 100):
         batches = plan(batch_size=size).batches()
         assert sorted(r.index for b in batches for r in b.requests) == list(range(len(plan().requests())))
-        assert max(len(b.requests) for b in batches) <= size * BATCHES_IN_PART and len(
+        assert max(len(b.requests) for b in batches) <= size * BATCHES_PER_PART and len(
             {b.name for b in batches}
         ) == len(batches)
 
@@ -342,7 +342,7 @@ def test_replies_whose_states_are_lost_are_written_again(store_folder: Path) -> 
     content = lost.read_bytes()
     lost.unlink()
     with ReplyStore(store_folder) as store:
-        assert len(store.replies()) == len(plan().requests()) - min(5 * BATCHES_IN_PART, len(plan().requests()))
+        assert len(store.replies()) == len(plan().requests()) - min(5 * BATCHES_PER_PART, len(plan().requests()))
         elicit(tiny_lm("llama", "chatml"), plan(), store, progress=False)
         assert len(store.replies()) == len(plan().requests())
     assert lost.read_bytes() == content

@@ -35,8 +35,8 @@ def test_a_file_gives_its_prompts_in_order(tmp_path: Path) -> None:
         ([{"id": "a", "prompt": " "}], "line 1: the field 'prompt' is missing or empty"),
         ([{"id": 3, "prompt": "x"}], "line 1: the field 'id' is a int"),
         ([{"id": "a", "prompt": "x", "kind": "y"}], "line 1: unknown field 'kind'"),
-        ([{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}], "'a' comes twice"),
-        ([""], "holds nothing"),
+        ([{"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}], "'a' occurs twice"),
+        ([""], "the file is empty"),
     ],
 )
 def test_a_faulty_prompt_file_is_named(tmp_path: Path, lines: list[object], says: str) -> None:

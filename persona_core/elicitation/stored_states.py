@@ -1,0 +1,94 @@
+"""Files of pooled states: one per batch of replies, holding a tensor `[rows, n_blocks, d_model]` per position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from persona_core.errors import CorruptFile, SettingError
+from persona_core.utils.files import replacing
+
+OPEN_BATCHES = 4  # batches of states that a reader holds in memory at once
+
+
+class StoredStates:
+    """`States` on disk. A few batches are in memory at a time, however many replies there are.
+
+    Args:
+        folder: holds the files.
+        rows: for each reply its batch and its row there.
+        position: which pooled states are read; see `persona_core.inference.pooling`.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[tuple[str, int]], position: str) -> None:
+        self._folder, self._rows, self._position = folder, list(rows), position
+        self._shape: tuple[int, int] | None = None
+
+    @property
+    def n_blocks(self) -> int:
+        return self._sizes()[0]
+
+    @property
+    def d_model(self) -> int:
+        return self._sizes()[1]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        load = lru_cache(maxsize=OPEN_BATCHES)(self._load)
+        for batch, row in self._rows:
+            yield load(batch)[row]
+
+    def block(self, block: int) -> np.ndarray:
+        if not 0 <= block < self.n_blocks:
+            raise SettingError(f"No block {block}: the states cover blocks 0 to {self.n_blocks - 1}.")
+        found = np.empty((len(self), self.d_model), np.float32)  # [n_replies, d_model]
+        by_batch: dict[str, list[int]] = {}
+        for index, (batch, _) in enumerate(self._rows):
+            by_batch.setdefault(batch, []).append(index)
+        for batch, indices in by_batch.items():
+            part = self._load(batch, block)  # [rows, d_model]
+            found[indices] = part[[self._rows[index][1] for index in indices]]
+        return found
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> StoredStates:
+        return StoredStates(self._folder, [self._rows[int(i)] for i in indices], self._position)
+
+    def _sizes(self) -> tuple[int, int]:
+        if self._shape is None:
+            if not self._rows:
+                raise SettingError("There are no replies, so there are no states.")
+            shape = self._load(self._rows[0][0]).shape
+            self._shape = (int(shape[1]), int(shape[2]))
+        return self._shape
+
+    def _load(self, batch: str, block: int | None = None) -> np.ndarray:
+        from safetensors import SafetensorError, safe_open
+
+        path = self._folder / f"{batch}.safetensors"
+        try:
+            with safe_open(str(path), framework="np") as file:
+                if self._position not in set(file.keys()):
+                    stored = ", ".join(file.keys())
+                    raise SettingError(
+                        f"States at position {self._position!r} were not pooled; stored are: {stored}. Name the "
+                        "position before eliciting."
+                    )
+                part = file.get_slice(self._position)
+                return np.asarray(part[:, block] if block is not None else part[:], np.float32)
+        except (SafetensorError, OSError) as error:
+            raise CorruptFile(
+                f"{path}: not a readable states file ({error}). Delete it; its batch is then written again."
+            ) from error
+
+
+def write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:
+    """Write a batch's states, position -> `[rows, n_blocks, d_model]`, renamed into place when complete."""
+    from safetensors.numpy import save_file
+
+    with replacing(path) as beside:
+        save_file({k: np.ascontiguousarray(v, np.float32) for k, v in states.items()}, str(beside))
