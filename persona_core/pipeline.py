@@ -1,10 +1,17 @@
-"""From judged replies to vectors one can trust: extract, choose the block, calibrate, validate.
+"""From judged replies to validated vectors: extract, choose the block, calibrate, validate.
 
-Elicitation and judging come before and fill the store; see `persona_core.elicitation` and `persona_core.judging`.
-Nothing here generates a reply, apart from the steering curves.
+Elicitation and judging come first and fill the store; see `persona_core.elicitation` and `persona_core.judging`. Only
+the steering curves generate replies here.
 
-Splits. Extraction questions make the vector. Of the evaluation questions the first half chooses the block, the second
-half gives the figures. Neutral replies make the null.
+    plan = ElicitationPlan(load_traits("sycophancy"), rollouts=2)
+    with ReplyStore("outputs/sycophancy") as store:
+        elicit(lm, plan, store)
+        judge_replies(judge, store, plan.traits)
+        vectors = make_vectors(lm, plan, store)
+        vectors = validate_vectors(lm, vectors, plan, store)
+
+Splits. The vector is extracted from replies to extraction questions. The first half of the evaluation questions chooses
+the block, the second half is reported on. The null is measured on neutral replies.
 """
 
 from __future__ import annotations
@@ -17,24 +24,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import ElicitationPlan, described
+from persona_core.elicitation.elicit import ElicitationPlan, plan_record
 from persona_core.errors import SettingError
-from persona_core.judging.judge import MIN_SCORE, check_judge, judge_of
+from persona_core.judging.judge import MIN_SCORE
+from persona_core.judging.replies import check_judge, judge_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
 from persona_core.vectors.calibration import calibrate
-from persona_core.vectors.controls import Extracted, token_tables
-from persona_core.vectors.extraction import METHODS, Kept, Method, Sides, extract, keep
+from persona_core.vectors.controls import ExtractionReplies, token_tables
+from persona_core.vectors.extraction import METHODS, KeptReplies, Method, Sides, extract, keep
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
-from persona_core.vectors.validation import choose_block, validate, with_flags
+from persona_core.vectors.validation import SIDE_KEYS, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.elicitation.store import ReplyStore
     from persona_core.elicitation.traits import TraitDefinition
     from persona_core.judging.judge import Judge
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
     from persona_core.traces.trace import Trace
 
 SPLITS = (
@@ -42,17 +50,17 @@ SPLITS = (
     "second half for the figures. The instructions are the same in all splits"
 )
 READ_POSITION = "reply_mean"
-"""Held-out replies are scored by the mean over their tokens, as a monitor reads them, wherever the vector is from."""
+"""Held-out replies are scored by the mean over their tokens, as a monitor reads them, whatever the position."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How vectors are made of judged replies.
+    """How vectors are extracted from judged replies.
 
     Attributes:
-        method: a name in `METHODS`, or a function `Sides -> [n_blocks, d_model]` of one's own.
-        position: which pooled states the vector is made of; it must be among the plan's positions.
-        min_trait, min_coherence: the filter, of 100 (Persona Vectors, arXiv 2507.21509).
+        method: a name in `METHODS`, or a function `Sides -> [n_blocks, d_model]`.
+        position: which pooled states are used; one of the plan's positions.
+        min_trait, min_coherence: thresholds of the filter, 0 to 100 (Persona Vectors, arXiv 2507.21509).
         n_resamples: of every bootstrap.
         seed: of resampling, random directions and shuffled labels.
     """
@@ -69,7 +77,7 @@ class Settings:
             raise SettingError(f"method={self.method!r}; expected one of {', '.join(METHODS)}, or a function.")
 
     def to_dict(self, judge: str) -> dict[str, Any]:
-        """What decides the vectors, as it stands in their config."""
+        """What the vectors depend on, as recorded in their config."""
         kept = {"trait": self.min_trait, "coherence": self.min_coherence, "judge": judge}
         return {"method": self.method_name, "position": self.position, "filter": kept}
 
@@ -90,19 +98,29 @@ def make_vectors(
 ) -> PersonaVectors:
     """Vectors of all traits of a judged store: extracted, each with its best block, calibrated on the neutral replies.
 
+        vectors = make_vectors(lm, plan, store)
+        vectors.save_pretrained("outputs/vectors")
+
+    Args:
+        lm: the model that wrote the replies.
+        plan: the plan that the replies were elicited with.
+        store: the judged replies.
+        settings: None takes the defaults of `Settings`.
+        progress: whether to show progress bars.
+
     Raises:
-        SettingError: too few replies left by the filter, or none to choose a block on; the message shows the counts.
-            Or the store rests on another plan or model.
+        SettingError: the filter leaves too few replies, or there are none to choose a block on (the message shows the
+            counts); or the store belongs to another plan or model.
     """
     chosen = settings or Settings()
-    store.check_plan(described(plan, lm), begin=False)
+    store.check_plan(plan_record(plan, lm), begin=False)
     tensors: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
     counts = {}
     for trait in plan.traits:
         kept = kept_replies(store, trait, chosen)
         tensors[trait.name] = extract(trait.name, _sides(store, kept, chosen), chosen.function)
-        counts[trait.name] = {side: dict(c) for side, c in kept.counts.items()}
+        counts[trait.name] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
         choice, _ = halves(held_out(store, trait, chosen), len(trait.evaluation_questions))
         best[trait.name], _ = choose_block(trait.name, choice, tensors[trait.name], range(len(tensors[trait.name])))
     config = {
@@ -121,7 +139,7 @@ def make_vectors(
     return calibrate(vectors, neutral_traces(lm, vectors, store, progress=progress))
 
 
-def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> Kept:
+def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> KeptReplies:
     """The extraction replies that pass the filter."""
     replies = store.replies(split="extraction", trait=trait.name)
     return keep(trait.name, replies, store.scores(), settings.min_trait, settings.min_coherence)
@@ -138,14 +156,14 @@ def held_out(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> H
             replies.append(reply)
     if not replies:
         raise SettingError(
-            f"No evaluation reply of {trait.name!r} has both scores and is coherent: judge them, or elicit more."
+            f"No evaluation reply of {trait.name!r} has both scores and is coherent. Judge the replies, or elicit more."
         )
     return HeldOut(
         states=store.states(replies, READ_POSITION),
         texts=tuple(r.text for r in replies),
         n_tokens=np.array([r.n_tokens for r in replies]),
         token_ids=tuple(r.token_ids[: r.n_tokens] for r in replies),
-        asked=np.array([r.request.side == "high" for r in replies]),
+        positive=np.array([r.request.side == "positive" for r in replies]),
         question=np.array([r.request.question for r in replies]),
         score=np.array([scores[r.request.index].trait for r in replies], float),
     )
@@ -158,17 +176,17 @@ def neutral_traces(
     blocks: str | Sequence[int] = "all",
     progress: bool = True,
 ) -> list[Trace]:
-    """The neutral replies read with these vectors, by the ids that were written."""
+    """The neutral replies, read with these vectors by their token ids."""
     replies = [r for r in store.replies(split="neutral") if r.n_tokens]
     if not replies:
-        raise SettingError("The store holds no neutral reply, so there is no null: elicit neutral replies.")
+        raise SettingError("The store holds no neutral replies, so there is no null. Elicit neutral replies.")
     texts = [written_by(lm, r.request.messages, r.token_ids, r.writer) for r in replies]
     return PersonaMonitor(lm, vectors, blocks).read_batch(texts, progress=progress)
 
 
-def _sides(store: ReplyStore, kept: Kept, settings: Settings) -> Sides:
+def _sides(store: ReplyStore, kept: KeptReplies, settings: Settings) -> Sides:
     neutral = [r for r in store.replies(split="neutral") if r.n_tokens]
-    return Sides(*(store.states(group, settings.position) for group in (kept.high, kept.low, neutral)))
+    return Sides(*(store.states(group, settings.position) for group in (kept.positive, kept.negative, neutral)))
 
 
 # ---- validation ----
@@ -184,16 +202,23 @@ def validate_vectors(
     settings: Settings | None = None,
     progress: bool = True,
 ) -> PersonaVectors:
-    """The same vectors with the figures that say whether to believe them, in `config["validation"]`.
+    """The same vectors with figures that show whether to trust them, in `config["validation"]`.
+
+        vectors = validate_vectors(lm, vectors, plan, store, judge, SteeringPlan())
+        vectors.config["validation"]["sycophancy"]["flags"]  # the controls that failed
 
     Args:
+        lm, plan, store: as in `make_vectors`.
+        vectors: from `make_vectors`.
         judge, steering: for the steering curves; without both they are left out, and the card says so.
+        settings: as in `make_vectors`.
+        progress: whether to show progress bars.
 
     Raises:
-        SettingError: the store rests on another plan, model or judge, or the vectors on other settings.
+        SettingError: the store belongs to another plan, model or judge, or the vectors to other settings.
     """
     chosen = settings or Settings()
-    store.check_plan(described(plan, lm), begin=False)
+    store.check_plan(plan_record(plan, lm), begin=False)
     _check_settings(vectors, chosen, store)
     if judge is not None:
         check_judge(store, judge.name, plan.traits)
@@ -204,12 +229,12 @@ def validate_vectors(
         name, block = trait.name, vectors.best_block[trait.name]
         kept, all_held_out = kept_replies(store, trait, chosen), held_out(store, trait, chosen)
         choice, report = halves(all_held_out, len(trait.evaluation_questions))
-        extracted = Extracted(
+        extracted = ExtractionReplies(
             sides=_sides(store, kept, chosen),
-            high_questions=np.array([r.request.question for r in kept.high]),
-            low_questions=np.array([r.request.question for r in kept.low]),
-            high_texts=tuple(r.text for r in kept.high),
-            low_texts=tuple(r.text for r in kept.low),
+            positive_questions=np.array([r.request.question for r in kept.positive]),
+            negative_questions=np.array([r.request.question for r in kept.negative]),
+            positive_texts=tuple(r.text for r in kept.positive),
+            negative_texts=tuple(r.text for r in kept.negative),
         )
         figures = validate(
             name,
@@ -217,7 +242,7 @@ def validate_vectors(
             block,
             choice,
             report,
-            _across(store, name),
+            _cross_trait(store, name),
             token_tables(neutral, name, block),
             extracted,
             chosen.function,
@@ -226,7 +251,7 @@ def validate_vectors(
         )
         _, correlations = choose_block(name, choice, tensors[name], vectors.blocks)
         at = dict(zip(vectors.blocks, correlations, strict=True))
-        figures["replies"] = {side: dict(c) for side, c in kept.counts.items()}
+        figures["replies"] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
         figures["block"] = {
             "chosen": block,
             "rule": "highest correlation with the judge's score on the first half of the evaluation questions",
@@ -242,10 +267,12 @@ def validate_vectors(
     return replace(vectors, config={**vectors.config, "validation": validation})
 
 
-def _across(store: ReplyStore, trait: str) -> CrossTrait | None:
-    """Replies to other traits' instructions that were judged on this one."""
-    scores = {index: s.value for (index, t), s in store.across().items() if t == trait and s.value is not None}
-    replies = [r for r in store.replies(split="evaluation", side="high") if r.request.index in scores]
+def _cross_trait(store: ReplyStore, trait: str) -> CrossTrait | None:
+    """Positive replies of other traits that were judged on this one."""
+    scores = {
+        index: s.value for (index, t), s in store.cross_trait_scores().items() if t == trait and s.value is not None
+    }
+    replies = [r for r in store.replies(split="evaluation", side="positive") if r.request.index in scores]
     if not replies:
         return None
     names = {name: i for i, name in enumerate(dict.fromkeys((r.request.trait, r.request.question) for r in replies))}
@@ -257,14 +284,14 @@ def _across(store: ReplyStore, trait: str) -> CrossTrait | None:
 
 
 def _check_settings(vectors: PersonaVectors, settings: Settings, store: ReplyStore) -> None:
-    """Figures of one method, filter or judge must not stand on the card of another one's vectors."""
+    """Figures of one method, filter or judge must not end up on the card of another one's vectors."""
     made = vectors.config.get("extraction", {})
     now = settings.to_dict(judge_of(store))
     for name, value in now.items():
         if made.get(name) != value:
             raise SettingError(
                 f"The vectors were made with {name} = {made.get(name)}; now it is {value}. Use the same setting, or "
-                "make them again (--stage extract)."
+                "make the vectors again (--stage extract)."
             )
 
 

@@ -1,4 +1,4 @@
-"""From neutral replies to the null of a vector: how its projection is spread when nothing is going on."""
+"""The null of a vector: the distribution of its projection over neutral replies."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         neutral: neutral replies of that model, read at every block of the vectors (`blocks="all"`).
 
     Raises:
-        SettingError: no reply token, a trait or block that was not read, traces of different readers.
+        SettingError: no reply tokens, a block that was not read, or traces of different readers.
     """
     unread = sorted({b for b in vectors.blocks for t in neutral if b not in t.blocks})
     if not neutral or unread:
         raise SettingError(f"Calibration needs neutral traces of all blocks; got {len(neutral)}, unread {unread}.")
     if any(t.provenance.vectors != vectors.fingerprint for t in neutral):
-        raise SettingError("A neutral trace was read with other vectors than those to calibrate; read it with these.")
+        raise SettingError("A neutral trace was read with other vectors; read it with the vectors to calibrate.")
     steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
     if steered:
-        raise SettingError(f"Trace {steered[0]} of the neutral ones was steered; a null rests on the model as it is.")
+        raise SettingError(f"Neutral trace {steered[0]} was steered; a null is measured on the unsteered model.")
     readers = {(t.provenance.reader, t.provenance.reader_adapter, t.provenance.template) for t in neutral}
     if len(readers) > 1:
         raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
@@ -39,12 +39,12 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
     for trace in neutral:
         rows = [trace.traits.index(t) for t in vectors.traits]
         columns = [trace.blocks.index(b) for b in vectors.blocks]
-        samples.append(trace.raw[np.ix_(rows, columns, trace.reply_positions)])  # [n_traits, n_present, n_own]
+        samples.append(trace.raw[np.ix_(rows, columns, trace.reply_positions)])  # [n_traits, n_present, n_reply]
         if not np.isfinite(samples[-1]).all():
-            raise SettingError(f"A neutral trace (of seed {trace.provenance.seed}) holds NaN or infinity.")
+            raise SettingError(f"A neutral trace (seed {trace.provenance.seed}) holds NaN or infinity.")
     raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]
     if raw.shape[2] < MIN_TOKENS:
-        raise SettingError("The neutral replies hold no token to calibrate on.")
+        raise SettingError("The neutral replies hold no tokens to calibrate on.")
     nulls = {}
     for row, trait in enumerate(vectors.traits):
         mean, std = (np.full(vectors.n_blocks, np.nan, np.float32) for _ in range(2))

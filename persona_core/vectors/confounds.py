@@ -1,4 +1,4 @@
-"""What else could tell replies with the trait from others: length, refusals, where tokens stand, which they are."""
+"""What else could tell replies with the trait from others: length, refusals, token positions, token identity."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ REFUSALS = (
     r"\bi (?:do not|don't) feel comfortable\b",
     r"\bas an ai(?: language)?(?: model| assistant)?,? i (?:cannot|can ?not|can't|am (?:not able|unable)|won't|must)\b",
 )
-"""What counts as declining, looked for in the first 200 characters; case and kind of apostrophe do not matter."""
+"""Phrases that decline, searched in the first 200 characters; case and kind of apostrophe do not matter."""
 _REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 
 
 def refuses(text: str) -> bool:
-    """Whether a reply begins by declining: one of the phrases of `REFUSALS`.
+    """Whether a reply begins by declining, with one of the phrases in `REFUSALS`.
 
-    English phrases only, and few: it misses polite detours, and rather misses a refusal than takes a turn of phrase
-    for one.
+    English phrases only, and few: polite detours are missed, so that turns of phrase are not taken for refusals.
 
     >>> refuses("I'm sorry, but I can't help with that."), refuses("I can't help but smile. You cannot lose.")
     (True, False)
@@ -45,28 +44,28 @@ def refuses(text: str) -> bool:
 
 
 def confounds(
-    own: np.ndarray, choice: HeldOut, report: HeldOut, tables: TokenTables, estimate: Callable[[Statistic], Any]
+    projections: np.ndarray, choice: HeldOut, report: HeldOut, tables: TokenTables, estimate: Callable[[Statistic], Any]
 ) -> dict[str, dict[str, Any]]:
-    """What each confound tells about the trait by itself, and how far the vector is ahead of it.
+    """The AUROC of each confound alone, and how far the vector is ahead of it.
 
     Args:
-        own: the vector's projections of the replies of `report`, `[n]`.
+        projections: of the replies of `report` on the vector, `[n]`.
         choice, report: the two splits.
-        tables: what position and token say over neutral replies.
+        tables: mean projections by position and token over neutral replies.
         estimate: a figure with its interval, from a statistic of weights `[n]`.
     """
-    own_auroc = rank_auroc(own, report.shows)
+    vector_auroc = rank_auroc(projections, report.shows)
     length = report.n_tokens.astype(np.float64)
     declines = np.array([refuses(text) for text in report.texts], float)
-    # Which way round these two speak is decided on the choice split, like everything else that is chosen: short replies
-    # or replies that do not decline may be the ones that show the trait.
+    # The sign of these two is chosen on the choice split, as is everything that is chosen: short replies, or replies that
+    # do not decline, may be the ones that show the trait.
     longer = _sign(choice.n_tokens, choice.shows)
     declining = _sign(np.array([refuses(text) for text in choice.texts], float), choice.shows)
 
     def within_sides(weights: np.ndarray) -> float:
-        """Correlation of projection and length, each without the mean of its side."""
-        x, y = own.copy(), length.copy()
-        for side in (report.asked, ~report.asked):
+        """Correlation of projection and length, each centred within its side."""
+        x, y = projections.copy(), length.copy()
+        for side in (report.positive, ~report.positive):
             total = weights[side].sum()
             if total:
                 x[side] -= weights[side] @ x[side] / total
@@ -75,7 +74,7 @@ def confounds(
 
     def ahead(scores: np.ndarray) -> dict[str, Any]:
         alone = rank_auroc(scores, report.shows)
-        return {"auroc": estimate(alone), "vector_ahead": estimate(lambda w: own_auroc(w) - alone(w))}
+        return {"auroc": estimate(alone), "vector_ahead": estimate(lambda w: vector_auroc(w) - alone(w))}
 
     by_position = np.array([tables.from_positions(int(n)) for n in report.n_tokens])
     by_token = np.array([tables.from_tokens(ids) for ids in report.token_ids])
@@ -84,8 +83,8 @@ def confounds(
         "refusal": {
             **ahead(declining * declines),
             "sign": declining,
-            "share_high": _share(declines[report.asked]),
-            "share_low": _share(declines[~report.asked]),
+            "share_high": _share(declines[report.positive]),
+            "share_low": _share(declines[~report.positive]),
         },
         "position": {"r2": round(tables.position_r2, 5), **ahead(by_position)},
         "token_identity": {"r2": round(tables.token_r2, 5), **ahead(by_token)},
@@ -93,7 +92,7 @@ def confounds(
 
 
 def _sign(values: np.ndarray, shows: np.ndarray) -> int:
-    """1 where larger values go with the trait or nothing can be told, -1 where smaller ones do."""
+    """-1 where smaller values go with the trait, otherwise 1."""
     return -1 if auroc(values.astype(np.float64), shows) < 0.5 else 1
 
 

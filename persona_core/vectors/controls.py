@@ -1,4 +1,4 @@
-"""What a vector is held against: its other half, chance, the words alone, position and single tokens."""
+"""What a vector is compared with: its other half, chance, words alone, position and single tokens."""
 
 from __future__ import annotations
 
@@ -20,53 +20,55 @@ POSITION_BINS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Extracted:
-    """The kept replies that a vector was made of.
+class ExtractionReplies:
+    """The kept replies that a vector was extracted from.
 
     Attributes:
         sides: their pooled states.
-        high_questions, low_questions: which question each answers, `[n]`.
-        high_texts, low_texts: what they say.
+        positive_questions, negative_questions: which question each answers, `[n]`.
+        positive_texts, negative_texts: their texts.
     """
 
     sides: Sides
-    high_questions: np.ndarray
-    low_questions: np.ndarray
-    high_texts: tuple[str, ...]
-    low_texts: tuple[str, ...]
+    positive_questions: np.ndarray
+    negative_questions: np.ndarray
+    positive_texts: tuple[str, ...]
+    negative_texts: tuple[str, ...]
 
 
-def one_block(extracted: Extracted, block: int) -> Sides:
-    """The sides at one block, as states of a single block: what a method needs to make that block's direction."""
+def one_block(extracted: ExtractionReplies, block: int) -> Sides:
+    """The sides at one block, as states of a single block: all that a method needs for that block's direction."""
     sides = extracted.sides
-    neutral = sides.neutral.block(block) if len(sides.neutral) else np.empty((0, sides.high.d_model), np.float32)
-    return Sides(*(ArrayStates(s[:, None]) for s in (sides.high.block(block), sides.low.block(block), neutral)))
+    neutral = sides.neutral.block(block) if len(sides.neutral) else np.empty((0, sides.positive.d_model), np.float32)
+    return Sides(
+        *(ArrayStates(s[:, None]) for s in (sides.positive.block(block), sides.negative.block(block), neutral))
+    )
 
 
 # ---- stability and chance ----
 
 
 def split_half_cosines(
-    extracted: Extracted, block: int, method: Method, n_halvings: int = 20, seed: int = 0
+    extracted: ExtractionReplies, block: int, method: Method, n_halvings: int = 20, seed: int = 0
 ) -> np.ndarray:
     """Cosines between vectors of two random halves of the questions, `[n_halvings]`.
 
     Halves of questions, not of replies: two replies to one question share its words. A halving that leaves a side
-    without a reply, or a vector of no length, is left out.
+    without replies, or gives a zero vector, is left out.
     """
     sides = one_block(extracted, block)
-    questions = np.unique(np.concatenate([extracted.high_questions, extracted.low_questions]))
+    questions = np.unique(np.concatenate([extracted.positive_questions, extracted.negative_questions]))
     rng = np.random.default_rng(seed)
     cosines = []
     for _ in range(n_halvings):
         first = rng.permutation(questions)[: len(questions) // 2]
         halves = []
         for inside in (True, False):
-            high = np.flatnonzero(np.isin(extracted.high_questions, first) == inside)
-            low = np.flatnonzero(np.isin(extracted.low_questions, first) == inside)
-            if not len(high) or not len(low):
+            positive = np.flatnonzero(np.isin(extracted.positive_questions, first) == inside)
+            negative = np.flatnonzero(np.isin(extracted.negative_questions, first) == inside)
+            if not len(positive) or not len(negative):
                 break
-            halves.append(method(Sides(sides.high.take(high), sides.low.take(low), sides.neutral))[0])
+            halves.append(method(Sides(sides.positive.take(positive), sides.negative.take(negative), sides.neutral))[0])
         if len(halves) == 2:
             cosine = cosine_of(*halves)
             cosines += [] if cosine is None else [cosine]
@@ -74,7 +76,7 @@ def split_half_cosines(
 
 
 def cosine_of(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Cosine of two vectors `[d_model]`; None where one has no length or is not finite.
+    """Cosine of two vectors `[d_model]`; None where one is zero or not finite.
 
     >>> cosine_of(np.array([3.0, 0.0]), np.array([1.0, 0.0]))
     1.0
@@ -85,17 +87,17 @@ def cosine_of(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def random_direction_aurocs(states: np.ndarray, labels: np.ndarray, n: int = 100, seed: int = 0) -> np.ndarray:
-    """How well random directions tell the labels apart, `[n]`; each takes the sign that suits it.
+    """How well random directions tell the labels apart, `[n]`, each with its better sign.
 
-    The norm of a direction does not matter to a rank. Where the two sides differ in a direction of large variance,
-    random directions separate them too: that is what this shows.
+    Where the two sides differ along a direction of large variance, random directions separate them too; this measures
+    how well.
 
     Args:
         states: `[n_replies, d_model]`.
         labels: bool `[n_replies]`.
 
     Returns:
-        Nothing (`[0]`) where there is no AUROC: one class is empty, or a state is not finite.
+        An empty array where there is no AUROC: one class is empty, or a state is not finite.
     """
     if labels.all() or not labels.any() or not np.isfinite(states).all():
         return np.empty(0)
@@ -104,16 +106,16 @@ def random_direction_aurocs(states: np.ndarray, labels: np.ndarray, n: int = 100
 
 
 def random_direction_correlations(states: np.ndarray, scores: np.ndarray, n: int = 100, seed: int = 0) -> np.ndarray:
-    """How well random directions go with the judge's scores, `[n]`, without the sign.
+    """Absolute correlations of random directions with the judge's scores, `[n]`.
 
-    Beside the AUROC, because that reaches 1 for a random direction too where the two sides lie far apart.
+    Reported beside the AUROC, which reaches 1 for random directions too where the two sides are far apart.
 
     Args:
         states: `[n_replies, d_model]`.
         scores: `[n_replies]`.
 
     Returns:
-        Nothing (`[0]`) where the scores do not vary, or a state is not finite.
+        An empty array where the scores do not vary, or a state is not finite.
     """
     if not len(scores) or np.ptp(scores) == 0 or not np.isfinite(states).all():
         return np.empty(0)
@@ -121,48 +123,48 @@ def random_direction_correlations(states: np.ndarray, scores: np.ndarray, n: int
 
 
 def _random_projections(states: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """On `n` isotropic directions, float64 `[n_replies, n]`."""
+    """Projections on `n` isotropic directions, float64 `[n_replies, n]`."""
     return states.astype(np.float64) @ np.random.default_rng(seed).normal(size=(states.shape[1], n))
 
 
 def shuffled_gaps(
-    extracted: Extracted, block: int, method: Method, n: int = 100, seed: int = 0
+    extracted: ExtractionReplies, block: int, method: Method, n: int = 100, seed: int = 0
 ) -> tuple[float, np.ndarray]:
     """The distance between the two sides' means along the vector, and the same for vectors of shuffled labels.
 
-    Labels are shuffled within questions, as the sides differ within questions; replies to questions of which only one
-    side was kept are shuffled among themselves. The distance is compared and not the held-out AUROC: where replies
-    differ mostly in the trait, a vector of shuffled labels lies along the trait too, with either sign, only much
-    shorter: on the demo model about half of such vectors have an AUROC above 0.99, and most others one below 0.05.
+    Labels are shuffled within questions, as the sides differ within questions; replies to questions with only one side
+    kept are shuffled among themselves. Distances are compared, not held-out AUROCs: where replies differ mostly in the
+    trait, a vector of shuffled labels lies along the trait too, with either sign, only much shorter. On the demo model
+    about half of such vectors have an AUROC above 0.99, and most others one below 0.05.
 
     Returns:
-        The vector's own distance, and `[n]`, each with its own labels.
+        The vector's distance, and those of shuffled labels, `[n]`.
     """
     sides = one_block(extracted, block)
-    both = np.concatenate([sides.high.block(0), sides.low.block(0)])
-    is_high = np.arange(len(both)) < len(sides.high)
+    both = np.concatenate([sides.positive.block(0), sides.negative.block(0)])
+    is_positive = np.arange(len(both)) < len(sides.positive)
     strata = _strata(extracted)
 
     def gap(labels: np.ndarray) -> float:
-        high, low = both[labels], both[~labels]
-        vector = method(Sides(ArrayStates(high[:, None]), ArrayStates(low[:, None]), sides.neutral))[0]
+        positive, negative = both[labels], both[~labels]
+        vector = method(Sides(ArrayStates(positive[:, None]), ArrayStates(negative[:, None]), sides.neutral))[0]
         unit = vector.astype(np.float64) / max(float(np.linalg.norm(vector)), 1e-30)
-        return float(unit @ (high.mean(0, dtype=np.float64) - low.mean(0, dtype=np.float64)))
+        return float(unit @ (positive.mean(0, dtype=np.float64) - negative.mean(0, dtype=np.float64)))
 
     def shuffled() -> np.ndarray:
-        labels = is_high.copy()
-        for places in strata:
-            labels[places] = is_high[rng.permutation(places)]
+        labels = is_positive.copy()
+        for rows in strata:
+            labels[rows] = is_positive[rng.permutation(rows)]
         return labels
 
     rng = np.random.default_rng(seed)
-    return gap(is_high), np.array([gap(shuffled()) for _ in range(n)])
+    return gap(is_positive), np.array([gap(shuffled()) for _ in range(n)])
 
 
-def _strata(extracted: Extracted) -> list[np.ndarray]:
-    """Places among high then low replies that may swap labels: those of one question; the rest together."""
-    question = np.concatenate([extracted.high_questions, extracted.low_questions])
-    both_sides = np.intersect1d(extracted.high_questions, extracted.low_questions)
+def _strata(extracted: ExtractionReplies) -> list[np.ndarray]:
+    """Rows, of positive then negative replies, that may swap labels: those of one question; the rest together."""
+    question = np.concatenate([extracted.positive_questions, extracted.negative_questions])
+    both_sides = np.intersect1d(extracted.positive_questions, extracted.negative_questions)
     strata = [np.flatnonzero(question == q) for q in both_sides]
     return [*strata, np.flatnonzero(~np.isin(question, both_sides))]
 
@@ -170,11 +172,11 @@ def _strata(extracted: Extracted) -> list[np.ndarray]:
 # ---- the words alone ----
 
 
-def text_scores(extracted: Extracted, texts: Sequence[str]) -> np.ndarray | None:
-    """How much a text looks like the high replies by its words alone, `[n_texts]`; None without scikit-learn.
+def text_scores(extracted: ExtractionReplies, texts: Sequence[str]) -> np.ndarray | None:
+    """How much a text looks like the positive replies by its words alone, `[n_texts]`; None without scikit-learn.
 
-    A logistic regression on tf-idf of single words and pairs of words, fitted to the extraction replies. Where there is
-    no word to learn from, every text scores 0.
+    A logistic regression on the tf-idf of words and word pairs, fitted to the extraction replies. Where there are no
+    words to learn from, every text scores 0.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -183,8 +185,8 @@ def text_scores(extracted: Extracted, texts: Sequence[str]) -> np.ndarray | None
         return None
     if not len(texts):
         return np.zeros(0)
-    known = [*extracted.high_texts, *extracted.low_texts]
-    labels = np.r_[np.ones(len(extracted.high_texts)), np.zeros(len(extracted.low_texts))]
+    known = [*extracted.positive_texts, *extracted.negative_texts]
+    labels = np.r_[np.ones(len(extracted.positive_texts)), np.zeros(len(extracted.negative_texts))]
     try:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(known)
     except ValueError:  # no word in any reply
@@ -198,11 +200,11 @@ def text_scores(extracted: Extracted, texts: Sequence[str]) -> np.ndarray | None
 
 @dataclass(frozen=True, eq=False)
 class TokenTables:
-    """What a projection is on average over neutral reply tokens, by position and by token.
+    """Mean projections over neutral reply tokens, by position and by token.
 
     Attributes:
-        position_r2: share of the variance that goes with ten bins of position, adjusted for their number.
-        token_r2: share that goes with the token id: means over one half of the replies, tried on the other half, so
+        position_r2: share of the variance explained by ten bins of position, adjusted for their number.
+        token_r2: share explained by the token id: means over one half of the replies, tested on the other half, so
             that rare tokens do not count as explained.
         mean: over all tokens.
         edges, by_position: the bins of position, and the mean in each.
@@ -217,13 +219,13 @@ class TokenTables:
     by_token: dict[int, float]
 
     def from_positions(self, n_tokens: int) -> float:
-        """The score that a reply of this length would have if only positions mattered."""
+        """The score of a reply of this length if only positions mattered."""
         if not n_tokens:
             return self.mean
         return float(self.by_position[np.searchsorted(self.edges, np.arange(n_tokens), side="right")].mean())
 
     def from_tokens(self, token_ids: Sequence[int]) -> float:
-        """The score that these tokens would have wherever they stood; a token never met counts as average."""
+        """The score of these tokens if only their ids mattered; an unseen token counts as average."""
         return float(np.mean([self.by_token.get(i, self.mean) for i in token_ids])) if len(token_ids) else self.mean
 
 
@@ -235,20 +237,20 @@ def token_tables(traces: Sequence[Trace], trait: str, block: int) -> TokenTables
     """
     values, positions, ids, half = [], [], [], []
     for number, trace in enumerate(traces):
-        own = trace.reply_positions
-        values.append(trace.scores(trait, kind="raw", block=block)[own].astype(np.float64))
-        positions.append(np.arange(len(own)))
-        ids.append(np.array([trace.token_ids[t] for t in own], int))
-        half.append(np.full(len(own), number % 2))
+        reply = trace.reply_positions
+        values.append(trace.scores(trait, kind="raw", block=block)[reply].astype(np.float64))
+        positions.append(np.arange(len(reply)))
+        ids.append(np.array([trace.token_ids[t] for t in reply], int))
+        half.append(np.full(len(reply), number % 2))
     n_tokens = sum(map(len, values))
     if len(traces) < 2 or n_tokens < 2 * POSITION_BINS:
         raise SettingError(
-            f"{len(traces)} neutral replies of {n_tokens} tokens in all; at least 2 of {2 * POSITION_BINS} are needed "
-            "to tell what position and token explain. Elicit more neutral replies."
+            f"{len(traces)} neutral replies of {n_tokens} tokens in all; at least 2 with {2 * POSITION_BINS} are "
+            "needed to tell what position and token explain. Elicit more neutral replies."
         )
-    flat, place, token, side = (np.concatenate(x) for x in (values, positions, ids, half))
-    edges = np.unique(np.quantile(place, np.linspace(0, 1, POSITION_BINS + 1)[1:-1]))
-    bins = np.searchsorted(edges, place, side="right")
+    flat, position, token, half_of = (np.concatenate(x) for x in (values, positions, ids, half))
+    edges = np.unique(np.quantile(position, np.linspace(0, 1, POSITION_BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, position, side="right")
     counts = np.bincount(bins, minlength=len(edges) + 1)
     sums = np.bincount(bins, flat, minlength=len(edges) + 1)
     by_position = np.where(counts > 0, sums / np.maximum(counts, 1), flat.mean())
@@ -256,7 +258,7 @@ def token_tables(traces: Sequence[Trace], trait: str, block: int) -> TokenTables
     means = np.bincount(at, flat) / np.bincount(at)
     return TokenTables(
         position_r2=_r2(flat, by_position[bins], int((counts > 0).sum())),
-        token_r2=_token_r2(flat, token, side),
+        token_r2=_token_r2(flat, token, half_of),
         mean=float(flat.mean()),
         edges=edges,
         by_position=by_position,
@@ -274,14 +276,14 @@ def _r2(values: np.ndarray, guess: np.ndarray, n_groups: int) -> float:
     return float(max(0.0, 1 - (1 - r2) * (n - 1) / max(n - n_groups, 1)))
 
 
-def _token_r2(values: np.ndarray, tokens: np.ndarray, side: np.ndarray) -> float:
+def _token_r2(values: np.ndarray, tokens: np.ndarray, half: np.ndarray) -> float:
     explained = total = 0.0
     for fitted in (0, 1):
-        inside, outside = side == fitted, side != fitted
+        inside, outside = half == fitted, half != fitted
         if not inside.any() or not outside.any():
             continue
-        names, place = np.unique(tokens[inside], return_inverse=True)
-        means = np.bincount(place, values[inside]) / np.bincount(place)
+        names, number = np.unique(tokens[inside], return_inverse=True)
+        means = np.bincount(number, values[inside]) / np.bincount(number)
         mean = values[inside].mean()
         at = np.minimum(np.searchsorted(names, tokens[outside]), len(names) - 1)
         guess = np.where(names[at] == tokens[outside], means[at], mean)

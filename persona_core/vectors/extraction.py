@@ -1,11 +1,11 @@
 """From judged replies to a persona vector.
 
-    v[b] = mean over high-trait replies of h̄[b]  -  mean over low-trait replies of h̄[b]
+    v[b] = mean over positive replies of h̄[b]  -  mean over negative replies of h̄[b]
 
-with h̄[b] the pooled state of one reply at block b (Persona Vectors, arXiv 2507.21509). A larger projection means more
-of the trait. Every reply counts the same, whatever its length; means accumulate in float64.
+where h̄[b] is the pooled state of one reply at block b (Persona Vectors, arXiv 2507.21509). A larger projection means
+more of the trait. Every reply has the same weight, whatever its length; means accumulate in float64.
 
-A method is a function of the two sides and the neutral replies. Those here read one reply, or one block, at a time.
+A method is a function of both sides and the neutral replies. The methods here read one reply, or one block, at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from persona_core.elicitation.store import Reply, ReplyScore
 
 MIN_REPLIES = 2
-NEUTRAL_VARIANCE = 0.5  # the share of the neutral replies' variance that the removed components explain
+NEUTRAL_VARIANCE = 0.5  # share of the neutral replies' variance that the removed components explain
 PROBE_C = 0.01  # inverse strength of the probe's L2 penalty, on standardised states
 
 
@@ -33,30 +33,30 @@ class Sides:
     """Pooled states of one trait's kept replies, and of neutral ones.
 
     Attributes:
-        high: replies that show the trait. low: replies that do not.
+        positive, negative: replies that show the trait, and replies that do not.
         neutral: replies without an instruction; may be empty for methods that do not use them.
     """
 
-    high: States
-    low: States
+    positive: States
+    negative: States
     neutral: States
 
 
 Method = Callable[[Sides], np.ndarray]
-"""Sides -> `[n_blocks, d_model]`. The sign: a larger projection means more of the trait."""
+"""Sides -> `[n_blocks, d_model]`, signed so that a larger projection means more of the trait."""
 
 
 class RunningMean:
-    """The mean of states that arrive one reply at a time; nothing but the mean is kept (Welford's update)."""
+    """The mean of states that arrive one reply at a time (Welford's update)."""
 
     def __init__(self) -> None:
         self.count = 0
         self._mean: np.ndarray | None = None  # float64 [n_blocks, d_model]
 
     def add(self, state: np.ndarray) -> None:
-        """Add one reply's pooled state, `[n_blocks, d_model]`. Replies of no token (NaN) are not to be added."""
+        """Add one reply's pooled state, `[n_blocks, d_model]`; that of an empty reply is NaN and refused."""
         if not np.isfinite(state).all():
-            raise SettingError("A mean state holds NaN or infinity: a reply of no token, or an overflow in the model.")
+            raise SettingError("A pooled state holds NaN or infinity: an empty reply, or an overflow in the model.")
         self.count += 1
         value = state.astype(np.float64)
         self._mean = value if self._mean is None else self._mean + (value - self._mean) / self.count
@@ -65,7 +65,7 @@ class RunningMean:
     def mean(self) -> np.ndarray:
         """float64 `[n_blocks, d_model]`."""
         if self._mean is None:
-            raise SettingError("No reply was added.")
+            raise SettingError("No replies were added.")
         return self._mean
 
 
@@ -81,16 +81,16 @@ def mean_of(states: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def mean_difference(sides: Sides) -> np.ndarray:
-    """Mean state of the high replies minus that of the low ones, float32 `[n_blocks, d_model]`."""
-    return (mean_of(sides.high) - mean_of(sides.low)).astype(np.float32)
+    """Mean state of the positive replies minus that of the negative ones, float32 `[n_blocks, d_model]`."""
+    return (mean_of(sides.positive) - mean_of(sides.negative)).astype(np.float32)
 
 
 def logistic_probe(sides: Sides, c: float = PROBE_C) -> np.ndarray:
-    """The direction of an L2-penalised logistic regression of high against low, block by block.
+    """The direction of an L2-penalised logistic regression of positive against negative, block by block.
 
-    States are standardised before the fit, so that a few channels a thousand times the others do not decide, and the
-    coefficients are carried back to the residual stream. The norm is the distance of the two means along the
-    direction, so that strengths are comparable with those of the mean difference.
+    States are standardised for the fit, so that a few channels a thousand times the others do not dominate, and the
+    coefficients are mapped back to the residual stream. The norm is the distance of the two means along the direction,
+    so that strengths are comparable with those of the mean difference.
 
     Raises:
         SettingError: scikit-learn is missing.
@@ -99,28 +99,29 @@ def logistic_probe(sides: Sides, c: float = PROBE_C) -> np.ndarray:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise SettingError("method='logistic_probe' needs scikit-learn: pip install scikit-learn.") from error
-    labels = np.r_[np.ones(len(sides.high)), np.zeros(len(sides.low))]
+    labels = np.r_[np.ones(len(sides.positive)), np.zeros(len(sides.negative))]
     found = []
-    for block in range(sides.high.n_blocks):
-        high, low = (side.block(block).astype(np.float64) for side in (sides.high, sides.low))  # [n, d_model]
-        both = np.concatenate([high, low])
+    for block in range(sides.positive.n_blocks):
+        sides_here = (side.block(block).astype(np.float64) for side in (sides.positive, sides.negative))
+        positive, negative = sides_here  # [n, d_model] each
+        both = np.concatenate([positive, negative])
         spread = both.std(0)
         spread[spread == 0] = np.inf  # a channel that never changes says nothing
         fit = LogisticRegression(C=c, max_iter=1000).fit((both - both.mean(0)) / spread, labels)
         direction = fit.coef_[0] / spread  # [d_model]
         norm = np.linalg.norm(direction)
         if not norm > 0:
-            raise SettingError(f"The probe finds no direction at block {block}: the two sides are the same there.")
+            raise SettingError(f"The probe finds no direction at block {block}: both sides are the same there.")
         unit = direction / norm
-        found.append(unit * abs(unit @ (high.mean(0) - low.mean(0))))
+        found.append(unit * abs(unit @ (positive.mean(0) - negative.mean(0))))
     return np.stack(found).astype(np.float32)
 
 
 def mean_difference_without_neutral_components(sides: Sides, variance: float = NEUTRAL_VARIANCE) -> np.ndarray:
-    """The mean difference without what neutral replies vary by anyway.
+    """The mean difference without the directions in which neutral replies vary.
 
-    At each block, the top principal components of the neutral replies' states that together explain `variance` of
-    their variance are projected out of the mean difference.
+    At each block, the top principal components that explain `variance` of the neutral states' variance are projected
+    out of the mean difference.
 
     Raises:
         SettingError: fewer than three neutral replies.
@@ -151,18 +152,17 @@ def extract(trait: str, sides: Sides, method: Method) -> np.ndarray:
     """One trait's vector, checked: float32 `[n_blocks, d_model]`.
 
     Raises:
-        SettingError: too few replies on a side, or a method that returns something else than finite, non-zero
-            directions.
+        SettingError: too few replies on a side, or a method that does not return finite, non-zero directions.
     """
-    counts = len(sides.high), len(sides.low)
+    counts = len(sides.positive), len(sides.negative)
     if min(counts) < MIN_REPLIES:
         raise SettingError(
-            f"Too few replies for the vector of {trait!r}: {counts[0]} high and {counts[1]} low, at least "
+            f"Too few replies for the vector of {trait!r}: {counts[0]} positive and {counts[1]} negative; at least "
             f"{MIN_REPLIES} of each are needed. Elicit more, or loosen the filter."
         )
     vector = np.asarray(method(sides), np.float32)
     name = getattr(method, "__name__", "the method")
-    expected = sides.high.n_blocks, sides.high.d_model
+    expected = sides.positive.n_blocks, sides.positive.d_model
     if vector.shape != expected:
         raise SettingError(f"{name} returned shape {vector.shape} for {trait!r}; expected {expected}.")
     if not np.isfinite(vector).all():
@@ -177,16 +177,16 @@ def extract(trait: str, sides: Sides, method: Method) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """The replies that pass the filter, each side on its own.
+class KeptReplies:
+    """The replies that pass the filter; each side is filtered separately.
 
     Attributes:
-        high, low: replies.
+        positive, negative: replies.
         counts: side -> how many were written and kept, and why others were not.
     """
 
-    high: tuple[Reply, ...]
-    low: tuple[Reply, ...]
+    positive: tuple[Reply, ...]
+    negative: tuple[Reply, ...]
     counts: Mapping[str, Mapping[str, int]]
 
 
@@ -196,15 +196,15 @@ def keep(
     scores: Mapping[int, ReplyScore],
     min_trait: float = MIN_SCORE,
     min_coherence: float = MIN_SCORE,
-) -> Kept:
-    """The filter: a high reply with trait >= 50 and coherence >= 50, a low one with trait < 50 and coherence >= 50.
+) -> KeptReplies:
+    """The filter: coherence >= 50, and trait >= 50 on the positive side or < 50 on the negative.
 
-    A reply without a score is never kept, nor is one of no token.
+    A reply without scores is never kept, nor is an empty one.
 
     Raises:
-        SettingError: fewer than two left on a side; the message shows the counts.
+        SettingError: fewer than two are left on a side; the message shows the counts.
     """
-    kept: dict[str, list[Reply]] = {"high": [], "low": []}
+    kept: dict[str, list[Reply]] = {"positive": [], "negative": []}
     counts = {
         side: dict.fromkeys(("written", "kept", "no_score", "incoherent", "off_side", "empty"), 0) for side in kept
     }
@@ -218,11 +218,11 @@ def keep(
     if min(len(side) for side in kept.values()) < MIN_REPLIES:
         table = "; ".join(f"{side}: " + ", ".join(f"{n} {what}" for what, n in c.items()) for side, c in counts.items())
         raise SettingError(
-            f"The filter leaves too few replies for the vector of {trait!r}, {len(kept['high'])} high and "
-            f"{len(kept['low'])} low ({table}). Look at them in replies.jsonl: if the model does not follow the "
-            "instructions, make them plainer; if it does, look at the judge; or elicit more."
+            f"The filter leaves too few replies for the vector of {trait!r}, {len(kept['positive'])} positive and "
+            f"{len(kept['negative'])} negative ({table}). Read them in replies.jsonl: if the model does not follow the "
+            "instructions, make them clearer; if it does, check the judge; or elicit more."
         )
-    return Kept(tuple(kept["high"]), tuple(kept["low"]), counts)
+    return KeptReplies(tuple(kept["positive"]), tuple(kept["negative"]), counts)
 
 
 def _verdict(reply: Reply, score: ReplyScore | None, min_trait: float, min_coherence: float) -> str:
@@ -233,4 +233,4 @@ def _verdict(reply: Reply, score: ReplyScore | None, min_trait: float, min_coher
     if score.coherence < min_coherence:
         return "incoherent"
     shows = score.trait >= min_trait
-    return "kept" if shows == (reply.request.side == "high") else "off_side"
+    return "kept" if shows == (reply.request.side == "positive") else "off_side"

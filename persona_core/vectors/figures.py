@@ -18,7 +18,7 @@ Figure = Mapping[str, Any]
 
 
 def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
-    """Four panels: AUROC by block, what else would tell the trait, correlation with the judge, and steering.
+    """Four panels: AUROC by block, confounds, correlation with the judge, and steering.
 
     Raises:
         UnknownTrait: not one of the vectors' traits.
@@ -64,7 +64,7 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
 
 
 def cosine_figure(vectors: PersonaVectors) -> go.Figure:
-    """Cosines between the traits' vectors; each row at the block of its trait."""
+    """Cosines between the traits' vectors; each row at its trait's best block."""
     traits = [t for t in vectors.traits if t in vectors.best_block]
     if not traits:
         raise UnknownTrait("any with a best block", vectors.traits)

@@ -18,8 +18,8 @@ class HeldOut:
         states: their pooled states.
         texts: what they say.
         n_tokens: `[n]`, their lengths.
-        token_ids: of each reply, end-of-turn tokens left out.
-        asked: bool `[n]`, the positive instruction was given.
+        token_ids: of each reply, without end-of-turn tokens.
+        positive: bool `[n]`, whether the reply was written under the positive instruction.
         question: `[n]`, which evaluation question each answers.
         score: `[n]`, the judge's trait score, 0 to 100.
     """
@@ -28,7 +28,7 @@ class HeldOut:
     texts: tuple[str, ...]
     n_tokens: np.ndarray
     token_ids: tuple[tuple[int, ...], ...]
-    asked: np.ndarray
+    positive: np.ndarray
     question: np.ndarray
     score: np.ndarray
 
@@ -37,20 +37,20 @@ class HeldOut:
 
     @property
     def shows(self) -> np.ndarray:
-        """bool `[n]`."""
+        """Whether the judge sees the trait in each reply, bool `[n]`."""
         return self.score >= MIN_SCORE
 
     def take(self, inside: np.ndarray) -> HeldOut:
-        """The replies that are marked, bool `[n]`."""
-        places = np.flatnonzero(inside)
+        """The replies for which `inside`, bool `[n]`, is true."""
+        rows = np.flatnonzero(inside)
         return HeldOut(
-            self.states.take(places),
-            tuple(self.texts[i] for i in places),
-            self.n_tokens[places],
-            tuple(self.token_ids[i] for i in places),
-            self.asked[places],
-            self.question[places],
-            self.score[places],
+            self.states.take(rows),
+            tuple(self.texts[i] for i in rows),
+            self.n_tokens[rows],
+            tuple(self.token_ids[i] for i in rows),
+            self.positive[rows],
+            self.question[rows],
+            self.score[rows],
         )
 
     def project(self, vector: np.ndarray, block: int) -> np.ndarray:
@@ -60,12 +60,12 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class CrossTrait:
-    """Replies that were asked for other traits, judged on this one.
+    """Replies elicited for other traits, judged on this one.
 
     Attributes:
         states: their pooled states.
         score: `[n]`, the judge's score for this trait.
-        cluster: `[n]`, replies to one question of one trait move together.
+        cluster: `[n]`, which trait and question each answers; a bootstrap resamples whole clusters.
     """
 
     states: States
@@ -82,11 +82,11 @@ def project_states(states: States, vector: np.ndarray, block: int) -> np.ndarray
     if not len(states):
         return np.empty(0)
     unit = vector[block].astype(np.float64)
-    with np.errstate(invalid="ignore"):  # a state that is not finite gives NaN, which is counted and flagged
+    with np.errstate(invalid="ignore"):  # a non-finite state gives NaN, which is counted and flagged
         return states.block(block).astype(np.float64) @ (unit / np.linalg.norm(unit))
 
 
 def halves(held_out: HeldOut, n_questions: int) -> tuple[HeldOut, HeldOut]:
-    """The first half of the questions, which chooses the block, and the second, which is reported."""
+    """Replies to the first half of the questions, which choose the block, and to the second, which are reported."""
     first = held_out.question < (n_questions + 1) // 2
     return held_out.take(first), held_out.take(~first)

@@ -1,4 +1,4 @@
-"""Vectors with their card, pushed to the Hub."""
+"""Push vectors with their card to the Hub."""
 
 from __future__ import annotations
 

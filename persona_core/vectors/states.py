@@ -1,4 +1,4 @@
-"""Pooled states of many replies, read one reply or one block at a time: never all of them in memory."""
+"""Pooled states of many replies, read one reply or one block at a time, never all at once."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class States(Protocol):
         """One block's states of all replies, float32 `[n_replies, d_model]`."""
         ...
 
-    def take(self, places: Sequence[int] | np.ndarray) -> States:
-        """The replies at these places, in this order; a place may come more than once."""
+    def take(self, indices: Sequence[int] | np.ndarray) -> States:
+        """The replies at these indices, in this order; an index may repeat."""
         ...
 
 
 class ArrayStates:
-    """States that are in memory already.
+    """States in memory.
 
     Args:
         array: `[n_replies, n_blocks, d_model]`.
@@ -65,5 +65,5 @@ class ArrayStates:
     def block(self, block: int) -> np.ndarray:
         return self._array[:, block]
 
-    def take(self, places: Sequence[int] | np.ndarray) -> ArrayStates:
-        return ArrayStates(self._array[np.asarray(places, int)])
+    def take(self, indices: Sequence[int] | np.ndarray) -> ArrayStates:
+        return ArrayStates(self._array[np.asarray(indices, int)])

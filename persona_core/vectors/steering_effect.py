@@ -1,8 +1,8 @@
 """Does the direction cause the trait? Trait score and coherence of steered replies, against random directions.
 
-Unit. A strength of 1 adds the vector's own norm at its block: for a mean difference, the distance between the means of
-the two sides. The random arm adds directions of the same norm, another one for each seed. All arms and strengths write
-with the same seeds, so differences are paired. Nothing is asked of the model: no system prompt, held-out questions.
+Unit. A strength of 1 adds the vector at its own norm: for a mean difference, the distance between the means of the two
+sides. The random arm adds directions of the same norm, a different one for each seed. All arms and strengths use the
+same seeds, so differences are paired. The prompts are held-out questions without a system prompt.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from persona_core.utils.checks import check_integer, is_number
 from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
 
 if TYPE_CHECKING:
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
     from persona_core.vectors.vectors import PersonaVectors
 
 
 @dataclass(frozen=True)
 class SteeringPlan:
-    """What is tried.
+    """Which strengths are tried, and on how many replies.
 
     Attributes:
-        strengths: in norms of the vector; 0 is always tried as well.
-        seeds: replies to each question, arm and strength.
-        n_questions: at most so many of the report half of the evaluation questions.
-        sampling: how tokens are chosen.
+        strengths: in norms of the vector; 0 is always included.
+        seeds: replies per question, arm and strength.
+        n_questions: how many questions of the report half of the evaluation questions are used at most.
+        sampling: how tokens are sampled.
         batch_size: replies written at once.
         seed: of the first reply and of the random directions.
     """
@@ -60,7 +60,7 @@ class SteeringPlan:
         check_integer("n_questions", self.n_questions)
 
     def n_judged(self, trait: TraitDefinition) -> int:
-        """How many questions a judge is asked for the curve of one trait: two a reply."""
+        """How many questions a judge is asked for the curve of one trait: two per reply."""
         cells = 1 + 2 * len({s for s in self.strengths if s})
         return 2 * cells * self.seeds * len(steering_questions(trait, self))
 
@@ -78,17 +78,16 @@ def steering_effect(
     """The steering curve of one trait at its best block.
 
     Args:
-        folder: where the finished curve is kept, and found again by a later call with the same settings; so are the
-            replies of every arm and strength, as they are finished.
+        folder: where the replies of each arm and strength, and then the curve, are stored; a later call with the same
+            settings resumes from them.
 
     Returns:
-        "vector" and "random": for each strength the trait score and the coherence, with intervals over questions (all
-        replies to a question move together); "effect": trait score of the vector arm minus the random arm, paired by
-        question, at "effect_at", the largest strength at which the vector arm is still coherent; None where it is
-        coherent at no strength, for a score of noise shows nothing.
+        "vector" and "random": for each strength the trait score and the coherence, with intervals over questions;
+        "effect": trait score of the vector arm minus the random arm, paired by question, at "effect_at", the largest
+        strength at which the vector arm is still coherent; None where it is coherent at no strength.
 
     Raises:
-        SettingError: no evaluation question is left that has not chosen the block.
+        SettingError: no evaluation question is left after the choice of the block.
     """
     block, questions = vectors.best_block[trait.name], steering_questions(trait, plan)
     written = _fingerprint(lm, plan, block, questions, vectors.tensor(trait.name)[block])
@@ -105,7 +104,7 @@ def steering_effect(
     curve = _curve(scores, plan, len(questions), n_resamples)
     norm = float(vectors.tensor(trait.name)[block].norm())
     curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), "unanswered": unanswered, **curve}
-    if kept is not None and not unanswered:  # what a server failed to answer is asked again by the next call
+    if kept is not None and not unanswered:  # a later call asks again what failed
         write_whole(kept, json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n")
     return curve
 
@@ -114,7 +113,7 @@ Cell = tuple[str, float]  # arm, strength
 
 
 def steering_questions(trait: TraitDefinition, plan: SteeringPlan) -> tuple[str, ...]:
-    """Of the half of the evaluation questions that gives the figures; the other half has chosen the block.
+    """Questions from the half of the evaluation questions that is reported on; the other half chose the block.
 
     Raises:
         SettingError: there is only one evaluation question.
@@ -122,14 +121,14 @@ def steering_questions(trait: TraitDefinition, plan: SteeringPlan) -> tuple[str,
     questions = trait.evaluation_questions[(len(trait.evaluation_questions) + 1) // 2 :]
     if not questions:
         raise SettingError(
-            f"{trait.name!r} has {len(trait.evaluation_questions)} evaluation question, which chooses the block: none "
-            "is left for steering. Add some, or leave the steering curves out (--no-steering)."
+            f"{trait.name!r} has {len(trait.evaluation_questions)} evaluation question, used to choose the block; none "
+            "is left for steering. Add evaluation questions, or skip the steering curves (--no-steering)."
         )
     return questions[: plan.n_questions]
 
 
 class _SteeredReplies:
-    """Steered replies that are on the disk already, an arm and strength a line."""
+    """Steered replies on disk, one line per arm and strength."""
 
     def __init__(self, folder: str | Path | None, trait: str, settings: str) -> None:
         self._path = None if folder is None else Path(folder) / f"{trait}.replies.jsonl"
@@ -162,7 +161,7 @@ def _write(
     """Texts of each arm and strength, `[seeds][questions]`."""
     vector = vectors.tensor(trait)[block]
     device = next(lm.blocks.modules[block].parameters()).device
-    own = (vector / vector.norm()).to(device)
+    unit = (vector / vector.norm()).to(device)
     generator = torch.Generator().manual_seed(plan.seed)
     others = torch.randn(plan.seeds, len(vector), generator=generator)
     random = (others / others.norm(dim=1, keepdim=True)).to(device)  # [seeds, d_model]
@@ -177,19 +176,19 @@ def _write(
                 bar.update(plan.seeds * len(questions))
                 continue
             amount = strength * float(vector.norm())
-            # A change belongs to a whole batch: the random arm, with a direction for each seed, needs a batch for each.
+            # An intervention applies to a whole batch, so the random arm, with a direction per seed, needs one per seed.
             groups = [[k] for k in range(plan.seeds)] if arm == "random" else [list(range(plan.seeds))]
             texts[arm, strength] = []
             for seeds in groups:
-                direction = random[seeds[0]] if arm == "random" else own
+                direction = random[seeds[0]] if arm == "random" else unit
                 changes = [Intervention(Steer(trait, block, strength=amount), direction, amount)] if strength else []
                 seed = plan.seed + seeds[0] * len(questions)
-                asked = list(questions) * len(seeds)
-                replies = write_replies(lm, asked, plan.sampling, seed, plan.batch_size, interventions=changes)
+                prompts = list(questions) * len(seeds)
+                replies = write_replies(lm, prompts, plan.sampling, seed, plan.batch_size, interventions=changes)
                 written = [r.text for r in replies]
                 n = len(questions)
                 texts[arm, strength] += [written[start : start + n] for start in range(0, len(written), n)]
-                bar.update(len(asked))
+                bar.update(len(prompts))
             kept.add((arm, strength), texts[arm, strength])
     return texts
 
@@ -202,7 +201,7 @@ def _judge(
     progress: bool,
 ) -> tuple[dict[tuple[str, float, str], np.ndarray], int]:
     """Scores by arm, strength and what was judged, `[questions, seeds]`, NaN for none; and how many are unanswered."""
-    asked, places = [], {}
+    to_judge, cells = [], {}
     scores: dict[tuple[str, float, str], np.ndarray] = {}
     for (arm, strength), runs in texts.items():
         for name, prompt in ((trait.name, trait.judge_prompt), (COHERENCE, COHERENCE_PROMPT)):
@@ -211,15 +210,15 @@ def _judge(
             for k, run in enumerate(runs):
                 for q, text in enumerate(run):
                     key = f"{arm}/{strength}/{k}/{q}/{name}"
-                    asked.append(Question(key, name, fill(prompt, questions[q], text), questions[q], text))
-                    places[key] = (arm, strength, what), (q, k)
+                    to_judge.append(Question(key, name, fill(prompt, questions[q], text), questions[q], text))
+                    cells[key] = (arm, strength, what), (q, k)
     answered = 0
-    for question, score in judge.score(asked, progress):
+    for question, score in judge.score(to_judge, progress):
         answered += 1
         if score.value is not None:
-            cell, at = places[question.key]
+            cell, at = cells[question.key]
             scores[cell][at] = score.value
-    return scores, len(asked) - answered
+    return scores, len(to_judge) - answered
 
 
 def _curve(
@@ -255,13 +254,13 @@ def _curve(
 
 
 def _level(values: np.ndarray) -> float:
-    """The mean of the scores that are there; below every score where none is."""
+    """The mean of the known scores; -1 without any."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else -1.0
 
 
 def _figure(values: np.ndarray, n_resamples: int) -> dict[str, float | int] | None:
-    """Mean of what is there, with an interval over questions; None where nothing is."""
+    """Mean of the known scores, with an interval over questions; None without any."""
     found = _mean(values, n_resamples)
     return None if found is None else found.to_dict()
 
@@ -281,7 +280,7 @@ def _mean(values: np.ndarray, n_resamples: int) -> Estimate | None:
 def _fingerprint(
     lm: LanguageModel, plan: SteeringPlan, block: int, questions: Sequence[str], vector: torch.Tensor
 ) -> str:
-    """Of all that decides the replies."""
+    """A hash of all that the replies depend on."""
     drawn = {k: v for k, v in asdict(plan).items() if k not in ("n_questions", "strengths")}
     return _digest(lm.identity, drawn, block, questions, hashlib.sha256(vector.numpy().tobytes()).hexdigest())
 

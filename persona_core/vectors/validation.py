@@ -1,8 +1,8 @@
-"""Whether to believe a vector: figures on held-out replies, each with its interval, and the controls it failed.
+"""Whether to trust a vector: figures on held-out replies, each with its interval, and the controls it failed.
 
-The block is chosen on one half of the evaluation questions and every figure is of the other half. Intervals resample
-questions: replies to one question are not independent. A reply shows the trait if the judge gave it 50 or more,
-whatever its instruction asked for. What cannot be told is None, and a flag says so.
+The block is chosen on one half of the evaluation questions, and every figure is measured on the other half. Intervals
+resample questions: replies to one question are not independent. A reply shows the trait if the judge gave it 50 or more
+under either instruction. A figure that cannot be determined is None, and a flag says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from persona_core.analysis.statistics import Estimate, over_clusters, pearson, r
 from persona_core.errors import SettingError
 from persona_core.vectors.confounds import confounds
 from persona_core.vectors.controls import (
-    Extracted,
+    ExtractionReplies,
     TokenTables,
     cosine_of,
     random_direction_aurocs,
@@ -31,11 +31,14 @@ from persona_core.vectors.verdict import flags, notes
 
 Figures = dict[str, Any]
 
+SIDE_KEYS = {"positive": "high", "negative": "low"}
+"""The keys of the two sides in config.json, format version 1."""
+
 
 def choose_block(trait: str, choice: HeldOut, vector: np.ndarray, blocks: Sequence[int]) -> tuple[int, list[float]]:
-    """The block at which the projection goes best with the judge's score, on the choice split; of equals the first.
+    """The block whose projection correlates best with the judge's score on the choice split; of equals the first.
 
-    Not the block of the highest AUROC: that reaches 1 at several blocks and then says nothing about which is best.
+    Not the block with the highest AUROC, which can reach 1 at several blocks and then does not tell them apart.
 
     Returns:
         The block, and the correlation at each of `blocks`.
@@ -49,13 +52,13 @@ def choose_block(trait: str, choice: HeldOut, vector: np.ndarray, blocks: Sequen
         raise SettingError(
             f"No block can be chosen for {trait!r}: of {len(shows)} judged, coherent replies to the first half of its "
             f"evaluation questions {int(shows.sum())} show the trait; at least 2 must and 2 must not. Elicit more "
-            "evaluation replies, or make the instructions plainer."
+            "evaluation replies, or make the instructions clearer."
         )
     found = [pearson(choice.project(vector, b), choice.score) for b in blocks]
     if not np.isfinite(found).any():
         raise SettingError(
-            f"No block can be chosen for {trait!r}: at every block the projection is the same for all replies, or not "
-            "finite. Look at the vector, and at the states for an overflow of the model's dtype."
+            f"No block can be chosen for {trait!r}: at every block the projection is constant or not finite. Check the "
+            "vector, and the states for an overflow of the model's dtype."
         )
     return blocks[int(np.nanargmax(found))], found
 
@@ -69,9 +72,9 @@ def validate(
     block: int,
     choice: HeldOut,
     report: HeldOut,
-    across: CrossTrait | None,
+    cross_trait: CrossTrait | None,
     tables: TokenTables,
-    extracted: Extracted,
+    extracted: ExtractionReplies,
     method: Method,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -80,13 +83,13 @@ def validate(
 
     Args:
         trait: one of `vectors`.
-        vectors: trait -> `[n_blocks, d_model]`; the others are compared with.
+        vectors: trait -> `[n_blocks, d_model]`; the other traits' vectors are compared with.
         block: the chosen block.
         choice, report: the two splits.
-        across: replies that were asked for other traits; None without other traits.
+        cross_trait: replies elicited for other traits; None without other traits.
         tables: the trait's, at the chosen block.
-        extracted: what the vector was made of.
-        method: how.
+        extracted: the replies that the vector was extracted from.
+        method: the extraction method.
         n_resamples: of every bootstrap.
         seed: of resampling, halvings, random directions and shuffled labels.
     """
@@ -99,8 +102,8 @@ def validate(
         return None if found is None else found.to_dict()
 
     by_block = {b: report.project(vector, b) for b in blocks}
-    own = by_block[block]  # [n]
-    own_auroc = rank_auroc(own, shows)
+    projections = by_block[block]  # [n]
+    vector_auroc = rank_auroc(projections, shows)
     cosines = split_half_cosines(extracted, block, method, seed=seed)
     states = report.states.block(block) if len(report) else np.empty((0, vector.shape[1]))
     random = random_direction_aurocs(states, shows, seed=seed)
@@ -111,25 +114,25 @@ def validate(
             "replies": len(report),
             "show": int(shows.sum()),
             "questions": len(np.unique(question)),
-            "not_finite": int((~np.isfinite(own)).sum()),
+            "not_finite": int((~np.isfinite(projections)).sum()),
         },
-        "auroc": estimate(own_auroc),
+        "auroc": estimate(vector_auroc),
         "auroc_by_block": [
             estimate(rank_auroc(by_block[b], shows)) if b in by_block else None for b in range(len(vector))
         ],
         "split_half_cosine": _spread(cosines),
         "correlation": {
-            "all": estimate(lambda w: pearson(own, report.score, w)),
+            "all": estimate(lambda w: pearson(projections, report.score, w)),
             **{
-                name: estimate(lambda w, m=mask: pearson(own[m], report.score[m], w), mask)
-                for name, mask in (("high", report.asked), ("low", ~report.asked))
+                name: estimate(lambda w, m=mask: pearson(projections[m], report.score[m], w), mask)
+                for name, mask in ((SIDE_KEYS["positive"], report.positive), (SIDE_KEYS["negative"], ~report.positive))
             },
         },
         "own_minus_best_other": None
-        if across is None
-        else _against_others(trait, vectors, block, report, across, n_resamples, seed),
+        if cross_trait is None
+        else _against_others(trait, vectors, block, report, cross_trait, n_resamples, seed),
         "cosine": {t: _rounded(cosine_of(vector[block], other[block])) for t, other in vectors.items() if t != trait},
-        "confounds": confounds(own, choice, report, tables, estimate),
+        "confounds": confounds(projections, choice, report, tables, estimate),
         "nulls": {
             "random_directions": {**_null(random, "auroc"), **_null(random_r, "correlation")},
             "shuffled_labels": {"gap": _rounded(gap), **_null(gaps, "gap")},
@@ -141,7 +144,7 @@ def validate(
         text_auroc = rank_auroc(by_text, shows)
         figures["text_baseline"] = {
             "auroc": estimate(text_auroc),
-            "vector_minus_text": estimate(lambda w: own_auroc(w) - text_auroc(w)),
+            "vector_minus_text": estimate(lambda w: vector_auroc(w) - text_auroc(w)),
         }
     return figures
 
@@ -151,23 +154,23 @@ def _against_others(
     vectors: Mapping[str, np.ndarray],
     block: int,
     report: HeldOut,
-    across: CrossTrait,
+    cross_trait: CrossTrait,
     n_resamples: int,
     seed: int,
 ) -> Figures | None:
     """r(score, own projection) minus the largest r(score, projection on another trait's vector).
 
-    Over the trait's own replies and replies that were asked for other traits: only there can a vector of "something is
-    odd" be told from one of the trait.
+    Over the trait's replies and those elicited for other traits: only there does a vector of "something is odd" differ
+    from one of the trait.
     """
     others = [t for t in vectors if t != trait and np.isfinite(vectors[t][block]).all()]
     if not others:
         return None
-    score = np.concatenate([report.score, across.score])
-    clusters = np.concatenate([report.question, report.question.max(initial=0) + 1 + across.cluster])
+    score = np.concatenate([report.score, cross_trait.score])
+    clusters = np.concatenate([report.question, report.question.max(initial=0) + 1 + cross_trait.cluster])
 
     def project(vector: np.ndarray) -> np.ndarray:
-        return np.concatenate([report.project(vector, block), project_states(across.states, vector, block)])
+        return np.concatenate([report.project(vector, block), project_states(cross_trait.states, vector, block)])
 
     own, projections = project(vectors[trait]), {t: project(vectors[t]) for t in others}
 
@@ -175,18 +178,18 @@ def _against_others(
         found = [(pearson(projections[t], score, weights), t) for t in others]
         return max([(r, t) for r, t in found if np.isfinite(r)], default=(float("nan"), ""))
 
-    # The best other is found anew in each resample: which one it is, is chance as well.
+    # The best other trait is determined in each resample: which one it is depends on chance too.
     found = over_clusters(lambda w: pearson(own, score, w) - best(w)[0], clusters, n_resamples, seed)
     if found is None:
         return None
-    return {**found.to_dict(), "other": best(np.ones(len(score)))[1], "n_cross_trait": len(across.score)}
+    return {**found.to_dict(), "other": best(np.ones(len(score)))[1], "n_cross_trait": len(cross_trait.score)}
 
 
 # ---- the verdict ----
 
 
 def with_flags(figures: Figures) -> Figures:
-    """The figures with the controls that the vector failed (`flags`) and remarks that are no failure (`notes`)."""
+    """The figures with the controls that the vector failed (`flags`) and other remarks (`notes`)."""
     return {**figures, "flags": flags(figures), "notes": notes(figures)}
 
 

@@ -24,7 +24,7 @@ from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch
 
 if TYPE_CHECKING:
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
 
 FORMAT_VERSION = 1
 TENSORS_FILE = "vectors.safetensors"

@@ -1,7 +1,7 @@
 """The verdict on a vector: which controls it failed, and what else a reader should know, in plain sentences.
 
-It reads nothing but the figures that `persona_core.vectors.validation` found. An interval decides, not a value: a
-vector passes where its interval says so, and where nothing can be told it fails.
+Everything is derived from the figures of `persona_core.vectors.validation`. Intervals decide, not values, and where a
+figure cannot be determined the vector fails.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from persona_core.utils.markdown import interval
 
 MIN_SPLIT_HALF = 0.9
 MAX_EXPLAINED = 0.5
-"""Of the variance over neutral tokens: a vector that position explains so far follows the position."""
+"""Share of the variance over neutral tokens; a vector that position explains to this degree follows the position."""
 FEW_QUESTIONS = 5
-"""Over fewer the intervals are too narrow, whatever is done: over 3 they hold the truth in 70 to 80 % of samples."""
+"""With fewer, intervals are too narrow by any method: with 3 they cover the truth in 70 to 80 % of samples."""
 
 Figures = Mapping[str, Any]
 
 
 def control_words(control: str) -> str:
-    """A control's name as figures and tables say it.
+    """A control's name in figures and tables.
 
     >>> control_words("token_identity"), control_words("split_half")
     ('tokens without context', 'split half')
@@ -31,7 +31,7 @@ def control_words(control: str) -> str:
 
 
 def flags(figures: Figures) -> list[dict[str, str]]:
-    """The controls that failed: `control`, its name, and `says`, one sentence with the numbers."""
+    """The controls that failed: `control`, its name, and `says`, a sentence with the numbers."""
     found = (*_detection(figures), *_direction(figures), *_confounds(figures), *steering_flags(figures.get("steering")))
     return [{"control": control, "says": says} for control, says in found]
 
@@ -46,17 +46,17 @@ def _detection(f: Figures) -> Iterator[tuple[str, str]]:
         yield "auroc", f"There is no AUROC to report: {why}."
         return
     if auroc["low"] <= 0.5:
-        yield "auroc", f"The held-out AUROC {interval(auroc, 3)} does not lie above chance (0.5)."
+        yield "auroc", f"The held-out AUROC {interval(auroc, 3)} is not above chance (0.5)."
     random, own = f["nulls"]["random_directions"], f["correlation"]["all"]
     by_rank = random["auroc_95"] is not None and auroc["value"] > random["auroc_95"]
     # Where both reach an AUROC of 1, the correlation with the score still tells them apart.
     by_score = random["correlation_95"] is not None and own is not None and own["value"] > random["correlation_95"]
     if not by_rank and not by_score:
-        says = "cannot be told" if random["auroc_95"] is None else f"{random['auroc_95']:.3f}"
+        says = "unknown size" if random["auroc_95"] is None else f"{random['auroc_95']:.3f}"
         yield (
             "random_directions",
-            f"5 % of random directions reach an AUROC of {says}, the vector's is {auroc['value']:.3f}; nor does its "
-            "correlation with the score lie above theirs.",
+            f"5 % of random directions reach an AUROC of {says}, the vector's is {auroc['value']:.3f}; nor is its "
+            "correlation with the score above theirs.",
         )
 
 
@@ -65,7 +65,7 @@ def _direction(f: Figures) -> Iterator[tuple[str, str]]:
     if shuffled["gap"] is None or shuffled["gap_95"] is None or shuffled["gap"] <= shuffled["gap_95"]:
         yield (
             "shuffled_labels",
-            f"The two sides lie {number(shuffled['gap'])} apart along the vector; with shuffled labels 5 % of vectors "
+            f"The two sides are {number(shuffled['gap'])} apart along the vector; with shuffled labels 5 % of vectors "
             f"reach {number(shuffled['gap_95'])}.",
         )
     half = f["split_half_cosine"]
@@ -73,13 +73,14 @@ def _direction(f: Figures) -> Iterator[tuple[str, str]]:
         says = "cannot be compared" if half is None else f"has a cosine of {half['value']:.2f}"
         yield (
             "split_half",
-            f"The vector of one half of the questions {says} with that of the other; {MIN_SPLIT_HALF} is asked for.",
+            f"The vector of one half of the questions {says} with that of the other; at least {MIN_SPLIT_HALF} is "
+            "required.",
         )
     other = f["own_minus_best_other"]
     if other is not None and other["low"] <= 0:
         yield (
             "own_minus_best_other",
-            f"The vector of {other['other']!r} goes with this trait's scores about as well: own minus other "
+            f"The vector of {other['other']!r} correlates with this trait's scores about as well: own minus other "
             f"correlation {interval(other, 3)}.",
         )
 
@@ -96,7 +97,7 @@ def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
         alone, ahead = confound["auroc"], confound["vector_ahead"]
         tells = alone is not None and alone["low"] > 0.5
         if tells and (ahead is None or ahead["low"] <= 0):
-            gap = "cannot be told" if ahead is None else f"is {interval(ahead, 3)}"
+            gap = "is unknown" if ahead is None else f"is {interval(ahead, 3)}"
             yield (
                 name,
                 f"{what} tells the trait by itself with an AUROC of {interval(alone, 3)}; how far the vector is ahead "
@@ -108,13 +109,13 @@ def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
 
 
 def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
-    """A failure where steering was tried and did no more than random directions of the same norm."""
+    """A failure where steering was tried and had no more effect than random directions of the same norm."""
     if steering is None:
         return
     effect = steering["effect"]
     if effect is None or effect["low"] <= 0:
-        untold = "cannot be told (at no strength were the steered replies coherent and scored)"
-        says = untold if effect is None else f"is {interval(effect, 1)} points"
+        unknown = "is unknown (at no strength were the steered replies coherent and scored)"
+        says = unknown if effect is None else f"is {interval(effect, 1)} points"
         yield (
             "steering",
             f"The effect of steering along the vector, over a random direction of the same norm, {says}: nothing "
@@ -123,7 +124,7 @@ def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
 
 
 def notes(figures: Figures) -> list[str]:
-    """Remarks that are no failure."""
+    """Remarks that are not failures."""
     return list(_notes(figures))
 
 
@@ -136,14 +137,14 @@ def _notes(f: Figures) -> Iterator[str]:
         )
     high = f["correlation"]["high"]
     if high is None or high["low"] <= 0:
-        says = "cannot be told" if high is None else f"is {interval(high, 3)}"
+        says = "is unknown" if high is None else f"is {interval(high, 3)}"
         yield (
-            f"Among replies that were asked for the trait, the correlation of projection and judge score {says}: the "
+            f"Among replies on the positive side, the correlation of projection and judge score {says}: the "
             "vector may read the instruction rather than the degree."
         )
     text = f["text_baseline"]
     if text is None:
-        yield "The words alone were not tried: that needs scikit-learn (pip install scikit-learn)."
+        yield "There is no baseline of words alone: it needs scikit-learn (pip install scikit-learn)."
     elif text["vector_minus_text"] is not None and text["vector_minus_text"]["low"] <= 0:
         yield (
             f"Counting words does as well on these replies (AUROC {interval(text['auroc'], 3)}): the AUROC does not "

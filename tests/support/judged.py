@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.traces.trace import Trace
-from persona_core.vectors.controls import Extracted, TokenTables
+from persona_core.vectors.controls import ExtractionReplies, TokenTables
 from persona_core.vectors.extraction import Sides
 from persona_core.vectors.held_out import HeldOut
 from persona_core.vectors.states import ArrayStates
@@ -21,11 +21,11 @@ REFUSES = "I'm sorry, but I can't help with that."
 
 
 @dataclass
-class Judged:
+class JudgedReplies:
     """Replies to `n_questions`, `per_side` of each side to every one; a test changes them as it likes."""
 
     states: np.ndarray  # [n, N_BLOCKS, D_MODEL]
-    asked: np.ndarray
+    positive: np.ndarray
     question: np.ndarray
     score: np.ndarray
     n_tokens: np.ndarray
@@ -44,25 +44,25 @@ def judged(
     sees_refusal: float = 0.0,
     noise: float = 0.5,
     telling: str | None = None,
-) -> Judged:
+) -> JudgedReplies:
     """Replies that follow their instruction, to a degree that the judge's score gives.
 
     Args:
         trait: how much of the degree is in the states.
-        longer: by how many tokens high replies are longer, on average.
+        longer: by how many tokens positive replies are longer, on average.
         sees_length: how much of the length is in the states.
-        declining: the side whose replies refuse, "high" or "low".
+        declining: the side whose replies refuse, "positive" or "negative".
         sees_refusal: how much of that is in the states.
         noise: of every state; half as much again belongs to the question.
-        telling: a word that only high replies say.
+        telling: a word that only positive replies say.
     """
     rng = np.random.default_rng(seed)
     question = np.repeat(np.arange(n_questions), 2 * per_side)
-    asked = np.tile(np.repeat([True, False], per_side), n_questions)
-    n = len(asked)
-    degree = np.where(asked, rng.uniform(0.2, 2, n), rng.uniform(-2, -0.2, n))
-    n_tokens = np.round(60 + np.where(asked, longer / 2, -longer / 2) + rng.uniform(-15, 15, n)).astype(int)
-    declines = np.array([(declining == "high") == side if declining else False for side in asked])
+    is_positive = np.tile(np.repeat([True, False], per_side), n_questions)
+    n = len(is_positive)
+    degree = np.where(is_positive, rng.uniform(0.2, 2, n), rng.uniform(-2, -0.2, n))
+    n_tokens = np.round(60 + np.where(is_positive, longer / 2, -longer / 2) + rng.uniform(-15, 15, n)).astype(int)
+    declines = np.array([(declining == "positive") == side if declining else False for side in is_positive])
     states = rng.normal(0, noise, (n, N_BLOCKS, D_MODEL))
     states += rng.normal(0, noise / 2, (n_questions, N_BLOCKS, D_MODEL))[question]
     states[:, :, TRAIT] += trait * degree[:, None] * np.array(STRENGTHS)
@@ -70,23 +70,25 @@ def judged(
     states[:, :, REFUSAL] += sees_refusal * declines[:, None]
     texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(n)]
     texts = [f"{REFUSES} {t}" if no else t for t, no in zip(texts, declines, strict=True)]
-    texts = [f"{t} {telling}" if telling and high else t for t, high in zip(texts, asked, strict=True)]
+    texts = [f"{t} {telling}" if telling and yes else t for t, yes in zip(texts, is_positive, strict=True)]
     ids = [tuple(int(i) for i in rng.integers(0, 30, length)) for length in n_tokens]
-    return Judged(states, asked, question, 50 + 25 * degree, n_tokens, texts, ids)
+    return JudgedReplies(states, is_positive, question, 50 + 25 * degree, n_tokens, texts, ids)
 
 
-def held_out(j: Judged) -> HeldOut:
-    return HeldOut(ArrayStates(j.states), tuple(j.texts), j.n_tokens, tuple(j.token_ids), j.asked, j.question, j.score)
+def held_out(j: JudgedReplies) -> HeldOut:
+    return HeldOut(
+        ArrayStates(j.states), tuple(j.texts), j.n_tokens, tuple(j.token_ids), j.positive, j.question, j.score
+    )
 
 
-def extracted(j: Judged) -> Extracted:
-    high, low = np.flatnonzero(j.asked), np.flatnonzero(~j.asked)
-    return Extracted(
-        sides=Sides(*(ArrayStates(j.states[places]) for places in (high, low, high[:0]))),
-        high_questions=j.question[high],
-        low_questions=j.question[low],
-        high_texts=tuple(j.texts[i] for i in high),
-        low_texts=tuple(j.texts[i] for i in low),
+def extracted(j: JudgedReplies) -> ExtractionReplies:
+    positive, negative = np.flatnonzero(j.positive), np.flatnonzero(~j.positive)
+    return ExtractionReplies(
+        sides=Sides(*(ArrayStates(j.states[rows]) for rows in (positive, negative, positive[:0]))),
+        positive_questions=j.question[positive],
+        negative_questions=j.question[negative],
+        positive_texts=tuple(j.texts[i] for i in positive),
+        negative_texts=tuple(j.texts[i] for i in negative),
     )
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from persona_core.errors import SettingError
 from persona_core.vectors.confounds import refuses
 from persona_core.vectors.controls import (
-    Extracted,
+    ExtractionReplies,
     cosine_of,
     one_block,
     random_direction_aurocs,
@@ -27,19 +27,19 @@ from persona_core.vectors.states import ArrayStates
 from tests.support.judged import BEST, D_MODEL, extracted, judged, neutral_trace
 
 
-def labelled(high_questions: list[int], low_questions: list[int]) -> Extracted:
+def labelled(positive_questions: list[int], negative_questions: list[int]) -> ExtractionReplies:
     """Replies whose state says which question they answer (axis 0) and which reply they are (axis 1)."""
 
     def states(questions: list[int], first: int) -> ArrayStates:
         rows = [[q, first + i, 1.0] for i, q in enumerate(questions)]
         return ArrayStates(np.array(rows, float)[:, None])
 
-    return Extracted(
-        Sides(states(high_questions, 0), states(low_questions, 100), ArrayStates(np.empty((0, 1, 3)))),
-        np.array(high_questions),
-        np.array(low_questions),
-        tuple("high" for _ in high_questions),
-        tuple("low" for _ in low_questions),
+    return ExtractionReplies(
+        Sides(states(positive_questions, 0), states(negative_questions, 100), ArrayStates(np.empty((0, 1, 3)))),
+        np.array(positive_questions),
+        np.array(negative_questions),
+        tuple("positive" for _ in positive_questions),
+        tuple("negative" for _ in negative_questions),
     )
 
 
@@ -50,7 +50,7 @@ class Spy:
         self.calls: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __call__(self, sides: Sides) -> np.ndarray:
-        self.calls.append((sides.high.block(0), sides.low.block(0)))
+        self.calls.append((sides.positive.block(0), sides.negative.block(0)))
         return np.array([[1.0, 0.0, 0.0]], np.float32)
 
 
@@ -77,30 +77,30 @@ def test_a_vector_without_noise_has_a_split_half_cosine_of_one_and_noise_alone_o
 
 def test_one_question_cannot_be_halved() -> None:
     assert len(split_half_cosines(labelled([0, 0], [0, 0]), 0, mean_difference)) == 0
-    assert len(split_half_cosines(labelled([0, 0], [1, 1]), 0, mean_difference)) == 0, "a half without a low reply"
+    assert len(split_half_cosines(labelled([0, 0], [1, 1]), 0, mean_difference)) == 0, "a half without a negative reply"
 
 
 def test_labels_are_shuffled_within_questions() -> None:
     spy = Spy()
     shuffled_gaps(labelled([0, 0, 1, 2], [0, 1, 1, 2]), 0, spy, n=50)
     moved = 0
-    for high, low in spy.calls[1:]:
-        assert sorted(high[:, 0]) == [0, 0, 1, 2] and sorted(low[:, 0]) == [0, 1, 1, 2]
-        moved += int((high[:, 1] >= 100).any())
+    for positive, negative in spy.calls[1:]:
+        assert sorted(positive[:, 0]) == [0, 0, 1, 2] and sorted(negative[:, 0]) == [0, 1, 1, 2]
+        moved += int((positive[:, 1] >= 100).any())
     assert moved > 40
 
 
 def test_labels_are_shuffled_over_all_where_each_question_has_one_side() -> None:
     spy = Spy()
     shuffled_gaps(labelled([0, 1, 2], [3, 4, 5]), 0, spy, n=50)
-    assert {len(high) for high, _ in spy.calls} == {3}
-    assert len({tuple(sorted(high[:, 0])) for high, _ in spy.calls}) > 10
+    assert {len(positive) for positive, _ in spy.calls} == {3}
+    assert len({tuple(sorted(positive[:, 0])) for positive, _ in spy.calls}) > 10
 
 
 def test_the_gap_is_the_distance_of_the_means_and_shuffling_shortens_it() -> None:
     j = judged(1)
     gap, gaps = shuffled_gaps(extracted(j), BEST, mean_difference, n=40)
-    difference = j.states[j.asked][:, BEST].mean(0) - j.states[~j.asked][:, BEST].mean(0)
+    difference = j.states[j.positive][:, BEST].mean(0) - j.states[~j.positive][:, BEST].mean(0)
     assert gap == pytest.approx(np.linalg.norm(difference), rel=1e-5)
     assert gaps.max() < gap / 2 and len(gaps) == 40
 
@@ -119,8 +119,10 @@ def test_true_labels_of_noise_pass_no_more_often_than_by_chance() -> None:
 def test_every_method_makes_one_blocks_direction_from_that_blocks_states(name: str) -> None:
     source = extracted(judged(1, n_questions=6))
     neutral = ArrayStates(np.random.default_rng(0).normal(size=(12, 3, D_MODEL)))
-    sides = Sides(source.sides.high, source.sides.low, neutral)
-    source = Extracted(sides, source.high_questions, source.low_questions, source.high_texts, source.low_texts)
+    sides = Sides(source.sides.positive, source.sides.negative, neutral)
+    source = ExtractionReplies(
+        sides, source.positive_questions, source.negative_questions, source.positive_texts, source.negative_texts
+    )
     whole = METHODS[name](sides)[BEST]
     assert np.allclose(METHODS[name](one_block(source, BEST))[0], whole, atol=1e-5)
 
@@ -179,7 +181,7 @@ def test_words_are_learnt_from_the_extraction_replies() -> None:
 def test_texts_that_differ_in_nothing_are_told_apart_by_nothing() -> None:
     j = judged(2)
     scores = text_scores(extracted(judged(1)), j.texts)
-    assert scores is not None and 0.35 < roc_auc_score(j.asked, scores) < 0.65
+    assert scores is not None and 0.35 < roc_auc_score(j.positive, scores) < 0.65
 
 
 def test_texts_without_a_word_all_score_the_same() -> None:

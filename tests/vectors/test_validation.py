@@ -23,7 +23,7 @@ from tests.support.judged import (
     N_BLOCKS,
     REFUSES,
     TRAIT,
-    Judged,
+    JudgedReplies,
     extracted,
     held_out,
     judged,
@@ -36,8 +36,8 @@ N_RESAMPLES = 120
 
 
 def figures(
-    made_of: Judged,
-    read: Judged,
+    made_of: JudgedReplies,
+    read: JudgedReplies,
     others: dict[str, np.ndarray] | None = None,
     across: CrossTrait | None = None,
     token: TokenTables | None = None,
@@ -81,7 +81,7 @@ def test_a_good_vector_passes_every_control_and_draws_no_remark(seed: int) -> No
 
 def test_the_values_are_those_of_plain_formulas_on_the_second_half_of_the_questions(good: dict[str, Any]) -> None:
     made_of, read = judged(1), judged(2)
-    vector = made_of.states[made_of.asked].mean(0) - made_of.states[~made_of.asked].mean(0)
+    vector = made_of.states[made_of.positive].mean(0) - made_of.states[~made_of.positive].mean(0)
     late = read.question >= 10
     shows = read.score[late] >= 50
     for block in range(N_BLOCKS):
@@ -90,7 +90,7 @@ def test_the_values_are_those_of_plain_formulas_on_the_second_half_of_the_questi
         assert good["auroc_by_block"][block]["value"] == pytest.approx(roc_auc_score(shows, own), abs=1e-4)
         if block == BEST:
             assert good["auroc"] == good["auroc_by_block"][block]
-            for name, side in (("all", shows | True), ("high", read.asked[late]), ("low", ~read.asked[late])):
+            for name, side in (("all", shows | True), ("high", read.positive[late]), ("low", ~read.positive[late])):
                 r = np.corrcoef(own[side], read.score[late][side])[0, 1]
                 assert good["correlation"][name]["value"] == pytest.approx(r, abs=1e-4)
             length = read.n_tokens[late].astype(float)
@@ -107,7 +107,7 @@ def test_the_values_are_those_of_plain_formulas_on_the_second_half_of_the_questi
 def test_the_label_is_what_the_judge_saw_not_what_was_asked() -> None:
     read = judged(2)
     disobedient = read.question >= 15
-    read.asked = np.where(disobedient, ~read.asked, read.asked)  # the other side's instruction, the same replies
+    read.positive = read.positive ^ disobedient  # the other side's instruction, the same replies
     found = figures(judged(1), read)
     assert found["auroc"]["value"] == figures(judged(1), judged(2))["auroc"]["value"] > 0.99
 
@@ -121,7 +121,7 @@ def test_figures_are_plain_json_and_the_same_each_time(good: dict[str, Any]) -> 
 # The splits.
 
 
-def changed(j: Judged, where: np.ndarray, seed: int = 99) -> Judged:
+def changed(j: JudgedReplies, where: np.ndarray, seed: int = 99) -> JudgedReplies:
     """The replies that are marked have other states, in random order of degree."""
     rng = np.random.default_rng(seed)
     return replace(j, states=np.where(where[:, None, None], rng.normal(size=j.states.shape), j.states))
@@ -201,7 +201,7 @@ def test_a_refusal_vector_for_a_trait_that_is_not_refusal_is_flagged(side: str) 
     found = figures(judged(1, **plant), judged(2, **plant))
     refusal = found["confounds"]["refusal"]
     assert "refusal" in failed(found) and found["auroc"]["value"] > 0.95
-    assert (refusal["share_high"], refusal["share_low"]) == ((1, 0) if side == "high" else (0, 1))
+    assert (refusal["share_high"], refusal["share_low"]) == ((1, 0) if side == "positive" else (0, 1))
 
 
 def test_a_few_refusals_on_both_sides_are_no_failure() -> None:
@@ -217,7 +217,7 @@ def test_a_vector_of_shuffled_labels_is_flagged() -> None:
         rng = np.random.default_rng(seed)
         for q in range(N_QUESTIONS):
             rows = np.flatnonzero(made_of.question == q)
-            made_of.asked[rows] = made_of.asked[rng.permutation(rows)]
+            made_of.positive[rows] = made_of.positive[rng.permutation(rows)]
         n_flagged += "shuffled_labels" in failed(figures(made_of, judged(2), n_resamples=20))
     assert n_flagged >= 8  # 19 in 20 by construction
 
@@ -238,8 +238,8 @@ def test_a_vector_that_does_no_more_than_add_up_tokens_is_flagged() -> None:
     """The states are the mean of what each token projects as, whatever stands around it."""
     worth = {i: float(i % 2) for i in range(30)}
 
-    def plant(j: Judged, rng: np.random.Generator) -> Judged:
-        for row, high in enumerate(j.asked):
+    def plant(j: JudgedReplies, rng: np.random.Generator) -> JudgedReplies:
+        for row, high in enumerate(j.positive):
             even = rng.random(j.n_tokens[row]) < (0.4 if high else 0.6)
             j.token_ids[row] = tuple(int(i) for i in np.where(even, 0, 1) + 2 * rng.integers(0, 15, len(even)))
         means = np.array([np.mean([worth[i] for i in ids]) for ids in j.token_ids])
@@ -312,7 +312,7 @@ def test_random_directions_that_do_as_well_are_flagged() -> None:
     """The sides differ in every channel at once, a hundred times the noise."""
     made_of, read = judged(1), judged(2)
     for j in (made_of, read):
-        j.states += 50.0 * np.where(j.asked, 1, -1)[:, None, None] * np.linspace(1, 2, D_MODEL)
+        j.states += 50.0 * np.where(j.positive, 1, -1)[:, None, None] * np.linspace(1, 2, D_MODEL)
     found = figures(made_of, read)
     assert found["auroc"]["value"] == 1.0 and found["nulls"]["random_directions"]["auroc_95"] == 1.0
     assert failed(found) == {"random_directions"}
@@ -322,7 +322,7 @@ def test_random_directions_with_an_auroc_of_one_are_no_failure_of_a_vector_that_
     """The degree is in every channel, so some random directions see it too, through more noise."""
     made_of, read = judged(1, trait=0.0, noise=2.0), judged(2, trait=0.0, noise=2.0)
     for j in (made_of, read):
-        j.states += (np.where(j.asked, 3, -3) + 3 * (j.score - 50) / 25)[:, None, None]
+        j.states += (np.where(j.positive, 3, -3) + 3 * (j.score - 50) / 25)[:, None, None]
     found = figures(made_of, read)
     assert found["auroc"]["value"] == found["nulls"]["random_directions"]["auroc_95"] == 1.0
     assert found["correlation"]["all"]["value"] > found["nulls"]["random_directions"]["correlation_95"]
@@ -332,8 +332,8 @@ def test_random_directions_with_an_auroc_of_one_are_no_failure_of_a_vector_that_
 def test_a_vector_that_reads_the_instruction_rather_than_the_degree_draws_a_remark() -> None:
     made_of, read = judged(1), judged(2)
     for j in (made_of, read):
-        j.states[:, :, TRAIT] = np.random.default_rng(0).normal(0, 0.3, (len(j.asked), N_BLOCKS))
-        j.states[:, :, TRAIT] += np.where(j.asked, 2, -2)[:, None]
+        j.states[:, :, TRAIT] = np.random.default_rng(0).normal(0, 0.3, (len(j.positive), N_BLOCKS))
+        j.states[:, :, TRAIT] += np.where(j.positive, 2, -2)[:, None]
     found = figures(made_of, read)
     assert failed(found) == set() and any("instruction rather than the degree" in note for note in found["notes"])
 
@@ -382,12 +382,12 @@ def test_every_flag_says_its_numbers_in_one_sentence() -> None:
 # What cannot be told.
 
 
-def only(j: Judged, places: np.ndarray) -> Judged:
+def only(j: JudgedReplies, places: np.ndarray) -> JudgedReplies:
     arrays = {n: getattr(j, n)[places] for n in ("states", "asked", "question", "score", "n_tokens")}
     return replace(j, **arrays, texts=[j.texts[i] for i in places], token_ids=[j.token_ids[i] for i in places])
 
 
-def late_states(value: float, rows: slice) -> Judged:
+def late_states(value: float, rows: slice) -> JudgedReplies:
     read = judged(2)
     read.states[np.flatnonzero(read.question >= 10)[rows]] = value
     return read
