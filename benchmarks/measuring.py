@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 
 N_RESAMPLES = 2000
-FEWEST = 6
+MIN_PAIRS = 6
 """Pairs for an interval of 95 %."""
 
 
@@ -52,7 +52,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     0.5
     """
     pairs = np.asarray(ours, float) / np.asarray(theirs, float)
-    if len(pairs) < FEWEST:
+    if len(pairs) < MIN_PAIRS:
         return _rounded(float(np.median(pairs)), float(pairs.min()), float(pairs.max()), len(pairs))
     drawn = np.random.default_rng(0).choice(pairs, (N_RESAMPLES, len(pairs)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])

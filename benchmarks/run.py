@@ -1,9 +1,9 @@
-"""How fast it is: ratios within one run, written as JSON and as tables and plots into docs/performance.md.
+"""How fast it is: ratios within one run, written as JSON to `benchmarks/results/`.
 
     python -m benchmarks.run --suite cpu      # about 45 minutes on two cores
-    python -m benchmarks.run --suite peers    # nnsight and TransformerLens, in an environment of their own
+    python -m benchmarks.run --suite peers    # nnsight and TransformerLens, in a separate environment
     python -m benchmarks.run --suite gpu      # under nine minutes; needs a GPU of 40 GB or more
-    python -m benchmarks.run --write          # only write docs/performance.md anew from what was measured
+    python -m scripts.docs                    # afterwards: bring the tables of docs/performance.md up to date
 
 `--only NAME ...` measures some cases of a suite again and keeps the others.
 """
@@ -22,7 +22,6 @@ import torch
 from benchmarks import footprint, scaling, speed
 from benchmarks.measuring import machine
 from benchmarks.models import MEDIUM, SMALL, llama
-from benchmarks.performance_page import write_page
 
 RESULTS = Path(__file__).parent / "results"
 Case = Callable[[], dict[str, Any]]
@@ -33,31 +32,26 @@ logger = logging.getLogger("benchmarks")
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("cpu", "gpu", "peers"), help="measure it, and write docs/performance.md")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="these cases; the others are kept as they are")
-    parser.add_argument("--list", action="store_true", help="name the suite's cases and measure none")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch on a CPU (2)")
-    parser.add_argument("--write", action="store_true", help="measure nothing; write the page from benchmarks/results")
+    parser.add_argument("--suite", choices=("cpu", "gpu", "peers"), required=True, help="which cases to measure")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="measure these cases and keep the others")
+    parser.add_argument("--list", action="store_true", help="list the suite's cases and measure none")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads on a CPU (2)")
     options = parser.parse_args(argv)
-    if bool(options.suite) == options.write:
-        parser.error("one of --suite and --write is needed")
-    if options.only and not options.suite:
-        parser.error("--only names cases of a --suite")
     if options.threads < 1:
         parser.error(f"--threads {options.threads}; expected a whole number from 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("kaleido", "choreographer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
-    if options.suite:
-        cases = suite(options.suite)
-        if unknown := set(options.only or ()) - set(cases):
-            parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
-        if options.list:
-            print(*cases, sep="\n")
-            return 0
-        measure(options.suite, cases, options.only or list(cases))
-    write_page()
+    cases = suite(options.suite)
+    if unknown := set(options.only or ()) - set(cases):
+        parser.error(f"unknown cases {', '.join(sorted(unknown))}; expected some of {', '.join(cases)}")
+    if options.list:
+        print(*cases, sep="\n")
+        return 0
+    found = measure(options.suite, cases, options.only or list(cases))
+    if "scaling" in found:
+        scaling.draw(found["scaling"])
     return 0
 
 
@@ -74,20 +68,21 @@ def suite(name: str) -> dict[str, Case]:
     return peer_cases()
 
 
-def measure(name: str, cases: Mapping[str, Case], wanted: Sequence[str]) -> None:
-    """Measure some cases, and write each into the suite's results as soon as it is there."""
+def measure(name: str, cases: Mapping[str, Case], wanted: Sequence[str]) -> dict[str, Any]:
+    """Measure some cases, writing each into the suite's results as soon as it is there; return all of them."""
     path = RESULTS / f"speed_{name}.json"
     before = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.is_file() else {}
-    known = {case: found for case, found in before.items() if case in cases}  # not those that are no more
+    known = {case: found for case, found in before.items() if case in cases}  # drop cases that no longer exist
     for case in wanted:
         logger.info("%s ...", case)
         known[case] = cases[case]() | {"on": machine(gpu=name == "gpu")}
         logger.info("%s", known[case])
         path.write_text(json.dumps({"cases": known}, indent=1) + "\n", encoding="utf-8")
+    return known
 
 
 def cpu() -> dict[str, Case]:
-    """What two cores can tell."""
+    """The cases that two cores can measure."""
     found: dict[str, Case] = {}
     for size, shape in SIZES.items():
         for batch, n_new in ((1, 160), (16, 160 if size == "small" else 80)):

@@ -1,80 +1,135 @@
-"""The README says what is so: figures from the files, code that runs as shown, the front matter of a Space."""
+"""The documentation says what is so: stored figures, code that runs as shown, commands and options that exist."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import metadata_load
 
 from persona_core.app.settings import AppSettings
-from scripts.update_readme import README, with_figures
+from persona_core.cli.main import COMMANDS, module_of
+from scripts.docs.architecture import reduced, rooms
+from scripts.docs.fill import fill, pages
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+PAGES = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SERVED = "from gradio_client import"  # such a block needs the app: tests/app/test_api.py runs it
-BLOCKS = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if SERVED not in block]
+FOREIGN = {"--flavor", "--secrets", "--timeout", "--head", "--address"}  # options of the commands hf and ray
 
 
-def test_the_figures_are_those_of_the_artifacts_and_benchmarks() -> None:
-    assert with_figures(TEXT) == TEXT, "run python -m scripts.update_readme"
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
-def test_the_performance_page_is_the_one_made_of_the_measurements() -> None:
-    from benchmarks import performance_page
-
-    page = performance_page.PAGE.read_text(encoding="utf-8")
-    assert performance_page.with_figures(page) == page, "run python -m benchmarks.run --write"
+def blocks(text: str, language: str) -> Iterator[str]:
+    """Code of a page in a language."""
+    return (found[1] for found in re.finditer(rf"```(?:{language})\n(.*?)```", text, re.S))
 
 
-def test_the_experiments_page_is_the_one_made_of_the_runs() -> None:
-    from scripts import experiments
-
-    assert experiments.page(experiments.RESULTS) == experiments.PAGE.read_text(encoding="utf-8"), (
-        "run python -m scripts.experiments"
-    )
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 
 
-def test_the_code_runs_as_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("page", pages(), ids=lambda p: p.stem)
+def test_the_figures_are_the_stored_ones(page: Path) -> None:
+    text = text_of(page)
+    assert fill(text) == text, "run python -m scripts.docs"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<!-- table: rooms -->\nprose\n",
+        "<!-- table: rooms -->\nprose\n<!-- table: rooms -->\n\n<!-- end -->",
+        "on <!-- = onset n_nulls -->400 replies",
+        "<!-- = onset n_nulls -->400<!-- / --> replies",
+    ],
+)
+def test_a_marked_place_that_would_swallow_prose_is_refused(page: str) -> None:
+    with pytest.raises(ValueError, match="marked"):
+        fill(page)
+
+
+def test_the_drawing_shows_every_import_between_rooms() -> None:
+    def reached(room: str) -> set[str]:
+        return set(drawn[room]).union(*map(reached, drawn[room]))
+
+    drawn = reduced(rooms())
+    assert "torch" not in drawn and len(drawn) > 10
+    for room, imported in rooms().items():
+        assert imported <= reached(room), room
+
+
+@every_page
+def test_the_code_of_a_page_runs_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "artifacts").symlink_to(ROOT / "artifacts")
-    monkeypatch.chdir(tmp_path)  # the code writes a file
+    monkeypatch.chdir(tmp_path)  # some of it writes files
     names: dict[str, object] = {}
-    for block in BLOCKS:
-        exec(block, names)
-    assert (tmp_path / "outputs" / "trace.html").stat().st_size > 10_000
-    assert len(capsys.readouterr().out) > 100
+    for block in blocks(text_of(page), "python"):
+        if SERVED not in block:
+            exec(block, names)
 
 
-def test_every_picture_and_every_page_that_is_linked_exists() -> None:
-    for path in re.findall(r"!?\[[^\]]*\]\((?!https?:)([^)#]+)\)", TEXT):
-        assert (ROOT / path).is_file(), path
+def test_the_readme_prints_scores(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (block,) = blocks(TEXT, "python")
+    assert len([line for line in block.splitlines() if line]) <= 6
+    exec(block, {})
+    assert len(re.findall(r"-?\d+\.\d+", capsys.readouterr().out)) > 20
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
-def test_the_code_of_a_page_runs_as_shown(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "artifacts").symlink_to(ROOT / "artifacts")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    text = page.read_text(encoding="utf-8")
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(block, names)
-    commands = re.findall(r"python -m ((?:scripts|benchmarks)\.\w+)", text)
-    assert commands and all((ROOT / c.replace(".", "/")).with_suffix(".py").is_file() for c in commands)
-    flags = set(re.findall(r"(?<=\s)--[a-z-]+", " ".join(re.findall(r"```(?:text|bash)\n(.*?)```", text, re.S))))
+@every_page
+def test_every_command_and_option_of_a_page_exists(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_of(page)
+    shell = "\n".join(blocks(text, "text|bash"))
+    named = set(re.findall(r"(?:`|^|&& )persona ([a-z][a-z-]*)", text, re.M))
+    assert named <= set(COMMANDS), named - set(COMMANDS)
+    modules = set(re.findall(r"python -m ((?:scripts|benchmarks)\.\w+)", text)) - {"scripts.NAME"}
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+    entries = [module_of(name) for name in named]
+    entries += ["scripts.docs.fill" if m == "scripts.docs" else m for m in modules if m in DOCUMENTED]
     known = set()
-    for name in {c for c in commands if c.startswith("scripts.") or c == "benchmarks.run"}:
-        with pytest.raises(SystemExit):
-            importlib.import_module(name).main(["--help"])
+    for entry in entries:
+        with pytest.raises(SystemExit), contextlib.redirect_stderr(None):
+            importlib.import_module(entry).main(["--help"])
         known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    foreign = {"--flavor", "--secrets", "--timeout", "--head", "--address"}  # of the commands hf and ray
-    assert flags - known - foreign == set()
+    assert set(re.findall(r"(?<=\s)--[a-z-]+", shell)) - known - FOREIGN == set()
+
+
+DOCUMENTED = {"scripts.docs", "scripts.build_demo", "benchmarks.run"}
+"""Modules beside `persona` whose options pages may show."""
+
+
+@every_page
+def test_every_picture_and_every_page_that_is_linked_exists(page: Path) -> None:
+    for target, anchor in re.findall(r"!?\[[^\]]*\]\((?!https?:)([^)#]*)(#[^)]*)?\)", text_of(page)):
+        linked = page.parent / target if target else page
+        assert linked.is_file(), target
+        if anchor:
+            assert anchor[1:] in anchors(text_of(linked)), anchor
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT).as_posix()})" in TEXT, page
+
+
+# ---- README ----
 
 
 def test_the_front_matter_is_that_of_a_space() -> None:
@@ -84,10 +139,34 @@ def test_the_front_matter_is_that_of_a_space() -> None:
     assert tuple(map(int, front["python_version"].split("."))) >= (3, 11)
 
 
+def test_the_two_commands_come_first() -> None:
+    first = re.search(r"```bash\n(.*?)```", TEXT, re.S)
+    assert first and [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
+    assert TEXT.index(first[0]) < TEXT.index("```python")
+
+
+def test_links_to_the_hub_stand_in_one_marked_place() -> None:
+    begin, end = "<!-- links: begin (filled by `persona publish --namespace NAME`) -->", "<!-- links: end -->"
+    assert TEXT.count(begin) == TEXT.count(end) == 1
+    before, _, rest = TEXT.partition(begin)
+    _, _, after = rest.partition(end)
+    assert "huggingface.co" not in before + after
+    assert "```" not in before, "a Space shows what stands before the first block of code"
+    assert "](docs/" not in before, "which has no docs/"
+
+
+def test_the_readme_is_short() -> None:
+    body = TEXT.partition("\n---\n")[2]
+    assert len(body.splitlines()) < 90
+
+
+# ---- settings ----
+
+
 def test_every_setting_of_the_app_is_in_the_table() -> None:
     table = {
         name: default
-        for names, default in re.findall(r"^\| (`PERSONA.*?) \| (.*?) \|", TEXT, re.M)
+        for names, default in re.findall(r"^\| (`PERSONA.*?) \| (.*?) \|", text_of(ROOT / "docs/settings.md"), re.M)
         for name in re.findall(r"`(\w+)`", names)
     }
     fields = {f"PERSONA_{field.name.upper()}": field.default for field in dataclasses.fields(AppSettings)}
@@ -95,9 +174,3 @@ def test_every_setting_of_the_app_is_in_the_table() -> None:
     for name, default in fields.items():
         if isinstance(default, int):  # a switch too
             assert table[name] == str(int(default)), name
-
-
-def test_the_two_commands_come_first() -> None:
-    first = re.search(r"```bash\n(.*?)```", TEXT, re.S)
-    assert first and [line.split("#")[0].strip() for line in first[1].splitlines()] == ["make demo", "make test"]
-    assert TEXT.index(first[0]) < TEXT.index("```python")

@@ -1,0 +1,77 @@
+"""Fill the marked places of README.md and docs/*.md with stored figures. The prose around them is written by hand.
+
+    python -m scripts.docs            # rewrite what stands in the marked places
+    python -m scripts.docs --check    # change nothing; exit 1 if a page is out of date
+
+A table (or a drawing) stands between two comments, on lines of its own:
+
+    <!-- table: onset-power -->
+    ...
+    <!-- end -->
+
+A number inside a sentence names the stored results that it comes from, the path in them, and its format. It must not
+begin a line:
+
+    tried on <!-- = onset n_held_out | , -->400<!-- / --> held-out replies
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts import PROJECT_ROOT
+from scripts.docs import architecture, demo_model, errors, published_runs, speed
+from scripts.docs.stored import number
+
+TABLES = architecture.TABLES | demo_model.TABLES | errors.TABLES | published_runs.TABLES | speed.TABLES
+INSIDE = r"((?:(?!<!-- ).)*)"  # a marked place ends at the next comment, which must be its own end
+TABLE = re.compile(rf"^<!-- table: (\S+) -->\n{INSIDE}^<!-- end -->$", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(rf"(?<=[^\n])<!-- = ([^>]+) -->{INSIDE}<!-- / -->", re.DOTALL)  # a comment cannot begin a line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.docs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
+    check = parser.parse_args(argv).check
+    stale = []
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        new = fill(old)
+        if new != old:
+            stale.append(page.relative_to(PROJECT_ROOT).as_posix())
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if stale and check:
+        print(f"Out of date: {', '.join(stale)}. Run python -m scripts.docs.", file=sys.stderr)
+    elif stale:
+        print(f"Updated {', '.join(stale)}.")
+    return int(check and bool(stale))
+
+
+def pages() -> list[Path]:
+    """The pages that may hold marked places."""
+    return [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+
+
+def fill(page: str) -> str:
+    """A page with its marked places up to date.
+
+    Raises:
+        ValueError: a marked place that does not end, or a number at the start of a line, where Markdown would take the
+            whole line for HTML.
+
+    >>> fill("<!-- table: none -->")
+    Traceback (most recent call last):
+    ValueError: 1 tables are marked, but 0 of them have an end and the right place.
+    """
+    for what, mark, pattern in (("tables", "<!-- table: ", TABLE), ("numbers", "<!-- = ", NUMBER)):
+        if (marked := page.count(mark)) != (ended := len(pattern.findall(page))):
+            raise ValueError(f"{marked} {what} are marked, but {ended} of them have an end and the right place.")
+    page = TABLE.sub(lambda m: f"<!-- table: {m[1]} -->\n{TABLES[m[1]]()}\n<!-- end -->", page)
+    return NUMBER.sub(lambda m: f"<!-- = {m[1]} -->{number(m[1])}<!-- / -->", page)
