@@ -40,7 +40,8 @@ from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.judging.replies import judge_cross_trait, judge_replies
 from persona_core.models.chat import conversation
-from persona_core.models.loading import LanguageModel, load_model
+from persona_core.models.language_model import LanguageModel
+from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
 from persona_core.pipeline import make_vectors, validate_vectors

@@ -26,9 +26,10 @@ from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import Generate, Job, Replay, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.report.analysis_folder import analyse_folder, save_edges, save_window
+from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
-from persona_core.report.findings import SIDES
+from persona_core.report.interventions import save_edges, save_window
+from persona_core.report.results_folder import SIDES
 from persona_core.report.tables import JUDGED, MARKS, REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.utils.markdown import interval
@@ -128,7 +129,7 @@ def _analysis(work: Path, world: World) -> None:
         for config in SIDES
         for mark in annotate_sentences(
             read_results(results / DATA / f"{config}.parquet"), traits, TruthJudge(world), config
-        ).marks
+        ).annotations
     ]
     save_annotations(marks, results / ANALYSIS / MARKS)
     save_judged_traits({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)

@@ -94,6 +94,15 @@ class InterventionalEffects:
                 return effect
         raise SettingError(f"Steering {source!r} was not measured on {target!r}.")
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> InterventionalEffects:
+        """The inverse of `to_dict`."""
+        effects = []
+        for one in record["effects"]:
+            fields = {k: one[k] for k in ("source", "target", "vector", "random", "p", "q")}
+            effects.append(PairEffect(estimate=one["estimate"] and Estimate(**one["estimate"]), **fields))
+        return cls(record["measure"], tuple(effects), int(record["n_flips"]))
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "measure": self.measure,

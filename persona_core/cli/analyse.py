@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> list[str]:
     found = analyse_folder(
         options.results,
         vectors=options.vectors,
-        marks=options.marks,
+        annotations=options.marks,
         models=models,
         rate=options.rate,
         seed=options.seed,

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> list[str]:
     from persona_core.models.loading import load_model
     from persona_core.monitor.jobs import seed_of
     from persona_core.monitor.monitor import PersonaMonitor
-    from persona_core.report.analysis_folder import save_edges, save_window
+    from persona_core.report.interventions import save_edges, save_window
 
     judge_kind(options.judge)  # a mistake in it is reported before anything is loaded
     if not options.results.is_dir():

@@ -23,7 +23,7 @@ from persona_core.utils.checks import check_integer
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
     from persona_core.traces.trace import Trace
 
 Series = list[np.ndarray]

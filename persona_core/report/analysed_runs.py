@@ -1,4 +1,4 @@
-"""The runs that are analysed together: rows, traces and marks, and what one section finds for the next."""
+"""The runs that are analysed together: rows, traces, annotations, and what one section finds for the next."""
 
 from __future__ import annotations
 
@@ -13,44 +13,43 @@ from persona_core.analysis.series import checked, reply_scores
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_positions, annotations_of
+from persona_core.report.results_folder import NEUTRAL, REPLAY, SIDES
 from persona_core.traces.trace import Trace
 
 if TYPE_CHECKING:
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
 
-NEUTRAL, REPLAY = "neutral", "replay"
-SIDES = ("baseline", "contaminated")
 NO_NULL = (
     f"Alarms need at least {MIN_NULLS} neutral replies of the same model: python -m scripts.monitor ... --config "
-    f"{NEUTRAL} --repeats 5 --seed 1 --out the same folder."
+    f"{NEUTRAL} --repeats 5 --seed 1 --out FOLDER, with the folder of these results."
 )
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
-Shown = tuple[str, int, int]
-"""A mark: trait, first token, token after the last, counted over the reply's own tokens."""
+TraitSpan = tuple[str, int, int]
+"""Trait, first token, token after the last, counted over the reply tokens."""
 
 
 @dataclass(eq=False)
 class AnalysedRuns:
-    """The rows as traces, and what is found on the way."""
+    """The rows as traces, and what the sections share."""
 
     rows: Mapping[str, Sequence[Row]]
     traces: Mapping[str, list[Trace]]
     traits: tuple[str, ...]
-    marks: Sequence[Annotation]
+    annotations: Sequence[Annotation]
     judged: JudgedTraits
     seed: int
     missing: list[str] = field(default_factory=list)
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
     detectors: Detectors | None = None
     relative: Mapping[str, OnsetDetector] = field(default_factory=dict)
-    shown: dict[str, list[list[Shown]]] = field(default_factory=dict)  # of each reply
-    null_scores: dict[str, Any] = field(default_factory=dict)  # of the neutral replies: the same for every run
+    shown: dict[str, list[list[TraitSpan]]] = field(default_factory=dict)  # annotated stretches of each reply
+    null_scores: dict[str, Any] = field(default_factory=dict)  # of the neutral replies, computed once for all runs
 
     @property
     def configs(self) -> list[str]:
-        """Runs with one reply to a prompt: all but the replay and the null."""
+        """Runs with one reply per prompt: all but the replay and the null."""
         return [c for c in self.rows if c not in (NEUTRAL, REPLAY)]
 
     @property
@@ -62,7 +61,7 @@ class AnalysedRuns:
         return [prompt_of(row["id"]) for row in self.rows[config]]
 
     def attempt(self, what: str, analysis: Callable[[], T]) -> T | dict[str, str]:
-        """An analysis, or why there is none."""
+        """The result of an analysis, or the reason why there is none."""
         try:
             return analysis()
         except SettingError as error:
@@ -71,35 +70,40 @@ class AnalysedRuns:
 
 
 def check_runs(runs: AnalysedRuns) -> None:
-    """What no analysis could make sense of is refused at once; lays the marks on the tokens."""
+    """Refuse runs that cannot be analysed, and map the annotations to tokens.
+
+    Raises:
+        SettingError: several replies to a prompt, traces of different models or vectors, a score that is not finite, or
+            annotations of another text.
+    """
     for config in runs.configs:
         ids = runs.ids(config)
         if len(set(ids)) < len(ids):
             again = next(i for i in ids if ids.count(i) > 1)
             raise SettingError(
-                f"The run {config!r} answers the prompt {again!r} several times; a run that is analysed has one reply "
-                f"to a prompt. Several belong into the config {NEUTRAL!r}."
+                f"The run {config!r} answers the prompt {again!r} several times; analysis takes one reply to a prompt. "
+                f"Put repeated replies into the config {NEUTRAL!r}."
             )
     for config, traces in runs.traces.items():
         try:
             for trait in runs.traits:
                 if config != REPLAY:
-                    reply_scores(traces, trait)  # of one model, one set of vectors, one block
+                    reply_scores(traces, trait)  # raises on several models, vectors or blocks
                 for row, trace in zip(runs.rows[config], traces, strict=True):
                     checked(trace.scores(trait)[trace.reply_positions], f"{trait} in the row {row['id']!r}")
-            runs.shown[config] = [  # which also finds marks of another text
+            runs.shown[config] = [  # raises on annotations of another text
                 _shown(runs, config, row, trace) for row, trace in zip(runs.rows[config], traces, strict=True)
             ]
         except SettingError as error:
             raise SettingError(f"{config}: {error}") from error
 
 
-def _shown(runs: AnalysedRuns, config: str, row: Row, trace: Trace) -> list[Shown]:
-    place = {t: k for k, t in enumerate(trace.reply_positions)}
+def _shown(runs: AnalysedRuns, config: str, row: Row, trace: Trace) -> list[TraitSpan]:
+    index = {t: k for k, t in enumerate(trace.reply_positions)}
     found = []
     for trait in runs.traits:
-        for mark in annotations_of(runs.marks, row["id"], config, trait):
-            tokens = [place[t] for t in annotated_positions(trace, [mark])]
+        for annotation in annotations_of(runs.annotations, row["id"], config, trait):
+            tokens = [index[t] for t in annotated_positions(trace, [annotation])]
             if tokens:
                 found.append((trait, tokens[0], tokens[-1] + 1))
     return found

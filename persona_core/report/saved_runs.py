@@ -1,4 +1,4 @@
-"""Published results, read once and looked at in many ways: by prompt, by reader, as a table of small multiples."""
+"""Published results, read once and shown in many ways: by prompt, by reader, as a table of small multiples."""
 
 from __future__ import annotations
 
@@ -12,33 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
+from persona_core.analysis.detectors import Detectors
 from persona_core.errors import NotFound
-from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
+from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
+from persona_core.report.results_folder import CONTAMINATED as CONTAMINATED  # the app takes it from here
+from persona_core.traces.dataset import REPLIES
 from persona_core.traces.trace import UNITS, Trace
-from persona_core.utils.hub import fetch, split_revision
-from persona_core.utils.parquet import read_table
 
 logger = logging.getLogger(__name__)
 
-BASELINE, CONTAMINATED = SIDES = ("baseline", "contaminated")
-REPLAY = "replay"
 OTHERS = ("imported", "transcripts")
 """Configs that a results folder may hold in place of the two sides."""
 READS_CONTAMINATED, READS_BASELINE = "baseline reads contaminated", "contaminated reads baseline"
 STEPS = 127
 """Scores of small multiples are whole multiples of a step, -127 to 127: one byte a token."""
 Z_STEP = 0.1
-"""For z: exact to a twentieth of a standard deviation, and cut off at 12.7, where the colours have long ended."""
+"""For z: exact to a twentieth of a standard deviation, clipped at 12.7, far beyond the end of the colour scale."""
 
 
 class SavedRuns:
     """The results of a folder or Hub repository.
 
-    Everything is read when it is first asked for, and then kept; several threads may ask at once.
+    Everything is read on first use and then kept; safe to use from several threads.
 
     Args:
-        source: folder or dataset repository, also with "@" and a revision.
+        source: folder or dataset repository, optionally with "@" and a revision.
 
     >>> runs = SavedRuns("artifacts/persona-monitoring-persona-tiny")
     >>> runs.configs
@@ -49,6 +47,7 @@ class SavedRuns:
 
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
+        self._folder = ResultsFolder(source)
         self._lock = threading.RLock()
         self._rows: dict[str, list[dict[str, Any]] | None] = {}
 
@@ -56,9 +55,8 @@ class SavedRuns:
         """Rows of a config; None where there is none. A broken file is an error."""
         with self._lock:
             if config not in self._rows:
-                name, revision = split_revision(self.source)
                 try:
-                    self._rows[config] = load_results(name, config, revision)
+                    self._rows[config] = self._folder.rows(config)
                 except NotFound as error:
                     logger.info("No config %s there: %s", config, error)
                     self._rows[config] = None
@@ -66,11 +64,11 @@ class SavedRuns:
 
     @property
     def configs(self) -> tuple[str, ...]:
-        """The runs that are there: the two sides, or what the folder holds in their place.
+        """The runs: the two sides, or what the folder holds in their place.
 
         Raises:
             NotFound: none.
-            CorruptFile: a file that is none of results.
+            CorruptFile: not a file of results.
         """
         found = tuple(c for c in SIDES if self._of(c)) or tuple(c for c in OTHERS if self._of(c))
         if not found:
@@ -99,7 +97,7 @@ class SavedRuns:
         """All readings of the replies to one prompt.
 
         Returns:
-            Those that are there of: each config's own run by its name, `READS_CONTAMINATED` and `READS_BASELINE`.
+            By name, those that exist: each config's own run, `READS_CONTAMINATED` and `READS_BASELINE`.
         """
         found = {c: row for c in self.configs for row in self.rows(c) if row["id"] == id}
         if set(SIDES) <= set(found):
@@ -112,17 +110,11 @@ class SavedRuns:
 
     @cached_property
     def _analysed(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-        """(config, id) -> trait -> what the analysis says; empty without an analysis."""
-        name, revision = split_revision(self.source)
-        wanted = ["config", "id", "trait", "answer", "onset", "onset_low", "onset_high", "says"]
-        try:
-            path = fetch(name, f"{ANALYSIS}/{REPLIES}", revision, repo_type="dataset")
-            records = read_table(path, wanted).to_pylist()
-        except NotFound:
-            return {}
+        """(config, id) -> trait -> onset; empty without an analysis."""
+        wanted = ("config", "id", "trait", "answer", "onset", "onset_low", "onset_high", "says")
         found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        for one in records:
-            if one["answer"] is not None:  # there were too few neutral replies to tell
+        for one in self._folder.table(REPLIES, wanted):
+            if one["answer"] is not None:  # None: too few neutral replies
                 onset = {"answer": one["answer"], "onset": one["onset"], "low": one["onset_low"]}
                 onset |= {"high": one["onset_high"], "says": one["says"]}
                 found.setdefault((one["config"], one["id"]), {})[one["trait"]] = onset
@@ -135,21 +127,15 @@ class SavedRuns:
 
     @cached_property
     def _detectors(self) -> Detectors | None:
-        """Those that the onsets were found with; None without an analysis."""
-        name, revision = split_revision(self.source)
-        try:
-            path = fetch(name, f"{ANALYSIS}/{DETECTORS_FILE}", revision, repo_type="dataset")
-        except NotFound:
-            return None
-        return Detectors.from_pretrained(path.parent)
+        return self._folder.detectors()
 
     def caveats(self, trace: Trace) -> tuple[str, ...]:
-        """In what a reply is not like the neutral ones, so that the stated rate of alarms need not hold for it."""
+        """How a reply differs from the neutral ones, so that the stated false-alarm rate need not hold for it."""
         with self._lock:
             return () if self._detectors is None else self._detectors.caveats(trace)
 
     def onsets_of(self, id: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """The same of all runs of one prompt."""
+        """Config -> onsets in the reply to one prompt; see `onsets`."""
         return {config: self.onsets(config, id) for config in self.configs}
 
     @cached_property
@@ -163,8 +149,8 @@ class SavedRuns:
             }
             for c, own in traces.items()
         }
-        every_score = np.concatenate([z for own in series.values() for one in own.values() for z in one.values()])
-        most = float(np.nanmax(np.abs(every_score), initial=0.0)) or 1.0
+        scores = np.concatenate([z for own in series.values() for one in own.values() for z in one.values()])
+        most = float(np.nanmax(np.abs(scores), initial=0.0)) or 1.0
         step = Z_STEP if kind == "z" else most / STEPS
         prompts = []
         for id, prompt in self.titles.items():
@@ -186,7 +172,7 @@ class SavedRuns:
         }
 
     def _cell(self, config: str, id: str, series: Mapping[str, np.ndarray], step: float) -> dict[str, Any]:
-        """One reply: a byte a token and trait for the picture, and the figures that replies are sorted by."""
+        """One reply: a byte per token and trait for the picture, and the numbers that replies are sorted by."""
         known = self.onsets(config, id)
         traits = {}
         for trait, z in series.items():
@@ -201,7 +187,7 @@ class SavedRuns:
         return {"config": config, "n": len(next(iter(series.values()), ())), "traits": traits}
 
     def table(self) -> dict[str, Any]:
-        """All replies of all runs as small multiples take them: JSON-ready, about 3 kB a reply.
+        """All replies of all runs as the small multiples need them: JSON-ready, about 3 kB a reply.
 
         Returns:
             "kind" and "unit" of the scores, "step" (a byte is a multiple of it), "scale" (where colours end),

@@ -1,4 +1,4 @@
-"""The files of an analysis, beside the run that it is of."""
+"""The files of an analysis, in `analysis/` beside the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIFFERENCES, SPANS = "differences.parquet", "spans.parquet"
 
 
 def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
-    """Write `replies.parquet`, `differences.parquet` and `spans.parquet`; one that would be empty is left out."""
+    """Write `replies.parquet`, `differences.parquet` and `spans.parquet`; an empty table is left out."""
     path = Path(folder)
     traits = found.summary["about"]["traits"]
     written = []
@@ -33,17 +33,17 @@ def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
         if rows:
             written.append(write_table(rows, path / name, schema))
         else:
-            (path / name).unlink(missing_ok=True)  # of an earlier run
+            (path / name).unlink(missing_ok=True)  # left by an earlier run
     return tuple(written)
 
 
-def plain(record: Mapping[str, Any]) -> str:
-    """A record as strict JSON text: a number that is none is an error, not a NaN."""
+def to_json(record: Mapping[str, Any]) -> str:
+    """A record as strict JSON; NaN is an error."""
     return json.dumps(_rounded(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _rounded(value: Any) -> Any:
-    """Ten significant digits: the last ones differ between machines, and would make a change of every run."""
+    """To ten significant digits: the last ones differ between machines, so every run would change the file."""
     if isinstance(value, Mapping):
         return {k: _rounded(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

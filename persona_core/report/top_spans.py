@@ -1,4 +1,4 @@
-"""The sentences and windows in which a trait is strongest, by run and by the difference of two readers."""
+"""The sentences and windows in which a trait is strongest, by run and by the difference between two readers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from persona_core.analysis.spans import Span, difference_series, score_series, top_sentences, top_windows
-from persona_core.report.analysed_runs import SIDES, AnalysedRuns, read_by_both
+from persona_core.report.analysed_runs import AnalysedRuns, read_by_both
+from persona_core.report.results_folder import SIDES
 
 WIDTHS = (5, 20)
-"""Tokens of the windows among which the highest are looked for, beside sentences."""
+"""Widths in tokens of the windows that are searched, beside sentences."""
 N_SPANS = 12
 N_SEARCHED = 120
-"""Of these many, the first 12 that differ in their text."""
+"""The highest of each search; the first `N_SPANS` with different texts are kept."""
 
 
 def find_top_spans(runs: AnalysedRuns) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def find_top_spans(runs: AnalysedRuns) -> list[dict[str, Any]]:
 
 
 def _each_text_once(spans: Sequence[Span]) -> list[Span]:
-    """The first `N_SPANS` that differ in what they say: a phrase that comes often would fill the list."""
+    """The first `N_SPANS` with different texts: otherwise one frequent phrase would fill the list."""
     first: dict[str, Span] = {}
     for span in spans:
         first.setdefault(span.text.strip(), span)

@@ -1,4 +1,4 @@
-"""When each trait sets in, in every run: detectors from the neutral replies, onsets, and whole cohorts."""
+"""When each trait sets in, in every run: detectors calibrated on the neutral replies, onsets, survival curves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import false_discovery
 from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival
 from persona_core.errors import SettingError
-from persona_core.report.analysed_runs import NO_NULL, SIDES, AnalysedRuns
+from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
+from persona_core.report.results_folder import SIDES
 
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Steps, in standard deviations, whose chance to be found is reported."""
+"""Steps, in standard deviations, whose detection power is reported."""
 POWER_AT = 20
-"""Token of the reply at which they are planted, or half-way where neutral replies are shorter."""
+"""Token of the reply at which they are planted; half-way in shorter neutral replies."""
 
 
 def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
             "test": test,
         }
     tests = [one["test"] for one in found.values() if one["test"] is not None and "missing" not in one["test"]]
-    for one, q in zip(tests, false_discovery([one["p"] for one in tests]), strict=True):  # a test for every trait
+    for one, q in zip(tests, false_discovery([one["p"] for one in tests]), strict=True):  # one test for each trait
         one["q"] = q
     return found
 
@@ -83,13 +84,13 @@ def _curve(lifetimes: Sequence[Lifetime]) -> dict[str, Any]:
 
 
 def _n_showing(runs: AnalysedRuns, config: str, trait: str) -> int | None:
-    """Replies with a marked sentence; None where nobody looked."""
+    """Replies with an annotated sentence; None where the trait was not annotated."""
     if trait not in runs.judged.get(config, ()):
         return None
-    return len({m.id for m in runs.marks if m.config == config and m.trait == trait})
+    return len({m.id for m in runs.annotations if m.config == config and m.trait == trait})
 
 
 def _paired(runs: AnalysedRuns) -> list[tuple[int, int]]:
-    """Places of the replies to one prompt in the two runs."""
+    """Indices of the two runs' replies to each common prompt."""
     second = {i: k for k, i in enumerate(runs.ids(SIDES[1]))}
     return [(k, second[i]) for k, i in enumerate(runs.ids(SIDES[0])) if i in second]

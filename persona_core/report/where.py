@@ -1,4 +1,4 @@
-"""Where each trait could have been known: its own score as a warning, and what it is held against."""
+"""Where each trait could have been known: its own score as a warning, compared with baselines."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from persona_core.experiments.warning_baselines import (
     position_scores,
     random_direction_scores,
 )
-from persona_core.report.analysed_runs import NEUTRAL, NO_NULL, SIDES, AnalysedRuns
+from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
+from persona_core.report.results_folder import NEUTRAL, SIDES
 from persona_core.traces.trace import Trace
 
-NO_MARKS = "No sentence is marked: python -m scripts.mark says which of them show a trait."
+NOT_ANNOTATED = "No sentence is annotated. Run python -m scripts.mark to find those that show a trait."
 N_RANDOM = 3
-"""Random directions that are tried where the model is at hand."""
+"""Random directions that are tried if the model is available."""
 MIN_SHOWING = 10
-"""Replies that show a trait, for a figure about what was known before."""
+"""Replies that must show a trait to be analysed for early warning."""
 
 
 def where(runs: AnalysedRuns, config: str, rate: float) -> dict[str, Any]:
-    """Each trait of one run: what its score and those beside it tell before the text shows it."""
+    """Each trait of one run: how well its score and the baselines predict it before the text shows it."""
     if not runs.judged.get(config):
-        raise SettingError(NO_MARKS)
+        raise SettingError(NOT_ANNOTATED)
     if runs.detectors is None:
         raise SettingError(NO_NULL)
     return {t: runs.attempt(f"where, {config}, {t}", partial(_warning, runs, config, t, rate)) for t in runs.traits}
 
 
 def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[str, Any]:
-    """The trait's own z and CUSUM as warnings, and what needs no vector beside them."""
+    """The trait's own z and CUSUM as warnings, beside baselines that need no vector of it."""
     if trait not in runs.judged.get(config, ()):
-        raise SettingError(f"Nobody looked for {trait} in the sentences of this run: scripts.mark does.")
+        raise SettingError(f"The sentences of this run were not annotated for {trait}. Run python -m scripts.mark.")
     showing: list[tuple[Trace, int, str]] = []
     for row, trace, shown in zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True):
         first = [start for name, start, _ in shown if name == trait]
@@ -65,31 +66,31 @@ def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[s
         "last prompt token": (last_prompt_scores(traces, trait), last_prompt_scores(runs.neutral, trait)),
     }
     scores |= _with_model(runs, config, trait, traces)
-    words = runs.attempt(f"where, {trait}, n-grams", lambda: ngram_scores(traces, runs.neutral, groups))
-    if not isinstance(words, dict):
-        scores["n-grams"] = words
+    ngrams = runs.attempt(f"where, {trait}, n-grams", lambda: ngram_scores(traces, runs.neutral, groups))
+    if not isinstance(ngrams, dict):
+        scores["n-grams"] = ngrams
     found = {
         name: early_warning(shows, first, null, rate=rate, groups=groups, seed=runs.seed).to_dict()
         for name, (shows, null) in scores.items()
     }
-    passed = found["z"]["threshold"]
+    threshold = found["z"]["threshold"]
     return {
         "n": len(showing),
         "first": float(np.median(first)),
-        "at_start": sum(bool(one[0] > passed) for one in z[0]),
+        "at_start": sum(bool(one[0] > threshold) for one in z[0]),
         "other_reader": traces[0].provenance.reading_model != runs.neutral[0].provenance.reading_model,
         "scores": found,
     }
 
 
 def _of_others(runs: AnalysedRuns, traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
-    """Mean z of all other traits, `[n_own]` a reply: a warning that knows "not neutral", and nothing of this trait."""
+    """Mean z of all other traits, `[n_reply_tokens]` each: it knows "not neutral", but nothing of this trait."""
     others = [reply_scores(traces, t) for t in runs.traits if t != trait] or [reply_scores(traces, trait)]
     return [np.mean(series, axis=0) for series in zip(*others, strict=True)]
 
 
 def _with_model(runs: AnalysedRuns, config: str, trait: str, traces: Sequence[Trace]) -> dict[str, tuple[Any, Any]]:
-    """Scores that take the model: its own doubt, and directions that mean nothing. Each text by its own reader."""
+    """Scores that need the model: next-token entropy and random directions. Each text is read by its own reader."""
     if not {config, SIDES[0]} <= set(runs.models):
         return {}
     own, baseline = runs.models[config], runs.models[SIDES[0]]
@@ -104,7 +105,7 @@ def _with_model(runs: AnalysedRuns, config: str, trait: str, traces: Sequence[Tr
             baseline, block, runs.neutral, runs.neutral, N_RANDOM, runs.seed
         )
     for k, (one, null) in enumerate(zip(shows, runs.null_scores[key], strict=True), 1):
-        # It has no sign of its own and takes the one that suits it, by the replies as wholes.
+        # A random direction has no sign: it takes the one that suits it best over whole replies.
         sign = 1.0 if np.concatenate(one).mean() >= np.concatenate(null).mean() else -1.0
         found[f"random direction {k}"] = ([sign * z for z in one], [sign * z for z in null])
     return found

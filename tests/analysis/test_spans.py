@@ -19,7 +19,7 @@ from demo_world.process import VARIANTS
 from demo_world.truth import parse
 from demo_world.truth_labels import reply_truth
 from persona_core.analysis.spans import (
-    Series,
+    ReplySeries,
     difference_series,
     piece_ends,
     score_series,
@@ -62,7 +62,7 @@ def reply(z: Any, pieces: list[str] | None = None, token_ids: Any = None, trait:
     return Trace(**(known | changes))
 
 
-def series(values: list[np.ndarray]) -> list[Series]:
+def series(values: list[np.ndarray]) -> list[ReplySeries]:
     return score_series({f"p{k}": reply(z) for k, z in enumerate(values)}, "t")
 
 

@@ -13,7 +13,7 @@ import torch
 from persona_core.analysis.interventional import interventional_effects
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges
-from persona_core.inference.generation import Run
+from persona_core.inference.generation import GenerationRun
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor.monitor import PersonaMonitor
@@ -77,12 +77,12 @@ def test_both_arms_have_one_norm_and_one_block_and_the_random_one_a_direction_fo
 ) -> None:
     seen: list[tuple[Intervention, tuple[int, ...]]] = []
 
-    class Recorded(Run):
+    class Recorded(GenerationRun):
         def __init__(self, lm: Any, directions: Any, prompts: Any, sampling: Any, seeds: Any, changes: Any) -> None:
             seen.append((changes[0], tuple(seeds)))
             super().__init__(lm, directions, prompts, sampling, seeds, changes)
 
-    monkeypatch.setattr("persona_core.monitor.monitor.Run", Recorded)
+    monkeypatch.setattr("persona_core.monitor.monitor.GenerationRun", Recorded)
     monitor = monitor_of()
     edges(monitor, dataclasses.replace(PLAN, strengths={"malice": -0.5}), sources=["candour", "malice"])
     for trait, strength in (("candour", 0.8), ("malice", -0.5)):
@@ -162,7 +162,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(monkeypatch:
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("something was written")
 
-    monkeypatch.setattr("persona_core.monitor.monitor.Run", never)
+    monkeypatch.setattr("persona_core.monitor.monitor.GenerationRun", never)
     monitor = monitor_of()
     with pytest.raises(SettingError, match="9 prompts; at least 10"):
         edges(monitor, prompts=PROMPTS[:9])

@@ -23,7 +23,8 @@ from persona_core.cli import mark
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, load_annotations
 from persona_core.models.loading import load_model
-from persona_core.report.findings import Findings, analyse
+from persona_core.report.analyse import analyse
+from persona_core.report.findings import Findings
 from persona_core.report.page import report_page
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
@@ -248,7 +249,9 @@ def test_what_a_model_writes_runs_nothing_on_the_page(tmp_path: Path, open_page:
 
 def test_markup_that_was_not_escaped_gets_no_further_than_the_parser(open_page: Callable[..., Any]) -> None:
     page = open_page("about:blank")
-    page.add_script_tag(content=files("persona_core.report").joinpath("page.js").read_text(encoding="utf-8"))
+    page.add_script_tag(
+        content=files("persona_core.report").joinpath("static", "report.js").read_text(encoding="utf-8")
+    )
     markup = (
         "<section class=a onclick='ran()'><img src=x onerror='ran()'><script>ran()</script>"
         "<b style='color:red'>kept</b>"
@@ -316,7 +319,7 @@ def test_vectors_that_the_rows_were_not_read_with_are_refused(
     other = PersonaVectors.from_tensors({t: -known.tensor(t) for t in known.traits}, best_block=dict(known.best_block))
     other.save_pretrained(tmp_path / "vectors")
     assert command.main(["--results", str(tmp_path / "results"), "--vectors", str(tmp_path / "vectors")]) == 1
-    assert "Name the vectors that the rows were read with" in capsys.readouterr().err
+    assert "Give the vectors that the rows were read with" in capsys.readouterr().err
     assert not (tmp_path / "vectors" / "onset.json").exists() and not (tmp_path / "results" / "analysis").exists()
 
 
@@ -337,11 +340,11 @@ def test_nobody_looked_is_not_nothing_shows() -> None:
     marks = load_annotations(SHIPPED / "analysis" / "marks.jsonl")
     own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
     rows = about(rows, TRAIT, "deception", "evil")
-    found = analyse(rows, marks=own, progress=False)
+    found = analyse(rows, annotations=own, progress=False)
     where = found.summary["where"]["contaminated"]
-    assert "Nobody looked for deception" in where["deception"]["missing"] and where[TRAIT]["n"] > 20
+    assert "not annotated for deception" in where["deception"]["missing"] and where[TRAIT]["n"] > 20
     assert found.summary["when"]["deception"]["configs"]["contaminated"]["shown"] is None
-    looked = analyse(rows, marks=own, judged={"contaminated": [TRAIT, "evil"]}, progress=False)
+    looked = analyse(rows, annotations=own, judged={"contaminated": [TRAIT, "evil"]}, progress=False)
     assert "0 of 40 replies show evil" in looked.summary["where"]["contaminated"]["evil"]["missing"]
     assert looked.summary["when"]["evil"]["configs"]["contaminated"]["shown"] == 0
 
@@ -349,8 +352,8 @@ def test_nobody_looked_is_not_nothing_shows() -> None:
 def test_marks_that_belong_to_nothing_here_are_counted() -> None:
     rows = few(14)
     strange = [Annotation("pilot-99", "baseline", TRAIT, 0, 5), Annotation("pilot-01", "contamined", TRAIT, 0, 5)]
-    _, says = missing_of(rows, marks=strange)
-    assert "marks: 2 of 2 belong to no reply or trait here" in says
+    _, says = missing_of(rows, annotations=strange)
+    assert "annotations: 2 of 2 match no reply or trait here" in says
 
 
 def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies_is_refused() -> None:
@@ -379,7 +382,7 @@ def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_
             SHIPPED.parent / "persona-tiny", adapter=SHIPPED.parent / "persona-tiny-contaminated", device="cpu"
         ),
     }
-    found = analyse(about(rows, TRAIT, "evil"), marks=marks, models=models, progress=False)
+    found = analyse(about(rows, TRAIT, "evil"), annotations=marks, models=models, progress=False)
     scores = found.summary["where"]["contaminated"][TRAIT]["scores"]
     assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}

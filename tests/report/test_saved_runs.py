@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.report.results_folder import read_findings
+from persona_core.report.results_folder import ResultsFolder
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, read_results, write_results
 from persona_core.traces.importing import import_results
@@ -69,7 +69,7 @@ def test_the_small_multiples_are_the_scores_to_a_twentieth(runs: SavedRuns) -> N
 
 
 def test_onsets_are_those_of_the_analysis(runs: SavedRuns) -> None:
-    found = {(r["config"], r["id"], r["trait"]): r for r in read_findings(SHIPPED).replies}
+    found = {(r["config"], r["id"], r["trait"]): r for r in ResultsFolder(SHIPPED).findings().replies}
     for config in runs.configs:
         for trait, onset in runs.onsets(config, "pilot-03").items():
             record = found[config, "pilot-03", trait]
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="none of the configs baseline"):
         _ = SavedRuns(tmp_path).configs
     with pytest.raises(NotFound, match=r"scripts\.analyse"):
-        read_findings(tmp_path)
+        ResultsFolder(tmp_path).findings()
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match="Parquet"):
         _ = SavedRuns(tmp_path).configs
@@ -112,7 +112,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     [
         ("findings.json", "{", "JSON"),
         ("findings.json", '{"format_version": 9}', "format_version is 9"),
-        ("findings.json", '{"format_version": 1, "about": {}}', "no section"),
+        ("findings.json", '{"format_version": 1, "about": {}}', "section 'statistics' is missing"),
         ("replies.parquet", "no table", "not a Parquet file"),
     ],
 )
@@ -120,11 +120,11 @@ def test_a_broken_analysis_is_named(tmp_path: Path, name: str, text: str, says: 
     shutil.copytree(SHIPPED / "analysis", tmp_path / "analysis")
     (tmp_path / "analysis" / name).write_text(text, encoding="utf-8")
     with pytest.raises(CorruptFile, match=says):
-        read_findings(tmp_path)
+        ResultsFolder(tmp_path).findings()
 
 
 def test_many_visitors_read_the_files_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import persona_core.report.saved_runs as module
+    import persona_core.report.results_folder as module
 
     read: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The sentences of the report say what the figures say: no more than the interval, with the right sign."""
+"""The sentences of the report claim no more than the interval allows, and have the right sign."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from persona_core.report.figures import describe_edge
 from persona_core.report.sentences import (
     describe_comparison,
+    describe_edge,
     describe_graph,
     describe_onsets,
     describe_warning,
@@ -33,30 +33,30 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
         "smallest": 1.25,
     }
     says = describe_onsets("deception", found, 0.05)
-    assert "Baseline: 4 of 78 replies raise an alarm on deception; by chance about 4 would." in says
+    assert "Baseline: 4 of 78 replies raise an alarm on deception; about 4 would by chance." in says
     assert "1 of 4 onsets can be timed" in says
-    assert "Contaminated: 74 of 78" in says and "in 54 of them from the first token on" in says
-    assert "Marked sentences show it in 6. Most of these alarms are of something else" in says
+    assert "Contaminated: 74 of 78" in says and "54 of them from the first token on" in says
+    assert "show it in 6 replies. The text does not account for most of these alarms" in says
     assert "the contaminated model's onsets come earlier or more often" in says
-    assert "A step of 1.25 SD is found in at least 80 %" in says
+    assert "A step of 1.25 SD half-way through a reply is detected at least 80 % of the time" in says
     found["test"]["q"] = 0.2
-    assert "no difference can be told" in describe_onsets("deception", found, 0.05)
+    assert "do not differ significantly" in describe_onsets("deception", found, 0.05)
     found["test"] |= {"q": 0.01, "statistic": -3.0}
     assert "later or less often" in describe_onsets("deception", found, 0.05)
     found["configs"]["contaminated"]["shown"] = 70
-    assert "something else" not in describe_onsets("deception", found, 0.05)
+    assert "account for" not in describe_onsets("deception", found, 0.05)
 
 
 @pytest.mark.parametrize(
     ("kind", "clock", "value", "says"),
     [
-        ("together", "series", 0.5, "a and b move together at the same token"),
-        ("together", "series", -0.5, "a and b move against each other at the same token"),
-        ("follows", "series", 0.5, "b follows a, 4 tokens later (series)"),
-        ("follows", "series", -0.5, "b falls after a, 4 tokens later (series)"),
-        ("follows", "activation", 0.9, "b follows a, 4 tokens later (activation)"),
-        ("confirmed", "behaviour", 0.3, "steering a brings on b"),
-        ("confirmed", "behaviour", -0.3, "steering a holds back b"),
+        ("together", "series", 0.5, "a and b move together at the same token: r = 0.50 [-1.00, 1.00]"),
+        ("together", "series", -0.5, "a and b move in opposite directions at the same token: r = -0.50"),
+        ("follows", "series", 0.5, "b follows a, 4 tokens later (scores, token by token): r = 0.50"),
+        ("follows", "series", -0.5, "b falls after a, 4 tokens later (scores, token by token): r = -0.50"),
+        ("follows", "activation", 0.9, "b follows a, 4 tokens later (onsets of scores): a comes first in 90.0 %"),
+        ("confirmed", "behaviour", 0.3, "steering a brings on b: share of replies changed by 30.0 %"),
+        ("confirmed", "behaviour", -0.3, "steering a suppresses b: share of replies changed by -30.0 %"),
     ],
 )
 def test_an_edge_is_worded_by_its_sign(kind: str, clock: str, value: float, says: str) -> None:
@@ -75,9 +75,11 @@ def test_what_was_not_measured_is_not_counted() -> None:
         "confirmed": [],
     }
     says = " ".join(describe_graph(graph))
-    assert "cosine" not in says and "No trait is seen to follow another." in says and "were not measured" in says
+    assert "cosine" not in says and "No trait was found to follow another." in says and "was not measured" in says
     with_floor = copy.deepcopy(graph)
     with_floor["couplings"]["together"][0]["beyond_floor"] = True
+    assert "0 of 1 pairs" in " ".join(describe_graph(with_floor)), "beyond the floor, but no edge"
+    with_floor["edges"] = [{**pair, "kind": "together", "clock": "series", "lag": None}]
     assert "1 of them by more than the cosine" in " ".join(describe_graph(with_floor))
 
 
@@ -97,11 +99,14 @@ def scores(z: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
     return {"n": 40, "first": 12.0, "at_start": 0, "other_reader": False, "scores": found}
 
 
-def test_a_rival_is_named_where_it_cannot_be_told_apart_or_does_better() -> None:
+def test_a_rival_is_named_where_z_is_not_clearly_above_it() -> None:
     clear = scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7))
     assert "n-grams" not in describe_warning("evil", clear)
     close = scores(est(0.99, 0.97, 1.0), est(0.96, 0.93, 0.98))
-    assert "not told apart from z, or better, at so many tokens before: n-grams (4)" in describe_warning("evil", close)
+    assert (
+        "The AUROC of z is not clearly above that of (tokens before the trait in parentheses): n-grams (4)"
+        in describe_warning("evil", close)
+    )
     better = scores(est(0.7, 0.45, 0.9), est(0.99, 0.97, 1.0))
     assert "n-grams (4)" in describe_warning("evil", better)
     nothing = scores(est(0.5, 0.4, 0.6), est(0.5, 0.4, 0.6))
@@ -111,7 +116,7 @@ def test_a_rival_is_named_where_it_cannot_be_told_apart_or_does_better() -> None
 def test_another_model_and_the_start_of_the_reply_are_said_where_the_figure_is() -> None:
     found = {**scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7)), "at_start": 31, "other_reader": True}
     says = describe_warning("evil", found)
-    assert "in 31 replies at the very first token, so that it cannot be more" in says
+    assert "In 31 replies the first token already exceeds it." in says
     assert "another model's" in says and "nominal 5 %" in says and "5 % [3, 8]" in says
 
 
@@ -121,7 +126,7 @@ def test_only_what_is_significant_differs() -> None:
 
     assert describe_comparison({"a": effect(0.1, 0.4), "b": effect(0.2, 0.2)}).startswith("No trait differs")
     says = describe_comparison({"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)})
-    assert says.startswith("1 of 2 traits differ, b most: -2.00 [-2.20, -1.80]")
+    assert says.startswith("1 of 2 traits differ significantly, b most: -2.00 [-2.20, -1.80]")
 
 
 def test_reasons_are_grouped_and_a_single_one_keeps_its_name() -> None:

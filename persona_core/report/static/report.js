@@ -1,10 +1,10 @@
-// Draws each figure when it comes into view, in the theme's colours, and shows one trait at a time.
+// Draws each figure when it comes into view, in the theme's colours; shows one trait at a time.
 //
 // mountReport(root, content, options) -> { pick(trait), destroy() }
-//   content            of report_content (persona_core/report/page.py)
+//   content            from report_content (persona_core/report/content.py)
 //   plotly             a promise of plotly.js
 //   trait              shown first, if there is one of that name
-//   onTrait(trait)     another trait was picked
+//   onTrait(trait)     called when another trait is picked
 
 function mountReport(root, content, options) {
   const seen = new Set();
@@ -15,7 +15,7 @@ function mountReport(root, content, options) {
   const all = (selector) => root.querySelectorAll(selector);
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-  // Lines that read well on white are too dark on black: the pairs of the token view's two themes.
+  // Lines that read well on white are too dark on black: these are the pairs of the token view's two themes.
   const ON_DARK = {
     "#d1495b": "#ff8492", "#2f6fb5": "#7ab4f5", "#2b8a57": "#5fce93", "#8455c0": "#bd9bf5",
     "#a87400": "#e3b34a", "#0e8587": "#4fd0cf", "#bd4aa5": "#f08fd8", "#6a7280": "#aab4c2", "#566072": "#a0abbb",
@@ -39,7 +39,7 @@ function mountReport(root, content, options) {
       font: { color: ink, family: colour("--sans"), size: 13 },
       hoverlabel: { bgcolor: colour("--paper"), bordercolor: muted, font: { color: ink } },
       autosize: true,
-      dragmode: false, // a finger that starts on a figure must scroll the page
+      dragmode: false, // a touch that starts on a figure scrolls the page
     });
     for (const axis of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d+$/.test(key))])) {
       const own = layout[axis] ?? {};
@@ -64,7 +64,7 @@ function mountReport(root, content, options) {
     if (tokens) {
       data[0].text = layout.meta.order.map((row) => tokens[row]);
       data[0].customdata = layout.meta.order.map((row, at) => data[0].z[at].map(() => content.ids[layout.meta.config][row]));
-      layout.plot_bgcolor = colour("--soft"); // where a reply has ended
+      layout.plot_bgcolor = colour("--soft"); // behind the end of a reply
     }
     return [data, layout];
   };
@@ -112,7 +112,7 @@ function mountReport(root, content, options) {
     plotly = library;
     drawSeen();
   });
-  // Before another content takes its place: what listens outside of the root lets go.
+  // Call before mounting other content: removes the listeners outside the root.
   const destroy = () => {
     removeEventListener("beforeprint", drawAll);
     restyled.disconnect();
@@ -123,8 +123,8 @@ function mountReport(root, content, options) {
   return { pick, destroy };
 }
 
-// Markup that was made from a file of figures. Its texts are escaped where it is made; that it can do nothing even if
-// one was not is seen to here: only these elements and attributes get into the page.
+// Inserts markup that was made from a file of figures. Its texts are escaped where it is made. As a second barrier, only
+// these elements and attributes get into the page.
 function setInert(root, markup) {
   const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|THEAD|TBODY|TR|TH|TD|BUTTON)$/;
   const NAMES = /^(class|role|aria-[a-z]+|data-[a-z]+|scope|dir|hidden|tabindex|type)$/;

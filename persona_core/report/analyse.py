@@ -1,0 +1,253 @@
+"""All analyses of a results folder in one go: when, how, where, the comparison, the statistics, the top spans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from persona_core.analysis import interaction
+from persona_core.analysis.comparison import Comparison, compare_runs, token_differences
+from persona_core.analysis.graph import trait_graph
+from persona_core.analysis.interventional import InterventionalEffects
+from persona_core.analysis.onset import Onset
+from persona_core.analysis.precedence import (
+    PrecedenceTable,
+    activation_times,
+    behaviour_times,
+    precedence,
+    relative_series,
+)
+from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
+from persona_core.analysis.series import reply_scores
+from persona_core.errors import SettingError
+from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_traits
+from persona_core.report.analysed_runs import AnalysedRuns, Row, check_runs, read_by_both
+from persona_core.report.findings import FORMAT_VERSION, Findings
+from persona_core.report.results_folder import REPLAY, SIDES
+from persona_core.report.top_spans import find_top_spans
+from persona_core.report.when import when
+from persona_core.report.where import where
+from persona_core.traces.dataset import traits_of
+from persona_core.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from persona_core.models.language_model import LanguageModel
+
+
+def analyse(
+    rows: Mapping[str, Sequence[Row]],
+    *,
+    annotations: Sequence[Annotation] = (),
+    judged: JudgedTraits | None = None,
+    vectors: Mapping[str, np.ndarray] | None = None,
+    interventions: Mapping[str, Any] | None = None,
+    models: Mapping[str, LanguageModel] | None = None,
+    rate: float = 0.05,
+    seed: int = 0,
+    progress: bool = True,
+) -> Findings:
+    """Analyse the rows of a results folder.
+
+    Args:
+        rows: by config; "neutral" is the null, "replay" each model reading the other's replies.
+        annotations: sentences that show a trait.
+        judged: config -> traits that its sentences were annotated for; None: those of the annotations.
+        vectors: trait -> direction `[d_model]`, all of one block: their cosines are the floor of couplings.
+        interventions: what `scripts.intervene` measured.
+        models: config -> its reader, if available: the vectors are then also compared with next-token entropy and
+            random directions.
+        rate: share of neutral replies that may raise an alarm.
+        seed: of every split, shuffle and bootstrap.
+        progress: show a bar.
+
+    Raises:
+        SettingError: no run to analyse, rows of different traits, a run of several models or vectors, or a score
+            that is not finite.
+    """
+    if not 0 < rate < 1 or seed < 0:
+        raise SettingError(
+            f"rate={rate!r}, seed={seed!r}; the rate must lie between 0 and 1, the seed must be at least 0."
+        )
+    traces = {c: [Trace.from_row(row) for row in own] for c, own in rows.items()}
+    without_z = [c for c, own in traces.items() if not all(t.calibrated for t in own)]
+    rows = {c: own for c, own in rows.items() if c not in without_z}
+    traces = {c: own for c, own in traces.items() if c not in without_z}
+    traits = traits_of([row for own in rows.values() for row in own]) if rows else ()
+    judged = annotated_traits(annotations) if judged is None else judged
+    runs = AnalysedRuns(rows, traces, traits, annotations, judged, seed, models=models or {})
+    runs.missing += [
+        f"{c}: its rows have no null, so no z; read them with calibrated vectors (scripts.monitor)" for c in without_z
+    ]
+    if not runs.configs:
+        raise SettingError(
+            f"Nothing to analyse: no run with z scores among {', '.join((*traces, *without_z)) or 'no configs'}."
+        )
+    if vectors is not None and (lacking := [t for t in traits if t not in vectors]):
+        raise SettingError(f"No vector for {lacking[0]!r}; the rows were read with vectors for {', '.join(traits)}.")
+    check_runs(runs)
+    ids = {(config, row["id"]) for config, own in rows.items() for row in own}
+    unmatched = [m for m in annotations if (m.config, m.id) not in ids or m.trait not in traits]
+    if unmatched:
+        one = unmatched[0]
+        runs.missing.append(
+            f"annotations: {len(unmatched)} of {len(annotations)} match no reply or trait here, such as "
+            f"{one.trait!r} in {one.id!r} of {one.config!r}"
+        )
+    summary: dict[str, Any] = {"format_version": FORMAT_VERSION, "seed": seed}
+    sections = ("statistics", "when", "how", "where", "comparison", "spans")
+    with tqdm(sections, desc="analysing", unit="part", disable=not progress) as bar:
+        bar.set_postfix_str("statistics")
+        summary["statistics"] = _statistics(runs)
+        bar.update()
+        bar.set_postfix_str("when")
+        onsets: dict[str, dict[str, list[Onset]]] = {}
+        summary["when"] = runs.attempt("when", lambda: when(runs, rate, onsets))
+        bar.update()
+        bar.set_postfix_str("how")
+        steered = (interventions or {}).get("confirmed", {})
+        tables = {c: [InterventionalEffects.from_dict(table) for table in steered.get(c, ())] for c in runs.configs}
+        summary["how"] = {
+            c: runs.attempt(f"how, {c}", partial(_how, runs, c, vectors, tables[c])) for c in runs.configs
+        }
+        bar.update()
+        bar.set_postfix_str("where")
+        summary["where"] = {c: runs.attempt(f"where, {c}", partial(where, runs, c, rate)) for c in runs.configs}
+        summary["window"] = (interventions or {}).get("window", {})
+        bar.update()
+        bar.set_postfix_str("comparison")
+        compared = _comparison(runs)
+        summary["comparison"] = compared.to_dict() if isinstance(compared, Comparison) else compared
+        differences = _differences(runs)
+        bar.update()
+        bar.set_postfix_str("spans")
+        spans = find_top_spans(runs)
+        bar.update()
+    summary["about"] = _about(runs, rate)
+    replies = _replies(runs, onsets, compared if isinstance(compared, Comparison) else None)
+    return Findings(summary, replies, differences, spans, runs.detectors, tuple(runs.missing))
+
+
+def _about(runs: AnalysedRuns, rate: float) -> dict[str, Any]:
+    first = runs.traces[runs.configs[0]][0]
+    caveats = [
+        {"config": config, "caveat": caveat, "replies": sum(caveat in runs.detectors.caveats(t) for t in traces)}
+        for config, traces in runs.traces.items()
+        if runs.detectors is not None and config in runs.configs
+        for caveat in dict.fromkeys(c for t in traces for c in runs.detectors.caveats(t))
+    ]
+    return {
+        "traits": list(runs.traits),
+        "best_block": {t: first.best_block.get(t) for t in runs.traits},
+        "vectors": first.provenance.vectors,
+        "readers": {
+            c: ", ".join(dict.fromkeys(str(row["reader"] or "unknown") for row in own)) for c, own in runs.rows.items()
+        },
+        "n_replies": {c: len(own) for c, own in runs.rows.items()},
+        "n_marks": len(runs.annotations),
+        "sampling": dict(first.provenance.sampling or {}),
+        "rate": rate,
+        "caveats": caveats,
+        "missing": list(runs.missing),
+    }
+
+
+# ---- the sections ----
+
+
+def _statistics(runs: AnalysedRuns) -> dict[str, Any]:
+    def of(config: str) -> dict[str, Any]:
+        return run_statistics(runs.traces[config], runs.ids(config), neutral=runs.neutral, seed=runs.seed).to_dict()
+
+    configs = [c for c in runs.rows if c != REPLAY]
+    return {c: runs.attempt(f"statistics, {c}", partial(of, c)) for c in configs}
+
+
+def _how(
+    runs: AnalysedRuns, config: str, vectors: Mapping[str, np.ndarray] | None, tables: Sequence[InterventionalEffects]
+) -> dict[str, Any]:
+    traces, traits = runs.traces[config], runs.traits
+    series = interaction.trait_series(traces)
+    floor = interaction.cosines({t: vectors[t] for t in traits}) if vectors is not None else None
+    couplings = interaction.measure_couplings(traits, series, floor=floor, seed=runs.seed)
+    clocks: list[PrecedenceTable] = []
+    if runs.relative:
+        # On plain z the traits alarm together, because every vector also responds to "not neutral".
+        times = activation_times(traits, relative_series(series), runs.relative)
+        clocks.append(precedence(traits, times, "activation", seed=runs.seed))
+    annotated = [t for t in traits if t in runs.judged.get(config, ())]
+    if len(annotated) > 1:
+        clocks.append(
+            precedence(annotated, behaviour_times(annotated, runs.shown[config]), "behaviour", seed=runs.seed)
+        )
+    return trait_graph(traits, couplings, clocks, tables).to_dict()
+
+
+def _comparison(runs: AnalysedRuns) -> Comparison | dict[str, str]:
+    if not set(SIDES) <= set(runs.rows):
+        runs.missing.append(reason := f"comparison: it needs the configs {' and '.join(SIDES)}.")
+        return {"missing": reason}
+    baseline, contaminated = (runs.rows[side] for side in SIDES)
+    replay = runs.rows.get(REPLAY, ())
+    return runs.attempt("comparison", lambda: compare_runs(baseline, contaminated, replay, seed=runs.seed))
+
+
+def _differences(runs: AnalysedRuns) -> list[dict[str, Any]]:
+    found = []
+    for row, first, second in read_by_both(runs):
+        series = {t: token_differences(first, second, t).round(4).tolist() for t in runs.traits}
+        kept = {k: row[k] for k in ("id", "set", "category", "writer", "n_prompt", "tokens")}
+        found.append({**kept, "differences": series})
+    return found
+
+
+# ---- reply by reply ----
+
+
+def _replies(
+    runs: AnalysedRuns, onsets: Mapping[str, Mapping[str, Sequence[Onset]]], compared: Comparison | None
+) -> list[dict[str, Any]]:
+    effects = {(p.id, p.trait): p for p in compared.prompts} if compared is not None else {}
+    thresholds = {t: _high_threshold(runs, t) for t in runs.traits}  # the one of the run statistics
+    found = []
+    for config in runs.configs:
+        replies = zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True)
+        for index, (row, trace, shown) in enumerate(replies):
+            for trait in runs.traits:
+                z = trace.scores(trait)[trace.reply_positions].astype(float)
+                onset = onsets[config][trait][index] if config in onsets else None
+                first = [start for name, start, _ in shown if name == trait]
+                effect = effects.get((row["id"], trait))
+                found.append(
+                    {
+                        **{k: row[k] for k in ("id", "set", "category", "reader", "writer", "n_reply")},
+                        "config": config,
+                        "trait": trait,
+                        "mean": float(z.mean()) if len(z) else None,
+                        "max": float(z.max()) if len(z) else None,
+                        "share_above": float((z > thresholds[trait]).mean()) if len(z) else None,
+                        "answer": onset and onset.answer,
+                        "alarm": onset and onset.alarm,
+                        "onset": onset and onset.onset,
+                        "onset_low": onset and onset.low,
+                        "onset_high": onset and onset.high,
+                        "onset_size": onset and onset.size,
+                        "timed": onset and onset.timed,
+                        "says": onset and str(onset),
+                        "first_shown": min(first, default=None),
+                        "total": effect and effect.total,
+                        "weights": effect and effect.weights,
+                        "text": effect and effect.text,
+                    }
+                )
+    return found
+
+
+def _high_threshold(runs: AnalysedRuns, trait: str) -> float:
+    """Above which a token counts as high: the 95th percentile of neutral tokens, or of a normal distribution."""
+    if not runs.neutral:
+        return NORMAL_95
+    return float(np.quantile(np.concatenate(reply_scores(runs.neutral, trait)), 0.95))

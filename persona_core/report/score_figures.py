@@ -1,0 +1,103 @@
+"""Scores over the tokens of a reply: the heat map of a run, and the mean by position."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from persona_core.report.figure_style import SCALE, Figure, apply_layout, error_bars, interval, side_colour
+
+MIN_SCALE = 4.0
+"""The colour scale of z reaches at least this far to both sides, so that pure noise looks pale."""
+
+
+def common_scale(series: Sequence[np.ndarray]) -> tuple[float, int]:
+    """Where the colours end, and the longest reply: the same for all maps that are looked at together."""
+    flat = np.abs(np.concatenate(series)) if series else np.zeros(1)
+    return max(MIN_SCALE, float(np.ceil(np.quantile(flat, 0.95)))), max((len(z) for z in series), default=1)
+
+
+def heat_map(
+    series: Sequence[np.ndarray], ids: Sequence[str], onsets: Sequence[Figure], scale: float, longest: int
+) -> go.Figure:
+    """Every reply as a row of tokens, coloured by z, with its onset: the earliest on top, replies without one below.
+
+    Args:
+        series: z of each reply's own tokens, `[n_own]`.
+        ids: of the replies.
+        onsets: "answer", "onset", "low", "high" and "says" of each reply.
+        scale, longest: of `common_scale`.
+    """
+
+    def when(k: int) -> tuple[float, float]:
+        answer = onsets[k].get("answer")
+        first = {"before the reply": -1.0, "onset": float(onsets[k].get("onset") or 0)}.get(str(answer), math.inf)
+        return first, -float(series[k].mean()) if len(series[k]) else 0.0
+
+    order = sorted(range(len(series)), key=when)
+    rows = [[round(float(v), 1) for v in series[k]] + [None] * (longest - len(series[k])) for k in order]
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=rows,
+        zmid=0,
+        zmin=-scale,
+        zmax=scale,
+        colorscale=SCALE,
+        hovertemplate="%{text}  z %{z:+.1f}<br>%{customdata}, token %{x}<extra></extra>",
+        colorbar={"title": {"text": "z", "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01},
+        hoverongaps=False,
+    )
+    marked = [
+        (row, onsets[k]) for row, k in enumerate(order) if onsets[k].get("answer") in ("onset", "before the reply")
+    ]
+    at = [-1 if o["onset"] is None else int(o["onset"]) for _, o in marked]  # before the reply: left of its first token
+    low = [place if o["low"] is None else int(o["low"]) for place, (_, o) in zip(at, marked, strict=True)]
+    high = [place if o["high"] is None else int(o["high"]) for place, (_, o) in zip(at, marked, strict=True)]
+    figure.add_scatter(
+        x=at,
+        y=[row for row, _ in marked],
+        mode="markers",
+        marker={"symbol": "line-ns-open", "size": 6, "color": "#11151c", "line": {"width": 2}},
+        error_x={
+            "array": [h - a for a, h in zip(at, high, strict=True)],
+            "arrayminus": [a - b for a, b in zip(at, low, strict=True)],
+            "thickness": 1,
+            "width": 0,
+            "color": "#11151c",
+        },
+        text=[html.escape(f"{ids[order[row]]}: {o['says']}") for row, o in marked],
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
+    apply_layout(figure, 60 + max(120, 5 * len(order)), margin={"l": 34, "r": 60, "t": 8, "b": 40})
+    figure.update_layout(meta={"order": order})
+    figure.update_xaxes(title="token of the reply", range=[-2, longest - 0.5], showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        title="replies", autorange="reversed", showticklabels=False, ticks="", showgrid=False, zeroline=False
+    )
+    return figure
+
+
+def position_figure(statistics: Mapping[str, Figure]) -> go.Figure:
+    """Mean z by the place in the reply."""
+    figure = go.Figure()
+    for place, (config, found) in enumerate(statistics.items()):
+        bins = [b for b in found["positions"] if b["mean"] is not None]
+        figure.add_scatter(
+            x=[f"{b['start']}+" if b["end"] is None else f"{b['start']}–{b['end'] - 1}" for b in bins],
+            y=[b["mean"]["value"] for b in bins],
+            error_y=error_bars([b["mean"] for b in bins]),
+            text=[f"{interval(b['mean'])}, {b['n_replies']} replies" for b in bins],
+            mode="lines+markers",
+            name=config,
+            line={"color": side_colour(config, place), "dash": ("solid", "dash", "dot")[place % 3]},
+            hovertemplate=f"{html.escape(config)}, tokens %{{x}}: %{{text}}<extra></extra>",
+        )
+    apply_layout(figure, 300)
+    figure.update_xaxes(title="token of the reply", type="category")
+    figure.update_yaxes(title="mean z", zeroline=True)
+    return figure
