@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
-from persona_core.elicitation.prompts import load_prompts
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.inference.steering import NEVER, Intervention, Steer
 from persona_core.models.loading import load_model
-from persona_core.monitor.alarms import LATENCY, Alarm, Watch
+from persona_core.monitor.alarms import LATENCY, Alarm, AlarmWatch
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests.traces.test_dataset import SHIPPED
 
@@ -28,25 +29,31 @@ SETTINGS: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 120}
 
 @pytest.fixture(scope="module")
 def monitor() -> PersonaMonitor:
-    """The demo model with detectors of its own, from 312 short neutral replies."""
+    """The demo model with two of the detectors that were published with its vectors."""
     import torch
 
     torch.set_num_threads(1)
     lm = load_model(ARTIFACTS / "persona-tiny", device="cpu")
-    vectors = PersonaVectors.from_pretrained(ARTIFACTS / "persona-vectors-persona-tiny")
-    plain = PersonaMonitor(lm, vectors)
-    asked = [p.messages for p in load_prompts(["all"])] * 4
-    neutral = plain.generate_batch(asked, batch_size=104, seed=0, **SETTINGS)
-    return PersonaMonitor(lm, vectors, detectors=calibrate_detectors(neutral, ["sycophancy", "deception"]))
+    folder = ARTIFACTS / "persona-vectors-persona-tiny"
+    published = Detectors.from_pretrained(folder)
+    two = {trait: published.of(trait) for trait in ("sycophancy", "deception")}
+    detectors = Detectors(two, published.best_block, published.rests_on)
+    return PersonaMonitor(lm, PersonaVectors.from_pretrained(folder), detectors=detectors)
 
 
-def flattered(monitor: PersonaMonitor, n: int = 8, **more: Any) -> tuple[list[Any], list[Alarm]]:
+def flattered(monitor: PersonaMonitor, n: int = 8, **more: Any) -> tuple[list[Trace], list[Alarm]]:
     alarms: list[Alarm] = []
     traces = monitor.generate_batch([FLATTER] * n, seed=1, on_alarm=alarms.append, **SETTINGS, **more)
     return traces, alarms
 
 
-def afterwards(monitor: PersonaMonitor, traces: list[Any]) -> set[Alarm]:
+@functools.cache
+def plainly_flattered(monitor: PersonaMonitor, n: int = 8, batch_size: int = 8) -> tuple[list[Trace], list[Alarm]]:
+    """The replies that several tests compare with, written once."""
+    return flattered(monitor, n, batch_size=batch_size)
+
+
+def afterwards(monitor: PersonaMonitor, traces: list[Trace]) -> set[Alarm]:
     assert monitor.detectors is not None
     found = set()
     for row, trace in enumerate(traces):
@@ -57,9 +64,9 @@ def afterwards(monitor: PersonaMonitor, traces: list[Any]) -> set[Alarm]:
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3, 8])
 def test_alarms_in_the_loop_are_those_that_the_trace_gives(monitor: PersonaMonitor, batch_size: int) -> None:
-    traces, alarms = flattered(monitor, batch_size=batch_size)
+    traces, alarms = plainly_flattered(monitor, batch_size=batch_size)
     assert len(alarms) == len(set(alarms)) >= 8
     assert set(alarms) == afterwards(monitor, traces)
 
@@ -72,11 +79,11 @@ def test_an_alarm_is_told_before_the_next_token_is_handed_out(monitor: PersonaMo
     assert alarms and [a.token for a in alarms] == seen
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_what_waits_for_an_alarm_changes_nothing_before_it_and_much_after(
     monitor: PersonaMonitor, batch_size: int
 ) -> None:
-    plain, alarms = flattered(monitor, batch_size=batch_size)
+    plain, alarms = plainly_flattered(monitor, batch_size=batch_size)
     gate = Steer("sycophancy", block=3, strength=-60.0, when="alarm")
     gated, same = flattered(monitor, batch_size=batch_size, steer=gate)
     at = {a.row: a.token for a in alarms if a.trait == "sycophancy"}
@@ -98,7 +105,7 @@ def test_what_waits_for_an_alarm_changes_nothing_before_it_and_much_after(
 
 def test_one_that_waits_does_not_act_before_its_start(monitor: PersonaMonitor) -> None:
     gate = Steer("sycophancy", block=3, strength=-40.0, when="alarm", start=40)
-    plain, gated = flattered(monitor, n=4)[0], flattered(monitor, n=4, steer=gate)[0]
+    plain, gated = plainly_flattered(monitor, n=4)[0], flattered(monitor, n=4, steer=gate)[0]
     for before, after in zip(plain, gated, strict=True):
         assert before.token_ids[: before.n_prompt + 40] == after.token_ids[: after.n_prompt + 40]
 
@@ -143,7 +150,7 @@ def test_detectors_come_back_from_their_file_with_the_same_answers(monitor: Pers
     monitor.detectors.save(tmp_path)
     again = Detectors.from_pretrained(tmp_path)
     assert again.rests_on == monitor.detectors.rests_on and again.traits == monitor.detectors.traits
-    traces, _ = flattered(monitor, n=4)
+    traces, _ = plainly_flattered(monitor, n=4)
     for trace in traces:
         for trait in again.traits:
             assert again.find(trace, trait) == monitor.detectors.find(trace, trait)
@@ -204,7 +211,7 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
     null = np.zeros((len(traits), len(blocks), 2), np.float32)
     null[..., 1] = 1.0
     told: list[Alarm] = []
-    watch = Watch(monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append)
+    watch = AlarmWatch(monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append)
     raw = np.zeros((len(blocks), len(traits)), np.float32)
     raw[blocks.index(3), traits.index("sycophancy")] = 60.0
     for token in range(3):
