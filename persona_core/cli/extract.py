@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from persona_core.elicitation.elicit import ElicitationPlan
     from persona_core.elicitation.store import ReplyStore
     from persona_core.judging.judge import Judge
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
     from persona_core.vectors.steering_effect import SteeringPlan
     from persona_core.vectors.vectors import PersonaVectors
 

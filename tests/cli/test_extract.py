@@ -229,7 +229,7 @@ def test_a_faulty_trait_file_is_named_before_anything_runs(
         (["--rollouts", "0"], "rollouts=0"),
         (["--quantization", "4bit"], "bitsandbytes"),
         (["--traits", "candor"], "No trait 'candor'"),
-        (["--model", "./nowhere"], "No folder './nowhere'"),
+        (["--model", "./nowhere"], "No such folder: './nowhere'"),
     ],
 )
 def test_a_bad_setting_is_a_sentence(

@@ -82,8 +82,8 @@ def test_transcripts_are_read_as_they_stand(tmp_path: Path) -> None:
         (["--blocks", "3,some"], "--blocks '3,some'; expected best, all, or numbers"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--temperature", "-1"], "temperature=-1"),
-        (["--adapter", "./nowhere"], "No folder './nowhere'"),
-        (["--vectors", "./nowhere"], "No folder './nowhere'"),
+        (["--adapter", "./nowhere"], "No such folder: './nowhere'"),
+        (["--vectors", "./nowhere"], "No such folder: './nowhere'"),
         (["--model", "org/name@"], "expected a Hub id, '@' and a revision"),
     ],
 )
