@@ -1,146 +1,31 @@
-"""Load a causal language model and everything that is needed to read it."""
+"""Load a causal language model, or wrap one that is already in memory."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.errors import CorruptFile, NotFound, PersonaWarning, PromptError, SettingError
-from persona_core.models.blocks import Blocks, find_blocks, unwrap
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
+from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
-from persona_core.utils.hub import commit_of, fetch, public_name, resolve_source
+from persona_core.models.language_model import LanguageModel
+from persona_core.utils.hub import at_revision, check_kind, commit_of, fetch, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# transformers 5.23 ties weights under switches of the whole process: of two threads that load at once, one finds its
-# "lm_head.weight" missing (8 of 8 times with the demo model).
-_one_at_a_time = threading.Lock()
+# transformers 5.23 ties weights under process-wide switches: of two threads that load at once, one reports
+# "lm_head.weight" as missing (8 of 8 times with the demo model).
+_load_lock = threading.Lock()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """A model with its tokenizer, its chat format and its blocks. Nothing here changes its weights or its modules.
-
-    Attributes:
-        model: the transformers model, or the PEFT wrapper around one, in eval mode.
-        tokenizer: its tokenizer.
-        chat: renders conversations to ids.
-        blocks: the decoder's blocks, verified.
-        name, revision, adapter, adapter_revision: where it came from, for provenance.
-        eos_ids: every id that ends a reply.
-        context_length: positions that the model can read; None if unbounded.
-        forward_arguments: names that the model's forward accepts.
-    """
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    chat: ChatFormat
-    blocks: Blocks
-    name: str
-    revision: str | None
-    adapter: str | None
-    adapter_revision: str | None
-    eos_ids: frozenset[int]
-    context_length: int | None
-    forward_arguments: frozenset[str] = field(repr=False)
-
-    @property
-    def writer_name(self) -> str:
-        """The model's name as a writer: its adapter is part of it, the path to a folder is not."""
-        names = (self.name,) if self.adapter is None else (self.name, self.adapter)
-        return " + ".join(map(public_name, names))
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What numbers that were read from this model rest on, as plain values."""
-        quantized = getattr(unwrap(self.model).config, "quantization_config", None)
-        return {
-            "name": public_name(self.name),
-            "revision": self.revision,
-            "adapter": None if self.adapter is None else public_name(self.adapter),
-            "adapter_revision": self.adapter_revision,
-            "template_fingerprint": self.chat.fingerprint,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            **({} if quantized is None else {"quantization": str(quantized.quant_method) + _bits(quantized)}),
-        }
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """`record` and "weights", 16 hex digits: tells another model in a folder of the same name.
-
-        They are over the first and last 8 numbers of every weight, an adapter's too; weights that are kept elsewhere
-        (offloaded) are left out.
-        """
-        digest = hashlib.sha256()
-        for name, weight in self.model.named_parameters():
-            if not weight.is_meta:
-                flat = weight.detach().flatten()
-                sample = torch.cat([flat[:8], flat[-8:]]).float().cpu()
-                digest.update(name.encode() + sample.numpy().tobytes())
-        return {**self.record, "weights": digest.hexdigest()[:16]}
-
-    @property
-    def device(self) -> torch.device:
-        """The device that token ids go to."""
-        return self.model.get_input_embeddings().weight.device
-
-    @property
-    def dispatched(self) -> bool:
-        """Whether accelerate moves weights or states between devices around each module's forward."""
-        return bool(getattr(self.model, "hf_device_map", None))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.get_input_embeddings().weight.dtype
-
-    def refuse_training(self) -> None:
-        """Refuse a model in training mode, whose dropout would make every number another at each reading.
-
-        Raises:
-            SettingError.
-        """
-        if self.model.training:
-            raise SettingError(f"{self.name!r} is in training mode, where dropout acts; call model.eval() before.")
-
-    @property
-    def why_not_finite(self) -> str:
-        """What may have made a number NaN or infinite, and what to do: the end of an error's message."""
-        if self.dtype == torch.float16:
-            return "float16 overflows on some models: load it with dtype='bfloat16' or 'float32'."
-        return "Its weights may hold NaN."
-
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Refuse a text that the model cannot be given.
-
-        Raises:
-            PromptError: no token, or one without a row in the embedding table.
-        """
-        if not ids:
-            raise PromptError("The text holds no token.")
-        size = self.vocabulary_size
-        wrong = next((i for i in ids if not 0 <= i < size), None)
-        if wrong is not None:
-            raise PromptError(
-                f"Token {wrong} has no embedding: {self.name!r} has {size}. Where tokens were added to "
-                "the tokenizer, call model.resize_token_embeddings(len(tokenizer))."
-            )
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the embedding table: every valid token id is below this."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
 
 
 def load_model(
@@ -153,19 +38,22 @@ def load_model(
     device: str = "auto",
     quantization: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    static_cache: bool = False,
 ) -> LanguageModel:
     """Load a causal language model from the Hub or a local folder.
 
     Args:
         name: a Hub id such as "Qwen/Qwen2.5-1.5B-Instruct", or a folder.
         revision: commit, tag or branch on the Hub.
-        adapter: a PEFT adapter, Hub id or folder, put on top without merging (a merge would round bf16 weights).
+        adapter: a PEFT adapter, Hub id or folder, applied without merging (a merge would round bf16 weights).
         adapter_revision: as `revision`, for the adapter.
-        dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU); else "float32", "bfloat16", "float16".
+        dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU); or "float32", "bfloat16", "float16".
         device: "auto" takes CUDA, then MPS, then the CPU; "balanced" spreads a large model over all devices
-            (`device_map="auto"` of accelerate); else a torch device such as "cuda:1".
+            (`device_map="auto"` of accelerate); or a torch device such as "cuda:1".
         quantization: "8bit" or "4bit" weights through bitsandbytes; states are read as the model computes them.
         template_kwargs: arguments for the chat template, e.g. `{"enable_thinking": False}`.
+        static_cache: generate with a static key-value cache where the model supports it (plain attention, up to the
+            sliding window), on CUDA as one graph. Memory for the longest reply is reserved up front. Experimental.
 
     Raises:
         NotFound: no such repository, revision or folder, or its weights are not safetensors.
@@ -181,22 +69,23 @@ def load_model(
         raise SettingError(f"dtype={dtype!r}; expected 'auto' or one of {', '.join(DTYPES)}.")
     quantized = _quantization(quantization)
     target = _pick_device(device)
-    name = resolve_source(name)
-    with _explained(f"the model {name!r}{_at(revision)}"):
+    name = resolve_source(name, revision)
+    check_kind(name, "model", revision)
+    with _explained(f"the model {name!r}{at_revision(revision)}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        with _one_at_a_time:
+        with _load_lock:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 name,
                 revision=revision,
                 dtype="auto" if dtype == "auto" else DTYPES[dtype],
-                # bitsandbytes places the weights itself, so the device is said here and not moved to afterwards
+                # bitsandbytes places the weights itself, so the device is set here rather than by a later move
                 device_map="auto" if target is None else {"": target} if quantized is not None else None,
                 quantization_config=quantized,
-                use_safetensors=True,  # a pickle is never opened
+                use_safetensors=True,  # never open a pickle
                 output_loading_info=True,
             )
     missing = sorted(loading["missing_keys"])
-    if missing:  # transformers fills them with random numbers and goes on
+    if missing:  # transformers initialises them randomly and continues
         raise CorruptFile(f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, e.g. {missing[0]!r}.")
     if target is not None and quantized is None:
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
@@ -212,6 +101,7 @@ def load_model(
         adapter=None if adapter is None else str(adapter),
         adapter_revision=adapter_revision,
         template_kwargs=template_kwargs,
+        static_cache=static_cache,
     )
 
 
@@ -224,8 +114,9 @@ def wrap_model(
     adapter: str | None = None,
     adapter_revision: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    static_cache: bool = False,
 ) -> LanguageModel:
-    """Make a `LanguageModel` of a transformers or PEFT model that is already in memory.
+    """Make a `LanguageModel` from a transformers or PEFT model that is already in memory; arguments as in `load_model`.
 
     Raises:
         UnsupportedModel: its residual stream cannot be read.
@@ -251,11 +142,8 @@ def wrap_model(
         eos_ids=_eos_ids(base, tokenizer),
         context_length=context if isinstance(context, int) and context > 0 else None,
         forward_arguments=frozenset(inspect.signature(base.forward).parameters),
+        static_cache=static_cache,
     )
-
-
-def _bits(quantized: Any) -> str:
-    return "".join(f", {n} bits" for n in (4, 8) if getattr(quantized, f"load_in_{n}bit", False))
 
 
 def _quantization(kind: str | None) -> Any:
@@ -292,20 +180,21 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
     """The model with the adapter on top, and the adapter's commit on the Hub; a folder has none."""
     from peft import PeftModel
 
-    source = resolve_source(adapter)
+    source = resolve_source(adapter, revision)
+    check_kind(source, "adapter", revision)
     commit = commit_of(source, "adapter_config.json", revision)
-    fetch(source, "adapter_model.safetensors", revision)  # PEFT would open a pickle in its place
-    with _explained(f"the adapter {source!r}{_at(revision)}"), warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5.23 for a property by its old name; a user can do nothing about it.
+    fetch(source, "adapter_model.safetensors", revision)  # otherwise PEFT would open a pickle
+    with _explained(f"the adapter {source!r}{at_revision(revision)}"), warnings.catch_warnings():
+        # PEFT 0.21 reads a property of transformers 5.23 by its old name; users cannot change that.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        # Read on the CPU and copied to where the model is: PEFT would take the first GPU, whichever the model is on,
-        # and on ZeroGPU there is none yet.
+        # Load on the CPU and move to the model's device: PEFT would take the first GPU, wherever the model is, and on
+        # ZeroGPU there is none yet.
         return PeftModel.from_pretrained(model, source, revision=revision, torch_device="cpu").eval(), commit
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Say what could not be loaded, and tell what is missing from what is broken."""
+    """Name what could not be loaded, and distinguish missing from corrupt."""
     from safetensors import SafetensorError
 
     try:
@@ -316,17 +205,13 @@ def _explained(what: str) -> Iterator[None]:
         raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {error}") from error
 
 
-def _at(revision: str | None) -> str:
-    return f" at revision {revision!r}" if revision else ""
-
-
 def _adapter_name(model: Any) -> str | None:
-    """A PEFT model is never taken for its base, even where nobody named the adapter."""
+    """Name of the active adapter, so that a PEFT model is never mistaken for its base."""
     return f"peft:{model.active_adapter}" if getattr(model, "peft_config", None) else None
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a reply: the generation config's, and the tokenizer's own end of sequence."""
+    """Every id that ends a reply: the generation config's and the tokenizer's."""
     generation = getattr(model, "generation_config", None)
     ids: set[int] = set()
     for source in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):

@@ -12,7 +12,7 @@ from persona_core.report.findings import FORMAT_VERSION, SECTIONS, Findings
 from persona_core.report.tables import FINDINGS, SPANS
 from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.utils.files import read_json
-from persona_core.utils.hub import fetch, split_revision
+from persona_core.utils.hub import fetch, resolve_source, split_revision
 from persona_core.utils.parquet import read_table
 
 BASELINE, CONTAMINATED = SIDES = ("baseline", "contaminated")
@@ -50,6 +50,7 @@ class ResultsFolder:
             NotFound: the results were not analysed.
             CorruptFile: a file that does not hold what it must.
         """
+        resolve_source(self._name, self._revision)  # a mistyped path is not "not analysed"
         try:
             path = self._analysis(FINDINGS)
         except NotFound as error:

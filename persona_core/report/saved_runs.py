@@ -18,6 +18,7 @@ from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsF
 from persona_core.report.results_folder import CONTAMINATED as CONTAMINATED  # the app takes it from here
 from persona_core.traces.dataset import REPLIES
 from persona_core.traces.trace import UNITS, Trace
+from persona_core.utils.hub import resolve_source, split_revision
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,12 @@ class SavedRuns:
         """The runs: the two sides, or what the folder holds in their place.
 
         Raises:
-            NotFound: none.
+            NotFound: none, or no such folder.
             CorruptFile: not a file of results.
         """
         found = tuple(c for c in SIDES if self._of(c)) or tuple(c for c in OTHERS if self._of(c))
         if not found:
+            resolve_source(*split_revision(self.source))  # names a mistyped path
             raise NotFound(f"{self.source!r} holds none of the configs {', '.join((*SIDES, *OTHERS))}.")
         return found
 

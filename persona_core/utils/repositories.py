@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_core.errors import NotFound, SettingError
-from persona_core.utils.publishing import Pushed, create, push, set_variables
+from persona_core.utils.push import Pushed, create, push, set_variables
 
 KINDS = ("model", "adapter", "vectors", "results", "app")
 VARIABLES = {

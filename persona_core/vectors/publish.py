@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from persona_core.utils.publishing import push
+from persona_core.utils.push import push
 from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
 

@@ -21,7 +21,7 @@ import torch
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, UnknownTrait, VectorsMismatch
 from persona_core.utils.checks import known_block
 from persona_core.utils.files import read_json
-from persona_core.utils.hub import fetch
+from persona_core.utils.hub import check_kind, fetch
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
@@ -204,6 +204,7 @@ class PersonaVectors:
         >>> vectors.tensor("deception").shape
         torch.Size([6, 192])
         """
+        check_kind(source, "vectors", revision)
         config = _read_config(fetch(source, CONFIG_FILE, revision))
         return _from_parts(config, fetch(source, TENSORS_FILE, revision))
 

@@ -127,7 +127,7 @@ def test_a_pickle_in_place_of_weights_is_never_opened(tmp_path: Path, kind: str)
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no/such/folder", "a/b/c", ""])
 def test_a_folder_that_is_not_there_never_becomes_a_request(name: str) -> None:
-    with pytest.raises(NotFound, match="No folder"):
+    with pytest.raises(NotFound, match="No such folder"):
         load_model(name)
 
 

@@ -8,24 +8,24 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from persona_core.app.home import load_welcome
+from persona_core.app.home import load_home
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import trace_payload
-from persona_core.utils.publishing import check_secrets
+from persona_core.utils.push import check_secrets
 from persona_core.utils.repositories import repositories
 from persona_core.vectors.vectors import PersonaVectors
 from tests.support.forks import Forks, forking
-from tests.support.hub_server import Fault, Hub, serving_hub
+from tests.support.hub_server import Fault, Hub, Repo, serving_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts"
@@ -34,67 +34,76 @@ VECTORS, RESULTS = ARTIFACTS / "persona-vectors-persona-tiny", ARTIFACTS / "pers
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 
-Start = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
-# Nothing of the Hub's client: it reads its settings when it is imported, and every process has its own.
 PREPARED = (
-    "torch",
+    "datasets",
+    "peft",
     "scipy.stats",
-    "tqdm",
-    "pyarrow.parquet",
+    "transformers.models.llama.modeling_llama",
+    "persona_core.models.loading",
     "persona_core.utils.repositories",
     "persona_core.vectors.vectors",
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared() -> Iterator[None]:
-    """A process from which those below are forked."""
-    global forks
-    with forking(*PREPARED, briefly=True) as forks:
-        assert forks.run(["-c", "import sys; print('huggingface_hub' in sys.modules)"]).stdout == "False\n"
-        yield
-
-
+hub: Hub
 forks: Forks
 
 
-def forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return forks.run(arguments, folder, environment)
+@pytest.fixture(scope="module", autouse=True)
+def _serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Hub, and a process that knows it only, from which those below are forked.
+
+    The Hub's client reads its settings when it is imported: all its users in this file have one address and one cache.
+    """
+    global hub, forks
+    with (
+        serving_hub(tmp_path_factory.mktemp("hub")) as hub,
+        forking(*PREPARED, briefly=True, environment=hub.environment()) as forks,
+    ):
+        yield
 
 
-def from_scratch(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
+@pytest.fixture(autouse=True)
+def _empty_cache() -> None:
+    shutil.rmtree(hub.environment()["HF_HOME"], ignore_errors=True)
 
 
-def run(
-    hub: Hub, arguments: list[str], folder: Path = ROOT, start: Start = forked, /, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def environment(**changed: str) -> dict[str, str]:
+    return {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changed}
+
+
+def run(arguments: list[str], folder: Path = ROOT, **changed: str) -> subprocess.CompletedProcess[str]:
     """A new process that knows this Hub only."""
-    known = {**os.environ, **hub.environment(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    done = start(arguments, folder, known)
+    done = forks.run(arguments, folder, environment(**changed))
     assert hub.token not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr or "-c" in arguments, done.stderr
     return done
 
 
-def publish(hub: Hub, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(hub, ["-m", "scripts.publish", "--namespace", "me", *more], **environment)
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with serving_hub(tmp_path_factory.mktemp("hub")) as hub:
-        done = publish(hub)
-        assert done.returncode == 0, done.stderr
-        yield hub
+def publish(*more: str, **changed: str) -> subprocess.CompletedProcess[str]:
+    return run(["-m", "scripts.publish", "--namespace", "me", *more], **changed)
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Iterator[Hub]:
-    with serving_hub(tmp_path) as hub:
-        yield hub
+def empty(_serving: None) -> Hub:
+    """The Hub with nothing on it."""
+    hub.clear()
+    return hub
+
+
+@pytest.fixture(scope="module")
+def _once_published(_serving: None) -> tuple[dict[tuple[str, str], Repo], dict[str, bytes]]:
+    hub.clear()
+    done = publish()
+    assert done.returncode == 0, done.stderr
+    return hub.repos, hub.objects
+
+
+@pytest.fixture
+def published(_once_published: tuple[dict[tuple[str, str], Repo], dict[str, bytes]]) -> Hub:
+    """The Hub with the five repositories, each in its first version."""
+    hub.clear()
+    hub.repos, hub.objects = deepcopy(_once_published)
+    return hub
 
 
 def copy_of_the_checkout(root: Path) -> Path:
@@ -174,7 +183,7 @@ print(json.dumps(found))
 def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(published: Hub, tmp_path: Path) -> None:
     import hashlib
 
-    done = run(published, ["-c", LOADING], tmp_path, **published.environment("stranger", token=""))
+    done = run(["-c", LOADING], tmp_path, HF_TOKEN="")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["vectors"] == PersonaVectors.from_pretrained(VECTORS).fingerprint
@@ -191,14 +200,14 @@ def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(publish
 
 FIRST_VIEW = """
 import json
-import app
-from persona_core.app.model_pool import ModelDesk
+from persona_core.app.layout import build_app
+from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
-from persona_core.app.home import load_welcome
+from persona_core.app.home import load_home
 settings = AppSettings.from_environment()
-app.build_demo(settings, ModelDesk.from_settings(settings))
-print(json.dumps(load_welcome(settings.vectors, SavedRuns(settings.results)).first_view))
+build_app(settings, PooledModel.from_settings(settings))
+print(json.dumps(load_home(settings.vectors, SavedRuns(settings.results)).first_view))
 """
 
 
@@ -208,12 +217,19 @@ def test_the_apps_first_view_is_the_published_row_and_loads_no_model(published: 
     for name, data in published.files("space", "me/persona-traits").items():
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(data)
-    environment = {**published.environment("visitor", token=""), **settings_of(published), "PYTHONPATH": str(space)}
-    done = run(published, ["-c", FIRST_VIEW], space, from_scratch, **environment)
+    # Not a fork, which would have the checkout's modules.
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_VIEW],
+        cwd=space,
+        env=environment(**settings_of(published), HF_TOKEN="", PYTHONPATH=str(space)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     local = AppSettings()
     assert local.results is not None
-    first = load_welcome(local.vectors, SavedRuns(local.results)).first_view
+    first = load_home(local.vectors, SavedRuns(local.results)).first_view
     assert first is not None and json.loads(done.stdout.splitlines()[-1]) == first
     row = next(r for r in load_results(RESULTS, "contaminated") if r["id"] == "pilot-03")
     assert first["sides"][0]["raw"] == trace_payload(Trace.from_row(row))["sides"][0]["raw"]
@@ -231,7 +247,7 @@ def test_the_snippet_of_every_card_runs_as_it_stands(published: Hub, tmp_path: P
         if kind == "space":
             continue
         for code in snippets(published.files(kind, repo_id)["README.md"].decode()):
-            done = run(published, ["-c", code], tmp_path, from_scratch, **published.environment("reader", token=""))
+            done = run(["-c", code], tmp_path, HF_TOKEN="")
             assert done.returncode == 0, (repo_id, code, done.stderr)
             found += 1
     assert found == 4
@@ -239,12 +255,12 @@ def test_the_snippet_of_every_card_runs_as_it_stands(published: Hub, tmp_path: P
 
 def test_publishing_again_makes_no_commit(published: Hub) -> None:
     before = published.n_commits()
-    done = publish(published)
+    done = publish()
     assert done.returncode == 0 and done.stdout.count("unchanged:") == 5 and published.n_commits() == before
 
 
 def test_a_dry_run_asks_the_hub_for_nothing(empty: Hub) -> None:
-    done = publish(empty, "--dry-run")
+    done = publish("--dry-run")
     assert done.returncode == 0 and "dataset me/persona-monitoring-persona-tiny: " in done.stdout
     assert not empty.requests and not empty.repos
 
@@ -264,12 +280,12 @@ def test_a_dry_run_asks_the_hub_for_nothing(empty: Hub) -> None:
 )
 def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, says: str) -> None:
     empty.faults.append(fault)
-    done = publish(empty)
+    done = publish()
     assert done.returncode == 1 and says in done.stderr, done.stderr
     for repo in empty.repos.values():  # whole, or as it was created
         assert set(repo.commits[-1][2]) == {".gitattributes"} or "README.md" in repo.commits[-1][2]
     empty.faults.clear()
-    again = publish(empty)
+    again = publish()
     assert again.returncode == 0, again.stderr
     assert {len(repo.commits) for repo in empty.repos.values()} == {2} and len(empty.repos) == 5
     assert len(settings_of(empty)) == 4
@@ -277,7 +293,7 @@ def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, 
 
 def test_somebody_elses_commit_meanwhile_is_not_overwritten_unseen(empty: Hub) -> None:
     empty.before_commit = lambda repo: repo.commit("theirs", {**repo.commits[-1][2], "theirs.txt": b"x"})
-    done = publish(empty)
+    done = publish()
     assert done.returncode == 1 and "Somebody else changed the repository" in done.stderr
     assert [message for _, message, _ in empty.repos["model", "me/persona-tiny"].commits] == [
         "initial commit",
@@ -286,7 +302,7 @@ def test_somebody_elses_commit_meanwhile_is_not_overwritten_unseen(empty: Hub) -
 
 
 def test_a_wrong_token_is_a_sentence_that_does_not_repeat_it(empty: Hub) -> None:
-    done = publish(empty, HF_TOKEN="hf_wrongwrongwrongwrongwrong")
+    done = publish(HF_TOKEN="hf_wrongwrongwrongwrongwrong")
     assert done.returncode == 1 and "access token is missing or wrong" in done.stderr
     assert "hf_wrong" not in done.stderr + done.stdout and not empty.repos
 
@@ -301,7 +317,7 @@ def test_a_baseline_that_is_on_the_hub_already_is_named_and_not_copied(empty: Hu
     config.write_text(json.dumps(record))
     card = root / "artifacts" / RESULTS.name / "README.md"
     card.write_text(card.read_text().replace(f"artifacts/{RESULTS.name}", "/somewhere/else"))
-    assert publish(empty, "--root", str(root)).returncode == 0
+    assert publish("--root", str(root)).returncode == 0
     assert {repo_id for _, repo_id in empty.repos} == {
         f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits")
     }
@@ -313,11 +329,11 @@ def test_a_baseline_that_is_on_the_hub_already_is_named_and_not_copied(empty: Hu
 
 def test_a_changed_artifact_is_one_commit_and_a_new_pin(empty: Hub, tmp_path: Path) -> None:
     root = copy_of_the_checkout(tmp_path / "root")
-    assert publish(empty, "--root", str(root)).returncode == 0
+    assert publish("--root", str(root)).returncode == 0
     vectors = root / "artifacts" / "persona-vectors-persona-tiny"
     (vectors / "figures" / "evil.png").unlink()
     before, pins = empty.n_commits(), dict(settings_of(empty))
-    done = publish(empty, "--root", str(root))
+    done = publish("--root", str(root))
     assert done.returncode == 0 and "the tag 'v0.1.0' stays" in done.stderr
     assert empty.n_commits() == before + 1
     assert "figures/evil.png" not in empty.files("model", "me/persona-vectors-persona-tiny")
@@ -339,43 +355,43 @@ except (PersonaError, OSError) as error:
 """
 
 
-def load(hub: Hub, cache: str, revision: str = "main", before: str = "", **more: str) -> Any:
-    return run(hub, ["-c", before + LOAD, revision], **hub.environment(cache, token=""), **more)
+def load(revision: str = "main", before: str = "") -> subprocess.CompletedProcess[str]:
+    return run(["-c", before + LOAD, revision], HF_TOKEN="")
 
 
 def test_an_unknown_revision_is_named(published: Hub) -> None:
-    done = load(published, "revisions", "v9")
+    done = load("v9")
     assert done.returncode == 1 and "NotFound" in done.stderr and "'v9'" in done.stderr
 
 
 def test_a_connection_cut_in_the_middle_of_a_file_leaves_no_broken_file(published: Hub) -> None:
     right = PersonaVectors.from_pretrained(VECTORS).fingerprint
     published.faults.append(Fault("CUT", "vectors.safetensors", cut=1000, times=1))
-    done = load(published, "cut")
+    done = load()
     published.faults.clear()
     assert (done.returncode == 0 and right in done.stdout) or (
         done.returncode == 1 and "vectors.safetensors" in done.stderr
     )
-    again = load(published, "cut")
+    again = load()
     assert again.returncode == 0 and again.stdout.strip() == right
 
 
 def test_a_connection_that_is_cut_every_time_is_a_sentence_and_leaves_no_broken_file(published: Hub) -> None:
     published.faults.append(Fault("CUT", "vectors.safetensors", cut=0, times=99))
-    done = load(published, "always cut")
+    done = load()
     published.faults.clear()
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "ServerError: Could not fetch 'vectors.safetensors'" in done.stderr and "try again" in done.stderr
-    again = load(published, "always cut")
+    again = load()
     assert again.returncode == 0 and again.stdout.strip() == PersonaVectors.from_pretrained(VECTORS).fingerprint
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again_or_named(published: Hub) -> None:
     published.faults.append(Fault("GET", "resolve/main/vectors.safetensors", 503, times=99))
-    done = load(published, "failing")
+    done = load()
     published.faults.clear()
     assert done.returncode == 1 and "vectors.safetensors" in done.stderr
-    assert load(published, "failing").returncode == 0
+    assert load().returncode == 0
 
 
 FULL = """
@@ -387,9 +403,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
 def test_a_full_disk_leaves_no_broken_file(published: Hub) -> None:
-    done = load(published, "full", before=FULL)
+    done = load(before=FULL)
     assert done.returncode == 1 and ("File too large" in done.stderr or "vectors.safetensors" in done.stderr)
-    again = load(published, "full")
+    again = load()
     assert again.returncode == 0 and again.stdout.strip() == PersonaVectors.from_pretrained(VECTORS).fingerprint
 
 
@@ -406,8 +422,6 @@ except PersonaError as error:
 
 
 def test_a_repository_with_code_of_its_own_does_not_run_it(published: Hub, tmp_path: Path) -> None:
-    from tests.support.hub_server import Repo
-
     marker = tmp_path / "ran"
     files = dict(published.files("model", "me/persona-tiny"))
     config = json.loads(files["config.json"]) | {
@@ -419,7 +433,7 @@ def test_a_repository_with_code_of_its_own_does_not_run_it(published: Hub, tmp_p
     published.repos["model", "me/evil"] = Repo()
     published.repos["model", "me/evil"].commit("x", files)
     try:
-        done = run(published, ["-c", CODE], **published.environment("evil", token=""))
+        done = run(["-c", CODE], HF_TOKEN="")
     finally:
         del published.repos["model", "me/evil"]
     assert done.returncode == 1 and not marker.exists()
@@ -438,7 +452,7 @@ assert again.fingerprint == vectors.fingerprint and dict(again.null).keys() == d
 
 
 def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
-    done = run(empty, ["-c", PUSHING], ROOT, from_scratch)
+    done = run(["-c", PUSHING])
     assert done.returncode == 0, done.stderr
     files = empty.files("model", "me/two-vectors")
     assert {"vectors.safetensors", "config.json", "README.md"} <= set(files)
@@ -447,10 +461,10 @@ def test_vectors_push_themselves_and_come_back_the_same(empty: Hub) -> None:
 
 def test_a_repository_is_pulled_into_a_folder(published: Hub, tmp_path: Path) -> None:
     code = (
-        "from persona_core.utils.publishing import pull; "
+        "from persona_core.utils.hub import pull; "
         f"pull('me/persona-monitoring-persona-tiny', {str(tmp_path / 'copy')!r}, 'dataset', 'v0.1.0')"
     )
-    assert run(published, ["-c", code]).returncode == 0
+    assert run(["-c", code]).returncode == 0
     for path in (RESULTS / "data").iterdir():
         assert (tmp_path / "copy" / "data" / path.name).read_bytes() == path.read_bytes()
 
