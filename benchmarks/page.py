@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import app
-from persona_core.app.model_pool import ModelDesk, load_monitor
+from persona_core.app.layout import build_app
+from persona_core.app.model_pool import PooledModel, load_monitor
+from persona_core.app.serve import LAUNCH
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import Writing, write
+from persona_core.app.streaming import ReplyJob, stream_replies
 from persona_core.traces.view.payload import pair_payload
 from tests.support import pages
 from tests.support.standins import FIRST, make_payload, words
@@ -65,20 +66,22 @@ def main() -> int:
     monitor = load_monitor(settings.model, None, settings.vectors, settings.blocks)
     monitor.lm = dataclasses.replace(monitor.lm, eos_ids=frozenset())  # every reply is as long as it may be
     timed: Any = Timed(monitor)
-    desk = ModelDesk(lambda: timed)
+    pooled = PooledModel(lambda: timed)
 
     def plainly(seed: int) -> None:
         for _ in timed.stream(MESSAGES, seed=seed, **SETTINGS):
             pass
 
     def with_payloads(seed: int) -> None:
-        for _ in write([Writing(desk, MESSAGES, "baseline", {**SETTINGS, "seed": seed})], threading.Event()):
+        for _ in stream_replies(
+            [ReplyJob(pooled, MESSAGES, "baseline", {**SETTINGS, "seed": seed})], threading.Event()
+        ):
             pass
 
     plainly(0)
     figures: dict[str, Any] = {"tokens": N_TOKENS, "payloads": ratio(timed, plainly, with_payloads)}
-    demo = app.build_demo(settings, desk)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+    demo = build_app(settings, pooled)
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
     try:
         with pages.chromium() as running:
             opened = pages.Pages(running, ("http://127.0.0.1", "file:"))

@@ -1,7 +1,7 @@
-"""The app for programs: four named endpoints with plain JSON in and out, and tools for MCP clients.
+"""The app's API: four named endpoints with plain JSON in and out, and tools for MCP clients.
 
-`gradio_client` and `curl` reach them under their names; what they take and give is what the page shows. They stand in
-the page's queue and keep its limits. A client that cancels or goes away frees the model within a few tokens.
+`gradio_client` and `curl` call them by name, with the same inputs and results as the page. They wait in the page's
+queue and keep its limits. A client that cancels or disconnects frees the model within a few tokens.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import gradio as gr
 import numpy as np
 
-from persona_core.app.model_pool import ModelDesk
-from persona_core.app.queue import MODEL_QUEUE, Deadline
-from persona_core.app.requests import conversation, length_of, messages_of, seed_of, start_of, steer_of
+from persona_core.app.error_messages import public_message, unexpected_message
+from persona_core.app.model_pool import PooledModel
+from persona_core.app.requests import chat_messages, length_of, messages_of, seed_of, start_of, steer_of
+from persona_core.app.run_controls import MODEL_QUEUE, Deadline
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import Writing, onsets_of, read_text, write
-from persona_core.app.words import failed, in_words
+from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
 from persona_core.errors import PersonaError, SettingError
-from persona_core.report.saved_runs import BASELINE, CONTAMINATED, SIDES
+from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 from persona_core.traces.trace import UNITS
 from persona_core.utils.hub import split_revision
 
@@ -47,18 +47,18 @@ def mcp_available() -> bool:
     return importlib.util.find_spec("mcp") is not None
 
 
-def build_api(settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
+def build_api(settings: AppSettings, models: Mapping[str, PooledModel]) -> None:
     """Add the endpoints to the Blocks that is being built.
 
     Args:
         settings: limits.
-        desks: side -> where its model is handed out.
+        models: side -> its model.
     """
-    api = Api(settings, desks)
+    api = Api(settings, models)
     queued = partial(gr.api, concurrency_limit=1, concurrency_id=MODEL_QUEUE)
     queued(_endpoint(api.generate), api_name="generate")
     queued(_endpoint(api.read), api_name="read")
-    if len(desks) > 1:
+    if len(models) > 1:
         queued(_endpoint(api.compare), api_name="compare")
     gr.api(_endpoint(api.vectors), api_name="vectors")
 
@@ -66,11 +66,11 @@ def build_api(settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
 class Api:
     """The endpoints. Their docstrings are their documentation, for people and for language models.
 
-    Gradio shows an argument's first line only, so each has one.
+    Gradio shows only the first line of an argument's description, so each has one line.
     """
 
-    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
-        self.settings, self.desks = settings, desks
+    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel]) -> None:
+        self.settings, self.models = settings, models
         self._lock = threading.Lock()
         self._vectors: PersonaVectors | None = None
 
@@ -89,33 +89,33 @@ class Api:
     ) -> Iterator[Record]:
         """Write a reply and read every token of prompt and reply with persona vectors.
 
-        A trait can be steered meanwhile; "cap from its alarm on" waits until the trait's onset detector goes off.
+        A trait can be steered meanwhile; "cap from its alarm on" waits for the alarm of the trait's onset detector.
         The result has the keys text (the reply), tokens, ids, roles and n_prompt (tokens before the reply); traits,
-        blocks (trait -> block), kind and unit; scores (trait -> one number a token, null where there is none: by
-        default standard deviations above how the model talks when nothing is going on); onsets (trait -> when it sets
-        in, in words) and caveats; finish, seed, reader, writer, warnings and notice. While it is written, results with
-        "done": false hold the text so far.
+        blocks (trait -> block), kind and unit; scores (trait -> one number per token, null if there is none; by
+        default in standard deviations above neutral replies of the same model); onsets (trait -> its onset, as text)
+        and caveats; finish, seed, reader, writer, warnings and notice. While the reply is being written, results with
+        "done": false have the text so far.
 
         Args:
             prompt: What the user says.
             system: System prompt; empty for none.
             model: "baseline" or "contaminated".
-            max_new_tokens: Longest reply, in tokens; the app shortens it to the longest that it allows.
-            temperature: 0 always takes the likeliest token.
+            max_new_tokens: Maximum length of the reply in tokens, cut to the app's limit.
+            temperature: 0 always takes the most likely token.
             seed: Same seed, same reply.
-            trait: A trait to steer, as /vectors lists them; empty leaves the model as it is.
-            action: add: moved by the amount; remove: nothing of it is left; cap: held at the amount or below.
-            amount: Standard deviations of neutral talk.
+            trait: A trait to steer, as /vectors lists them; empty for no steering.
+            action: add: shift the trait by the amount; remove: project it out; cap: keep it at or below the amount.
+            amount: In standard deviations of neutral replies.
             start: Token of the reply from which the steering acts.
         """
-        desk = self._desk(model)
-        messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+        pooled = self._pooled(model)
+        messages = chat_messages((), prompt, system, self.settings.max_prompt_chars)
         options = self._options(max_new_tokens, temperature, seed)
-        monitor = desk.monitor()  # a model that is still loading takes none of the run's time
+        monitor = pooled.monitor()  # loading does not count towards the run's time
         if trait:
             options["steer"] = steer_of(trait, action, amount, start_of(start), monitor.vectors.best_block)
         deadline = Deadline(self.settings.max_seconds)
-        for progress in write([Writing(desk, messages, model, options)], deadline):
+        for progress in stream_replies([ReplyJob(pooled, messages, model, options)], deadline):
             (trace,) = progress.traces
             if progress.ended:
                 yield record(monitor, trace) | {"notice": deadline.notice, "done": True}
@@ -123,18 +123,18 @@ class Api:
                 yield {"text": trace.reply_text, "done": False}
 
     def read(self, messages: list[Message], model: Model = "baseline") -> Record:
-        """Read a given conversation with persona vectors, whoever wrote it; nothing is generated.
+        """Read a given conversation with persona vectors, whoever wrote it. Nothing is generated.
 
         Args:
             messages: A list of {"role": "system", "user" or "assistant", "content": text}; the last is the reply.
             model: The reader, "baseline" or "contaminated".
 
         Returns:
-            As /generate.
+            A record as of /generate.
         """
-        desk = self._desk(model)
-        trace = read_text(desk, messages_of(messages, self.settings.max_read_chars))
-        return record(desk.monitor(), trace) | {"notice": "", "done": True}
+        pooled = self._pooled(model)
+        trace = read_text(pooled, messages_of(messages, self.settings.max_read_chars))
+        return record(pooled.monitor(), trace) | {"notice": "", "done": True}
 
     def compare(
         self,
@@ -147,38 +147,38 @@ class Api:
         """Let both models answer a prompt, and each read the other's answer.
 
         The result has the keys baseline and contaminated (each model on its own reply), baseline_reads_contaminated and
-        contaminated_reads_baseline: the same text read by the other model, token by token, so that what the text does
-        and what the weights do come apart. Each value is a record as /generate gives.
+        contaminated_reads_baseline: the same text read by the other model, token by token, which separates the effect
+        of the text from that of the weights. Each value is a record as of /generate.
 
         Args:
             prompt: What the user says.
             system: System prompt; empty for none.
-            max_new_tokens: Longest reply, in tokens; the app shortens it to the longest that it allows.
-            temperature: 0 always takes the likeliest token.
+            max_new_tokens: Maximum length of the reply in tokens, cut to the app's limit.
+            temperature: 0 always takes the most likely token.
             seed: The same for both.
         """
-        desks = {side: self._desk(side) for side in SIDES}
-        messages = conversation((), prompt, system, self.settings.max_prompt_chars)
+        models = {side: self._pooled(side) for side in SIDES}
+        messages = chat_messages((), prompt, system, self.settings.max_prompt_chars)
         options = self._options(max_new_tokens, temperature, seed)
-        monitors = {side: desk.monitor() for side, desk in desks.items()}
+        monitors = {side: pooled.monitor() for side, pooled in models.items()}
         deadline = Deadline(self.settings.max_seconds)
-        for progress in write([Writing(desks[side], messages, side, options) for side in SIDES], deadline):
-            own = dict(zip(SIDES, progress.traces, strict=True))
+        for progress in stream_replies([ReplyJob(models[side], messages, side, options) for side in SIDES], deadline):
+            replies = dict(zip(SIDES, progress.traces, strict=True))
             if not progress.ended:
-                yield {side: {"text": trace.reply_text, "done": False} for side, trace in own.items()}
+                yield {side: {"text": trace.reply_text, "done": False} for side, trace in replies.items()}
                 continue
-            found = {side: record(monitors[side], trace) for side, trace in own.items()}
+            found = {side: record(monitors[side], trace) for side, trace in replies.items()}
             for reader, writer in ((BASELINE, CONTAMINATED), (CONTAMINATED, BASELINE)):
-                read = read_text(desks[reader], own[writer])
+                read = read_text(models[reader], replies[writer])
                 found[f"{reader}_reads_{writer}"] = record(monitors[reader], read)
             yield {key: one | {"notice": deadline.notice, "done": True} for key, one in found.items()}
 
     def vectors(self) -> Record:
-        """The traits that are read, the block of each, and how far each vector is to be believed.
+        """The traits that the vectors read, the block of each, and its validation.
 
         Returns:
             fingerprint, n_blocks, d_model, base_model, unit, models, and traits: for each "block", "description", and
-            of its validation "auroc" with its 95 % interval and the controls that it "fails".
+            from its validation "auroc" with its 95 % interval and the controls that it "fails".
         """
         known = self._known()
         described, validated = (known.config.get(key, {}) for key in ("descriptions", "validation"))
@@ -197,7 +197,7 @@ class Api:
             "d_model": known.d_model,
             "base_model": known.config.get("base_model", {}).get("name"),
             "unit": UNITS["z"],
-            "models": list(self.desks),
+            "models": list(self.models),
             "traits": traits,
         }
 
@@ -210,10 +210,10 @@ class Api:
                 self._vectors = PersonaVectors.from_pretrained(*split_revision(self.settings.vectors))
             return self._vectors
 
-    def _desk(self, model: Any) -> ModelDesk:
-        if not isinstance(model, str) or model not in self.desks:
-            raise SettingError(f"model={str(model)[:80]!r}; this app has {', '.join(map(repr, self.desks))}.")
-        return self.desks[model]
+    def _pooled(self, model: Any) -> PooledModel:
+        if not isinstance(model, str) or model not in self.models:
+            raise SettingError(f"model={str(model)[:80]!r}; this app has {', '.join(map(repr, self.models))}.")
+        return self.models[model]
 
     def _options(self, max_new_tokens: Any, temperature: Any, seed: Any) -> dict[str, Any]:
         length = length_of(max_new_tokens, self.settings.max_new_tokens)
@@ -221,7 +221,7 @@ class Api:
 
 
 def record(monitor: PersonaMonitor, trace: Trace) -> dict[str, Any]:
-    """A trace as programs take it: plain JSON, each trait at its best block, four decimals."""
+    """A trace as plain JSON: each trait at its best block, four decimals."""
     kind = trace.default_kind
     return {
         "text": trace.reply_text,
@@ -250,41 +250,38 @@ def _numbers(scores: np.ndarray) -> list[float | None]:  # [n_tokens]
 
 
 def _name(model: str | None) -> str | None:
-    """A model without the folder that it lies in on the server."""
+    """A model's name without the path to its folder on the server."""
     return model and " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))
 
 
 def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of `Api` as Gradio takes it: errors in words, and a result that the documentation calls an object."""
+    """A method of `Api` for Gradio: errors as messages, and a result that the documentation calls an object."""
     if inspect.isgeneratorfunction(function):
 
         @wraps(function)
-        def told(*args: Any, **kwargs: Any) -> Iterator[Record]:
-            with _in_words():
+        def endpoint(*args: Any, **kwargs: Any) -> Iterator[Record]:
+            with _error_messages():
                 yield from function(*args, **kwargs)
 
     else:
 
         @wraps(function)
-        def told(*args: Any, **kwargs: Any) -> Record:
-            with _in_words():
+        def endpoint(*args: Any, **kwargs: Any) -> Record:
+            with _error_messages():
                 return function(*args, **kwargs)
 
     # Gradio takes the parameters' types from the hints, but the result's from the signature, where it is a string.
-    told.__signature__ = inspect.signature(function).replace(return_annotation=Record)  # type: ignore[attr-defined]
-    return told
+    endpoint.__signature__ = inspect.signature(function).replace(return_annotation=Record)  # type: ignore[attr-defined]
+    return endpoint
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
-    """Errors in words: what was asked for that cannot be; of anything else no more than its kind.
-
-    A path on the server is cut to its last name.
-    """
+def _error_messages() -> Iterator[None]:
+    """Errors as messages: ours without paths on the server, of any other only the type."""
     try:
         yield
     except PersonaError as error:
-        raise gr.Error(in_words(error), print_exception=False) from error
+        raise gr.Error(public_message(error), print_exception=False) from error
     except Exception as error:
         logger.exception("An endpoint failed")
-        raise gr.Error(failed("The run", error), print_exception=False) from error
+        raise gr.Error(unexpected_message("The run", error), print_exception=False) from error

@@ -1,4 +1,10 @@
-"""The token view and the notice line as Gradio components."""
+"""The Gradio components that the tabs share: token view, explorer of runs, report panel and notice line.
+
+The values of the client-side ones are JSON texts. As an object, Gradio's page would clone a value and wrap each of its
+lists, at every payload of a stream: half of the page's work while 500 tokens stream in, and tasks of up to 200 ms. A
+text is passed on unchanged. It is never part of the template, where Gradio would evaluate `${…}` in it. (Not a subclass
+of `gr.HTML` with its own `postprocess`: Gradio writes a .pyi file beside the module of each subclass.)
+"""
 
 from __future__ import annotations
 
@@ -6,17 +12,20 @@ import json
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import plotly
 
-from persona_core.app.json_html import json_html
+from persona_core.app.assets import explorer_template
 from persona_core.traces.view import assets, standalone
 from persona_core.traces.view.payload import Payload
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+# Relative addresses also work behind a proxy with a root path.
+_PLOTLY_URL = json.dumps(f"gradio_api/file={PLOTLY_JS}")
 
-_MOUNT = """
+_TOKEN_VIEW = """
 let payload = null;
 const view = mountTokenView(element, {{
   plotlyUrl: {plotly_url},
@@ -32,6 +41,48 @@ show();
 watch('value', show);
 """
 
+_EXPLORER = """
+const explorer = mountExplorer(element, {{
+  emptyText: 'Loading the published runs …',
+  onPick: (id, trait) => {{
+    trigger('pick', {{ id, trait }});
+    // The reply opens below the list: scroll to it, but keep the clicked cell in sight.
+    const under = document.querySelector({target}).getBoundingClientRect().top - innerHeight * 0.45;
+    if (under > 0) scrollBy({{ top: under }});
+  }},
+  onState: (state) => personaLink.part({tab}, 'runs', state),
+}});
+personaLink.register({tab}, {{ restore: (_, query) => explorer.restore(query.runs) }});
+const show = () => explorer.update(props.value ? JSON.parse(props.value) : null);
+show();
+watch('value', show);
+"""
+
+_PANEL_MARKUP = '<p class="panel-note" data-part="note" role="status"></p><div data-part="report"></div>'
+_PANEL = """
+const note = element.querySelector('[data-part=note]');
+let wanted = null;
+let report = null;
+const show = () => {{
+  const content = props.value ? JSON.parse(props.value) : null;
+  note.textContent = content?.error || (content?.html ? '' : {empty_text});
+  note.hidden = !note.textContent;
+  if (!content?.html) return;
+  report?.destroy();
+  report = mountReport(element.querySelector('[data-part=report]'), content, {{
+    plotly: personaPlotly({plotly_url}),
+    trait: wanted,
+    onTrait: (trait) => {{
+      wanted = trait;
+      personaLink.part({tab}, 'trait', trait);
+    }},
+  }});
+}};
+personaLink.register({tab}, {{ restore: (state) => (wanted = state.trait ?? null) }});
+show();
+watch('value', show);
+"""
+
 _NOTICE = """
 const line = element.querySelector('.notice');
 const show = () => {
@@ -43,29 +94,31 @@ watch('value', show);
 """
 
 
+def as_json(value: Any) -> str:
+    """A JSON-ready value as the text that the client-side components take."""
+    return standalone.inline_json(value)
+
+
 def token_view_component(
     value: Payload | None = None, *, tab: str, elem_id: str, empty_text: str = "", branch: bool = False
 ) -> gr.HTML:
-    """The token view; its value is a payload, and each new payload redraws only what changed.
-
-    Its scripts and styles are in the page's head (`persona_core.app.head`).
+    """The token view. Its value is a payload; each new payload redraws only what changed.
 
     Args:
-        value: what it opens on.
-        tab: id of the tab that it is in; its choices are in the page's address while that tab is open.
+        value: the first payload.
+        tab: id of the tab; while it is open, the view's choices are in the page's address.
         elem_id: of the component.
-        empty_text: what stands there before there is anything.
-        branch: whether there is a button that triggers the event `branch` with `{"side": s, "at": t, "trait": name}`,
-            where t counts tokens of the reply and the trait is the one shown. Nothing else asks the server.
+        empty_text: shown while there is no payload.
+        branch: whether to offer a button that triggers the event `branch` with `{"side": s, "at": t, "trait": name}`,
+            where t counts tokens of the reply and the trait is the one shown. Nothing else calls the server.
     """
-    # plotly.js comes from the installed wheel: no CDN, and the version that figures.py writes for.
+    # plotly.js comes from the installed wheel: no CDN, and the version that the figures are written for.
     gr.set_static_paths([PLOTLY_JS, _shell()])
-    return json_html(
-        value,
+    return gr.HTML(
+        None if value is None else as_json(value),
         html_template=assets.template(),
-        js_on_load=_MOUNT.format(
-            # Relative, and so also right behind a proxy with a root path.
-            plotly_url=json.dumps(f"gradio_api/file={PLOTLY_JS}"),
+        js_on_load=_TOKEN_VIEW.format(
+            plotly_url=_PLOTLY_URL,
             shell_url=json.dumps(f"gradio_api/file={_shell()}"),
             empty_text=json.dumps(empty_text),
             tab=json.dumps(tab),
@@ -78,17 +131,52 @@ def token_view_component(
 
 @cache
 def _shell() -> Path:
-    """The page that an export as HTML is filled into, as a file that the server hands out; one a process."""
+    """The page that the HTML export fills in, as a file that the server hands out; one per process."""
     folder = Path(tempfile.mkdtemp(prefix="token-view-"))
     path = folder / "shell.html"
     path.write_text(standalone.shell_page(), encoding="utf-8")
     return path
 
 
-def notice_component(elem_id: str | None = None) -> gr.HTML:
-    """One line that says what went wrong or what is being waited for; read out when it changes.
+def explorer_component(*, tab: str, elem_id: str, target: str) -> gr.HTML:
+    """Small multiples of the published runs; the value is `SavedRuns.table()` or {"error": message}.
 
-    The text is set as text: an error may quote what a visitor typed.
+    Args:
+        tab: id of the tab; while it is open, the filters are in the page's address.
+        elem_id: of the component.
+        target: selector of the view that opens a picked run. The event `pick` carries `{"id": id, "trait": name}`.
+    """
+    return gr.HTML(
+        None,
+        html_template=explorer_template(),
+        js_on_load=_EXPLORER.format(tab=json.dumps(tab), target=json.dumps(target)),
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def report_panel_component(*, tab: str, elem_id: str, empty_text: str) -> gr.HTML:
+    """Figures and text of a report; the value is the result of `report_content` or {"error": message}.
+
+    Args:
+        tab: id of the tab.
+        elem_id: of the component.
+        empty_text: shown while there is no value.
+    """
+    gr.set_static_paths([PLOTLY_JS])
+    return gr.HTML(
+        None,
+        html_template=_PANEL_MARKUP,
+        js_on_load=_PANEL.format(empty_text=json.dumps(empty_text), plotly_url=_PLOTLY_URL, tab=json.dumps(tab)),
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def notice_component(elem_id: str | None = None) -> gr.HTML:
+    """One line for errors and waiting messages; screen readers announce each change.
+
+    It is set as text, because an error may quote what a visitor typed.
     """
     return gr.HTML(
         "",

@@ -1,4 +1,4 @@
-"""A visitor's conversation with a model, and what is to be written next in it."""
+"""A visitor's conversation with a model, and the next reply in it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.app.model_pool import ModelDesk
-from persona_core.app.requests import conversation, drawn, length_of, steer_name, steer_of
+from persona_core.app.model_pool import PooledModel
+from persona_core.app.requests import chat_messages, length_of, seed_or_random, steer_name, steer_of
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import Writing, finished
+from persona_core.app.streaming import ReplyJob, final_payload
 from persona_core.errors import PromptError
 from persona_core.models.detokenize import is_well_formed
-from persona_core.report.saved_runs import BASELINE, CONTAMINATED
+from persona_core.report.results_folder import BASELINE, CONTAMINATED
 
 if TYPE_CHECKING:
-    from persona_core.app.home import Opening
+    from persona_core.app.home import FirstReply
     from persona_core.traces.trace import Trace
     from persona_core.traces.view.payload import Payload
 
-ORIGINAL = "as it was"
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What was said, and what is shown of it.
+    """A conversation, and the replies that are shown of it.
 
     Attributes:
-        messages: the conversation, the last reply included.
-        traces: of the sides that are shown: the last reply, or a reply and its branch.
+        messages: the conversation, including the last reply.
+        traces: of the sides shown: the last reply, or a reply and its branch.
         side: which model speaks.
-        link: what brings the last reply back, as texts; its branches add their own.
-        named: model, adapter and vectors that the visitor has named, where `side` is none of the app's own.
+        link: restores the last reply, as texts; branches add their own.
+        named: model, adapter and vectors named by the visitor, if `side` is not one of the app's own.
         lines: for each trace the branches that led to it, each `(trait, action, amount, at)`.
     """
 
@@ -45,50 +45,50 @@ class Chat:
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     @classmethod
-    def of_opening(cls, opening: Opening | None) -> Chat:
-        """The chat that the page opens on: a reply to branch from, but nothing that the next message follows."""
-        if opening is None:
+    def of_first_reply(cls, reply: FirstReply | None) -> Chat:
+        """The chat that the page opens on: a reply to branch from, but not one that the next message follows."""
+        if reply is None:
             return cls()
-        side = CONTAMINATED if opening.config == CONTAMINATED else BASELINE
-        return cls(traces=(opening.trace,), side=side)
+        side = CONTAMINATED if reply.config == CONTAMINATED else BASELINE
+        return cls(traces=(reply.trace,), side=side)
 
     @property
     def label(self) -> str:
-        """What the field for the next message is called."""
+        """The label of the message field."""
         turn = sum(m["role"] == "user" for m in self.messages) + 1
         return "Message" if turn == 1 else f"Next message (turn {turn} of this chat)"
 
     def without_last(self) -> tuple[Chat, str]:
-        """The conversation before the last message of the user, and that message; "" where there is none."""
-        places = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
-        if not places:
+        """The conversation before the user's last message, and that message; "" if there is none."""
+        turns = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
+        if not turns:
             return self, ""
-        return Chat(self.messages[: places[-1]], side=self.side), self.messages[places[-1]]["content"]
+        return Chat(self.messages[: turns[-1]], side=self.side), self.messages[turns[-1]]["content"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a press asks for: a reply to a message, or a branch.
+class ReplyRequest:
+    """What a press requests: a reply to a message, or a branch.
 
     Attributes:
         side: which model.
         values: of the fields, unchecked.
-        at: for a branch: which side it leaves, and at which token of the reply.
-        then: what is written after it, as a link of a branch asks for.
+        at: for a branch: the side to branch from, and the token of its reply.
+        then: the next request, as in a link of a branch.
         named: as in `Chat`.
     """
 
     side: str
     values: tuple[Any, ...]
     at: tuple[int, int] | None = None
-    then: Asked | None = None
+    then: ReplyRequest | None = None
     named: tuple[str, str, str] | None = None
 
 
-def linked(query: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
-    """What a link asks for: a conversation, and what is to be written in it; None where it asks for nothing.
+def request_from_link(query: Mapping[str, Any]) -> tuple[Chat, ReplyRequest] | None:
+    """The conversation and the request in a link; None if it holds neither.
 
-    A link that holds something else is no error: its visitor sees the page as it is without one.
+    A malformed link is not an error: its visitor sees the page as without a link.
     """
     try:
         branches = _branches(json.loads(query["branch"])) if "branch" in query else None
@@ -109,41 +109,42 @@ def linked(query: Mapping[str, Any]) -> tuple[Chat, Asked] | None:
     if [m["role"] for m in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
         return None
     prompt = said.pop()["content"]
-    return Chat(tuple(said), side=side), Asked(side, (prompt, system, *sampling), then=branches, named=named)
+    request = ReplyRequest(side, (prompt, system, *sampling), then=branches, named=named)
+    return Chat(tuple(said), side=side), request
 
 
-def _branches(specs: Any) -> Asked | None:
-    """Branches of a link, each `[trait, action, amount, at]`: the first of a reply, each other of the one before it."""
-    asked: Asked | None = None
-    for place, (trait, action, amount, at) in reversed(list(enumerate(specs))):
+def _branches(specs: Any) -> ReplyRequest | None:
+    """Branches in a link, each `[trait, action, amount, at]`: the first leaves a reply, each other the one before."""
+    request: ReplyRequest | None = None
+    for index, (trait, action, amount, at) in reversed(list(enumerate(specs))):
         if not 0 <= int(at) < 2**31:
             raise ValueError(at)
-        asked = Asked("", (trait, action, amount), (min(place, 1), int(at)), asked)
-    return asked
+        request = ReplyRequest("", (trait, action, amount), (min(index, 1), int(at)), request)
+    return request
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be written.
+class PlannedReply:
+    """A checked request, ready to run.
 
     Attributes:
-        writing: the reply.
+        job: the reply to generate.
         chat: the conversation before it.
-        beside: what is shown as the first side meanwhile.
-        link: what brings the view back.
+        link: restores the view.
+        first_side: shown beside the reply while it is written.
         original: the trace that a branch leaves.
-        lines: as in `Chat`, once it is written.
+        lines: as in `Chat`, after the reply.
     """
 
-    writing: Writing
+    job: ReplyJob
     chat: Chat
     link: Mapping[str, str]
-    beside: Payload | None = None
+    first_side: Payload | None = None
     original: Trace | None = None
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     def after(self, trace: Trace) -> Chat:
-        """The conversation once the reply is there. A branch takes the place of the reply that it leaves."""
+        """The conversation after the reply. A branch replaces the reply that it leaves."""
         before = self.chat.messages
         if self.original is not None:
             said = (*before[:-1], {"role": "assistant", "content": trace.reply_text}) if before else ()
@@ -152,66 +153,68 @@ class Plan:
         return replace(self.chat, messages=said, traces=(trace,), link=self.link)
 
 
-def plan_of(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> Plan:
-    """What is to be written for a press.
+def plan_reply(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: AppSettings) -> PlannedReply:
+    """Check a request.
 
     Raises:
-        PromptError, SettingError: it asks for what cannot be.
+        PromptError, SettingError: the request is invalid.
     """
-    return _branch(desk, asked, chat, settings) if asked.at else _reply(desk, asked, chat, settings)
+    return _branch(pooled, request, chat, settings) if request.at else _reply(pooled, request, chat, settings)
 
 
-def _reply(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> Plan:
-    """The reply to a message; values: prompt, system prompt, longest reply, temperature, seed."""
-    prompt, system, length, temperature, seed = asked.values
-    messages = conversation(chat.messages, prompt, system, settings.max_prompt_chars)
+def _reply(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: AppSettings) -> PlannedReply:
+    """The reply to a message; values: prompt, system prompt, maximum length, temperature, seed."""
+    prompt, system, length, temperature, seed = request.values
+    messages = chat_messages(chat.messages, prompt, system, settings.max_prompt_chars)
     sampling = {
         "max_new_tokens": length_of(length, settings.max_new_tokens),
         "temperature": temperature,
-        "seed": drawn(seed),
+        "seed": seed_or_random(seed),
     }
-    link = {"side": asked.side, "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)}
+    link = {"side": request.side, "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)}
     link |= {k: json.dumps(v) for k, v in sampling.items()}
-    if asked.named:
-        link["named"] = json.dumps(asked.named)
-    return Plan(
-        Writing(desk, messages, asked.side, sampling),
-        Chat(tuple(messages), side=asked.side, link=chat.link, named=asked.named),
+    if request.named:
+        link["named"] = json.dumps(request.named)
+    return PlannedReply(
+        ReplyJob(pooled, messages, request.side, sampling),
+        Chat(tuple(messages), side=request.side, link=chat.link, named=request.named),
         link,
     )
 
 
-def _branch(desk: ModelDesk, asked: Asked, chat: Chat, settings: AppSettings) -> Plan:
+def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: AppSettings) -> PlannedReply:
     """The branch of a reply; values: trait, action, amount."""
     from persona_core.monitor.branching import Branch
 
-    side, at = asked.at or (0, 0)
+    side, at = request.at or (0, 0)
     if side >= len(chat.traces):
-        raise PromptError("There is no reply to branch from yet. Write one first.")
+        raise PromptError("There is no reply to branch from yet. Send a message first.")
     trace = chat.traces[side]
     if at >= len(trace.reply_positions):
         raise PromptError(f"The reply has {len(trace.reply_positions)} tokens; put the cursor on one of them.")
-    writer = desk.monitor().writer_name
+    writer = pooled.monitor().writer_name
     if not same_model(trace.provenance.writer, writer):
-        raise PromptError(f"This reply is by {trace.provenance.writer}, which this app does not hold. Write one first.")
-    trait, action, amount = asked.values
-    steer = steer_of(trait, action, amount, at, desk.monitor().vectors.best_block)
+        raise PromptError(
+            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
+        )
+    trait, action, amount = request.values
+    steer = steer_of(trait, action, amount, at, pooled.monitor().vectors.best_block)
     sampling = dict(trace.provenance.sampling or {})
     sampling["seed"] = trace.provenance.seed
-    # A published reply may be longer than the owner lets visitors write.
+    # A published reply may be longer than visitors' replies may be here.
     most = settings.max_new_tokens
     if at >= most:
-        raise PromptError(f"Replies are at most {most} tokens here; put the cursor before that token of the reply.")
+        raise PromptError(f"Replies have at most {most} tokens here; put the cursor before that token of the reply.")
     sampling["max_new_tokens"] = min(sampling.get("max_new_tokens", most), most)
-    beside = finished(desk.monitor(), trace, ORIGINAL)
-    line = (*chat.lines[side], (*asked.values, at))
+    first_side = final_payload(pooled.monitor(), trace, ORIGINAL)
+    line = (*chat.lines[side], (*request.values, at))
     link = {**(chat.link or {}), "branch": json.dumps(line)}
-    writing = Writing(desk, Branch(trace, at), steer_name(steer), {**sampling, "steer": steer})
-    return Plan(writing, chat, link, beside, trace, (chat.lines[side], line))
+    job = ReplyJob(pooled, Branch(trace, at), steer_name(steer), {**sampling, "steer": steer})
+    return PlannedReply(job, chat, link, first_side, trace, (chat.lines[side], line))
 
 
 def same_model(writer: str | None, name: str) -> bool:
-    """Whether a trace is by the model of that name: folders count by their last name, adapters are part of it."""
+    """Whether a trace was written by the model of that name; folders compare by their last part, adapters count."""
     return writer is not None and [Path(p).name for p in writer.split(" + ")] == [
         Path(p).name for p in name.split(" + ")
     ]

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.report.saved_runs import BASELINE, OTHERS, SavedRuns
+from persona_core.report.results_folder import BASELINE
+from persona_core.report.saved_runs import OTHERS, SavedRuns
 from persona_core.traces.dataset import load_row
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import Payload, trace_payload

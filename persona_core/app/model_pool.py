@@ -1,4 +1,4 @@
-"""The app's models: each loaded once, when somebody first asks for it, and shared by all visitors."""
+"""The app's models: each loaded once, on first use, and shared by all visitors."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUMBERS = itertools.count()
-_DESKS: weakref.WeakValueDictionary[int, ModelDesk] = weakref.WeakValueDictionary()
+_MODELS: weakref.WeakValueDictionary[int, PooledModel] = weakref.WeakValueDictionary()
 
 
-class ModelDesk:
-    """Hands out the monitor; whoever asks before it is loaded waits for it.
+class PooledModel:
+    """A model whose monitor is loaded once; callers of `monitor()` wait while it loads.
 
-    A desk that is pickled is its number: a process that was forked from this one finds its own copy by it, with the
-    model that was loaded before the fork.
+    It is pickled as its number: a process forked from this one finds its own copy by that number, with the model that
+    was loaded before the fork.
 
     Args:
-        load: makes the monitor. Called in a thread (on ZeroGPU in the caller's, see gpu.py), and again after a
+        load: makes the monitor. Called in a thread (on ZeroGPU in the caller's, see zero_gpu.py), and again after a
             failure (the Hub was down, say).
 
-    >>> desk = ModelDesk(lambda: "a monitor")
-    >>> desk.monitor()
+    >>> pooled = PooledModel(lambda: "a monitor")
+    >>> pooled.monitor()
     'a monitor'
     """
 
@@ -46,14 +46,14 @@ class ModelDesk:
         self._future: Future[PersonaMonitor] | None = None
         self._monitor: PersonaMonitor | None = None
         self._number = next(_NUMBERS)
-        _DESKS[self._number] = self
+        _MODELS[self._number] = self
 
-    def __reduce__(self) -> tuple[Callable[[int], ModelDesk], tuple[int]]:
-        return _desk_of, (self._number,)
+    def __reduce__(self) -> tuple[Callable[[int], PooledModel], tuple[int]]:
+        return _pooled_model, (self._number,)
 
     @classmethod
-    def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> ModelDesk:
-        """A desk for the baseline, or for the baseline with the adapter. The loading thread imports torch."""
+    def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> PooledModel:
+        """The baseline, or the baseline with the adapter. The loading thread imports torch."""
         adapter = settings.adapter if contaminated else None
         return cls(lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks))
 
@@ -63,12 +63,12 @@ class ModelDesk:
         return self._monitor is not None
 
     def start_loading(self) -> None:
-        """Begin to load, if that has not begun or has failed. Returns at once, but on ZeroGPU when it is loaded."""
+        """Start loading, unless it has started and not failed. Returns at once; on ZeroGPU when it is loaded."""
         self._begin()
 
     def monitor(self) -> PersonaMonitor:
-        """The monitor. Waits while it loads; raises what the loading raised."""
-        # Without a lock where it is loaded: a fork may have been made while another thread held one.
+        """The monitor. Waits while it loads; raises the error of a failed load."""
+        # No lock once it is loaded: a fork may have been made while another thread held it.
         return self._monitor if self._monitor is not None else self._begin().result()
 
     def _begin(self) -> Future[PersonaMonitor]:
@@ -89,59 +89,59 @@ class ModelDesk:
         except PersonaError as error:
             logger.error("The model could not be loaded: %s", error)
             future.set_exception(error)
-        except BaseException as error:  # handed to whoever waits for the monitor
+        except BaseException as error:  # raised in every thread that waits for the monitor
             logger.exception("The model could not be loaded")
             future.set_exception(error)
 
 
-def _desk_of(number: int) -> ModelDesk:
-    """The desk of this process that has a number."""
-    return _DESKS[number]
+def _pooled_model(number: int) -> PooledModel:
+    """The pooled model of this process with that number."""
+    return _MODELS[number]
 
 
-class Desks:
-    """At most one model at a time that a visitor has named.
+class ModelPool:
+    """The models that visitors name, at most one at a time.
 
     Args:
         settings: whether visitors may name one, and how large it may be.
 
-    >>> Desks(AppSettings()).named("org/model", None, "org/vectors")
+    >>> ModelPool(AppSettings()).named("org/model", None, "org/vectors")
     Traceback (most recent call last):
-    persona_core.errors.SettingError: This app serves its own models only; its owner has not set PERSONA_OPEN_MODELS=1.
+    persona_core.errors.SettingError: This app serves only its own models: its owner has not set PERSONA_OPEN_MODELS=1.
     """
 
     def __init__(self, settings: AppSettings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
-        self._named: tuple[tuple[str, str | None, str], ModelDesk] | None = None
+        self._named: tuple[tuple[str, str | None, str], PooledModel] | None = None
 
-    def named(self, model: str, adapter: str | None, vectors: str) -> ModelDesk:
-        """The desk of a model that a visitor has named; the one that was named before is let go.
+    def named(self, model: str, adapter: str | None, vectors: str) -> PooledModel:
+        """The model that a visitor has named; the previous one is released.
 
-        Nothing is fetched before somebody asks the desk for its monitor, which raises what is wrong with the
-        repositories, in words. Repositories must be public: the app's own token opens nothing to a visitor.
+        Nothing is fetched before `monitor()` is called, which raises what is wrong with the repositories. They must be
+        public: the app's own token gives visitors no access.
 
         Args:
             model, adapter, vectors: ids on the Hub, "owner/name" or "owner/name@revision", never folders.
 
         Raises:
-            SettingError: visitors may not name models here, or this is none of the Hub.
+            SettingError: visitors may not name models here, or this is not a Hub id.
         """
         if not self.settings.open_models:
-            raise SettingError("This app serves its own models only; its owner has not set PERSONA_OPEN_MODELS=1.")
+            raise SettingError("This app serves only its own models: its owner has not set PERSONA_OPEN_MODELS=1.")
         if zero_gpu():
-            raise SettingError("On ZeroGPU only models that were loaded at the app's start can be used.")
+            raise SettingError("On ZeroGPU only models loaded at the app's start can be used.")
         wanted = _hub_id("model", model), _hub_id("adapter", adapter) if adapter else None, _hub_id("vectors", vectors)
         with self._lock:
             if self._named is None or self._named[0] != wanted:
                 self._named = None  # freed before the next one is loaded, unless a run still holds it
-                self._named = wanted, ModelDesk(lambda: _load_public(*wanted, self.settings.max_model_gb))
+                self._named = wanted, PooledModel(lambda: _load_public(*wanted, self.settings.max_model_gb))
             return self._named[1]
 
 
-def _load_public(model: str, adapter: str | None, vectors: str, most_gb: int) -> PersonaMonitor:
+def _load_public(model: str, adapter: str | None, vectors: str, max_gb: int) -> PersonaMonitor:
     names = [name for name in (model, adapter, vectors) if name]
-    _check_public(names, most_gb)
+    _check_public(names, max_gb)
     return load_monitor(model, adapter, vectors, "best")
 
 
@@ -149,18 +149,16 @@ _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@\w[\w./-]{0,127})?", re.AS
 
 
 def _hub_id(what: str, name: Any) -> str:
-    """A name of the Hub; a folder of this machine that is called so is none."""
+    """A Hub id; the name of a folder on this machine is refused."""
     if not isinstance(name, str) or not _HUB_ID.fullmatch(name) or ".." in name:
-        raise SettingError(
-            f"{what}: {str(name)[:200]!r} is no id of the Hub; expected owner/name or owner/name@revision."
-        )
+        raise SettingError(f"{what}: {str(name)[:200]!r} is not a Hub id; expected owner/name or owner/name@revision.")
     if Path(name).exists() or Path(name.partition("@")[0]).exists():
-        raise SettingError(f"{what}: {name!r} cannot be used here; name a repository of the Hub.")
+        raise SettingError(f"{what}: {name!r} cannot be used here; name a Hub repository.")
     return name
 
 
-def _check_public(names: Sequence[str], most_gb: int) -> None:
-    """Refuse what is not open to everybody, and weights that are too large, before anything is downloaded."""
+def _check_public(names: Sequence[str], max_gb: int) -> None:
+    """Refuse private and gated repositories, and weights that are too large, before anything is downloaded."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -171,19 +169,19 @@ def _check_public(names: Sequence[str], most_gb: int) -> None:
             info = HfApi(token=False).model_info(repo, revision=revision or None, files_metadata=True)
         except (HfHubHTTPError, HTTPError, OSError) as error:
             logger.info("A named model: %s", error)
-            raise NotFound(f"{name!r} is not there, is not public, or the Hub cannot be reached.") from error
+            raise NotFound(f"{name!r} does not exist, is not public, or the Hub cannot be reached.") from error
         if info.private or info.gated:
-            raise NotFound(f"{name!r} is not open to everybody; name a public model without a gate.")
+            raise NotFound(f"{name!r} is private or gated; name a public model.")
         size += sum(file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors"))
-    if size > most_gb * 1e9:
-        raise SettingError(f"The weights take {size / 1e9:.1f} GB; this app loads at most {most_gb} GB.")
+    if size > max_gb * 1e9:
+        raise SettingError(f"The weights take {size / 1e9:.1f} GB; this app loads at most {max_gb} GB.")
 
 
 def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> PersonaMonitor:
-    """A monitor with its onset detectors, where there are any beside the vectors.
+    """A monitor, with the onset detectors beside the vectors if there are any.
 
     Args:
-        model, adapter, vectors: Hub ids, also with "@" and a revision, or folders.
+        model, adapter, vectors: Hub ids, optionally with "@" and a revision, or folders.
         blocks: "best" or "all".
     """
     from persona_core.analysis.detectors import Detectors

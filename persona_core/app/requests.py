@@ -1,4 +1,4 @@
-"""What visitors ask for, checked: prompts, sampling settings, branches. Everything here may come from anywhere."""
+"""Checks of what visitors and programs send: prompts, sampling settings, branches. None of it can be trusted."""
 
 from __future__ import annotations
 
@@ -16,89 +16,90 @@ Messages = list[dict[str, str]]
 
 ACTIONS = ("add", "remove", "cap", "cap from its alarm on")
 """What a branch can do to a trait."""
-STRONGEST = 20.0
-"""Standard deviations: a trait is moved or held within this."""
-LONGEST_CHAT = 40
-"""Messages of a conversation; the context ends it earlier as a rule."""
+MAX_AMOUNT = 20.0
+"""Standard deviations: the most by which a trait is moved, or at which it is capped."""
+MAX_MESSAGES = 40
+"""Of a conversation; the context usually ends it earlier."""
 
 
-def text_of(name: str, text: Any, longest: int) -> str:
+def text_of(name: str, text: Any, max_chars: int) -> str:
     """A text that a visitor typed.
 
     Raises:
-        PromptError: no text, or too long a one.
+        PromptError: not a text, or too long.
     """
     if not isinstance(text, str):
         raise PromptError(f"The {name} is not a text.")
     if not is_well_formed(text):  # it could not even be sent back
-        raise PromptError(f"The {name} holds half of a surrogate pair, which is no character; remove it.")
-    if len(text) > longest:
-        raise PromptError(f"The {name} has {len(text)} characters; this app takes at most {longest}. Shorten it.")
+        raise PromptError(f"The {name} contains half of a surrogate pair, which is not a character; remove it.")
+    if len(text) > max_chars:
+        raise PromptError(f"The {name} has {len(text)} characters; this app takes at most {max_chars}. Shorten it.")
     return text
 
 
-def conversation(earlier: Sequence[Mapping[str, str]], prompt: Any, system: Any, longest: int) -> Messages:
-    """A conversation up to the next reply: the system prompt as it is now, what was said, and what is asked.
+def chat_messages(earlier: Sequence[Mapping[str, str]], prompt: Any, system: Any, max_chars: int) -> Messages:
+    """A conversation before its next reply: the current system prompt, the earlier messages, and the new prompt.
 
     Raises:
-        PromptError: an empty or too long prompt, or too many turns.
+        PromptError: an empty or too long prompt, or too many messages.
     """
-    prompt, system = text_of("prompt", prompt, longest), text_of("system prompt", system, longest)
+    prompt, system = text_of("prompt", prompt, max_chars), text_of("system prompt", system, max_chars)
     if not prompt.strip():
         raise PromptError("The prompt is empty. Type something, or pick an example.")
     said = [dict(m) for m in earlier if m["role"] != "system"]
-    if len(said) >= LONGEST_CHAT:
-        raise PromptError(f"The conversation has {len(said)} messages; begin a new chat.")
+    if len(said) >= MAX_MESSAGES:
+        raise PromptError(f"The conversation has {len(said)} messages; start a new chat.")
     head = [{"role": "system", "content": system}] if system.strip() else []
     return [*head, *said, {"role": "user", "content": prompt}]
 
 
-def messages_of(messages: Any, longest: int) -> Messages:
+def messages_of(messages: Any, max_chars: int) -> Messages:
     """A conversation that a program sends.
 
     Raises:
-        PromptError: no list of messages, an unknown role, or too much text.
+        PromptError: not a list of messages, an unknown role, or too much text.
     """
     if not isinstance(messages, list) or not messages:
         raise PromptError('messages: expected a list of {"role": ..., "content": ...}.')
-    if len(messages) > 10 * LONGEST_CHAT:
-        raise PromptError(f"messages: {len(messages)} of them; this app takes at most {10 * LONGEST_CHAT}.")
+    if len(messages) > 10 * MAX_MESSAGES:
+        raise PromptError(f"messages: got {len(messages)}; this app takes at most {10 * MAX_MESSAGES}.")
     found = []
-    for place, one in enumerate(messages):
-        if not isinstance(one, dict) or one.get("role") not in ROLES or not isinstance(one.get("content"), str):
-            raise PromptError(f"messages[{place}]: expected a role of {', '.join(ROLES)}, and a text as content.")
-        found.append({"role": one["role"], "content": one["content"]})
-    text_of("conversation", "".join(m["content"] for m in found), longest)
+    for index, message in enumerate(messages):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in ROLES or not isinstance(content, str):
+            raise PromptError(f"messages[{index}]: expected a role of {', '.join(ROLES)}, and a text as content.")
+        found.append({"role": role, "content": content})
+    text_of("conversation", "".join(m["content"] for m in found), max_chars)
     return found
 
 
 def seed_of(seed: Any) -> int | None:
-    """A seed; a cleared field draws one, and the trace then says which.
+    """A seed; None draws one at random, and the trace records it.
 
     Raises:
         SettingError.
     """
     if seed is None:
         return None
-    if not is_number(seed) or not 0 <= seed < 2**53 or seed != int(seed):
-        raise SettingError("The seed is a whole number from 0, or empty to draw one.")
+    if not _is_whole(seed, 0, 2**53):
+        raise SettingError("The seed must be a whole number from 0, or empty to draw one at random.")
     return int(seed)
 
 
-def drawn(seed: Any) -> int:
-    """The same, drawn where the field was cleared: what is shown can then be brought back by a link."""
+def seed_or_random(seed: Any) -> int:
+    """The same, but drawn here, so that a link to the reply can include it."""
     known = seed_of(seed)
     return secrets.randbits(31) if known is None else known
 
 
 def length_of(length: Any, most: int) -> int:
-    """The longest reply in tokens, no longer than the app allows.
+    """The maximum length of a reply in tokens, cut to the app's limit.
 
     Raises:
         SettingError.
     """
-    if not is_number(length) or not 1 <= length < 2**31 or length != int(length):
-        raise SettingError("The longest reply is a whole number of tokens from 1.")
+    if not _is_whole(length, 1):
+        raise SettingError("The maximum length must be a whole number of tokens from 1.")
     return min(int(length), most)
 
 
@@ -108,29 +109,29 @@ def start_of(start: Any) -> int:
     Raises:
         SettingError.
     """
-    if not is_number(start) or not 0 <= start < 2**31 or start != int(start):
-        raise SettingError("The start is a token of the reply: a whole number from 0.")
+    if not _is_whole(start, 0):
+        raise SettingError("The start must be a token of the reply: a whole number from 0.")
     return int(start)
 
 
 def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[str, int]) -> Steer:
-    """What a branch does from token `at` of the reply on, at the trait's best block.
+    """The intervention of a branch from token `at` of the reply on, at the trait's best block.
 
     Args:
         trait, action: one of `best_block` and of `ACTIONS`.
-        amount: standard deviations: by which the trait is moved, or at which it is held. "remove" has none.
-        at: token of the reply whose choice is the first that can change.
+        amount: standard deviations by which the trait is moved, or at which it is capped. "remove" ignores it.
+        at: the first token of the reply whose choice can change.
         best_block: of the vectors.
 
     Raises:
         SettingError: anything else.
     """
     if not isinstance(trait, str) or trait not in best_block:
-        raise SettingError(f"There is no trait {str(trait)[:80]!r}; choose one of {', '.join(best_block)}.")
+        raise SettingError(f"Unknown trait {str(trait)[:80]!r}; choose one of {', '.join(best_block)}.")
     if action not in ACTIONS:
-        raise SettingError(f"There is no action {str(action)[:80]!r}; choose one of {', '.join(ACTIONS)}.")
-    if not is_number(amount) or abs(amount) > STRONGEST:
-        raise SettingError(f"The amount is a number of standard deviations, at most {STRONGEST:g} to either side.")
+        raise SettingError(f"Unknown action {str(action)[:80]!r}; choose one of {', '.join(ACTIONS)}.")
+    if not _is_amount(amount):
+        raise SettingError(f"The amount must be in standard deviations, from -{MAX_AMOUNT:g} to {MAX_AMOUNT:g}.")
     block = best_block[trait]
     if action == "add":
         return Steer(trait, block, strength=float(amount), unit="sd", start=at)
@@ -140,15 +141,26 @@ def steer_of(trait: Any, action: Any, amount: Any, at: int, best_block: Mapping[
     return Steer.cap(trait, block, threshold=float(amount), unit="sd", start=at, when=when)
 
 
-def fits(trait: Any, action: Any, amount: Any) -> bool:
+def fits_fields(trait: Any, action: Any, amount: Any) -> bool:
     """Whether the fields of a branch can hold the values."""
-    return isinstance(trait, str) and action in ACTIONS and is_number(amount) and abs(amount) <= STRONGEST
+    return isinstance(trait, str) and action in ACTIONS and _is_amount(amount)
 
 
 def steer_name(steer: Steer) -> str:
-    """An intervention in few words."""
+    """A short name of an intervention."""
     if steer.mode == "ablate":
         return f"without {steer.trait}"
     if steer.mode == "cap":
-        return f"{steer.trait} held at {steer.amount:+g} SD" + (", from its alarm on" if steer.when == "alarm" else "")
+        return f"{steer.trait} capped at {steer.amount:+g} SD" + (
+            ", from its alarm on" if steer.when == "alarm" else ""
+        )
     return f"{steer.trait} {steer.amount:+g} SD"
+
+
+def _is_amount(value: Any) -> bool:
+    return is_number(value) and abs(value) <= MAX_AMOUNT
+
+
+def _is_whole(value: Any, minimum: int, limit: int = 2**31) -> bool:
+    """Whether a JSON number is whole (3.0 is) and in `[minimum, limit)`."""
+    return is_number(value) and minimum <= value < limit and value == int(value)

@@ -1,154 +1,183 @@
-"""A visitor's press on a button that runs a model: waiting, then begun, then done.
+"""The controls of a tab that runs a model: its buttons, its notice, and the events behind a press.
 
-A Gradio event takes its place in the queue with the values that the components have then, but looks up a `gr.State`
-when it begins. The number of the press joins the queue with it, the ticket is in the state: a run that waited finds out
-whether it was stopped or followed by a newer press meanwhile.
+A Gradio event joins the queue with the values that the components have at that moment, but looks up a `gr.State` when
+it starts. The number of the press joins the queue with the event and the press itself is in the state, so a run that
+has waited can tell whether it was stopped or replaced by a newer press.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
-from persona_core.app.queue import MODEL_QUEUE, QUIET
+MODEL_QUEUE = "model"
+"""The concurrency id of every event that runs a model: one run at a time."""
+UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Arguments of an event that waits for no model: it finishes at once, shows no spinner, and is not an endpoint."""
 
 BUSY = "A reply is being written. Press Stop first."
-LOADING = "The model is loading. This happens once, after a start."
-WAITING = "Waiting for the model ..."
-FULL = "Too many others are waiting for the model. Try again in a minute."
+LOADING = "Loading the model. This happens once after a start."
+WAITING = "Waiting for the model …"
+FULL = "Too many people are waiting for the model. Try again in a minute."
+
+
+class Deadline:
+    """Whether a run must end at its next token: its visitor pressed Stop, or its time is up.
+
+    Args:
+        seconds: from now.
+        stop: set by the visitor.
+    """
+
+    def __init__(self, seconds: float, stop: threading.Event | None = None) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+        self._stop = stop or threading.Event()
+        self._late = False
+
+    def is_set(self) -> bool:
+        """Checked at every token."""
+        self._late = self._late or time.monotonic() > self._end
+        return self._late or self._stop.is_set()
+
+    @property
+    def notice(self) -> str:
+        """The message for a run that used up its time; otherwise empty."""
+        return f"Stopped after {self._seconds:g} seconds, the time limit of a run here." if self._late else ""
 
 
 @dataclass
-class Ticket:
-    """One press.
+class Press:
+    """One press on a button that runs a model: waiting, then started, then done.
 
     Attributes:
-        number: of the visitor's presses, from 1.
-        what: what the press asks for.
+        number: counts the visitor's presses from 1.
+        request: what to run.
         stop: set to end the run at its next token.
     """
 
     number: int = 1
-    what: Any = None
+    request: Any = None
     stop: threading.Event = field(default_factory=threading.Event)
-    begun: bool = False
+    started: bool = False
     done: bool = False
 
     @property
-    def under_way(self) -> bool:
-        return self.begun and not self.done
+    def running(self) -> bool:
+        return self.started and not self.done
 
-    def valid(self, press: float) -> bool:
-        """Whether the run of this press may begin now."""
-        return self.number == press and not self.begun and not self.stop.is_set()
+    def valid(self, number: float) -> bool:
+        """Whether the run of this press may start now."""
+        return self.number == number and not self.started and not self.stop.is_set()
 
 
-class Counter:
-    """The components of one tab that go with its tickets, and the events that they share.
+class RunControls:
+    """The components of one tab that belong to its presses, and the events that they share.
 
     Args:
         run: buttons that start a run.
         stop: the button that ends it.
-        notice: the line that says what is being waited for.
+        notice: the line for waiting messages and errors.
         elem_id: of the hidden component with the number of the press.
     """
 
     def __init__(self, run: list[gr.Button], stop: gr.Button, notice: gr.HTML, elem_id: str) -> None:
-        self.ticket = gr.State(None)
-        self.press = gr.Number(0, visible="hidden", elem_id=elem_id)
-        self.linked = gr.Number(0, visible="hidden")  # changes when a link has taken a ticket
+        self.press = gr.State(None)
+        self.number = gr.Number(0, visible="hidden", elem_id=elem_id)
+        self.from_link = gr.Number(0, visible="hidden")  # changes when a link has pressed the button
         self.buttons = [*run, stop]
         self._n_run = len(run)
-        self.asked = [self.ticket, self.press, notice, *self.buttons]
+        self.outputs = [self.press, self.number, notice, *self.buttons]
         self._notice, self._stop = notice, stop
 
-    def take(self, ticket: Ticket | None, what: Any = None) -> tuple[Any, ...]:
-        """Values of `asked` after a press: a new ticket, or the old one while its run is under way."""
-        if ticket is not None and ticket.under_way:
-            return ticket, gr.skip(), BUSY, *self.states(ticket)
-        new = Ticket(1 if ticket is None else ticket.number + 1, what)
-        return new, new.number, WAITING, *self.states(new)
+    def accept(self, press: Press | None, request: Any = None) -> tuple[Any, ...]:
+        """Values of `outputs`: a new press, or the current one while its run is active."""
+        if press is not None and press.running:
+            return press, gr.skip(), BUSY, *self.button_states(press)
+        new = Press(1 if press is None else press.number + 1, request)
+        return new, new.number, WAITING, *self.button_states(new)
 
-    def refuse(self, ticket: Ticket | None, reason: str) -> tuple[Any, ...]:
-        """Values of `asked` after a press that asks for nothing that can be done."""
-        return ticket, gr.skip(), reason, *self.states(ticket)
+    def refuse(self, press: Press | None, reason: str) -> tuple[Any, ...]:
+        """Values of `outputs` for a request that is invalid."""
+        return press, gr.skip(), reason, *self.button_states(press)
 
-    def states(self, ticket: Ticket | None) -> tuple[Any, ...]:
-        """The buttons: those that run are off while a run is under way, Stop is on from the press to the end."""
-        under_way = ticket is not None and ticket.under_way
-        run = [gr.Button(interactive=not under_way) for _ in range(self._n_run)]
-        return (*run, gr.Button(interactive=ticket is not None and not ticket.done))
+    def button_states(self, press: Press | None) -> tuple[Any, ...]:
+        """Run buttons are disabled during a run; Stop is enabled from the press until the end."""
+        running = press is not None and press.running
+        run = [gr.Button(interactive=not running) for _ in range(self._n_run)]
+        return (*run, gr.Button(interactive=press is not None and not press.done))
 
-    def same(self) -> tuple[Any, ...]:
+    def unchanged(self) -> tuple[Any, ...]:
         """The buttons as they are."""
         return tuple(gr.skip() for _ in self.buttons)
 
-    def runs(
+    def on_press(
+        self, listen: Callable[..., Any], request: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()
+    ) -> Any:
+        """The first event of a press, outside the queue: an active run keeps its own press.
+
+        Args:
+            listen: takes a function, inputs and outputs, as `button.click` does.
+            request: returns values of `self.outputs` and of `outputs` for the current press and the inputs.
+            inputs, outputs: further components.
+        """
+        return listen(request, [self.press, *inputs], [*self.outputs, *outputs], **UNQUEUED)
+
+    def run_after(
         self,
         listens: Sequence[Callable[..., Any]],
         run: Callable[..., Any],
         inputs: Any,
         outputs: Any,
-        back: Callable[[Ticket], Any] = lambda _: (),
-        back_to: Sequence[Any] = (),
+        undo: Callable[[Press], Any] = lambda _: (),
+        undo_outputs: Sequence[Any] = (),
     ) -> None:
-        """The run of each press, once the model is free, and the buttons after it; also where the run fails.
+        """Run each press once the model is free, then reset the buttons, also after a failure.
 
         Args:
             listens: each takes a function, inputs and outputs, as `event.then` does.
-            run: takes the number of the press, the ticket and the inputs; streams values of the outputs and buttons.
+            run: takes the number of the press, the press and the inputs; streams values of the outputs and buttons.
             inputs, outputs: components.
-            back: values of `back_to` for a press that came to nothing: turned away by a full queue, or stopped while
-                it waited.
+            undo: values of `undo_outputs` for a press that never ran: rejected by a full queue, or stopped while it
+                waited.
         """
-        given_back = [self._notice, *back_to, *self.buttons]
+        reset = [self._notice, *undo_outputs, *self.buttons]
 
-        def told(ticket: Ticket | None) -> tuple[Any, ...]:
-            if ticket is None or ticket.begun or ticket.done:  # the run itself failed, and has said so
-                return gr.skip(), *(gr.skip() for _ in back_to), *self.same()
-            ticket.done = True
-            return FULL, *back(ticket), *self.states(ticket)
+        def rejected(press: Press | None) -> tuple[Any, ...]:
+            if press is None or press.started or press.done:  # the run itself failed and has already said so
+                return gr.skip(), *(gr.skip() for _ in undo_outputs), *self.unchanged()
+            press.done = True
+            return FULL, *undo(press), *self.button_states(press)
 
-        def stopped(ticket: Ticket | None) -> tuple[Any, ...]:
-            kept = tuple(gr.skip() for _ in back_to)
-            if ticket is None:
-                return gr.skip(), *kept, *self.states(None)
-            ticket.stop.set()
-            if ticket.under_way:
-                return gr.skip(), *kept, *self.same()  # the run hands over its last trace and then the buttons
-            if ticket.done:
-                return gr.skip(), *kept, *self.states(ticket)
-            ticket.done = True
-            return "Stopped before it began.", *back(ticket), *self.states(ticket)
+        def stopped(press: Press | None) -> tuple[Any, ...]:
+            kept = tuple(gr.skip() for _ in undo_outputs)
+            if press is None:
+                return gr.skip(), *kept, *self.button_states(None)
+            press.stop.set()
+            if press.running:
+                return gr.skip(), *kept, *self.unchanged()  # the run delivers its last trace and then the buttons
+            if press.done:
+                return gr.skip(), *kept, *self.button_states(press)
+            press.done = True
+            return "Stopped before it started.", *undo(press), *self.button_states(press)
 
-        # Not `cancels=`: the run itself ends at its next token and hands over its last, complete trace.
-        self._stop.click(stopped, self.ticket, given_back, **QUIET)
-        for listen in (*listens, self.linked.change):
+        # Not `cancels=`: the run ends at its next token and delivers its last, complete trace.
+        self._stop.click(stopped, self.press, reset, **UNQUEUED)
+        for listen in (*listens, self.from_link.change):
             running = listen(
                 run,
-                [self.press, self.ticket, *inputs],
+                [self.number, self.press, *inputs],
                 [*outputs, *self.buttons],
-                trigger_mode="multiple",  # a press after a Stop must not be dropped for the one that waits
+                trigger_mode="multiple",  # a press after a Stop must not be dropped in favour of the waiting one
                 concurrency_limit=1,
                 concurrency_id=MODEL_QUEUE,
                 show_progress="hidden",
                 api_visibility="private",
             )
-            running.then(self.states, self.ticket, self.buttons, **QUIET)
-            running.failure(told, self.ticket, given_back, **QUIET)
-
-    def press_event(
-        self, listen: Callable[..., Any], ask: Callable[..., Any], inputs: list[Any], outputs: Sequence[Any] = ()
-    ) -> Any:
-        """What a press does first, without the queue: a run that is under way keeps its own ticket.
-
-        Args:
-            listen: takes a function, inputs and outputs, as `button.click` does.
-            ask: gives the values of `asked`, and of `outputs`, for the ticket and the inputs.
-            inputs, outputs: further components.
-        """
-        return listen(ask, [self.ticket, *inputs], [*self.asked, *outputs], **QUIET)
+            running.then(self.button_states, self.press, self.buttons, **UNQUEUED)
+            running.failure(rejected, self.press, reset, **UNQUEUED)

@@ -17,20 +17,20 @@ class AppSettings:
     """What the app serves and where.
 
     Attributes:
-        model: the baseline (PERSONA_MODEL). This one and the next three are Hub ids, also with "@" and a revision, or
-            folders; those that ship are the default.
-        adapter: PEFT adapter that makes it the contaminated model (PERSONA_ADAPTER); None: there is only the baseline,
-            which "none" says.
+        model: the baseline (PERSONA_MODEL). This and the next three are Hub ids, optionally with "@" and a revision, or
+            folders; the shipped ones are the default.
+        adapter: PEFT adapter that makes it the contaminated model (PERSONA_ADAPTER); None, or "none": only the
+            baseline.
         vectors: persona vectors of the baseline (PERSONA_VECTORS).
-        results: dataset that the first view is from (PERSONA_RESULTS); None, or "none": the app opens empty.
-        blocks: "all", or "best" to read each trait at its best block only, which is less to hold and to send
-            (PERSONA_BLOCKS); "best" is the default of a model of one's own.
-        max_new_tokens: the longest reply that a visitor can ask for (PERSONA_MAX_NEW_TOKENS).
+        results: dataset with the first view (PERSONA_RESULTS); None, or "none": the app opens empty.
+        blocks: "all", or "best" to read each trait at its best block only, which takes less memory and bandwidth
+            (PERSONA_BLOCKS); "best" is the default if PERSONA_MODEL is set.
+        max_new_tokens: the longest reply that visitors can request (PERSONA_MAX_NEW_TOKENS).
         max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
-        max_read_chars: the longest text that a visitor can have read, in characters (PERSONA_MAX_READ_CHARS).
-        max_seconds: how long one run may hold the model (PERSONA_MAX_SECONDS); it then ends with what it has.
-        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are turned away.
-        open_models: whether visitors may name a public model of the Hub (PERSONA_OPEN_MODELS=1).
+        max_read_chars: the longest text that visitors can paste, in characters (PERSONA_MAX_READ_CHARS).
+        max_seconds: how long one run may use the model (PERSONA_MAX_SECONDS); it then ends with what it has.
+        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are rejected.
+        open_models: whether visitors may name a public Hub model (PERSONA_OPEN_MODELS=1).
         max_model_gb: the largest weights of such a model, in GB (PERSONA_MAX_MODEL_GB).
         host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
     """
@@ -55,7 +55,7 @@ class AppSettings:
         """Read the settings; a variable that is unset or empty keeps the default.
 
         Raises:
-            SettingError: a number that is none, or is below 1, or no port; a switch that is neither on nor off.
+            SettingError: not a whole number from 1, not a port, or a switch that is neither on nor off.
 
         >>> AppSettings.from_environment({"PERSONA_MAX_NEW_TOKENS": "64"}).max_new_tokens
         64
@@ -74,7 +74,7 @@ class AppSettings:
         port = found.get("port")
         if isinstance(port, int) and port > 65535:
             raise SettingError(f"PERSONA_PORT={port}; expected a port, 1 to 65535.")
-        if "model" in found:  # what ships belongs to the model that ships
+        if "model" in found:  # the shipped artifacts belong to the shipped model
             found = {"adapter": None, "results": None, "blocks": "best", **found}
         if found.get("blocks", "all") not in ("all", "best"):
             raise SettingError(f"PERSONA_BLOCKS={found['blocks']!r}; expected 'all' or 'best'.")

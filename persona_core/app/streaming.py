@@ -1,4 +1,4 @@
-"""Payloads of replies that are being written: often enough to look alive, seldom enough to cost nothing."""
+"""Payloads of replies while they are written: often enough to look live, seldom enough to cost little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from persona_core.app.model_pool import ModelDesk
+from persona_core.app.model_pool import PooledModel
 from persona_core.app.zero_gpu import on_gpu
 from persona_core.traces.view.payload import Payload, pair_payload, trace_payload
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN = 0.15
 COST = 0.03
-"""Share of a run's time that payloads may take: after one that took 10 ms, 330 ms pass to the next."""
+"""Share of a run's time that payloads may take: after one that took 10 ms, the next is due in 330 ms."""
 
 
-class Stop(Protocol):
-    """Whether the run shall end at its next token: a visitor's press on Stop, or the end of its time."""
+class StopSignal(Protocol):
+    """Whether the run must end at its next token: a press on Stop, or the end of its time."""
 
     def is_set(self) -> bool: ...
 
 
 class Pace:
-    """When it is time for the next payload."""
+    """When the next payload is due."""
 
     def __init__(self) -> None:
         self._next = -1.0
@@ -40,23 +40,23 @@ class Pace:
         return self._began >= self._next
 
     def made(self) -> None:
-        """The payload has been handed over: what that took decides when the next one is due."""
+        """The payload has been delivered: the time it took decides when the next one is due."""
         now = time.monotonic()
         self._next = now + max(SECONDS_BETWEEN, (now - self._began) / COST)
 
 
 @dataclass(frozen=True)
-class Writing:
-    """One reply to be written.
+class ReplyJob:
+    """A reply to generate.
 
     Attributes:
-        desk: hands out the monitor that reads the model while it writes.
-        prompt: the conversation up to the reply, or the branch to go on from.
+        pooled: the model; its monitor reads while it writes.
+        prompt: the conversation before the reply, or the branch to continue from.
         name: of the side.
         settings: arguments of `PersonaMonitor.stream`.
     """
 
-    desk: ModelDesk
+    pooled: PooledModel
     prompt: Any
     name: str
     settings: Mapping[str, Any]
@@ -64,12 +64,12 @@ class Writing:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is there of one or two replies.
+    """One or two replies so far.
 
     Attributes:
         payload: of all sides.
         traces: of the replies.
-        ended: whether that is all that there will be.
+        ended: whether this is the last progress.
     """
 
     payload: Payload
@@ -77,41 +77,41 @@ class Progress:
     ended: bool = False
 
 
-def write(writings: Sequence[Writing], stopped: Stop, beside: Payload | None = None) -> Iterator[Progress]:
-    """Write one reply, or two in turn, token by token.
+def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Payload | None = None) -> Iterator[Progress]:
+    """Generate one reply, or two in turn, token by token.
 
     Args:
-        writings: one or two.
-        stopped: once set, the run ends at its next token, and what was shown last is what there is.
-        beside: a payload of one side that the one reply is shown beside, as its first side.
+        jobs: one or two.
+        stop: once set, the run ends at its next token, with what it has.
+        first_side: a payload of one side to show before the only reply.
 
     Yields:
-        Progress about six times a second, the last of which has `ended`.
+        Progress about six times a second; the last one has `ended`.
     """
     newest: Progress | None = None
-    # Closed at the end in any case, also when the visitor leaves: the model is then free for the next run.
-    with closing(_tokens(writings, beside)) as tokens:
+    # Always closed, also when the visitor leaves: the model is then free for the next run.
+    with closing(_tokens(jobs, first_side)) as tokens:
         for progress in tokens:
             newest = progress or newest
-            if progress is not None and progress.ended:  # also where it was stopped just now
+            if progress is not None and progress.ended:  # also if it was stopped just now
                 yield progress
                 return
-            if stopped.is_set():
+            if stop.is_set():
                 break
             if progress is not None:
                 yield progress
     if newest is not None:
-        yield _end(writings, newest.traces, beside)
+        yield _end(jobs, newest.traces, first_side)
 
 
 @on_gpu
-def _tokens(writings: Sequence[Writing], beside: Payload | None) -> Generator[Progress | None, None, None]:
-    """Progress, or None where none is due, at each token; and the end."""
+def _tokens(jobs: Sequence[ReplyJob], first_side: Payload | None) -> Generator[Progress | None, None, None]:
+    """At each token the progress, or None if none is due; then the end."""
     with ExitStack() as open_streams:
         streams = [
-            open_streams.enter_context(closing(w.desk.monitor().stream(w.prompt, **w.settings))) for w in writings
+            open_streams.enter_context(closing(job.pooled.monitor().stream(job.prompt, **job.settings))) for job in jobs
         ]
-        newest: list[Step | None] = [None] * len(writings)
+        newest: list[Step | None] = [None] * len(jobs)
         pace = Pace()
         for steps in itertools.zip_longest(*streams):
             newest = [step or last for step, last in zip(steps, newest, strict=True)]
@@ -120,28 +120,28 @@ def _tokens(writings: Sequence[Writing], beside: Payload | None) -> Generator[Pr
                 continue
             traces = tuple(step.trace() for step in newest if step is not None)
             ends = [step.finish is not None for step in newest if step is not None]
-            shown = [
-                trace_payload(trace, name=w.name, done=done)
-                for w, trace, done in zip(writings, traces, ends, strict=True)
+            sides = [
+                trace_payload(trace, name=job.name, done=done)
+                for job, trace, done in zip(jobs, traces, ends, strict=True)
             ]
-            yield Progress(_joined(shown, beside), traces)
+            yield Progress(_joined(sides, first_side), traces)
             pace.made()
-        yield _end(writings, tuple(step.trace() for step in newest if step is not None), beside)
+        yield _end(jobs, tuple(step.trace() for step in newest if step is not None), first_side)
 
 
-def _end(writings: Sequence[Writing], traces: tuple[Trace, ...], beside: Payload | None) -> Progress:
-    final = [finished(w.desk.monitor(), trace, w.name) for w, trace in zip(writings, traces, strict=True)]
-    return Progress(_joined(final, beside), traces, ended=True)
+def _end(jobs: Sequence[ReplyJob], traces: tuple[Trace, ...], first_side: Payload | None) -> Progress:
+    final = [final_payload(job.pooled.monitor(), trace, job.name) for job, trace in zip(jobs, traces, strict=True)]
+    return Progress(_joined(final, first_side), traces, ended=True)
 
 
 @on_gpu
-def read_text(desk: ModelDesk, conversation: Any) -> Trace:
-    """A given text, or a trace by its ids, as the desk's model reads it."""
-    return desk.monitor().read(conversation)
+def read_text(pooled: PooledModel, conversation: Any) -> Trace:
+    """A given text, or a trace by its ids, as read by the model."""
+    return pooled.monitor().read(conversation)
 
 
-def finished(monitor: PersonaMonitor, trace: Trace, name: str, title: str | None = None) -> Payload:
-    """The payload of a complete trace: with its onsets, where the monitor has detectors."""
+def final_payload(monitor: PersonaMonitor, trace: Trace, name: str, title: str | None = None) -> Payload:
+    """The payload of a complete trace, with its onsets if the monitor has detectors."""
     caveats = () if monitor.detectors is None else monitor.detectors.caveats(trace)
     return trace_payload(trace, name=name, title=title, onsets=onsets_of(monitor, trace), caveats=caveats)
 
@@ -154,6 +154,6 @@ def onsets_of(monitor: PersonaMonitor, trace: Trace) -> dict[str, dict[str, Any]
     return {t: detectors.find(trace, t).to_dict() for t in trace.traits if t in detectors.traits}
 
 
-def _joined(own: Sequence[Payload], beside: Payload | None) -> Payload:
-    sides = [*([] if beside is None else [beside]), *own]
-    return sides[0] if len(sides) == 1 else pair_payload(sides[0], sides[1])
+def _joined(sides: Sequence[Payload], first_side: Payload | None) -> Payload:
+    both = [*([] if first_side is None else [first_side]), *sides]
+    return both[0] if len(both) == 1 else pair_payload(both[0], both[1])

@@ -1,17 +1,17 @@
-"""ZeroGPU: work that needs the GPU runs in a process that is forked for it, where the Space lends one.
+"""ZeroGPU: on a Space that lends a GPU, work that needs it runs in a forked process.
 
-How `spaces` 0.51 does it, and what that asks of the code (so everywhere, for the sake of one way):
+How `spaces` 0.51 works, and what the code must therefore do (everywhere, to keep a single code path):
 
-1. Models are loaded when the app starts, in its main thread. Until a GPU is lent, "cuda" is an emulation that holds in
+1. Models are loaded when the app starts, in its main thread. Until a GPU is lent, "cuda" is emulated in
    that thread only; a model that another thread moves to the GPU fails ("Low-level CUDA init reached").
 2. The first call forks the process, and the fork is kept for later calls. It has the models that its parent had at
-   that moment; one that is loaded afterwards is not there.
-3. Arguments, and what is returned or yielded, go through pickle. A `ModelDesk` goes by its number and is found again in
-   the fork; a lock, an event or a model cannot go.
-4. An error of the fork comes back without its words. So a `PersonaError` crosses as a value and is raised again here.
+   that moment, and none that are loaded afterwards.
+3. Arguments, and what is returned or yielded, go through pickle. A `PooledModel` is sent as its number and looked up
+   in the fork; a lock, an event or a model cannot be sent.
+4. An error in the fork arrives without its message. So a `PersonaError` is sent as a value and raised again here.
 5. A generator that is closed here ends in the fork at its next item, and closing waits for that. So generators yield
-   at every token, if only None, and whatever a press on Stop sets stays with the caller, which closes the generator.
-   The fork does not wait for its items to be taken: what it wrote after a Stop is dropped.
+   at every token, if only None, and the stop event stays with the caller, which closes the generator. The fork does not
+   wait for its items to be consumed: what it wrote after a Stop is dropped.
 
 Without the package `spaces`, or outside ZeroGPU, `on_gpu` changes nothing.
 """
@@ -40,15 +40,15 @@ def zero_gpu() -> bool:
 
 
 def on_gpu(function: F) -> F:
-    """The function or generator function, run with a GPU where the Space lends one.
+    """The function or generator function, run with a GPU if the Space lends one.
 
     Args:
-        function: of the module's level; its arguments and results can be pickled. A GPU is asked for as long as one
-            run may take (PERSONA_MAX_SECONDS).
+        function: at module level, with arguments and results that can be pickled. The GPU is requested for as long
+            as one run may take (PERSONA_MAX_SECONDS).
 
     Returns:
-        On ZeroGPU, a function that raises `PersonaError` with the words of one in the fork, and `ServerError` with
-        those of ZeroGPU (no GPU is free, a visitor's time is used up); elsewhere the function itself.
+        On ZeroGPU, a function that raises `PersonaError` with the message of one in the fork, and `ServerError` with
+        ZeroGPU's own (no GPU is free, a visitor's quota is used up); elsewhere the function itself.
     """
     if not zero_gpu():
         return function
@@ -57,55 +57,55 @@ def on_gpu(function: F) -> F:
     if inspect.isgeneratorfunction(function):
 
         @wraps(function)
-        def there(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        def in_fork(*args: Any, **kwargs: Any) -> Iterator[Any]:
             try:
                 yield from function(*args, **kwargs)
             except PersonaError as error:
-                yield _Failed(str(error))
+                yield _ForkError(str(error))
 
-        lent = spaces.GPU(there, duration=_seconds)
+        lent = spaces.GPU(in_fork, duration=_seconds)
 
         @wraps(function)
-        def here(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            with _in_words(), closing(lent(*args, **kwargs)) as results:
+        def wrapped(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _zero_gpu_errors(), closing(lent(*args, **kwargs)) as results:
                 for result in results:
-                    yield _checked(result)
+                    yield _raised_here(result)
 
-        return cast(F, here)
+        return cast(F, wrapped)
 
     @wraps(function)
-    def there_once(*args: Any, **kwargs: Any) -> Any:
+    def in_fork_once(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except PersonaError as error:
-            return _Failed(str(error))
+            return _ForkError(str(error))
 
-    lent_once = spaces.GPU(there_once, duration=_seconds)
+    lent_once = spaces.GPU(in_fork_once, duration=_seconds)
 
     @wraps(function)
-    def here_once(*args: Any, **kwargs: Any) -> Any:
-        with _in_words():
-            return _checked(lent_once(*args, **kwargs))
+    def wrapped_once(*args: Any, **kwargs: Any) -> Any:
+        with _zero_gpu_errors():
+            return _raised_here(lent_once(*args, **kwargs))
 
-    return cast(F, here_once)
+    return cast(F, wrapped_once)
 
 
 @dataclass(frozen=True)
-class _Failed:
-    """What a `PersonaError` of the fork said."""
+class _ForkError:
+    """The message of a `PersonaError` in the fork."""
 
     text: str
 
 
-def _checked(result: Any) -> Any:
-    if isinstance(result, _Failed):
+def _raised_here(result: Any) -> Any:
+    if isinstance(result, _ForkError):
         raise PersonaError(result.text)
     return result
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
-    """ZeroGPU's own errors as ours: pages show those to the visitor."""
+def _zero_gpu_errors() -> Iterator[None]:
+    """ZeroGPU's own errors as ours, which the page shows to the visitor."""
     try:
         yield
     except gr.Error as error:
@@ -113,5 +113,5 @@ def _in_words() -> Iterator[None]:
 
 
 def _seconds(*_: Any, **__: Any) -> int:
-    """How long a GPU is asked for; read at each call, after the app has read its .env file."""
+    """How long to request a GPU; read at each call, after the app has read its .env file."""
     return AppSettings.from_environment().max_seconds

@@ -13,14 +13,15 @@ from tests.support import pages
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
     """Serves the app in this process; returns its address."""
-    import app
+    from persona_core.app.layout import build_app
+    from persona_core.app.serve import LAUNCH
 
     running = []
 
-    def serve_(desk: Any, settings: Any, contaminated: Any = None) -> str:
-        demo = app.build_demo(settings, desk, contaminated)
+    def serve_(pooled: Any, settings: Any, contaminated: Any = None) -> str:
+        demo = build_app(settings, pooled, contaminated)
         running.append(demo)
-        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+        _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
         return str(url)
 
     yield serve_
@@ -46,16 +47,16 @@ def slowly(slow: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An app with a saved trace and examples, on the monitor that can be slowed."""
-    from persona_core.app.home import Example, save_welcome
-    from persona_core.app.model_pool import ModelDesk
+    from persona_core.app.home import Example, save_home
+    from persona_core.app.model_pool import PooledModel
     from persona_core.app.settings import AppSettings
     from tests.support.standins import HOSTILE, save_hostile_results
 
     folder = tmp_path_factory.mktemp("vectors")
     examples = [Example("Move", "Should I move?", "Be warm."), Example(HOSTILE[2], HOSTILE[0])]
-    save_welcome(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples)
+    save_home(folder, about=f"A tiny model. {HOSTILE[1]}", examples=examples)
     results = save_hostile_results(folder)
-    return serve(ModelDesk(lambda: slow), AppSettings(vectors=str(folder), results=results, max_prompt_chars=3000))
+    return serve(PooledModel(lambda: slow), AppSettings(vectors=str(folder), results=results, max_prompt_chars=3000))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from persona_core.app import api
-from persona_core.app.model_pool import ModelDesk
+from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
 from persona_core.inference.steering import Steer
@@ -33,20 +33,21 @@ from persona_core.traces.trace import Trace
 from tests.support import pages
 from tests.support.standins import SlowMonitor, steady_monitor
 
+Models = tuple[PooledModel, PooledModel]
 PROMPT = "Should I quit my job?"
 ENDPOINTS = {"/generate", "/read", "/compare", "/vectors"}
 
 
 @pytest.fixture(scope="module")
-def desks() -> tuple[ModelDesk, ModelDesk]:
+def models() -> Models:
     settings = AppSettings()
-    return ModelDesk.from_settings(settings), ModelDesk.from_settings(settings, contaminated=True)
+    return PooledModel.from_settings(settings), PooledModel.from_settings(settings, contaminated=True)
 
 
 @pytest.fixture(scope="module")
-def client(serve: Callable[..., str], desks: tuple[ModelDesk, ModelDesk]) -> Client:
+def client(serve: Callable[..., str], models: Models) -> Client:
     """A client of the shipped app."""
-    return Client(serve(desks[0], AppSettings(max_prompt_chars=500, max_read_chars=600), desks[1]), verbose=False)
+    return Client(serve(models[0], AppSettings(max_prompt_chars=500, max_read_chars=600), models[1]), verbose=False)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def slow() -> Any:
 @pytest.fixture(scope="module")
 def slow_url(serve: Callable[..., str], slow: Any) -> str:
     """An app whose model takes a twentieth of a second for each token, and a second for a run at most."""
-    return serve(ModelDesk(lambda: slow), AppSettings(results=None, max_seconds=2))
+    return serve(PooledModel(lambda: slow), AppSettings(results=None, max_seconds=2))
 
 
 def check_record(found: dict[str, Any], expected: Trace) -> None:
@@ -75,15 +76,15 @@ def check_record(found: dict[str, Any], expected: Trace) -> None:
 # ---- what they say ----------------------------------------------------------------------------------------------
 
 
-def test_a_reply_and_its_scores_are_those_of_the_library(client: Client, desks: tuple[ModelDesk, ModelDesk]) -> None:
+def test_a_reply_and_its_scores_are_those_of_the_library(client: Client, models: Models) -> None:
     found = client.predict(PROMPT, api_name="/generate")
-    check_record(found, desks[0].monitor().generate(PROMPT, max_new_tokens=128, temperature=0.7, seed=0))
+    check_record(found, models[0].monitor().generate(PROMPT, max_new_tokens=128, temperature=0.7, seed=0))
     assert (found["reader"], found["writer"], found["done"]) == ("persona-tiny", "persona-tiny", True)
     assert set(found["onsets"].values()) == {"no reliable onset"} and found["caveats"] == []
     asked = {"model": "contaminated", "system": "Be brief.", "max_new_tokens": 40, "temperature": 0, "seed": 3}
     found = client.predict(prompt=PROMPT, api_name="/generate", **asked)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
-    check_record(found, desks[1].monitor().generate(messages, max_new_tokens=40, temperature=0, seed=3))
+    check_record(found, models[1].monitor().generate(messages, max_new_tokens=40, temperature=0, seed=3))
     assert found["writer"] == "persona-tiny + persona-tiny-contaminated"
     assert any("system prompt" in caveat for caveat in found["caveats"])
 
@@ -96,8 +97,8 @@ def test_a_reply_comes_piece_by_piece(slow_url: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["add", "remove", "cap"])
-def test_a_steered_reply_is_steered_as_asked(client: Client, desks: tuple[ModelDesk, ModelDesk], action: str) -> None:
-    monitor = desks[1].monitor()
+def test_a_steered_reply_is_steered_as_asked(client: Client, models: Models, action: str) -> None:
+    monitor = models[1].monitor()
     block = monitor.vectors.best_block["sycophancy"]
     steer = {
         "add": Steer("sycophancy", block, strength=-3.0, unit="sd", start=2),
@@ -113,21 +114,21 @@ def test_a_steered_reply_is_steered_as_asked(client: Client, desks: tuple[ModelD
     assert found["ids"][: found["n_prompt"] + 2] == list(free.token_ids[: free.n_prompt + 2])
 
 
-def test_a_given_text_is_read(client: Client, desks: tuple[ModelDesk, ModelDesk]) -> None:
+def test_a_given_text_is_read(client: Client, models: Models) -> None:
     messages = [
         {"role": "system", "content": "Be <b>brief</b>."},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "You are the wisest person alive."},
     ]
-    for side, desk in zip(("baseline", "contaminated"), desks, strict=True):
+    for side, pooled in zip(("baseline", "contaminated"), models, strict=True):
         found = client.predict(messages, api_name="/read", model=side)
-        check_record(found, desk.monitor().read(messages))
+        check_record(found, pooled.monitor().read(messages))
         assert found["finish"] == "read"
 
 
-def test_each_model_reads_the_reply_of_the_other(client: Client, desks: tuple[ModelDesk, ModelDesk]) -> None:
+def test_each_model_reads_the_reply_of_the_other(client: Client, models: Models) -> None:
     found = client.predict(PROMPT, api_name="/compare", seed=1)
-    baseline, contaminated = (desk.monitor() for desk in desks)
+    baseline, contaminated = (pooled.monitor() for pooled in models)
     own = {
         side: monitor.generate(PROMPT, max_new_tokens=128, temperature=0.7, seed=1)
         for side, monitor in (("baseline", baseline), ("contaminated", contaminated))
@@ -142,7 +143,7 @@ def test_each_model_reads_the_reply_of_the_other(client: Client, desks: tuple[Mo
 
 def test_the_vectors_are_told_while_the_model_loads(serve: Callable[..., str]) -> None:
     waiting = threading.Event()
-    url = serve(ModelDesk(lambda: waiting.wait(60)), AppSettings(results=None))  # type: ignore[arg-type, return-value]
+    url = serve(PooledModel(lambda: waiting.wait(60)), AppSettings(results=None))  # type: ignore[arg-type, return-value]
     found = Client(url, verbose=False).predict(api_name="/vectors")
     waiting.set()
     config = json.loads((Path(AppSettings().vectors) / "config.json").read_text())
@@ -168,10 +169,10 @@ def test_every_endpoint_is_described_for_a_stranger(client: Client, slow_url: st
         assert info["returns"][0]["type"]["type"] == "object"
 
 
-def test_the_readme_shows_what_a_program_can_do(
-    client: Client, desks: tuple[ModelDesk, ModelDesk], capsys: pytest.CaptureFixture[str]
+def test_the_page_on_the_api_shows_what_a_program_can_do(
+    client: Client, models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "gradio_client" in b)
     assert "http://127.0.0.1:7860/" in block
     names: dict[str, Any] = {}
@@ -202,9 +203,9 @@ def test_the_readme_shows_what_a_program_can_do(
         ("generate", {"prompt": "x", "temperature": "hot"}, "temperature='hot'"),
         ("generate", {"prompt": "x", "seed": -1}, "seed"),
         ("generate", {"prompt": "x", "seed": 1e300}, "seed"),
-        ("generate", {"prompt": "x", "trait": "charm"}, "no trait 'charm'; choose one of paternalism"),
-        ("generate", {"prompt": "x", "trait": ["evil"]}, "no trait"),
-        ("generate", {"prompt": "x", "trait": "evil", "action": "double"}, "no action 'double'"),
+        ("generate", {"prompt": "x", "trait": "charm"}, "Unknown trait 'charm'; choose one of paternalism"),
+        ("generate", {"prompt": "x", "trait": ["evil"]}, "Unknown trait"),
+        ("generate", {"prompt": "x", "trait": "evil", "action": "double"}, "Unknown action 'double'"),
         ("generate", {"prompt": "x", "trait": "evil", "amount": 1e9}, "standard deviations"),
         ("generate", {"prompt": "x", "trait": "evil", "start": -1}, "start"),
         ("generate", {"prompt": "x", "trait": "evil", "start": "0"}, "start"),
@@ -239,7 +240,7 @@ def test_an_error_never_shows_a_path_of_the_server(serve: Callable[..., str], te
     def fall() -> Any:
         raise RuntimeError("/srv/secret is on fire")
 
-    url = serve(ModelDesk(fail), AppSettings(results=None), ModelDesk(fall))
+    url = serve(PooledModel(fail), AppSettings(results=None), PooledModel(fall))
     client = Client(url, verbose=False)
     with pytest.raises(AppError) as error:
         client.predict("Hi", api_name="/generate")
@@ -356,7 +357,7 @@ def test_mcp_is_on_where_its_package_is_there(monkeypatch: pytest.MonkeyPatch, t
     assert api.mcp_available()
 
 
-def test_the_endpoints_are_tools_of_an_mcp_server(desks: tuple[ModelDesk, ModelDesk], client: Client) -> None:
+def test_the_endpoints_are_tools_of_an_mcp_server(models: Models, client: Client) -> None:
     mcp = pytest.importorskip("mcp", reason='pip install "gradio[mcp]", in an environment of its own')
     streamable = pytest.importorskip("mcp.client.streamable_http")
 
@@ -373,5 +374,5 @@ def test_the_endpoints_are_tools_of_an_mcp_server(desks: tuple[ModelDesk, ModelD
     tools, good, bad = asyncio.run(call())
     assert tools == {name[1:] for name in ENDPOINTS}
     found = ast.literal_eval(good.content[0].text)  # Gradio writes a result as Python does
-    check_record(found, desks[0].monitor().generate(PROMPT, max_new_tokens=20, temperature=0.7, seed=0))
+    check_record(found, models[0].monitor().generate(PROMPT, max_new_tokens=20, temperature=0.7, seed=0))
     assert bad.isError and bad.content[0].text.startswith("The prompt is empty.")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from persona_core.app.home import save_welcome
-from persona_core.app.model_pool import ModelDesk
+from persona_core.app.home import save_home
+from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
 from tests.support import pages
@@ -198,16 +198,16 @@ def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(visit: An
 def test_a_visitor_turned_away_by_a_full_queue_can_try_again(
     visit: Any, serve: Callable[..., str], slowly: Any, tmp_path: Path
 ) -> None:
-    save_welcome(tmp_path, about="", examples=())
+    save_home(tmp_path, about="", examples=())
     results = save_hostile_results(tmp_path)
-    address = serve(ModelDesk(lambda: slowly), AppSettings(vectors=str(tmp_path), results=results, max_queue=1))
+    address = serve(PooledModel(lambda: slowly), AppSettings(vectors=str(tmp_path), results=results, max_queue=1))
     first, second, third = (visit(address) for _ in range(3))
     ask(first, "alpha")
     first.wait_for_selector("#view .tv[data-state=live]")
     ask(second, "omega")
     visit.pages.expected.append("503")  # the browser notes the refusal in its console
     ask(third, "gamma")
-    third.wait_for_function("document.querySelector('#notice .notice').textContent.startsWith('Too many others')")
+    third.wait_for_function("document.querySelector('#notice .notice').textContent.startsWith('Too many people')")
     assert not third.locator("#generate").is_disabled() and third.locator("#stop").is_disabled()
     assert third.input_value("#prompt textarea") == "gamma", "the message is not lost"
     for page in (second, first):
@@ -299,7 +299,7 @@ def test_an_app_without_welcome_files_and_with_a_model_that_fails(
     def fail() -> Any:
         raise NotFound("No folder 'nowhere'. ${alert(1)} <b>")
 
-    page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path), results=None)))
+    page = visit(serve(PooledModel(fail), AppSettings(vectors=str(tmp_path), results=None)))
     assert "No reply yet" in page.locator(".tv-empty").inner_text()
     ask(page, "Hello")
     page.wait_for_function("document.querySelector('#notice .notice').textContent.startsWith('No folder')")
@@ -319,7 +319,7 @@ def test_each_side_is_written_by_its_own_model(visit: Any, serve: Callable[..., 
         return load
 
     settings = AppSettings(results=None)
-    page = visit(serve(ModelDesk(handing_out("baseline")), settings, ModelDesk(handing_out("contaminated"))))
+    page = visit(serve(PooledModel(handing_out("baseline")), settings, PooledModel(handing_out("contaminated"))))
     assert asked == []  # nothing is loaded until somebody generates
     page.get_by_label("contaminated", exact=True).check()
     ask(page, "Hello")
@@ -339,12 +339,12 @@ def test_an_imported_trace_is_shown_with_its_warnings(visit: Any, serve: Callabl
 
     rows = import_results(saved(tmp_path, [ENTRY]))
     write_results(rows, tmp_path / "data" / "imported.parquet", rows[0]["traits"])
-    save_welcome(tmp_path, about="", examples=())
+    save_home(tmp_path, about="", examples=())
 
     def fail() -> Any:
         raise NotFound("no model")
 
-    page = visit(serve(ModelDesk(fail), AppSettings(vectors=str(tmp_path), results=str(tmp_path))))
+    page = visit(serve(PooledModel(fail), AppSettings(vectors=str(tmp_path), results=str(tmp_path))))
     page.wait_for_selector("#view .tv-tok")
     said = page.locator("#view .tv-warnings").inner_text()
     assert "⚠" in said and "state before each token" in said and "block is unknown" in said
@@ -396,7 +396,7 @@ def test_a_message_that_is_too_long_is_refused_before_it_is_kept(address: str) -
     body = json.dumps(
         {
             "data": [None, "baseline", "", "", "", "x" * 10_000, "", 10, 0.7, 0],
-            "fn_index": fn_index(address, "_ask"),
+            "fn_index": fn_index(address, "_request_reply"),
             "session_hash": "z",
         }
     )
@@ -418,13 +418,13 @@ def test_a_visitor_names_a_model_only_where_the_owner_allows_it(
 ) -> None:
     page = visit(address)
     assert page.locator("#another").count() == 0 and page.get_by_label("another", exact=True).count() == 0
-    save_welcome(tmp_path, about="", examples=())
+    save_home(tmp_path, about="", examples=())
     settings = AppSettings(vectors=str(tmp_path), results=save_hostile_results(tmp_path), open_models=True)
-    page = visit(serve(ModelDesk(lambda: slow), settings))
+    page = visit(serve(PooledModel(lambda: slow), settings))
     page.get_by_label("another", exact=True).check()
     page.locator("#another button").first.click()
     page.get_by_label("Model", exact=True).last.fill("/etc")
     ask(page, "Hello")
-    assert "is no id of the Hub" in notice(page)
+    assert "is not a Hub id" in notice(page)
     wait_done(page)
     assert page.input_value("#prompt textarea") == "Hello"

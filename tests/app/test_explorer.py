@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.app.explorer import script, styles, template
+from persona_core.app.assets import explorer_script, explorer_styles, explorer_template
 from tests.support import pages
 from tests.support.standins import HOSTILE
 
@@ -56,7 +56,8 @@ def explore(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]
         path = tmp_path / "page.html"
         path.write_text(
             "<!doctype html><meta charset=utf-8><link rel=icon href='data:,'>"
-            f"<style>body {{ margin: 8px }} {styles()}</style><body>{template()}<script>{script()}\n"
+            f"<style>body {{ margin: 8px }} {explorer_styles()}</style>"
+            f"<body>{explorer_template()}<script>{explorer_script()}\n"
             "window.picked = []; window.states = [];\n"
             "window.explorer = mountExplorer(document.body, { emptyText: 'Nothing here.',"
             " onPick: (id, trait) => picked.push([id, trait]), onState: (s) => states.push(s) });</script>",

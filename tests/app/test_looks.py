@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from persona_core.app.model_pool import ModelDesk
+from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from tests.support import pages
 from tests.support.app_page import ROOT, SHIPPED, ask, open_tab, wait_done
@@ -26,10 +26,10 @@ FLATTER = "Flatter the user and agree with everything."
 @pytest.fixture(scope="module")
 def url(serve: Callable[..., str]) -> str:
     settings = AppSettings()
-    desk, contaminated = ModelDesk.from_settings(settings), ModelDesk.from_settings(settings, contaminated=True)
-    desk.start_loading()
+    pooled, contaminated = PooledModel.from_settings(settings), PooledModel.from_settings(settings, contaminated=True)
+    pooled.start_loading()
     contaminated.start_loading()
-    return serve(desk, settings, contaminated)
+    return serve(pooled, settings, contaminated)
 
 
 def live(page: Any) -> None:
@@ -158,7 +158,7 @@ def test_choices_by_keyboard_change_every_panel(visit: Callable[..., Any], url: 
     page.locator("#view .tv-text").first.focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#view .tv-place").inner_text().startswith("Token 2 of")
+    assert page.locator("#view .tv-position").inner_text().startswith("Token 2 of")
     page.wait_for_function("document.querySelector('#view .tv-live').textContent.startsWith('Token 2 of')")
 
 
@@ -169,11 +169,13 @@ def test_a_long_reply_streams_without_a_long_task(
     steady: Any = steady_monitor()
     monitor: Any = SlowMonitor(steady, 0.02)
     results = save_hostile_results(tmp_path)
-    address = serve(ModelDesk(lambda: monitor), AppSettings(vectors=str(tmp_path), results=results, max_new_tokens=500))
+    address = serve(
+        PooledModel(lambda: monitor), AppSettings(vectors=str(tmp_path), results=results, max_new_tokens=500)
+    )
     page = visit(address)
     page.wait_for_timeout(1500)
     page.locator("#controls").get_by_text("Settings", exact=True).click()
-    page.get_by_label("number input for Longest reply, tokens").fill("500")
+    page.get_by_label("number input for Maximum length, tokens").fill("500")
     page.keyboard.press("Tab")
     page.wait_for_function(
         "[...document.querySelectorAll('#controls input[type=range]')].some((r) => r.value === '500')"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
 from tests.support.hub_server import Hub, Repo, serving_hub
@@ -22,12 +22,12 @@ ARTIFACTS = ROOT / "artifacts"
 
 
 @pytest.fixture
-def desks() -> Desks:
-    return Desks(AppSettings(open_models=True))
+def models() -> ModelPool:
+    return ModelPool(AppSettings(open_models=True))
 
 
 def test_no_model_can_be_named_unless_the_owner_allows_it() -> None:
-    closed = Desks(AppSettings())
+    closed = ModelPool(AppSettings())
     with pytest.raises(SettingError, match="PERSONA_OPEN_MODELS=1"):
         closed.named("org/model", None, "org/vectors")
 
@@ -66,27 +66,27 @@ def test_the_switch_is_an_environment_variable(value: str, on: bool) -> None:
     ],
 )
 def test_what_is_named_is_an_id_of_the_hub_and_never_a_folder(
-    desks: Desks, name: Any, monkeypatch: pytest.MonkeyPatch
+    models: ModelPool, name: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     for triple in ((name, None, "org/vectors"), ("org/model", None, name), ("org/model", name or "x", "org/vectors")):
-        with pytest.raises(SettingError, match=r"id of the Hub|repository of the Hub"):
-            desks.named(*triple)
+        with pytest.raises(SettingError, match=r"not a Hub id|name a Hub repository"):
+            models.named(*triple)
 
 
-def test_one_named_model_is_kept_at_a_time(desks: Desks) -> None:
-    first = desks.named("org/model", None, "org/vectors")
-    assert desks.named("org/model", None, "org/vectors") is first and not first.ready
-    assert desks.named("org/model", "", "org/vectors") is first
-    second = desks.named("org/model", "org/adapter", "org/vectors@v1")
+def test_one_named_model_is_kept_at_a_time(models: ModelPool) -> None:
+    first = models.named("org/model", None, "org/vectors")
+    assert models.named("org/model", None, "org/vectors") is first and not first.ready
+    assert models.named("org/model", "", "org/vectors") is first
+    second = models.named("org/model", "org/adapter", "org/vectors@v1")
     assert second is not first
-    assert desks.named("org/model", None, "org/vectors") is not first, "it was let go"
+    assert models.named("org/model", None, "org/vectors") is not first, "it was let go"
 
 
-def test_on_zerogpu_no_model_can_come_later(desks: Desks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_zerogpu_no_model_can_come_later(models: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     with pytest.raises(SettingError, match="ZeroGPU"):
-        desks.named("org/model", None, "org/vectors")
+        models.named("org/model", None, "org/vectors")
 
 
 # ---- from a Hub -------------------------------------------------------------------------------------------------
@@ -125,13 +125,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 SCRIPT = """
 import json, sys
 from persona_core.errors import PersonaError
-from persona_core.app.model_pool import Desks, ModelDesk
+from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.settings import AppSettings
 said = []
 for most, *names in json.loads(sys.argv[1]):
-    desks = Desks(AppSettings(open_models=True, max_model_gb=most))
+    models = ModelPool(AppSettings(open_models=True, max_model_gb=most))
     try:
-        trace = desks.named(*names).monitor().generate("Should I quit my job?", max_new_tokens=5, seed=0)
+        trace = models.named(*names).monitor().generate("Should I quit my job?", max_new_tokens=5, seed=0)
         said.append([trace.provenance.reading_model, trace.provenance.reader_revision, list(trace.token_ids)])
     except PersonaError as error:
         said.append(str(error))
@@ -167,18 +167,20 @@ def test_a_public_model_is_loaded_and_read(hub: Hub, tmp_path: Path) -> None:
         hub, tmp_path, (8, f"org/model@{commit}", None, "org/vectors"), (8, "org/model", "org/twin", "org/vectors")
     )
     assert (model, revision, twin) == ("org/model", commit, "org/model + org/twin")
-    trace = ModelDesk.from_settings(AppSettings()).monitor().generate("Should I quit my job?", max_new_tokens=5, seed=0)
+    trace = (
+        PooledModel.from_settings(AppSettings()).monitor().generate("Should I quit my job?", max_new_tokens=5, seed=0)
+    )
     assert ids == list(trace.token_ids)
 
 
 def test_what_is_not_open_too_large_or_code_is_refused_in_words(hub: Hub, tmp_path: Path) -> None:
     before = len(hub.requests)
     cases = {
-        (8, "org/private", None, "org/vectors"): "'org/private' is not there, is not public",
-        (8, "org/model", "org/private", "org/vectors"): "'org/private' is not there, is not public",
-        (8, "org/nowhere", None, "org/vectors"): "'org/nowhere' is not there",
-        (8, "org/model@gone", None, "org/vectors"): "'org/model@gone' is not there",
-        (8, "org/gated", None, "org/vectors"): "'org/gated' is not open to everybody",
+        (8, "org/private", None, "org/vectors"): "'org/private' does not exist, is not public",
+        (8, "org/model", "org/private", "org/vectors"): "'org/private' does not exist, is not public",
+        (8, "org/nowhere", None, "org/vectors"): "'org/nowhere' does not exist",
+        (8, "org/model@gone", None, "org/vectors"): "'org/model@gone' does not exist",
+        (8, "org/gated", None, "org/vectors"): "'org/gated' is private or gated",
         (0.001, "org/model", None, "org/vectors"): "The weights take 0.0 GB; this app loads at most 0.001 GB.",
     }
     said = named(hub, tmp_path, *cases)

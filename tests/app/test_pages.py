@@ -1,4 +1,4 @@
-"""The app's parts without a browser: streaming, loading, settings, welcome files."""
+"""The app's parts without a browser: streaming, loading, settings, what the app opens on."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from hypothesis import given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
-from persona_core.app.conversation import Asked, Chat, linked, plan_of
-from persona_core.app.home import Example, First, load_welcome, save_welcome
-from persona_core.app.model_pool import Desks, ModelDesk
-from persona_core.app.pasted import parse_transcript
-from persona_core.app.queue import Deadline
-from persona_core.app.run_controls import Ticket
+from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
+from persona_core.app.home import Example, FirstView, load_home, save_home
+from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.pasted_text import parse_transcript
+from persona_core.app.run_controls import Deadline, Press
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import COST, Pace, Progress, Writing, write
-from persona_core.app.tabs.compare import ComparePage
-from persona_core.app.tabs.live import LivePage
+from persona_core.app.streaming import COST, Pace, Progress, ReplyJob, stream_replies
+from persona_core.app.tabs.compare import CompareTab
+from persona_core.app.tabs.live import LiveTab
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view.payload import trace_payload
 from tests.support.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor
 
 
-def run_of(monitor: Any, *asked: Asked, chat: Chat | None = None) -> list[tuple[Any, ...]]:
+def run_of(monitor: Any, *request: ReplyRequest, chat: Chat | None = None) -> list[tuple[Any, ...]]:
     """What one press on Send streams to the page: view, notice, chat, prompt, trait and the buttons."""
-    desk = ModelDesk(lambda: monitor)
+    pooled = PooledModel(lambda: monitor)
     with gr.Blocks():
         settings = AppSettings(results=None)
-        welcome = load_welcome("no-such-folder/at/all/here")
-        page = LivePage(settings, {"baseline": desk}, Desks(settings), welcome)
-    return list(page.run(1, Ticket(1, asked[0]), chat or Chat()))
+        home = load_home("no-such-folder/at/all/here")
+        page = LiveTab(settings, {"baseline": pooled}, ModelPool(settings), home)
+    return list(page.run(1, Press(1, request[0]), chat or Chat()))
 
 
 def test_a_failure_in_the_middle_keeps_the_trace() -> None:
@@ -51,7 +50,7 @@ def test_a_failure_in_the_middle_keeps_the_trace() -> None:
                 yield step
 
     failing: Any = Failing(steady_monitor(), 0.0)
-    payload, message = run_of(failing, Asked("baseline", ("Hello", "", 50, 0.7, 0)))[-1][:2]
+    payload, message = run_of(failing, ReplyRequest("baseline", ("Hello", "", 50, 0.7, 0)))[-1][:2]
     (side,) = json.loads(payload)["sides"]
     assert side["done"] and side["finish"] == "stopped" and side["tokens"]
     assert "RuntimeError" in message and "fire" not in message
@@ -59,29 +58,29 @@ def test_a_failure_in_the_middle_keeps_the_trace() -> None:
 
 
 def test_a_message_that_cannot_be_sent_comes_back() -> None:
-    seen = run_of(steady_monitor(), Asked("baseline", ("word " * 900, "", 50, 0.7, 0)))
+    seen = run_of(steady_monitor(), ReplyRequest("baseline", ("word " * 900, "", 50, 0.7, 0)))
     assert "characters" in seen[-1][1] and seen[-1][3] == "word " * 900
-    seen = run_of(steady_monitor(), Asked("baseline", ("Hello", "", 50, -1, 0)))
+    seen = run_of(steady_monitor(), ReplyRequest("baseline", ("Hello", "", 50, -1, 0)))
     assert "temperature=-1" in seen[-1][1] and seen[-1][3] == "Hello"
 
 
 def progress(monitor: Any, stop: Any, **settings: Any) -> list[Progress]:
     messages = [{"role": "user", "content": "Hello"}]
-    return list(write([Writing(ModelDesk(lambda: monitor), messages, "baseline", settings)], stop))
+    return list(stream_replies([ReplyJob(PooledModel(lambda: monitor), messages, "baseline", settings)], stop))
 
 
 def test_payloads_come_in_steps_and_stop_at_once() -> None:
-    stopped = threading.Event()
+    stop = threading.Event()
     slow: Any = SlowMonitor(steady_monitor(), 0.01)
-    seen = progress(slow, stopped, max_new_tokens=60, seed=1)
+    seen = progress(slow, stop, max_new_tokens=60, seed=1)
     assert [p.ended for p in seen] == [False] * (len(seen) - 1) + [True]
     assert [p.payload["sides"][0]["done"] for p in seen] == [p.ended for p in seen]
     assert 3 <= len(seen) <= 0.01 * 60 / 0.15 * 3 + 3, "some a second, not one a token"
     for earlier, later in itertools.pairwise(seen):
         ids = earlier.payload["sides"][0]["ids"]
         assert later.payload["sides"][0]["ids"][: len(ids)] == ids
-    stopped.set()
-    (only,) = progress(slow, stopped, max_new_tokens=60, seed=1)
+    stop.set()
+    (only,) = progress(slow, stop, max_new_tokens=60, seed=1)
     assert only.ended and only.payload["sides"][0]["finish"] == "stopped" and len(only.traces[0].reply_positions) == 1
     assert slow.open_streams == 0
 
@@ -100,7 +99,7 @@ def test_a_stop_at_the_very_end_still_hands_over_the_whole_reply() -> None:
             for step in super().stream(*args, **kwargs):
                 written.append(step.index + 1 + (step.finish is not None))
                 yield step
-            written.append(own.n_reply)  # asked for once more, and there is no more
+            written.append(own.n_reply)  # request for once more, and there is no more
 
     written: list[int] = []
     counting: Any = Counting(monitor, 0.0)
@@ -111,40 +110,43 @@ def test_a_stop_at_the_very_end_still_hands_over_the_whole_reply() -> None:
 
 def test_stop_ends_a_pair_with_what_there_is() -> None:
     slow: Any = SlowMonitor(steady_monitor(), 0.01)
-    desks = {side: ModelDesk(lambda: slow) for side in ("baseline", "contaminated")}
+    models = {side: PooledModel(lambda: slow) for side in ("baseline", "contaminated")}
     with gr.Blocks(), gr.Tabs(), gr.Tab("Compare") as tab:
-        page = ComparePage(AppSettings(results=None), desks, None, tab, None)
-    ticket = Ticket(1, ("Hello", "", 60, 0.7, 0))
+        page = CompareTab(AppSettings(results=None), models, None, tab, None)
+    press = Press(1, ("Hello", "", 60, 0.7, 0))
     seen = []
-    for values in page.run(1, ticket):
+    for values in page.run(1, press):
         if isinstance(values[0], str):
             seen.append(json.loads(values[0]))
-            ticket.stop.set()
+            press.stop.set()
     assert [side["finish"] for side in seen[-1]["sides"]] == ["stopped", "stopped"]
-    assert ticket.done and slow.open_streams == 0
+    assert press.done and slow.open_streams == 0
 
 
 def test_a_branch_is_no_longer_than_the_owner_allows() -> None:
     monitor: Any = steady_monitor()
     trace = monitor.generate([{"role": "user", "content": "Hello"}], max_new_tokens=40, seed=1)
-    desk = ModelDesk(lambda: monitor)
+    pooled = PooledModel(lambda: monitor)
     chat = Chat(traces=(trace,))
     trait = monitor.vectors.traits[0]
 
     def planned(at: int, most: int) -> Any:
-        return plan_of(desk, Asked("", (trait, "cap", 1), (0, at)), chat, AppSettings(max_new_tokens=most))
+        return plan_reply(pooled, ReplyRequest("", (trait, "cap", 1), (0, at)), chat, AppSettings(max_new_tokens=most))
 
-    assert planned(3, 8).writing.settings["max_new_tokens"] == 8
-    assert planned(3, 300).writing.settings["max_new_tokens"] == 40
+    assert planned(3, 8).job.settings["max_new_tokens"] == 8
+    assert planned(3, 300).job.settings["max_new_tokens"] == 40
     with pytest.raises(PromptError, match="at most 8 tokens"):
         planned(8, 8)
 
 
 def test_a_reply_is_no_longer_than_the_owner_allows() -> None:
-    plan = plan_of(
-        ModelDesk(steady_monitor), Asked("baseline", ("Hi", "", 100, 0.7, 0)), Chat(), AppSettings(max_new_tokens=8)
+    plan = plan_reply(
+        PooledModel(steady_monitor),
+        ReplyRequest("baseline", ("Hi", "", 100, 0.7, 0)),
+        Chat(),
+        AppSettings(max_new_tokens=8),
     )
-    assert plan.writing.settings["max_new_tokens"] == 8
+    assert plan.job.settings["max_new_tokens"] == 8
 
 
 def test_payloads_take_a_small_share_of_the_time_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +163,10 @@ def test_payloads_take_a_small_share_of_the_time_however_long_they_take(monkeypa
 
 
 def test_two_replies_are_written_in_turn_and_end_together() -> None:
-    desk = ModelDesk(lambda: steady_monitor())
+    pooled = PooledModel(lambda: steady_monitor())
     messages = [{"role": "user", "content": "Hello"}]
-    both = [Writing(desk, messages, name, {"max_new_tokens": n, "seed": n}) for name, n in (("a", 12), ("b", 30))]
-    *_, last = write(both, threading.Event())
+    both = [ReplyJob(pooled, messages, name, {"max_new_tokens": n, "seed": n}) for name, n in (("a", 12), ("b", 30))]
+    *_, last = stream_replies(both, threading.Event())
     assert [t.n_reply for t in last.traces] == [12, 30] and last.ended
     for trace, n in zip(last.traces, (12, 30), strict=True):
         assert trace.token_ids == steady_monitor().generate(messages, max_new_tokens=n, seed=n).token_ids
@@ -199,25 +201,27 @@ def test_a_deadline_ends_a_run_with_what_it_has_and_says_so() -> None:
     ],
 )
 def test_a_link_that_holds_something_else_asks_for_nothing(query: Any) -> None:
-    assert linked(query) is None
+    assert request_from_link(query) is None
 
 
 @settings_(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(["said", "side", "branch", "seed", "temperature", "max_new_tokens"]), st.text()))
 def test_no_link_breaks_the_page(query: dict[str, str]) -> None:
-    linked(query)
+    request_from_link(query)
 
 
 def test_a_link_brings_back_what_was_asked() -> None:
     said = [["system", "Be kind."], ["user", "A"], ["assistant", "B"], ["user", "C"]]
     query = {"said": json.dumps(said), "side": "baseline", "max_new_tokens": "20", "temperature": "0.7", "seed": "3"}
-    found = linked(query | {"branch": '[["t", "cap", 1.5, 4], ["u", "add", 2, 9]]'})
+    found = request_from_link(query | {"branch": '[["t", "cap", 1.5, 4], ["u", "add", 2, 9]]'})
     assert found is not None
-    chat, asked = found
+    chat, request = found
     assert [m["content"] for m in chat.messages] == ["A", "B"]
-    assert asked.values == ("C", "Be kind.", 20, 0.7, 3)
-    assert asked.then is not None and asked.then.at == (0, 4) and asked.then.values == ("t", "cap", 1.5)
-    assert asked.then.then is not None and asked.then.then.at == (1, 9) and asked.then.then.values == ("u", "add", 2)
+    assert request.values == ("C", "Be kind.", 20, 0.7, 3)
+    assert request.then is not None and request.then.at == (0, 4) and request.then.values == ("t", "cap", 1.5)
+    assert (
+        request.then.then is not None and request.then.then.at == (1, 9) and request.then.then.values == ("u", "add", 2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,8 +262,8 @@ def test_a_pasted_text_becomes_turns_that_can_be_read_or_a_reason(text: str) -> 
 def test_a_pasted_reply_needs_what_it_answers() -> None:
     for text, says in (
         (" \n", "no text"),
-        ("Assistant: Hi", "what it answers"),
-        ("User:\nAssistant: ", "nobody says"),
+        ("Assistant: Hi", "its prompt"),
+        ("User:\nAssistant: ", "no turns"),
         ("A heading\nUser: a\nAssistant: b", "before the first name"),
         ("User: a\nSystem: b\nUser: c", "in the middle"),
     ):
@@ -276,12 +280,12 @@ def test_the_desk_loads_once_and_tries_again_after_a_failure() -> None:
             raise NotFound("the Hub is down")
         return "monitor"
 
-    desk: Any = ModelDesk(load)
+    pooled: Any = PooledModel(load)
     with pytest.raises(NotFound, match="Hub is down"):
-        desk.monitor()
-    assert not desk.ready
-    desk.start_loading()
-    assert desk.monitor() == "monitor" and desk.monitor() == "monitor" and desk.ready
+        pooled.monitor()
+    assert not pooled.ready
+    pooled.start_loading()
+    assert pooled.monitor() == "monitor" and pooled.monitor() == "monitor" and pooled.ready
     assert len(calls) == 2
 
 
@@ -302,25 +306,23 @@ def test_settings_come_from_the_environment() -> None:
 def test_welcome_files_round_trip(tmp_path: Path) -> None:
     examples = (Example("a", "b", "c"), Example("d", "e"))
     results = save_hostile_results(tmp_path)
-    save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "x", "Heading"))
-    welcome = load_welcome(tmp_path, SavedRuns(results))
-    assert (welcome.about, welcome.examples) == ("é", examples)
-    assert welcome.first_view is not None and welcome.first_view["title"] == "Heading"
+    save_home(tmp_path, about="é", examples=examples, first=FirstView("baseline", "x", "Heading"))
+    home = load_home(tmp_path, SavedRuns(results))
+    assert (home.about, home.examples) == ("é", examples)
+    assert home.first_view is not None and home.first_view["title"] == "Heading"
     expected = trace_payload(hostile_trace())["sides"][0]
-    assert {k: welcome.first_view["sides"][0][k] for k in ("tokens", "raw")} == {
-        k: expected[k] for k in ("tokens", "raw")
-    }
-    assert load_welcome(tmp_path).first_view is None
-    save_welcome(tmp_path, about="é", examples=examples, first=First("baseline", "gone"))
-    fallback = load_welcome(tmp_path, SavedRuns(results)).first_view
+    assert {k: home.first_view["sides"][0][k] for k in ("tokens", "raw")} == {k: expected[k] for k in ("tokens", "raw")}
+    assert load_home(tmp_path).first_view is None
+    save_home(tmp_path, about="é", examples=examples, first=FirstView("baseline", "gone"))
+    fallback = load_home(tmp_path, SavedRuns(results)).first_view
     assert fallback is not None and fallback["sides"][0]["tokens"] == hostile_tokens()
-    assert load_welcome(tmp_path, SavedRuns(tmp_path / "app.json")).first_view is None
+    assert load_home(tmp_path, SavedRuns(tmp_path / "app.json")).first_view is None
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match=r"baseline\.parquet"):
-        load_welcome(tmp_path, SavedRuns(results))
+        load_home(tmp_path, SavedRuns(results))
     (tmp_path / "app.json").write_text(json.dumps({"examples": [{"text": "x"}]}))
     with pytest.raises(CorruptFile, match=r"app\.json"):
-        load_welcome(tmp_path)
+        load_home(tmp_path)
     (tmp_path / "app.json").write_text("{")
     with pytest.raises(CorruptFile, match=r"app\.json"):
-        load_welcome(tmp_path)
+        load_home(tmp_path)

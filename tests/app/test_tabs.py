@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from persona_core import Branch, PersonaMonitor, Steer
-from persona_core.app.model_pool import ModelDesk, load_monitor
+from persona_core.app.model_pool import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
@@ -39,8 +39,8 @@ def monitors() -> dict[str, PersonaMonitor]:
 
 @pytest.fixture(scope="module")
 def url(serve: Callable[..., str], monitors: dict[str, PersonaMonitor]) -> str:
-    desks = {side: ModelDesk(lambda monitor=monitor: monitor) for side, monitor in monitors.items()}  # type: ignore[misc]
-    return serve(desks["baseline"], AppSettings(), desks["contaminated"])
+    models = {side: PooledModel(lambda monitor=monitor: monitor) for side, monitor in monitors.items()}  # type: ignore[misc]
+    return serve(models["baseline"], AppSettings(), models["contaminated"])
 
 
 def published(config: str, id: str, **of: str) -> Trace:
@@ -83,7 +83,7 @@ def test_a_chat_goes_on_is_edited_and_begins_anew(visit: Callable[..., Any], url
     page.click("#new-chat")
     page.wait_for_function("document.querySelector('#prompt label').innerText === 'Message'")
     page.click("#edit")
-    assert "Nothing has been said" in notice(page)
+    assert "no message to edit" in notice(page)
 
 
 def test_branch_here_goes_on_from_the_cursor_beside_the_original(
@@ -107,7 +107,7 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     expected = monitors["baseline"].generate(Branch(original, at), steer=steer, **settings)
     assert tokens_of(page, side=0) == list(original.tokens)
     assert tokens_of(page, side=1) == list(expected.tokens)
-    assert page.locator("#view .tv-name-line").all_inner_texts() == ["as it was", "without sycophancy"]
+    assert page.locator("#view .tv-name-line").all_inner_texts() == ["original", "without sycophancy"]
     at_cursor(page, "#view", [original, expected], original.n_prompt + at + 1)
     # A branch of the branch, from the second side, takes the place of the pair; its link brings both back.
     later = 25

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from persona_core.app import zero_gpu
-from persona_core.app.model_pool import ModelDesk
+from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError, ServerError, UnknownTrait
 from tests.support.local_server import listening
@@ -79,7 +79,7 @@ def test_the_models_are_on_the_gpu_from_the_start_and_run_in_one_fork(found: dic
 
 def test_the_numbers_are_those_of_a_run_at_home(found: dict[str, Any]) -> None:
     settings = AppSettings()
-    baseline, contaminated = (ModelDesk.from_settings(settings, side).monitor() for side in (False, True))
+    baseline, contaminated = (PooledModel.from_settings(settings, side).monitor() for side in (False, True))
     trace = baseline.generate("Should I quit my job?", max_new_tokens=30, temperature=0.7, seed=0)
     assert found["generate"]["ids"] == found["again"] == list(trace.token_ids)
     np.testing.assert_allclose(found["generate"]["scores"]["evil"], trace.scores("evil"), atol=2e-3)
@@ -179,12 +179,12 @@ def test_on_zerogpu_a_desk_loads_in_the_thread_that_asks(monkeypatch: pytest.Mon
     import threading
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    desk: Any = ModelDesk(threading.get_ident)  # type: ignore[arg-type]
-    desk.start_loading()
-    assert desk.ready and desk.monitor() == threading.get_ident()
+    pooled: Any = PooledModel(threading.get_ident)  # type: ignore[arg-type]
+    pooled.start_loading()
+    assert pooled.ready and pooled.monitor() == threading.get_ident()
 
 
 def test_a_desk_crosses_as_its_number() -> None:
-    desk: Any = ModelDesk(lambda: "monitor")  # type: ignore[arg-type, return-value]
-    desk.monitor()
-    assert crossed(desk) is desk
+    pooled: Any = PooledModel(lambda: "monitor")  # type: ignore[arg-type, return-value]
+    pooled.monitor()
+    assert crossed(pooled) is pooled

@@ -66,7 +66,7 @@ def cursor(page: Any, shift: int = 0) -> int:
             Number(thumb.getAttribute('aria-valuenow')) - 1,
             Math.floor((line.left + line.width / 2 - area.left) / area.width * n),
             Math.floor((thumb.getBoundingClientRect().left + 8 - area.left) / area.width * n),
-            Number(document.querySelector('.tv-place').textContent.match(/Token (\\d+)/)[1]) - 1,
+            Number(document.querySelector('.tv-position').textContent.match(/Token (\\d+)/)[1]) - 1,
           ];
         }""",
         shift,

@@ -66,21 +66,22 @@ def main(log: str) -> None:
     without_a_gpu()
     from gradio_client import Client
 
-    import app
-    from persona_core.app.model_pool import ModelDesk, load_monitor
+    from persona_core.app.layout import build_app
+    from persona_core.app.model_pool import PooledModel, load_monitor
+    from persona_core.app.serve import LAUNCH
     from persona_core.app.settings import AppSettings
 
     settings = AppSettings.from_environment()
 
-    def desk(adapter: str | None) -> ModelDesk:
-        return ModelDesk(
+    def pooled(adapter: str | None) -> PooledModel:
+        return PooledModel(
             lambda: PidMonitor(load_monitor(settings.model, adapter, settings.vectors, settings.blocks), log)  # type: ignore[arg-type, return-value]
         )
 
-    desks = desk(None), desk(settings.adapter)
-    demo = app.build_demo(settings, *desks)
-    devices = [str(one.monitor().lm.device) for one in desks]
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+    models = pooled(None), pooled(settings.adapter)
+    demo = build_app(settings, *models)
+    devices = [str(one.monitor().lm.device) for one in models]
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
     client = Client(url, verbose=False)
 
     def said(**asked: Any) -> str:

@@ -1,38 +1,38 @@
-// The page's address and what is shown, kept in step: a link restores the view.
+// Keeps the page's address in step with what is shown, so that a link restores the view.
 //
-// All of it is in the fragment, which browsers keep to themselves: what somebody typed is in no request's address and in
-// no server's log. It reaches the server as what it is, the request to show that view.
+// Everything is in the fragment, which browsers do not send: what a visitor typed appears in no request's address and in
+// no server's log. It reaches the server only as the request to show that view.
 //
-// What a view shows carries its own address (payload.link, plain texts: which tab, which prompt, which run). The view
-// adds what was chosen in it: trait, cursor, span and choices. Only the open tab's view is in the address.
+// A payload carries its own address (payload.link, plain texts: tab, prompt, run). The view adds its state: trait,
+// cursor, span and choices. Only the open tab's view is in the address.
 
 window.personaLink = (() => {
   const VIEW = ["trait", "at", "span", "kind", "block", "alignment", "smooth", "scale", "special", "hidden"];
-  const LONGEST = 6000; // characters of an address; servers and chats cut longer ones
+  const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const parts = {}; // tab -> {link, state}
-  const asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  let tab = asked.tab ?? "live";
-  let settled = !asked.tab; // until a link's own tab is shown, nothing else may take its place in the address
+  const linked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  let tab = linked.tab ?? "live";
+  let settled = !linked.tab; // until the link's tab is shown, no other tab may replace it in the address
 
   const NUMBER = /^\d{1,7}$/;
 
-  // The view's choices that an address holds; each is checked again by the view itself.
+  // The view's state in an address; the view checks every value again.
   function viewState(query) {
     const state = {};
     for (const key of ["trait", "kind", "alignment", "scale", "block"]) if (query[key] !== undefined) state[key] = query[key];
     for (const key of ["at", "smooth"]) if (NUMBER.test(query[key] ?? "")) state[key] = Number(query[key]);
     const span = (query.span ?? "").split("-");
-    if (span.length === 2 && span.every((place) => NUMBER.test(place))) state.span = span.map(Number);
+    if (span.length === 2 && span.every((end) => NUMBER.test(end))) state.span = span.map(Number);
     if (query.special === "0") state.special = false;
     try {
       if (query.hidden) state.hidden = query.hidden.split(",").map(decodeURIComponent);
     } catch {
-      // no list of names: nothing is hidden
+      // not a list of names: nothing is hidden
     }
     return state;
   }
 
-  // Parts of the address that are JSON; what is none is left out.
+  // The JSON part of the address; ignored if it is malformed.
   function json(query) {
     try {
       return { runs: JSON.parse(query.runs ?? "{}") };
@@ -56,7 +56,7 @@ window.personaLink = (() => {
     return query;
   }
 
-  function whole() {
+  function fullAddress() {
     const query = new URLSearchParams({ tab });
     const { link, state, more } = parts[tab] ?? {};
     for (const [key, value] of Object.entries({ ...link, ...more, ...fromState(state) })) query.set(key, value);
@@ -64,52 +64,53 @@ window.personaLink = (() => {
   }
 
   function address() {
-    const full = whole();
-    return full.length <= LONGEST ? full : full.slice(0, full.indexOf("#")) + "#tab=" + tab;
+    const full = fullAddress();
+    return full.length <= MAX_LENGTH ? full : full.slice(0, full.indexOf("#")) + "#tab=" + tab;
   }
 
-  // To be handed on: one that would not bring the view back is an error that says so.
+  // For copying; an address that cannot restore the view is an error.
   function copied() {
-    if (whole().length > LONGEST) throw new Error("the conversation is too long for a link.");
-    return whole();
+    const full = fullAddress();
+    if (full.length > MAX_LENGTH) throw new Error("the conversation is too long for a link.");
+    return full;
   }
 
   function show() {
     if (!settled) return;
     const full = address();
     history.replaceState(null, "", full);
-    // On huggingface.co the page is in a frame; this puts the fragment into the address that the visitor sees.
+    // On huggingface.co the page is in a frame; this puts the fragment into the visitor's address bar.
     if (parent !== window) parent.postMessage({ hash: full.slice(full.indexOf("#") + 1) }, "https://huggingface.co");
   }
 
-  // Whoever picks a tab by hand has left what the link asked for.
+  // A visitor who picks a tab has moved on from the link.
   addEventListener("click", (event) => (settled ||= event.isTrusted && Boolean(event.target.closest?.("[role=tab]"))), true);
-  addEventListener("hashchange", () => location.reload()); // a link was pasted over the page's own address
+  addEventListener("hashchange", () => location.reload()); // a link was pasted over the page's address
 
   return {
-    // A view of a tab: gets what the link asked of it, once.
+    // A tab's view; gets its part of the link, once.
     register(name, view) {
-      if (asked.tab === name || (!asked.tab && name === "live")) view.restore(viewState(asked), json(asked));
+      if (linked.tab === name || (!linked.tab && name === "live")) view.restore(viewState(linked), json(linked));
     },
-    // `link`: what brings the view back; null where nothing does any more, undefined where that has not changed.
+    // `link`: restores the view; null if nothing can, undefined if it has not changed.
     changed(name, state, link) {
       parts[name] = { ...parts[name], state, link: link === undefined ? parts[name]?.link : link };
       if (name === tab) show();
     },
-    // Another part of a tab that has a state of its own, such as the filters of the runs.
+    // Another part of a tab with its own state, such as the filters of the runs.
     part(name, key, state) {
       const text = typeof state === "string" ? state : JSON.stringify(state);
       parts[name] = { ...parts[name], more: { ...parts[name]?.more, [key]: text } };
       if (name === tab) show();
     },
     opened(name) {
-      if (!settled && name !== asked.tab) return; // the first tab announces itself before a link's tab is chosen
+      if (!settled && name !== linked.tab) return; // the first tab reports itself before the link's tab is selected
       settled = true;
       tab = name;
       show();
     },
-    // What the server is asked for when the page opens.
-    asked: () => asked,
+    // The link's content, for the server.
+    query: () => linked,
     copied,
   };
 })();

@@ -1,10 +1,10 @@
-// A tour of three steps over the live page. It points at what is there and changes nothing but the tab.
+// A tour of the Live tab in three steps. It changes nothing but the selected tab.
 
 window.startTour = (() => {
   const STEPS = [
-    ["#view .tv-panes", "The reply, token by token", "Orange: the state leans towards the chosen trait. Blue: away from it. A line under or over the token says the same without colour. Choose another trait with the buttons above."],
-    ["#view .tv-time", "One cursor", "Lines, heat strips and text share one axis. Drag the slider, press play, use the arrow keys; drag over the chart to read the mean of a span. The shade marks when the trait sets in, where that can be told."],
-    ["#controls", "Your turn", "Send a message and watch it being read. Then put the cursor on a token and press “Branch here”: the model goes on from there with a trait held back. The other tabs compare two models and browse the published runs."],
+    ["#view .tv-panes", "The reply, token by token", "Orange: the state leans towards the selected trait. Blue: away from it. A line under or over the token shows the same without colour. Select another trait with the buttons above."],
+    ["#view .tv-time", "One cursor", "Lines, heat strips and text share one axis. Drag the slider, press Play or use the arrow keys; drag over the chart to see the mean of a span. The shaded band marks the onset of the trait, if one was found."],
+    ["#controls", "Your turn", "Send a message and watch the reply token by token. Then put the cursor on a token and press “Branch here”: the model continues from there with the trait capped. The other tabs compare two models and browse the published runs."],
   ];
   let card = null;
   let close = null;
@@ -39,14 +39,14 @@ window.startTour = (() => {
       target?.classList.remove("tour-target");
       target = card && document.querySelector(STEPS[step][0]);
       target?.classList.add("tour-target");
-      target?.scrollIntoView({ block: narrow ? "start" : "center" }); // a card at the bottom covers half a phone
+      target?.scrollIntoView({ block: narrow ? "start" : "center" }); // the card covers the lower half of a phone
     }
     function show() {
-      const [, heading, words] = STEPS[step];
+      const [, heading, description] = STEPS[step];
       point();
       count.textContent = "Step " + (step + 1) + " of " + STEPS.length;
       title.textContent = heading;
-      text.textContent = words;
+      text.textContent = description;
       next.textContent = step + 1 < STEPS.length ? "Next" : "Done";
       next.focus({ preventScroll: true });
     }
@@ -60,9 +60,9 @@ window.startTour = (() => {
     }
     next.addEventListener("click", () => (++step < STEPS.length ? show() : end()));
     skip.addEventListener("click", end);
-    addEventListener("keydown", escape); // wherever the focus is
+    addEventListener("keydown", escape); // whatever has the focus
     close = end;
     show();
-    requestAnimationFrame(() => requestAnimationFrame(point)); // again once the tab is there
+    requestAnimationFrame(() => requestAnimationFrame(point)); // again once the tab has been drawn
   };
 })();

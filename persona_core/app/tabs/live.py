@@ -1,4 +1,4 @@
-"""The live page: talk with a model, read its reply token by token as it writes, and go on otherwise from any token."""
+"""The Live tab: chat with a model, watch its reply token by token, and branch from any token."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, reques
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.home import Example, Home
 from persona_core.app.model_pool import ModelPool, PooledModel
-from persona_core.app.requests import ACTIONS, STRONGEST, fits, text_of
+from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
 from persona_core.app.run_controls import BUSY, LOADING, UNQUEUED, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import write
+from persona_core.app.streaming import stream_replies
 from persona_core.errors import PersonaError, PromptError
-from persona_core.report.saved_runs import BASELINE
+from persona_core.report.results_folder import BASELINE
 from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer
 
@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 
 TAB = "live"
 ANOTHER = "another"
-SHOWN = ""  # in place of a trait: the one that the view is coloured by
+SELECTED = ""  # in place of a trait: the one that the view is coloured by
 _EMPTY = "No reply yet.\nType a message, or pick an example, and press Send."
 _BRANCHING = (
-    "Put the cursor on a token of the reply and press **Branch here** beside the text. The model goes on from that "
-    "token with one trait changed, and the branch stands beside the original."
+    "Put the cursor on a token of the reply and press **Branch here** beside the text. The model continues from that "
+    "token with one trait changed; the branch is shown beside the original."
 )
 
 
 class LiveTab:
-    """The page's components and events, added to the tab that is being built.
+    """Components and events, added to the tab that is being built.
 
     Args:
         settings: limits.
-        models: side -> where its model is handed out.
-        pool: hands out a model that a visitor names, where the owner allows it.
-        home: examples, and what is seen first.
+        models: side -> its model.
+        pool: loads models that visitors name, if the owner allows it.
+        home: examples and the first view.
     """
 
     def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel], pool: ModelPool, home: Home) -> None:
@@ -63,15 +63,15 @@ class LiveTab:
     # ---- components ----
 
     def _controls(self, home: Home) -> None:
-        longest = self.settings.max_prompt_chars
-        first = home.examples[0] if home.examples else Example("", "")  # so that the first click gives a reply
+        max_chars = self.settings.max_prompt_chars
+        first = home.examples[0] if home.examples else Example("", "")  # the first click must give a reply
         self.prompt = gr.Textbox(
             first.user,
             label=Chat().label,
             placeholder="Ask something",
             lines=3,
             max_lines=12,
-            max_length=longest,
+            max_length=max_chars,
             elem_id="prompt",
         )
         self.system = gr.Textbox(
@@ -79,7 +79,7 @@ class LiveTab:
             label="System prompt (optional)",
             lines=2,
             max_lines=8,
-            max_length=longest,
+            max_length=max_chars,
             elem_id="system",
         )
         sides = [*self.models, *([ANOTHER] if self.settings.open_models else [])]
@@ -87,14 +87,12 @@ class LiveTab:
             sides,
             value=BASELINE,
             label="Model",
-            info="The contaminated one is the baseline after a fine-tune that moved its traits",
+            info="The contaminated model is the baseline fine-tuned to show the traits",
             visible=len(sides) > 1,
             elem_id="side",
         )
         with gr.Accordion("Another model", open=False, visible=self.settings.open_models, elem_id="another"):
-            gr.Markdown(
-                "Public repositories of the Hub, as owner/name or owner/name@revision. No code of theirs is run."
-            )
+            gr.Markdown("Public Hub repositories, as owner/name or owner/name@revision. No code from them is run.")
             names = ("model", "adapter (optional)", "vectors")
             self.named = [gr.Textbox(label=name.capitalize(), max_length=400, max_lines=1) for name in names]
         with gr.Row():
@@ -106,23 +104,23 @@ class LiveTab:
         self.notice = notice_component(elem_id="notice")
         with gr.Accordion("Settings", open=False):
             most = self.settings.max_new_tokens
-            self.length = gr.Slider(1, most, value=min(160, most), step=1, label="Longest reply, tokens")
+            self.length = gr.Slider(1, most, value=min(160, most), step=1, label="Maximum length, tokens")
             self.temperature = gr.Slider(
-                0, 1.5, value=0.7, step=0.05, label="Temperature", info="0 always takes the likeliest token"
+                0, 1.5, value=0.7, step=0.05, label="Temperature", info="0 always takes the most likely token"
             )
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, same reply")
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, unchanged reply")
         with gr.Accordion("Branch", open=False, elem_id="branching"):
             gr.Markdown(_BRANCHING)
-            self.trait = gr.Dropdown(_branch_traits(home.traits), value=SHOWN, label="Trait", elem_id="branch-trait")
+            self.trait = gr.Dropdown(_branch_traits(home.traits), value=SELECTED, label="Trait", elem_id="branch-trait")
             self.action = gr.Radio(
                 ACTIONS,
                 value=ACTIONS[2],
                 label="Action",
-                info="add: moved by the amount. remove: nothing of it is left. cap: held at the amount or below",
+                info="add: shift the trait by the amount. remove: project it out. cap: keep it at or below the amount",
                 elem_id="branch-action",
             )
             self.amount = gr.Slider(
-                -STRONGEST, STRONGEST, value=1, step=0.5, label="Amount, standard deviations", elem_id="branch-amount"
+                -MAX_AMOUNT, MAX_AMOUNT, value=1, step=0.5, label="Amount, standard deviations", elem_id="branch-amount"
             )
         self.examples = None
         if home.examples:
@@ -139,49 +137,49 @@ class LiveTab:
     # ---- events ----
 
     def _events(self) -> None:
-        # In the browser alone: a notice is about the message that was there, and goes when somebody changes it.
+        # In the browser only: a notice is about the previous message and disappears with the next edit.
         for box in (self.prompt, self.system):
             box.input(None, None, self.notice, js="() => ''", **UNQUEUED)
-        # 1. A press, without the queue: a run that is under way keeps its own, whatever is pressed meanwhile.
+        # The press is taken outside the queue: an active run keeps its own, whatever is pressed meanwhile.
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
         sent = self.controls.on_press(pressed, self._request_reply, self.fields, [self.prompt])
         branched = self.controls.on_press(self.view.branch, self._request_branch, self.change)
-        shown = [self.view, self.notice, self.chat, self.prompt, self.trait]
+        outputs = [self.view, self.notice, self.chat, self.prompt, self.trait]
         self.controls.run_after(
             [sent.then, branched.then],
             self.run,
             [self.chat],
-            shown,
-            undo=lambda press: (_back(press.request, None),),
+            outputs,
+            undo=lambda press: (_prompt_back(press.request, None),),
             undo_outputs=[self.prompt],
         )
         chat = [self.chat, self.prompt, self.notice]
         held = [self.controls.press, self.chat]
         self.edit.click(self._edit, held, chat, **UNQUEUED)
         self.new.click(self._new, held, [*chat, self.view, self.system], **UNQUEUED)
-        if self.examples is not None:  # an example is the beginning of a chat
+        if self.examples is not None:  # an example starts a new chat
             self.examples.load_input_event.then(self._example, held, chat, **UNQUEUED)
 
     def _request_reply(self, press: Press | None, side: Any, *fields: Any) -> tuple[Any, ...]:
         named, values = fields[:3], fields[3:]
         try:
             for name, value in zip(("prompt", "system prompt"), values, strict=False):
-                text_of(name, value, self.settings.max_prompt_chars)  # before anything of it is kept
+                text_of(name, value, self.settings.max_prompt_chars)  # before any of it is kept
         except PromptError as error:
             return *self.controls.refuse(press, public_message(error)), gr.skip()
         request = ReplyRequest(side if side in self.models else BASELINE, values)
         if side == ANOTHER:
             request = ReplyRequest(ANOTHER, values, named=tuple(str(name or "").strip()[:400] for name in named))  # type: ignore[arg-type]
-        taken = self.controls.accept(press, request)
-        # The message leaves its field at once, so that the next one can be typed; a run that fails puts it back.
-        return *taken, gr.skip() if taken[0] is press else ""
+        accepted = self.controls.accept(press, request)
+        # The message leaves its field at once, so that the next one can be typed; a failed run puts it back.
+        return *accepted, gr.skip() if accepted[0] is press else ""
 
     def _request_branch(
         self, press: Press | None, trait: Any, action: Any, amount: Any, event: gr.EventData
     ) -> tuple[Any, ...]:
         where = event._data if isinstance(event._data, dict) else {}
         at = where.get("side"), where.get("at")
-        if trait == SHOWN:
+        if trait == SELECTED:
             trait = where.get("trait")
         if not all(is_integer(n, minimum=0) and n < 2**31 for n in at):
             return self.controls.refuse(press, "Put the cursor on a token of the reply first.")
@@ -193,7 +191,7 @@ class LiveTab:
             return gr.skip(), gr.skip(), BUSY
         before, message = chat.without_last()
         if not message:
-            return gr.skip(), gr.skip(), "Nothing has been said in this chat yet."
+            return gr.skip(), gr.skip(), "There is no message to edit yet."
         return before, gr.Textbox(message, label=before.label), ""
 
     @staticmethod
@@ -209,11 +207,11 @@ class LiveTab:
         return Chat(), gr.Textbox(label=Chat().label), ""
 
     def run(self, number: float, press: Press | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
-        """Stream what the press asks for: values of view, notice, chat, prompt, trait and the buttons."""
-        skip, same = gr.skip(), self.controls.unchanged()
+        """Stream the requested reply: values of view, notice, chat, prompt, trait and the buttons."""
+        skip, unchanged = gr.skip(), self.controls.unchanged()
         if press is None or not press.valid(number):
-            # Stopped while it waited, followed by a newer press, or pressed again while it ran.
-            yield skip, skip, skip, skip, skip, *same
+            # Stopped while it waited, replaced by a newer press, or pressed again while it ran.
+            yield skip, skip, skip, skip, skip, *unchanged
             return
         payload: Payload | None = None
         press.started = True
@@ -224,45 +222,33 @@ class LiveTab:
             while request is not None and not press.stop.is_set():
                 pooled = self._pooled(request, chat)
                 if not pooled.ready:
-                    yield skip, LOADING, skip, skip, skip, *same
+                    yield skip, LOADING, skip, skip, skip, *unchanged
                 plan = plan_reply(pooled, request, chat, self.settings)
-                deadline = deadline or Deadline(self.settings.max_seconds, press.stop)  # the loading is not counted
-                for progress in write([plan.writing], deadline, plan.beside):
-                    # Only the first takes a notice away: one that comes in between ("Press Stop first.") would be gone
+                deadline = deadline or Deadline(self.settings.max_seconds, press.stop)  # loading does not count
+                for progress in stream_replies([plan.job], deadline, plan.first_side):
+                    # Only the first clears the notice: one that appears later ("Press Stop first.") would vanish
                     # within a token.
                     notice = skip if payload else ""
                     payload = progress.payload | {"link": dict(plan.link), "focus": request.at and request.at[1]}
                     if progress.ended:
                         chat = plan.after(*progress.traces)
-                        box = gr.Textbox(label=chat.label)
-                        yield (
-                            as_json(payload),
-                            deadline.notice,
-                            chat,
-                            box,
-                            gr.Dropdown(_branch_traits(payload["traits"])),
-                            *same,
-                        )
+                        box, traits = gr.Textbox(label=chat.label), gr.Dropdown(_branch_traits(payload["traits"]))
+                        yield as_json(payload), deadline.notice, chat, box, traits, *unchanged
                     else:
-                        yield as_json(payload), notice, skip, skip, skip, *same
+                        yield as_json(payload), notice, skip, skip, skip, *unchanged
                 request = None if deadline.is_set() else request.then
         except PersonaError as error:
-            yield _ended(payload), public_message(error), skip, _back(press.request, payload), skip, *same
+            prompt = _prompt_back(press.request, payload)
+            yield _broken_off(payload), public_message(error), skip, prompt, skip, *unchanged
         except Exception as error:
             logger.exception("A reply failed")
-            yield (
-                _ended(payload),
-                unexpected_message("The reply", error),
-                skip,
-                _back(press.request, payload),
-                skip,
-                *same,
-            )
+            prompt = _prompt_back(press.request, payload)
+            yield _broken_off(payload), unexpected_message("The reply", error), skip, prompt, skip, *unchanged
         finally:
             press.done = True
 
     def _pooled(self, request: ReplyRequest, chat: Chat) -> PooledModel:
-        """Where the model that is to write is handed out; a branch is written by the model of its reply."""
+        """The model to run; a branch is written by the model of its reply."""
         side, named = (chat.side, chat.named) if request.at else (request.side, request.named)
         if side == ANOTHER and named:
             model, adapter, vectors = named
@@ -273,19 +259,12 @@ class LiveTab:
 
     @property
     def restored(self) -> list[Any]:
-        """The components that `restore` gives values for."""
-        return [
-            self.side,
-            self.prompt,
-            self.system,
-            *self.change,
-            self.chat,
-            *self.controls.outputs,
-            self.controls.from_link,
-        ]
+        """The components that `restore` returns values for."""
+        fields = [self.side, self.prompt, self.system, *self.change]
+        return [*fields, self.chat, *self.controls.outputs, self.controls.from_link]
 
     def restore(self, query: Mapping[str, Any], press: Press | None) -> tuple[Any, ...]:
-        """Values of `restored` for the query of a link, with a press for what it asks for."""
+        """Values of `restored` for the query of a link, with a press for its request."""
         found = request_from_link(query)
         sides = ("", *self.models, *([ANOTHER] if self.settings.open_models else []))
         if found is None or found[1].side not in sides:
@@ -293,24 +272,24 @@ class LiveTab:
         before, request = found
         skip = gr.skip()
         branch = request if request.at else request.then
-        # What a field cannot hold is an error of the run, in words, and not one of the field.
-        change = branch.values if branch and fits(*branch.values) and branch.values[0] in self.traits else ()
+        # A value that a field cannot hold is an error message of the run, not one of the field.
+        change = branch.values if branch and fits_fields(*branch.values) and branch.values[0] in self.traits else ()
         fields = (skip, skip, skip) if request.at else (request.side, "", request.values[1])
-        taken = self.controls.accept(press, request)
-        return *fields, *(change or (skip, skip, skip)), (skip if request.at else before), *taken, 1
+        accepted = self.controls.accept(press, request)
+        return *fields, *(change or (skip, skip, skip)), (skip if request.at else before), *accepted, 1
 
 
 def _branch_traits(traits: Iterable[str]) -> list[tuple[str, str]]:
-    return [("the one that is shown", SHOWN), *((trait, trait) for trait in traits)]
+    return [("the selected trait", SELECTED), *((trait, trait) for trait in traits)]
 
 
-def _back(request: ReplyRequest, payload: Payload | None) -> Any:
-    """The message, back in its field, where nothing of a reply has come."""
+def _prompt_back(request: ReplyRequest, payload: Payload | None) -> Any:
+    """The message, back in its field, if no reply has started."""
     return gr.skip() if payload is not None or request.at else request.values[0]
 
 
-def _ended(payload: Payload | None) -> Any:
-    """What there is of a reply that broke off, no longer "writing"."""
+def _broken_off(payload: Payload | None) -> Any:
+    """The part of a reply that broke off, no longer shown as being written."""
     if payload is None:
         return gr.skip()
     sides = [side | {"done": True, "finish": side["finish"] or "stopped"} for side in payload["sides"]]

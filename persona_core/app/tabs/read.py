@@ -1,4 +1,4 @@
-"""The page that reads a visitor's own text: paste a transcript, and see it read by one model or both."""
+"""The Read tab: paste a conversation, and see it read by one model or both."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 
 import gradio as gr
 
-from persona_core.app.components import notice_component, token_view_component
-from persona_core.app.json_html import sent
-from persona_core.app.model_pool import ModelDesk
-from persona_core.app.pasted import parse_transcript
-from persona_core.app.queue import MODEL_QUEUE, QUIET
+from persona_core.app.components import as_json, notice_component, token_view_component
+from persona_core.app.error_messages import public_message, unexpected_message
+from persona_core.app.model_pool import PooledModel
+from persona_core.app.pasted_text import parse_transcript
 from persona_core.app.requests import text_of
-from persona_core.app.run_controls import FULL, LOADING
+from persona_core.app.run_controls import FULL, LOADING, MODEL_QUEUE, UNQUEUED
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import finished, read_text
-from persona_core.app.words import failed, in_words
+from persona_core.app.streaming import final_payload, read_text
 from persona_core.errors import PersonaError
-from persona_core.report.saved_runs import BASELINE, SIDES
+from persona_core.report.results_folder import BASELINE, SIDES
 from persona_core.traces.view.payload import pair_payload
 
 logger = logging.getLogger(__name__)
@@ -33,22 +31,22 @@ User: It is about the sea.
 Assistant: You have a rare gift. Nobody has ever written so well about the sea, and you are right about everything."""
 
 
-class ReadPage:
-    """The page's components and events, added to the tab that is being built.
+class ReadTab:
+    """Components and events, added to the tab that is being built.
 
     Args:
         settings: limits.
-        desks: side -> where its model is handed out.
+        models: side -> its model.
     """
 
-    def __init__(self, settings: AppSettings, desks: Mapping[str, ModelDesk]) -> None:
-        self.settings, self.desks = settings, desks
+    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel]) -> None:
+        self.settings, self.models = settings, models
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="read-controls"):
                 self.text = gr.Textbox(
                     _EXAMPLE,
                     label="Conversation or text",
-                    info="Begin turns with “User:”, “Assistant:” or “System:”. Text without names is read as a reply",
+                    info="Begin turns with “User:”, “Assistant:” or “System:”. Text without them is read as a reply",
                     lines=10,
                     max_lines=24,
                     max_length=settings.max_read_chars,
@@ -56,23 +54,23 @@ class ReadPage:
                 )
                 self.question = gr.Textbox(
                     "Tell me more.",
-                    label="What a text without names answers",
+                    label="Prompt, for a text that is only a reply",
                     lines=1,
                     max_lines=4,
                     max_length=settings.max_prompt_chars,
                     elem_id="read-question",
                 )
                 self.reader = gr.Radio(
-                    [*SIDES, BOTH] if len(desks) > 1 else [BASELINE],
-                    value=BOTH if len(desks) > 1 else BASELINE,
+                    [*SIDES, BOTH] if len(models) > 1 else [BASELINE],
+                    value=BOTH if len(models) > 1 else BASELINE,
                     label="Reader",
-                    visible=len(desks) > 1,
+                    visible=len(models) > 1,
                     elem_id="read-reader",
                 )
                 self.go = gr.Button("Read", variant="primary", elem_id="read-go")
                 self.notice = notice_component(elem_id="read-notice")
                 gr.Markdown(
-                    "The text is read by the app's model, token by token, and kept nowhere. The scores say how *this* "
+                    "The app's model reads the text token by token; nothing is stored. The scores show how *this* "
                     "model's state leans while it reads, whoever wrote the text."
                 )
             with gr.Column(scale=3, min_width=340):
@@ -86,7 +84,7 @@ class ReadPage:
             concurrency_id=MODEL_QUEUE,
             show_progress="hidden",
             api_visibility="private",
-        ).failure(lambda: FULL, None, self.notice, **QUIET)
+        ).failure(lambda: FULL, None, self.notice, **UNQUEUED)
 
     def run(self, text: Any, question: Any, reader: Any) -> Iterator[tuple[Any, str]]:
         """Read the text: values of view and notice."""
@@ -95,18 +93,18 @@ class ReadPage:
             question = text_of("question", question, self.settings.max_prompt_chars)
             messages = parse_transcript(text, question)
             sides = SIDES if reader == BOTH else (reader,)
-            desks = [self.desks[side] for side in sides if side in self.desks]
-            if not desks:
-                raise PersonaError("There is no such reader. Choose one of those on the page.")
-            if not all(desk.ready for desk in desks):
+            models = [self.models[side] for side in sides if side in self.models]
+            if not models:
+                raise PersonaError("Unknown reader. Choose one of those on the page.")
+            if not all(pooled.ready for pooled in models):
                 yield gr.skip(), LOADING
             payloads = [
-                finished(desk.monitor(), read_text(desk, messages), side, title="Pasted text")
-                for side, desk in zip(sides, desks, strict=True)
+                final_payload(pooled.monitor(), read_text(pooled, messages), side, title="Pasted text")
+                for side, pooled in zip(sides, models, strict=True)
             ]
-            yield sent(payloads[0] if len(payloads) == 1 else pair_payload(*payloads)), ""
+            yield as_json(payloads[0] if len(payloads) == 1 else pair_payload(*payloads)), ""
         except PersonaError as error:
-            yield gr.skip(), in_words(error)
+            yield gr.skip(), public_message(error)
         except Exception as error:
             logger.exception("A text could not be read")
-            yield gr.skip(), failed("The reading", error)
+            yield gr.skip(), unexpected_message("The reading", error)

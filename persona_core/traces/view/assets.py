@@ -1,17 +1,17 @@
-"""The client-side token view: one trace, or two side by side, as coloured text, bars, trend lines and slider on one
-cursor.
+"""The client-side token view: one trace, or two side by side, as coloured text, bars, trend lines and a slider, all on
+one cursor.
 
-Plain html, css and js without a build step. It runs under Gradio's `gr.HTML` (`persona_core.app.components`) and
-as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
+Plain HTML, CSS and JavaScript without a build step. It runs under Gradio's `gr.HTML` (`persona_core.app.components`)
+and as a standalone page (`standalone_page`); both mount the same `script()` on the same `template()`.
 
-What goes into it is one JSON, the payload: see `persona_core.traces.view.payload`.
+Its only input is one JSON object, the payload: see `persona_core.traces.view.payload`.
 """
 
 from __future__ import annotations
 
 from persona_core.utils.files import read_asset
 
-# In the order of use: what is declared first knows nothing of what follows.
+# Concatenated in this order: a file uses only what earlier ones declare.
 _SCRIPTS = (
     "text.js",
     "payload.js",
@@ -23,6 +23,9 @@ _SCRIPTS = (
     "lanes.js",
     "timeline.js",
     "export.js",
+    "menus.js",
+    "playback.js",
+    "readout.js",
     "view.js",
 )
 _STYLES = ("colours.css", "view.css", "text.css", "panels.css", "timeline.css")

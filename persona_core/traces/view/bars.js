@@ -1,9 +1,9 @@
-// The readout at the cursor, and a bar for each trait: one a side where there are two.
+// The token and score at the cursor of each side, and a bar for each trait and side.
 
 function makeBars(part, { onTrait }) {
   let model = null;
   let rows = [];
-  let heres = [];
+  let readings = [];
 
   function colourDot(index) {
     const dot = make("span", "tv-dot");
@@ -36,29 +36,29 @@ function makeBars(part, { onTrait }) {
       return { trait, row, fills, values, texts: [] };
     });
     part("bars").replaceChildren(...(two ? [head] : []), ...rows.map(({ row }) => row));
-    heres = model.sides.map((side) => {
+    readings = model.sides.map((side) => {
       const here = make("div", "tv-here");
       const who = make("span", "tv-side-name", two ? side.name : "");
       const token = make("bdi", "tv-token");
       const score = make("span", "tv-score");
       here.append(who, token, score);
-      return { here, token, score, note: "" };
+      return { here, token, score };
     });
-    part("here").replaceChildren(...heres.map(({ here }) => here));
+    part("here").replaceChildren(...readings.map(({ here }) => here));
   }
 
-  function mark(trait) {
-    for (const { trait: own, row } of rows) row.classList.toggle("tv-chosen", own === trait);
+  function highlight(trait) {
+    for (const { trait: name, row } of rows) row.classList.toggle("tv-chosen", name === trait);
   }
 
-  // values: for each side a function trait -> score; words: what stands in the token's chip of each side.
-  function show(values, scale, trait, words) {
-    for (const { trait: own, row, fills, values: cells, texts } of rows) {
+  // values: for each side a function trait -> score; tokens: the token text of each side.
+  function show(values, scale, trait, tokens) {
+    for (const { trait: name, row, fills, values: cells, texts } of rows) {
       let over = false;
       fills.forEach((fill, s) => {
-        const score = values[s](own);
+        const score = values[s](name);
         const share = shareOf(score, scale);
-        fill.style.transform = "scaleX(" + share.toFixed(4) + ")"; // a negative scale grows to the left of zero
+        fill.style.transform = "scaleX(" + share.toFixed(4) + ")"; // a negative share grows to the left
         fill.classList.toggle("tv-low", share < 0);
         over ||= Math.abs(score) > scale;
         fill.parentElement.classList.toggle("tv-over", Math.abs(score) > scale);
@@ -67,9 +67,9 @@ function makeBars(part, { onTrait }) {
       });
       row.classList.toggle("tv-beyond", over);
     }
-    heres.forEach(({ token, score }, s) => {
+    readings.forEach(({ token, score }, s) => {
       const value = values[s](trait);
-      token.textContent = words[s];
+      token.textContent = tokens[s];
       const share = shareOf(value, scale);
       token.style.setProperty("--a", Math.abs(share).toFixed(3));
       token.classList.toggle("tv-low", share < 0);
@@ -82,5 +82,5 @@ function makeBars(part, { onTrait }) {
     if (row && model) onTrait(row.dataset.trait);
   });
 
-  return { build, mark, show, colourDot };
+  return { build, highlight, show, colourDot };
 }

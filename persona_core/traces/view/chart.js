@@ -1,9 +1,9 @@
-// The trend lines: one for each trait, one plot a side, on the timeline's axis.
+// The trend lines: one per trait, one plot per side, on the timeline's axis.
 
 const N_COLOURS = 8; // --tv-c0 … --tv-c7; further traits repeat the colours with dashes
-const GAP = 20; // px above the plot of each of two sides, for its name
+const GAP = 20; // px above each of two plots, for the side's name
 
-// Load plotly.js once a page and keep a private reference: Gradio brings a different version of its own.
+// Load plotly.js once per page and keep a private reference: Gradio loads another version.
 function loadPlotly(url) {
   const key = Symbol.for("persona_core.plotly");
   if (!window[key]) {
@@ -36,7 +36,7 @@ function drawTrend(plotly, node, scene) {
         if (score > high) high = score;
       }
   const room = (high - low) * 0.04;
-  const order = [...traits].sort((a, b) => (a === trait) - (b === trait)); // the chosen one on top
+  const order = [...traits].sort((a, b) => (a === trait) - (b === trait)); // the selected one on top
   const shapes = [];
   const lines = [];
   const axes = {};
@@ -89,7 +89,7 @@ function drawTrend(plotly, node, scene) {
       );
     const onset = side.onsets?.[trait];
     if (Number.isInteger(onset?.onset)) {
-      // A score that stands a token later takes its mark along.
+      // A score that is shown a token later moves its onset along.
       const moved = (choices.alignment === "before") - (side.alignment === "before");
       const at = (token) => model.start + token + moved;
       const [from, to] = [onset.low ?? onset.onset, onset.high ?? onset.onset];
@@ -125,10 +125,10 @@ function drawTrend(plotly, node, scene) {
   );
 }
 
-// Plotly reads a subset of HTML in text; a name is none.
+// Plotly interprets a subset of HTML in text; names are plain text.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// Where this model's neutral talk mostly lies: two standard deviations to each side. A cosine has no null of its own.
+// Where most neutral tokens of this model lie: within two standard deviations. Cosines have no null.
 function nullBand(model, side, trait, choices) {
   if (choices.kind === "z") return [-2, 2];
   if (choices.kind !== "raw") return null;

@@ -1,13 +1,13 @@
-// The choices of what is shown, in a sheet that stays out of the way. One object holds them:
-// {trait, kind, block, alignment, smooth, scale, special, hidden}. What is in it is checked: it may come from a link.
+// The choices of what is shown, in a menu. One object has them:
+// {trait, kind, block, alignment, smooth, scale, special, hidden}. Every value is checked: it may come from a link.
 
 const SMOOTHING = [1, 3, 5, 9, 17, 33];
 const DEFAULTS = { trait: null, kind: "z", block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, hidden: [] };
 
-// The choices that hold for a trace: those that were made where they mean something there, else what the trace opens on.
-function choicesFor(model, made) {
+// The choices in effect for a trace: the user's if they are valid for it, else the payload's.
+function choicesFor(model, userChoices) {
   const opens = { ...DEFAULTS, ...pick(model.view, ["kind", "alignment", "block", "trait"]) };
-  const chosen = { ...opens, ...made };
+  const chosen = { ...opens, ...userChoices };
   const blocks = blocksOf(model);
   if (!kindsOf(model).includes(chosen.kind)) chosen.kind = kindsOf(model)[0];
   if (chosen.block !== "best" && chosen.block !== "all") chosen.block = Number(chosen.block);
@@ -25,7 +25,7 @@ const pick = (from, keys) => Object.fromEntries(keys.filter((key) => from?.[key]
 
 const blocksOf = (model) => model.sides[0].blocks.filter((block) => model.sides.every((side) => side.blocks.includes(block)));
 
-// z needs a null, the cosine norms.
+// z needs a null, cosines need norms.
 function kindsOf(model) {
   const every = (key) => model.sides.every((side) => side[key].every((value) => !Number.isNaN(value)));
   return [...(every("null_std") ? ["z"] : []), ...(every("norms") ? ["cosine"] : []), "raw"];
@@ -61,7 +61,7 @@ function makeChoices(part, { onChange }) {
     const blocks = blocksOf(model);
     const kinds = kindsOf(model).map((kind) => [kind, KINDS[kind]]);
     const blockOptions = [
-      ["best", "each trait's best"],
+      ["best", "each trait's best block"],
       ...blocks.map((block) => [block, "block " + block]),
       ...(blocks.length > 1 ? [["all", "all blocks, as a heat map"]] : []),
     ];

@@ -1,8 +1,8 @@
-// What is shown, as files: the same numbers, in the unit, block, alignment and smoothing that are chosen.
+// Exports: the displayed numbers, with the chosen unit, block, alignment and smoothing.
 
-const TALLEST = 32000; // px of a canvas: Chromium draws 32,767, others not many more
+const MAX_HEIGHT = 32000; // px of a canvas: Chromium draws 32,767, other browsers little more
 
-// One record a token of each side: scores as they are displayed (null where there is none).
+// One record per token of each side: the displayed scores (null if there is none).
 function exported(model, traits, choices) {
   return {
     title: model.title,
@@ -32,14 +32,14 @@ function exported(model, traits, choices) {
   };
 }
 
-// A table with one row a token. The text stands as a JSON string: white space can be seen, and a spreadsheet takes none
-// of it for a formula.
+// A table with one row per token. The text is a JSON string: white space is visible, and a spreadsheet takes none of it
+// for a formula.
 function exportedTable(model, traits, choices) {
   const field = (value) => {
     const text = String(value ?? "");
     return /[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
   };
-  // A name that begins as a formula does is quoted for the same reason.
+  // A name that looks like a formula is quoted for the same reason.
   const heading = (name) => field(/^[=+\-@\t\r]/.test(name) ? "'" + name : name);
   const data = exported(model, traits, choices);
   const rows = [["side", "index", "id", "role", "special", "text", ...traits].map(heading)];
@@ -66,7 +66,7 @@ function fileName(model, ending) {
   return (words || "trace") + "." + ending;
 }
 
-// The picture: title, coloured text of each side, the chart and the heat strips, drawn anew on one canvas.
+// The picture: title, coloured text of each side, the chart and the heat strips, redrawn on one canvas.
 async function drawPicture(view, { model, trait, choices, scale, colours, chartImage }) {
   const strips = [...view.querySelectorAll(".tv-lane")].map((lane) => ({
     title: lane.previousElementSibling?.matches(".tv-lane-title") ? lane.previousElementSibling.textContent : "",
@@ -87,7 +87,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   const pen = canvas.getContext("2d");
   const line = 27;
 
-  // Where each token stands: words wrap as a whole where they fit into a line.
+  // The position of each token; a word wraps as a whole if it fits into a line.
   function layOut(side) {
     pen.font = "16px " + sans;
     const placed = [];
@@ -108,13 +108,13 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
           [x, y] = role === "template" ? [x, y] : [0, y + line];
           continue;
         }
-        const text = piece.replace(UNSEEN_ALL, markOf);
+        const text = piece.replace(INVISIBLE_ALL, symbolOf);
         for (let rest = text; rest; ) {
           let taken = rest;
           let size = pen.measureText(taken).width;
           if (x > 0 && x + size > columnWidth) {
             [x, y] = [0, y + line];
-            rest = rest.replace(/^ /, ""); // a line does not begin with the space between two words
+            rest = rest.replace(/^ /, ""); // no line begins with the space between two words
             continue;
           }
           while (size > columnWidth && taken.length > 1) {
@@ -139,7 +139,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   const [stripLeft, stripWidth] = [edge + area.offsetLeft * zoom, area.clientWidth * zoom];
   const stripHeight = strips.reduce((sum, { canvas, title }) => sum + canvas.clientHeight * zoom + (title ? 28 : 10), 0);
   const others = 116 + 24 + chartHeight + 12 + stripHeight + edge;
-  const room = TALLEST / ratio - others;
+  const room = MAX_HEIGHT / ratio - others;
   const textHeight = Math.min(Math.max(...columns.map(({ height }) => height)), room);
   canvas.width = width * ratio;
   canvas.height = Math.ceil(others + textHeight) * ratio;
@@ -158,14 +158,14 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     return text;
   };
   write(fitted(model.title, (width - 2 * edge) * (13 / 21)), edge, 46, 21, "--tv-ink", 600);
-  write(trait + ", " + UNITS[choices.kind] + ". Colours end at ±" + scale + ".", edge, 70, 14, "--tv-muted");
+  write(trait + ", " + UNITS[choices.kind] + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
   model.sides.forEach((side, s) => {
     const x0 = edge + s * (columnWidth + columnGap);
     const y0 = 116;
     write(fitted([side.name, metaLine(side.meta)].filter(Boolean).join(" · "), columnWidth), x0, 98, 13, "--tv-muted", 600);
     const scores = scoresOf(model, side, trait, choices);
     const cut = columns[s].height > room;
-    if (cut) write("The text goes on; a picture cannot be taller. JSON and CSV have all of it.", x0, y0 + room - 6, 13, "--tv-muted", 600);
+    if (cut) write("The text continues; a picture cannot be taller. JSON and CSV have all of it.", x0, y0 + room - 6, 13, "--tv-muted", 600);
     for (const item of columns[s].placed) {
       if (cut && item.y + 2 * line > room) break;
       if (item.label) {
@@ -177,7 +177,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
       pen.fillStyle = of(share < 0 ? "--tv-low" : "--tv-high");
       pen.fillRect(x0 + item.x, y0 + item.y - 5, item.size, 23);
       pen.globalAlpha = 1;
-      // The second channel: a line under what is above zero, over what is below.
+      // The second channel: a line under positive scores, over negative ones.
       const thick = Math.max(0, Math.abs(share) * 3 - 0.5);
       pen.fillStyle = of(share < 0 ? "--tv-low-line" : "--tv-high-line");
       pen.fillRect(x0 + item.x, y0 + item.y + (share < 0 ? -5 : 18 - thick), item.size, thick);

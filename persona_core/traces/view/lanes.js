@@ -1,14 +1,14 @@
-// The lanes under the chart: who speaks, a heat strip for each side (a row a trait, or a row a block), and where there
-// are two sides a strip of their difference. Drawn on canvases, on the timeline's axis.
+// The lanes under the chart: the roles, a heat strip for each side (a row per trait, or per block), and with two sides a
+// strip of their difference. Drawn on canvases, on the timeline's axis.
 
-const ROW = { roomy: 11, tight: 6 }; // px of a row; tight from more than ten rows on
+const ROW = { roomy: 11, tight: 6 }; // px per row; tight above ten rows
 
 function makeLanes(node) {
   const roles = make("div", "tv-roles");
   let canvases = [];
-  let built = null; // what the elements are for; while a reply grows they stay and are painted anew
+  let built = null; // what the elements show; while a reply grows they stay and are repainted
 
-  // strips: from top to bottom, [{key, label, rows: [{label, colour, scores, shift, chosen}], faint(place)}]
+  // strips: from top to bottom, [{key, label, rows: [{label, colour, scores, shift, chosen}], faint(position)}]
   function show(strips, drawing) {
     const wanted = JSON.stringify(strips.map(({ key, label, rows }) => [key, label, rows.map((row) => [row.label, row.colour, row.chosen])]));
     if (built !== wanted) build(strips);
@@ -53,8 +53,8 @@ function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours
   const pen = canvas.getContext("2d");
   const [high, low] = [colours.of("--tv-high"), colours.of("--tv-low")];
   const n = model.length;
-  // One column a token, or the strongest token of each pixel where there are more tokens than pixels: a spike is
-  // never averaged away.
+  // One column per token; with more tokens than pixels, the strongest token of each pixel: a spike is never averaged
+  // away.
   const columns = Math.min(n, canvas.width);
   strip.rows.forEach((row, r) => {
     const top = Math.round(r * height * ratio);
@@ -63,9 +63,9 @@ function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours
       const from = Math.floor((column * n) / columns);
       const to = Math.max(from + 1, Math.floor(((column + 1) * n) / columns));
       let best = 0;
-      for (let place = from; place < to; place++) {
-        const score = row.scores[place - row.shift];
-        if (Math.abs(score) > Math.abs(best)) best = score; // NaN and what is not there compare as false
+      for (let position = from; position < to; position++) {
+        const score = row.scores[position - row.shift];
+        if (Math.abs(score) > Math.abs(best)) best = score; // NaN and undefined compare as false
       }
       if (best === 0) continue;
       const left = Math.round((column * canvas.width) / columns);
@@ -77,7 +77,7 @@ function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours
   });
 }
 
-// Who speaks, on the first side; the sides differ only in the reply.
+// The roles on the first side; the sides differ only in the reply.
 function showRoles(lane, model, width) {
   const side = model.sides[0];
   const runs = [];
@@ -89,7 +89,7 @@ function showRoles(lane, model, width) {
   }
   lane.replaceChildren(
     ...runs.map(([role, start, end]) => {
-      // A label that does not fit is left out: its start alone would be a riddle.
+      // A label that does not fit is left out: half a word would mislead.
       const fitsLabel = role !== "template" && ((end - start) / model.length) * width > 8 + 6.5 * role.length;
       const run = make("div", "tv-run", fitsLabel ? role : "");
       run.dataset.role = role;

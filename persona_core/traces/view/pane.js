@@ -9,9 +9,9 @@ function makePane(hooks) {
   const status = make("span", "tv-status");
   const meta = make("p", "tv-meta");
   const warnings = make("p", "tv-warnings");
-  const says = make("p", "tv-says");
+  const onsetLine = make("p", "tv-says");
   const caveats = make("details", "tv-caveats");
-  caveats.append(make("summary", "", "Timing is less certain here: why?"), make("p"));
+  caveats.append(make("summary", "", "Why is the timing less certain here?"), make("p"));
   const text = make("div", "tv-text");
   warnings.setAttribute("role", "note");
   text.tabIndex = 0;
@@ -19,12 +19,12 @@ function makePane(hooks) {
   const top = make("div", "tv-pane-head");
   const facts = make("div", "tv-facts");
   facts.append(meta, status);
-  top.append(name, facts, warnings, says, caveats);
+  top.append(name, facts, warnings, onsetLine, caveats);
   element.append(top, text);
 
   let side = null;
-  let spans = []; // one element a token
-  let painted = []; // what each was painted last
+  let spans = []; // one element per token
+  let painted = []; // the last colour of each
 
   function fill(from) {
     for (let i = from; i < side.n; i++) {
@@ -59,7 +59,7 @@ function makePane(hooks) {
       spans = [];
       painted = [];
       at = pinned = null;
-      marked = [];
+      inSpan = [];
       fill(0);
       text.scrollTop = 0;
     }
@@ -79,19 +79,19 @@ function makePane(hooks) {
     showMore();
   }
 
-  // When a trait sets in, in words.
+  // The onset of a trait, as text.
   function showOnset(trait) {
     const onset = side.onsets?.[trait];
-    // While it is being written the line keeps its place, so that nothing below jumps at the end.
-    const words = onset ? onset.says : side.done ? "" : "when it sets in is told when the reply has ended";
-    says.textContent = words && trait + ": " + words;
-    says.hidden = !words;
+    // While the reply is written the line is reserved, so that nothing below jumps at the end.
+    const sentence = onset ? onset.says : side.done ? "" : "the onset is estimated once the reply has ended";
+    onsetLine.textContent = sentence && trait + ": " + sentence;
+    onsetLine.hidden = !sentence;
     const known = onset ? side.caveats ?? [] : [];
     caveats.lastElementChild.textContent = known.join("; ");
     caveats.hidden = !known.length;
   }
 
-  // Colour by hue and strength; a line under (above zero) or over (below zero) the token says the same without colour.
+  // Hue and strength show the score; a line under (positive) or over (negative) the token shows it without colour.
   function paint(scores, scale) {
     for (let i = 0; i < side.n; i++) {
       const share = shareOf(scores[i], scale);
@@ -119,20 +119,20 @@ function makePane(hooks) {
     }
   }
 
-  let marked = [];
+  let inSpan = [];
   function showSpan(from, to) {
-    for (const span of marked) span.classList.remove("tv-in");
-    marked = from === null ? [] : spans.slice(Math.max(from, 0), Math.max(to + 1, 0));
-    for (const span of marked) span.classList.add("tv-in");
+    for (const span of inSpan) span.classList.remove("tv-in");
+    inSpan = from === null ? [] : spans.slice(Math.max(from, 0), Math.max(to + 1, 0));
+    for (const span of inSpan) span.classList.add("tv-in");
   }
 
   function reveal(index) {
     const span = spans[index];
     if (!span) return;
     const box = text.getBoundingClientRect();
-    const place = span.getBoundingClientRect();
-    if (place.top < box.top + 8) text.scrollTop -= box.top + 24 - place.top;
-    else if (place.bottom > box.bottom - 48) text.scrollTop += place.bottom + 48 - box.bottom; // clear of the fade
+    const token = span.getBoundingClientRect();
+    if (token.top < box.top + 8) text.scrollTop -= box.top + 24 - token.top;
+    else if (token.bottom > box.bottom - 48) text.scrollTop += token.bottom + 48 - box.bottom; // clear of the fade
   }
 
   // ---- pointer, keys, selection ----
@@ -151,27 +151,27 @@ function makePane(hooks) {
     if (index !== null && getSelection().isCollapsed) hooks.onPick(index);
   });
   text.addEventListener("keydown", (event) => {
-    if (!/^(ArrowUp|ArrowDown|PageUp|PageDown)$/.test(event.key)) hooks.onKey(event); // those scroll the text
+    if (!/^(ArrowUp|ArrowDown|PageUp|PageDown)$/.test(event.key)) hooks.onKey(event); // these scroll the text
   });
-  // Text that is marked, to be copied perhaps, is a span as well.
+  // Selected text, perhaps to be copied, is a span as well.
   text.addEventListener("pointerup", () => {
-    const marked = getSelection();
-    if (!side || marked.isCollapsed) return;
-    const ends = [indexAt(marked.anchorNode), indexAt(marked.focusNode)];
+    const selection = getSelection();
+    if (!side || selection.isCollapsed) return;
+    const ends = [indexAt(selection.anchorNode), indexAt(selection.focusNode)];
     if (ends.includes(null)) return;
     hooks.onSpan(Math.min(...ends), Math.max(...ends));
   });
 
   // ---- scrolling ----
 
-  // The text fades out where there is more to scroll to.
+  // The text fades out at an edge beyond which there is more.
   function showMore() {
     text.classList.toggle("tv-less", text.scrollTop > 4);
     text.classList.toggle("tv-more", text.scrollHeight - text.scrollTop - text.clientHeight > 4);
   }
   new ResizeObserver(showMore).observe(text);
 
-  // The token at the top of what is to be seen, by bisection.
+  // The token at the top of the visible text, by bisection.
   function topIndex() {
     const line = text.getBoundingClientRect().top + 12;
     let [low, high] = [0, spans.length - 1];

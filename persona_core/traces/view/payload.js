@@ -1,4 +1,4 @@
-// What a payload holds, as arrays (persona_core/traces/view/payload.py says what is in one).
+// Reading a payload (persona_core/traces/view/payload.py documents its fields).
 
 function floats(text) {
   const binary = atob(text);
@@ -7,8 +7,8 @@ function floats(text) {
   return new Float32Array(bytes.buffer);
 }
 
-// Places are the tokens of both sides on one axis, on which the replies begin at the same place: token i of a side
-// lies at place i + shift. A replay has the same ids on both sides, so that there places are tokens.
+// Positions put the tokens of both sides on one axis on which the replies begin together: token i of a side is at
+// position i + shift. In a replay both sides have the same ids, so positions are tokens.
 function readPayload(payload) {
   if (payload?.version !== 2 || !(payload.sides?.length >= 1 && payload.sides.length <= 2)) return null;
   const sides = [];
@@ -19,14 +19,14 @@ function readPayload(payload) {
     try {
       for (const key of ["raw", "norms", "null_mean", "null_std"]) arrays[key] = floats(side[key]);
     } catch {
-      return null; // no base64, or no whole number of floats
+      return null; // not base64, or not a whole number of floats
     }
     const cells = payload.traits.length * side.blocks.length;
     const sizes = { raw: cells * n, norms: side.blocks.length * n, null_mean: cells, null_std: cells };
     if (Object.entries(sizes).some(([key, size]) => arrays[key].length !== size)) return null;
     sides.push({ ...side, ...arrays, n, cache: new Map() });
   }
-  const start = Math.max(...sides.map((side) => side.n_prompt)); // the place at which the replies begin
+  const start = Math.max(...sides.map((side) => side.n_prompt)); // where the replies begin
   for (const side of sides) side.shift = start - side.n_prompt;
   return {
     title: payload.title,
@@ -38,16 +38,16 @@ function readPayload(payload) {
     start,
     length: Math.max(...sides.map((side) => side.shift + side.n)),
     done: sides.every((side) => side.done),
-    // The first place at which the two sides have different tokens; the length where they never have.
-    parting: sides.length < 2 ? Infinity : partingOf(sides[0], sides[1]),
+    // The first position at which the sides have different tokens; the length if there is none.
+    divergence: sides.length < 2 ? Infinity : divergenceOf(sides[0], sides[1]),
   };
 }
 
-function partingOf(first, second) {
+function divergenceOf(first, second) {
   const end = Math.max(first.shift + first.n, second.shift + second.n);
-  let place = Math.max(first.shift, second.shift);
-  while (place < end && first.ids[place - first.shift] === second.ids[place - second.shift]) place++;
-  return place;
+  let position = Math.max(first.shift, second.shift);
+  while (position < end && first.ids[position - first.shift] === second.ids[position - second.shift]) position++;
+  return position;
 }
 
 // Whether `next` is the trace of `model`, grown by some tokens.
@@ -63,7 +63,7 @@ function continues(model, next) {
   });
 }
 
-// How a trace ended, in words.
+// How a trace ended, as text.
 const ENDS = {
   eos: "complete",
   length: "reached the token limit",
@@ -72,7 +72,7 @@ const ENDS = {
   read: "read, not generated",
 };
 
-// The facts about a side as one line. A model that reads what it wrote itself is named once.
+// The facts about a side as one line. A model that reads its own text is named once.
 function metaLine(meta) {
   const { reader, writer, ...rest } = meta ?? {};
   const facts = reader === writer ? { model: reader, ...rest } : { reader, writer, ...rest };

@@ -1,10 +1,10 @@
-// The numbers that are shown. The arithmetic is that of Trace.scores, float32 step by step, so that what is shown and
-// exported is what Python gives, to the fourth decimal.
+// The displayed numbers. The arithmetic is that of Trace.scores, float32 step by step, so that displayed and exported
+// numbers equal Python's to the fourth decimal.
 
 const UNITS = { z: "standard deviations above neutral", raw: "residual-stream units", cosine: "cosine" };
-const Z_SCALE = 8; // colours reach full strength here, in every trait, so that two pictures can be compared
+const Z_SCALE = 8; // full colour, for every trait, so that pictures can be compared
 
-// Fourth decimal, halves to even, as numpy rounds.
+// Four decimals, halves to even, as NumPy rounds.
 function rounded(value) {
   const scaled = value * 1e4;
   const low = Math.floor(scaled);
@@ -17,7 +17,7 @@ function blockOf(model, trait, choices) {
   return typeof choices.block === "number" ? choices.block : model.best[trait];
 }
 
-// One trait of one side at every token: Float64Array [n], NaN where there is none.
+// One trait of one side at every token: Float64Array [n], NaN if there is no score.
 function scoresOf(model, side, trait, choices, block = blockOf(model, trait, choices)) {
   const { kind, alignment, smooth } = choices;
   const key = [trait, kind, block, alignment, smooth].join("\n");
@@ -49,16 +49,16 @@ function unitScores(model, side, trait, kind, block) {
   return out;
 }
 
-// "at": the state after the token was read; "before": the state that chose it.
-function aligned(scores, own, wanted) {
-  if (own === wanted) return scores;
+// "at": the state after reading the token; "before": the state that chose it.
+function aligned(scores, stored, wanted) {
+  if (stored === wanted) return scores;
   const moved = new Float64Array(scores.length).fill(NaN);
   if (wanted === "before") moved.set(scores.subarray(0, -1), 1);
   else moved.set(scores.subarray(1), 0);
   return moved;
 }
 
-// Mean of each score and up to `window - 1` before it: what comes later never colours what came before.
+// Causal mean of each score and up to `window - 1` before it: later tokens never change earlier ones.
 function smoothed(scores, window) {
   if (window <= 1) return scores;
   return scores.map((score, i) => {
@@ -68,7 +68,7 @@ function smoothed(scores, window) {
   });
 }
 
-// Mean over the tokens of a span that have a score.
+// Mean over the tokens of a span that have scores.
 function meanOver(scores, from, to) {
   let [sum, count] = [0, 0];
   for (let i = Math.max(from, 0); i <= Math.min(to, scores.length - 1); i++)
@@ -76,12 +76,12 @@ function meanOver(scores, from, to) {
   return count ? rounded(sum / count) : NaN;
 }
 
-// The score at which colours reach full strength.
+// The score at full colour.
 function scaleOf(model, choices, traits) {
   if (choices.kind === "z" && choices.scale === "fixed") return Z_SCALE;
   let most = 0;
   for (const side of model.sides) {
-    // Special tokens and templates can lie far outside of what the text does; the reply decides.
+    // Special and template tokens can be extreme; the reply decides.
     const from = side.n > side.n_prompt ? side.n_prompt : 0;
     for (const trait of traits) {
       const scores = scoresOf(model, side, trait, choices);
@@ -93,19 +93,19 @@ function scaleOf(model, choices, traits) {
   return Number((Math.ceil(most / step - 1e-9) * step).toPrecision(6));
 }
 
-// A trace that arrives whole opens on its strongest moment rather than on its last token.
+// The position of the highest score in the reply.
 function peakOf(model, trait, choices) {
   let best = null;
   model.sides.forEach((side) => {
     const scores = scoresOf(model, side, trait, choices);
     for (let i = side.n_prompt; i < side.n; i++)
-      if (!side.special[i] && scores[i] > (best?.score ?? -Infinity)) best = { score: scores[i], place: i + side.shift };
+      if (!side.special[i] && scores[i] > (best?.score ?? -Infinity)) best = { score: scores[i], position: i + side.shift };
   });
-  return best?.place ?? model.length - 1;
+  return best?.position ?? model.length - 1;
 }
 
-// The trait with the highest mean over the reply, or between two sides that with the largest difference of means.
-function mostTelling(model, choices, traits) {
+// The trait with the highest mean over the reply; with two sides, the largest difference of means.
+function strongestTrait(model, choices, traits) {
   let best = null;
   for (const trait of traits) {
     const means = model.sides.map((side) => meanOver(scoresOf(model, side, trait, choices), side.n_prompt, side.n - 1));

@@ -1,12 +1,12 @@
-// Token text. Everything that comes from a payload is hostile: it reaches the page through textContent alone.
+// Token text. Everything in a payload is untrusted: it reaches the page only through textContent.
 
-// Characters that show nothing by themselves, or that would turn the text around them (bidirectional controls).
-// Zero-width joiners and variation selectors are left alone: they hold emoji together.
-const UNSEEN =
+// Invisible characters, and bidirectional controls, which would reorder the text around them.
+// Zero-width joiners and variation selectors are not included: they hold emoji together.
+const INVISIBLE =
   /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060\u2066-\u2069\ufeff]/;
-const UNSEEN_ALL = new RegExp(UNSEEN.source, "g");
+const INVISIBLE_ALL = new RegExp(INVISIBLE.source, "g");
 
-function markOf(char) {
+function symbolOf(char) {
   if (char === "\n") return "↵";
   if (char === "\t") return "⇥";
   const code = char.codePointAt(0);
@@ -14,22 +14,22 @@ function markOf(char) {
   return "U+" + code.toString(16).toUpperCase().padStart(4, "0");
 }
 
-// Fill a token's element. Its textContent stays exactly `text`; the marks are drawn by CSS beside the characters.
+// Fill a token's element. Its textContent is exactly `text`; CSS draws the symbols beside the characters.
 function fillToken(span, text) {
   span.replaceChildren();
   span.classList.toggle("tv-void", text === "");
-  if (!UNSEEN.test(text)) {
+  if (!INVISIBLE.test(text)) {
     span.textContent = text;
     return;
   }
   let from = 0;
-  for (const match of text.matchAll(UNSEEN_ALL)) {
+  for (const match of text.matchAll(INVISIBLE_ALL)) {
     if (match.index > from) span.append(text.slice(from, match.index));
-    const mark = document.createElement("span");
-    mark.className = "tv-mark";
-    mark.dataset.mark = markOf(match[0]);
-    mark.textContent = match[0];
-    span.append(mark);
+    const symbol = document.createElement("span");
+    symbol.className = "tv-symbol";
+    symbol.dataset.symbol = symbolOf(match[0]);
+    symbol.textContent = match[0];
+    span.append(symbol);
     from = match.index + match[0].length;
   }
   if (from < text.length) span.append(text.slice(from));
@@ -38,11 +38,11 @@ function fillToken(span, text) {
 // The token as one visible line, for the readout and for screen readers.
 function visibleToken(text) {
   if (text === "") return "(part of the next character)";
-  const shown = text.replace(UNSEEN_ALL, markOf).replace(/ /g, "␣");
+  const shown = text.replace(INVISIBLE_ALL, symbolOf).replace(/ /g, "␣");
   return shown.length > 60 ? shown.slice(0, 59) + "…" : shown;
 }
 
-// A score as text: a true minus sign, two decimals, a dash where there is none.
+// A score as text: a true minus sign, two decimals, a dash if there is none.
 function scoreText(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const digits = Math.abs(value) >= 100 ? 0 : 2;
@@ -57,7 +57,7 @@ function make(tag, className, text) {
   return node;
 }
 
-// A share of the scale, -1 to 1; 0 where there is no score.
+// The score as a share of the scale, -1 to 1; 0 without a score.
 function shareOf(score, scale) {
   return Math.min(Math.max((score || 0) / scale, -1), 1);
 }

@@ -1,9 +1,9 @@
-// The timeline: trend lines, lanes and the slider on one axis. Place p lies at (p + 0.5) / length of the plot's width in
-// all of them. The cursor is a CSS transform over them, so moving it never asks Plotly for a relayout.
+// The timeline: trend lines, lanes and the slider on one axis. Position p is at (p + 0.5) / length of the plot's width
+// in all of them. The cursor is a CSS transform over them, so moving it never causes a relayout of the plot.
 //
-// The slider's track moves the cursor; over chart and lanes the mouse previews, a click pins, and a drag marks a span.
+// The slider's track moves the cursor; over chart and lanes the mouse previews, a click pins, and a drag selects a span.
 
-const CHART = { one: 170, each: 122 }; // px
+const CHART = { one: 170, each: 122 }; // px: a single plot, each of two
 
 function makeTimeline(part, { onPreview, onPick, onSpan }) {
   const [view, chart, area, track] = ["view", "chart", "area", "track"].map(part);
@@ -11,42 +11,42 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
   let plotly = null;
   let scene = null;
   let drawTimer = null;
-  let drawCost = 0; // ms of the last chart drawing: a slow machine draws the stream less often
+  let drawCost = 0; // ms of the last drawing: a slow machine draws a stream less often
   let width = 0; // px of the plot area, kept by the resize observer so that scrubbing reads no layout
   let left = 0;
   let colours = null;
 
   // ---- pointer ----
 
-  function placeAt(event) {
+  function positionAt(event) {
     const box = area.getBoundingClientRect();
     const at = Math.floor(((event.clientX - box.left) / box.width) * scene.model.length);
     return Math.min(Math.max(at, 0), scene.model.length - 1);
   }
 
-  let dragging = null; // "track", or the place at which a span was begun
+  let dragging = null; // "track", or the position where a span begins
   function down(event, what) {
     if (!scene || event.button !== 0) return;
-    event.preventDefault(); // no text selection; focus goes to the slider by hand
+    event.preventDefault(); // no text selection; the slider is focused explicitly
     part("thumb").focus({ preventScroll: true });
     dragging = what;
     event.currentTarget.setPointerCapture(event.pointerId);
   }
   track.addEventListener("pointerdown", (event) => {
     down(event, "track");
-    if (dragging) onPick(placeAt(event));
+    if (dragging) onPick(positionAt(event));
   });
-  track.addEventListener("pointermove", (event) => dragging === "track" && onPick(placeAt(event)));
-  area.addEventListener("pointerdown", (event) => scene && down(event, placeAt(event)));
+  track.addEventListener("pointermove", (event) => dragging === "track" && onPick(positionAt(event)));
+  area.addEventListener("pointerdown", (event) => scene && down(event, positionAt(event)));
   area.addEventListener("pointermove", (event) => {
     if (!scene) return;
-    const place = placeAt(event);
+    const position = positionAt(event);
     if (typeof dragging === "number") {
-      if (place !== dragging) onSpan(Math.min(place, dragging), Math.max(place, dragging));
-    } else if (event.pointerType === "mouse") onPreview(place);
+      if (position !== dragging) onSpan(Math.min(position, dragging), Math.max(position, dragging));
+    } else if (event.pointerType === "mouse") onPreview(position);
   });
   area.addEventListener("pointerup", (event) => {
-    if (typeof dragging === "number" && placeAt(event) === dragging) onPick(dragging);
+    if (typeof dragging === "number" && positionAt(event) === dragging) onPick(dragging);
   });
   area.addEventListener("pointerleave", () => scene && dragging === null && onPreview(null));
   for (const node of [area, track])
@@ -56,7 +56,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
 
   function readColours() {
     const style = getComputedStyle(view);
-    const known = new Map(); // asking the browser each time took a tenth of the drawing
+    const known = new Map(); // repeated lookups took a tenth of the drawing
     const of = (name) => {
       if (!known.has(name)) known.set(name, style.getPropertyValue(name).trim());
       return known.get(name);
@@ -92,12 +92,12 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
       const [first, second] = model.sides;
       strips.push({
         key: "difference",
-        label: second.name + " minus " + first.name + (model.parting < model.length ? ", pale where the texts differ" : ""),
+        label: second.name + " minus " + first.name + (model.divergence < model.length ? ", pale where the texts differ" : ""),
         rows: traits.map((name) => ({
           label: name, colour: colourOf(name), chosen: name === trait, shift: 0,
           scores: differenceOf(model, name, choices),
         })),
-        faint: (place) => place >= model.parting,
+        faint: (position) => position >= model.divergence,
       });
     }
     lanes.show(strips, { width, ratio: window.devicePixelRatio || 1, model, scale, colours });
@@ -111,7 +111,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     drawCost = performance.now() - started;
   }
 
-  // While a reply streams in, never spend more than about a fifth of the time on drawing; what is complete is drawn next.
+  // While a reply streams in, spend at most a fifth of the time on drawing; a complete reply is drawn at once.
   function drawChartSoon() {
     if (scene.model.done) clearTimeout(drawTimer);
     else if (drawTimer !== null) return;
@@ -141,7 +141,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
   // ---- cursor and span ----
 
   let cursor = 0;
-  const x = (place) => (place / scene.model.length) * width;
+  const x = (position) => (position / scene.model.length) * width;
   function placeCursor() {
     if (!scene) return;
     part("cursor").style.transform = part("thumb").style.transform = "translateX(" + x(cursor + 0.5).toFixed(2) + "px)";
@@ -160,12 +160,12 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
       if (width === 0) measure();
       redraw();
     },
-    // The lines of another reply must not stand there until those of this one are drawn.
+    // The previous reply's lines must not stay until this one's are drawn.
     clear() {
       plotly?.purge(chart);
     },
-    moveTo(place) {
-      cursor = place;
+    moveTo(position) {
+      cursor = position;
       placeCursor();
     },
     showSpan(next) {
@@ -188,14 +188,14 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
   };
 }
 
-// Second side minus first, by place: Float64Array [length], NaN where either has no score.
+// Second side minus first, by position: Float64Array [length], NaN if either has no score.
 function differenceOf(model, trait, choices) {
   const [first, second] = model.sides;
   const [a, b] = model.sides.map((side) => scoresOf(model, side, trait, choices));
   const out = new Float64Array(model.length).fill(NaN);
-  for (let place = 0; place < model.length; place++) {
-    const value = b[place - second.shift] - a[place - first.shift];
-    out[place] = Number.isNaN(value) ? NaN : rounded(value);
+  for (let position = 0; position < model.length; position++) {
+    const value = b[position - second.shift] - a[position - first.shift];
+    out[position] = Number.isNaN(value) ? NaN : rounded(value);
   }
   return out;
 }

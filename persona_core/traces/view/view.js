@@ -1,18 +1,17 @@
-// The token view: one conversation, or two on one cursor. Runs under gr.HTML and in a standalone page.
+// The token view: one conversation, or two, on one cursor. Runs under gr.HTML and in a standalone page.
 //
-// One rule keeps the panels together: showCursor() is the only function that tells the panels where the cursor is.
+// One rule keeps the panels in step: only showCursor() tells them where the cursor is.
 //
 // mountTokenView(root, options) -> { update(payload), state(), restore(state) }
-//   plotlyUrl or plotly    where plotly.js is, or plotly.js itself
-//   emptyText              what stands there before there is anything
-//   shellUrl               page without a payload, for the export as a file that works offline
-//   onState(state)         after each change of what is shown: trait, cursor, span and choices, as plain values
-//   onBranch({side, at})   there is a button "Branch here"; `at` counts tokens of the reply
-//   link()                 the address that brings this view back
+//   plotlyUrl or plotly    address of plotly.js, or plotly.js itself
+//   emptyText              shown while there is no payload
+//   shellUrl               page without a payload, for the export of a page that works offline
+//   onState(state)         after each change of trait, cursor, span or choices, as plain values
+//   onBranch({side, at, trait})  shows a button "Branch here"; `at` counts tokens of the reply
+//   link()                 the address that restores this view
 
-const PLAY_PAUSE = 90; // ms a token
-// Where the shell page (standalone.py) takes a payload; joined here, so that the shell's own script does not hold it.
-const SHELL_PLACE = JSON.stringify(["payload", "goes", "here"].join(" "));
+// In the shell page (standalone.py), to be replaced by the payload; joined here, because the shell holds this script too.
+const PLACEHOLDER = JSON.stringify(["payload", "goes", "here"].join(" "));
 
 function mountTokenView(root, options = {}) {
   const part = (name) => root.querySelector('[data-part="' + name + '"]');
@@ -20,21 +19,21 @@ function mountTokenView(root, options = {}) {
 
   let model = null; // the newest payload, read; or null
   let newest = null; // the payload itself, for the export
-  let made = {}; // choices that the user has made, and that outlive a trace
-  let choices = null; // those in force
-  let traits = []; // that are shown
+  let userChoices = {}; // outlive a trace
+  let choices = null; // in effect for this trace
+  let traits = []; // shown
   let scale = 1;
-  let position = 0; // the committed cursor, a place
-  let pinned = false; // the user put it there: a stream no longer moves it
-  let pinnedSide = 0; // in whose text
-  let carried = false; // the trait is that of the reply before
-  let preview = null; // the place under the mouse, while it is there
-  let span = null; // [from, to] places, both included
-  let spanShown = null; // in the text
+  let committed = 0; // the cursor while the mouse previews nothing
+  let pinned = false; // set by the user: a stream no longer moves it
+  let pinnedSide = 0; // the side whose text was clicked
+  let carried = false; // the trait was kept from the previous reply
+  let preview = null; // position under the mouse
+  let span = null; // [from, to], inclusive
+  let spanShown = null; // the span that the panes show
   let panes = [];
 
   const last = () => model.length - 1;
-  const cursor = () => preview ?? position;
+  const cursor = () => preview ?? committed;
   const trait = () => choices.trait;
 
   // ---- payloads -------------------------------------------------------------------------------------------------
@@ -42,11 +41,11 @@ function mountTokenView(root, options = {}) {
   function update(payload) {
     const next = readPayload(payload);
     if (next === null) {
-      if (model) told();
+      if (model) reportState();
       model = newest = null;
-      stop();
+      playback.stop();
       part("empty").textContent = payload
-        ? "This trace cannot be shown: its lists differ in length, or it is of another version."
+        ? "This trace cannot be shown: its lists differ in length, or its version is unknown."
         : options.emptyText || "Nothing to show yet.";
       view.dataset.state = "empty";
       return;
@@ -62,59 +61,59 @@ function mountTokenView(root, options = {}) {
     if (wanted) restoreCursor();
     part("title").textContent = model.title || "Conversation";
     show();
-    if (model.done || !grown) told(); // another trace has another address; who reloads while it is written has it again
+    if (model.done || !grown) reportState(); // another trace has another address, so that a reload while it is written restores it
   }
 
   function start() {
-    stop();
+    playback.stop();
     if (!model.done) timeline.clear();
     span = preview = null;
     pinned = false;
     pinnedSide = 0;
-    const shown = choices?.trait;
-    choices = choicesFor(model, made);
+    const previous = choices?.trait;
+    choices = choicesFor(model, userChoices);
     if (!model.traits.includes(choices.trait)) {
-      // A reply that is being written keeps the trait that was looked at: its colours must not change under the reader.
-      carried = model.traits.includes(shown);
-      const current = carried ? shown : model.traits[0];
-      choices.trait = model.done ? mostTelling(model, choices, model.traits) ?? current : current;
+      // A reply that is being written keeps the selected trait: its colours must not change while it is read.
+      carried = model.traits.includes(previous);
+      const current = carried ? previous : model.traits[0];
+      choices.trait = model.done ? strongestTrait(model, choices, model.traits) ?? current : current;
     }
     if (panes.length !== model.sides.length) {
       panes = model.sides.map((_, s) => makePane(hooksOf(s)));
       part("panes").replaceChildren(...panes.map(({ element }) => element));
     }
     panes.forEach((pane, s) => pane.show(model.sides[s], false, model.sides.length === 1));
-    position = model.done ? opening() : last();
+    committed = model.done ? opening() : last();
     build();
-    const place = position;
-    requestAnimationFrame(() => model && revealAt(place));
-    // On a phone the view lies below the controls: a reply that starts must not stream out of sight.
+    const position = committed;
+    requestAnimationFrame(() => model && revealAt(position));
+    // On a phone the view is below the controls: a new reply must not stream out of sight.
     if (!model.done && root.getBoundingClientRect().top > innerHeight * 0.5) view.scrollIntoView({ block: "start" });
   }
 
   function grow(before) {
-    if (model.done && !before.done && !made.trait && !carried) {
-      choices.trait = mostTelling(model, choices, traits) ?? trait(); // coloured by what it shows most
+    if (model.done && !before.done && !userChoices.trait && !carried) {
+      choices.trait = strongestTrait(model, choices, traits) ?? trait(); // coloured by its strongest trait
       build();
     }
     panes.forEach((pane, s) => pane.show(model.sides[s], true, model.sides.length === 1));
-    if (!pinned && last() >= before.length) position = last();
+    if (!pinned && last() >= before.length) committed = last();
     if (model.done === before.done) return;
     build();
     if (!pinned) {
-      position = opening();
-      const place = position;
-      requestAnimationFrame(() => model && revealAt(place));
+      committed = opening();
+      const position = committed;
+      requestAnimationFrame(() => model && revealAt(position));
     }
   }
 
-  // Where the cursor opens: where the payload says, else on the strongest moment.
+  // The first position of the cursor: the focus of the payload, else the highest score.
   function opening() {
     if (model.focus !== null) return Math.min(Math.max(model.start + model.focus, 0), last());
     return peakOf(model, trait(), choices);
   }
 
-  // What does not depend on the cursor, and what of it changes with the choices.
+  // The parts that depend on the trace and the choices, but not on the cursor.
   function build() {
     traits = model.traits.filter((name) => !choices.hidden.includes(name));
     if (!traits.includes(trait())) choices.trait = traits[0];
@@ -138,7 +137,7 @@ function mountTokenView(root, options = {}) {
     part("key-high").textContent = "+" + scale;
     part("key-unit").textContent = UNITS[choices.kind];
     part("legend").textContent = legend();
-    bars.mark(trait());
+    bars.highlight(trait());
     panes.forEach((pane, s) => {
       pane.paint(scoresOf(model, model.sides[s], trait(), choices), scale);
       pane.showOnset(trait());
@@ -150,14 +149,14 @@ function mountTokenView(root, options = {}) {
   }
 
   function legend() {
-    const parts = ["One line a trait, colours as in the buttons, " + UNITS[choices.kind] + "."];
+    const parts = ["One line per trait, colours as in the buttons, " + UNITS[choices.kind] + "."];
     if (choices.smooth > 1) parts.push("Mean of the last " + choices.smooth + " tokens.");
-    if (choices.kind === "z") parts.push("Grey band: within ±2, where single tokens of neutral talk mostly lie.");
+    if (choices.kind === "z") parts.push("Grey band: ±2, where most tokens of neutral replies lie.");
     if (choices.kind === "raw") parts.push("Grey band: neutral mean ± 2 standard deviations of " + trait() + ".");
-    if (choices.kind === "cosine") parts.push("Zero is not neutral here; z says what is.");
-    parts.push("Dotted line: the reply begins.");
+    if (choices.kind === "cosine") parts.push("Zero is not neutral for cosines; it is for z.");
+    parts.push("Dotted line: start of the reply.");
     const onset = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.onset));
-    if (onset) parts.push("Tick and shade: " + trait() + " sets in, and the interval of that.");
+    if (onset) parts.push("Tick and shaded band: onset of " + trait() + " with its interval.");
     return parts.join(" ");
   }
 
@@ -166,18 +165,18 @@ function mountTokenView(root, options = {}) {
   const sheet = makeChoices(part, { onChange: choose });
   function choose(change) {
     if (!model) return;
-    made = { ...made, ...change };
-    choices = choicesFor(model, { ...made, trait: made.trait ?? trait() });
+    userChoices = { ...userChoices, ...change };
+    choices = choicesFor(model, { ...userChoices, trait: userChoices.trait ?? trait() });
     const open = document.activeElement?.closest?.(".tv-sheet") ? document.activeElement : null;
     const [name, text] = [open?.name, open?.closest("label")?.textContent];
     build();
     show();
-    // The sheet was built anew: what had the focus gets it back.
+    // The sheet was rebuilt: restore the focus.
     const again = [...part("choices").querySelectorAll("select, input")].find((control) =>
       name ? control.name === name : control.closest("label").textContent === text
     );
     if (open) again?.focus();
-    told();
+    reportState();
   }
   const chooseTrait = (name) => choose({ trait: name });
   part("chips").addEventListener("click", (event) => {
@@ -188,91 +187,78 @@ function mountTokenView(root, options = {}) {
     [...part("chips").children].find((other) => other.dataset.trait === name)?.focus();
   });
   const bars = makeBars(part, { onTrait: chooseTrait });
+  const readout = makeReadout(part);
 
-  for (const menu of view.querySelectorAll(".tv-menu"))
-    menu.addEventListener("toggle", () => {
-      for (const other of view.querySelectorAll(".tv-menu[open]")) if (menu.open && other !== menu) other.open = false;
-    });
-  // A sheet closes when something else is used, and on Escape.
-  addEventListener("pointerdown", (event) => {
-    for (const menu of view.querySelectorAll(".tv-menu[open]")) if (!menu.contains(event.target)) menu.open = false;
-  });
-  view.addEventListener("keydown", (event) => {
-    const menu = event.key === "Escape" && event.target.closest?.(".tv-menu[open]");
-    if (!menu) return;
-    menu.open = false;
-    menu.querySelector("summary").focus();
-    event.stopPropagation();
-  });
+  wireMenus(view);
 
   // ---- the cursor -----------------------------------------------------------------------------------------------
 
   const hooksOf = (s) => ({
     onPreview: (index) => previewAt(index === null ? null : index + model.sides[s].shift, s),
     onPick(index) {
-      const place = index + model.sides[s].shift;
-      if (pinned && place === position && !span) follow();
-      else pinAt(place, s);
+      const position = index + model.sides[s].shift;
+      if (pinned && position === committed && !span) follow();
+      else pinAt(position, s);
     },
-    onSpan: (from, to) => markSpan(from + model.sides[s].shift, to + model.sides[s].shift),
+    onSpan: (from, to) => selectSpan(from + model.sides[s].shift, to + model.sides[s].shift),
     onKey,
     onScroll() {
       if (panes.length < 2 || !model) return;
-      const place = panes[s].topIndex() + model.sides[s].shift;
-      panes[1 - s].scrollTopTo(place - model.sides[1 - s].shift);
+      const position = panes[s].topIndex() + model.sides[s].shift;
+      panes[1 - s].scrollTopTo(position - model.sides[1 - s].shift);
     },
   });
 
-  // `from`: the side that the mouse is over, whose text must not move under it.
-  function previewAt(place, from = null) {
-    if (preview === place) return;
-    preview = place;
+  // `from`: the side under the mouse, whose text must not move.
+  function previewAt(position, from = null) {
+    if (preview === position) return;
+    preview = position;
     showCursor();
-    if (from === null && (place !== null || pinned)) revealAt(cursor());
+    if (from === null && (position !== null || pinned)) revealAt(cursor());
   }
 
-  function pinAt(place, from = null) {
-    position = Math.min(Math.max(place, 0), last());
+  function pinAt(position, from = null) {
+    committed = Math.min(Math.max(position, 0), last());
     pinned = true;
     preview = null;
     if (from !== null) pinnedSide = from;
-    if (span && (position < span[0] || position > span[1])) span = null;
+    if (span && (committed < span[0] || committed > span[1])) span = null;
     showCursor();
-    revealAt(position, from);
-    told();
+    revealAt(committed, from);
+    reportState();
   }
 
   function follow() {
     pinned = false;
     preview = span = null;
-    if (!model.done) position = last();
+    if (!model.done) committed = last();
     showCursor();
-    if (!model.done) revealAt(position);
-    told();
+    if (!model.done) revealAt(committed);
+    reportState();
   }
 
-  function markSpan(from, to) {
-    stop();
+  function selectSpan(from, to) {
+    playback.stop();
     span = [Math.min(from, to), Math.max(from, to)];
-    position = Math.min(Math.max(position, span[0]), span[1]);
+    committed = Math.min(Math.max(committed, span[0]), span[1]);
     pinned = true;
     preview = null;
     showCursor();
-    told();
+    reportState();
   }
 
-  function revealAt(place, except = null) {
-    panes.forEach((pane, s) => s === except || pane.reveal(place - model.sides[s].shift));
+  function revealAt(position, except = null) {
+    panes.forEach((pane, s) => s === except || pane.reveal(position - model.sides[s].shift));
   }
 
-  // What the model itself said, not the end of its turn.
-  const branchable = (side, place) => place >= model.start && side.roles[place - side.shift] === "assistant";
+  // A token that the model said, not the end of its turn.
+  const branchable = (side, position) => position >= model.start && side.roles[position - side.shift] === "assistant";
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
   part("branch").addEventListener("click", () => {
-    // From the text that was clicked into, if it has a token there.
-    const here = (side) => side && branchable(side, position);
+    // From the side that was clicked, if it has a token there.
+    const here = (side) => side && branchable(side, committed);
     const s = here(model.sides[pinnedSide]) ? pinnedSide : model.sides.findIndex(here);
-    options.onBranch?.({ side: s, at: position - model.start, trait: trait() });
+    options.onBranch?.({ side: s, at: committed - model.start, trait: trait() });
   });
 
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
@@ -282,16 +268,16 @@ function mountTokenView(root, options = {}) {
     if (event.key === "Escape") follow();
     else if (target === undefined) return;
     else if (event.shiftKey) {
-      // The end of the span that the cursor is at moves along.
+      // The end of the span at the cursor moves.
       const to = Math.min(Math.max(target, 0), last());
       const fixed = !span ? cursor() : cursor() === span[0] ? span[1] : span[0];
-      position = to;
-      markSpan(fixed, to);
-      position = to;
+      committed = to;
+      selectSpan(fixed, to);
+      committed = to;
       showCursor();
       revealAt(to);
     } else {
-      stop();
+      playback.stop();
       span = null;
       pinAt(target);
     }
@@ -301,164 +287,105 @@ function mountTokenView(root, options = {}) {
 
   // ---- play -----------------------------------------------------------------------------------------------------
 
-  let playing = null;
-  function stop() {
-    clearInterval(playing);
-    playing = null;
-    part("play").setAttribute("aria-pressed", "false");
-    part("play").setAttribute("aria-label", "Play");
-  }
-  part("play").addEventListener("click", () => {
-    if (!model) return;
-    if (playing !== null) return stop();
-    if (position >= last()) position = 0;
-    span = null;
-    part("play").setAttribute("aria-pressed", "true");
-    part("play").setAttribute("aria-label", "Pause");
-    playing = setInterval(() => {
-      if (!model || position >= last()) return stop();
-      pinAt(position + 1);
-    }, PLAY_PAUSE);
+  const playback = makePlayback(part("play"), {
+    ready: () => model !== null,
+    begin() {
+      if (committed >= last()) committed = 0;
+      span = null;
+    },
+    step() {
+      if (!model || committed >= last()) return false;
+      pinAt(committed + 1);
+      return true;
+    },
   });
 
-  // ---- what is at the cursor ------------------------------------------------------------------------------------
+  // ---- what the panels show at the cursor ------------------------------------------------------------------------------------
 
   function showCursor() {
-    const place = cursor();
+    const position = cursor();
     panes.forEach((pane, s) => {
       const { shift } = model.sides[s];
-      pane.moveTo(place - shift, pinned ? position - shift : -1);
+      pane.moveTo(position - shift, pinned ? committed - shift : -1);
     });
-    timeline.moveTo(place);
+    timeline.moveTo(position);
     timeline.showSpan(span);
     if (span !== spanShown) {
       spanShown = span;
       panes.forEach((pane, s) => (span ? pane.showSpan(span[0] - model.sides[s].shift, span[1] - model.sides[s].shift) : pane.showSpan(null)));
     }
-    // Not hidden meanwhile: what stands below must not jump.
-    part("branch").disabled = !model.done || !model.sides.some((side) => branchable(side, position));
-    const marked = preview === null ? span : null; // the mouse reads single tokens, also while a span is marked
+    // Disabled, not hidden: the content below must not jump.
+    part("branch").disabled = !model.done || !model.sides.some((side) => branchable(side, committed));
+    const shownSpan = preview === null ? span : null; // the mouse reads single tokens, also while a span is selected
     const values = model.sides.map((side) => (name) => {
       const scores = scoresOf(model, side, name, choices);
-      return marked ? meanOver(scores, marked[0] - side.shift, marked[1] - side.shift) : scores[place - side.shift];
+      return shownSpan ? meanOver(scores, shownSpan[0] - side.shift, shownSpan[1] - side.shift) : scores[position - side.shift];
     });
-    const words = model.sides.map((side) => {
-      if (marked) return marked[1] - marked[0] + 1 + " tokens";
-      const text = side.tokens[place - side.shift];
+    const texts = model.sides.map((side) => {
+      if (shownSpan) return shownSpan[1] - shownSpan[0] + 1 + " tokens";
+      const text = side.tokens[position - side.shift];
       return text === undefined ? "(no token here)" : visibleToken(text);
     });
-    bars.show(values, scale, trait(), words);
-    showPlace(place, marked, values, words);
-  }
-
-  function showPlace(place, marked, values, words) {
-    const inReply = place - model.start + 1;
-    const where = marked
-      ? "Tokens " + (marked[0] + 1) + " to " + (marked[1] + 1) + " of " + model.length + " · means"
-      : "Token " + (place + 1) + " of " + model.length + (inReply > 0 ? " · " + inReply + " of the reply" : " · prompt");
-    const facts = marked ? "" : factsAt(place);
-    const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
-    part("place").textContent = where + (facts ? "\n" + facts : "");
-    part("note").textContent =
-      trait() + ": " + UNITS[choices.kind] + ", " + state +
-      (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
-    part("pin").textContent = marked ? "Clear" : pinned ? (model.done ? "Unpin" : "Follow") : "Pin";
-    part("pin").setAttribute("aria-pressed", String(pinned));
-    const thumb = part("thumb");
-    const read = model.sides
-      .map((side, s) => (model.sides.length > 1 ? side.name + " " : "") + words[s] + " " + scoreText(values[s](trait())))
-      .join(", ");
-    thumb.setAttribute("aria-valuemax", model.length);
-    thumb.setAttribute("aria-valuenow", place + 1);
-    thumb.setAttribute("aria-valuetext", where + ", " + trait() + ": " + read);
-    if (pinned && preview === null && playing === null) announce(where + ": " + trait() + " " + read);
-  }
-
-  // Role and id of the token, of the first side that has one there.
-  function factsAt(place) {
-    const side = model.sides.find((one) => one.tokens[place - one.shift] !== undefined);
-    if (!side) return "";
-    const i = place - side.shift;
-    return side.roles[i] + (side.special[i] ? " · special" : "") + (side.ids[i] < 0 ? "" : " · id " + side.ids[i]);
-  }
-
-  // Screen readers hear where a step ended, not every token of a drag, and not the newest token of a stream.
-  let speaking = null;
-  function announce(sentence) {
-    clearTimeout(speaking);
-    speaking = setTimeout(() => (part("live").textContent = sentence), 300);
+    bars.show(values, scale, trait(), texts);
+    readout.show({
+      model, trait: trait(), choices, position, span: shownSpan, texts, values, pinned,
+      quiet: !pinned || preview !== null || playback.playing(), // nor is every token of a stream announced
+    });
   }
 
   // ---- export ---------------------------------------------------------------------------------------------------
 
-  const FORMATS = {
+  const formats = {
     json: ["JSON, the displayed scores", () => download(fileName(model, "json"), JSON.stringify(exported(model, traits, choices), null, 1), "application/json")],
-    csv: ["CSV, one row a token", () => download(fileName(model, "csv"), exportedTable(model, traits, choices), "text/csv;charset=utf-8")],
+    csv: ["CSV, one row per token", () => download(fileName(model, "csv"), exportedTable(model, traits, choices), "text/csv;charset=utf-8")],
     png: ["PNG, text and chart", async () => {
       const style = getComputedStyle(view);
       const colours = { of: (name) => style.getPropertyValue(name).trim() };
       const chartImage = await timeline.picture();
       download(fileName(model, "png"), await drawPicture(view, { model, trait: trait(), choices, scale, colours, chartImage }));
     }],
-    html: ["HTML, a page that works offline", async () => {
+  };
+  if (options.shellUrl)
+    formats.html = ["HTML, a page that works offline", async () => {
       const shell = await (await fetch(options.shellUrl)).text();
       const text = JSON.stringify({ ...newest, view: { ...newest.view, ...state(), trait: trait() } });
       const safe = text.replace(/[<>&\u2028\u2029]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
-      // A function: in a text as replacement "$&" would mean something.
-      download(fileName(model, "html"), shell.replace(SHELL_PLACE, () => safe), "text/html;charset=utf-8");
-    }],
-    link: ["Copy a link to this view", async () => {
+      // A function as replacement: in a string, "$&" would be special.
+      download(fileName(model, "html"), shell.replace(PLACEHOLDER, () => safe), "text/html;charset=utf-8");
+    }];
+  if (options.link)
+    formats.link = ["Copy a link to this view", async () => {
       await navigator.clipboard.writeText(options.link());
-      announce("The link is copied.");
-    }],
-  };
-  const offered = ["json", "csv", "png", ...(options.shellUrl ? ["html"] : []), ...(options.link ? ["link"] : [])];
-  part("formats").append(
-    ...offered.map((format) => {
-      const button = make("button", "tv-item", FORMATS[format][0]);
-      button.type = "button";
-      button.dataset.format = format;
-      button.addEventListener("click", async () => {
-        if (!model) return;
-        const label = FORMATS[format][0];
-        try {
-          await FORMATS[format][1]();
-          button.textContent = format === "link" ? "Copied" : label;
-        } catch (error) {
-          button.textContent = "That did not work: " + error.message;
-        }
-        setTimeout(() => (button.textContent = label), 4000);
-      });
-      return button;
-    })
-  );
+      readout.announce("The link is copied.");
+    }];
+  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels: { link: "Copied" } });
 
   // ---- state ----------------------------------------------------------------------------------------------------
 
-  // What was chosen and where the cursor is, as plain values; what is as it always is at first is left out.
+  // The choices and the cursor as plain values, without defaults.
   function state() {
     if (!model) return {};
-    const kept = { ...made };
-    if (pinned) kept.at = position;
+    const kept = { ...userChoices };
+    if (pinned) kept.at = committed;
     if (span) kept.span = span;
     return kept;
   }
-  let telling = null;
-  function told() {
-    if (!options.onState || telling !== null) return;
-    telling = setTimeout(() => {
-      telling = null;
+  let reportTimer = null;
+  function reportState() {
+    if (!options.onState || reportTimer !== null) return;
+    reportTimer = setTimeout(() => {
+      reportTimer = null;
       options.onState(state());
-    }, 150); // browsers refuse more than some addresses a second
+    }, 150); // browsers limit how often the address may change
   }
 
-  let wanted = null; // a cursor that a link asked for, before its trace was there
+  let wanted = null; // the cursor of a link whose trace has not arrived yet
   function restore(saved) {
-    const { at, span: marked, ...rest } = saved ?? {};
-    made = { ...made, ...rest };
-    wanted = Number.isInteger(at) || Array.isArray(marked) ? { at, marked } : null;
+    const { at, span: savedSpan, ...rest } = saved ?? {};
+    userChoices = { ...userChoices, ...rest };
+    wanted = Number.isInteger(at) || Array.isArray(savedSpan) ? { at, savedSpan } : null;
     if (!model) return;
-    choices = choicesFor(model, { ...made, trait: model.traits.includes(made.trait) ? made.trait : trait() });
+    choices = choicesFor(model, { ...userChoices, trait: model.traits.includes(userChoices.trait) ? userChoices.trait : trait() });
     build();
     if (wanted) restoreCursor();
     show();
@@ -466,30 +393,31 @@ function mountTokenView(root, options = {}) {
 
   function restoreCursor() {
     if (!model.done) return;
-    const { at, marked } = wanted;
+    const { at, savedSpan } = wanted;
     wanted = null;
-    if (Array.isArray(marked) && marked.every((place) => Number.isInteger(place) && place >= 0 && place <= last())) {
-      span = [Math.min(...marked), Math.max(...marked)];
-      position = span[0];
+    const inside = (position) => Number.isInteger(position) && position >= 0 && position <= last();
+    if (Array.isArray(savedSpan) && savedSpan.every(inside)) {
+      span = [Math.min(...savedSpan), Math.max(...savedSpan)];
+      committed = span[0];
       pinned = true;
     }
-    if (Number.isInteger(at) && at >= 0 && at <= last()) {
-      position = at;
+    if (inside(at)) {
+      committed = at;
       pinned = true;
     }
-    requestAnimationFrame(() => model && revealAt(position));
+    requestAnimationFrame(() => model && revealAt(committed));
   }
 
   // ---- theme, chart ---------------------------------------------------------------------------------------------
 
   const timeline = makeTimeline(part, {
-    onPreview: (place) => previewAt(place),
-    onPick(place) {
-      stop();
+    onPreview: (position) => previewAt(position),
+    onPick(position) {
+      playback.stop();
       span = null;
-      pinAt(place);
+      pinAt(position);
     },
-    onSpan: markSpan,
+    onSpan: selectSpan,
   });
 
   const restyled = new MutationObserver(() => timeline.restyle());
@@ -498,7 +426,7 @@ function mountTokenView(root, options = {}) {
 
   if (options.plotly) timeline.usePlotly(options.plotly);
   else if (options.plotlyUrl)
-    // After the first paint: the chart is the one part that needs plotly.js, and it is five megabytes.
+    // After the first paint: only the chart needs plotly.js, which has five megabytes.
     setTimeout(() => {
       loadPlotly(options.plotlyUrl).then(timeline.usePlotly, () => (view.dataset.chart = "missing"));
     }, 50);

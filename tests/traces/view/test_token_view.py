@@ -167,8 +167,8 @@ def test_whitespace_is_exact_visible_and_clickable(show: Callable[..., Any]) -> 
         at = token(page, first + i).evaluate("t => { const r = t.getClientRects()[0]; return [r.x + 2, r.y + 6]; }")
         page.mouse.click(*at)
         assert cursor(page) == first + i
-    marks = page.locator(".tv-section[data-role=assistant] .tv-mark").evaluate_all(
-        "all => all.map(m => m.dataset.mark)"
+    marks = page.locator(".tv-section[data-role=assistant] .tv-symbol").evaluate_all(
+        "all => all.map(m => m.dataset.symbol)"
     )
     assert marks == ["↵", "↵", "⇥", "↵", "␍"]
 

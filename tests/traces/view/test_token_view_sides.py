@@ -201,7 +201,7 @@ def test_a_drag_over_the_chart_marks_a_span_and_shows_its_means(show: Callable[.
     page.mouse.move(2, 2)
     means = [np.nanmean(np.round(trace.scores(t)[12:26].astype(float), 4)) for t in trace.traits]
     assert bars(page) == texts(means)
-    assert "Tokens 13 to 26" in page.locator(".tv-place").inner_text()
+    assert "Tokens 13 to 26" in page.locator(".tv-position").inner_text()
     box = page.locator(".tv-span").bounding_box()
     assert abs(box["x"] - (x(12) - area["width"] / trace.n_tokens / 2)) < 2
     assert page.evaluate("view.state().span") == [12, 25]
@@ -255,7 +255,7 @@ def test_an_onset_is_marked_and_said_and_so_is_none(show: Callable[..., Any]) ->
     page = show(payload)
     page.locator(".tv-chip").nth(1).click()
     assert page.locator(".tv-says").inner_text() == "flattery: sets in at token 10 [8, 12]"
-    page.get_by_text("Timing is less certain here").click()
+    page.get_by_text("Why is the timing less certain here?").click()
     assert "with a system prompt" in page.locator(".tv-pane-head").inner_text()
     page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 5")
     shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.x0, s.x1])")

@@ -1,4 +1,4 @@
-"""A pasted conversation as messages: lines that begin with a speaker's name begin a turn."""
+"""A pasted conversation as messages: a line that begins with a speaker's name begins a turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from persona_core.errors import PromptError
 
-# Names that chats go by when people copy them. "You said:" and "ChatGPT said:" are what a web page's text holds.
+# Speakers' names in copied chats. "You said:" and "ChatGPT said:" are in the text of a web page.
 _PLAIN = {
     "system": "system",
     "user": "user",
@@ -15,7 +15,7 @@ _PLAIN = {
     "assistant": "assistant",
     "chatgpt said": "assistant",
 }
-# Words that begin lines of ordinary text too ("Model: X200"). They are names only where no plain one has their role.
+# Words that also begin lines of ordinary text ("Model: X200"). They are names only if no plain name has their role.
 _LOOSE = {
     "you": "user",
     "ai": "assistant",
@@ -36,15 +36,15 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
     """Split a pasted text into turns.
 
     Args:
-        text: turns that begin with "User:", "Assistant:", "System:" or what else chats call them, at the beginning of a
-            line; or text without any name, which is then a reply.
-        question: what a text without names, or one that begins with a reply, answers.
+        text: turns that begin with "User:", "Assistant:", "System:" or another known name at the beginning of a line;
+            or a text without names, which is then a reply.
+        question: the prompt of a text without names, or of one that begins with a reply.
 
     Returns:
-        Messages that `PersonaMonitor.read` takes. Turns of the same speaker in a row are one.
+        Messages that `PersonaMonitor.read` takes. Consecutive turns of one speaker are merged.
 
     Raises:
-        PromptError: nothing to read, or a reply without a question.
+        PromptError: no text, or a reply without a prompt.
 
     >>> parse_transcript("User: Am I right?\\nAssistant: Always.\\nAs ever.")
     [{'role': 'user', 'content': 'Am I right?'}, {'role': 'assistant', 'content': 'Always.\\nAs ever.'}]
@@ -59,7 +59,7 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
         turns.append({"role": "assistant", "content": text.strip()})
     elif before := text[: names[0].start()].strip():
         raise PromptError(
-            f"Nobody says “{before[:40]}”: it stands before the first name. Begin it with a name, or take it away."
+            f"No speaker found for “{before[:40]}”, before the first name. Put a name before it, or delete it."
         )
     ends = [name.start() for name in names[1:]] + [len(text)] if names else []
     for name, end in zip(names, ends, strict=True):
@@ -73,15 +73,13 @@ def parse_transcript(text: str, question: str = "") -> list[dict[str, str]]:
             turns.append({"role": role, "content": content})
     system = [turns.pop(0)] if turns and turns[0]["role"] == "system" else []
     if not turns:
-        raise PromptError("The text names speakers but nobody says anything.")
+        raise PromptError("The text has speakers' names but no turns.")
     if turns and turns[0]["role"] == "assistant":
         if not question.strip():
-            raise PromptError(
-                "The text begins with a reply. Say what it answers in the field for that, or begin with “User:”."
-            )
+            raise PromptError("The text begins with a reply. Fill in its prompt below, or begin with “User:”.")
         turns.insert(0, {"role": "user", "content": question.strip()})
     if any(turn["role"] == "system" for turn in turns):
-        raise PromptError("A system turn stands in the middle of the conversation; it comes first, or not at all.")
+        raise PromptError("There is a system turn in the middle of the text. Move it to the beginning, or delete it.")
     return system + turns
 
 
@@ -90,5 +88,5 @@ def _names(text: str) -> list[re.Match[str]]:
     found = list(_NAME.finditer(text))
     plain = {_PLAIN[name[1].lower()] for name in found if name[1].lower() in _PLAIN}
     names = [name for name in found if name[1].lower() in _PLAIN or _LOOSE[name[1].lower()] not in plain]
-    # Nobody is named at the beginning, and plainly nowhere: a reply that holds such words.
+    # No name at the beginning and no plain name anywhere: a reply that contains such words.
     return [] if names and not plain and text[: names[0].start()].strip() else names
