@@ -28,12 +28,12 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.models import SMALL, TOKENIZER, llama
-from persona_core.elicitation.elicit import Batch, ElicitationPlan, write_batch
+from persona_core.elicitation.elicit import ElicitationPlan, RequestBatch, write_batch
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import load_traits
 from persona_core.inference.decode import decode
 from persona_core.inference.sampling import Sampling
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.vectors.extraction import Sides, mean_difference
 
 RESULTS = Path(__file__).parent / "results" / "elicitation.json"
@@ -72,7 +72,7 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
     """Seconds of each way, and ratios paired by batch."""
     extraction = [r for r in plan.requests() if r.split == "extraction"]
     batches = [
-        Batch(f"batch-{i:05d}", tuple(extraction[i * plan.batch_size : (i + 1) * plan.batch_size]))
+        RequestBatch(f"batch-{i:05d}", tuple(extraction[i * plan.batch_size : (i + 1) * plan.batch_size]))
         for i in range(rounds + 1)
     ]
     seconds: dict[str, list[float]] = {"alone": [], "ours": [], "two passes": []}
@@ -91,8 +91,8 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
                 seconds[way].append(value)
         begun = time.perf_counter()
         replies = store.replies()
-        high = [r for r in replies if r.request.side == "high"] or replies[::2]
-        low = [r for r in replies if r.request.side == "low"] or replies[1::2]
+        high = [r for r in replies if r.request.side == "positive"] or replies[::2]
+        low = [r for r in replies if r.request.side == "negative"] or replies[1::2]
         states = (store.states(side) for side in (high, low, []))
         mean_difference(Sides(*states))
         extraction_share = (time.perf_counter() - begun) / len(batches)
@@ -104,7 +104,7 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
     }
 
 
-def write_alone(lm: LanguageModel, plan: ElicitationPlan, batch: Batch) -> None:
+def write_alone(lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch) -> None:
     prompts = [lm.chat.render(r.messages).token_ids for r in batch.requests]
     for _ in decode(lm, prompts, plan.sampling, [plan.seed + r.index for r in batch.requests]):
         pass

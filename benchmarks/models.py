@@ -11,7 +11,8 @@ import torch
 import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from persona_core.models.loading import LanguageModel, wrap_model
+from persona_core.models.language_model import LanguageModel
+from persona_core.models.loading import wrap_model
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import PROJECT_ROOT
 

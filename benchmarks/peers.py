@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import speed
 from benchmarks.models import SMALL, llama
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 
 N_NEW, ROUNDS = 48, 6
 

@@ -17,12 +17,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.measuring import in_rounds, in_turn, ratio, stepwise
 from benchmarks.models import directions, prompts, random_vectors, twin
-from persona_core.inference.generation import Run
+from persona_core.inference.generation import GenerationRun
+from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, choose, draws
-from persona_core.inference.start import Start
 from persona_core.models.blocks import block_output
 from persona_core.models.chat import Rendered
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import Transcript
 
@@ -46,10 +46,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 def run_of(
     lm: LanguageModel, ids: Ids, sampling: Sampling, read: dict[int, torch.Tensor], width: int | None = None
-) -> Run:
+) -> GenerationRun:
     """Our loop on prompts of ids."""
-    starts = [Start(Rendered(tuple(row), ("user",) * len(row))) for row in ids]
-    return Run(lm, read, starts, sampling, range(len(ids)), width=width)
+    starts = [ReplyPrefix(Rendered(tuple(row), ("user",) * len(row))) for row in ids]
+    return GenerationRun(lm, read, starts, sampling, range(len(ids)), batch_size=width)
 
 
 def _first(*models: LanguageModel) -> list[torch.nn.Module]:

@@ -14,7 +14,7 @@ _HOME = {
     "Branch": "monitor.branching",
     "Detectors": "analysis.detectors",
     "ElicitationPlan": "elicitation.elicit",
-    "LanguageModel": "models.loading",
+    "LanguageModel": "models.language_model",
     "PersonaError": "errors",
     "PersonaMonitor": "monitor.monitor",
     "PersonaVectors": "vectors.vectors",
@@ -26,7 +26,7 @@ _HOME = {
     "Trace": "traces.trace",
     "TraitDefinition": "elicitation.traits",
     "elicit": "elicitation.elicit",
-    "judge_replies": "judging.judge",
+    "judge_replies": "judging.replies",
     "load_model": "models.loading",
     "load_traits": "elicitation.traits",
     "make_vectors": "pipeline",
@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from persona_core.errors import PersonaError, PersonaWarning
     from persona_core.inference.sampling import Sampling
     from persona_core.inference.steering import Steer
-    from persona_core.judging.judge import judge_replies
-    from persona_core.models.loading import LanguageModel, load_model, wrap_model
+    from persona_core.judging.replies import judge_replies
+    from persona_core.models.language_model import LanguageModel
+    from persona_core.models.loading import load_model, wrap_model
     from persona_core.monitor.branching import Branch
     from persona_core.monitor.monitor import PersonaMonitor, Step
     from persona_core.pipeline import make_vectors, validate_vectors

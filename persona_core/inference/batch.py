@@ -1,4 +1,4 @@
-"""Replies being written together: one forward at a time, with their cache, positions and draws."""
+"""Replies being written together: one forward pass at a time, with their cache, positions and random draws."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persona_core.errors import NumericalError
-from persona_core.inference.dynamic_cache import GrowingMemory
+from persona_core.inference.dynamic_cache import DynamicKVCache, has_only_attention, new_cache
+from persona_core.inference.forward import ForwardInputs, ForwardOutput
 from persona_core.inference.hooks import Reading
-from persona_core.inference.kv_cache import joinable, new_cache
 from persona_core.inference.memory import pad_left
 from persona_core.inference.sampling import Sampling, choose, draws
-from persona_core.inference.static_cache import FixedMemory
+from persona_core.inference.static_cache import StaticKVCache
 from persona_core.inference.steering import PAD_INDEX
-from persona_core.inference.step import Output, Step
 
 if TYPE_CHECKING:
     from persona_core.inference.hooks import ResidualTap
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
 
-# Places that have come free are filled together once they are an eighth of the batch: a prefill costs at least a step.
+# Free slots are filled together once they are an eighth of the batch: a prefill costs at least as much as a step.
 REFILLED_SHARE = 8
-# Padded tokens in one prefill, so that a long queue of long prompts does not need the memory of all at once.
+# Padded tokens in one prefill, so that a long queue of long prompts does not need memory for all of them at once.
 PREFILL_TOKENS = 8192
-# Once nobody waits, ended rows are dropped when they are a quarter: that copies the cache.
+# With an empty queue, finished rows are dropped once they are a quarter of the batch: dropping copies the cache.
 DROPPED_SHARE = 4
 
 
 @dataclass(frozen=True)
-class Forward:
-    """One forward of the loop: a prefill, or a new token for every reply that goes on.
+class DecodeStep:
+    """One step of the decode loop: a prefill, or a new token for every unfinished reply.
 
     Attributes:
-        rows: the replies it is about, by their place among the prompts.
+        rows: its replies, as indices into the prompts.
         token_ids: the new token of each; None for a prefill.
-        reading: what the tap read of them, or None without one. Left padding included in a prefill.
+        reading: what the tap read, or None without one. That of a prefill includes the left padding.
         finished: for each, None, "eos", "length" or "context".
     """
 
@@ -49,20 +48,28 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt in the queue; `limit` is the longest that its reply may be, kept tokens included."""
+class QueuedPrompt:
+    """A prompt that waits for a slot.
+
+    Attributes:
+        row: its index among the prompts.
+        ids: its token ids, followed by the kept tokens of the reply.
+        seed: of the reply's random draws.
+        n_kept: how many of the ids belong to the reply.
+        limit: longest reply in tokens, kept ones included.
+    """
 
     row: int
     ids: Sequence[int]
     seed: int
-    kept: int
+    n_kept: int
     limit: int
 
 
 class ReplyBatch:
     """Replies being written together.
 
-    The tensors of a step have a row for each, those that have ended among them until they are dropped: dropping copies
+    The tensors of a step have one row for each reply, finished ones included until they are dropped: dropping copies
     the cache.
     """
 
@@ -71,101 +78,105 @@ class ReplyBatch:
         lm: LanguageModel,
         sampling: Sampling,
         tap: ResidualTap | None,
-        longest: int,
-        width: int,
-        columns: int | None,
+        max_reply: int,
+        size: int,
+        static_columns: int | None,
     ) -> None:
-        self._lm, self._sampling, self._tap, self._longest, self._width = lm, sampling, tap, longest, width
-        self._joinable = joinable(new_cache(lm.model.config))
+        """Start an empty batch of up to `size` replies of up to `max_reply` tokens; None: with a dynamic cache."""
+        self._lm, self._sampling, self._tap, self._max_reply, self._size = lm, sampling, tap, max_reply, size
+        self._can_refill = has_only_attention(new_cache(lm.model.config))
         self._processors = sampling.processors()
         pools = tap.pools if tap else ()
         self._pools_prompt, self._pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
-        self._memory: GrowingMemory | FixedMemory = (
-            GrowingMemory(lm.device) if columns is None else FixedMemory(lm, width, columns, self._pools_reply)
+        self._cache: DynamicKVCache | StaticKVCache = (
+            DynamicKVCache(lm.device)
+            if static_columns is None
+            else StaticKVCache(lm, size, static_columns, self._pools_reply)
         )
-        self._requests: list[Request] = []
-        self._said: list[int] = []  # reply tokens so far, kept ones included
-        self._ended: list[bool] = []
-        self._rows: _Rows
+        self._prompts: list[QueuedPrompt] = []
+        self._n_reply: list[int] = []  # reply tokens so far, kept ones included
+        self._is_finished: list[bool] = []
+        self._rows: _RowState
 
     @property
-    def alive(self) -> bool:
-        return not all(self._ended)
+    def is_active(self) -> bool:
+        return not all(self._is_finished)
 
-    def takes(self, queue: Sequence[Request]) -> int:
-        """How many of the queue are to be taken up before the next step."""
-        free = self._width - self._ended.count(False)
-        if self.alive:
-            enough = min(len(queue), max(1, self._width // REFILLED_SHARE))
-            if not self._joinable or free < enough:
+    def n_admissible(self, queue: Sequence[QueuedPrompt]) -> int:
+        """How many prompts of the queue to prefill before the next step."""
+        free = self._size - self._is_finished.count(False)
+        if self.is_active:
+            enough = min(len(queue), max(1, self._size // REFILLED_SHARE))
+            if not self._can_refill or free < enough:
                 return 0
         most = min(free, len(queue))
         longest = 0
-        for n in range(most if self._joinable else 0):
+        for n in range(most if self._can_refill else 0):
             longest = max(longest, len(queue[n].ids))
             if n and (n + 1) * longest > PREFILL_TOKENS:
                 return n
         return most
 
-    def take(self, requests: Sequence[Request]) -> Forward:
+    def prefill(self, prompts: Sequence[QueuedPrompt]) -> DecodeStep:
         """Read prompts, their last tokens too, and add them to the batch."""
         self._drop()
         device = self._lm.device
         cache = new_cache(self._lm.model.config)
-        ids, mask = pad_left([r.ids for r in requests], device)
-        lengths = [len(r.ids) for r in requests]
+        ids, mask = pad_left([p.ids for p in prompts], device)
+        lengths = [len(p.ids) for p in prompts]
         positions = (mask.cumsum(-1) - 1).clamp_min(0)  # [rows, longest]
-        index = torch.tensor([[r.kept] for r in requests], device=device)  # [rows, 1], of the next reply token
+        index = torch.tensor([[p.n_kept] for p in prompts], device=device)  # [rows, 1], of the next reply token
         reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True) + index, PAD_INDEX)
-        replies = torch.tensor([r.row for r in requests], device=device)
-        # Positions of the reply alone leave the prefill as it is, those of the prompt alone the steps.
-        own = torch.zeros_like(ids, dtype=torch.bool) if self._pools_prompt else None
-        hidden = mask if len(set(lengths)) > 1 else None
-        logits, reading = self._forward(hidden, cache, Step(ids, positions, reply_index, replies, own))
-        uniform = torch.zeros(len(requests), self._longest + 1)  # one more: rows that have ended
-        for row, request in enumerate(requests):
-            uniform[row, : request.limit] = draws(request.seed, request.limit)
-        # The repetition penalty must not see the padding: a repeated token changes nothing.
+        replies = torch.tensor([p.row for p in prompts], device=device)
+        # A prefill pools for prompt positions only, a step for reply positions only.
+        reply_mask = torch.zeros_like(ids, dtype=torch.bool) if self._pools_prompt else None
+        attention_mask = mask if len(set(lengths)) > 1 else None
+        inputs = ForwardInputs(ids, positions, reply_index, replies, reply_mask)
+        logits, reading = self._forward(attention_mask, cache, inputs)
+        uniform = torch.zeros(len(prompts), self._max_reply + 1)  # one more, for finished rows
+        for row, prompt in enumerate(prompts):
+            uniform[row, : prompt.limit] = draws(prompt.seed, prompt.limit)
+        # The repetition penalty must not see padding: repeating a token of the prompt changes nothing.
         history = torch.where(mask.bool(), ids, ids[:, -1:])
-        new = _Rows(replies, logits, positions[:, -1:], index, uniform.to(device), history)
-        self._rows = self._rows.joined(new) if self._requests else new
-        self._memory.add(cache, lengths)
-        self._requests += requests
-        self._said += [r.kept for r in requests]
-        self._ended += [False] * len(requests)
-        return Forward(tuple(r.row for r in requests), None, reading, (None,) * len(requests))
+        new = _RowState(replies, logits, positions[:, -1:], index, uniform.to(device), history)
+        self._rows = self._rows.concat(new) if self._prompts else new
+        self._cache.add(cache, lengths)
+        self._prompts += prompts
+        self._n_reply += [p.n_kept for p in prompts]
+        self._is_finished += [False] * len(prompts)
+        return DecodeStep(tuple(p.row for p in prompts), None, reading, (None,) * len(prompts))
 
-    def step(self) -> Forward:
-        """Choose a token for each reply, feed it back, hand it out."""
+    def step(self) -> DecodeStep:
+        """Choose a token for each reply, feed it back, and return it."""
         lm, rows = self._lm, self._rows
         chosen, host_ids = self._choose()
-        going = [i for i, ended in enumerate(self._ended) if not ended]
-        own = None
+        active = [i for i, finished in enumerate(self._is_finished) if not finished]
+        reply_mask = None
         if self._pools_reply:
-            said = [[not e and t not in lm.eos_ids] for e, t in zip(self._ended, host_ids, strict=True)]
-            own = torch.tensor(said, device=lm.device)  # [rows, 1]
-        # A row that has ended stays where it is: a learned position table has no row beyond the context.
-        moved: Any = 1
-        if len(going) < len(self._ended):
-            moved = torch.tensor([[int(not e)] for e in self._ended], device=lm.device)  # [rows, 1]
-            lines = torch.tensor(going, device=lm.device)  # before the forward: a copy waits for what was launched
-        positions = rows.positions + moved
-        step = Step(chosen[:, None], positions, rows.index, rows.replies, own)
-        logits, reading = self._memory.step(self._forward, step)
+            spoken = [[not f and t not in lm.eos_ids] for f, t in zip(self._is_finished, host_ids, strict=True)]
+            reply_mask = torch.tensor(spoken, device=lm.device)  # [rows, 1]
+        # A finished row keeps its position: a learned position table has no row beyond the context.
+        advance: Any = 1
+        if len(active) < len(self._is_finished):
+            advance = torch.tensor([[int(not f)] for f in self._is_finished], device=lm.device)  # [rows, 1]
+            selected = torch.tensor(active, device=lm.device)  # before the forward: a copy waits for what was launched
+        positions = rows.positions + advance
+        inputs = ForwardInputs(chosen[:, None], positions, rows.index, rows.replies, reply_mask)
+        logits, reading = self._cache.step(self._forward, inputs)
         history = rows.history
         if self._sampling.repetition_penalty != 1.0:
             history = torch.cat([history, chosen[:, None]], dim=-1)
-        self._rows = _Rows(rows.replies, logits, positions, rows.index + moved, rows.uniform, history)
-        if reading is not None and len(going) < len(self._ended):
-            lines = lines.to(reading.raw.device)
-            reading = Reading(reading.raw[lines], reading.norms[lines])
-        finished = []
-        for i in going:
-            finished.append(_ending(host_ids[i], self._said[i], self._requests[i].limit, self._sampling, lm))
-            self._said[i] += 1
-            self._ended[i] = finished[-1] is not None
-        replies = tuple(self._requests[i].row for i in going)
-        return Forward(replies, tuple(host_ids[i] for i in going), reading, tuple(finished))
+        self._rows = _RowState(rows.replies, logits, positions, rows.index + advance, rows.uniform, history)
+        if reading is not None and len(active) < len(self._is_finished):
+            selected = selected.to(reading.raw.device)
+            reading = Reading(reading.raw[selected], reading.norms[selected])
+        reasons = []
+        for i in active:
+            reasons.append(_finish_reason(host_ids[i], self._n_reply[i], self._prompts[i].limit, self._sampling, lm))
+            self._n_reply[i] += 1
+            self._is_finished[i] = reasons[-1] is not None
+        replies = tuple(self._prompts[i].row for i in active)
+        return DecodeStep(replies, tuple(host_ids[i] for i in active), reading, tuple(reasons))
 
     def _choose(self) -> tuple[torch.Tensor, list[int]]:
         """The next token of each row, on the device `[rows]` and on the host: the step's one synchronisation."""
@@ -174,67 +185,69 @@ class ReplyBatch:
             chosen = scores.argmax(-1)  # [rows]
         else:
             chosen = choose(scores, self._rows.uniform.gather(1, self._rows.index))
-        # Scores without a finite maximum are marked among the ids, so that no second copy to the host is needed.
+        # Rows without a finite maximum get the id -1, which saves a second copy to the host.
         host_ids = torch.where(scores.amax(-1).isfinite(), chosen, -1).tolist()
-        for request, said, ended, token_id in zip(self._requests, self._said, self._ended, host_ids, strict=True):
-            if token_id < 0 and not ended:  # rows that have ended may be broken unnoticed
+        for prompt, n, finished, token_id in zip(
+            self._prompts, self._n_reply, self._is_finished, host_ids, strict=True
+        ):
+            if token_id < 0 and not finished:  # finished rows may be broken: nothing of them is used
                 raise NumericalError(
-                    f"The model's scores hold NaN or no finite number at reply token {said} of prompt {request.row}. "
+                    f"The model's scores hold NaN or no finite number at reply token {n} of prompt {prompt.row}. "
                     + self._lm.why_not_finite
                 )
         return chosen, host_ids
 
-    def drop_ended(self, refill: bool) -> None:
-        """Leave ended rows out of the next steps, where that saves more than it costs.
+    def drop_finished(self, refill: bool) -> None:
+        """Drop finished rows where that saves more than it costs.
 
         Args:
-            refill: whether others wait; taking them up brings it about.
+            refill: whether prompts wait; their prefill then drops the rows.
         """
-        if not self.alive:
-            self._requests, self._said, self._ended = [], [], []
-            self._memory.clear()
+        if not self.is_active:
+            self._prompts, self._n_reply, self._is_finished = [], [], []
+            self._cache.clear()
             return
-        many = DROPPED_SHARE * self._ended.count(True) >= len(self._ended)
-        if many and not refill and self._joinable and self._memory.shrinks:
+        many = DROPPED_SHARE * self._is_finished.count(True) >= len(self._is_finished)
+        if many and not refill and self._can_refill and self._cache.shrinks:
             self._drop()
 
     def _drop(self) -> None:
-        """Leave out the rows that have ended."""
-        going = [i for i, ended in enumerate(self._ended) if not ended]
-        if len(going) == len(self._requests):
+        """Drop the finished rows."""
+        active = [i for i, finished in enumerate(self._is_finished) if not finished]
+        if len(active) == len(self._prompts):
             return
-        self._requests = [self._requests[i] for i in going]
-        self._said = [self._said[i] for i in going]
-        self._ended = [False] * len(going)
-        self._memory.keep(going)
-        longest = max(len(r.ids) - r.kept + said for r, said in zip(self._requests, self._said, strict=True))
-        self._rows = self._rows.taken(torch.tensor(going, device=self._lm.device), longest)
+        self._prompts = [self._prompts[i] for i in active]
+        self._n_reply = [self._n_reply[i] for i in active]
+        self._is_finished = [False] * len(active)
+        self._cache.keep(active)
+        longest = max(len(p.ids) - p.n_kept + n for p, n in zip(self._prompts, self._n_reply, strict=True))
+        self._rows = self._rows.select(torch.tensor(active, device=self._lm.device), longest)
 
-    def _forward(self, mask: torch.Tensor | None, cache: Any, step: Step) -> Output:
-        """One forward with the cache."""
+    def _forward(self, mask: torch.Tensor | None, cache: Any, inputs: ForwardInputs) -> ForwardOutput:
+        """One forward pass with the cache."""
         lm, tap = self._lm, self._tap
-        inputs: dict[str, Any] = {"input_ids": step.ids, "attention_mask": mask, "past_key_values": cache}
+        arguments: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": mask, "past_key_values": cache}
         if "position_ids" in lm.forward_arguments:
-            inputs["position_ids"] = step.positions
+            arguments["position_ids"] = inputs.positions
         if "logits_to_keep" in lm.forward_arguments:
-            inputs["logits_to_keep"] = 1
-        with tap.forward(step.index, step.own, step.replies) if tap else nullcontext():
-            out = lm.model(**inputs, use_cache=True)
+            arguments["logits_to_keep"] = 1
+        with tap.forward(inputs.reply_index, inputs.reply_mask, inputs.replies) if tap else nullcontext():
+            out = lm.model(**arguments, use_cache=True)
         reading = tap.reading() if tap and tap.read_blocks else None
         return out.logits[:, -1].float().to(lm.device), reading
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowState:
     """What a step needs of each row.
 
     Attributes:
         replies: `[rows]`, which of the run's replies each is.
         logits: float32 `[rows, vocab]`, of the next token.
         positions: `[rows, 1]`, of the newest token.
-        index: `[rows, 1]`, place of the next token in its reply.
-        uniform: float32 `[rows, longest + 1]`, a draw for each token of the reply.
-        history: `[rows, columns]`, all ids so far; kept up only where the repetition penalty asks for it.
+        index: `[rows, 1]`, position of the next token in its reply.
+        uniform: float32 `[rows, max_reply + 1]`, a draw for each token of the reply.
+        history: `[rows, columns]`, all ids so far; extended only where there is a repetition penalty.
     """
 
     replies: torch.Tensor
@@ -244,25 +257,26 @@ class _Rows:
     uniform: torch.Tensor
     history: torch.Tensor
 
-    def taken(self, rows: torch.Tensor, columns: int) -> _Rows:
-        """These rows, and of the history the newest columns."""
+    def select(self, rows: torch.Tensor, columns: int) -> _RowState:
+        """These rows, with the newest columns of the history."""
         fields = (self.replies, self.logits, self.positions, self.index, self.uniform, self.history[:, -columns:])
-        return _Rows(*(field[rows] for field in fields))
+        return _RowState(*(field[rows] for field in fields))
 
-    def joined(self, other: _Rows) -> _Rows:
-        """Both, the shorter history filled up with ids that are in it."""
+    def concat(self, other: _RowState) -> _RowState:
+        """Both; the shorter history is padded with an id that it already holds."""
         columns = max(self.history.shape[1], other.history.shape[1])
         histories = [
             torch.cat([h[:, -1:].expand(-1, columns - h.shape[1]), h], dim=1) for h in (self.history, other.history)
         ]
         fields = ("replies", "logits", "positions", "index", "uniform")
         joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in fields}
-        return _Rows(**joined, history=torch.cat(histories))
+        return _RowState(**joined, history=torch.cat(histories))
 
 
-def _ending(token_id: int, step: int, limit: int, sampling: Sampling, lm: LanguageModel) -> str | None:
+def _finish_reason(token_id: int, n_before: int, limit: int, sampling: Sampling, lm: LanguageModel) -> str | None:
+    """Why a reply ends with this token, the one after `n_before`; None if it goes on."""
     if token_id in lm.eos_ids:
         return "eos"
-    if step + 1 < limit:
+    if n_before + 1 < limit:
         return None
     return "length" if limit == sampling.max_new_tokens else "context"

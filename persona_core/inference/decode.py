@@ -1,14 +1,14 @@
-"""The decode loop: token ids in, token ids and readings out. Knows nothing about text, chats or traits.
+"""The decode loop: token ids in, token ids and readings out. Knows nothing of text, chats or traits.
 
-A generator, so that streaming, stopping and steering are plain Python: the batch path is its thin consumer and cannot
-drift from it. Prompts of mixed length are padded on the left, with positions counted from each prompt's first token,
-so that all rows write their next token into the same column.
+It is a generator, so that streaming, stopping and steering are plain Python; the batch path consumes the same
+generator and cannot drift from it. Prompts of mixed length are padded on the left, with positions counted from each
+prompt's first token, so that all rows write their next token into the same column.
 
-More prompts than rows wait in a queue, and take the places of replies that have ended. A reply's tokens depend on its
-own prompt and seed, not on when it was taken up or beside which others.
+Prompts beyond the batch size wait in a queue and take the slots of finished replies. A reply's tokens depend on its
+prompt and seed, not on when it was started or beside which others.
 
-Each sampled token is fed back before it is handed out, the last one too, so its state has been read when the caller
-sees it. The only host synchronisation in a step is the copy of the sampled ids.
+Each sampled token is fed back before it is yielded, the last one too, so its state has been read when the caller sees
+it. The only host synchronisation in a step is the copy of the sampled ids.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from persona_core.errors import ContextOverflow
-from persona_core.inference.batch import Forward, ReplyBatch, Request
+from persona_core.inference.batch import DecodeStep, QueuedPrompt, ReplyBatch
 from persona_core.inference.static_cache import supports
 
 if TYPE_CHECKING:
     from persona_core.inference.hooks import ResidualTap
     from persona_core.inference.sampling import Sampling
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
 
 
-def room(lm: LanguageModel, n_prompt: int, max_new_tokens: int) -> int:
+def new_token_limit(lm: LanguageModel, n_prompt: int, max_new_tokens: int) -> int:
     """How many of `max_new_tokens` fit behind the prompt; `ContextOverflow` if none does."""
     if lm.context_length is None:
         return max_new_tokens
@@ -48,27 +48,25 @@ def decode(
     sampling: Sampling,
     seeds: Sequence[int],
     tap: ResidualTap | None = None,
-    kept: Sequence[int] | None = None,
-    width: int | None = None,
-    todo: Sequence[int] | None = None,
-    fixed: bool | None = None,
-) -> Iterator[Forward]:
+    n_kept: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    indices: Sequence[int] | None = None,
+) -> Iterator[DecodeStep]:
     """Continue each prompt, one token a step, until every reply has ended.
 
     Args:
-        lm: the model.
+        lm: the model. With `lm.static_cache` the steps use a static cache where model and tap allow it.
         prompts: token ids of each prompt, any lengths.
         sampling: how tokens are chosen.
         seeds: one for each prompt: a reply's tokens do not depend on the rows beside it.
         tap: an open tap that reads, steers and pools, or None.
-        kept: how many of each prompt's last ids are the beginning of its reply already; None: none of them. Positions
-            in the reply, its longest length and its random draws are counted from its first token all the same.
-        width: replies written at once; None: all.
-        todo: places of the prompts to be answered; None: all.
-        fixed: steps in fixed memory (fixed_memory.py) where the model supports them; None: on a GPU.
+        n_kept: how many ids at the end of each prompt belong to its reply already; None: none. Positions in the
+            reply, its maximum length and its random draws are still counted from its first token.
+        batch_size: replies written at once; None: all.
+        indices: which of the prompts to answer; None: all.
 
     Yields:
-        A `Forward` for each prefill, and one for each step. A reading is valid until the next one is asked for.
+        A `DecodeStep` for each prefill and for each step. A reading is valid until the next one is yielded.
 
     Raises:
         ContextOverflow: a prompt that leaves no room for a reply.
@@ -76,19 +74,18 @@ def decode(
         SettingError: a model in training mode.
     """
     lm.refuse_training()
-    kept = kept or [0] * len(prompts)
-    limits = [room(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, kept, strict=True)]
-    requests = [Request(*one) for one in zip(range(len(prompts)), prompts, seeds, kept, limits, strict=True)]
-    queue = deque(requests if todo is None else [requests[i] for i in todo])
+    n_kept = n_kept or [0] * len(prompts)
+    limits = [new_token_limit(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, n_kept, strict=True)]
+    waiting = [QueuedPrompt(*one) for one in zip(range(len(prompts)), prompts, seeds, n_kept, limits, strict=True)]
+    queue = deque(waiting if indices is None else [waiting[i] for i in indices])
     if not queue:
         return
-    width, columns = min(width or len(queue), len(queue)), max(len(r.ids) + r.limit - r.kept for r in queue)
-    if fixed is None:
-        fixed = lm.device.type == "cuda"
-    fixed = fixed and supports(lm, columns) and (tap is None or tap.repeats)
-    batch = ReplyBatch(lm, sampling, tap, max(r.limit for r in queue), width, columns if fixed else None)
-    while queue or batch.alive:
-        while queue and (taken := batch.takes(queue)):
-            yield batch.take([queue.popleft() for _ in range(taken)])
+    size = min(batch_size or len(queue), len(queue))
+    columns = max(len(p.ids) + p.limit - p.n_kept for p in queue)
+    static = lm.static_cache and supports(lm, columns) and (tap is None or tap.is_repeatable)
+    batch = ReplyBatch(lm, sampling, tap, max(p.limit for p in queue), size, columns if static else None)
+    while queue or batch.is_active:
+        while queue and (n := batch.n_admissible(queue)):
+            yield batch.prefill([queue.popleft() for _ in range(n)])
         yield batch.step()
-        batch.drop_ended(refill=bool(queue))
+        batch.drop_finished(refill=bool(queue))

@@ -1,4 +1,4 @@
-"""One generation run: drives the decode loop for some prompts and keeps what it read."""
+"""One generation run: drives the decode loop for some prompts and keeps what it reads."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from persona_core.inference.decode import Forward, decode, room
+from persona_core.inference.batch import DecodeStep
+from persona_core.inference.decode import decode, new_token_limit
 from persona_core.inference.hooks import ResidualTap
 from persona_core.inference.memory import free_memory, out_of_memory
 from persona_core.inference.pooling import Pool
+from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.readings import Arrays, Readings
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.start import Start
 from persona_core.inference.steering import Intervention
 from persona_core.models.detokenize import TextSplitter, split_text, text_of
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
 
-class Watcher(Protocol):
+class TokenObserver(Protocol):
     """Sees each token of each reply as soon as it has been read."""
 
     def push(self, row: int, token: int, raw: np.ndarray) -> None:
@@ -31,117 +32,116 @@ class Watcher(Protocol):
         ...
 
 
-class Run:
-    """Replies being written and read. Rows keep to themselves; readings stay on the device until asked for.
+class GenerationRun:
+    """Replies being written and read. Rows are independent; readings stay on the device until requested.
 
     Args:
         lm: the model.
         directions: block -> unit directions, float32 `[d_model, n_traits]`; may be empty.
-        starts: prompts, and what is kept of replies that are gone on from; one a row.
+        prefixes: the prompt of each reply, and what is kept of an earlier one; one a row.
         sampling: how tokens are chosen.
         seeds: one a row.
         interventions: changes to the residual stream.
         pools: positions at which the states of all blocks are averaged as well.
-        watcher: is shown every new token of the replies; what it changes acts from the next forward on.
-        origins: what is known of each row's kept tokens, for the record.
-        width: replies written at once; None: all. The others wait, and take the places of those that have ended.
+        observer: gets every new token of the replies; what it changes acts from the next forward pass on.
+        origins: where each row's kept tokens come from, for the record.
+        batch_size: replies written at once; None: all. The others wait for a free slot.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
         directions: dict[int, torch.Tensor],
-        starts: Sequence[Start],
+        prefixes: Sequence[ReplyPrefix],
         sampling: Sampling,
         seeds: Sequence[int],
         interventions: Sequence[Intervention] = (),
         pools: Sequence[Pool] = (),
-        watcher: Watcher | None = None,
+        observer: TokenObserver | None = None,
         origins: Sequence[Mapping[str, Any] | None] | None = None,
-        width: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         self.lm, self.sampling, self.seeds = lm, sampling, tuple(seeds)
-        self.prompts = tuple(start.prompt for start in starts)
-        self.kept = tuple(len(start.kept) for start in starts)
-        self.replies: list[list[int]] = [list(start.kept) for start in starts]
-        self.finished: list[str | None] = [None] * len(starts)
+        self.prompts = tuple(prefix.prompt for prefix in prefixes)
+        self.n_kept = tuple(len(prefix.kept_ids) for prefix in prefixes)
+        self.replies: list[list[int]] = [list(prefix.kept_ids) for prefix in prefixes]
+        self.finished: list[str | None] = [None] * len(prefixes)
         self.interventions = tuple(interventions)
-        self.origins = tuple(origins or [None] * len(starts))
-        self._watcher = watcher
-        self._tap = ResidualTap(lm.blocks, directions, interventions, pools, len(starts))
-        self._openings = [start.ids for start in starts]
-        self._width = min(width or len(starts), len(starts))
+        self.origins = tuple(origins or [None] * len(prefixes))
+        self._observer = observer
+        self._tap = ResidualTap(lm.blocks, directions, interventions, pools, len(prefixes))
+        self._prefix_ids = [prefix.ids for prefix in prefixes]
+        self._batch_size = min(batch_size or len(prefixes), len(prefixes))
         self._readings: Readings | None = None
         if directions:
-            limits = (room(lm, len(p.token_ids), sampling.max_new_tokens) for p in self.prompts)
-            longest = max(limit - kept for limit, kept in zip(limits, self.kept, strict=True))
-            self._readings = Readings(self._width, longest)
-        self._splitters = [TextSplitter(lm.tokenizer) for _ in starts]
-        self._pieces: list[list[str]] = [[] for _ in starts]
+            limits = (new_token_limit(lm, len(p.token_ids), sampling.max_new_tokens) for p in self.prompts)
+            max_new = max(limit - kept for limit, kept in zip(limits, self.n_kept, strict=True))
+            self._readings = Readings(self._batch_size, max_new)
+        self._splitters = [TextSplitter(lm.tokenizer) for _ in prefixes]
+        self._pieces: list[list[str]] = [[] for _ in prefixes]
 
-    def forwards(self) -> Generator[Forward]:
-        """Run to the end, or until the iterator is closed; replies that have not ended begin anew. The prefill comes
-        first."""
-        todo = [row for row, why in enumerate(self.finished) if why is None]
-        self._begin_anew(todo)
+    def steps(self) -> Generator[DecodeStep]:
+        """Run to the end, or until the iterator is closed; unfinished replies start over. The prefill comes first."""
+        unfinished = [row for row, reason in enumerate(self.finished) if reason is None]
+        self._restart(unfinished)
         with self._tap as tap:
-            for forward in decode(
-                self.lm, self._openings, self.sampling, self.seeds, tap, self.kept, self._width, todo
+            for step in decode(
+                self.lm, self._prefix_ids, self.sampling, self.seeds, tap, self.n_kept, self._batch_size, unfinished
             ):
-                self._keep(forward)
-                yield forward
+                self._keep(step)
+                yield step
 
-    def finish(self, ended: Callable[[int], object] = lambda _: None) -> None:
-        """Run to the end. Where memory runs out, replies that have not ended begin anew, half as many at once;
-        not so under a watcher, which has seen their beginning.
+    def finish(self, on_finished: Callable[[int], object] = lambda _: None) -> None:
+        """Run to the end. When memory runs out, unfinished replies start over, half as many at once;
+        with an observer, which has seen their first tokens, the error is raised.
 
         Args:
-            ended: is told how many replies have ended since it was told last.
+            on_finished: called after each step with the number of replies that finished in it.
         """
         while True:
             try:
-                for forward in self.forwards():
-                    ended(sum(why is not None for why in forward.finished))
+                for step in self.steps():
+                    on_finished(sum(reason is not None for reason in step.finished))
                 return
             except RuntimeError as error:
-                if not out_of_memory(error) or self._width == 1 or self._watcher is not None:
+                if not out_of_memory(error) or self._batch_size == 1 or self._observer is not None:
                     raise
-            self._width = (self._width + 1) // 2
-            logger.warning("Out of memory; going on, %d at once.", self._width)
+            self._batch_size = (self._batch_size + 1) // 2
+            logger.warning("Out of memory; continuing with a batch size of %d.", self._batch_size)
             free_memory()
 
-    def _begin_anew(self, rows: Sequence[int]) -> None:
-        """Forget what there is of these replies."""
+    def _restart(self, rows: Sequence[int]) -> None:
+        """Discard what exists of these replies."""
         self._tap.forget(rows)
         for row in rows:
-            self.replies[row] = self.replies[row][: self.kept[row]]
+            self.replies[row] = self.replies[row][: self.n_kept[row]]
             self._pieces[row], self._splitters[row] = [], TextSplitter(self.lm.tokenizer)
         if self._readings is not None:
-            self._readings.begin_anew(rows, self._width)
+            self._readings.restart(rows, self._batch_size)
 
-    def _keep(self, forward: Forward) -> None:
-        if forward.token_ids is None:
-            if self._readings is not None and forward.reading is not None:
-                self._readings.begin(forward.rows, [len(self._openings[row]) for row in forward.rows], forward.reading)
+    def _keep(self, step: DecodeStep) -> None:
+        if step.token_ids is None:
+            if self._readings is not None and step.reading is not None:
+                self._readings.begin(step.rows, [len(self._prefix_ids[row]) for row in step.rows], step.reading)
             return
-        for row, token_id, why in zip(forward.rows, forward.token_ids, forward.finished, strict=True):
+        for row, token_id, reason in zip(step.rows, step.token_ids, step.finished, strict=True):
             self.replies[row].append(token_id)
-            self.finished[row] = why
-        if self._readings is not None and forward.reading is not None:
-            self._readings.add(forward.rows, forward.reading)
-            if self._watcher is not None:
-                self._show(self._watcher, forward, forward.reading.raw[:, -1])
-            for row, why in zip(forward.rows, forward.finished, strict=True):
-                if why is not None:
+            self.finished[row] = reason
+        if self._readings is not None and step.reading is not None:
+            self._readings.add(step.rows, step.reading)
+            if self._observer is not None:
+                self._notify(self._observer, step, step.reading.raw[:, -1])
+            for row, reason in zip(step.rows, step.finished, strict=True):
+                if reason is not None:
                     self._readings.end(row)
 
-    def _show(self, watcher: Watcher, forward: Forward, raw: torch.Tensor) -> None:
-        host = raw.cpu().numpy()  # [rows, n_blocks, n_traits]
-        for place, (row, token_id) in enumerate(zip(forward.rows, forward.token_ids or (), strict=True)):
+    def _notify(self, observer: TokenObserver, step: DecodeStep, raw: torch.Tensor) -> None:
+        on_host = raw.cpu().numpy()  # [rows, n_blocks, n_traits]
+        for i, (row, token_id) in enumerate(zip(step.rows, step.token_ids or (), strict=True)):
             if token_id not in self.lm.eos_ids:
-                watcher.push(row, len(self.replies[row]) - 1, host[place])
+                observer.push(row, len(self.replies[row]) - 1, on_host[i])
 
-    # What follows is asked for one row after `n` reply tokens, the kept ones included; None means all that there are.
+    # The methods below are about one row after `n` reply tokens, kept ones included; None means all so far.
 
     def token_ids(self, row: int, n: int | None = None) -> tuple[int, ...]:
         """Prompt and reply."""
@@ -174,11 +174,11 @@ class Run:
 
     def readings(self, row: int, n: int | None = None) -> Arrays:
         """Raw `[n_traits, n_blocks, n_tokens]` and norms `[n_blocks, n_tokens]`, float32 on the host."""
-        return self._read().of(row, None if n is None else n - self.kept[row])
+        return self._read().of(row, None if n is None else n - self.n_kept[row])
 
     def raw_at(self, row: int, index: int) -> np.ndarray:
         """Raw projections at one reply token, `[n_traits, n_blocks]`, on the host."""
-        return self._read().at(row, index - self.kept[row])
+        return self._read().at(row, index - self.n_kept[row])
 
     def _read(self) -> Readings:
         if self._readings is None:
@@ -187,11 +187,11 @@ class Run:
 
     def reply_text(self, row: int) -> str:
         """The reply without end-of-turn tokens."""
-        own = list(zip(self.pieces(row), self.roles(row), strict=True))[len(self.prompts[row].token_ids) :]
-        return "".join(piece for piece, role in own if role == "assistant")
+        reply = list(zip(self.pieces(row), self.roles(row), strict=True))[len(self.prompts[row].token_ids) :]
+        return "".join(piece for piece, role in reply if role == "assistant")
 
-    def n_own(self, row: int) -> int:
-        """Tokens of the reply itself, end-of-turn tokens left out."""
+    def n_reply_tokens(self, row: int) -> int:
+        """Tokens of the reply, end-of-turn tokens left out."""
         return sum(i not in self.lm.eos_ids for i in self.replies[row])
 
     def pooled_means(self) -> np.ndarray:

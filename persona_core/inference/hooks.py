@@ -9,10 +9,10 @@ The contract, each clause with a test:
 4. Projections, norms and pooled sums are computed and accumulated in float32, whatever the model's dtype.
 5. All directions of a block are one matrix product on the block's device. The few states of a decoding step are
    gathered, and all blocks are one product. Nothing is copied to the host here.
-6. Hooks act only for the run that registered them: a context variable holds the run whose forward is under way, so
+6. Hooks act only for the run that registered them: a context variable holds the run whose forward is running, so
    two threads, or two interleaved streams, on one model see neither each other's states nor each other's changes.
-7. The hooks come first in each block's list, so that other readers see the changed state, and they are gone when the
-   tap closes, also after an error.
+7. The hooks come first in each block's list, so that other hooks see the changed state, and they are removed when
+   the tap closes, also after an error.
 8. Padding tokens are read like others; the caller knows which positions are padding. No change touches them.
 """
 
@@ -33,14 +33,14 @@ from persona_core.inference.pooling import Pool
 from persona_core.inference.steering import Intervention
 from persona_core.models.blocks import Blocks, block_output
 
-# Numbers in all states of a forward up to which they are gathered: 16 MB. A step of 32 blocks x 4,096 and 32 rows is.
+# States of a forward are gathered up to this many numbers (16 MB): a step of 32 blocks x 4,096 with 32 rows fits.
 GATHERED = 2**22
 
 _running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
 
 
-class _Enough(Exception):
-    """Leaves a forward from inside: all that is asked for has been read."""
+class _StopForward(Exception):
+    """Leaves a forward from inside: everything requested has been read."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class ResidualTap:
         directions: unit directions for each block to read, float32 `[d_model, n_traits]`; the same traits in each.
         interventions: changes to the residual stream.
         pools: also sum the states of all blocks over the tokens of these positions.
-        n_rows: texts of the run, where its forwards say which of them they are about.
-        stop: leave a forward once the last block that is needed has run; its output is then lost.
+        n_rows: texts of the run, where each forward names the ones it is about.
+        stop: leave a forward once the last block that is needed has run; its output is lost.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
     `tap.reading()`.
@@ -86,10 +86,10 @@ class ResidualTap:
         self._directions = [
             (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
         ]
-        self._together: torch.Tensor | None = None  # [n_blocks, d_model, n_traits]
+        self._stacked: torch.Tensor | None = None  # [n_blocks, d_model, n_traits]
         if len({v.device for v in self._directions}) == 1:
-            self._together = torch.stack(self._directions)
-            self._directions = list(self._together)  # views: held once
+            self._stacked = torch.stack(self._directions)
+            self._directions = list(self._stacked)  # views, so that they are stored once
         self._states: torch.Tensor | None = None  # [n_blocks, rows, tokens, d_model], of a small forward
         self._state_of: tuple[torch.Tensor, ...] = ()  # of each block, views
         self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
@@ -100,7 +100,7 @@ class ResidualTap:
         self._handles: list[Any] = []
         self._reply_index = torch.empty(0)
         self._rows: torch.Tensor | None = None
-        self._marks: torch.Tensor | None = None
+        self._pool_mask: torch.Tensor | None = None
         self._raw: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
         self._shape = (0, 0)
@@ -108,10 +108,10 @@ class ResidualTap:
         self._counts: torch.Tensor | None = None
 
     @property
-    def repeats(self) -> bool:
-        """Whether a forward does the same each time, with nothing that changes on the host meanwhile."""
+    def is_repeatable(self) -> bool:
+        """Whether every forward runs the same operations, with nothing that the host changes in between."""
         added_in_place = not self.pools or self._n_rows is not None
-        return added_in_place and all(i.starts is None for own in self._changes.values() for i in own)
+        return added_in_place and all(i.starts is None for changes in self._changes.values() for i in changes)
 
     def __enter__(self) -> ResidualTap:
         needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self.pools else set())
@@ -120,7 +120,7 @@ class ResidualTap:
                 module = self._blocks.modules[b]
                 self._handles.append(module.register_forward_hook(self._hook_for(b), prepend=True))
             if self._last is not None and self._last + 1 < len(self._blocks):
-                # Before the next block, so that other readers of the last one that is needed see it too.
+                # Before the next block, so that other hooks on the last block that is needed still run.
                 after = self._blocks.modules[self._last + 1]
                 self._handles.append(after.register_forward_pre_hook(self._leave))
         except BaseException:
@@ -134,28 +134,28 @@ class ResidualTap:
 
     @contextmanager
     def forward(
-        self, reply_index: torch.Tensor, own: torch.Tensor | None = None, rows: torch.Tensor | None = None
+        self, reply_index: torch.Tensor, reply_mask: torch.Tensor | None = None, rows: torch.Tensor | None = None
     ) -> Iterator[None]:
         """Make the hooks act for the one forward inside the `with`.
 
         Args:
-            reply_index: `[rows, tokens]`, position of each token in its reply; -1 the last prompt token, `PAD_INDEX`
+            reply_index: `[rows, tokens]`, position of each token in its reply; -1 is the last prompt token, `PAD_INDEX`
                 a padding token.
-            own: bool `[rows, tokens]`, tokens that the assistant said; None where this forward is not to be pooled.
+            reply_mask: bool `[rows, tokens]`, tokens of the assistant's text; None: this forward is not pooled.
             rows: `[rows]`, which of the run's texts each row is; None: all, in order.
         """
         n_rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
-        self._reply_index, self._marks, self._rows = reply_index, None, rows
-        if self.pools and own is not None:
-            marks = [pool.marks(reply_index, own) for pool in self.pools]
-            self._marks = torch.stack(marks, dim=-1).float()  # [rows, tokens, n_pools]
-            counts = self._marks.sum(1)  # [rows, n_pools]
+        self._reply_index, self._pool_mask, self._rows = reply_index, None, rows
+        if self.pools and reply_mask is not None:
+            masks = [pool.mask(reply_index, reply_mask) for pool in self.pools]
+            self._pool_mask = torch.stack(masks, dim=-1).float()  # [rows, tokens, n_pools]
+            counts = self._pool_mask.sum(1)  # [rows, n_pools]
             self._counts = self._added(self._counts, counts)
-        # Allocated anew for each forward: a reading stays valid when the next forward has begun.
+        # Allocated for each forward: a reading stays valid when the next forward starts.
         self._reached: set[int] = set()
         self._states, self._raw, self._norms = None, [], []
-        if self._together is not None and n_rows * tokens * self._together[..., 0].numel() <= GATHERED:
-            self._states = self._together.new_empty(len(self._together), n_rows, tokens, self._together.shape[1])
+        if self._stacked is not None and n_rows * tokens * self._stacked[..., 0].numel() <= GATHERED:
+            self._states = self._stacked.new_empty(len(self._stacked), n_rows, tokens, self._stacked.shape[1])
             self._state_of = self._states.unbind()
         else:
             self._raw = [v.new_empty(n_rows * tokens, v.shape[1]) for v in self._directions]
@@ -163,7 +163,7 @@ class ResidualTap:
         token = _running.set(self)
         try:
             yield
-        except _Enough:
+        except _StopForward:
             pass
         finally:
             _running.reset(token)
@@ -172,14 +172,14 @@ class ResidualTap:
         """The projections of the last forward.
 
         Raises:
-            UnsupportedModel: a block was not run by that forward, so there is nothing to read.
+            UnsupportedModel: that forward did not run a block, so there is nothing to read.
         """
         missing = [b for b in self.read_blocks if b not in self._reached]
         if missing:
             raise UnsupportedModel(f"The forward did not run block {missing[0]}; its states cannot be read.")
-        if self._states is not None and self._together is not None:
+        if self._states is not None and self._stacked is not None:
             states = self._states.flatten(1, 2)  # [n_blocks, rows * tokens, d_model]
-            raw = torch.bmm(states, self._together).unflatten(1, self._shape)  # [n_blocks, rows, tokens, n_traits]
+            raw = torch.bmm(states, self._stacked).unflatten(1, self._shape)  # [n_blocks, rows, tokens, n_traits]
             norms = torch.linalg.vector_norm(self._states, dim=-1)  # [n_blocks, rows, tokens]
             return Reading(raw.movedim(0, 2), norms.movedim(0, 2))
         device = self._directions[0].device
@@ -191,17 +191,17 @@ class ResidualTap:
         """Sums of states over each position's tokens so far, float32 `[rows, n_pools, n_blocks, d_model]`."""
         sums = [s for s in self._sums if s is not None]
         if len(sums) != len(self._blocks):
-            raise RuntimeError("No forward was pooled; pass pools, and the reply's own tokens to each forward.")
+            raise RuntimeError("No forward was pooled; pass pools, and a reply_mask to each forward.")
         return torch.stack([s.to(sums[0].device) for s in sums], dim=2)
 
     def pooled_counts(self) -> torch.Tensor:
         """How many tokens each sum is over, `[rows, n_pools]`."""
         if self._counts is None:
-            raise RuntimeError("No forward was pooled; pass pools, and the reply's own tokens to each forward.")
+            raise RuntimeError("No forward was pooled; pass pools, and a reply_mask to each forward.")
         return self._counts
 
     def pooled_means(self) -> np.ndarray:
-        """What was pooled, as means: float32 `[rows, n_pools, n_blocks, d_model]` on the host; NaN over no token."""
+        """Mean states: float32 `[rows, n_pools, n_blocks, d_model]` on the host; NaN where there is no token."""
         counts = self.pooled_counts().cpu().numpy()  # [rows, n_pools]
         with np.errstate(invalid="ignore", divide="ignore"):
             pooled = self.pooled_sums().cpu().numpy() / np.where(counts == 0, np.nan, counts)[..., None, None]
@@ -209,7 +209,7 @@ class ResidualTap:
 
     def _leave(self, _module: nn.Module, _args: Any) -> None:
         if _running.get() is self:
-            raise _Enough
+            raise _StopForward
 
     def _hook_for(self, block: int) -> Any:
         slot, changes = self._slot.get(block), self._changes.get(block, [])
@@ -223,8 +223,8 @@ class ResidualTap:
             if slot is not None:
                 self._read(slot, states)
                 self._reached.add(block)
-            if self._marks is not None:
-                self._add(block, states.float(), self._marks)
+            if self._pool_mask is not None:
+                self._add(block, states.float(), self._pool_mask)
             if not changes:
                 return None
             return (states, *output[1:]) if isinstance(output, tuple) else states
@@ -233,15 +233,15 @@ class ResidualTap:
 
     def _read(self, slot: int, states: torch.Tensor) -> None:
         if self._states is not None:
-            self._state_of[slot].copy_(states)  # float32, whatever the states are
+            self._state_of[slot].copy_(states)  # converts to float32
             return
         flat = states.reshape(-1, states.shape[-1]).float()  # [rows * tokens, d_model]
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
 
-    def _add(self, block: int, hidden: torch.Tensor, marks: torch.Tensor) -> None:
+    def _add(self, block: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
         # [rows, n_pools, tokens] times [rows, tokens, d_model]
-        total = torch.bmm(marks.to(hidden.device).transpose(1, 2), hidden)  # [rows, n_pools, d_model]
+        total = torch.bmm(mask.to(hidden.device).transpose(1, 2), hidden)  # [rows, n_pools, d_model]
         self._sums[block] = self._added(self._sums[block], total)
 
     def _added(self, before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
@@ -254,7 +254,7 @@ class ResidualTap:
 
     @torch.inference_mode()  # the sums were made in it
     def forget(self, rows: Sequence[int]) -> None:
-        """Take what was summed of these texts back to nothing: they are read anew."""
+        """Reset the sums of these texts: they will be read again."""
         for sums in (*self._sums, self._counts):
             if sums is not None:
                 sums[list(rows)] = 0

@@ -1,4 +1,4 @@
-"""Work on batches that may be too large, or hold one thing that spoils it for the others."""
+"""Batches that may not fit in memory, or that one bad item would fail for all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from persona_core.errors import NumericalError, PromptError, VectorsMismatch
 
 logger = logging.getLogger(__name__)
 
-BATCHES_IN_PART = 4
-"""Long work is kept in parts of so many batches: within one, replies that have ended make room for the next prompts. A
-kill costs a part at the most."""
+BATCHES_PER_PART = 4
+"""Long work is saved in parts of this many batches: within a part, the next prompts take the slots of finished replies.
+A killed run loses at most one part."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -31,21 +31,21 @@ Result = TypeVar("Result")
 def in_halves(
     items: Sequence[Item], work: Callable[[Sequence[Item]], Result], name: str
 ) -> tuple[list[Result], list[tuple[Item, str]]]:
-    """Work on all items at once; where that fails on halves, until what fails stands alone.
+    """Work on all items at once; where that fails, on halves, down to the single items that fail.
 
-    A batch that does not fit into memory is tried again in parts, and one that a single item breaks (a prompt too long
-    for the context, scores that are not finite) likewise: that item fails, the others do not.
+    A batch that does not fit in memory is retried in halves, and so is one that a single item fails (a prompt too long
+    for the context, scores that are not finite): that item fails, the others do not.
 
     Args:
         items: at least one.
-        work: done on some of them, in order.
+        work: called with some of them, in order.
         name: of the batch, for the log.
 
     Returns:
         The results of the parts, in order, and the items that failed with the reason.
 
     Raises:
-        RuntimeError: any but one of a full memory: an error of the code is not hidden.
+        RuntimeError: unless memory ran out; bugs are not hidden.
     """
     try:
         return [work(items)], []
@@ -54,9 +54,9 @@ def in_halves(
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     if len(items) == 1:
-        logger.warning("%s: one could not be done: %s", name, reason)
+        logger.warning("%s: one item failed: %s", name, reason)
         return [], [(items[0], reason)]
-    logger.warning("%s: %s. Tried again in halves.", name, reason)
+    logger.warning("%s: %s. Retrying in halves.", name, reason)
     free_memory()
     half = len(items) // 2
     parts = [in_halves(part, work, name) for part in (items[:half], items[half:])]
@@ -66,15 +66,15 @@ def in_halves(
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or on the host.
 
-    Only a GPU's own allocator raises an error of its own class; the words are those of the host's allocator on Linux
-    and on Windows, of CUDA's libraries and of Apple's.
+    Only CUDA's caching allocator raises a class for it; the messages are those of the host allocator on Linux and
+    Windows, of the CUDA libraries, and of MPS.
     """
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _OUT_OF_MEMORY)
+    message = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in message for words in _OUT_OF_MEMORY)
 
 
 def free_memory() -> None:
-    """Give back what torch keeps of a GPU's memory for later."""
+    """Release the GPU memory that torch keeps cached."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

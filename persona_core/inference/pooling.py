@@ -1,11 +1,11 @@
-"""Which tokens' states are averaged into one state of a reply.
+"""Positions: which tokens' states are averaged into one state of a reply.
 
 | position | tokens |
 |---|---|
-| `reply_mean` | the reply's own tokens, end-of-turn tokens left out |
+| `reply_mean` | all tokens of the reply, end-of-turn tokens left out |
 | `reply_first_N` | the first N of them |
-| `prompt_last` | the last token of the prompt: what the first token of the reply is chosen from |
-| `prompt_mean` | every token of the prompt, those of the chat template too |
+| `prompt_last` | the last token of the prompt: the state that chooses the first reply token |
+| `prompt_mean` | every token of the prompt, chat template included |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Pool:
 
     Attributes:
         name: as in the table.
-        of_prompt: it averages over tokens of the prompt.
+        of_prompt: whether it averages over prompt tokens.
         first: only this many reply tokens; None: all.
     """
 
@@ -34,23 +34,23 @@ class Pool:
     of_prompt: bool = False
     first: int | None = None
 
-    def marks(self, reply_index: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Which tokens of a forward belong to it, bool `[rows, tokens]`.
+    def mask(self, reply_index: torch.Tensor, reply_mask: torch.Tensor) -> torch.Tensor:
+        """Which tokens of a forward are averaged, bool `[rows, tokens]`.
 
         Args:
             reply_index: `[rows, tokens]`, position of each token in its reply; negative in the prompt.
-            own: bool `[rows, tokens]`, a token that the assistant said: alive and no end of turn.
+            reply_mask: bool `[rows, tokens]`, tokens of the assistant's text in an unfinished reply.
         """
         if self.name == "prompt_last":
             return reply_index == -1
         if self.of_prompt:
             return (reply_index < 0) & (reply_index > PAD_INDEX)
-        marked = own & (reply_index >= 0)
-        return marked if self.first is None else marked & (reply_index < self.first)
+        in_reply = reply_mask & (reply_index >= 0)
+        return in_reply if self.first is None else in_reply & (reply_index < self.first)
 
 
 def parse_position(name: str) -> Pool:
-    """The pool of a position's name.
+    """The position with this name.
 
     >>> parse_position("reply_first_8").first
     8
@@ -69,13 +69,13 @@ def parse_position(name: str) -> Pool:
 
 
 def parse_positions(names: Sequence[str]) -> tuple[Pool, ...]:
-    """The pools of several positions, each once.
+    """Several positions, each at most once.
 
     Raises:
-        SettingError: an unknown position, or one that is named twice.
+        SettingError: an unknown position, or a repeated one.
     """
     if isinstance(names, str):
         raise SettingError(f"positions={names!r}; expected a list of positions, such as [{names!r}].")
     if len(set(names)) < len(names):
-        raise SettingError(f"positions={list(names)}: one of them comes twice.")
+        raise SettingError(f"positions={list(names)}: one is repeated.")
     return tuple(parse_position(name) for name in names)

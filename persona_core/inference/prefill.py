@@ -1,4 +1,4 @@
-"""Read given token ids: one forward over each text, no generation, no language-model head."""
+"""Teacher-forced reading: one forward over each text, without generation and without the language-model head."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from persona_core.inference.memory import free_memory, out_of_memory
 from persona_core.inference.pooling import Pool
 from persona_core.inference.steering import PAD_INDEX, Intervention
 from persona_core.models.blocks import unwrap
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
 
 logger = logging.getLogger(__name__)
 
-# Tokens in one forward, padding included. On two cores, over one text at a time: 512 tokens 0.67, 1,024 0.65, 2,048
-# 0.67, 4,096 0.73. A GPU is busy from some thousands on, and a third of a gigabyte of states at width 4,096 fits any.
+# Tokens in one forward, padding included. Time on two cores relative to one text at a time: 512 tokens 0.67,
+# 1,024 0.65, 2,048 0.67, 4,096 0.73. A GPU is saturated by a few thousand; states take 0.3 GB at width 4,096.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 Work = Callable[[list[int], torch.Tensor, torch.Tensor], object]
@@ -70,9 +70,8 @@ def read_rows(
             raw, norms = reading.raw.cpu().numpy(), reading.norms.cpu().numpy()
             for row, i in enumerate(batch):
                 n = len(rows[i])
-                finite = np.isfinite(norms[row, :n]).all(
-                    0
-                )  # [n_blocks]; of a token one cannot say: attention spreads NaN
+                # By block, not by token: attention spreads NaN over the tokens.
+                finite = np.isfinite(norms[row, :n]).all(0)  # [n_blocks]
                 if not finite.all():
                     first = tap.read_blocks[int(np.argmin(finite))]
                     raise NumericalError(
@@ -93,7 +92,7 @@ def read_pooled(
     pools: Sequence[Pool],
     batch_tokens: int | None = None,
 ) -> np.ndarray:
-    """Mean states of given texts, all blocks: what pooling while generating gives, by one forward over each text.
+    """Mean states of given texts in all blocks, as pooling during generation gives them; one forward over each text.
 
     Args:
         lm: the reader.
@@ -110,9 +109,9 @@ def read_pooled(
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
 
     def read(batch: list[int], ids: torch.Tensor, reply_index: torch.Tensor) -> None:
-        own = (reply_index >= 0) & ~torch.isin(ids, eos)
+        reply_mask = (reply_index >= 0) & ~torch.isin(ids, eos)
         with ResidualTap(lm.blocks, pools=pools) as tap:
-            with tap.forward(reply_index, own):
+            with tap.forward(reply_index, reply_mask):
                 decoder(input_ids=ids, use_cache=False)
             found[batch] = tap.pooled_means()
 
@@ -127,18 +126,18 @@ def each_batch(
     work: Work,
     batch_tokens: int | None = None,
 ) -> None:
-    """Do some work on all rows, in batches of like length.
+    """Call `work` on all rows, in batches of similar length.
 
     Rows are padded on the right: a causal decoder's state at a token does not depend on what comes after it, so
-    neither mask nor positions are needed. The longest come first: memory runs out at once or never, and where it does
-    the batches are half as large from then on.
+    neither mask nor positions are needed. The longest come first, so that memory runs out at once or never; if it
+    does, the batch size is halved.
 
     Args:
         lm: the reader.
         rows: token ids of each text.
         n_prompts: tokens before each reply.
-        work: gets the places of some rows, and their ids and reply indices, both `[rows, longest]` on the device.
-        batch_tokens: tokens of a batch, padding included; a longer text is a batch of its own. None: 1,024 on a CPU,
+        work: called with the indices of a batch, its ids and its reply indices, both `[rows, longest]` on the device.
+        batch_tokens: tokens of a batch, padding included; a longer text is a batch alone. None: 1,024 on a CPU,
             16,384 on a GPU.
     """
     lm.refuse_training()
@@ -159,16 +158,20 @@ def each_batch(
         else:
             start += len(batch)
             continue
-        logger.warning("Out of memory while reading; going on with %d tokens a forward.", budget)
+        logger.warning("Out of memory while reading; continuing with %d tokens per forward.", budget)
         free_memory()
 
 
 def _pad_right(rows: Sequence[Sequence[int]], n_prompts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and reply indices, both `[rows, longest]`."""
     longest = max(map(len, rows))
-    # Filled with each row's last token: transformers warns of unmasked padding ids, which here do no harm.
+    # Padded with each row's last token: transformers warns of unmasked padding ids, which are harmless here.
     ids = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
-    place = torch.arange(longest)
-    known = zip(rows, n_prompts, strict=True)
-    reply_index = torch.stack([torch.where(place < len(row), place - n_prompt, PAD_INDEX) for row, n_prompt in known])
+    position = torch.arange(longest)
+    reply_index = torch.stack(
+        [
+            torch.where(position < len(row), position - n_prompt, PAD_INDEX)
+            for row, n_prompt in zip(rows, n_prompts, strict=True)
+        ]
+    )
     return ids, reply_index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,9 +22,27 @@ from persona_core.utils.checks import is_integer, is_number
 LARGEST_DRAW = 1.0 - 2.0**-20
 
 
+class SamplingOptions(TypedDict, total=False):
+    """Keyword arguments of everything that writes replies: the fields of `Sampling`, which has their defaults."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature=0` is greedy; `top_k=0` and `top_p=1` keep every token."""
+    """How the next token is chosen, with the settings of transformers' `generate`.
+
+    Attributes:
+        max_new_tokens: longest reply; shortened where the context ends. A static cache reserves memory for it up front.
+        temperature: 0 is greedy decoding.
+        top_p: keep the most probable tokens that together have this probability; 1 keeps all.
+        top_k: keep this many of the most probable tokens; 0 keeps all.
+        repetition_penalty: above 1 makes tokens that occurred before, prompt included, less probable.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.7

@@ -1,9 +1,9 @@
-"""Keys and values in fixed memory: every step finds the same tensors at the same addresses, so that a GPU can replay it
-as one graph instead of being handed a thousand kernels one by one.
+"""A static key-value cache: every step finds the same tensors at the same addresses, so that a GPU can replay it as
+one CUDA graph instead of launching a thousand kernels one by one.
 
-A token's column is its position, each row by itself: no row ever moves, and one that ends leaves its place to the next
-prompt. The hooks run while the graph is recorded, and what they launch is part of it: reading costs its products and
-nothing else. On a CPU, and where a graph cannot be recorded, the same step runs eagerly.
+A token's column is its position, in each row separately: no row ever moves, and a finished one leaves its slot to the
+next prompt. The hooks run while the graph is captured, and the kernels they launch are part of it: reading costs its
+products and nothing else. On a CPU, and where a graph cannot be captured, the same step runs eagerly.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from persona_core.inference.dynamic_cache import has_only_attention, new_cache, sliding_windows
+from persona_core.inference.forward import ForwardFn, ForwardInputs, ForwardOutput
 from persona_core.inference.hooks import Reading
-from persona_core.inference.kv_cache import joinable, new_cache, windows
 from persona_core.inference.memory import out_of_memory
-from persona_core.inference.step import Model, Output, Step
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
-# Attention that takes a mask for each row and column as it is; flash attention and ALiBi make their own.
-MASKED = ("sdpa", "eager")
+# Attention that uses the mask as given; flash attention and ALiBi build their own.
+MASKED_ATTENTION = ("sdpa", "eager")
 
 
 def supports(lm: LanguageModel, columns: int) -> bool:
-    """Whether a step can be one in fixed memory: plain attention over all columns, masks as they are given."""
+    """Whether the model can step with a static cache: plain attention over all columns, with the mask as given."""
     config = lm.model.config.get_text_config(decoder=True)
     cache = new_cache(lm.model.config)
     return (
-        joinable(cache)
+        has_only_attention(cache)
         and bool(cache.layers)
-        and columns < min(windows(cache), default=columns + 1)  # else a window's mask is another one
-        and getattr(config, "_attn_implementation", None) in MASKED
+        and columns < min(sliding_windows(cache), default=columns + 1)  # a narrower window needs another mask
+        and getattr(config, "_attn_implementation", None) in MASKED_ATTENTION
         and not getattr(config, "alibi", False)
-        and bool(getattr(lm.model, "_can_compile_fullgraph", False))  # no step of it asks the host for anything
+        and bool(getattr(lm.model, "_can_compile_fullgraph", False))  # a step never waits for the host
         and "position_ids" in lm.forward_arguments
         and not lm.dispatched
     )
 
 
-class FixedMemory:
-    """Keys and values of some replies, and the step over them.
+class StaticKVCache:
+    """Keys and values of a batch of replies, and the step over them.
 
     Args:
         lm: the model.
-        rows: replies at once; the lines of those that are not there are computed and left out.
-        columns: room for the tokens of the longest of them, prompt and reply.
-        pooled: whether the states of the replies' own tokens are added up by a step.
+        rows: replies at once; unused rows are computed and left out.
+        columns: tokens of the longest reply, prompt included.
+        pooled: whether a step sums the states of reply tokens.
     """
 
     shrinks = False  # a step costs the same with fewer rows
@@ -63,110 +63,110 @@ class FixedMemory:
     def __init__(self, lm: LanguageModel, rows: int, columns: int, pooled: bool) -> None:
         self._rows, self._columns, self._dtype = rows, columns, lm.dtype
         self._ids, self._positions, self._index = torch.zeros(3, rows, 1, dtype=torch.long, device=lm.device)
-        self._own = torch.zeros(rows, 1, dtype=torch.bool, device=lm.device) if pooled else None
+        self._reply_mask = torch.zeros(rows, 1, dtype=torch.bool, device=lm.device) if pooled else None
         self._replies = torch.zeros(rows, dtype=torch.long, device=lm.device)
         self._cache: Cache | None = None
-        self._n = 0
-        self._record = lm.device.type == "cuda"
-        self._recording: tuple[Any, Output] | None = None  # the graph, and where it leaves its output
+        self._n = 0  # rows in use
+        self._use_graph = lm.device.type == "cuda"
+        self._captured: tuple[Any, ForwardOutput] | None = None  # the graph, and the tensors that it writes to
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
         self._n = 0
 
     def add(self, cache: DynamicCache, lengths: Sequence[int]) -> None:
-        """Take over the rows of a prefill that was padded on the left; `lengths` without the padding."""
+        """Append the rows of a left-padded prefill; `lengths` without the padding."""
         if self._cache is None:
             layers = [
-                _FixedLayer(layer, self._rows, self._columns, self._positions) if layer.is_initialized else layer
+                _StaticLayer(layer, self._rows, self._columns, self._positions) if layer.is_initialized else layer
                 for layer in cache.layers
             ]
             self._cache = Cache(layers=layers)
         for layer, other in zip(self._cache.layers, cache.layers, strict=True):
-            if not other.is_initialized:  # a block that shares another's keys has none of its own
+            if not other.is_initialized:  # a block that shares another block's keys
                 continue
             for row, n in enumerate(lengths):
                 for held, new in ((layer.keys, other.keys), (layer.values, other.values)):
-                    held[self._n + row].zero_()  # a row that was here before may have ended in NaN, which no mask hides
+                    held[self._n + row].zero_()  # an earlier row may have left NaN, which no mask hides
                     held[self._n + row, :, :n] = new[row, :, -n:]
         self._n += len(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows."""
-        self._n, places = len(rows), torch.tensor(rows, device=self._ids.device)
+        """Keep only these rows."""
+        self._n, kept = len(rows), torch.tensor(rows, device=self._ids.device)
         for layer in self._cache.layers if self._cache is not None else ():
             if layer.is_initialized:
-                layer.keys[: self._n], layer.values[: self._n] = layer.keys[places], layer.values[places]
+                layer.keys[: self._n], layer.values[: self._n] = layer.keys[kept], layer.values[kept]
 
-    def step(self, model: Model, step: Step) -> Output:
-        """Logits and reading of the tokens of a step; valid until the next one.
+    def step(self, forward: ForwardFn, inputs: ForwardInputs) -> ForwardOutput:
+        """Logits and reading of one more token in each row; valid until the next step.
 
         Args:
-            model: one forward.
-            step: a token for each row.
+            forward: one forward pass.
+            inputs: a token for each row.
         """
         for held, new in (
-            (self._ids, step.ids),
-            (self._positions, step.positions),
-            (self._index, step.index),
-            (self._replies, step.replies),
+            (self._ids, inputs.ids),
+            (self._positions, inputs.positions),
+            (self._index, inputs.reply_index),
+            (self._replies, inputs.replies),
         ):
             held[: self._n] = new
-        self._copy_own(step)
-        logits, reading = self._run(model, step) if self._record else self._step(model)
+        self._copy_reply_mask(inputs)
+        logits, reading = self._run_graph(forward, inputs) if self._use_graph else self._run(forward)
         if reading is not None:
             reading = Reading(reading.raw[: self._n], reading.norms[: self._n])
         return logits[: self._n], reading
 
-    def _copy_own(self, step: Step) -> None:
-        if self._own is not None:
-            self._own.zero_()
-            if step.own is not None:
-                self._own[: self._n] = step.own
+    def _copy_reply_mask(self, inputs: ForwardInputs) -> None:
+        if self._reply_mask is not None:
+            self._reply_mask.zero_()
+            if inputs.reply_mask is not None:
+                self._reply_mask[: self._n] = inputs.reply_mask
 
-    def _run(self, model: Model, step: Step) -> Output:
-        if self._recording is None:
+    def _run(self, forward: ForwardFn) -> ForwardOutput:
+        visible = torch.arange(self._columns, device=self._ids.device) <= self._positions  # [rows, columns]
+        # Added to the attention scores: 0 where there is a token, else the lowest number.
+        mask = torch.zeros_like(visible, dtype=self._dtype).masked_fill_(~visible, torch.finfo(self._dtype).min)
+        inputs = ForwardInputs(self._ids, self._positions, self._index, self._replies, self._reply_mask)
+        return forward(mask[:, None, None], self._cache, inputs)  # mask [rows, 1, 1, columns]
+
+    def _run_graph(self, forward: ForwardFn, inputs: ForwardInputs) -> ForwardOutput:
+        if self._captured is None:
             try:
-                self._recording = self._recorded(model, step)
-            except RuntimeError as error:  # a step that asks the host for something
+                self._captured = self._capture(forward, inputs)
+            except RuntimeError as error:  # a step that waits for the host cannot be captured
                 if out_of_memory(error):
                     raise
-                logger.warning("The step cannot be recorded as a graph, and runs without one: %s", error)
-                self._record = False
-                self._copy_own(step)
-                return self._step(model)  # what has run of it was written where this is written again
-        graph, output = self._recording
+                logger.warning("The step cannot be captured as a CUDA graph and runs eagerly: %s", error)
+                self._use_graph = False
+                self._copy_reply_mask(inputs)
+                return self._run(forward)  # overwrites whatever the failed capture has written
+        graph, output = self._captured
         graph.replay()
         return output
 
-    def _step(self, model: Model) -> Output:
-        there = torch.arange(self._columns, device=self._ids.device) <= self._positions  # [rows, columns]
-        # Added to the scores of attention: 0 where there is a token, else the lowest number.
-        hidden = torch.zeros_like(there, dtype=self._dtype).masked_fill_(~there, torch.finfo(self._dtype).min)
-        step = Step(self._ids, self._positions, self._index, self._replies, self._own)
-        return model(hidden[:, None, None], self._cache, step)  # mask [rows, 1, 1, columns]
+    def _capture(self, forward: ForwardFn, inputs: ForwardInputs) -> tuple[Any, ForwardOutput]:
+        """The graph, and the tensors that it writes to.
 
-    def _recorded(self, model: Model, step: Step) -> tuple[Any, Output]:
-        """The graph, and where it leaves its output.
-
-        Kernels are set up in a first run, on a stream of its own. It writes the columns that the graph writes again,
-        and pools nothing but makes the sums that the graph adds to.
+        A warm-up on a side stream sets the kernels up. It writes the columns that the graph overwrites, and with an
+        empty reply mask it pools nothing, but allocates the sums that the graph adds to.
         """
-        if self._own is not None:
-            self._own.zero_()
+        if self._reply_mask is not None:
+            self._reply_mask.zero_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(model)
+            self._run(forward)
         torch.cuda.current_stream().wait_stream(stream)
-        self._copy_own(step)
+        self._copy_reply_mask(inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = self._step(model)
+            output = self._run(forward)
         return graph, output
 
 
-class _FixedLayer(CacheLayerMixin):
+class _StaticLayer(CacheLayerMixin):
     """Keys and values of one block, `[rows, heads, columns, d_head]`; a step writes at each row's position."""
 
     is_sliding = False
@@ -193,7 +193,7 @@ class _FixedLayer(CacheLayerMixin):
         return self.keys.shape[2], 0
 
     def get_seq_length(self) -> int:
-        return 0  # asked for default positions alone, and positions are always given
+        return 0  # used for default positions only, and positions are always given
 
     def get_max_length(self) -> int:
         return self.keys.shape[2]

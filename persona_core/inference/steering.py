@@ -26,7 +26,7 @@ Unit = Literal["residual", "sd"]
 When = Literal["start", "alarm"]
 LARGEST = 1e30  # float32 ends at 3.4e38, and a change is multiplied once more
 PAD_INDEX = -(2**31)  # reply index of a padding token: no intervention reaches it
-NEVER = 2**62  # a start that no reply reaches
+NEVER = 2**62  # a start beyond any reply
 
 
 @dataclass(frozen=True)

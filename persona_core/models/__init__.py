@@ -2,4 +2,6 @@
 
 from persona_core.utils.lazy import lazy_names
 
-__getattr__ = lazy_names(__name__, {"LanguageModel": "loading", "load_model": "loading", "wrap_model": "loading"})
+__getattr__ = lazy_names(
+    __name__, {"LanguageModel": "language_model", "load_model": "loading", "wrap_model": "loading"}
+)

@@ -1,5 +1,5 @@
-"""Read every token of a conversation, live or after the fact."""
+"""Read every token of a conversation, live or afterwards."""
 
 from persona_core.utils.lazy import lazy_names
 
-__getattr__ = lazy_names(__name__, {"Branch": "branching", "PersonaMonitor": "monitor", "Step": "monitor"})
+__getattr__ = lazy_names(__name__, {"Branch": "branching", "PersonaMonitor": "monitor", "Step": "step"})

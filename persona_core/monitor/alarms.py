@@ -1,9 +1,9 @@
-"""Alarms while a reply is written: each new token's z goes to the detector of each trait, in the decode loop.
+"""Alarms during generation: the decode loop passes each new token's z to the detector of each trait.
 
-An alarm at reply token a rests on the state after reading a, when the scores for token a+1 are already there. So what
-it sets off (`Steer(..., when="alarm")`) acts on the states from token a+1 on, and the first choice that it can change
-is that of a+2. Everything up to the alarm is as it would have been, so a trace of such a run, read afterwards, gives
-the very same alarm.
+An alarm at reply token a depends on the state after reading a, when the logits for token a+1 are already computed. So
+an intervention with `when="alarm"` acts on the states from token a+1 on, and the first choice that it can change is
+that of a+2. Nothing before the alarm is affected, so reading a trace of such a run afterwards gives the identical
+alarm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from persona_core.errors import SettingError
 from persona_core.inference.steering import Intervention
 
 LATENCY = 2
-"""From the token of the alarm to the first whose choice can change."""
+"""Tokens from the alarm to the first token whose choice can change."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Alarm:
     """A trait's alarm in one reply.
 
     Attributes:
-        row: which reply of those that were asked for together, from 0.
+        row: index of the reply in its batch, from 0.
         trait: which trait.
-        token: place in the reply, from 0.
+        token: position in the reply, from 0.
     """
 
     row: int
@@ -40,8 +40,8 @@ class Alarm:
 OnAlarm = Callable[[Alarm], None]
 
 
-class Watch:
-    """The detectors of one run of several rows.
+class AlarmWatch:
+    """The detectors of one generation run, for each of its rows.
 
     Args:
         detectors: of the vectors that the run reads with.
@@ -49,11 +49,11 @@ class Watch:
         blocks: in the order of the readings' block axis.
         null: mean and standard deviation of the raw projection, float32 `[n_traits, n_blocks, 2]`.
         n_rows: replies of the run.
-        interventions: those with `when="alarm"` begin to act in a row after that row's alarm.
-        on_alarm: called at each alarm, in the thread that generates.
+        interventions: those with `when="alarm"` start to act in a row after that row's alarm.
+        on_alarm: called at each alarm, in the generating thread.
 
     Raises:
-        SettingError: a detector's block is not read.
+        SettingError: a detector needs a block that is not read.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Watch:
         if unread:
             raise SettingError(
                 f"The detector of {unread[0]!r} needs block {detectors.best_block[unread[0]]}; the monitor reads "
-                f"{list(blocks)}. Make it with blocks='best' or 'all'."
+                f"{list(blocks)}. Create it with blocks='best' or 'all'."
             )
-        self._places = {t: (traits.index(t), blocks.index(detectors.best_block[t])) for t in watched}
+        self._axes = {t: (traits.index(t), blocks.index(detectors.best_block[t])) for t in watched}
         self._null = null
         self._online = [{t: detectors.of(t).online() for t in watched} for _ in range(n_rows)]
         self._gates: Mapping[str, list[tuple[torch.Tensor, int]]] = {
@@ -85,7 +85,7 @@ class Watch:
     def push(self, row: int, token: int, raw: np.ndarray) -> None:
         """Take the readings of one reply's newest token, float32 `[n_blocks, n_traits]`."""
         for trait, online in self._online[row].items():
-            i, j = self._places[trait]
+            i, j = self._axes[trait]
             mean, std = self._null[i, j]
             if online.push(float((raw[j, i] - mean) / std)):  # float32, as in Trace.scores
                 for starts, earliest in self._gates[trait]:

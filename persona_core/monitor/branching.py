@@ -1,4 +1,4 @@
-"""Go on from inside a reply: the first tokens of a trace's reply are kept by their ids, the rest is written anew."""
+"""Branching: keep the first tokens of a trace's reply by their ids and regenerate the rest."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PromptError, SettingError
-from persona_core.inference.start import Start
+from persona_core.inference.prefix import ReplyPrefix
 from persona_core.models.chat import Messages, Rendered
 from persona_core.monitor.transcripts import transcript_of
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import is_integer
 
 if TYPE_CHECKING:
-    from persona_core.models.loading import LanguageModel
+    from persona_core.models.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The first `at` tokens of a trace's reply, to be gone on from. Stands where a prompt stands.
+    """The first `at` tokens of a trace's reply, to continue from. Accepted wherever a prompt is.
 
-    Prompt and kept tokens are the trace's ids, whoever wrote them; nothing is decoded and tokenised again. Random
-    numbers are counted from the reply's first token: with the trace's seed and settings and nothing changed, the branch
-    is the original. `max_new_tokens` is the longest reply in all, kept tokens included.
+    Prompt and kept tokens are the trace's ids, whoever wrote them; nothing is decoded and tokenised again. Random draws
+    are counted from the reply's first token: with the trace's seed and settings, the branch is the original reply.
+    `max_new_tokens` limits the whole reply, kept tokens included.
 
     `Steer(start=...)` counts from the reply's first token too. With `start=at` the first choice that can change is that
-    of the branch's first new token; an earlier start also changes the states that the kept tokens are read with.
+    of the branch's first new token; an earlier start also changes the states of the kept tokens.
 
     Attributes:
-        trace: whose reply is left.
-        at: tokens of it that are kept, from 0 to all that the assistant said.
+        trace: the trace to branch from.
+        at: how many reply tokens to keep, from 0 to all of the assistant's.
 
     Raises:
-        SettingError: `at` is no such number.
+        SettingError: `at` is out of range.
 
     >>> from persona_core import PersonaMonitor, PersonaVectors, Steer, load_model
     >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
@@ -49,13 +49,15 @@ class Branch:
     def __post_init__(self) -> None:
         most = len(self.trace.reply_positions)
         if not is_integer(self.at, minimum=0) or self.at > most:
-            raise SettingError(f"Branch at={self.at!r}; expected a whole number of the reply's {most} tokens, from 0.")
+            raise SettingError(
+                f"Branch at={self.at!r}; expected a whole number from 0 to {most}, the tokens of the reply."
+            )
         kept = self.trace.roles[self.trace.n_prompt : self.trace.n_prompt + self.at]
         if any(role != "assistant" for role in kept):
-            raise SettingError(f"Branch at={self.at}: the reply has ended before that token. Branch earlier.")
+            raise SettingError(f"Branch at={self.at}: the reply ends before that token; branch earlier.")
 
-    def written(self) -> dict[str, Any]:
-        """What is known of the kept tokens, for the record."""
+    def origin(self) -> dict[str, Any]:
+        """How the kept tokens were written, for the provenance."""
         known = self.trace.provenance
         return {
             "branched_at": int(self.at),
@@ -66,25 +68,25 @@ class Branch:
         }
 
 
-def start_of(lm: LanguageModel, prompt: str | Messages | Branch, max_new_tokens: int) -> Start:
-    """The start of a reply to a prompt, or of a branch.
+def prefix_of(lm: LanguageModel, prompt: str | Messages | Branch, max_new_tokens: int) -> ReplyPrefix:
+    """What a reply to a prompt, or the rest of a branch, continues from.
 
     Raises:
-        PromptError: as the chat's rendering, or a token that the model has no embedding for.
-        VectorsMismatch: a trace whose ids the model's tokenizer spells otherwise.
-        SettingError: a branch that leaves no new token to write.
+        PromptError: the chat template refuses the prompt, or the model has no embedding for a token.
+        VectorsMismatch: a trace whose ids decode to another text with the model's tokenizer.
+        SettingError: a branch that leaves no room for a new token.
     """
     if not isinstance(prompt, Branch):
         rendered = lm.chat.render(prompt)
         lm.check_ids(rendered.token_ids)
-        return Start(rendered)
+        return ReplyPrefix(rendered)
     if prompt.at >= max_new_tokens:
         raise SettingError(
-            f"max_new_tokens={max_new_tokens} is the longest reply in all, and the branch keeps {prompt.at} tokens of "
-            "it; raise it."
+            f"max_new_tokens={max_new_tokens} limits the whole reply, and the branch keeps {prompt.at} tokens of it; "
+            "raise it."
         )
     text = transcript_of(lm, prompt.trace)
     kept = text.ids[text.n_prompt : text.n_prompt + prompt.at]
     if any(i in lm.eos_ids for i in kept):
-        raise PromptError(f"Branch at={prompt.at}: the kept tokens hold the end of the turn. Branch earlier.")
-    return Start(Rendered(text.ids[: text.n_prompt], text.roles[: text.n_prompt]), kept)
+        raise PromptError(f"Branch at={prompt.at}: the kept tokens include the end of the turn; branch earlier.")
+    return ReplyPrefix(Rendered(text.ids[: text.n_prompt], text.roles[: text.n_prompt]), kept)

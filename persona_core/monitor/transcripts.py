@@ -9,7 +9,7 @@ from typing import Any
 from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
 from persona_core.models.chat import Messages, as_messages
 from persona_core.models.detokenize import split_text
-from persona_core.models.loading import LanguageModel
+from persona_core.models.language_model import LanguageModel
 from persona_core.traces.trace import Trace
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from persona_core.inference.generation import Run
+from persona_core.inference.generation import GenerationRun
 from persona_core.inference.pooling import parse_position
+from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.start import Start
 from tests.support.tiny import Maker
 
 # Every one of these waits for the device; on a GPU each costs a stall.
@@ -40,15 +40,15 @@ def test_a_step_waits_for_the_sampled_ids_and_for_nothing_else(
     monitor = make_monitor("llama")
     prompt = monitor.lm.chat.render("Should I quit my job?")
     sampling = Sampling(max_new_tokens=N_NEW, temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.1)
-    run = Run(
+    run = GenerationRun(
         monitor.lm,
         monitor._directions,
-        [Start(prompt)],
+        [ReplyPrefix(prompt)],
         sampling,
         seeds=[0],
         pools=[parse_position("reply_mean")] if pool else [],
     )
-    forwards = run.forwards()
+    forwards = run.steps()
     next(forwards)  # the prefill builds its buffers and masks
     waits.clear()
     steps = sum(1 for _ in forwards)

@@ -13,16 +13,16 @@ import torch
 
 from persona_core.elicitation.elicit import write_replies
 from persona_core.inference import batch as reply_batch
-from persona_core.inference import kv_cache
+from persona_core.inference import dynamic_cache
 from persona_core.inference.decode import decode
-from persona_core.inference.generation import Run
+from persona_core.inference.dynamic_cache import has_only_attention, new_cache
+from persona_core.inference.generation import GenerationRun
 from persona_core.inference.hooks import Reading
-from persona_core.inference.kv_cache import joinable, new_cache
 from persona_core.inference.memory import out_of_memory
 from persona_core.inference.pooling import parse_position
+from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.readings import Readings
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.start import Start
 from persona_core.inference.steering import Steer
 from persona_core.monitor.branching import Branch
 from persona_core.monitor.monitor import PersonaMonitor
@@ -37,9 +37,9 @@ EVERY_TWELFTH = frozenset(range(0, 2000, 12))  # ids that end a reply, so that l
 
 
 @pytest.fixture(autouse=True)
-def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room is made anew every few tokens, where 64 would be more than any reply here has."""
-    monkeypatch.setattr(kv_cache, "ROOM", 3)
+def few_spare_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allocate every few tokens, where 64 columns would be more than any reply here has."""
+    monkeypatch.setattr(dynamic_cache, "SPARE_COLUMNS", 3)
 
 
 def ending(family: str = "llama") -> Any:
@@ -76,7 +76,7 @@ def test_places_are_taken_as_soon_as_they_come_free() -> None:
     prompts = [lm.chat.render(p).token_ids for p in PROMPTS]
     lengths = [t.n_reply for t in alone(monitor_of(lm))]
     sampling = replace(SAMPLING, repetition_penalty=1.1)
-    forwards = list(decode(lm, prompts, sampling, range(7, 7 + len(prompts)), width=3))
+    forwards = list(decode(lm, prompts, sampling, range(7, 7 + len(prompts)), batch_size=3))
     steps = [f for f in forwards if f.token_ids is not None]
     assert sum(len(f.rows) for f in steps) == sum(lengths)
     assert all(len(f.rows) <= 3 for f in steps)
@@ -102,11 +102,11 @@ def test_a_hybrid_models_batches_are_not_refilled_and_not_wrong() -> None:
     """A recurrent state cannot be moved along with keys and values."""
     lm = ending("qwen3.5")
     prompts = [lm.chat.render(p).token_ids for p in PROMPTS]
-    forwards = list(decode(lm, prompts, SAMPLING, range(len(prompts)), width=4))
+    forwards = list(decode(lm, prompts, SAMPLING, range(len(prompts)), batch_size=4))
     assert [len(f.rows) for f in forwards if f.token_ids is None] == [4, 4, 3]
 
-    assert not joinable(new_cache(lm.model.config))
-    assert joinable(new_cache(tiny_lm("gemma3").model.config))
+    assert not has_only_attention(new_cache(lm.model.config))
+    assert has_only_attention(new_cache(tiny_lm("gemma3").model.config))
 
 
 def test_steering_reaches_the_replies_that_it_is_for() -> None:
@@ -124,12 +124,14 @@ def test_each_reply_has_its_own_start_of_an_intervention() -> None:
     direction = monitor.vectors.direction("malice", 1)
     starts = [0, 5, 2, 9, 1, 0, 3, 4, 0, 7, 2]
 
-    def run(rows: list[int], width: int) -> Run:
+    def run(rows: list[int], width: int) -> GenerationRun:
         change = Intervention(
             Steer("malice", block=1, strength=9.0), direction, 9.0, torch.tensor([starts[r] for r in rows])
         )
-        begun = [Start(monitor.lm.chat.render(PROMPTS[r])) for r in rows]
-        made = Run(monitor.lm, monitor._directions, begun, SAMPLING, [7 + r for r in rows], [change], width=width)
+        begun = [ReplyPrefix(monitor.lm.chat.render(PROMPTS[r])) for r in rows]
+        made = GenerationRun(
+            monitor.lm, monitor._directions, begun, SAMPLING, [7 + r for r in rows], [change], batch_size=width
+        )
         made.finish()
         return made
 
@@ -146,8 +148,8 @@ def test_pooled_states_are_those_of_the_reply_alone(position: str) -> None:
     pools = [parse_position(position)]
 
     def means(rows: list[int], width: int) -> np.ndarray:
-        begun = [Start(lm.chat.render(PROMPTS[r])) for r in rows]
-        run = Run(lm, {}, begun, SAMPLING, [7 + r for r in rows], pools=pools, width=width)
+        begun = [ReplyPrefix(lm.chat.render(PROMPTS[r])) for r in rows]
+        run = GenerationRun(lm, {}, begun, SAMPLING, [7 + r for r in rows], pools=pools, batch_size=width)
         run.finish()
         return run.pooled_means()
 
@@ -194,7 +196,7 @@ def test_where_memory_runs_out_fewer_are_written_at_once_from_then_on(caplog: py
         traces = tight.generate_batch(PROMPTS, batch_size=10, seed=7, **SAMPLING.to_dict())
     same(traces, wanted)
     assert [n for n in small.ran if n > 3] == [10, 5]  # tried twice, and never again
-    assert "going on, 3 at once" in caplog.text
+    assert "continuing with a batch size of 3" in caplog.text
     plain = [r.mean_state for r in write_replies(lm, PROMPTS, SAMPLING, 7)]
     pooled = [r.mean_state for r in write_replies(tight.lm, PROMPTS, SAMPLING, 7, batch_size=11)]
     for one, other in zip(plain, pooled, strict=True):
@@ -216,21 +218,21 @@ def test_memory_that_runs_out_later_loses_no_reply_that_had_ended(pooled: bool) 
     """The 20th forward fails: replies that have ended by then stay, the others begin anew."""
     lm = ending()
     plain = monitor_of(lm)
-    starts = [Start(lm.chat.render(p)) for p in PROMPTS]
+    starts = [ReplyPrefix(lm.chat.render(p)) for p in PROMPTS]
     pools = [parse_position("reply_mean"), parse_position("prompt_mean")] if pooled else []
 
-    def run_of(model: Any) -> Run:
+    def run_of(model: Any) -> GenerationRun:
         own, seeds = replace(lm, model=model), range(7, 7 + len(starts))
-        return Run(own, plain._directions, starts, SAMPLING, seeds, pools=pools, width=4)
+        return GenerationRun(own, plain._directions, starts, SAMPLING, seeds, pools=pools, batch_size=4)
 
     wanted, found, begun = run_of(lm.model), run_of(Once(lm.model, 20)), []
     wanted.finish()
-    forwards, ended = found.forwards(), set[int]()
+    forwards, ended = found.steps(), set[int]()
     with pytest.raises(torch.OutOfMemoryError):
         for forward in forwards:
             ended |= {row for row, why in zip(forward.rows, forward.finished, strict=True) if why}
     assert 1 < len(ended) < len(PROMPTS)
-    for forward in found.forwards():
+    for forward in found.steps():
         begun += list(forward.rows) if forward.token_ids is None else []
     assert sorted(begun) == sorted(set(range(len(PROMPTS))) - ended)
     for row in range(len(PROMPTS)):
@@ -252,7 +254,7 @@ def test_the_same_replies_that_begin_anew_are_read_into_their_new_places() -> No
         readings.end(row)
     left = (5, 6, 7)
     readings.add(left, reading(left, 1, 1.0))
-    readings.begin_anew(left, 4)
+    readings.restart(left, 4)
     readings.begin(left, [2] * 3, reading(left, 2, 2.0))
     for value in (3.0, 4.0):
         readings.add(left, reading(left, 1, value))
@@ -264,10 +266,12 @@ def test_the_same_replies_that_begin_anew_are_read_into_their_new_places() -> No
 def test_a_run_that_was_left_can_be_finished() -> None:
     lm = ending()
     monitor = monitor_of(lm)
-    starts = [Start(lm.chat.render(p)) for p in PROMPTS]
-    run, wanted = (Run(lm, monitor._directions, starts, SAMPLING, range(len(starts)), width=3) for _ in range(2))
+    starts = [ReplyPrefix(lm.chat.render(p)) for p in PROMPTS]
+    run, wanted = (
+        GenerationRun(lm, monitor._directions, starts, SAMPLING, range(len(starts)), batch_size=3) for _ in range(2)
+    )
     wanted.finish()
-    forwards = run.forwards()
+    forwards = run.steps()
     for _ in range(20):
         next(forwards)
     forwards.close()
@@ -287,6 +291,8 @@ def test_the_words_of_a_full_memory_are_known() -> None:
 
 def test_every_ended_reply_is_told_once() -> None:
     monitor, told = monitor_of(ending()), []  # type: ignore[var-annotated]
-    starts = [Start(monitor.lm.chat.render(p)) for p in PROMPTS]
-    Run(monitor.lm, monitor._directions, starts, SAMPLING, range(len(PROMPTS)), width=3).finish(told.append)
+    starts = [ReplyPrefix(monitor.lm.chat.render(p)) for p in PROMPTS]
+    GenerationRun(monitor.lm, monitor._directions, starts, SAMPLING, range(len(PROMPTS)), batch_size=3).finish(
+        told.append
+    )
     assert sum(told) == len(PROMPTS)

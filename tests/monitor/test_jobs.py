@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation.prompts import Prompt, Transcribed, prompt_of, repeated
+from persona_core.elicitation.prompts import Dialogue, Prompt, prompt_of, repeated
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.monitor.jobs import Generate, Read, Replay, Row, run_job, seed_of
@@ -96,7 +96,7 @@ def test_replay_reads_the_very_ids_with_the_other_model(tmp_path: Path) -> None:
 
 def test_transcripts_of_any_writer_are_read_in_order(tmp_path: Path) -> None:
     items = tuple(
-        Transcribed(
+        Dialogue(
             f"t{i}",
             ({"role": "user", "content": "word ?"}, {"role": "assistant", "content": "word " * (i + 1)}),
             writer=("human", None)[i % 2],
@@ -148,7 +148,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_truncated_batch_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("persona_core.monitor.jobs.BATCHES_IN_PART", 1)
+    monkeypatch.setattr("persona_core.monitor.jobs.BATCHES_PER_PART", 1)
     rows_of(JOB, tmp_path)
     broken = tmp_path / "batches" / "00001.parquet"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -174,7 +174,7 @@ from persona_core.traces.dataset import write_results
 from persona_core.monitor.jobs import Generate, run_job
 from tests.monitor.test_jobs import JOB, monitor
 
-jobs.BATCHES_IN_PART = 1
+jobs.BATCHES_PER_PART = 1
 plain = Generate.rows
 def slowly(self, watcher, items):
     time.sleep(0.1)

@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from persona_core.inference import kv_cache
-from persona_core.inference.kv_cache import add_rows, keep_rows, new_cache
+from persona_core.inference import dynamic_cache
+from persona_core.inference.dynamic_cache import add_rows, keep_rows, new_cache
 from tests.support.tiny import tiny_lm
 
 
@@ -24,7 +24,7 @@ def layers(window: int | None) -> tuple[DynamicCache, DynamicCache]:
     """The same layer twice: ours, and transformers'."""
     ours, theirs = DynamicCache(), DynamicCache()
     theirs.layers = [DynamicLayer() if window is None else DynamicSlidingWindowLayer(window)]
-    ours.layers = [kv_cache._growing(layer) for layer in theirs.layers]
+    ours.layers = [dynamic_cache._buffered(layer) for layer in theirs.layers]
     return ours, theirs
 
 
@@ -33,7 +33,7 @@ def layers(window: int | None) -> tuple[DynamicCache, DynamicCache]:
 def test_every_update_gives_what_transformers_gives(
     window: int | None, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv_cache, "ROOM", 1 + seed % 5)
+    monkeypatch.setattr(dynamic_cache, "SPARE_COLUMNS", 1 + seed % 5)
     torch.manual_seed(seed)
     choices = random.Random(seed)
     both = layers(window)
@@ -70,7 +70,7 @@ def test_long_replies_cross_the_windows_edge(family: str, length: int) -> None:
     logits = []
     for cache in (new_cache(model.config), DynamicCache(config=model.config)):
         out, own = model(ids, past_key_values=cache, use_cache=True).logits, []
-        for step in range(3 * kv_cache.ROOM):
+        for step in range(3 * dynamic_cache.SPARE_COLUMNS):
             next_ids = torch.full((2, 1), 5 + step % 50)
             own.append(out[:, -1])
             out = model(next_ids, past_key_values=cache, use_cache=True).logits

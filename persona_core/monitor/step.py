@@ -1,0 +1,39 @@
+"""One token of a reply, as it is streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from persona_core.inference.generation import GenerationRun
+from persona_core.traces.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One token of a reply, read.
+
+    Attributes:
+        index: position in the reply, from 0.
+        token_id: its id.
+        text: the text that it completes; "" in the middle of a character.
+        finish: why the reply ended with this token; None while it goes on.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    finish: str | None
+    _run: GenerationRun = field(repr=False)
+    _trace_of: Callable[[GenerationRun, int, int], Trace] = field(repr=False)
+
+    @property
+    def raw(self) -> np.ndarray:
+        """Projections at this token, float32 `[n_traits, n_blocks]`; copied from the device on access."""
+        return self._run.raw_at(0, self.index)
+
+    def trace(self) -> Trace:
+        """The conversation as read up to this token."""
+        return self._trace_of(self._run, 0, self.index + 1)
