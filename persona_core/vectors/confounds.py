@@ -57,8 +57,8 @@ def confounds(
     vector_auroc = rank_auroc(projections, report.shows)
     length = report.n_tokens.astype(np.float64)
     declines = np.array([refuses(text) for text in report.texts], float)
-    # The sign of these two is chosen on the choice split, as is everything that is chosen: short replies, or replies that
-    # do not decline, may be the ones that show the trait.
+    # The sign of these two is chosen on the choice split: short replies, or replies that do not decline, may be those
+    # that show the trait.
     longer = _sign(choice.n_tokens, choice.shows)
     declining = _sign(np.array([refuses(text) for text in choice.texts], float), choice.shows)
 

@@ -176,7 +176,7 @@ def _write(
                 bar.update(plan.seeds * len(questions))
                 continue
             amount = strength * float(vector.norm())
-            # An intervention applies to a whole batch, so the random arm, with a direction per seed, needs one per seed.
+            # An intervention applies to a whole batch: the random arm has a direction per seed, so a batch per seed.
             groups = [[k] for k in range(plan.seeds)] if arm == "random" else [list(range(plan.seeds))]
             texts[arm, strength] = []
             for seeds in groups:

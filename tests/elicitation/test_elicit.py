@@ -241,7 +241,7 @@ def test_an_error_of_the_code_is_not_taken_for_a_full_memory(monkeypatch: pytest
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("persona_core.elicitation.elicit.GenerationRun.forwards", broken)
+    monkeypatch.setattr("persona_core.elicitation.elicit.GenerationRun.steps", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         write_batch(tiny_lm("llama", "chatml"), plan(), plan().batches()[0])
 

@@ -74,17 +74,17 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
         ({"description": None}, "the field 'description' is missing"),
         ({"judge_prompt": None}, "the field 'judge_prompt' is missing"),
         ({"description": "  "}, "description: must not be empty"),
-        ({"name": "Two Words"}, "name: 'Two Words' must be lower-case"),
+        ({"name": "Two Words"}, "name: 'Two Words' must consist of lower-case letters"),
         ({"name": 7}, "name: expected a string, got a number"),
         ({"instructions": []}, "instructions: expected a list of at least one pair, got an empty list"),
         ({"instructions": [{"positive": "a"}]}, "instructions[0]: the field 'negative' is missing"),
         ({"instructions": [{"positive": "a", "negative": 3}]}, "instructions[0].negative: expected a string"),
-        ({"instructions": [{"positive": "a", "negative": "a"}]}, "both sides are the same"),
+        ({"instructions": [{"positive": "a", "negative": "a"}]}, "positive and negative are the same"),
         ({"extraction_questions": ["a", "a"]}, "the same question as extraction_questions[0]"),
         ({"evaluation_questions": ["How are you?"]}, "the same question as extraction_questions[0]"),
         ({"judge_prompt": "{question}?"}, "must contain {answer} once; it occurs 0 times"),
         ({"judge_prompt": "{question} {answer} {answer}"}, "must contain {answer} once; it occurs 2 times"),
-        ({"judge_prompt": "{question} {answer} {reply}"}, "holds '{reply}'; only {question} and {answer}"),
+        ({"judge_prompt": "{question} {answer} {reply}"}, "contains '{reply}'; only {question} and {answer}"),
         ({"judge_prompts": "x"}, "judge_prompts: unknown field. Did you mean 'judge_prompt'?"),
     ],
 )
@@ -129,8 +129,8 @@ def test_sources_are_files_folders_and_names(tmp_path: Path) -> None:
         load_traits([tmp_path / "..", tmp_path][:0] or [_empty(tmp_path)])
     with pytest.raises(SettingError):
         load_traits([])
-    with pytest.raises(SettingError):
-        load_traits("evil")
+    assert load_traits("evil") == load_traits(["evil"])
+    assert load_traits(path) == load_traits([path])
 
 
 def _empty(folder: Path) -> Path:

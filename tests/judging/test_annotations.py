@@ -106,7 +106,7 @@ def test_what_the_judge_could_not_answer_is_missing_and_neither_marked_nor_dropp
 
 
 def test_two_readings_of_one_reply_are_refused() -> None:
-    with pytest.raises(SettingError, match="'a' comes twice"):
+    with pytest.raises(SettingError, match="'a' occurs twice"):
         annotate_sentences([ROWS[0], ROWS[0]], load_traits(["evil"]), Stub({}), "replay")
 
 
@@ -165,14 +165,14 @@ def test_a_file_gives_back_the_marks_in_order_and_people_may_leave_the_score_out
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"start": -1}, "line 2: the field 'start' is -1; expected a count from 0"),
+        ({"start": -1}, "line 2: the field 'start' is -1; expected an integer of at least 0"),
         ({"start": 1.5}, "the field 'start' is 1.5"),
         ({"end": True}, "the field 'end' is True"),
         ({"end": 0}, "the field 'end' is 0; it must be greater than start, 0"),
         ({"score": "high"}, "the field 'score' is 'high'; expected a number from 0 to 100"),
         ({"score": 101}, "the field 'score' is 101"),
         ({"score": float("nan")}, "the field 'score' is nan"),
-        ({"id": ""}, "the field 'id' is ''; expected a text"),
+        ({"id": ""}, "the field 'id' is ''; expected a string"),
         ({"trait": 3}, "the field 'trait' is 3"),
         ({"how": None}, "the field 'how' is None"),
         ({"begin": 3}, "unknown field 'begin'; known are id, config, trait, start, end, score, how"),
@@ -240,7 +240,7 @@ def test_marks_of_other_runs_and_traits_are_kept_and_the_same_command_changes_no
     [
         (["--judge", "gpt"], "--judge 'gpt'; expected"),
         (["--config", "other"], "holds the configs baseline, contaminated, replay"),
-        (["--config", "replay"], "comes twice"),
+        (["--config", "replay"], "occurs twice"),
         (["--results", "nowhere"], "holds the configs none"),
         (["--traits", "overconfidence"], "Unknown trait 'overconfidence'"),
     ],

@@ -161,7 +161,7 @@ def test_no_block_can_be_chosen_where_nothing_shows_the_trait_or_nothing_varies(
         choose_block("candour", held_out(replace(read, score=np.zeros(len(read.score)))), vector, range(3))
     for value in (1.0, np.nan):
         still = held_out(replace(read, states=np.full_like(read.states, value)))
-        with pytest.raises(SettingError, match="the same for all replies, or not finite"):
+        with pytest.raises(SettingError, match="constant or not finite"):
             choose_block("candour", still, vector, range(3))
     states = read.states.copy()
     states[:, BEST] = 1.0  # one block says nothing: the next best is chosen
@@ -349,7 +349,7 @@ def test_figures_over_few_questions_draw_a_remark() -> None:
     few = read.question % 10 < 3
     read = replace(
         read,
-        **{name: getattr(read, name)[few] for name in ("states", "asked", "question", "score", "n_tokens")},
+        **{name: getattr(read, name)[few] for name in ("states", "positive", "question", "score", "n_tokens")},
         texts=[t for t, keep in zip(read.texts, few, strict=True) if keep],
         token_ids=[t for t, keep in zip(read.token_ids, few, strict=True) if keep],
     )
@@ -383,7 +383,7 @@ def test_every_flag_says_its_numbers_in_one_sentence() -> None:
 
 
 def only(j: JudgedReplies, places: np.ndarray) -> JudgedReplies:
-    arrays = {n: getattr(j, n)[places] for n in ("states", "asked", "question", "score", "n_tokens")}
+    arrays = {n: getattr(j, n)[places] for n in ("states", "positive", "question", "score", "n_tokens")}
     return replace(j, **arrays, texts=[j.texts[i] for i in places], token_ids=[j.token_ids[i] for i in places])
 
 
