@@ -2,7 +2,8 @@
 
 The model, the contaminated adapter, the vectors, the results dataset, and the Space, which pulls the other four at the
 revisions that were just pushed. It runs in a checkout of the project. Unchanged repositories get no commit; after an
-interruption the same command does the rest.
+interruption the same command does the rest. Finally the addresses are written into README.md, and that of the source
+into the notebooks; commit these changes.
 
 examples:
   persona publish --namespace me --dry-run     # what would go where; no network
@@ -15,18 +16,26 @@ import argparse
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persona_core.cli.options import command_parser
 from persona_core.cli.running import execute
 from persona_core.errors import SettingError
+from persona_core.utils.files import write_whole
+from persona_core.utils.links import fill_notebook, source_of
 from persona_core.utils.version import __version__
+
+if TYPE_CHECKING:
+    from persona_core.utils.repositories import Repository
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("publish", __doc__)
     parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
     parser.add_argument("--app-name", default="persona-traits", help="of the Space")
+    parser.add_argument("--source", metavar="URL", help="address of the git repository (default: git's remote origin)")
     parser.add_argument("--private", action="store_true", help="create private repositories")
     parser.add_argument("--tag", default=f"v{__version__}", help="of the commits")
     parser.add_argument("--dry-run", action="store_true", help="list what would be published, and stop")
@@ -52,7 +61,21 @@ def run(options: argparse.Namespace) -> list[str]:
         for repository, pushed in publish(among, Path(place), private=options.private, tag=options.tag):
             done = "pushed" if pushed.changed else "unchanged"
             print(f"{done}: {repository.url} at {pushed.revision[:8]}")
+    _write_links(options.root, among, options.source or source_of(options.root))
     return []
+
+
+def _write_links(root: Path, among: Sequence[Repository], source: str | None) -> None:
+    """Addresses of what was published, in the one place of the README that has them, and in the notebooks."""
+    from persona_core.utils.cards import bullets, with_links
+
+    links = {} if source is None else {"source": (source, source)}
+    links |= {TITLES[repository.kind]: (repository.repo_id, repository.url) for repository in among}
+    readme = root / "README.md"
+    write_whole(readme, with_links(readme.read_text(encoding="utf-8"), bullets(links)))
+    if source is not None:
+        for notebook in sorted((root / "notebooks").glob("*.ipynb")):
+            fill_notebook(notebook, root, source)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,8 @@ def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert extract.main(arguments) == 1
     said = capsys.readouterr().err
-    (last,) = [line for line in said.splitlines() if "persona extract: " in line]
+    first, last = [line for line in said.splitlines() if "persona extract: " in line]
+    assert first.startswith("persona extract: loading ")
     assert "Traceback" not in said
     return last
 

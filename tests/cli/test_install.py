@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -22,7 +23,7 @@ NAME = "persona_trace"
 pytestmark = pytest.mark.slow
 
 
-def run(command: list[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PERSONA_")} | environment
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=280)
 
@@ -41,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel in it, the libraries being those of the running environment."""
     site = tmp_path_factory.mktemp("site")
-    install = ["install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    install: list[str | Path] = ["install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
     done = run([sys.executable, "-m", "pip", *install], site)
     assert done.returncode == 0, done.stderr
     return site
@@ -72,8 +73,8 @@ print(json.dumps([persona_core.__file__, trait.name, len(load_prompts(["all"]))]
 
 def test_monitor_reads_the_demo_model(installed: Path, tmp_path: Path) -> None:
     vectors = ARTIFACTS / "persona-vectors-persona-tiny"
-    options = ["--model", ARTIFACTS / "persona-tiny", "--vectors", vectors, "--device", "cpu"]
-    short = ["--prompts", "pilot", "--max-new-tokens", "8", "--out", tmp_path / "out"]
+    options: list[str | Path] = ["--model", ARTIFACTS / "persona-tiny", "--vectors", vectors, "--device", "cpu"]
+    short: list[str | Path] = ["--prompts", "pilot", "--max-new-tokens", "8", "--out", tmp_path / "out"]
     done = persona(installed, tmp_path, "monitor", *options, *short)
     assert done.returncode == 0, done.stderr
     assert load_dataset(str(tmp_path / "out"), split="train").num_rows == 18

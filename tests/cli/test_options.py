@@ -46,7 +46,7 @@ def test_help_has_an_example_and_every_default(
 
     def recording(self: argparse.ArgumentParser, *args: object) -> argparse.Namespace:
         seen.append(self)
-        return parse_args(self, *args)  # type: ignore[call-overload, no-any-return]
+        return parse_args(self, *args)  # type: ignore[call-overload]
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", recording)
     text = help_of(command, capsys)
@@ -106,7 +106,7 @@ def test_every_command_has_a_module(command: str) -> None:
 
 
 def defaults(module: ModuleType, *required: str) -> argparse.Namespace:
-    return module.arguments().parse_args([*required, "--model", "m"])  # type: ignore[no-any-return]
+    return module.arguments().parse_args([*required, "--model", "m"])
 
 
 def test_the_defaults_are_those_of_the_library() -> None:

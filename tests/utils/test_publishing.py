@@ -46,6 +46,7 @@ PREPARED = (
 
 hub: Hub
 forks: Forks
+checkout: Path
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +55,11 @@ def _serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     The Hub's client reads its settings when it is imported: all its users in this file have one address and one cache.
     """
-    global hub, forks
+    global hub, forks, checkout
+    checkout = tmp_path_factory.mktemp("checkout")  # publishing writes links into its README.md
+    for name in ("app.py", "requirements.txt", "LICENSE", "artifacts", "persona_core"):
+        (checkout / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "README.md", checkout)
     with (
         serving_hub(tmp_path_factory.mktemp("hub")) as hub,
         forking(*PREPARED, briefly=True, environment=hub.environment()) as forks,
@@ -80,7 +85,7 @@ def run(arguments: list[str], folder: Path = ROOT, **changed: str) -> subprocess
 
 
 def publish(*more: str, **changed: str) -> subprocess.CompletedProcess[str]:
-    return run(["-m", "scripts.publish", "--namespace", "me", *more], **changed)
+    return run(["-m", "scripts.publish", "--namespace", "me", "--root", str(checkout), *more], ROOT, **changed)
 
 
 @pytest.fixture
