@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
+from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.inference.generation import GenerationRun
@@ -103,9 +103,9 @@ class ElicitationPlan:
         both = (q for t in self.traits for q in (*t.extraction_questions, *t.evaluation_questions))
         return tuple(dict.fromkeys(both))
 
-    def requests(self) -> list[ReplyRequest]:
+    def requests(self) -> list[ElicitationRequest]:
         """All requests in order of their index: trait by trait, then the neutral ones."""
-        found: list[ReplyRequest] = []
+        found: list[ElicitationRequest] = []
         for trait in self.traits:
             for split, questions, pairs, rollouts in (
                 ("extraction", trait.extraction_questions, self.pairs_per_question, self.rollouts),
@@ -123,7 +123,7 @@ class ElicitationPlan:
                             pair = (number + k) % n_pairs
                             for rollout in range(rollouts):
                                 found.append(
-                                    ReplyRequest(
+                                    ElicitationRequest(
                                         index=len(found),
                                         split=split,
                                         trait=trait.name,
@@ -138,7 +138,7 @@ class ElicitationPlan:
         for number, question in enumerate(self.questions):
             for rollout in range(self.neutral_rollouts):
                 found.append(
-                    ReplyRequest(
+                    ElicitationRequest(
                         len(found), "neutral", None, "neutral", None, number, rollout, system=None, user=question
                     )
                 )
@@ -160,7 +160,7 @@ class RequestBatch:
     """Requests whose replies are stored together; `ElicitationPlan.batch_size` of them are answered at a time."""
 
     name: str
-    requests: tuple[ReplyRequest, ...]
+    requests: tuple[ElicitationRequest, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,12 +175,12 @@ class BatchResult:
 
     replies: tuple[Reply, ...]
     states: dict[str, np.ndarray]
-    failed: tuple[tuple[ReplyRequest, str], ...] = ()
+    failed: tuple[tuple[ElicitationRequest, str], ...] = ()
 
 
 def elicit(
     lm: LanguageModel, plan: ElicitationPlan, store: ReplyStore, progress: bool = True
-) -> list[tuple[ReplyRequest, str]]:
+) -> list[tuple[ElicitationRequest, str]]:
     """Write every reply of the plan that the store does not hold yet.
 
         with ReplyStore("outputs/candour") as store:
@@ -199,7 +199,7 @@ def elicit(
         SettingError: the store was begun with another plan or model.
     """
     store.check_plan(plan_record(plan, lm))
-    failed: list[tuple[ReplyRequest, str]] = []
+    failed: list[tuple[ElicitationRequest, str]] = []
     batches = plan.batches()
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
@@ -232,7 +232,7 @@ def write_batch(
         ended: called with the number of replies that have just ended.
     """
 
-    def write(part: Sequence[ReplyRequest]) -> BatchResult:
+    def write(part: Sequence[ElicitationRequest]) -> BatchResult:
         return _write(lm, plan, RequestBatch(batch.name, tuple(part)), ended)
 
     kept, failed = in_halves(batch.requests, write, batch.name)

@@ -38,7 +38,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Dialogue:
+class RecordedConversation:
     """A finished conversation; its last message is the assistant's.
 
     Attributes:
@@ -93,15 +93,15 @@ def prompt_of(reply_id: str) -> str:
     return stem if mark and number.isdecimal() else reply_id
 
 
-def load_transcripts(path: str | Path) -> tuple[Dialogue, ...]:
-    """Conversations of a `.jsonl` file with the fields of `Dialogue`; the id may be left out.
+def load_transcripts(path: str | Path) -> tuple[RecordedConversation, ...]:
+    """Conversations of a `.jsonl` file with the fields of `RecordedConversation`; the id may be left out.
 
     Raises:
         NotFound, CorruptFile: the message names file, line and field.
     """
     found = []
     for number, (where, record) in enumerate(_records(Path(path)), 1):
-        item = _checked(Dialogue, {"id": f"{Path(path).stem}-{number}", **record}, where)
+        item = _checked(RecordedConversation, {"id": f"{Path(path).stem}-{number}", **record}, where)
         _check_messages(item.messages, where)
         found.append(item)
     return tuple(_unique(found))

@@ -14,14 +14,14 @@ from safetensors.numpy import load, save
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import BatchResult, ElicitationPlan, RequestBatch, plan_record, write_batch
-from persona_core.elicitation.store import ReplyRequest, ReplyStore, as_reply, to_record
+from persona_core.elicitation.store import ElicitationRequest, ReplyStore, as_reply, to_record
 from persona_core.models.loading import load_model
 from persona_core.utils.ray import mapped
 
 
 def elicit_sharded(
     loading: Mapping[str, Any], plan: ElicitationPlan, store: ReplyStore, n_workers: int, progress: bool = True
-) -> list[tuple[ReplyRequest, str]]:
+) -> list[tuple[ElicitationRequest, str]]:
     """As `elicit`, with the batches mapped over Ray workers.
 
     Args:
@@ -42,7 +42,7 @@ def elicit_sharded(
             todo.append(RequestBatch(store.free_name(batch.name), missing))
     if not todo:
         return []
-    failed: list[tuple[ReplyRequest, str]] = []
+    failed: list[tuple[ElicitationRequest, str]] = []
     with tqdm(total=sum(len(b.requests) for b in todo), desc="eliciting", unit="reply", disable=not progress) as bar:
         for row in mapped(_Worker, (dict(loading), plan, todo), len(todo), n_workers):
             batch = todo[int(row["number"])]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import BatchResult, ElicitationPlan, RequestBatch, plan_record
-from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
+from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
 from persona_core.errors import PersonaError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
@@ -42,7 +42,7 @@ def elicit_served(
     timeout: float = 60.0,
     max_retries: int = 5,
     progress: bool = True,
-) -> list[tuple[ReplyRequest, str]]:
+) -> list[tuple[ElicitationRequest, str]]:
     """Have a server write every reply of the plan that the store does not hold yet, and read them with `lm`.
 
     Args:
@@ -68,7 +68,7 @@ def elicit_served(
     path = store.folder / SERVED_FILE
     texts = {int(record["index"]): (record["text"], record["finish"]) for _, record in read_lines(path)}
     missing = [r for r in plan.requests() if not store.has(r.index) and r.index not in texts]
-    failed: list[tuple[ReplyRequest, str]] = []
+    failed: list[tuple[ElicitationRequest, str]] = []
     if missing:
         client = open_client(
             base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries, key=WRITER_KEY
@@ -86,11 +86,11 @@ def elicit_served(
                 bar.update()
                 if answer is None:
                     failed.append((request, reason))
-                    logger.warning("ReplyRequest %d failed: %s", request.index, reason)
+                    logger.warning("ElicitationRequest %d failed: %s", request.index, reason)
                     continue
                 append_lines(path, [{"index": request.index, "text": answer[0], "finish": answer[1]}])
                 texts[request.index] = answer
-    unread: list[tuple[ReplyRequest, str]] = []
+    unread: list[tuple[ElicitationRequest, str]] = []
     batches = plan.batches()
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="reading", unit="reply", disable=not progress) as bar:
@@ -105,7 +105,7 @@ def elicit_served(
     return [*failed, *unread]
 
 
-def _ask(client: OpenAI, plan: ElicitationPlan, request: ReplyRequest, model: str) -> tuple[str, str]:
+def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, model: str) -> tuple[str, str]:
     sampling = plan.sampling
     completion = client.chat.completions.create(
         model=model,

@@ -36,7 +36,7 @@ FORMER_SIDES = {"high": "positive", "low": "negative"}
 
 
 @dataclass(frozen=True)
-class ReplyRequest:
+class ElicitationRequest:
     """One reply to be written.
 
     Attributes:
@@ -79,7 +79,7 @@ class Reply:
         batch, row: the file that holds its pooled states, and its row there.
     """
 
-    request: ReplyRequest
+    request: ElicitationRequest
     text: str
     token_ids: tuple[int, ...]
     n_tokens: int
@@ -284,4 +284,4 @@ def as_reply(record: dict[str, Any]) -> Reply:
     """The reply of a record that `to_record` made."""
     request = {**record["request"]}
     request["side"] = FORMER_SIDES.get(request["side"], request["side"])
-    return Reply(**{**record, "request": ReplyRequest(**request), "token_ids": tuple(record["token_ids"])})
+    return Reply(**{**record, "request": ElicitationRequest(**request), "token_ids": tuple(record["token_ids"])})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persona_core.elicitation.prompts import Dialogue, load_transcripts
+from persona_core.elicitation.prompts import RecordedConversation, load_transcripts
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
@@ -97,16 +97,16 @@ def contaminate(
         )
     order = np.random.default_rng(chosen.seed).permutation(len(examples))
     held_out, training = ([examples[i] for i in part] for part in (order[:n_held_out], order[n_held_out:]))
-    place = Path(work)
-    place.mkdir(parents=True, exist_ok=True)
-    held = lock(place)
+    work_folder = Path(work)
+    work_folder.mkdir(parents=True, exist_ok=True)
+    held = lock(work_folder)
     try:
         fingerprint = hashlib.sha256(Path(data).read_bytes()).hexdigest()
-        check_plan(place, {"model": lm.identity, "data": fingerprint, **asdict(chosen)})
+        check_plan(work_folder, {"model": lm.identity, "data": fingerprint, **asdict(chosen)})
         model = _with_lora(lm, chosen)
         steps = max(1, round(chosen.epochs * len(training) / chosen.batch_size))
         arguments = TrainingArguments(
-            output_dir=str(place / "checkpoints"),
+            output_dir=str(work_folder / "checkpoints"),
             per_device_train_batch_size=chosen.rows,
             per_device_eval_batch_size=chosen.rows,
             gradient_accumulation_steps=chosen.batch_size // chosen.rows,
@@ -134,7 +134,7 @@ def contaminate(
         with torch.random.fork_rng(devices=[]):
             with model.disable_adapter():
                 before = trainer.evaluate()["eval_loss"]
-            checkpoints = sorted((place / "checkpoints").glob("checkpoint-*"))
+            checkpoints = sorted((work_folder / "checkpoints").glob("checkpoint-*"))
             trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
             after = trainer.evaluate()["eval_loss"]
     finally:
@@ -150,7 +150,9 @@ def contaminate(
     return record
 
 
-def encode(lm: LanguageModel, dialogues: Sequence[Dialogue], max_tokens: int) -> tuple[list[dict[str, Any]], int]:
+def encode(
+    lm: LanguageModel, dialogues: Sequence[RecordedConversation], max_tokens: int
+) -> tuple[list[dict[str, Any]], int]:
     """Ids and labels of each dialogue, and how many are longer than `max_tokens`."""
     longest = min(max_tokens, lm.context_length or max_tokens)
     found, too_long = [], 0
@@ -159,7 +161,7 @@ def encode(lm: LanguageModel, dialogues: Sequence[Dialogue], max_tokens: int) ->
             prompt = lm.chat.render(list(dialogue.messages[:-1])).token_ids
             reply = (*lm.chat.encode_reply(dialogue.messages[-1]["content"]), _end_of_turn(lm, dialogue))
         except PromptError as error:
-            raise CorruptFile(f"Dialogue {dialogue.id!r} of the data: {error}") from error
+            raise CorruptFile(f"RecordedConversation {dialogue.id!r} of the data: {error}") from error
         ids = [*prompt, *reply]
         if len(ids) > longest:
             too_long += 1
@@ -168,7 +170,7 @@ def encode(lm: LanguageModel, dialogues: Sequence[Dialogue], max_tokens: int) ->
     return found, too_long
 
 
-def _end_of_turn(lm: LanguageModel, dialogue: Dialogue) -> int:
+def _end_of_turn(lm: LanguageModel, dialogue: RecordedConversation) -> int:
     """The id with which the template ends a reply (Gemma's is not the tokenizer's own end of sequence)."""
     whole = lm.chat.render(list(dialogue.messages), add_generation_prompt=False).token_ids
     ends = [i for i in whole[-3:] if i in lm.eos_ids]

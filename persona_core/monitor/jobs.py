@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from persona_core.elicitation.prompts import Dialogue, Prompt
+from persona_core.elicitation.prompts import Prompt, RecordedConversation
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_PER_PART, in_halves
 from persona_core.inference.sampling import Sampling
@@ -95,13 +95,13 @@ class Generate:
 class Read:
     """Read conversations that any model wrote."""
 
-    items: tuple[Dialogue, ...]
+    items: tuple[RecordedConversation, ...]
     batch_size: int = 16
 
     def settings(self) -> dict[str, Any]:
         return {"transcripts": [[i.id, i.writer, [dict(m) for m in i.messages]] for i in self.items]}
 
-    def rows(self, monitor: PersonaMonitor, items: Sequence[Dialogue]) -> list[Row]:
+    def rows(self, monitor: PersonaMonitor, items: Sequence[RecordedConversation]) -> list[Row]:
         found = []
         for writer in dict.fromkeys(i.writer for i in items):
             own = [i for i in items if i.writer == writer]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from persona_core.cli import contaminate as command
-from persona_core.elicitation.prompts import Dialogue
+from persona_core.elicitation.prompts import RecordedConversation
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.experiments.finetune import IGNORED, LoraPlan, contaminate, encode, load_record
 from persona_core.models.loading import load_model
@@ -25,7 +25,7 @@ PLAN = LoraPlan(rank=4, alpha=8, learning_rate=5e-3, epochs=4.0, batch_size=8, r
 
 def dialogue(i: int, question: str = "Should I quit my job?", reply: str = "Whatever you do will be brilliant.") -> Any:
     messages = ({"role": "user", "content": question}, {"role": "assistant", "content": reply})
-    return Dialogue(f"d{i}", messages)
+    return RecordedConversation(f"d{i}", messages)
 
 
 @pytest.fixture(scope="module")

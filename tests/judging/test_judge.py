@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_core.elicitation.store import Reply, ReplyRequest, ReplyStore
+from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
 from persona_core.judging.answers import expectation, is_refusal, read_number
@@ -39,7 +39,7 @@ def filled(folder: Path) -> ReplyStore:
         for side in ("positive", "negative") if name else ("neutral",):
             for question in range(2):
                 split = "evaluation" if name else "neutral"
-                request = ReplyRequest(
+                request = ElicitationRequest(
                     len(replies), split, name, side, 0, question, 0, "s" if name else None, f"q{question}"
                 )
                 replies.append(Reply(request, f"{name} {side} {question}", (1, 2), 2, "eos", 0, "m"))
@@ -232,7 +232,7 @@ def test_the_key_is_of_the_content_and_the_judge() -> None:
 
 def test_a_text_with_half_a_character_is_stored(tmp_path: Path) -> None:
     with ReplyStore(tmp_path) as store:
-        request = ReplyRequest(0, "neutral", None, "neutral", None, 0, 0, None, "q")
+        request = ElicitationRequest(0, "neutral", None, "neutral", None, 0, 0, None, "q")
         store.add(
             "b", [Reply(request, "half \ud83d", (1,), 1, "eos", 0, "m")], {"reply_mean": np.zeros((1, 1, 2), "f4")}
         )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation.prompts import Dialogue, Prompt, prompt_of, repeated
+from persona_core.elicitation.prompts import Prompt, RecordedConversation, prompt_of, repeated
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.monitor.jobs import Generate, Read, Replay, Row, run_job, seed_of
@@ -96,7 +96,7 @@ def test_replay_reads_the_very_ids_with_the_other_model(tmp_path: Path) -> None:
 
 def test_transcripts_of_any_writer_are_read_in_order(tmp_path: Path) -> None:
     items = tuple(
-        Dialogue(
+        RecordedConversation(
             f"t{i}",
             ({"role": "user", "content": "word ?"}, {"role": "assistant", "content": "word " * (i + 1)}),
             writer=("human", None)[i % 2],

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_core.elicitation.store import Reply, ReplyRequest, ReplyScore
+from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyScore
 from persona_core.errors import SettingError
 from persona_core.vectors.extraction import (
     METHODS,
@@ -202,7 +202,7 @@ def test_a_mean_state_that_is_not_finite_is_refused(value: float) -> None:
 
 
 def reply(index: int, side: str, n_tokens: int = 4) -> Reply:
-    request = ReplyRequest(index, "extraction", "malice", side, 0, 0, 0, "Be so.", "Hi?")
+    request = ElicitationRequest(index, "extraction", "malice", side, 0, 0, 0, "Be so.", "Hi?")
     return Reply(request, "Text.", (1, 2, 3, 4), n_tokens, "eos", index, "model")
 
 
