@@ -79,6 +79,10 @@ class Hub:
         self.before_commit: Callable[[Repo], object] | None = None  # what somebody else does meanwhile
         self.lock = threading.Lock()
 
+    def clear(self) -> None:
+        """As it was at the start, at the same address."""
+        self.repos, self.objects, self.faults, self.requests, self.before_commit = {}, {}, [], [], None
+
     def files(self, repo_type: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         found = self.repos[repo_type, repo_id].at(revision)
         assert found is not None
