@@ -215,7 +215,7 @@ def _check_traits(store: ReplyStore, plan: ElicitationPlan) -> None:
     """Replies are judged by the definitions that they were written for. Checking that needs no model."""
     store.check_plan({"traits": plan.to_dict()["traits"]}, begin=False)
     if not store.replies():
-        raise SettingError(f"{str(store.folder)!r} holds no reply to judge; run --stage elicit first.")
+        raise SettingError(f"{str(store.folder)!r} holds no replies; elicit them first (--stage elicit).")
 
 
 def _print_cost(

@@ -74,7 +74,7 @@ def test_a_model_that_cannot_do_it_leaves_no_file(
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (completion(None, refusal="No."), "refuses"),
+        (completion(None, refusal="No."), "refused"),
         (error(401, "bad key sk-secret-value"), "OPENAI_API_KEY"),
         (error(404, "none"), "no model 'm'"),
     ],

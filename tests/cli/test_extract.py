@@ -46,7 +46,7 @@ def traits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(traits: Path, out: Path, *more: str) -> list[str]:
     few = ["--rollouts", "1", "--evaluation-rollouts", "1", "--pairs-per-question", "1", "--batch-size", "16"]
-    few += ["--max-new-tokens", "160", "--temperature", "0.7", "--steering-questions", "2", "--steering-seeds", "1"]
+    few += ["--max-new-tokens", "80", "--temperature", "0.7", "--steering-questions", "2", "--steering-seeds", "1"]
     few += ["--strengths", "1.0", "--judge", DEMO_JUDGE, "--device", "cpu"]
     return ["--model", str(MODEL), "--traits", str(traits), "--out", str(out), *few, *more]
 
@@ -182,7 +182,7 @@ def test_replies_to_other_definitions_are_not_judged(
 def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
     traits: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "run --stage elicit first" in refused(options(traits, tmp_path / "out", "--estimate"), capsys)
+    assert "elicit them first" in refused(options(traits, tmp_path / "out", "--estimate"), capsys)
     assert extract.main(options(traits, whole, "--estimate")) == 0
     said = capsys.readouterr().out
     assert "0 questions, free of charge" in said
@@ -215,7 +215,7 @@ def test_a_faulty_trait_file_is_named_before_anything_runs(
 ) -> None:
     out = tmp_path / "out"
     said = refused(options(changed(traits, tmp_path, description=None), out), capsys)
-    assert "deception.json, line 1: the definition: the field 'description' is missing" in said
+    assert "deception.json: the definition: the field 'description' is missing" in said
     said = refused(options(changed(traits, tmp_path, judge_prompt="Rate {question}."), out), capsys)
     assert "{answer}" in said and not out.exists()
 
@@ -225,7 +225,7 @@ def test_a_faulty_trait_file_is_named_before_anything_runs(
     [
         (["--judge", "nobody"], "--judge 'nobody'; expected openai:MODEL"),
         (["--judge", "openai:"], "expected openai:MODEL"),
-        (["--stage", "judge"], "run --stage elicit first"),
+        (["--stage", "judge"], "elicit them first"),
         (["--position", "reply_last"], "reply_mean"),
         (["--rollouts", "0"], "rollouts=0"),
         (["--quantization", "4bit"], "bitsandbytes"),
@@ -270,7 +270,7 @@ def test_all_replies_filtered_out_is_an_error_with_the_counts(
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with serving(lambda _b, _n: completion("0")) as server:
         said = refused(with_judge(traits, unjudged, server.url), capsys)
-    assert "The filter leaves too few replies" in said and "0 high" in said and "replies.jsonl" in said
+    assert "The filter leaves too few replies" in said and "0 positive" in said and "replies.jsonl" in said
 
 
 def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_twice(

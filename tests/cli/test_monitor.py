@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import load_dataset
 
 from persona_core.cli import monitor, replay
 from persona_core.traces.trace import Trace
@@ -33,6 +32,8 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def test_both_models_and_the_replay_make_one_dataset(tmp_path: Path, prompts: Path) -> None:
+    from datasets import load_dataset
+
     out = tmp_path / "out"
     asked = ["--prompts", str(prompts)]
     assert monitor.main(options(out, *asked)) == 0
@@ -51,6 +52,8 @@ def test_both_models_and_the_replay_make_one_dataset(tmp_path: Path, prompts: Pa
 def test_what_could_not_be_done_is_said_and_the_status_is_1(
     tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from datasets import load_dataset
+
     with prompts.open("a") as file:
         file.write("\n" + json.dumps({"id": "endless", "prompt": "bread " * 3000}))
     assert monitor.main(options(tmp_path / "out", "--prompts", str(prompts))) == 1
@@ -60,6 +63,8 @@ def test_what_could_not_be_done_is_said_and_the_status_is_1(
 
 
 def test_transcripts_are_read_as_they_stand(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
     talk = [{"role": "user", "content": "Is my plan good?"}, {"role": "assistant", "content": "It is brilliant."}]
     path = tmp_path / "talks.jsonl"
     path.write_text(json.dumps({"messages": talk, "writer": "a person"}))
