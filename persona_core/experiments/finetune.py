@@ -232,5 +232,5 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
-        raise NotFound(f"No {RECORD_FILE} in {str(folder)!r}: the adapter was not made by scripts.contaminate.")
+        raise NotFound(f"No {RECORD_FILE} in {str(folder)!r}: the adapter was not made by persona contaminate.")
     return read_json(path)

@@ -57,7 +57,7 @@ def analyse(
         annotations: sentences that show a trait.
         judged: config -> traits that its sentences were annotated for; None: those of the annotations.
         vectors: trait -> direction `[d_model]`, all of one block: their cosines are the floor of couplings.
-        interventions: what `scripts.intervene` measured.
+        interventions: what `persona intervene` measured.
         models: config -> its reader, if available: the vectors are then also compared with next-token entropy and
             random directions.
         rate: share of neutral replies that may raise an alarm.
@@ -80,7 +80,7 @@ def analyse(
     judged = annotated_traits(annotations) if judged is None else judged
     runs = AnalysedRuns(rows, traces, traits, annotations, judged, seed, models=models or {})
     runs.missing += [
-        f"{c}: its rows have no null, so no z; read them with calibrated vectors (scripts.monitor)" for c in without_z
+        f"{c}: its rows have no null, so no z; read them with calibrated vectors (persona monitor)" for c in without_z
     ]
     if not runs.configs:
         raise SettingError(

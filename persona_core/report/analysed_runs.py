@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
 
 NO_NULL = (
-    f"Alarms need at least {MIN_NULLS} neutral replies of the same model: python -m scripts.monitor ... --config "
+    f"Alarms need at least {MIN_NULLS} neutral replies of the same model: persona monitor ... --config "
     f"{NEUTRAL} --repeats 5 --seed 1 --out FOLDER, with the folder of these results."
 )
 

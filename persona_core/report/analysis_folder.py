@@ -58,7 +58,7 @@ def analyse_folder(
     rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs_of(path)}
     rows = {config: own for config, own in rows.items() if own}
     if not rows:
-        raise NotFound(f"No rows in {str(results)!r}, {DATA}/*.parquet; give a folder that scripts.monitor wrote.")
+        raise NotFound(f"No rows in {str(results)!r}, {DATA}/*.parquet; give a folder that persona monitor wrote.")
     folder = path / ANALYSIS
     known = None if vectors is None else PersonaVectors.from_pretrained(vectors)
     read_with = {row["provenance"]["vectors"] for own in rows.values() for row in own}

@@ -59,7 +59,7 @@ def _load(results: str | Path) -> tuple[Path, dict[str, Any]]:
                 InterventionalEffects.from_dict(table)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CorruptFile(
-            f"{path}: not what scripts.intervene writes ({type(error).__name__}: {error}). Delete it or run "
-            "scripts.intervene again."
+            f"{path}: not what persona intervene writes ({type(error).__name__}: {error}). Delete it or run "
+            "persona intervene again."
         ) from error
     return path, saved

@@ -55,14 +55,14 @@ class ResultsFolder:
             path = self._analysis(FINDINGS)
         except NotFound as error:
             raise NotFound(
-                f"{self.source!r} was not analysed. Run: python -m scripts.analyse --results FOLDER --vectors FOLDER"
+                f"{self.source!r} was not analysed. Run: persona analyse --results FOLDER --vectors FOLDER"
             ) from error
         summary = read_json(path)
         version = summary.get("format_version")
         if version != FORMAT_VERSION:
             raise CorruptFile(f"{FINDINGS}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
         if lacking := [key for key in SECTIONS if not isinstance(summary.get(key), dict)]:
-            raise CorruptFile(f"{FINDINGS}: the section {lacking[0]!r} is missing. Run scripts.analyse again.")
+            raise CorruptFile(f"{FINDINGS}: the section {lacking[0]!r} is missing. Run persona analyse again.")
         replies, spans = self.table(REPLIES), self.table(SPANS)
         return Findings(summary, replies, [], spans, None, tuple(summary["about"].get("missing", ())))
 

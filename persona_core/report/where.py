@@ -23,7 +23,7 @@ from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
 from persona_core.report.results_folder import NEUTRAL, SIDES
 from persona_core.traces.trace import Trace
 
-NOT_ANNOTATED = "No sentence is annotated. Run python -m scripts.mark to find those that show a trait."
+NOT_ANNOTATED = "No sentence is annotated. Run persona mark to find those that show a trait."
 N_RANDOM = 3
 """Random directions that are tried if the model is available."""
 MIN_SHOWING = 10
@@ -42,7 +42,7 @@ def where(runs: AnalysedRuns, config: str, rate: float) -> dict[str, Any]:
 def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[str, Any]:
     """The trait's own z and CUSUM as warnings, beside baselines that need no vector of it."""
     if trait not in runs.judged.get(config, ()):
-        raise SettingError(f"The sentences of this run were not annotated for {trait}. Run python -m scripts.mark.")
+        raise SettingError(f"The sentences of this run were not annotated for {trait}. Run persona mark.")
     showing: list[tuple[Trace, int, str]] = []
     for row, trace, shown in zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True):
         first = [start for name, start, _ in shown if name == trait]

@@ -27,7 +27,7 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
     vectors.tensor(trait)
     figures = vectors.config.get("validation", {}).get(trait, {})
     if "auroc" not in figures:
-        raise SettingError(f"The vector of {trait!r} was not validated; run scripts.extract_vectors --stage validate.")
+        raise SettingError(f"The vector of {trait!r} was not validated; run persona extract --stage validate.")
     figure = make_subplots(
         rows=2,
         cols=2,

@@ -12,7 +12,6 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from datasets import load_dataset
 
 from persona_core.utils.version import __version__
 
@@ -72,6 +71,8 @@ print(json.dumps([persona_core.__file__, trait.name, len(load_prompts(["all"]))]
 
 
 def test_monitor_reads_the_demo_model(installed: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
     vectors = ARTIFACTS / "persona-vectors-persona-tiny"
     options: list[str | Path] = ["--model", ARTIFACTS / "persona-tiny", "--vectors", vectors, "--device", "cpu"]
     short: list[str | Path] = ["--prompts", "pilot", "--max-new-tokens", "8", "--out", tmp_path / "out"]

@@ -1,4 +1,4 @@
-"""`scripts.monitor` and `scripts.replay` on the demo model: what they write, and what they say of bad input."""
+"""`persona monitor` and `persona replay` on the demo model: what they write, and what they say of bad input."""
 
 from __future__ import annotations
 
@@ -105,4 +105,4 @@ def test_a_replay_needs_both_runs_and_a_contaminated_side(tmp_path: Path, capsys
     plain = [o for o in options(tmp_path / "out") if o not in ("--max-new-tokens", "24")]
     assert replay.main(plain) == 1 and "either --adapter or --contaminated-model" in capsys.readouterr().err
     assert replay.main([*plain, "--adapter", str(TWIN)]) == 1
-    assert "run scripts.monitor for the config 'contaminated' first" in capsys.readouterr().err
+    assert "run `persona monitor` for the config 'contaminated' first" in capsys.readouterr().err

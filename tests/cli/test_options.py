@@ -18,14 +18,6 @@ from persona_core.cli.judges import judge_kind, make_judge
 from persona_core.cli.main import COMMANDS, main, module_of
 from persona_core.cli.options import DTYPES
 from persona_core.errors import SettingError
-from persona_core.experiments.finetune import LoraPlan
-from persona_core.experiments.intervention_window import WindowPlan
-from persona_core.experiments.steering_edges import EdgePlan
-from persona_core.inference.sampling import Sampling
-from persona_core.models.loading import DTYPES as LOADABLE
-from persona_core.pipeline import Settings
-from persona_core.vectors.extraction import METHODS
-from persona_core.vectors.steering_effect import SteeringPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,6 +103,15 @@ def defaults(module: ModuleType, *required: str) -> argparse.Namespace:
 
 def test_the_defaults_are_those_of_the_library() -> None:
     """They are written out in persona_core/cli, which imports no torch."""
+    from persona_core.experiments.finetune import LoraPlan
+    from persona_core.experiments.intervention_window import WindowPlan
+    from persona_core.experiments.steering_edges import EdgePlan
+    from persona_core.inference.sampling import Sampling
+    from persona_core.models.loading import DTYPES as LOADABLE
+    from persona_core.pipeline import Settings
+    from persona_core.vectors.extraction import METHODS
+    from persona_core.vectors.steering_effect import SteeringPlan
+
     assert tuple(LOADABLE) == DTYPES[1:] and tuple(METHODS) == extract.METHODS
     lora, chosen = LoraPlan(), defaults(contaminate, "--data", "d", "--out", "o")
     for name in vars(lora).keys() - {"held_out"}:

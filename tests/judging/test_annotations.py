@@ -64,7 +64,7 @@ class Stub:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """The shipped runs as scripts.monitor leaves them: nothing is analysed yet."""
+    """The shipped runs as persona monitor leaves them: nothing is analysed yet."""
     return Path(shutil.copytree(SHIPPED, tmp_path / "results", ignore=shutil.ignore_patterns("analysis")))
 
 

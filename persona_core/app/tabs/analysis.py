@@ -63,6 +63,6 @@ class AnalysisTab:
                     logger.exception("The analysis could not be shown")
                     raise CorruptFile(
                         f"This app cannot show the analysis of these results ({type(error).__name__}). "
-                        "Analyse them again: python -m scripts.analyse"
+                        "Analyse them again: persona analyse"
                     ) from error
             return self._content
