@@ -46,6 +46,7 @@ from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
 from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.traces.trace import Trace
+from persona_core.utils.files import read_json, write_whole
 from persona_core.vectors.card import write_card
 from persona_core.vectors.steering_effect import SteeringPlan
 from persona_core.vectors.vectors import PersonaVectors
@@ -111,12 +112,7 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     stages.run("vectors", settings, partial(_vectors, lm, world, plan, asked, work, vectors_folder))
     stages.run("welcome", [ABOUT, EXAMPLES, asdict(FIRST)], partial(_welcome, lm, world, vectors_folder))
     contaminated.build(work, world, stages.run)
-    figures = json.loads((model_folder / "behaviour.json").read_text())
-    (model_folder / "README.md").write_text(model_card(figures, plan.recipe, world), encoding="utf-8")
-    vectors = PersonaVectors.from_pretrained(vectors_folder)
-    notes = f"{planted_note(plan.recipe)}\n\n{recovered_note(vectors)}"
-    write_card(vectors, vectors_folder, notes, source=f"artifacts/{VECTORS_NAME}")
-    contaminated.write_cards(work, world)
+    write_cards(work, plan)
     for folder in (
         model_folder,
         vectors_folder,
@@ -125,6 +121,23 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     ):
         shutil.rmtree(artifacts / folder.name, ignore_errors=True)
         shutil.copytree(folder, artifacts / folder.name)
+
+
+def write_cards(folder: Path, plan: DemoPlan | None = None, draw: bool = True) -> None:
+    """Write the four cards from the figures stored in `folder`.
+
+    Args:
+        folder: of the four artifacts.
+        plan: how they were made.
+        draw: whether to draw the pictures of the vectors' card; otherwise those that exist are used.
+    """
+    recipe, world = (plan or DemoPlan()).recipe, load_world()
+    figures = read_json(folder / MODEL_NAME / "behaviour.json")
+    write_whole(folder / MODEL_NAME / "README.md", model_card(figures, recipe, world, f"artifacts/{MODEL_NAME}"))
+    vectors = PersonaVectors.from_pretrained(folder / VECTORS_NAME)
+    notes = f"{planted_note(recipe)}\n\n{recovered_note(vectors)}"
+    write_card(vectors, folder / VECTORS_NAME, notes, source=f"artifacts/{VECTORS_NAME}", draw=draw)
+    contaminated.write_cards(folder, world)
 
 
 def _take(source: Path, folder: Path) -> None:

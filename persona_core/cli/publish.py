@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> list[str]:
 def _write_links(root: Path, among: Sequence[Repository], source: str | None) -> None:
     """Addresses of what was published, in the one place of the README that has them, and in the notebooks."""
     from persona_core.utils.cards import bullets, with_links
+    from persona_core.utils.repositories import TITLES
 
     links = {} if source is None else {"source": (source, source)}
     links |= {TITLES[repository.kind]: (repository.repo_id, repository.url) for repository in among}

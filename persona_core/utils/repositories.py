@@ -1,7 +1,7 @@
-"""What `artifacts/` becomes on the Hub: five repositories whose cards and configs name each other.
+"""What `artifacts/` becomes on the Hub: five repositories whose cards and configs link to each other.
 
-In the checkout the artifacts know each other by their folders' names. A copy is staged for each, in which those names
-are Hub ids, so that every snippet on a card runs as it stands there.
+In the checkout the artifacts refer to each other by folder name. A copy of each is staged with its card rendered for
+the Hub, so that every snippet on a card runs unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_core.errors import NotFound, SettingError
+from persona_core.utils.cards import LINKS_END, bullets, with_links, with_usage
+from persona_core.utils.files import read_json
+from persona_core.utils.hub import kinds_of
 from persona_core.utils.push import Pushed, create, push, set_variables
 
 KINDS = ("model", "adapter", "vectors", "results", "app")
@@ -22,14 +25,6 @@ VARIABLES = {
     "adapter": "PERSONA_ADAPTER",
     "vectors": "PERSONA_VECTORS",
     "results": "PERSONA_RESULTS",
-}
-# How a card's snippet names a repository: its own, or the base model of an adapter.
-SNIPPETS = {
-    ("model", "model"): r'(from_pretrained\()"[^"\n]*"',
-    ("vectors", "vectors"): r'(from_pretrained\()"[^"\n]*"',
-    ("results", "results"): r'(load_dataset\()"[^"\n]*"',
-    ("adapter", "adapter"): r'(adapter=)"[^"\n]*"',
-    ("model", "adapter"): r'(load_model\()"[^"\n]*"',
 }
 APP_FILES = ("app.py", "requirements.txt", "LICENSE", "README.md", "persona_core")
 TITLES = {
@@ -47,8 +42,8 @@ class Repository:
 
     Attributes:
         kind: one of `KINDS`.
-        folder: what it is made of.
-        repo_id: where it goes.
+        folder: its source.
+        repo_id: its Hub id.
     """
 
     kind: str
@@ -61,14 +56,14 @@ class Repository:
 
     @property
     def url(self) -> str:
-        place = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
-        return f"https://huggingface.co/{place}{self.repo_id}"
+        prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
+        return f"https://huggingface.co/{prefix}{self.repo_id}"
 
 
 def repositories(root: Path, namespace: str, app_name: str = "persona-traits") -> tuple[Repository, ...]:
     """The repositories of a checkout, in the order in which they are published.
 
-    Five, or fewer: a baseline that is on the Hub already need not be in `artifacts/`, nor must there be an adapter.
+    Five, or fewer: `artifacts/` need not hold an adapter, nor a baseline that is on the Hub already.
 
     Args:
         root: the checkout: `artifacts/` and the app.
@@ -76,84 +71,81 @@ def repositories(root: Path, namespace: str, app_name: str = "persona-traits") -
         app_name: of the Space.
 
     Raises:
-        SettingError: a namespace that the Hub would refuse, or an artifact of which there is none or several.
+        SettingError: a namespace that the Hub would refuse, or no artifact of a kind, or several.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", namespace):
-        raise SettingError(f"--namespace {namespace!r}; expected a user or an organisation of the Hub.")
+        raise SettingError(f"--namespace {namespace!r}; expected the name of a user or an organisation on the Hub.")
     found: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     for folder in sorted((root / "artifacts").iterdir()):
-        if folder.is_dir() and (kind := _kind(folder)) is not None:
+        for kind in kinds_of(folder)[:1]:
             found[kind].append(folder)
     found["app"] = [root]
     for kind, folders in found.items():
         if len(folders) > 1 or (not folders and kind not in ("model", "adapter")):
-            raise SettingError(f"artifacts/ holds {len(folders)} folders of the kind {kind!r}; expected one.")
+            raise SettingError(f"{root / 'artifacts'} holds {len(folders)} folders of the kind {kind!r}; expected one.")
     names = {kind: app_name if kind == "app" else folders[0].name for kind, folders in found.items() if folders}
     return tuple(Repository(kind, found[kind][0], f"{namespace}/{names[kind]}") for kind in KINDS if kind in names)
 
 
-def _kind(folder: Path) -> str | None:
-    """What a folder holds, by its files."""
-    if (folder / "adapter_config.json").is_file():
-        return "adapter"
-    if (folder / "vectors.safetensors").is_file():
-        return "vectors"
-    if (folder / "data").is_dir():
-        return "results"
-    return "model" if (folder / "config.json").is_file() else None
-
-
 def stage(repository: Repository, among: tuple[Repository, ...], folder: Path) -> Path:
-    """Copy what a repository will hold, with Hub ids in place of folders' names.
+    """Copy what a repository will hold, its card and configs rendered with Hub ids.
 
     Raises:
-        NotFound: a file that the app needs is not there.
+        NotFound: a file that the app needs is missing.
+        SettingError: a card that cannot be rendered again.
     """
     if repository.kind == "app":
-        for name in APP_FILES:
-            source = repository.folder / name
-            if not source.exists():
-                raise NotFound(f"No {name!r} in {str(repository.folder)!r}.")
-            if source.is_dir():
-                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, folder / name)
+        _copy_app(repository.folder, folder)
     else:
         shutil.copytree(repository.folder, folder, ignore=shutil.ignore_patterns("__pycache__", ".lock"))
-    ids = {r.folder.name: r.repo_id for r in among if r.kind != "app"}
     card = folder / "README.md"
-    card.write_text(readdressed(card.read_text(encoding="utf-8"), repository, among), encoding="utf-8")
+    card.write_text(hub_card(card.read_text(encoding="utf-8"), repository, among), encoding="utf-8")
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
-        config = json.loads(adapter.read_text(encoding="utf-8"))
+        config = read_json(adapter)
         base = config["base_model_name_or_path"]
-        config["base_model_name_or_path"] = ids.get(Path(base).name, base)
+        config["base_model_name_or_path"] = _ids(among).get(Path(base).name, base)
         adapter.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
 
 
-def readdressed(card: str, repository: Repository, among: tuple[Repository, ...]) -> str:
-    """A card with Hub ids for folders in its header and snippets, and with links to the other repositories."""
-    for other in among:
-        if other.kind == "app":
-            continue
-        name = other.folder.name
-        card = card.replace(f'"artifacts/{name}"', f'"{other.repo_id}"')
-        if (other.kind, repository.kind) in SNIPPETS:  # wherever the folder was when its card was written
-            card = re.sub(SNIPPETS[other.kind, repository.kind], rf'\g<1>"{other.repo_id}"', card)
-        card = re.sub(rf"^(base_model: |- ){re.escape(name)}$", rf"\g<1>{other.repo_id}", card, flags=re.MULTILINE)
-    header, end, body = card.partition("\n---\n")
-    if not header.startswith("---") or not end:
+def _copy_app(root: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in APP_FILES:
+        source = root / name
+        if not source.exists():
+            raise NotFound(f"No {name!r} in {str(root)!r}. Run this in a complete checkout.")
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copy2(source, folder / name)
+
+
+def hub_card(text: str, repository: Repository, among: tuple[Repository, ...]) -> str:
+    """A repository's card with Hub ids in its header and its usage block, and with links to the other repositories."""
+    from huggingface_hub import RepoCard
+
+    card = RepoCard(text)
+    if not len(card.data):
         raise SettingError(f"The card of {repository.repo_id!r} has no header between lines of ---.")
+    ids = {r.kind: r.repo_id for r in among}
+    others = bullets({TITLES[r.kind]: (r.repo_id, r.url) for r in among if r.kind != repository.kind})
     if repository.kind == "app":
-        by = {r.kind: r.repo_id for r in among}
-        models = [f"- {by[kind]}" for kind in ("model", "adapter", "vectors") if kind in by]
-        header += "\n" + "\n".join(["models:", *models, "datasets:", f"- {by['results']}"])
-        body = body.partition("```")[0]  # the rest is about a checkout
-    others = [f"- {TITLES[r.kind]}: [{r.repo_id}]({r.url})" for r in among if r.kind != repository.kind]
-    links = "\n".join(["## Belongs together", "", *others])
-    return f"{header}{end}{body.rstrip()}\n\n{links}\n"
+        card.data["models"] = [ids[kind] for kind in ("model", "adapter", "vectors") if kind in ids]
+        card.data["datasets"] = [ids["results"]]
+        introduction, end, _ = with_links(card.text, others).partition(LINKS_END)  # what follows is about a checkout
+        card.text = f"{introduction}{end}\n"
+        return str(card)
+    if base := card.data.get("base_model"):
+        card.data["base_model"] = _ids(among).get(base, base)
+    links = f"Published together:\n\n{others}"
+    card.text = with_usage(card.text, repository.repo_id, links, **({"base": ids["model"]} if "model" in ids else {}))
+    return str(card)
+
+
+def _ids(among: tuple[Repository, ...]) -> dict[str, str]:
+    """Name of an artifact's folder -> its Hub id."""
+    return {r.folder.name: r.repo_id for r in among if r.kind != "app"}
 
 
 def publish(
@@ -166,14 +158,14 @@ def publish(
 ) -> Iterator[tuple[Repository, Pushed]]:
     """Push all repositories, and have the app pull the others at the revisions that were just pushed.
 
-    Unchanged repositories get no commit. Where it stops half-way, what was pushed is whole, and a second call does the
-    rest.
+    Unchanged repositories get no commit. After an interruption, what was pushed is complete, and a second call does
+    the rest.
     """
     pinned: dict[str, str] = {}
     for repository in among:
         folder = stage(repository, among, staging / repository.repo_id.rpartition("/")[2])
         if repository.kind == "app":
-            # First the settings, then the code: the app never starts on defaults that are not in its repository.
+            # Settings before code: the app must not start on defaults that its repository lacks.
             create(repository.repo_id, "space", private, token)
             set_variables(repository.repo_id, {**_elsewhere(among), **pinned}, token)
         pushed = push(
@@ -191,16 +183,16 @@ def publish(
 
 
 def _elsewhere(among: tuple[Repository, ...]) -> dict[str, str]:
-    """What the app is told where there is no model or no adapter in `artifacts/`: the vectors name their model."""
+    """The app's settings for a model or adapter that is not in `artifacts/`: the vectors name their model."""
     vectors = next(r.folder for r in among if r.kind == "vectors")
-    base = json.loads((vectors / "config.json").read_text(encoding="utf-8")).get("base_model", {})
+    base = read_json(vectors / "config.json").get("base_model", {})
     name, revision = base.get("name"), base.get("revision")
     model = f"{name}@{revision}" if revision else str(name)
     return {VARIABLES["model"]: model, VARIABLES["adapter"]: "none"}
 
 
 def sizes(folder: Path) -> Mapping[str, int]:
-    """The files of a staged folder and their bytes."""
+    """The files of a staged folder, and the size of each in bytes."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }
