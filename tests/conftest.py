@@ -22,6 +22,20 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-cache-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+class _DoctestModules:
+    """Collects doctests only from modules that have some: importing all others, Gradio's among them, takes seconds."""
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        name = collection_path.name
+        if not name.endswith(".py") or name.startswith("test_") or name == "__init__.py":
+            return None
+        return None if ">>>" in collection_path.read_text(encoding="utf-8") else True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_DoctestModules())  # a hook in this file would not reach persona_core/
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what drives a browser, and run the files that take longest first, so that the workers end together."""

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-import gradio as gr
-
 from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError, ServerError
 
@@ -106,6 +104,8 @@ def _raised_here(result: Any) -> Any:
 @contextmanager
 def _zero_gpu_errors() -> Iterator[None]:
     """ZeroGPU's own errors as ours, which the page shows to the visitor."""
+    import gradio as gr  # the model pool, which uses this module, also serves without a page
+
     try:
         yield
     except gr.Error as error:

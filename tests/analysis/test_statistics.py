@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from persona_core.analysis.statistics import (
     Estimate,
@@ -32,6 +31,8 @@ scored = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)
 @settings(deadline=None, max_examples=80)
 @given(scored)
 def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool, int]]) -> None:
+    from sklearn.metrics import roc_auc_score
+
     scores, labels, _ = (np.array(column) for column in zip(*rows, strict=True))
     assume(labels.any() and not labels.all())
     assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
@@ -40,6 +41,8 @@ def test_auroc_equals_scikit_learns_with_ties(rows: list[tuple[int, bool, int]])
 @settings(deadline=None, max_examples=80)
 @given(scored)
 def test_auroc_equals_scikit_learns_with_weights(rows: list[tuple[int, bool, int]]) -> None:
+    from sklearn.metrics import roc_auc_score
+
     scores, labels, weights = (np.array(column) for column in zip(*rows, strict=True))
     assume(weights[labels].sum() > 0 and weights[~labels].sum() > 0)
     wanted = roc_auc_score(labels, scores, sample_weight=weights)
@@ -96,6 +99,8 @@ def replies_with_an_effect(rng: np.random.Generator, n: int, shift: float, sprea
 
 
 def test_the_value_is_the_pooled_auroc_and_the_seed_decides_the_interval() -> None:
+    from sklearn.metrics import roc_auc_score
+
     scores, labels = replies_with_an_effect(np.random.default_rng(0), 12, 1.0, 1.0)
     one = auroc_over_replies(scores, labels, n_resamples=200)
     assert one.value == pytest.approx(roc_auc_score(np.concatenate(labels), np.concatenate(scores)))
@@ -255,6 +260,8 @@ def test_resamples_without_one_of_the_classes_are_left_out() -> None:
 
 
 def test_ranks_found_once_give_the_auroc_of_any_weights() -> None:
+    from sklearn.metrics import roc_auc_score
+
     rng = np.random.default_rng(10)
     scores, shows = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.5
     for _ in range(5):

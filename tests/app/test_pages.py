@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
 from hypothesis import given
 from hypothesis import settings as settings_
@@ -20,11 +19,8 @@ from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, reques
 from persona_core.app.home import Example, FirstView, load_home, save_home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.pasted_text import parse_transcript
-from persona_core.app.run_controls import Deadline, Press
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import COST, Pace, Progress, ReplyJob, stream_replies
-from persona_core.app.tabs.compare import CompareTab
-from persona_core.app.tabs.live import LiveTab
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view.payload import trace_payload
@@ -33,6 +29,11 @@ from tests.support.standins import SlowMonitor, hostile_tokens, hostile_trace, s
 
 def run_of(monitor: Any, *request: ReplyRequest, chat: Chat | None = None) -> list[tuple[Any, ...]]:
     """What one press on Send streams to the page: view, notice, chat, prompt, trait and the buttons."""
+    import gradio as gr
+
+    from persona_core.app.run_controls import Press
+    from persona_core.app.tabs.live import LiveTab
+
     pooled = PooledModel(lambda: monitor)
     with gr.Blocks():
         settings = AppSettings(results=None)
@@ -69,13 +70,24 @@ def progress(monitor: Any, stop: Any, **settings: Any) -> list[Progress]:
     return list(stream_replies([ReplyJob(PooledModel(lambda: monitor), messages, "baseline", settings)], stop))
 
 
-def test_payloads_come_in_steps_and_stop_at_once() -> None:
+def test_payloads_come_in_steps_and_stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Ticking(SlowMonitor):
+        """Each token takes 0.04 seconds of a clock that only this monitor moves."""
+
+        def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            for step in super().stream(*args, **kwargs):
+                clock[0] += 0.04
+                yield step
+
     stop = threading.Event()
-    slow: Any = SlowMonitor(steady_monitor(), 0.01)
+    slow: Any = Ticking(steady_monitor(), 0.0)
     seen = progress(slow, stop, max_new_tokens=60, seed=1)
     assert [p.ended for p in seen] == [False] * (len(seen) - 1) + [True]
     assert [p.payload["sides"][0]["done"] for p in seen] == [p.ended for p in seen]
-    assert 3 <= len(seen) <= 0.01 * 60 / 0.15 * 3 + 3, "some a second, not one a token"
+    assert len(seen) == 60 / 4 + 1, "one payload every 0.15 seconds, and the end"
     for earlier, later in itertools.pairwise(seen):
         ids = earlier.payload["sides"][0]["ids"]
         assert later.payload["sides"][0]["ids"][: len(ids)] == ids
@@ -109,6 +121,11 @@ def test_a_stop_at_the_very_end_still_hands_over_the_whole_reply() -> None:
 
 
 def test_stop_ends_a_pair_with_what_there_is() -> None:
+    import gradio as gr
+
+    from persona_core.app.run_controls import Press
+    from persona_core.app.tabs.compare import CompareTab
+
     slow: Any = SlowMonitor(steady_monitor(), 0.01)
     models = {side: PooledModel(lambda: slow) for side in ("baseline", "contaminated")}
     with gr.Blocks(), gr.Tabs(), gr.Tab("Compare") as tab:
@@ -173,10 +190,12 @@ def test_two_replies_are_written_in_turn_and_end_together() -> None:
 
 
 def test_a_deadline_ends_a_run_with_what_it_has_and_says_so() -> None:
+    from persona_core.app.run_controls import Deadline
+
     slow: Any = SlowMonitor(steady_monitor(), 0.02)
     deadline = Deadline(0.2)
     *_, last = progress(slow, deadline, max_new_tokens=400, seed=1)
-    assert last.ended and last.payload["sides"][0]["finish"] == "stopped" and last.traces[0].n_reply < 60
+    assert last.ended and last.payload["sides"][0]["finish"] == "stopped" and last.traces[0].n_reply < 400
     assert "0.2 seconds" in deadline.notice
     assert Deadline(60).notice == ""
 
@@ -198,6 +217,9 @@ def test_a_deadline_ends_a_run_with_what_it_has_and_says_so() -> None:
         {"branch": '[["t", "add", 1, 1e999]]'},
         {"said": "[" * 100_000},
         {"said": None},
+        {"said": "1"},
+        {"said": '[["user","\\ud800 hi"]]', "side": "baseline", "max_new_tokens": "9", "temperature": "1", "seed": "0"},
+        {"branch": "["},
     ],
 )
 def test_a_link_that_holds_something_else_asks_for_nothing(query: Any) -> None:

@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from sklearn.metrics import roc_auc_score
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo_world.grammar import Sentence, Topic, load_world
 
@@ -34,11 +32,15 @@ pytestmark = pytest.mark.slow
 
 @cache
 def model() -> Any:
+    from transformers import AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_pretrained(MODEL).float().eval()
 
 
 @cache
 def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(MODEL, padding_side="left")
 
 
@@ -249,6 +251,8 @@ def test_a_fresh_and_independent_auroc_agrees_with_the_published_one() -> None:
     The published figure rests on as many neutral replies as replies for each trait; here there are four times as many
     neutral ones, so a token of theirs counts a quarter.
     """
+    from sklearn.metrics import roc_auc_score
+
     block = config()["best_block"][TRAIT]
     vector = load_file(str(VECTORS / "vectors.safetensors"))[f"vector/{TRAIT}"][block].astype("f8")
     scores, labels, weights = [], [], []

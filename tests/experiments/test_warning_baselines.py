@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.naive_bayes import MultinomialNB
 
-from persona_core.analysis.early_warning import separation
+from persona_core.analysis.separation import separation
 from persona_core.errors import SettingError, UnknownBlock, VectorsMismatch
 from persona_core.experiments.warning_baselines import (
     entropy_scores,
@@ -164,6 +163,8 @@ def spoken(ids: list[int]) -> Trace:
 
 def test_the_score_at_a_token_is_that_of_a_classifier_asked_about_the_text_so_far() -> None:
     """Two folds, one of which holds replies 0 of both kinds: fitted by hand on the others, with plain counts."""
+    from sklearn.naive_bayes import MultinomialNB
+
     trait = [spoken(ids) for ids in ([1, 2, 9, 9, 3], [2, 9, 1, 9], [9, 9, 2])]
     neutral = [spoken(ids) for ids in ([1, 2, 3, 1], [3, 2, 1, 2], [1, 1, 3])]
     groups = (["a", "b", "b"], ["a", "b", "b"])

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import peft
 import torch
-import transformers
+import transformers  # its classes are imported on first use, when a model is built
 from torch import nn
 
 D_MODEL = 32
@@ -134,6 +133,8 @@ def _gemma3_multimodal() -> Any:
 
 def _llama_lora() -> Any:
     # B is zero in a fresh adapter, which would make it invisible; `randomise` draws A and B anew afterwards.
+    import peft
+
     targets = ["q_proj", "v_proj", "down_proj"]
     lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
     return peft.get_peft_model(_causal_lm("LlamaConfig", _LLAMA), lora)
@@ -218,8 +219,11 @@ def _t5() -> Any:
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
 
 
-def _virtual_tokens(config: Any) -> Any:
-    return peft.get_peft_model(_causal_lm("LlamaConfig", _LLAMA), config(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+def _virtual_tokens(config: str) -> Any:
+    import peft
+
+    made = getattr(peft, config)(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    return peft.get_peft_model(_causal_lm("LlamaConfig", _LLAMA), made)
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,6 @@ REFUSED: tuple[Refused, ...] = (
     Refused("mamba", _mamba, ("state", "recurrent")),
     Refused("bert", _bert, ("encoder", "causal", "bidirectional")),
     Refused("t5", _t5, ("encoder-decoder",)),
-    Refused("prompt-tuning", partial(_virtual_tokens, peft.PromptTuningConfig), ("virtual", "prompt")),
-    Refused("prefix-tuning", partial(_virtual_tokens, peft.PrefixTuningConfig), ("virtual", "prefix", "prompt")),
+    Refused("prompt-tuning", partial(_virtual_tokens, "PromptTuningConfig"), ("virtual", "prompt")),
+    Refused("prefix-tuning", partial(_virtual_tokens, "PrefixTuningConfig"), ("virtual", "prefix", "prompt")),
 )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,6 +111,8 @@ def test_hostile_text_survives_and_half_characters_do_no_harm(tmp_path: Path) ->
 
 
 def test_load_dataset_gives_the_declared_features_and_the_very_trace(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
     trace = trace_of(np.random.default_rng(0).normal(size=(2, 2, 6)).astype(np.float32))
     row = trace.to_row(id="x", messages=[{"role": "user", "content": "Hi"}], set="s", category="c")
     write_results([row], tmp_path / "data" / "baseline.parquet", trace.traits)
@@ -131,6 +132,8 @@ def test_load_dataset_gives_the_declared_features_and_the_very_trace(tmp_path: P
 
 def test_new_rows_in_an_old_folder_are_the_ones_that_are_loaded(tmp_path: Path) -> None:
     """`load_dataset` caches by the folder's name and its card: a card that stayed the same would give old rows."""
+    from datasets import load_dataset
+
     for value in (1.0, 2.0):
         trace = trace_of(np.full((2, 2, 6), value, np.float32))
         row = trace.to_row(id="x", messages=[{"role": "user", "content": "Hi"}])
@@ -233,6 +236,8 @@ def test_the_card_of_the_shipped_results_is_the_one_made_of_their_rows(tmp_path:
 
 
 def test_the_analysis_is_a_config_of_the_dataset_and_a_card_follows_what_lies_in_its_folder(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "results"))
     rows = load_dataset(str(folder), "analysis", split="train")
     assert len(rows) == 2 * 78 * 8 and {"config", "trait", "answer", "onset", "onset_low", "says"} <= set(

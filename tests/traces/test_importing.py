@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import load_dataset
 
 from persona_core.cli import import_results as command
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, VectorsMismatch
@@ -41,6 +40,8 @@ def saved(folder: Path, content: Any) -> Path:
 
 @pytest.mark.parametrize("content", [[ENTRY, LATER], {"results": [ENTRY, LATER]}])
 def test_rows_of_our_schema_through_the_command(tmp_path: Path, content: Any) -> None:
+    from datasets import load_dataset
+
     assert command.main([str(saved(tmp_path, content)), "--out", str(tmp_path / "out")]) == 0
     rows = load_dataset(str(tmp_path / "out"), split="train")
     assert rows["id"] == ["old-0001", "old-0002"] and rows["category"] == ["", "benign"]

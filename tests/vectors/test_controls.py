@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from persona_core.errors import SettingError
 from persona_core.vectors.confounds import refuses
@@ -141,6 +140,8 @@ def test_random_directions_tell_nothing_apart_where_one_axis_of_many_does() -> N
 
 
 def test_random_directions_take_the_sign_that_suits_them() -> None:
+    from sklearn.metrics import roc_auc_score
+
     rng = np.random.default_rng(1)
     states, labels = rng.normal(size=(30, 5)), rng.random(30) < 0.4
     drawn = np.random.default_rng(7).normal(size=(5, 10))
@@ -179,6 +180,8 @@ def test_words_are_learnt_from_the_extraction_replies() -> None:
 
 
 def test_texts_that_differ_in_nothing_are_told_apart_by_nothing() -> None:
+    from sklearn.metrics import roc_auc_score
+
     j = judged(2)
     scores = text_scores(extracted(judged(1)), j.texts)
     assert scores is not None and 0.35 < roc_auc_score(j.positive, scores) < 0.65

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from persona_core.errors import SettingError
 from persona_core.vectors.controls import TokenTables, token_tables
@@ -80,6 +79,8 @@ def test_a_good_vector_passes_every_control_and_draws_no_remark(seed: int) -> No
 
 
 def test_the_values_are_those_of_plain_formulas_on_the_second_half_of_the_questions(good: dict[str, Any]) -> None:
+    from sklearn.metrics import roc_auc_score
+
     made_of, read = judged(1), judged(2)
     vector = made_of.states[made_of.positive].mean(0) - made_of.states[~made_of.positive].mean(0)
     late = read.question >= 10
