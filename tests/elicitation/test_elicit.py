@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_batch
-from persona_core.elicitation.store import ReplyScore, ReplyStore
+from persona_core.elicitation.store import CrossTraitScore, ReplyScore, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_PER_PART
@@ -375,3 +375,31 @@ def test_two_runs_in_one_folder_are_refused(store_folder: Path) -> None:
 def test_scores_are_kept(store_folder: Path) -> None:
     with ReplyStore(store_folder) as store:
         assert store.scores() == {0: ReplyScore(0, 50.0, None, "text")}
+
+
+def test_a_folder_with_the_former_names_is_read_as_it_is(store_folder: Path) -> None:
+    """Sides were once called high and low, and the file of cross-trait scores across.jsonl."""
+    listed = store_folder / "replies.jsonl"
+    text = (
+        listed.read_text()
+        .replace('"side": "positive"', '"side": "high"')
+        .replace('"side": "negative"', '"side": "low"')
+    )
+    with ReplyStore(store_folder) as store:
+        before = store.replies()
+        store.add_cross_trait_scores([CrossTraitScore(before[0].request.index, "malice", 12.0)])
+    assert '"high"' in text and '"low"' in text
+    listed.write_text(text)
+    (store_folder / "cross_trait_scores.jsonl").rename(store_folder / "across.jsonl")
+    with ReplyStore(store_folder) as store:
+        assert store.replies() == before and store.replies(side="positive") and store.replies(side="negative")
+        assert [score.value for score in store.cross_trait_scores().values()] == [12.0]
+        assert elicit(tiny_lm("llama", "chatml"), plan(), store, progress=False) == [] and store.replies() == before
+
+
+def test_plans_and_stores_print_as_one_line(store_folder: Path) -> None:
+    with ReplyStore(store_folder) as store:
+        n = len(store.replies())
+        assert repr(store) == f"ReplyStore({str(store_folder)!r}; {n} replies, 1 judged)"
+    assert "\n" not in repr(plan()) and repr(plan()).startswith("ElicitationPlan(") and len(repr(plan())) < 120
+    assert all("\n" not in repr(trait) and len(repr(trait)) < 120 for trait in plan().traits)

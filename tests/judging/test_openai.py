@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,47 @@ def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
         assert second.stdout.strip() == "60", second.stderr
         assert 60 <= len(server.requests) <= 64
     assert len(JudgeCache(cache)) == 60
+
+
+def test_an_interrupt_ends_the_run_at_once_and_keeps_what_arrived(tmp_path: Path) -> None:
+    """Ctrl-C while every request under way is slow: the process does not wait for them."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from persona_core.judging.cache import JudgeCache
+            from persona_core.judging.judge import Question
+            from persona_core.judging.openai import OpenAIJudge
+            asked = [Question(str(i), "evil", f"How evil is answer {i}?", "", "") for i in range(60)]
+            judge = OpenAIJudge("m", base_url=sys.argv[1], api_key="k", concurrency=4, cache=JudgeCache(sys.argv[2]))
+            list(judge.score(asked, progress=False))
+            """
+        )
+    )
+    cache = tmp_path / "cache.jsonl"
+    released = threading.Event()
+
+    def answer(_body: dict[str, Any], number: int) -> Answer:
+        if number > 8:
+            released.wait(200)
+        return completion("5")
+
+    with serving(answer) as server:
+        command = [sys.executable, str(script), server.url, str(cache)]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+        )
+        while len(server.requests) < 12:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, said = process.communicate(timeout=100)  # the slow requests take twice as long
+        finally:
+            released.set()
+            process.kill()
+    assert process.returncode not in (0, None) and "KeyboardInterrupt" in said
+    assert len(JudgeCache(cache)) == 8
 
 
 def test_a_question_that_is_always_refused_is_missing_in_every_run_and_stops_none(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")
     loading: dict[str, Any] = {"name": model, "dtype": "float32", "device": "cpu"}
     prompts = (*PROMPTS, Prompt("long", "word " * 5000))
-    job = Generate(prompts, Sampling(8, 0.7), batch_size=3)
+    job = Generate(prompts, Sampling(8, 0.7), batch_size=1)  # more than one batch, so that both workers read
     shared, failed = run_sharded(loading, vectors, "best", job, tmp_path / "shared", 2, progress=False)
     from persona_core.models.loading import load_model
 
