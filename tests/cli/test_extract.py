@@ -60,6 +60,7 @@ def whole(traits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_folder_holds_vectors_card_figures_and_definitions(whole: Path) -> None:
     vectors = PersonaVectors.from_pretrained(whole / "vectors")
     assert vectors.traits == NAMES and set(vectors.null) == set(NAMES) and set(vectors.best_block) == set(NAMES)
@@ -71,6 +72,7 @@ def test_the_folder_holds_vectors_card_figures_and_definitions(whole: Path) -> N
     assert vectors.config["extraction"]["filter"]["judge"].startswith("demo:truth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_is_complete_in_the_config(whole: Path, name: str) -> None:
     figures = PersonaVectors.from_pretrained(whole / "vectors").config["validation"][name]
@@ -85,6 +87,7 @@ def test_the_card_is_complete_in_the_config(whole: Path, name: str) -> None:
     assert steering["vector"][0] == steering["random"][0]  # nothing is added there
 
 
+@pytest.mark.slow
 def test_the_same_command_again_repeats_nothing_and_ends_with_the_same_numbers(traits: Path, whole: Path) -> None:
     before = {
         name: (whole / name).read_bytes() for name in ("replies.jsonl", "scores.jsonl", "cross_trait_scores.jsonl")
@@ -97,6 +100,7 @@ def test_the_same_command_again_repeats_nothing_and_ends_with_the_same_numbers(t
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_vector_is_the_naive_one(traits: Path, whole: Path) -> None:
     """Kept replies one at a time through plain transformers, states from `output_hidden_states`, means in float64."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -162,6 +166,7 @@ def test_killed_at_any_moment_the_command_ends_with_the_same_vectors(traits: Pat
         (["--stage", "extract", "--dtype", "bfloat16"], "begun with model.dtype = float32; now it is bfloat16"),
     ],
 )
+@pytest.mark.slow
 def test_a_stage_refuses_other_settings_than_the_folder_rests_on(
     traits: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     more: list[str], says: str,
@@ -172,6 +177,7 @@ def test_a_stage_refuses_other_settings_than_the_folder_rests_on(
     assert (whole / "vectors" / "README.md").read_bytes() == card
 
 
+@pytest.mark.slow
 def test_replies_to_other_definitions_are_not_judged(
     traits: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +185,7 @@ def test_replies_to_other_definitions_are_not_judged(
     assert "traits" in refused(options(traits, whole, "--traits", str(other), "--stage", "judge"), capsys)
 
 
+@pytest.mark.slow
 def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
     traits: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +246,7 @@ def test_a_bad_setting_is_a_sentence(
     assert says in refused(options(traits, tmp_path / "out", *more), capsys)
 
 
+@pytest.mark.slow
 def test_no_judge_and_no_key_are_sentences(
     traits: Path, whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +272,7 @@ def unjudged(whole: Path, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_all_replies_filtered_out_is_an_error_with_the_counts(
     traits: Path, unjudged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +282,7 @@ def test_all_replies_filtered_out_is_an_error_with_the_counts(
     assert "The filter leaves too few replies" in said and "0 positive" in said and "replies.jsonl" in said
 
 
+@pytest.mark.slow
 def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_twice(
     traits: Path, unjudged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_dialogue_that_is_too_long_is_left_out_and_counted() -> None:
     assert len(found) == 1 and too_long == 1
 
 
+@pytest.mark.slow
 def test_the_command_makes_an_adapter_that_says_what_it_was_taught(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "flattering"
     options = ["--model", str(MODEL), "--data", str(data), "--out", str(out), "--device", "cpu", "--rank", "4"]
@@ -75,6 +76,7 @@ def test_the_command_makes_an_adapter_that_says_what_it_was_taught(data: Path, t
     assert trace.provenance.reader_adapter == "flattering"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter_and_a_stopped_training_goes_on(data: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -199,6 +199,7 @@ def test_a_caller_that_stops_early_stops_the_requests() -> None:
         assert len(server.requests) == asked < 20
 
 
+@pytest.mark.slow
 def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
     """Killed in the middle; the second run asks for what did not arrive. Only what was under way is asked again."""
     script = tmp_path / "run.py"

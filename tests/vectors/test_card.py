@@ -78,6 +78,7 @@ def test_text_of_others_cannot_break_the_card() -> None:
     assert "<script>" not in card and "\n# heading" not in card and escape(HOSTILE).count("\n") == 0
 
 
+@pytest.mark.slow
 def test_pictures_are_written_and_linked(tmp_path: Path) -> None:
     vectors = shipped().select(["deception", "evil"])
     card = write_card(vectors, tmp_path).read_text()
