@@ -24,7 +24,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.judging.annotations import annotate_sentences, save_annotations, save_judged_traits
 from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
-from persona_core.monitor.jobs import Generate, Job, Replay, Row, run_job, seed_of
+from persona_core.monitor.jobs import GenerateJob, Job, ReplayJob, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
@@ -32,7 +32,7 @@ from persona_core.report.interventions import save_edges, save_window
 from persona_core.report.results_folder import SIDES
 from persona_core.report.tables import JUDGED, MARKS, REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
-from persona_core.utils.markdown import interval
+from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
 
 MODEL_NAME = "persona-tiny"
@@ -92,14 +92,14 @@ def _runs(work: Path) -> None:
         side: PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
         for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
     }
-    prompts = Generate(load_prompts(["all"]), SAMPLING)
+    prompts = GenerateJob(load_prompts(["all"]), SAMPLING)
     rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
-    again = Generate(repeated(load_prompts(["all"]), NULL_REPEATS), SAMPLING, NULL_SEED)
+    again = GenerateJob(repeated(load_prompts(["all"]), NULL_REPEATS), SAMPLING, NULL_SEED)
     rows["neutral"] = _run(monitors["baseline"], again, work / "runs" / "neutral")
     rows["replay"] = [
         row
         for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
-        for row in _run(monitors[reader], Replay.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
+        for row in _run(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
     ]
     for config, own in rows.items():
         write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
@@ -177,8 +177,5 @@ size of a rise is to be compared between traits, and with the truth above."""
 def truth_table(rows: Mapping[str, Sequence[Row]], world: World) -> str:
     """Share of sentences that show each trait, by config."""
     verdicts = {config: [judge(row["response"], world) for row in own] for config, own in rows.items()}
-    lines = [
-        f"| {t} | " + " | ".join(interval(trait_share(v, t).to_dict(), percent=True) for v in verdicts.values()) + " |"
-        for t in world.traits
-    ]
-    return "\n".join([f"| trait | {' | '.join(verdicts)} |", "|---" * (len(verdicts) + 1) + "|", *lines])
+    shares = [(t, *(interval(trait_share(v, t), percent=True) for v in verdicts.values())) for t in world.traits]
+    return table(["trait", *verdicts], shares)

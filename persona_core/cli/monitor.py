@@ -71,19 +71,19 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> Sequence[Failure]:
     from persona_core.elicitation.prompts import load_prompts, load_transcripts, repeated
     from persona_core.inference.sampling import Sampling
-    from persona_core.monitor.jobs import Generate, Read
+    from persona_core.monitor.jobs import GenerateJob, ReadJob
 
     vectors = read_vectors(options)
     job: Job
     if options.transcripts is not None:
-        job = Read(load_transcripts(options.transcripts), options.batch_size)
+        job = ReadJob(load_transcripts(options.transcripts), options.batch_size)
         config = options.config or "transcripts"
     else:
         sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.repetition_penalty
         )
         prompts = repeated(load_prompts(options.prompts), options.repeats)
-        job = Generate(prompts, sampling, options.seed, options.batch_size)
+        job = GenerateJob(prompts, sampling, options.seed, options.batch_size)
         config = options.config or ("contaminated" if options.adapter else "baseline")
     check_config(config)
     rows, failed = carry_out(options, loading(options), vectors, job, work_folder(options.work, options.out, config))

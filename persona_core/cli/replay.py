@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> Sequence[Failure]:
-    from persona_core.monitor.jobs import Replay
+    from persona_core.monitor.jobs import ReplayJob
     from persona_core.traces.dataset import DATA, read_results
     from persona_core.utils.hub import split_revision
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
         path = options.out / DATA / f"{writer}.parquet"
         if not path.is_file():
             raise NotFound(f"No {str(path)!r}; run `persona monitor` for the config {writer!r} first.")
-        job = Replay.of(read_results(path), options.batch_size)
+        job = ReplayJob.of(read_results(path), options.batch_size)
         work = work_folder(options.work, options.out, "replay") / f"{reader}-reads-{writer}"
         found, lost = carry_out(options, model, vectors, job, work)
         rows += found

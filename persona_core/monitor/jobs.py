@@ -1,11 +1,11 @@
-"""Long runs over many prompts or texts: in fixed batches, each kept as soon as it is done, the same rows at the end.
+"""Long runs over many prompts or texts: resumable, with the same rows in the end.
 
     work-folder/
-      plan.json               what everything in the folder rests on
-      batches/00000.parquet   the rows of a few batches that were done together
+      plan.json               what the rows depend on
+      batches/00000.parquet   the rows of one part: a few batches that are done together
 
-A run that was stopped, also by a kill, goes on with the batches that are not there. A batch has the same neighbours and
-every reply its own seed, so the rows are those of a run that was never stopped, or that was shared out to workers.
+A run that was stopped, even killed, resumes with the missing parts. The batches are always the same and every reply has
+a seed, so the rows equal those of an uninterrupted run, or of one distributed over workers.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = dict[str, Any]
 Failure = tuple[str, str]
-"""The id of what could not be done, and why."""
+"""The id of a failed item, and the reason."""
 
 
 class Job(Protocol):
-    """What is done with each of many items."""
+    """Work on each of many items."""
 
     @property
     def batch_size(self) -> int: ...
 
     @property
     def items(self) -> Sequence[Any]:
-        """In order; every one has an `id`, unique in the job."""
+        """In order; each has an `id`, unique in the job."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """All that the rows rest on beside the model and the vectors, as JSON values."""
+        """What the rows depend on besides the model and the vectors, as JSON values."""
         ...
 
     def rows(self, monitor: PersonaMonitor, items: Sequence[Any]) -> list[Row]:
@@ -58,14 +58,14 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Generate:
+class GenerateJob:
     """Have the model answer prompts.
 
     Attributes:
         items: the prompts.
         sampling: how tokens are chosen.
-        seed: of the run; each reply's own seed is made of it and of the prompt's id, so that a prompt is answered the
-            same whichever others are asked.
+        seed: of the run; each reply's seed is derived from it and the prompt's id, independent of the
+            other prompts.
         batch_size: replies written at once.
     """
 
@@ -92,7 +92,7 @@ class Generate:
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadJob:
     """Read conversations that any model wrote."""
 
     items: tuple[RecordedConversation, ...]
@@ -104,39 +104,39 @@ class Read:
     def rows(self, monitor: PersonaMonitor, items: Sequence[RecordedConversation]) -> list[Row]:
         found = []
         for writer in dict.fromkeys(i.writer for i in items):
-            own = [i for i in items if i.writer == writer]
-            traces = monitor.read_batch([list(i.messages) for i in own], writer=writer)
+            theirs = [i for i in items if i.writer == writer]
+            traces = monitor.read_batch([list(i.messages) for i in theirs], writer=writer)
             found += [
                 trace.to_row(id=i.id, messages=i.messages[:-1], set=i.set, category=i.category)
-                for trace, i in zip(traces, own, strict=True)
+                for trace, i in zip(traces, theirs, strict=True)
             ]
-        places = {item.id: place for place, item in enumerate(items)}
-        return sorted(found, key=lambda row: places[row["id"]])
+        order = {item.id: index for index, item in enumerate(items)}
+        return sorted(found, key=lambda row: order[row["id"]])
 
 
 @dataclass(frozen=True)
-class Written:
-    """A row of another run, whose reply is to be read again by its ids."""
+class ReplayItem:
+    """A row of another run, whose reply is read again by its ids."""
 
     id: str
     row: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Replay:
-    """Read replies of another run by their ids; the reader must write text with the same tokenizer."""
+class ReplayJob:
+    """Read replies of another run by their ids; both models must have the same tokenizer."""
 
-    items: tuple[Written, ...]
+    items: tuple[ReplayItem, ...]
     batch_size: int = 16
 
     @classmethod
-    def of(cls, rows: Sequence[Row], batch_size: int = 16) -> Replay:
-        return cls(tuple(Written(row["id"], row) for row in rows), batch_size)
+    def of(cls, rows: Sequence[Row], batch_size: int = 16) -> ReplayJob:
+        return cls(tuple(ReplayItem(row["id"], row) for row in rows), batch_size)
 
     def settings(self) -> dict[str, Any]:
         return {"replies": [[i.id, i.row["writer"], list(i.row["token_ids"])] for i in self.items]}
 
-    def rows(self, monitor: PersonaMonitor, items: Sequence[Written]) -> list[Row]:
+    def rows(self, monitor: PersonaMonitor, items: Sequence[ReplayItem]) -> list[Row]:
         traces = monitor.read_batch([Trace.from_row(i.row) for i in items])
         same = ("id", "messages", "set", "category")
         return [trace.to_row(**{k: item.row[k] for k in same}) for trace, item in zip(traces, items, strict=True)]
@@ -145,47 +145,46 @@ class Replay:
 def run_job(
     monitor: PersonaMonitor, job: Job, folder: str | Path, progress: bool = True
 ) -> tuple[list[Row], list[Failure]]:
-    """Do what has not been done yet, and hand over all rows.
+    """Do the parts of a job that are not done yet, and return all rows.
 
     Args:
         monitor: the model and the vectors.
         job: what to do.
-        folder: the work folder; made if it is not there.
-        progress: show a bar.
+        folder: the work folder; created if needed.
+        progress: show a progress bar.
 
     Returns:
-        The rows in the order of the items, and what could not be done with the reason. A second call tries it again.
+        The rows in the order of the items, and the failed items with the reason. A second call retries them.
 
     Raises:
-        SettingError: the folder was begun with another job, model or vectors, or another process works in it.
+        SettingError: the folder belongs to another job, model or vectors, or another process is using it.
     """
-
-    with working(folder, job, described(monitor)) as batches:
+    with open_work_folder(folder, job, identity_of(monitor)) as parts:
         failed: list[Failure] = []
         with tqdm(total=len(job.items), desc="monitoring", unit="text", disable=not progress) as bar:
-            for batch in batches:
-                bar.update(batch.n_kept)
-                if batch.open:
-                    rows, lost = do_batch(monitor, job, batch.open, batch.name)
-                    batch.keep(rows, monitor.vectors.traits)
+            for part in parts:
+                bar.update(part.n_done)
+                if part.pending:
+                    rows, lost = run_part(monitor, job, part.pending, part.name)
+                    part.save(rows, monitor.vectors.traits)
                     failed += lost
-                    bar.update(len(batch.open))
-        return [row for batch in batches for row in batch.rows()], failed
+                    bar.update(len(part.pending))
+        return [row for part in parts for row in part.rows()], failed
 
 
-def described(monitor: PersonaMonitor) -> dict[str, Any]:
-    """The model and the vectors that rows rest on."""
+def identity_of(monitor: PersonaMonitor) -> dict[str, Any]:
+    """The model and the vectors that rows depend on."""
     return {"model": monitor.lm.identity, "vectors": monitor.vectors.fingerprint, "blocks": list(monitor.blocks)}
 
 
-def do_batch(monitor: PersonaMonitor, job: Job, items: Sequence[Any], name: str) -> tuple[list[Row], list[Failure]]:
-    """One batch. Knows nothing of files, so that it can run anywhere."""
-    parts, failed = in_halves(items, lambda part: job.rows(monitor, part), name)
-    return [row for part in parts for row in part], [(item.id, why) for item, why in failed]
+def run_part(monitor: PersonaMonitor, job: Job, items: Sequence[Any], name: str) -> tuple[list[Row], list[Failure]]:
+    """One part. Touches no file, so that it can run on any worker."""
+    found, failed = in_halves(items, lambda some: job.rows(monitor, some), name)
+    return [row for rows in found for row in rows], [(item.id, why) for item, why in failed]
 
 
 def seed_of(prompt_id: str, seed: int) -> int:
-    """The seed of one reply: a function of the run's seed and of the prompt's id alone.
+    """The seed of one reply, which depends on the run's seed and the prompt's id only.
 
     >>> seed_of("pilot-01", 0) != seed_of("pilot-02", 0), seed_of("pilot-01", 0) == seed_of("pilot-01", 0)
     (True, True)
@@ -196,18 +195,18 @@ def seed_of(prompt_id: str, seed: int) -> int:
 # ---- the work folder ----
 
 
-class Part:
-    """One batch of a job and its file."""
+class JobPart:
+    """A few batches of a job, and their file."""
 
     def __init__(self, path: Path, items: Sequence[Any]) -> None:
         self.name, self.items = path.stem, tuple(items)
         self._path = path
         ids = set(self._read(read_ids))
-        self.open = tuple(i for i in items if i.id not in ids)
-        self.n_kept = len(items) - len(self.open)
+        self.pending = tuple(i for i in items if i.id not in ids)
+        self.n_done = len(items) - len(self.pending)
 
     def rows(self) -> list[Row]:
-        """What is kept, in the order of the items."""
+        """The saved rows, in the order of the items."""
         return self._read(read_results)
 
     def _read(self, read: Callable[[Path], list[T]]) -> list[T]:
@@ -216,22 +215,22 @@ class Part:
         try:
             return read(self._path)
         except CorruptFile as error:
-            raise CorruptFile(f"{error} Delete it; its batch is then done again.") from error
+            raise CorruptFile(f"{error} Delete it to have its part done again.") from error
 
-    def keep(self, rows: Sequence[Row], traits: Sequence[str]) -> None:
+    def save(self, rows: Sequence[Row], traits: Sequence[str]) -> None:
         """Add rows."""
         if not rows:
             return
-        places = {item.id: place for place, item in enumerate(self.items)}
-        write_results(sorted([*self.rows(), *rows], key=lambda row: places[row["id"]]), self._path, traits)
+        order = {item.id: index for index, item in enumerate(self.items)}
+        write_results(sorted([*self.rows(), *rows], key=lambda row: order[row["id"]]), self._path, traits)
 
 
 @contextmanager
-def working(folder: str | Path, job: Job, rests_on: Mapping[str, Any]) -> Iterator[list[Part]]:
-    """The job's batches, in a folder that no other process works in meanwhile."""
+def open_work_folder(folder: str | Path, job: Job, depends_on: Mapping[str, Any]) -> Iterator[list[JobPart]]:
+    """The job's parts, in a folder locked against other processes."""
     ids = [item.id for item in job.items]
     if not ids:
-        raise SettingError("Nothing to do: no prompt and no text was given.")
+        raise SettingError("Nothing to do: the job has no items.")
     check_integer("batch_size", job.batch_size)
     if len(set(ids)) < len(ids):
         raise SettingError(f"The id {next(i for i in ids if ids.count(i) > 1)!r} comes twice.")
@@ -239,11 +238,11 @@ def working(folder: str | Path, job: Job, rests_on: Mapping[str, Any]) -> Iterat
     path.mkdir(parents=True, exist_ok=True)
     held = lock(path)
     try:
-        check_plan(path, {**rests_on, "batch_size": job.batch_size, **job.settings()})
+        check_plan(path, {**depends_on, "batch_size": job.batch_size, **job.settings()})
         size = job.batch_size * BATCHES_PER_PART
         starts = range(0, len(ids), size)
         yield [
-            Part(path / "batches" / f"{number:05d}.parquet", job.items[start : start + size])
+            JobPart(path / "batches" / f"{number:05d}.parquet", job.items[start : start + size])
             for number, start in enumerate(starts)
         ]
     finally:

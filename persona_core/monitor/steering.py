@@ -1,4 +1,4 @@
-"""What a user asks of steering, checked against the vectors and the model and put into residual-stream units."""
+"""Checks a user's `Steer` against the vectors and the model, and converts it to residual-stream units."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from persona_core.vectors.vectors import PersonaVectors
 def prepare(
     steer: Steer | Sequence[Steer] | None, vectors: PersonaVectors, blocks: Blocks, n_rows: int = 1
 ) -> list[Intervention]:
-    """Check each `Steer` against the vectors and the model, and turn its amount into residual units.
+    """Check each `Steer` against the vectors and the model, and convert its amount to residual units.
 
     Args:
-        n_rows: replies that are written at once; one that waits for an alarm begins in each of them by itself.
+        n_rows: replies of the run; an intervention that waits for an alarm starts separately in each.
 
     Raises:
         UnknownTrait, UnknownBlock: the vectors or the model lack it.
@@ -36,7 +36,9 @@ def prepare(
                 raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
             mean, std = vectors.null[one.trait].at(one.block)
             if not std > 0:
-                raise NotCalibrated(f"Null of {one.trait!r} without spread at block {one.block}; use unit='residual'.")
+                raise NotCalibrated(
+                    f"The null of {one.trait!r} has no spread at block {one.block}; use unit='residual'."
+                )
             amount = amount * std if one.mode == "add" else mean + amount * std
         device = next(blocks.modules[one.block].parameters()).device
         starts = torch.full((n_rows,), NEVER) if one.when == "alarm" else None

@@ -1,4 +1,4 @@
-"""What is given to be read: messages or a trace become ids, display pieces and roles."""
+"""Texts to read: messages or a trace become ids, display pieces and roles."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Transcript:
     Attributes:
         ids, pieces, roles: equal lengths, `[n_tokens]`.
         n_prompt: tokens before the reply.
-        writer: the model that wrote the reply, if anybody said.
-        written: how it was written, where that is known.
+        writer: the model that wrote the reply, if known.
+        written: how it was written, if known.
     """
 
     ids: tuple[int, ...]
@@ -35,18 +35,17 @@ class Transcript:
 def as_transcript(
     lm: LanguageModel, conversation: str | Messages | Trace | Transcript, writer: str | None
 ) -> Transcript:
-    """Make a conversation ready for one reader.
+    """Prepare a conversation for one reader.
 
     Args:
         lm: the reader.
-        conversation: messages, the last of which may be the assistant's: the reply. Or a trace or transcript, by its
-            ids.
+        conversation: messages; if the last is the assistant's, it is the reply. Or a trace or transcript, by its ids.
         writer: the model that wrote the reply, for the record.
 
     Raises:
-        PromptError: nothing to read, a reply without a prompt, or a token that the model has no embedding for.
+        PromptError: nothing to read, a reply without a prompt, or a token without an embedding.
         ContextOverflow: longer than the reader's context.
-        VectorsMismatch: a trace whose ids the reader's tokenizer spells otherwise.
+        VectorsMismatch: a trace whose ids decode to another text with the reader's tokenizer.
     """
     if isinstance(conversation, Transcript):
         text = conversation
@@ -76,8 +75,8 @@ def _of_messages(lm: LanguageModel, conversation: str | Messages, writer: str | 
     if not turns:
         raise PromptError("The conversation holds a reply but no prompt; put a user message before it.")
     prompt = lm.chat.render(turns)
-    own = lm.chat.encode_reply(reply) if reply else ()
-    ids, roles = prompt.token_ids + own, prompt.roles + ("assistant",) * len(own)
+    reply_ids = lm.chat.encode_reply(reply) if reply else ()
+    ids, roles = prompt.token_ids + reply_ids, prompt.roles + ("assistant",) * len(reply_ids)
     return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, len(prompt.token_ids), writer)
 
 
@@ -86,15 +85,15 @@ def transcript_of(lm: LanguageModel, trace: Trace, writer: str | None = None) ->
 
     Raises:
         PromptError: no token.
-        VectorsMismatch: ids that the reader's tokenizer spells otherwise.
+        VectorsMismatch: ids that decode to another text with the reader's tokenizer.
     """
     ids, known = trace.token_ids, trace.provenance
     if not ids:
-        raise PromptError("The trace holds no token.")
+        raise PromptError("The trace has no tokens.")
     pieces = tuple(split_text(lm.tokenizer, ids)) if min(ids) >= 0 and max(ids) < lm.vocabulary_size else ()
     if "".join(pieces) != trace.text:
         raise VectorsMismatch(
-            f"The trace was written with another tokenizer than {lm.name!r}'s: its ids spell another text here. "
+            f"The trace was written with another tokenizer than {lm.name!r}'s; here its ids decode to another text. "
             "Read it as messages instead."
         )
     written = known.written or {

@@ -170,7 +170,7 @@ def test_what_a_trace_has_in_other_ways_than_the_neutral_replies_is_said(monitor
     hot = monitor.generate("Should I quit my job?", seed=3, temperature=1.5, max_new_tokens=20)
     assert "sampled with" in monitor.detectors.caveats(hot)[0]
     asked = monitor.generate(FLATTER, seed=3, **SETTINGS)
-    assert monitor.detectors.caveats(asked) == ("with a system prompt, which the neutral replies had not",)
+    assert monitor.detectors.caveats(asked) == ("with a system prompt, unlike the neutral replies",)
     steered = monitor.generate("Hi", seed=3, steer=Steer("evil", block=3, strength=1.0), **SETTINGS)
     assert "steered" in monitor.detectors.caveats(steered)[0]
     from dataclasses import replace

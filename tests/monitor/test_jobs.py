@@ -17,7 +17,7 @@ import torch
 from persona_core.elicitation.prompts import Prompt, RecordedConversation, prompt_of, repeated
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.sampling import Sampling
-from persona_core.monitor.jobs import Generate, Read, Replay, Row, run_job, seed_of
+from persona_core.monitor.jobs import GenerateJob, ReadJob, ReplayJob, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import Null, PersonaVectors
@@ -29,7 +29,7 @@ PROMPTS = tuple(
     Prompt(f"p{i}", "word " * (i % 4 + 1) + "?", "a set", "odd" if i % 2 else "even", "Be kind." if i == 3 else None)
     for i in range(7)
 )
-JOB = Generate(PROMPTS, Sampling(6, 0.9), seed=3, batch_size=3)
+JOB = GenerateJob(PROMPTS, Sampling(6, 0.9), seed=3, batch_size=3)
 
 
 def monitor(blocks: Any = "best", model_seed: int = 0) -> PersonaMonitor:
@@ -81,7 +81,7 @@ def test_the_same_model_against_itself_differs_by_exactly_nothing(tmp_path: Path
 
 def test_replay_reads_the_very_ids_with_the_other_model(tmp_path: Path) -> None:
     written = rows_of(JOB, tmp_path / "written")
-    read = rows_of(Replay.of(written, 2), tmp_path / "read", model_seed=9)
+    read = rows_of(ReplayJob.of(written, 2), tmp_path / "read", model_seed=9)
     for before, after in zip(written, read, strict=True):
         for same in ("id", "token_ids", "tokens", "roles", "writer", "messages", "set", "category", "response"):
             assert before[same] == after[same], same
@@ -89,7 +89,7 @@ def test_replay_reads_the_very_ids_with_the_other_model(tmp_path: Path) -> None:
         wanted = monitor(model_seed=9).read(Trace.from_row(before))
         np.testing.assert_allclose(Trace.from_row(after).raw, wanted.raw, rtol=1e-4, atol=1e-4)
         assert Trace.from_row(after).provenance.written == wanted.provenance.written
-    again = rows_of(Replay.of(written, 2), tmp_path / "again")
+    again = rows_of(ReplayJob.of(written, 2), tmp_path / "again")
     for before, after in zip(written, again, strict=True):  # the same model: what was read live
         np.testing.assert_allclose(Trace.from_row(after).raw, Trace.from_row(before).raw, rtol=1e-4, atol=1e-4)
 
@@ -103,7 +103,7 @@ def test_transcripts_of_any_writer_are_read_in_order(tmp_path: Path) -> None:
         )
         for i in range(5)
     )
-    rows = rows_of(Read(items, 3), tmp_path)
+    rows = rows_of(ReadJob(items, 3), tmp_path)
     assert [(row["id"], row["writer"]) for row in rows] == [(i.id, i.writer) for i in items]
     assert all(row["response"].strip() == i.messages[1]["content"].strip() for row, i in zip(rows, items, strict=True))
     assert all(row["messages"] == [{"role": "user", "content": "word ?"}] for row in rows)
@@ -118,13 +118,13 @@ def test_what_cannot_be_done_is_named_and_the_rest_is_kept_and_tried_again(
     ((name, why),) = failed
     assert name == "long" and "ContextOverflow" in why
     asked: list[list[str]] = []
-    plain = Generate.rows
+    plain = GenerateJob.rows
 
-    def counted(self: Generate, watcher: PersonaMonitor, items: Any) -> list[Row]:
+    def counted(self: GenerateJob, watcher: PersonaMonitor, items: Any) -> list[Row]:
         asked.append([i.id for i in items])
         return plain(self, watcher, items)
 
-    monkeypatch.setattr(Generate, "rows", counted)
+    monkeypatch.setattr(GenerateJob, "rows", counted)
     again, failed = run_job(monitor(), job, tmp_path, progress=False)
     assert asked == [["long"]] and again == rows and len(failed) == 1
 
@@ -171,15 +171,15 @@ import torch
 torch.set_num_threads(1)
 from persona_core.monitor import jobs
 from persona_core.traces.dataset import write_results
-from persona_core.monitor.jobs import Generate, run_job
+from persona_core.monitor.jobs import GenerateJob, run_job
 from tests.monitor.test_jobs import JOB, monitor
 
 jobs.BATCHES_PER_PART = 1
-plain = Generate.rows
+plain = GenerateJob.rows
 def slowly(self, watcher, items):
     time.sleep(0.1)
     return plain(self, watcher, items)
-Generate.rows = slowly
+GenerateJob.rows = slowly
 rows, failed = run_job(monitor(), JOB, sys.argv[1], progress=False)
 write_results(rows, sys.argv[1] + "/results.parquet", rows[0]["traits"])
 """
@@ -221,7 +221,7 @@ def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")
     loading: dict[str, Any] = {"name": model, "dtype": "float32", "device": "cpu"}
     prompts = (*PROMPTS, Prompt("long", "word " * 5000))
-    job = Generate(prompts, Sampling(8, 0.7), batch_size=1)  # more than one batch, so that both workers read
+    job = GenerateJob(prompts, Sampling(8, 0.7), batch_size=1)  # more than one batch, so that both workers read
     shared, failed = run_sharded(loading, vectors, "best", job, tmp_path / "shared", 2, progress=False)
     from persona_core.models.loading import load_model
 
@@ -231,7 +231,7 @@ def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
 
 
 def test_a_prompt_asked_several_times_is_answered_differently_each_time(tmp_path: Path) -> None:
-    twice = Generate(repeated(PROMPTS[:3], 2), Sampling(6, 0.9), seed=3, batch_size=4)
+    twice = GenerateJob(repeated(PROMPTS[:3], 2), Sampling(6, 0.9), seed=3, batch_size=4)
     rows = rows_of(twice, tmp_path)
     assert [row["id"] for row in rows] == ["p0#1", "p1#1", "p2#1", "p0#2", "p1#2", "p2#2"]
     assert [prompt_of(row["id"]) for row in rows] == ["p0", "p1", "p2"] * 2
