@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from persona_core.utils.files import write_whole
+from persona_core.utils.files import read_json, write_whole
 
 _SOURCE = re.compile(r'^SOURCE = ".*?"', re.MULTILINE)
 
@@ -26,7 +26,7 @@ def source_of(root: Path) -> str | None:
 
 def fill_notebook(path: Path, root: Path, source: str) -> None:
     """Set the address that a notebook clones, and for GitHub the badge that opens it in Colab."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = read_json(path)
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "code":
