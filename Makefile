@@ -15,7 +15,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 RUN_STAMP := $(VENV)/.installed-requirements
 DEV_STAMP := $(VENV)/.installed-requirements-dev
 
-.PHONY: help demo install install-dev chromium test test-fast lint format clean distclean
+.PHONY: help demo install install-dev chromium test test-fast screenshots lint format clean distclean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -36,6 +36,9 @@ test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTES
 
 test-fast: $(DEV_STAMP) ## Run the tests that are quick and need no browser
 	$(PY) $(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
+
+screenshots: $(DEV_STAMP) chromium ## Renew the pictures in docs/images
+	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py -k picture
 
 lint: $(DEV_STAMP) ## Check style, format, types, layers and dependencies
 	$(PY) -m ruff check .

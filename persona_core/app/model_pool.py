@@ -55,7 +55,7 @@ class PooledModel:
     def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> PooledModel:
         """The baseline, or the baseline with the adapter. The loading thread imports torch."""
         adapter = settings.adapter if contaminated else None
-        return cls(lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks))
+        return cls(lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks, settings.static_cache))
 
     @property
     def ready(self) -> bool:
@@ -135,14 +135,14 @@ class ModelPool:
         with self._lock:
             if self._named is None or self._named[0] != wanted:
                 self._named = None  # freed before the next one is loaded, unless a run still holds it
-                self._named = wanted, PooledModel(lambda: _load_public(*wanted, self.settings.max_model_gb))
+                self._named = wanted, PooledModel(lambda: _load_public(*wanted, self.settings))
             return self._named[1]
 
 
-def _load_public(model: str, adapter: str | None, vectors: str, max_gb: int) -> PersonaMonitor:
+def _load_public(model: str, adapter: str | None, vectors: str, settings: AppSettings) -> PersonaMonitor:
     names = [name for name in (model, adapter, vectors) if name]
-    _check_public(names, max_gb)
-    return load_monitor(model, adapter, vectors, "best")
+    _check_public(names, settings.max_model_gb)
+    return load_monitor(model, adapter, vectors, "best", settings.static_cache)
 
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@\w[\w./-]{0,127})?", re.ASCII)
@@ -177,12 +177,15 @@ def _check_public(names: Sequence[str], max_gb: int) -> None:
         raise SettingError(f"The weights take {size / 1e9:.1f} GB; this app loads at most {max_gb} GB.")
 
 
-def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> PersonaMonitor:
+def load_monitor(
+    model: str, adapter: str | None, vectors: str, blocks: str, static_cache: bool = False
+) -> PersonaMonitor:
     """A monitor, with the onset detectors beside the vectors if there are any.
 
     Args:
         model, adapter, vectors: Hub ids, optionally with "@" and a revision, or folders.
         blocks: "best" or "all".
+        static_cache: as in `load_model`.
     """
     from persona_core.analysis.detectors import Detectors
     from persona_core.models.loading import load_model
@@ -198,5 +201,11 @@ def load_monitor(model: str, adapter: str | None, vectors: str, blocks: str) -> 
         logger.info("No onset detectors: %s", error)
     name, revision = split_revision(model)
     adapter_name, adapter_revision = split_revision(adapter) if adapter else (None, None)
-    lm = load_model(name, revision=revision, adapter=adapter_name, adapter_revision=adapter_revision)
+    lm = load_model(
+        name,
+        revision=revision,
+        adapter=adapter_name,
+        adapter_revision=adapter_revision,
+        static_cache=static_cache,
+    )
     return PersonaMonitor(lm, known, blocks, detectors)

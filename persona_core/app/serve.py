@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from typing import Any
 
 import gradio as gr
-from dotenv import load_dotenv
+from dotenv import find_dotenv, load_dotenv
 
 from persona_core.app.api import mcp_available
 from persona_core.app.assets import page_head, page_styles
@@ -38,9 +39,10 @@ def main() -> None:
     """Serve the app. A model is loaded when a visitor first runs it."""
     # Gradio quotes the request of a program that sends too few values; what people type must not be logged.
     warnings.filterwarnings("ignore", message=r"(?s).*Received inputs")
-    load_dotenv()
+    load_dotenv(find_dotenv(usecwd=True))
     try:
         settings = AppSettings.from_environment()
+        _check_host(settings.host)
         page = _page(settings)
     except PersonaError as error:
         raise SystemExit(str(error)) from error
@@ -64,10 +66,22 @@ def _page(settings: AppSettings) -> gr.Blocks:
     return page
 
 
+def _check_host(host: str | None) -> None:
+    """Gradio would try a hundred ports of an address that is not this machine's."""
+    if host is None:
+        return
+    try:
+        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except OSError as error:
+        raise SettingError(f"PERSONA_HOST={host!r} is not an address of this machine: {error}") from error
+
+
 def _not_served(settings: AppSettings, error: OSError) -> str:
     """Gradio's message names its own variables; ours name ours."""
     if "empty port" not in str(error):
-        return f"The app could not be served on {settings.host or 'this machine'} (PERSONA_HOST): {error}"
+        return f"The app could not be served: {error}"
     if settings.port is None:
         return "No free port was found. Set PERSONA_PORT to a free one."
     return f"Port {settings.port} is in use. Set PERSONA_PORT to another port, such as {settings.port % 65535 + 1}."

@@ -25,6 +25,7 @@ class AppSettings:
         results: dataset with the first view (PERSONA_RESULTS); None, or "none": the app opens empty.
         blocks: "all", or "best" to read each trait at its best block only, which takes less memory and bandwidth
             (PERSONA_BLOCKS); "best" is the default if PERSONA_MODEL is set.
+        static_cache: generate with a static key-value cache, on a GPU as one CUDA graph (PERSONA_STATIC_CACHE=1).
         max_new_tokens: the longest reply that visitors can request (PERSONA_MAX_NEW_TOKENS).
         max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
         max_read_chars: the longest text that visitors can paste, in characters (PERSONA_MAX_READ_CHARS).
@@ -40,6 +41,7 @@ class AppSettings:
     vectors: str = str(ARTIFACTS / "persona-vectors-persona-tiny")
     results: str | None = str(ARTIFACTS / "persona-monitoring-persona-tiny")
     blocks: str = "all"
+    static_cache: bool = False
     max_new_tokens: int = 256
     max_prompt_chars: int = 4000
     max_read_chars: int = 20000

@@ -1,12 +1,12 @@
-"""Per-token results as a dataset: one row a reply, one Parquet file a config, a trace to a row and back.
+"""Per-token results as a dataset: one row per reply, one Parquet file per config.
 
     monitoring-repo/
-      README.md                     the card; its header names the configs and their features
+      README.md                     the card; its header lists the configs and their features
       data/baseline.parquet         the default config
       data/contaminated.parquet
       data/replay.parquet           each model reading the other's replies
 
-A row needs nothing beside itself: ids, text, projections, the null, and where all of it comes from.
+A row is self-contained: ids, text, projections, the null, and the provenance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DATA = "data"
 ANALYSIS = "analysis"
-"""The folder of `scripts.analyse`, beside the data."""
+"""The folder of `persona analyse`, beside the data."""
 REPLIES = "replies.parquet"
 """In there: what is said of each reply and trait."""
 ROWS_A_GROUP = 100
@@ -36,7 +36,7 @@ COLUMNS = (
     "tokens", "roles", "token_ids", "special", "projections", "summary", "traits", "blocks", "best_block", "raw",
     "norms", "null_mean", "null_std", "alignment", "provenance",
 )  # fmt: skip
-"""Those of `features`, by name: reading a file must not take the second that importing `datasets` takes."""
+"""The names in `features`: reading a file must not take the second that importing `datasets` takes."""
 
 _TEXTS = (
     "reader",
@@ -93,7 +93,7 @@ def features(traits: Sequence[str]) -> datasets.Features:
 
 
 def write_results(rows: Iterable[Mapping[str, Any]], path: str | Path, traits: Sequence[str]) -> Path:
-    """Write rows as one Parquet file that `load_dataset` reads with its declared features; the old file or the new.
+    """Write rows as one Parquet file that `load_dataset` reads with its declared features; atomically.
 
     The same rows give the same bytes.
     """
@@ -111,12 +111,12 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     """
     table = read_table(path)
     if lacking := [name for name in COLUMNS if name not in table.column_names]:
-        raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that scripts.monitor wrote.")
+        raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that persona monitor wrote.")
     return table.to_pylist()
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """The ids of the rows of one Parquet file; nothing else of it is read.
+    """The ids of the rows of one Parquet file; no other column is read.
 
     Raises:
         NotFound, CorruptFile.
@@ -157,14 +157,14 @@ def load_row(
 
 
 def configs_of(folder: str | Path) -> tuple[str, ...]:
-    """The configs that a local results folder holds, the default one first."""
+    """The configs of a local results folder, the default first."""
     order = {"baseline": 0, "contaminated": 1, "replay": 2, "neutral": 3}
     found = (p.stem for p in (Path(folder) / DATA).glob("*.parquet"))
     return tuple(sorted(found, key=lambda name: (order.get(name, 9), name)))
 
 
 def traits_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The traits that all rows hold, in order.
+    """The traits of all rows, in order.
 
     Raises:
         SettingError: rows of different traits, or none.

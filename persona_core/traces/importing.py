@@ -1,10 +1,9 @@
-"""Take in per-token results of other tools as rows of our schema, with what they do not say marked as unknown.
+"""Import per-token results of other tools as rows of our schema; missing information is marked as unknown.
 
-The older form is a JSON list of `{prompt, response, tokens, projections: {trait: [...]}, metadata}`, one value a token
-of the reply. Its values come from a hook that sees the token before: value i is the state that chose token i, and the
-last token was never read. So `alignment` is "before". Ids, norms, null and vectors are not in the file; a layer number,
-where there is one, is of an unknown convention. Running averages are left out: they can be made again, and smoothing is
-for the eye.
+The older form is a JSON list of `{prompt, response, tokens, projections: {trait: [...]}, metadata}`, one value per
+token of the reply. Its values come from a hook that sees the token before: value i is the state that chose token i, and
+the last token was never read. So `alignment` is "before". Ids, norms, null and vectors are not in the file; a layer
+number, if any, follows an unknown convention. Running averages are dropped: they can be recomputed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from persona_core.traces.trace import Trace
 from persona_core.utils.files import parse_json
 
 UNKNOWN = -1
-"""A token id or a block that a file does not name."""
+"""A token id or a block that is not in the file."""
 
 FORM = "a per-token result file of the older form"
 Row = dict[str, Any]
@@ -37,7 +36,7 @@ def import_results(path: str | Path) -> list[Row]:
     if not file.is_file():
         raise NotFound(f"No file {str(file)!r}.")
     entries = parse_json(file)
-    if isinstance(entries, Mapping):  # one conversation, or a list under a name
+    if isinstance(entries, Mapping):  # one conversation, or a list under a key
         lists = [value for value in entries.values() if isinstance(value, list) and value and _is_entry(value[0])]
         entries = [entries] if _is_entry(entries) else lists[0] if len(lists) == 1 else entries
     if not isinstance(entries, list) or not entries:
@@ -61,7 +60,7 @@ def _row(entry: Any, number: int, file: Path) -> Row:
     if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
         raise CorruptFile(f"{where}: the field 'tokens' must be a list of texts.")
     if not isinstance(projections, Mapping) or not projections:
-        raise CorruptFile(f"{where}: the field 'projections' must hold a list of numbers for each trait.")
+        raise CorruptFile(f"{where}: the field 'projections' must map each trait to a list of numbers.")
     prompt = entry.get("prompt", "")
     if not isinstance(prompt, str):
         raise CorruptFile(f"{where}: the field 'prompt' is a {type(prompt).__name__}, expected a text.")
@@ -106,7 +105,7 @@ def _series(series: Any, n: int, where: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise CorruptFile(f"{where}: not a list of numbers: {error}") from error
     if values.shape != (n,):
-        raise CorruptFile(f"{where}: {n} tokens but values of shape {values.shape}; one number a token is expected.")
+        raise CorruptFile(f"{where}: {n} tokens but values of shape {values.shape}; expected one number per token.")
     return values
 
 

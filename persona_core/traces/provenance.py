@@ -1,4 +1,4 @@
-"""Where a trace comes from: who read, who wrote, with what."""
+"""Where a trace comes from: reader, writer and settings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Provenance:
 
     Attributes:
         reader, reader_revision, reader_adapter, reader_adapter_revision: the model whose states were read.
-        writer: the model that wrote the reply; None if nobody said.
+        writer: the model that wrote the reply, if known.
         dtype: of the reader's weights, and how they were quantized if they were.
         vectors, template: fingerprints of the persona vectors and of the chat template.
         sampling, seed: how the reply was sampled; None for a text that was only read.
         steering: the interventions that acted during the reading, as plain records.
         written: for a trace that was read again: revision, sampling, seed and steering of the run that wrote it.
         versions: of the libraries.
-        imported: for a trace of another tool's file, which form of file.
+        imported: for a trace from another tool's file, its format.
     """
 
     reader: str | None = None

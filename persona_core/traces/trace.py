@@ -1,4 +1,4 @@
-"""A trace: one conversation as read by one model. Arrays and text only; knows nothing about models."""
+"""A trace: one conversation as read by one model. Arrays and text only; independent of the model."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Kind = Literal["z", "raw", "cosine"]
 Alignment = Literal["at", "before"]
 FORMAT_VERSION = 1
 JSON_FIELDS = ("sampling", "steering", "written", "versions")
-"""Of a provenance, in a row: of any shape, so they are kept as JSON texts."""
+"""Fields of a provenance that a row stores as JSON texts, because their shape varies."""
 UNITS = {"z": "standard deviations above neutral", "raw": "residual-stream units", "cosine": "cosine"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """One conversation with a projection for every token, trait and block.
 
     `raw[..., t]` is the state *at* token t, after the model has read it: the last token is read too. (Only imported
-    files of other tools may hold the state before token t; `alignment` says so, and `scores` takes it into account.)
+    files of other tools may have the state before token t; `alignment` records it, and `scores` accounts for it.)
 
     Attributes:
         token_ids: `[n_tokens]`, prompt and reply.
@@ -44,12 +44,12 @@ class Trace:
         raw: (h·v)/‖v‖, float32 `[n_traits, n_blocks, n_tokens]`, residual-stream units.
         norms: ‖h‖, float32 `[n_blocks, n_tokens]`.
         best_block: trait -> the block at which it is read by default.
-        null_mean, null_std: of the raw projection over neutral replies, float32 `[n_traits, n_blocks]`; NaN where
-            there is no null.
+        null_mean, null_std: of the raw projection over neutral replies, float32 `[n_traits, n_blocks]`; NaN without
+            a null.
         special: whether each token is a special token of the tokenizer.
         finish: "eos", "length", "context", "stopped" (by the caller) or "read" (nothing was generated).
-        provenance: who wrote, who read, with what.
-        alignment: of `raw` and `norms`; "at" for all that this library reads.
+        provenance: writer, reader and settings.
+        alignment: of `raw` and `norms`; "at" for every trace that this library reads.
     """
 
     token_ids: tuple[int, ...]
@@ -85,13 +85,21 @@ class Trace:
                 f"{self.norms.shape} and texts or roles of length {sorted(lengths)}."
             )
 
+    def __repr__(self) -> str:
+        tokens = f"{self.n_prompt} + {self.n_reply} tokens"
+        traits = f"{len(self.traits)} trait{'' if len(self.traits) == 1 else 's'}"
+        blocks = f"block{'' if len(self.blocks) == 1 else 's'} {', '.join(map(str, self.blocks))}"
+        if len(self.blocks) > 4:
+            blocks = f"{len(self.blocks)} blocks"
+        return f"Trace({tokens}, {traits} at {blocks}, read by {self.provenance.reading_model or 'unknown'})"
+
     @property
     def n_tokens(self) -> int:
         return len(self.token_ids)
 
     @property
     def n_reply(self) -> int:
-        """Tokens of the reply, its end-of-turn token included."""
+        """Tokens of the reply, including its end-of-turn token."""
         return self.n_tokens - self.n_prompt
 
     @property
@@ -106,7 +114,7 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """The whole conversation as decoded, special tokens included."""
+        """The whole conversation as decoded, including special tokens."""
         return "".join(self.tokens)
 
     def scores(self, trait: str, kind: Kind = "z", block: int | None = None, alignment: Alignment = "at") -> np.ndarray:
@@ -119,10 +127,10 @@ class Trace:
                 units; "cosine": between state and vector. Only for z is zero neutral.
             block: which block; None takes the trait's best block.
             alignment: "at": the state after reading token t. "before": the state at t - 1, which chose token t; NaN
-                at token 0, which nothing chose.
+                at token 0, which no state chose.
 
         Raises:
-            UnknownTrait, UnknownBlock: the trace does not hold it.
+            UnknownTrait, UnknownBlock: the trace does not have it.
             NotCalibrated: kind="z" without a null.
         """
         row, column = self._trait(trait), self._block(trait, block)
@@ -151,14 +159,14 @@ class Trace:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader of an imported trace must know; empty for a trace that this library has read."""
+        """Limitations of an imported trace; empty for a trace that this library has read."""
         if self.provenance.imported is None:
             return ()
-        found = [f"Imported from {self.provenance.imported}: which vectors and which null is unknown."]
+        found = [f"Imported from {self.provenance.imported}: vectors and null are unknown."]
         if self.alignment == "before":
-            found.append("The file holds the state before each token, so the last token was never read.")
+            found.append("The file has the state before each token, so the last token was never read.")
         if any(i < 0 for i in self.token_ids):
-            found.append("The token ids are unknown, so it cannot be read again by its ids.")
+            found.append("The token ids are unknown, so it cannot be replayed by its ids.")
         if any(b < 0 for b in self.blocks):
             found.append("The block is unknown.")
         return tuple(found)
@@ -170,11 +178,11 @@ class Trace:
 
     @property
     def default_kind(self) -> Kind:
-        """What is shown when nobody chooses: z where there is a null, else the cosine, or raw without norms."""
+        """The default for display: z with a null, else the cosine, or raw without norms."""
         return "z" if self.calibrated else "cosine" if np.isfinite(self.norms).any() else "raw"
 
     def figure(self, kind: Kind | None = None) -> go.Figure:
-        """A Plotly figure: one line a trait over the tokens of the conversation. None takes `default_kind`."""
+        """A Plotly figure: one line per trait over the tokens of the conversation. None takes `default_kind`."""
         from persona_core import traces
 
         return traces.trace_figure(self, kind=kind or self.default_kind)
@@ -190,7 +198,7 @@ class Trace:
         return page
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready record; `from_dict` gives back the very numbers (float32 survives JSON exactly)."""
+        """A JSON-ready record; `from_dict` restores it bit for bit (float32 survives JSON exactly)."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         record |= {name: _nested(record[name]) for name in ("raw", "norms", "null_mean", "null_std")}
         record |= {"best_block": dict(self.best_block), "provenance": asdict(self.provenance)}
@@ -228,12 +236,12 @@ class Trace:
     def to_row(
         self, id: str, messages: Sequence[Mapping[str, str]], set: str = "", category: str = ""
     ) -> dict[str, Any]:
-        """A row of a results dataset; `from_row` gives back the identical numbers.
+        """A row of a results dataset; `from_row` restores the trace bit for bit.
 
         Args:
             id: of the prompt.
             messages: the conversation before the reply.
-            set, category: what the prompt belongs to.
+            set, category: of the prompt.
         """
         known = asdict(self.provenance)
         z = {t: _z(self, t) for t in self.traits}
@@ -268,7 +276,7 @@ class Trace:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Trace:
-        """The trace of a row of a results dataset, float for float.
+        """The trace of a row of a results dataset, bit for bit.
 
         Raises:
             CorruptFile: a column is missing, or lengths do not fit.
@@ -344,7 +352,7 @@ class Trace:
 
 
 def _nested(array: np.ndarray) -> Any:
-    """Nested lists with None for NaN, which JSON does not have."""
+    """Nested lists with None for NaN, which JSON lacks."""
     nested = array.astype(object)
     nested[np.isnan(array)] = None
     return nested.tolist()
@@ -352,7 +360,7 @@ def _nested(array: np.ndarray) -> Any:
 
 def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(nested, dtype=np.float32)
-    if 0 in shape:  # nested lists cannot say how long an empty axis is
+    if 0 in shape:  # nested lists lose the length behind an empty axis
         array = array.reshape(shape)
     if array.shape != shape:
         raise ValueError(f"expected numbers of shape {shape}, got {array.shape}")
@@ -360,7 +368,7 @@ def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _z(trace: Trace, trait: str) -> np.ndarray | None:
-    """z at the trait's best block, float32 `[n_tokens]`; None where there is no null or the block was not read."""
+    """z at the trait's best block, float32 `[n_tokens]`; None without a null, or if the block was not read."""
     block = trace.best_block.get(trait)
     if block not in trace.blocks or not trace.calibrated:
         return None
@@ -368,12 +376,12 @@ def _z(trace: Trace, trait: str) -> np.ndarray | None:
 
 
 def _summary(trace: Trace, z: np.ndarray | None) -> dict[str, Any]:
-    """Mean and maximum of z over the reply's own tokens, and the place of the maximum in the reply."""
-    own = trace.reply_positions
-    if z is None or not own:
+    """Mean and maximum of z over the reply tokens, and the index of the maximum in the reply."""
+    reply = trace.reply_positions
+    if z is None or not reply:
         return {"mean": None, "max": None, "at": None}
-    values = z[own]
+    values = z[reply]
     if not np.isfinite(values).any():
         return {"mean": None, "max": None, "at": None}
     top = int(np.nanargmax(values))
-    return {"mean": float(np.nanmean(values)), "max": float(values[top]), "at": own[top] - trace.n_prompt}
+    return {"mean": float(np.nanmean(values)), "max": float(values[top]), "at": reply[top] - trace.n_prompt}

@@ -16,12 +16,14 @@ from persona_core.app.home import save_home
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
-from tests.support import pages
 from tests.support.app_page import ask, no_sideways_scroll, notice, tokens_of, wait_done
 from tests.support.standins import HOSTILE, hostile_tokens, save_hostile_results, steady_monitor
 from tests.support.view_page import scores
 
 pytestmark = pytest.mark.browser
+
+BACKGROUND = "getComputedStyle(document.querySelector('#view .tv')).backgroundColor"
+WHITE = "rgb(255, 255, 255)"
 
 
 def score_text(score: float) -> str:
@@ -31,11 +33,9 @@ def score_text(score: float) -> str:
 
 
 def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any], address: str) -> None:
-    started = time.monotonic()
     page = visit(address, fresh=True)
     page.wait_for_selector("#view .tv-tok")
-    assert time.monotonic() - started < 3 * pages.load_factor()
-    assert tokens_of(page) == hostile_tokens()
+    assert tokens_of(page) == hostile_tokens() and page.evaluate(BACKGROUND) == WHITE
     assert page.locator("#masthead").inner_text().endswith(f"{HOSTILE[1]} Tour: three steps")
     assert page.locator("#masthead img, #view img").count() == 0
     assert page.locator("#view .tv-warnings").is_hidden()
@@ -92,12 +92,11 @@ def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, sl
     page.wait_for_selector("#view .tv[data-state=live]")
     before = page.locator("#view .tv-tok").count()
     page.click("#stop")
-    at_stop = slowly.written
     wait_done(page)
     assert page.locator("#view .tv-status").inner_text() == "stopped"
     assert page.locator("#view .tv-tok").count() >= before
-    assert slowly.written - at_stop <= 5 * pages.load_factor()
-    deadline = time.monotonic() + 5
+    assert page.locator("#view .tv-section[data-role=assistant] .tv-tok").count() < 160, "not written to its end"
+    deadline = time.monotonic() + 30
     while slowly.open_streams and time.monotonic() < deadline:
         time.sleep(0.02)
     assert slowly.open_streams == 0, "the model is free"
@@ -187,7 +186,8 @@ def test_a_second_press_during_a_run_leaves_the_run_and_its_stop_alone(visit: An
     page.wait_for_timeout(100)  # a change takes an old notice away; it must not come after the press
     page.press("#prompt textarea", "Shift+Enter")
     assert "Press Stop first" in notice(page)
-    page.wait_for_timeout(1500)  # some tokens later
+    later = page.locator("#view .tv-tok").count() + 3
+    page.wait_for_function("n => document.querySelectorAll('#view .tv-tok').length >= n", arg=later)
     assert "Press Stop first" in notice(page)
     page.click("#stop")
     wait_done(page)
@@ -231,29 +231,17 @@ def test_nothing_can_be_uploaded(address: str) -> None:
     assert refused.value.code == 413
 
 
-@pytest.mark.parametrize(
-    ("prompt", "message"),
-    [("  \n ", "The prompt is empty"), ("word " * 500, "context"), ("é" * 2999, "context")],
-)
-def test_bad_input_is_named_and_loses_nothing(
-    visit: Callable[..., Any], address: str, prompt: str, message: str
-) -> None:
+def test_bad_input_is_named_and_loses_nothing(visit: Callable[..., Any], address: str) -> None:
     page = visit(address)
-    ask(page, prompt, "Be kind.")
-    assert message in notice(page)
-    wait_done(page)
-    assert page.input_value("#prompt textarea") == prompt
-    assert page.input_value("#system textarea") == "Be kind."
-    assert tokens_of(page) == hostile_tokens()
-
-
-def test_a_notice_goes_when_the_prompt_changes(visit: Callable[..., Any], address: str) -> None:
-    page = visit(address)
-    ask(page, " ")
-    assert "The prompt is empty" in notice(page)
-    wait_done(page)
-    page.locator("#prompt textarea").press_sequentially("H")
-    page.wait_for_selector("#notice .notice", state="hidden")
+    for prompt, message in (("  \n ", "The prompt is empty"), ("word " * 500, "context"), ("é" * 2999, "context")):
+        ask(page, prompt, "Be kind.")
+        assert message in notice(page)
+        wait_done(page)
+        assert page.input_value("#prompt textarea") == prompt
+        assert page.input_value("#system textarea") == "Be kind."
+        assert tokens_of(page) == hostile_tokens()
+        page.locator("#prompt textarea").press_sequentially("H")
+        page.wait_for_selector("#notice .notice", state="hidden")
 
 
 def test_the_first_example_is_there_to_generate_and_a_phone_shows_its_reply(
@@ -282,15 +270,11 @@ def test_an_example_fills_both_fields(visit: Callable[..., Any], address: str) -
     page.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=HOSTILE[0])
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scroll(visit: Callable[..., Any], address: str, theme: str) -> None:
-    page = visit(address, width=390, height=844, theme=theme)
+def test_a_phone_in_the_dark_needs_no_sideways_scroll(visit: Callable[..., Any], address: str) -> None:
+    page = visit(address, width=390, height=844, theme="dark")
     page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
     assert no_sideways_scroll(page)
-    dark = (
-        page.evaluate("getComputedStyle(document.querySelector('#view .tv')).backgroundColor") != "rgb(255, 255, 255)"
-    )
-    assert dark == (theme == "dark")
+    assert page.evaluate(BACKGROUND) != WHITE
 
 
 def test_an_app_without_welcome_files_and_with_a_model_that_fails(
@@ -374,12 +358,8 @@ def test_nothing_takes_the_conversation_away_while_a_reply_is_written(visit: Any
 @pytest.mark.parametrize(
     "fragment",
     [
-        "hidden=%25",
-        "tab=nope&trait=x",
-        "at=99999999999",
-        "tab=live&branch=%5B",
+        "hidden=%25&tab=nope&trait=x&at=99999999999",
         "%",
-        "tab=live&said=1",
         'tab=live&side=baseline&said=[["user","\\ud800 hi"]]&max_new_tokens=9&temperature=0.7&seed=0',
     ],
 )

@@ -333,9 +333,8 @@ def test_the_first_view_is_a_telling_reply_with_its_unit_and_what_the_model_is_n
     assert scores(page) and len(bars(page)) == 8
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_tab_scrolls_sideways_on_a_phone(visit: Callable[..., Any], url: str, theme: str) -> None:
-    page = visit(url, width=390, height=844, theme=theme)
+def test_no_tab_scrolls_sideways_on_a_phone(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url, width=390, height=844)
     for name, ready in TABS.items():
         open_tab(page, name, ready)
         page.wait_for_timeout(300)

@@ -72,11 +72,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_models_are_on_the_gpu_from_the_start_and_run_in_one_fork(found: dict[str, Any]) -> None:
     assert found["devices"] == ["cuda:0", "cuda:0"]
     assert found["pid"] not in found["pids"] and len(found["pids"]) == 1
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_a_run_at_home(found: dict[str, Any]) -> None:
     settings = AppSettings()
     baseline, contaminated = (PooledModel.from_settings(settings, side).monitor() for side in (False, True))
@@ -92,15 +94,18 @@ def test_the_numbers_are_those_of_a_run_at_home(found: dict[str, Any]) -> None:
     assert found["read"]["reader"] == "persona-tiny + persona-tiny-contaminated"
 
 
+@pytest.mark.slow
 def test_an_error_in_the_fork_keeps_its_words(found: dict[str, Any]) -> None:
     assert found["refused"] == "temperature=-1; expected 0 (greedy) or 1e-6 to 1e6."
 
 
+@pytest.mark.slow
 def test_a_cancelled_run_ends_in_the_fork_too(found: dict[str, Any]) -> None:
     assert found["cancelled"][-1] == "end"
-    assert 0 < found["cancelled"].count("token") < 100  # of 200
+    assert 0 < found["cancelled"].count("token") < 200, "not written to its end"
 
 
+@pytest.mark.slow
 def test_the_gpu_is_asked_for_as_long_as_a_run_may_take_and_given_back(found: dict[str, Any]) -> None:
     asked = [query for path, query in CALLS if path == "/schedule"]
     assert asked and all(query["durationSeconds"] == ["50"] for query in asked)

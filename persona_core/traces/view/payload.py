@@ -1,4 +1,4 @@
-"""The payload: the one JSON between Python and the token view.
+"""The payload: the JSON object between Python and the token view.
 
 ```
 {"version": 2, "title": "…", "traits": ["deception", …], "best": {"deception": 4},
@@ -12,11 +12,10 @@
             "meta": {"reader": "…"}}, …]}
 ```
 
-"view" is what the view opens on where nothing else was chosen; "focus", if there is one, the token of the reply
-at which the cursor opens. One side, or two that are held against each other. Arrays are base64 of little-endian
-float32, exact: the view makes z, cosine, smoothing and the other block from them itself and asks nobody. `tokens`
-joins to the exact decoded text. A number that does not exist is NaN. Everything in a payload counts as hostile text:
-the view never puts it into markup.
+"view" has the initial choices; "focus", if present, is the token of the reply where the cursor starts. There are one or
+two sides. Arrays are base64 of little-endian float32, exact: the view computes z, cosines, smoothing and other blocks
+from them without the server. `tokens` joins to the exact decoded text. A missing number is NaN. Everything in a payload
+is untrusted text: the view never puts it into markup.
 """
 
 from __future__ import annotations
@@ -59,17 +58,17 @@ def trace_payload(
     """Build the view's payload from a trace.
 
     Args:
-        trace: what to show, finished or still growing.
-        name: of the side, shown where there are two.
-        title: heading of the view; None takes the last thing that the user said.
-        kind: what the view opens on, "z", "raw" or "cosine"; None takes z where the trace is calibrated, else cosine.
-        alignment: what it opens on, "at" (the state after the model read the token) or "before" (the state that
-            chose it).
-        block: block it opens on; None reads each trait at its best block.
-        done: False while more tokens are to come.
+        trace: a complete one, or one that is still growing.
+        name: of the side, shown if there are two.
+        title: heading of the view; None takes the last user message.
+        kind: the initial score, "z", "raw" or "cosine"; None takes the trace's default.
+        alignment: the initial alignment, "at" (the state after reading the token) or "before" (the state that chose
+            it).
+        block: the initial block; None reads each trait at its best block.
+        done: False while more tokens follow.
         meta: short facts shown under the title; None takes reader, writer and seed.
-        onsets: trait -> "onset", "low" and "high" (tokens of the reply, or None) and "says", in words.
-        caveats: in what the onsets' stated rate may not hold for this trace.
+        onsets: trait -> "onset", "low" and "high" (tokens of the reply, or None) and "says", as text.
+        caveats: why the onsets' stated error rate may not hold for this trace.
 
     Returns:
         A dict that `json.dumps(..., allow_nan=False)` accepts.
@@ -83,7 +82,7 @@ def trace_payload(
     """
     if kind is not None and kind not in UNITS:
         raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
-    for trait in trace.traits:  # what cannot be shown is an error here, not a blank page
+    for trait in trace.traits:  # an error here rather than a blank page
         trace.scores(trait, kind or trace.default_kind, block, alignment)
     side = {
         "name": well_formed(name),
@@ -117,7 +116,7 @@ def trace_payload(
 
 
 def pair_payload(first: Payload, second: Payload, *, title: str | None = None) -> Payload:
-    """Two payloads of one side each as one of two sides, on one cursor: `first` is what `second` is held against.
+    """Two payloads of one side each as one of two sides on one cursor; `first` is the reference.
 
     Raises:
         SettingError: their traits differ.
@@ -132,7 +131,7 @@ def pair_payload(first: Payload, second: Payload, *, title: str | None = None) -
 
 
 def check_payload(payload: Any) -> Payload:
-    """Return `payload` if the view can show it, so that a broken file is an error and not a blank page.
+    """Return `payload` if the view can show it: a broken file is an error rather than a blank page.
 
     Raises:
         CorruptFile: a key is missing, a list or an array has another length than the tokens, the version is unknown.
@@ -176,12 +175,12 @@ def _packed(array: np.ndarray) -> str:
 def _facts(trace: Trace) -> dict[str, Any]:
     known = trace.provenance
     facts = {"reader": known.reading_model, "writer": known.writer, "seed": known.seed}
-    # A folder's name says enough, and where it lies on the server is nobody's business.
+    # Only the folder's name: its path on the server is private.
     return {key: _last_part(value) for key, value in facts.items() if value is not None}
 
 
 def _last_user_text(trace: Trace) -> str:
-    """What the user said last, cut to a heading's length."""
+    """The last user message, cut to the length of a heading."""
     turns = groupby(zip(trace.roles, trace.tokens, strict=True), key=itemgetter(0))
     said = ["".join(token for _, token in turn) for role, turn in turns if role == "user"]
     text = said[-1].strip() if said else ""

@@ -1,4 +1,4 @@
-"""One trace as one HTML file: opens offline, asks for nothing, runs nothing that the trace says."""
+"""One trace as one HTML file that works offline, requests nothing, and never runs text of the trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from persona_core.traces.trace import Kind, Trace
 from persona_core.traces.view.assets import script, styles, template
 from persona_core.traces.view.payload import trace_payload
 
-# The browser itself refuses every request, should anything in the page ever try one.
+# The browser itself refuses every request.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
@@ -43,8 +43,8 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
 
     Args:
         payload: see `persona_core.traces.view.payload`.
-        include_plotlyjs: put plotly.js (4.8 MB) into the page. Without it the page is small and lacks nothing
-            but the trend lines.
+        include_plotlyjs: put plotly.js (4.8 MB) into the page. Without it the page is small and lacks
+            only the trend lines.
 
     Returns:
         The page's text; write it as UTF-8.
@@ -60,7 +60,7 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
 
 
 def shell_page(include_plotlyjs: bool = True) -> str:
-    """The standalone page with `"payload goes here"` in the payload's place: a page in the browser fills it in."""
+    """The standalone page with `"payload goes here"` instead of the payload, which the browser inserts."""
     return _page("Trace", inline_json("payload goes here"), include_plotlyjs)
 
 
@@ -99,7 +99,7 @@ def inline_json(payload: Any) -> str:
 
 
 def plotlyjs() -> str:
-    """The text of plotly.js, as the plotly package brings it.
+    """The text of plotly.js from the plotly package.
 
     Raises:
         PersonaError: it is not installed.

@@ -1,0 +1,50 @@
+"""What stops the app at its start, in one sentence."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from persona_core.app import serve
+from persona_core.app.settings import ARTIFACTS
+
+
+@pytest.fixture(autouse=True)
+def _no_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        serve.main()
+    return str(stopped.value)
+
+
+def test_missing_vectors_stop_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = refusal(monkeypatch, PERSONA_VECTORS=str(tmp_path / "nothing"))
+    assert "PERSONA_VECTORS" in said and "nothing" in said and "\n" not in said
+
+
+def test_a_model_in_place_of_vectors_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refusal(monkeypatch, PERSONA_VECTORS=str(ARTIFACTS / "persona-tiny"))
+    assert "PERSONA_VECTORS" in said and "model" in said
+
+
+def test_a_setting_that_is_not_a_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "PERSONA_PORT='many'" in refusal(monkeypatch, PERSONA_PORT="many")
+
+
+def test_a_taken_port_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refusal(monkeypatch, PERSONA_HOST="127.0.0.1", PERSONA_PORT=str(port))
+    assert said.startswith(f"Port {port} is in use. Set PERSONA_PORT") and "GRADIO" not in said
+
+
+def test_an_address_of_another_machine_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refusal(monkeypatch, PERSONA_HOST="192.0.2.1")
+    assert "PERSONA_HOST" in said and "192.0.2.1" in said
