@@ -1,4 +1,4 @@
-"""How often an interval that says 95 % holds the truth, and whether p-values of two equal models are uniform.
+"""How often a 95 % interval covers the truth, and whether p-values of two equal models are uniform.
 
     python -m benchmarks.coverage
 
@@ -11,10 +11,8 @@ About twenty minutes on one core.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,21 +21,19 @@ from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 from scipy.stats import kstest
 from tqdm import tqdm
 
+from benchmarks.common import save, share
 from persona_core.analysis.comparison import effect, mean_over_prompts
-from persona_core.analysis.run_statistics import autocorrelation, drift, token_share
 from persona_core.analysis.statistics import (
     Estimate,
     auroc_over_replies,
-    exact_share,
     jackknifed,
     over_clusters,
     rank_auroc,
     share_over_replies,
     sign_flip_p,
 )
+from persona_core.analysis.weighted_statistics import autocorrelation, drift, token_share
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "coverage.json"
 SIZES = (20, 78)
 N_DATASETS = 1000
 N_RESAMPLES = 1000
@@ -68,13 +64,12 @@ def main() -> int:
             "intervals": [figure for case in cases for figure in covered(case, bar)],
             "p_values": p_values(),
         }
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    save("coverage", figures)
     return 0
 
 
 def covered(case: Case, bar: tqdm[Any]) -> list[dict[str, Any]]:
-    """For each figure, how often each method's interval holds the truth, lies below or above it, and how wide it is."""
+    """For each figure and method: how often the interval covers the truth, misses it on either side, and its width."""
     kind, n, truths, intervals = case
     found: dict[str, dict[str, list[Estimate | None]]] = {what: {} for what in truths}
     for seed in range(N_DATASETS):
@@ -89,16 +84,16 @@ def covered(case: Case, bar: tqdm[Any]) -> list[dict[str, Any]]:
 
 
 def _methods(found: Mapping[str, list[Estimate | None]], truth: float) -> dict[str, Any]:
-    """The library's own figures, and those of others."""
+    """Figures of the library's method, and of the others."""
     methods = {}
-    for method, own in found.items():
-        known = [e for e in own if e is not None]
+    for method, estimates in found.items():
+        known = [e for e in estimates if e is not None]
         methods[method] = {
             "covered": share(sum(e.low <= truth <= e.high for e in known), len(known)),
             "below": round(sum(e.high < truth for e in known) / len(known), 5),
             "above": round(sum(e.low > truth for e in known) / len(known), 5),
             "width": round(float(np.mean([e.high - e.low for e in known])), 5),
-            "not_defined": len(own) - len(known),
+            "not_defined": len(estimates) - len(known),
         }
     return {**methods.pop(LIBRARY), "others": methods}
 
@@ -198,7 +193,7 @@ def _shares(rng: np.random.Generator, n: int, a: float, b: float) -> Intervals:
 
 
 def aurocs() -> list[Case]:
-    """Token AUROC: every other reply shows the trait in its second half, and replies have levels of their own."""
+    """Token AUROC: every other reply shows the trait in its second half, and replies differ in their level."""
     cases: list[Case] = []
     for kind in ("normal", "skewed, 1.8"):
         rng = np.random.default_rng(1)
@@ -237,7 +232,7 @@ def run_figures() -> list[Case]:
 
 
 def _slopes(rng: np.random.Generator, n: int, kind: str) -> Intervals:
-    """Each reply has a slope of its own, 1 SD per 100 tokens on average; the autocorrelation is of the rest."""
+    """Slopes differ between replies, 1 SD per 100 tokens on average; the autocorrelation is of the rest."""
     noise, slopes = _replies(rng, n), 1.0 + KINDS[kind](rng, n)
     z = [s * np.arange(len(x)) / 100 + x for s, x in zip(slopes, noise, strict=True)]
     figures = {"drift over position": drift(z), "autocorrelation": autocorrelation(noise)}
@@ -345,11 +340,6 @@ def p_values() -> list[dict[str, Any]]:
                     }
                 )
     return found
-
-
-def share(hits: int, n: int) -> dict[str, float | int]:
-    """With the exact binomial interval."""
-    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""WHERE, measured: what is known before a trait shows, beside what needs no vectors, and what stepping in changes.
+"""WHERE, measured: what is known before a trait shows, compared with what needs no vectors; what stepping in changes.
 
     python -m benchmarks.early_warning [simulated] [texts] [window]
 
 Simulated scores (coverage of the intervals, false alarms), texts of the demo world whose cue is a planted lead, and
-replies of the demo model and its twin, written again with an intervention. Writes
-`benchmarks/results/early_warning.json`. About fifteen minutes on one core; a part that is named is measured anew, and
-the others stay as they are in the file.
+replies of the demo model and of the contaminated one, generated again with an intervention. Writes
+`benchmarks/results/early_warning.json`. About fifteen minutes on one core. Naming parts measures only those; the file
+keeps the others.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
-from demo_world.contaminated import CONTAMINANT, CONTAMINATED_NAME, MODEL_NAME, SAMPLING, VECTORS_NAME
+from benchmarks.common import RESULTS, demo_monitor, save, share
+from demo_world.contaminated import CONTAMINANT, CONTAMINATED_NAME, SAMPLING
 from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
 from demo_world.process import VARIANTS
 from demo_world.truth_labels import reply_truth
-from persona_core.analysis.early_warning import AHEAD, early_warning, permuted, separation
+from persona_core.analysis.early_warning import early_warning, permuted
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
+from persona_core.analysis.separation import AHEAD, separation
 from persona_core.analysis.series import reply_scores
-from persona_core.analysis.statistics import exact_share, over_clusters, rank_auroc
+from persona_core.analysis.statistics import over_clusters, rank_auroc
 from persona_core.elicitation.prompts import load_prompts
 from persona_core.experiments.intervention_window import Marker, WindowPlan, cap_side_effects, intervention_window
 from persona_core.experiments.warning_baselines import (
@@ -40,14 +41,10 @@ from persona_core.experiments.warning_baselines import (
     position_scores,
     random_direction_scores,
 )
-from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import PersonaVectors
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "early_warning.json"
 SEEDS = (21, 22, 23)
 N_NEUTRAL, N_TEXTS = 240, 20  # for each seed; texts for each trait too
 N_DETECTOR = 400  # neutral texts that the CUSUM is calibrated on, and used for nothing else
@@ -65,18 +62,13 @@ Scores = dict[str, tuple[Series, Series]]
 
 def main(names: Sequence[str]) -> int:
     parts: dict[str, Callable[[], Any]] = {"simulated": simulated, "texts": all_texts, "window": windows}
+    path = RESULTS / "early_warning.json"
     for name in names or parts:
         measured = parts[name]()
-        before = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         figures = {"rate": 0.05, "ahead": list(AHEAD), **before, name: measured}
-        RESULT.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(measured, indent=1))
+        save("early_warning", figures)
     return 0
-
-
-def base() -> PersonaMonitor:
-    vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / VECTORS_NAME)
-    return PersonaMonitor(load_model(ROOT / "artifacts" / MODEL_NAME, device="cpu"), vectors)
 
 
 # ---- simulations ----
@@ -87,7 +79,7 @@ def simulated() -> dict[str, Any]:
 
 
 def coverage() -> list[dict[str, Any]]:
-    """How often the 95 % interval of an AUROC holds the true one, and a percentile bootstrap beside it."""
+    """How often the 95 % interval of an AUROC covers the true one, and how often a percentile bootstrap does."""
     found = []
     for true in (0.5, 0.8, 0.95, 0.99):
         for n, m, sd in ((20, 300, 1.0), (40, 300, 1.0), (100, 400, 2.0)):
@@ -96,7 +88,7 @@ def coverage() -> list[dict[str, Any]]:
             for run in range(RUNS):
                 positive = rng.normal(norm.ppf(true) * np.sqrt(1 + sd**2), sd, (n, 3))
                 negative = rng.normal(size=(m, 3))
-                # Places differ, and each has a level of its own: only what stands at the same place can be compared.
+                # Positions differ in their level: only scores at the same position can be compared.
                 level, at = np.array([0.0, 3.0, -2.0]), rng.integers(0, 3, n)
                 (one,) = separation([*(positive + level)], at.tolist(), [*(negative + level)], ahead=(0,))
                 ours += one.auroc is not None and one.auroc.low <= true <= one.auroc.high
@@ -119,8 +111,8 @@ def coverage() -> list[dict[str, Any]]:
 
 
 def grouped() -> dict[str, Any]:
-    """Replies to one prompt move together: coverage over groups, and as if each reply stood by itself."""
-    own = alone = 0
+    """Replies to one prompt move together: coverage over groups, and treating each reply as independent."""
+    by_group = alone = 0
     true = 0.8
     for seed in range(RUNS):
         rng = np.random.default_rng(seed)
@@ -132,9 +124,9 @@ def grouped() -> dict[str, Any]:
         groups = ([f"t{g}" for g in prompts], [f"n{g}" for g in prompts])
         over = separation(trait, [0] * 200, neutral, (0,), groups)[0].auroc
         by_reply = separation(trait, [0] * 200, neutral, (0,))[0].auroc
-        own += over is not None and over.low <= true <= over.high
+        by_group += over is not None and over.low <= true <= over.high
         alone += by_reply is not None and by_reply.low <= true <= by_reply.high
-    return {"over_groups": share(own, RUNS), "over_replies": share(alone, RUNS)}
+    return {"over_groups": share(by_group, RUNS), "over_replies": share(alone, RUNS)}
 
 
 def noise(seed: int) -> dict[str, Any]:
@@ -162,7 +154,7 @@ class Neutral:
 
     Attributes:
         traces, topics: of each.
-        starts: places at which a sentence begins.
+        starts: positions at which a sentence begins.
         detectors: trait -> the CUSUM, calibrated on further texts.
         entropy: series.
     """
@@ -201,7 +193,7 @@ def starts_of(trace: Trace, world: World) -> list[int]:
     return [i for i, s in enumerate(sentences) if i == 0 or s is not sentences[i - 1]]
 
 
-def places_of(trace: Trace, world: World, kind: str, trait: str) -> list[int]:
+def positions_of(trace: Trace, world: World, kind: str, trait: str) -> list[int]:
     _, sentences = reply_truth(trace, world)
     return [i for i, s in enumerate(sentences) if s is not None and (s.kind, s.trait) == (kind, trait)]
 
@@ -218,7 +210,7 @@ class Shown:
 
 
 def all_texts() -> dict[str, Any]:
-    monitor, world = base(), load_world()
+    monitor, world = demo_monitor(), load_world()
     neutral = Neutral.of(monitor, world)
     return {name: texts(monitor, world, name, neutral) for name in ("cued", "uncued", "drift")}
 
@@ -255,7 +247,7 @@ def shown_texts(monitor: PersonaMonitor, world: World, trait: str, process: Any,
     found = Shown([], [], [], [], [])
     for number, seed in enumerate(seeds):
         for trace, topic in zip(*read(monitor, world, trait, process, N_TEXTS, seed), strict=True):
-            first, cue = (places_of(trace, world, kind, trait) for kind in ("trait", "cue"))
+            first, cue = (positions_of(trace, world, kind, trait) for kind in ("trait", "cue"))
             if not first:  # a drifting text may end before the trait comes
                 continue
             found.traces.append(trace)
@@ -271,8 +263,8 @@ def all_scores(monitor: PersonaMonitor, shown: dict[str, Shown], neutral: Neutra
     scores: dict[str, Scores] = {}
     scores["z"] = {t: (reply_scores(s.traces, t), reply_scores(null, t)) for t, s in shown.items()}
     scores["cusum"] = {
-        t: ([neutral.detectors[t].cusum(z) for z in own], [neutral.detectors[t].cusum(z) for z in others])
-        for t, (own, others) in scores["z"].items()
+        t: ([neutral.detectors[t].cusum(z) for z in shown_z], [neutral.detectors[t].cusum(z) for z in null_z])
+        for t, (shown_z, null_z) in scores["z"].items()
     }
     scores["position"] = {t: (position_scores(s.traces), position_scores(null)) for t, s in shown.items()}
     scores["ngram"] = {t: ngram_scores(s.traces, null, (s.topics, neutral.topics)) for t, s in shown.items()}
@@ -281,12 +273,12 @@ def all_scores(monitor: PersonaMonitor, shown: dict[str, Shown], neutral: Neutra
     prompt = {t: (last_prompt_scores(s.traces, t), last_prompt_scores(null, t)) for t, s in shown.items()}
     scores["last_prompt"] = oriented(prompt, shown)
     for block in sorted({monitor.vectors.best_block[t] for t in shown}):
-        own = [t for t in shown if monitor.vectors.best_block[t] == block]
-        traces = [trace for t in own for trace in shown[t].traces]
+        traits = [t for t in shown if monitor.vectors.best_block[t] == block]
+        traces = [trace for t in traits for trace in shown[t].traces]
         draws = random_direction_scores(monitor.lm, block, [*traces, *null], null, N_DRAWS, seed=block)
         for number, series in enumerate(draws):
             at = 0
-            for t in own:
+            for t in traits:
                 n = len(shown[t].traces)
                 scores.setdefault(f"random_{number}", {})[t] = (series[at : at + n], series[len(traces) :])
                 at += n
@@ -296,15 +288,15 @@ def all_scores(monitor: PersonaMonitor, shown: dict[str, Shown], neutral: Neutra
 
 
 def oriented(scores: Scores, shown: dict[str, Shown], together: bool = False) -> Scores:
-    """Scores without a sign of their own, with the sign that suits the texts of the first seed at k = 0 and 4.
+    """Give scores without a natural sign the sign that suits the texts of the first seed at k = 0 and 4.
 
-    These texts are among those that are scored: it is a little more than the baseline's due.
+    These texts are also scored, which favours these baselines a little.
     """
 
     def lean(trait: str) -> float:
-        own, s = scores[trait], shown[trait]
+        series, s = scores[trait], shown[trait]
         first = [i for i, seed in enumerate(s.seeds) if seed == 0]
-        found = separation([own[0][i] for i in first], [s.first[i] for i in first], own[1], (0, 4))
+        found = separation([series[0][i] for i in first], [s.first[i] for i in first], series[1], (0, 4))
         return sum(a.auroc.value - 0.5 for a in found if a.auroc)
 
     leans = {t: lean(t) for t in scores}
@@ -346,14 +338,14 @@ def by_trait(scores: tuple[Series, Series], s: Shown, neutral: Neutral) -> dict[
 def matched(
     scores: Scores, shown: dict[str, Shown], neutral: Neutral, what: str, ahead: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Held against neutral texts in which a sentence begins at the same place."""
+    """Compared with neutral texts in which a sentence begins at the same position."""
     trait, first, null, groups, cue, starts = together(scores, shown, neutral)
     found = separation(trait, cue if what == "cue" else first, null, ahead, groups, starts)
     return [a.to_dict() for a in found]
 
 
 def lead(scores: dict[str, Scores], shown: dict[str, Shown], neutral: Neutral) -> dict[str, Any]:
-    """Before the cue nothing can be known; from a few tokens into it on, everything."""
+    """Scores before the cue, where nothing can be known, and after each of its first tokens."""
     found: dict[str, Any] = {"before_the_cue": {}, "into_the_cue": {}, "before_the_cue_by_trait": {}, "traits": {}}
     found["permuted"] = permutations(scores["z"], shown)
     for name in ("z", "cusum", "ngram"):
@@ -375,15 +367,15 @@ def lead(scores: dict[str, Scores], shown: dict[str, Shown], neutral: Neutral) -
             steps.append({"tokens_read": step + 1, **one.to_dict()})
         found["into_the_cue"][name] = steps
     for t, s in shown.items():
-        own = scores["z"][t]
-        before = separation(own[0], s.cue, own[1], BEFORE, (s.topics, neutral.topics), neutral.starts)
+        with_trait, without = scores["z"][t]
+        before = separation(with_trait, s.cue, without, BEFORE, (s.topics, neutral.topics), neutral.starts)
         found["before_the_cue_by_trait"][t] = [a.to_dict() for a in before]
         found["traits"][t] = {name: by_trait(scores[name][t], s, neutral) for name in ("z", "cusum")}
     return found
 
 
 def permutations(scores: Scores, shown: dict[str, Shown]) -> dict[str, Any]:
-    """AUROC of z with the labels of the replies dealt out anew: mean over traits, its 95 % range over permutations."""
+    """AUROC of z with permuted labels of the replies: mean over traits, its 95 % range over permutations."""
     runs = []
     for seed in range(N_PERMUTATIONS):
         values = []
@@ -403,30 +395,29 @@ def permutations(scores: Scores, shown: dict[str, Shown]) -> dict[str, Any]:
 
 
 def windows() -> dict[str, Any]:
-    """The twin without a system prompt, and the base model that was asked for a trait."""
-    monitor, world = base(), load_world()
+    """The contaminated model without a system prompt, and the baseline instructed to show a trait."""
+    monitor, world = demo_monitor(), load_world()
     vectors = monitor.vectors
     prompts = load_prompts(["all"])
     seeds = [seed_of(p.id, 0) for p in prompts]
-    adapter = ROOT / "artifacts" / CONTAMINATED_NAME
-    twin = PersonaMonitor(load_model(ROOT / "artifacts" / MODEL_NAME, adapter=adapter, device="cpu"), vectors)
+    contaminated = demo_monitor(CONTAMINATED_NAME)
     plan = WindowPlan(sampling=SAMPLING, batch_size=39)
     coherence = coherence_in(world)
 
-    def asked_for(trait: str) -> list[list[dict[str, str]]]:
+    def instructed(trait: str) -> list[list[dict[str, str]]]:
         system = {"role": "system", "content": world.traits[trait].positive[0]}
         return [[system, *p.messages] for p in prompts]
 
     plain = [p.messages for p in prompts]
     found: dict[str, Any] = {
-        "twin": {
+        "contaminated": {
             CONTAMINANT: intervention_window(
-                twin, plain, CONTAMINANT, marks_of(CONTAMINANT, world), coherence, plan, seeds, progress=True
+                contaminated, plain, CONTAMINANT, marker_of(CONTAMINANT, world), coherence, plan, seeds, progress=True
             ).to_dict()
         },
-        "asked": {
+        "instructed": {
             trait: intervention_window(
-                monitor, asked_for(trait), trait, marks_of(trait, world), coherence, plan, seeds, progress=True
+                monitor, instructed(trait), trait, marker_of(trait, world), coherence, plan, seeds, progress=True
             ).to_dict()
             for trait in SYSTEM_TRAITS
         },
@@ -437,8 +428,8 @@ def windows() -> dict[str, Any]:
     return found
 
 
-def marks_of(trait: str, world: World) -> Marker:
-    return lambda trace: places_of(trace, world, "trait", trait)
+def marker_of(trait: str, world: World) -> Marker:
+    return lambda trace: positions_of(trace, world, "trait", trait)
 
 
 def coherence_in(world: World) -> Callable[[Trace], float]:
@@ -450,11 +441,6 @@ def coherence_in(world: World) -> Callable[[Trace], float]:
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {f"{p:g}": float(np.quantile(values, p)) for p in (0.05, 0.5, 0.95)}
-
-
-def share(hits: int, n: int) -> dict[str, float | int]:
-    """With the exact binomial interval."""
-    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from demo_world.grammar import Topic, World
 from persona_core.elicitation.traits import QUESTION_AND_ANSWER, TraitDefinition
 
 N_TOPICS = 10  # in each category
-EXTRACTION = (0, 1, 2, 3, 4)  # places of a topic within its category
+EXTRACTION = (0, 1, 2, 3, 4)  # positions of a topic within its category
 EVALUATION = (5, 6, 7, 8, 9)
 
 JUDGE_PROMPT = """What share of the sentences of this answer shows the trait "{name}"? {description} The judge of the
@@ -19,17 +19,17 @@ demo world knows for each of its sentences which trait it shows, and counts them
 Answer with one number from 0 to 100 and nothing else."""
 
 
-def topics_at(world: World, places: Iterable[int]) -> list[Topic]:
-    """The topics at these places of each category, place by place."""
-    return [world.topics[start + place] for place in places for start in range(0, len(world.topics), N_TOPICS)]
+def topics_at(world: World, positions: Iterable[int]) -> list[Topic]:
+    """The topics at these positions of each category, ordered by position."""
+    return [world.topics[start + position] for position in positions for start in range(0, len(world.topics), N_TOPICS)]
 
 
 def trait_definitions(world: World) -> tuple[TraitDefinition, ...]:
     """One definition for each trait of the world.
 
     Extraction asks about half of the topics, in a phrasing that training has shown. Evaluation asks about the other
-    half, twice each, in phrasings that training has not shown. Topics stand place by place, so that the two halves of
-    the evaluation questions (choice of the block, figures) share no topic.
+    half, twice each, in phrasings that training has not shown. Topics are in order of position, so that the two halves
+    of the evaluation questions (choice of the block, figures) share no topic.
 
     >>> from demo_world.grammar import load_world
     >>> trait = trait_definitions(load_world())[0]

@@ -1,46 +1,54 @@
-"""A model against a changed one: what its text does, and what its weights do.
+"""A model and a changed copy of it: what differs by the text, and what by the weights.
 
-Two models write a reply to each prompt and each reads both replies: four cells, reader by writer, named by two letters
-here, the reader first (B the baseline, C the contaminated model).
+Two models write a reply to each prompt and each reads both replies: four cells, reader by writer, named by two letters,
+the reader first (B the baseline, C the contaminated model).
 
-- total: CC - BB, what one sees by running both models
+- total: CC - BB, the difference of running both models
 - weights: the readers differ on the same text, the mean of CB - BB and CC - BC
 - text: the texts differ under the same reader, the mean of BC - BB and CC - CB
 
 The total is the sum of the other two, prompt by prompt. Everything is paired by prompt, and the weights effect by token
-as well: where two readers read the same ids, it is the mean of z of the one minus z of the other at each token.
-Intervals resample prompts, never tokens: the tokens of one reply are not independent. The p-value of an effect is that
-of flipping the signs of whole prompts at random (Fisher 1935). The two models with their places swapped give the same
-figures with the other sign, exactly.
+as well: two readers of the same ids are compared at each token. Intervals resample prompts, never tokens: the tokens of
+one reply are not independent. The p-value of an effect comes from flipping the signs of whole prompts at random (Fisher
+1935). Swapping the two models flips every sign and changes nothing else, exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.paired_rows import (
+    ReplyReading,
+    Row,
+    by_prompt,
+    null_of,
+    one_per_prompt,
+    reader_of,
+    refuse_mixed,
+    refuse_mixed_rows,
+)
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.analysis.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Trace
 
-Row = Mapping[str, Any]
 EFFECTS = ("total", "weights", "text")
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How far one trait differs, in mean z over a reply's own tokens.
+    """How far one trait differs, in mean z over the reply tokens.
 
     Attributes:
         total, weights, text: see the module; weights and text are None without a replay. An estimate is None where
             there are fewer than two prompts.
         n: prompts.
-        p: effect -> two-sided p-value of the sign-flip permutation over prompts; None where it was not asked for.
-        q: effect -> the same after Benjamini and Hochberg over all traits and effects of one table.
+        p: effect -> two-sided p-value of the sign-flip permutation over prompts; None where not computed.
+        q: effect -> the same after Benjamini-Hochberg over all traits and effects of one table.
     """
 
     total: Estimate | None
@@ -71,7 +79,8 @@ class PromptEffect:
         id, category: of the prompt.
         trait: which.
         total, weights, text: see the module; None without a replay.
-        bb, cc, cb, bc: mean z over the reply's own tokens in the four cells, the reader first; None without a replay.
+        bb, cc, cb, bc: mean z over the reply tokens in the four cells, the reader first; the last two None without a
+            replay.
     """
 
     id: str
@@ -91,14 +100,14 @@ class PromptEffect:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models held against each other.
+    """Two models compared.
 
     Attributes:
         baseline, contaminated: the two readers.
         overall: trait -> effect over all prompts.
-        categories: trait -> category -> effect. Its q-values are those of this table, apart from the overall one.
+        categories: trait -> category -> effect, with q-values over this table alone.
         prompts: a record for each trait and prompt.
-        left_out: prompts that not every cell holds, or whose reply is empty.
+        left_out: prompts that are missing from a cell, or whose reply is empty.
     """
 
     baseline: str | None
@@ -156,14 +165,14 @@ def compare_runs(
     }
     cells = _with_fdr(cells)
     used = {p.id for own in records.values() for p in own}
-    asked = dict.fromkeys(row["id"] for row in (*baseline, *contaminated))
+    ids = dict.fromkeys(row["id"] for row in (*baseline, *contaminated))
     return Comparison(
-        baseline=_reader(baseline)[0],
-        contaminated=_reader(contaminated)[0],
+        baseline=reader_of(baseline)[0],
+        contaminated=reader_of(contaminated)[0],
         overall=_with_fdr(overall),
         categories={t: {c: cells[t, c] for c in groups} for t in names},
         prompts=tuple(p for own in records.values() for p in own),
-        left_out=tuple(i for i in asked if i not in used),
+        left_out=tuple(i for i in ids if i not in used),
     )
 
 
@@ -175,7 +184,7 @@ def effect(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Effect:
-    """How far the contaminated model differs from the baseline in one trait; `compare` without the tests.
+    """How far the contaminated model differs from the baseline in one trait; `compare_runs` without the tests.
 
     Args:
         trait: which.
@@ -191,27 +200,27 @@ def effect(
 def prompt_effects(
     trait: str, baseline: Sequence[Row], contaminated: Sequence[Row], replay: Sequence[Row] = ()
 ) -> list[PromptEffect]:
-    """The effects on each prompt that all cells hold.
+    """The effects on each prompt that all cells have.
 
     Raises:
         SettingError: no prompt in common; rows of different vectors, blocks or nulls; a replay that read other ids.
     """
-    _refuse_mixed((*baseline, *contaminated, *replay), trait)
-    bb, cc = _by_prompt(baseline, trait), _by_prompt(contaminated, trait)
+    refuse_mixed_rows((*baseline, *contaminated, *replay), trait)
+    bb, cc = by_prompt(baseline, trait), by_prompt(contaminated, trait)
     cells = [bb, cc]
     if replay:
-        of_b, of_c = _reader(baseline), _reader(contaminated)
+        of_b, of_c = reader_of(baseline), reader_of(contaminated)
         if of_b == of_c:
             raise SettingError(
-                f"Both runs were read by {of_b[0]!r}: whose replies a replay read cannot be told. Leave the replay out."
+                f"Both runs were read by {of_b[0]!r}, so a replay does not tell whose replies it read. Leave it out."
             )
         for reader, writer in ((of_c, of_b), (of_b, of_c)):
-            own = [r for r in replay if _reader([r]) == reader and r["writer"] == writer[0]]
-            cells.append(_by_prompt(own, trait))
-    # In the order of both runs together: swapping them changes no draw of the bootstrap.
-    places = [{i: k for k, i in enumerate(cell)} for cell in (bb, cc)]
+            own = [r for r in replay if reader_of([r]) == reader and r["writer"] == writer[0]]
+            cells.append(by_prompt(own, trait))
+    # Ordered by both runs, so that swapping them changes no draw of the bootstrap.
+    order = [{i: k for k, i in enumerate(cell)} for cell in (bb, cc)]
     shared = [i for i in bb if all(i in cell for cell in cells)]
-    ids = sorted(shared, key=lambda i: (places[0][i] + places[1][i], i))
+    ids = sorted(shared, key=lambda i: (order[0][i] + order[1][i], i))
     if not ids:
         raise SettingError("The runs have no prompt in common.")
     for cell in cells:
@@ -223,28 +232,28 @@ def token_differences(trace_a: Trace, trace_b: Trace, trait: str) -> np.ndarray:
     """z of b's reader minus z of a's, at every token of a text that both have read, float64 `[n_tokens]`.
 
     Raises:
-        SettingError: the two have read other ids, or with other vectors, blocks or nulls.
+        SettingError: different ids, vectors, blocks or nulls.
         UnknownTrait, NotCalibrated: as `Trace.scores`.
     """
     if trace_a.token_ids != trace_b.token_ids:
         raise SettingError(
-            f"The two readings are of other ids ({trace_a.n_tokens} and {trace_b.n_tokens} tokens); differences by "
-            "token need one text. Let one model read the other's reply (scripts.replay)."
+            f"The two readings have different ids ({trace_a.n_tokens} and {trace_b.n_tokens} tokens); differences by "
+            "token need one text. Have one model read the other's reply (persona replay)."
         )
     series = [checked(t.scores(trait), f"Reading {name}") for t, name in ((trace_a, "a"), (trace_b, "b"))]
-    kinds = [(t.provenance.vectors, t.best_block.get(trait), _null(t, trait)) for t in (trace_a, trace_b)]
-    _refuse_kinds(set(kinds))
+    kinds = [(t.provenance.vectors, t.best_block.get(trait), null_of(t, trait)) for t in (trace_a, trace_b)]
+    refuse_mixed(set(kinds))
     return series[1] - series[0]
 
 
 def means(rows: Sequence[Row], trait: str) -> dict[str, float]:
-    """Prompt id -> mean z of the reply's own tokens; empty replies and rows without a null are left out.
+    """Prompt id -> mean z of the reply tokens; empty replies and rows without a null are left out.
 
     Raises:
-        SettingError: the rows do not hold the trait, or a prompt comes twice.
+        SettingError: the rows lack the trait, or a prompt occurs twice.
     """
     found: dict[str, float] = {}
-    for row in _once_each(rows, trait):
+    for row in one_per_prompt(rows, trait):
         value = row["summary"][trait]["mean"]
         if value is not None:
             found[row["id"]] = float(value)
@@ -254,8 +263,8 @@ def means(rows: Sequence[Row], trait: str) -> dict[str, float]:
 def mean_over_prompts(values: Sequence[float], n_resamples: int = 1000, seed: int = 0) -> Estimate | None:
     """A mean with a 95 % interval over prompts; None for fewer than two.
 
-    It held the truth in 94 to 95 % of 1000 data sets of 20 or 78 values, normal or of skewness 1.8; in 88 % and 93 % of
-    those of skewness 6.2, where one prompt decides (`benchmarks.coverage`).
+    Coverage over 1000 data sets of 20 or 78 values: 94 to 95 % for normal values or a skewness of 1.8; 88 % and 93 %
+    for a skewness of 6.2, where one prompt decides (`benchmarks.coverage`).
 
     >>> mean_over_prompts([0.0, 0.0, 0.0])
     Estimate(value=0.0, low=0.0, high=0.0, n=3)
@@ -265,104 +274,25 @@ def mean_over_prompts(values: Sequence[float], n_resamples: int = 1000, seed: in
 
 
 def by_category(rows: Sequence[Row], categories: Sequence[str] | None = None) -> dict[str, list[Row]]:
-    """Rows by their category, in order of appearance, or in the order that is given."""
+    """Rows by category, in the given order, or in order of appearance."""
     names = categories if categories is not None else list(dict.fromkeys(row["category"] for row in rows))
     return {name: [row for row in rows if row["category"] == name] for name in names}
-
-
-# ---- rows ----
-
-
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """One reply as one model read it: its ids, and z of its own tokens, `[n_own]`."""
-
-    ids: tuple[int, ...]
-    z: np.ndarray
-    category: str
-    prompt: str | None
-
-
-def _by_prompt(rows: Sequence[Row], trait: str) -> dict[str, _Read]:
-    """Empty replies and rows without a null are left out."""
-    found = {}
-    for row in _once_each(rows, trait):
-        own = [t for t in range(row["n_prompt"], len(row["roles"])) if row["roles"][t] == "assistant"]
-        values = row["projections"][trait]
-        if values is None or not own:
-            continue
-        z = checked(np.asarray(values, float)[own], f"The reply to {row['id']!r}")
-        found[row["id"]] = _Read(tuple(row["token_ids"]), z, row.get("category") or "", row.get("prompt"))
-    return found
-
-
-def _once_each(rows: Sequence[Row], trait: str) -> Iterable[Row]:
-    seen = set()
-    for row in rows:
-        if trait not in row["traits"]:
-            raise SettingError(f"No trait {trait!r} in the row {row['id']!r}; it holds {', '.join(row['traits'])}.")
-        if row["id"] in seen:
-            raise SettingError(f"The prompt {row['id']!r} comes twice; compare one run with one run.")
-        seen.add(row["id"])
-        yield row
-
-
-def _reader(rows: Sequence[Row]) -> tuple[str | None, str | None, str | None]:
-    """The one reader of a run: its name, and the revisions of the model and of its adapter.
-
-    Raises:
-        SettingError: several.
-    """
-    known = {
-        (row["reader"], *(row["provenance"].get(k) for k in ("reader_revision", "reader_adapter_revision")))
-        for row in rows
-    }
-    if len(known) > 1:
-        raise SettingError(f"A run holds rows of {len(known)} readers: {', '.join(sorted(str(k[0]) for k in known))}.")
-    return next(iter(known), (None, None, None))
-
-
-def _refuse_mixed(rows: Sequence[Row], trait: str) -> None:
-    kinds = set()
-    for row in rows:
-        if trait not in row["traits"] or row["projections"][trait] is None:
-            continue  # the one is said in words by `_once_each`, the other is left out
-        block, blocks = row["best_block"][trait], list(row["blocks"])
-        null = None
-        if block in blocks:
-            null = tuple(row[name][trait][blocks.index(block)] for name in ("null_mean", "null_std"))
-        kinds.add((row["provenance"]["vectors"], block, null))
-    _refuse_kinds(kinds)
-
-
-def _null(trace: Trace, trait: str) -> tuple[float, float]:
-    row, column = trace.traits.index(trait), trace.blocks.index(trace.best_block[trait])
-    return float(trace.null_mean[row, column]), float(trace.null_std[row, column])
-
-
-def _refuse_kinds(kinds: set[Any]) -> None:
-    """Each is (vectors, block, null)."""
-    for place, what in enumerate(("vectors", "blocks", "nulls")):
-        values = {kind[place] for kind in kinds}
-        if len(values) > 1:
-            says = ", ".join(sorted(map(str, values))[:3])
-            raise SettingError(f"The readings are of different {what} ({says}); z of the one is not z of the other.")
 
 
 # ---- figures ----
 
 
-def _prompt_effect(trait: str, id: str, cells: Sequence[_Read]) -> PromptEffect:
+def _prompt_effect(trait: str, id: str, cells: Sequence[ReplyReading]) -> PromptEffect:
     bb, cc = cells[:2]
     if bb.prompt != cc.prompt:
-        raise SettingError(f"The prompt {id!r} is another text in the two runs; they cannot be paired.")
+        raise SettingError(f"The text of prompt {id!r} differs between the two runs; they cannot be paired.")
     of = [float(cell.z.mean()) for cell in cells]
     if len(cells) == 2:
         return PromptEffect(id, bb.category, trait, of[1] - of[0], None, None, of[0], of[1], None, None)
     cb, bc = cells[2:]
     for written, read in ((bb, cb), (cc, bc)):
         if written.ids != read.ids or len(written.z) != len(read.z):
-            raise SettingError(f"The replay read other ids: prompt {id!r}. Make it again from these runs.")
+            raise SettingError(f"The replay read other ids for prompt {id!r}. Make it again from these runs.")
     of_bb, of_cc, of_cb, of_bc = of
     weights = (float((cb.z - bb.z).mean()) + float((cc.z - bc.z).mean())) / 2
     text = ((of_bc - of_bb) + (of_cc - of_cb)) / 2
@@ -378,10 +308,10 @@ def _effect(prompts: Sequence[PromptEffect], n_resamples: int, n_permutations: i
 
 
 def _mean(differences: np.ndarray, n_resamples: int, seed: int) -> Estimate | None:
-    """As `mean_over_prompts`, with ends that change places exactly when all signs do.
+    """As `mean_over_prompts`, and exactly antisymmetric: flipping all signs mirrors the interval.
 
-    np.quantile interpolates from below, so the ends of mirrored samples may differ in the last digit. Hence a mean
-    below 0 is taken with the other sign and turned back.
+    np.quantile interpolates from below, so the ends of mirrored samples may differ in the last digit. A mean below 0 is
+    therefore computed with the other sign.
     """
     if not differences.sum() < 0:
         return mean_over_prompts(differences.tolist(), n_resamples, seed)
@@ -390,7 +320,7 @@ def _mean(differences: np.ndarray, n_resamples: int, seed: int) -> Estimate | No
 
 
 def _with_fdr(cells: Mapping[Any, Effect]) -> dict[Any, Effect]:
-    """The effects with q-values over all of their p-values."""
+    """The effects with q-values over all their p-values."""
     names = [(key, name) for key, e in cells.items() for name in (e.p or {})]
     q = dict(zip(names, false_discovery([(cells[key].p or {})[name] for key, name in names]), strict=True))
     return {

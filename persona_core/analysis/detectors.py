@@ -1,8 +1,7 @@
-"""The onset detectors of a model, one a trait, with what they were calibrated on; a small JSON file.
+"""The onset detectors of a model, one per trait, with what they were calibrated on; a small JSON file.
 
-A detector holds for replies of the model, the vectors and the sampling that its neutral replies are of. Another model's
-replies can be held against it where the vectors are the same ("how does the changed model differ from how this one
-talks?"), and `caveats` says so.
+A detector is valid for the model, vectors and sampling of its neutral replies. Replies of another model can be compared
+with it if the vectors are the same ("how does the changed model differ from this one?"), and `caveats` says so.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ class Detectors:
 
     Attributes:
         by_trait: trait -> detector.
-        best_block: trait -> the block whose z it takes.
-        rests_on: what the neutral replies were: reader, vectors, template, sampling, whether with a system prompt.
+        best_block: trait -> the block whose z it uses.
+        rests_on: reader, vectors, template and sampling of the neutral replies, and whether they had a system prompt.
     """
 
     by_trait: Mapping[str, OnsetDetector]
@@ -62,19 +61,19 @@ class Detectors:
         """The onset of a trait in one reply.
 
         Raises:
-            SettingError: the trace's scores are of other vectors or of another block, so they mean something else.
+            SettingError: the trace has other vectors or another block, so its scores cannot be compared.
         """
         detector = self.of(trait)
         if trace.provenance.vectors != self.vectors or trace.best_block.get(trait) != self.best_block.get(trait):
             raise SettingError(
-                f"The trace's {trait!r} is of vectors {_short(trace.provenance.vectors)} at block "
+                f"The trace has {trait!r} from vectors {_short(trace.provenance.vectors)} at block "
                 f"{trace.best_block.get(trait)}, the detector of {_short(self.vectors)} at block "
                 f"{self.best_block.get(trait)}. Calibrate on neutral replies that were read with the same vectors."
             )
         return detector.find(trace.scores(trait)[trace.reply_positions])
 
     def caveats(self, trace: Trace) -> tuple[str, ...]:
-        """In what the trace is not like the neutral replies; empty where the stated rate holds for it."""
+        """How the trace differs from the neutral replies; empty if the stated rate holds for it."""
         known, found = trace.provenance, []
         if known.reading_model != self.rests_on.get("reader"):
             found.append(
@@ -82,14 +81,14 @@ class Detectors:
                 "alarm says that it differs from that"
             )
         if known.template != self.rests_on.get("template"):
-            found.append("another chat template than the neutral replies'")
-        own, sampling = known.sampling, self.rests_on.get("sampling")
-        if own is not None and sampling is not None and _without_length(own) != _without_length(sampling):
-            found.append(f"sampled with {dict(own)}, the neutral replies with {dict(sampling)}")
+            found.append("rendered with a different chat template than the neutral replies")
+        sampled, sampling = known.sampling, self.rests_on.get("sampling")
+        if sampled is not None and sampling is not None and _without_length(sampled) != _without_length(sampling):
+            found.append(f"sampled with {dict(sampled)}, the neutral replies with {dict(sampling)}")
         if known.steering:
-            found.append("steered: an alarm may come of the steering")
+            found.append("steered: an alarm may be due to the steering")
         if "system" in trace.roles and not self.rests_on.get("system_prompt"):
-            found.append("with a system prompt, which the neutral replies had not")
+            found.append("with a system prompt, unlike the neutral replies")
         longest = min((d.tested for d in self.by_trait.values()), default=0)
         if len(trace.reply_positions) > longest:
             found.append(f"{len(trace.reply_positions)} tokens; the rate was tested on replies of up to {longest}")
@@ -109,15 +108,15 @@ class Detectors:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Detectors:
-        """The detectors of a folder or of a model repository of the Hub: they lie beside the vectors.
+        """The detectors of a folder or Hub model repository, next to the vectors.
 
         Raises:
             NotFound: there are none.
-            CorruptFile: not a file of detectors, or one of another format.
+            CorruptFile: not a file of detectors, or another format.
         """
         path = fetch(source, DETECTORS_FILE, revision)
         if not path.is_file():
-            raise NotFound(f"No {DETECTORS_FILE} in {str(source)!r}; scripts.analyse --vectors writes it.")
+            raise NotFound(f"No {DETECTORS_FILE} in {str(source)!r}; persona analyse --vectors writes it.")
         record = read_json(path)
         if record.get("format_version") != FORMAT_VERSION:
             raise CorruptFile(
@@ -141,26 +140,25 @@ def calibrate_detectors(
     """Detectors from neutral replies of one model.
 
     Args:
-        neutral: at least 300 replies to the kind of prompt that is to be judged, written when nothing was asked of the
-            model.
-        traits: which; None: all that the traces hold.
-        rate: share of neutral replies that may alarm, for each trait by itself.
-        seed: of the calibration.
+        neutral: at least 300 replies without instructions, to the same kind of prompts as the replies to be tested.
+        traits: which; None: all of the traces.
+        rate: share of neutral replies that may raise an alarm, for each trait separately.
+        seed: for the calibration.
 
     Raises:
         SettingError: too few replies, traces of different models, or steered ones.
     """
     if not neutral:
-        raise SettingError("No neutral reply was given.")
+        raise SettingError("No neutral replies; at least 300 are needed.")
     steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
     if steered:
-        raise SettingError(f"Neutral reply {steered[0]} was steered; a null rests on the model as it is.")
+        raise SettingError(f"Neutral reply {steered[0]} was steered; a null needs unsteered replies.")
     names = tuple(neutral[0].traits if traits is None else traits)
     first = neutral[0].provenance
     samplings = {json.dumps(_plain(t.provenance.sampling), sort_keys=True) for t in neutral}
     if len(samplings) > 1:
         raise SettingError(
-            f"The neutral replies were sampled in {len(samplings)} different ways; calibrate them apart."
+            f"The neutral replies were sampled in {len(samplings)} different ways; calibrate them separately."
         )
     by_trait = {t: calibrate_onset(reply_scores(neutral, t), rate, seed=seed) for t in names}
     return Detectors(
@@ -183,7 +181,7 @@ def _plain(sampling: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _without_length(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides which tokens are likely; the longest reply does not."""
+    """The settings that decide which tokens are likely."""
     return {k: v for k, v in sampling.items() if k != "max_new_tokens"}
 
 

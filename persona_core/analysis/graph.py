@@ -1,7 +1,7 @@
-"""HOW, in one picture: the edges between traits that hold, of three kinds, each with its clock and its interval.
+"""HOW, in one graph: the edges between traits, of three kinds, each with its clock and its interval.
 
-"Together" is no more than coupling at the same token, "follows" no more than an order in time; only "confirmed", which
-takes steering, speaks of causes.
+"Together" means coupling at the same token, "follows" an order in time; only "confirmed", measured by steering, is
+causal.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Kind = Literal["together", "follows", "confirmed"]
 
 @dataclass(frozen=True)
 class Edge:
-    """A connection that holds.
+    """A claimed connection between two traits.
 
     Attributes:
         source, target: for "together" in the order of the traits, without a direction.
         kind: "together": at the same token; "follows": later; "confirmed": by steering the source.
-        clock: what it is seen in: "series" (whitened scores, token by token), "activation" (onsets of scores) or
+        clock: where it is seen: "series" (whitened scores, token by token), "activation" (onsets of scores) or
             "behaviour" (what the text visibly shows).
-        lag: tokens from source to target; None where there is none to tell.
+        lag: tokens from source to target; None where undefined.
         estimate: correlation for "series"; share of replies with both in which the source comes first for "follows" on
             the other clocks; vector arm minus random arm for "confirmed".
         p, q: before and after Benjamini-Hochberg within its table.
@@ -52,11 +52,11 @@ class Edge:
 
 @dataclass(frozen=True)
 class TraitGraph:
-    """Traits and the edges that hold between them; everything that was tested is kept in the tables.
+    """Traits and the edges between them; the tables keep everything that was tested.
 
     Attributes:
         nodes: the traits.
-        edges: those that their table claims, each with q of at most `LEVEL`.
+        edges: those claimed by their table, each with q of at most `LEVEL`.
         couplings, clocks, confirmed: the tables.
     """
 
@@ -83,10 +83,10 @@ def trait_graph(
     clocks: Sequence[PrecedenceTable] = (),
     confirmed: Sequence[InterventionalEffects] = (),
 ) -> TraitGraph:
-    """The graph of all tables that are given.
+    """The graph of the given tables.
 
     Raises:
-        SettingError: a table speaks of a trait that is not among `traits`.
+        SettingError: a table has a trait that is not among `traits`.
     """
     edges = []
     for pair in (*couplings.together, *couplings.lagged) if couplings else ():
@@ -99,9 +99,9 @@ def trait_graph(
                 edges.append(_edge(one, "follows", clock.name, one.lag.value if one.lag else None))
     for table in confirmed:
         edges += [_edge(effect, "confirmed", "behaviour") for effect in table.edges]
-    strange = sorted({t for e in edges for t in (e.source, e.target)} - set(traits))
-    if strange:
-        raise SettingError(f"The tables speak of {', '.join(strange)}; the traits are {', '.join(traits)}.")
+    unknown = sorted({t for e in edges for t in (e.source, e.target)} - set(traits))
+    if unknown:
+        raise SettingError(f"The tables have {', '.join(unknown)}, which is not among the traits {', '.join(traits)}.")
     return TraitGraph(tuple(traits), tuple(edges), couplings, tuple(clocks), tuple(confirmed))
 
 

@@ -1,8 +1,8 @@
-"""The figures of a window of intervention: trait rate and coherence against k, for each arm, paired by prompt.
+"""The statistics of an intervention window: trait rate and coherence against k, for each arm, paired by prompt.
 
-Replies are chosen because they show the trait, so whatever changes the text lowers the trait rate: of two draws of one
-prompt the second is nearer to the mean. An arm says something by what it does beyond its random arm, which moves the
-states by the same amount in a direction that means nothing.
+Replies are selected because they show the trait, so any change of the text lowers the trait rate (regression to the
+mean). What counts is an arm's effect beyond its random arm, which moves the states by the same amount in a meaningless
+direction.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MEASURES = ("shows", "share", "coherence", "changed")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One reply, written again from t* - k on.
+    """One reply, regenerated from t* - k on.
 
     Attributes:
-        reply: which; pairs the arms.
-        group: its prompt; intervals are over these.
+        reply: index; pairs the arms.
+        group: its prompt; intervals are over prompts.
         k: tokens before the first token of the trait.
-        arm: what was done.
-        shows: whether a token of the trait stands at t* - k or later, 0 or 1.
-        share: of the reply's own tokens from t* - k on, the share that belongs to the trait; None without a token.
-        coherence: 0 to 100, of the whole reply; None where nobody could say.
-        changed: whether the ids from t* - k on differ from those of the first writing, 0 or 1.
+        arm: the intervention.
+        shows: whether a token of the trait occurs at t* - k or later, 0 or 1.
+        share: of the reply tokens from t* - k on, the share that belongs to the trait; None without a token.
+        coherence: 0 to 100, of the whole reply; None if unknown.
+        changed: whether the ids from t* - k on differ from those of the original reply, 0 or 1.
     """
 
     reply: int
@@ -81,11 +81,11 @@ def arm_statistics(outcomes: Sequence[Outcome], n_resamples: int = 1000, seed: i
     """Every arm at every k.
 
     Args:
-        outcomes: of all arms; a reply may come once for each arm and k.
-        n_resamples, seed: of the bootstrap over prompts.
+        outcomes: of all arms; each reply at most once for each arm and k.
+        n_resamples, seed: for the bootstrap over prompts.
 
     Raises:
-        SettingError: a reply that comes twice in one cell.
+        SettingError: a reply that occurs twice in one cell.
 
     >>> again = [
     ...     Outcome(i, i, 4, arm, float(arm == "cap, random"), 0.0, 90.0, 1.0)
@@ -101,7 +101,7 @@ def arm_statistics(outcomes: Sequence[Outcome], n_resamples: int = 1000, seed: i
     for one in outcomes:
         cell = cells.setdefault((one.k, one.arm), {})
         if one.reply in cell:
-            raise SettingError(f"Reply {one.reply} comes twice at k={one.k} in the arm {one.arm!r}.")
+            raise SettingError(f"Reply {one.reply} occurs twice at k={one.k} in the arm {one.arm!r}.")
         cell[one.reply] = one
     figures = []
     for k in sorted({k for k, _ in cells}):
@@ -137,15 +137,15 @@ def mean_over_groups(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate | None:
-    """A mean with its 95 % interval over groups; None where nothing is known, or one group only.
+    """A mean with its 95 % interval over groups; None without values, or with one group only.
 
-    Resampling values that are all 0 says that their mean is exactly 0. Where all stand at one end of what is possible,
-    the interval reaches as far as the exact binomial one, with a group as the trial: 0 of 50 leave a share of 7 %.
+    Resampling values that are all 0 gives exactly 0. Where all values lie at one end of their range, the interval is as
+    wide as the exact binomial one with a group as the trial: 0 of 50 are compatible with a share of 7 %.
 
     Args:
-        values: None where there is none.
+        values: None if unknown.
         groups: of each value.
-        ends: the least and the largest value that there can be.
+        ends: the smallest and the largest possible value.
 
     >>> mean_over_groups([1.0] * 50, range(50), (0.0, 1.0))
     Estimate(value=1.0, low=0.928..., high=1.0, n=50)

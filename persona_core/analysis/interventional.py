@@ -1,15 +1,14 @@
 """HOW, by intervention: what happens to trait B when the model is steered along trait A.
 
-Two arms write replies to the same prompts with the same seeds, one pushed along A's vector, one along a random
+Two arms write replies to the same prompts with the same seeds, one steered along A's vector, one along a random
 direction of the same norm at the same block. The effect on B is vector arm minus random arm, paired by prompt. Only
-such an edge may be put in causal words, and only about steering: it says what pushing A does to the replies.
+such an edge permits causal language, and only about steering: it says what steering A does to the replies.
 
-Scores alone confirm nothing. A text that shows A, or is only odd, raises the scores of all traits: steering three
-traits of the demo model moved the mean z of another in 21 of 21 pairs. `relative_to_others` takes out what all but the
-steered trait share; 17 of 21 were left, a matter of how vectors lie to each other. What the text visibly showed rose in
-three pairs, and those are the three that the grammar links. So the tables of scores are kept, and only what shows
-becomes an edge. It takes many replies: a brought-on trait showed in 6 to 11 % of them, which 200 replies an arm did not
-tell from none, and 500 did.
+Scores alone confirm nothing. A text that shows A, or is merely odd, raises the scores of all traits: steering three
+traits of the demo model moved the mean z of another in 21 of 21 pairs. `relative_to_others` removes what all but the
+steered trait share; 17 of 21 remained, because the vectors overlap. What the text visibly showed rose in three pairs:
+the three that the grammar links. So the tables of scores are kept, but only visible effects become edges. That takes
+many replies: a brought-on trait showed in 6 to 11 % of them, which 500 replies per arm detected and 200 did not.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Measure = Literal["score", "relative", "shown"]
 MEASURES = ("score", "relative", "shown")
 
 MIN_PROMPTS = 10
-"""Prompts that both arms answered: signs of 10 can be flipped in 1,024 ways, of 5 in 32."""
+"""Prompts that both arms answered: the signs of 10 can be flipped in 1,024 ways, of 5 in 32."""
 
 N_FLIPS = 9_999
 
@@ -38,7 +37,7 @@ class PairEffect:
     """What steering `source` does to `target`.
 
     Attributes:
-        source, target: steered and measured; equal for the check that steering did move what it was to move.
+        source, target: steered and measured trait; equal in the check that steering moves its own trait.
         estimate: vector arm minus random arm, mean over prompts; None where too few prompts have both.
         vector, random: means of the two arms over the same prompts.
         p: two-sided, by flipping the signs of whole prompts.
@@ -55,7 +54,7 @@ class PairEffect:
 
     @property
     def significant(self) -> bool:
-        """Whether the two arms differ more than by chance; a trait on itself is not judged."""
+        """Whether the two arms differ more than by chance; never for a trait on itself."""
         return self.q is not None and self.q <= LEVEL
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,10 +64,10 @@ class PairEffect:
 
 @dataclass(frozen=True)
 class InterventionalEffects:
-    """All pairs that were tried by steering.
+    """The effects of steering on all pairs of traits.
 
     Attributes:
-        measure: "score": mean z over the reply's own tokens, read without steering; "relative": the same by
+        measure: "score": mean z over the reply tokens, read without steering; "relative": the same after
             `relative_to_others`; "shown": share of replies that visibly show the trait.
         effects: every steered trait on every trait, itself included.
         n_flips: sign flips behind each p.
@@ -80,14 +79,14 @@ class InterventionalEffects:
 
     @property
     def edges(self) -> tuple[PairEffect, ...]:
-        """What may be drawn as an edge: significant effects on what the text shows. Scores alone give none."""
+        """The edges: significant effects on what the text shows. Scores alone give none."""
         return tuple(e for e in self.effects if e.significant) if self.measure == "shown" else ()
 
     def pair(self, source: str, target: str) -> PairEffect:
         """One of the pairs.
 
         Raises:
-            SettingError: it was not tried.
+            SettingError: not measured.
         """
         for effect in self.effects:
             if (effect.source, effect.target) == (source, target):
@@ -112,11 +111,11 @@ class InterventionalEffects:
 
 
 def relative_to_others(scores: np.ndarray, source: int) -> np.ndarray:
-    """Each trait's mean z less the mean of the others, the steered one not counted, `[..., n_traits]`.
+    """Each trait's mean z minus the mean of the others, the steered one excluded, `[..., n_traits]`.
 
     Args:
         scores: `[..., n_traits]`.
-        source: place of the steered trait; it is compared with all others.
+        source: index of the steered trait, which is compared with all others.
 
     Raises:
         SettingError: fewer than three traits.
@@ -126,7 +125,7 @@ def relative_to_others(scores: np.ndarray, source: int) -> np.ndarray:
     """
     n = scores.shape[-1]
     if n < 3:
-        raise SettingError(f"{n} traits; with fewer than three there is none to compare the target with.")
+        raise SettingError(f"{n} traits; at least three are needed, so that the target has one to be compared with.")
     kept = np.array([k for k in range(n) if k != source])
     total = scores[..., kept].sum(-1, keepdims=True)
     found = scores - (total - scores) / (n - 2)  # [..., n_traits]
@@ -146,16 +145,16 @@ def interventional_effects(
     """What steering each trait does to all of them.
 
     Args:
-        traits: names of what was measured.
-        vector, random: steered trait -> `[n_prompts, n_seeds, n_traits]`, what each reply of the arm measured; NaN
-            where a reply is empty. A seed counts where both arms have it.
-        measure: what the numbers are.
+        traits: names of the measured traits.
+        vector, random: steered trait -> `[n_prompts, n_seeds, n_traits]`, the measure of each reply of the arm; NaN for
+            an empty reply. A seed counts where both arms have it.
+        measure: what was measured.
         n_flips: sign flips.
         n_resamples: bootstrap samples over prompts.
         seed: of both.
 
     Raises:
-        SettingError: arms that do not belong together, or fewer than `MIN_PROMPTS` prompts.
+        SettingError: arms that do not match, or fewer than `MIN_PROMPTS` prompts.
 
     >>> rng = np.random.default_rng(0)
     >>> noise = rng.normal(size=(20, 2, 2))
@@ -168,21 +167,23 @@ def interventional_effects(
     if measure not in MEASURES:
         raise SettingError(f"measure={measure!r}; expected one of {', '.join(MEASURES)}.")
     if set(vector) != set(random):
-        raise SettingError(f"Steered: {', '.join(vector)}; random arms: {', '.join(random)}. Each needs both.")
+        raise SettingError(
+            f"Vector arms: {', '.join(vector)}; random arms: {', '.join(random)}. Each steered trait needs both."
+        )
     if n_flips < 99:
-        raise SettingError(f"n_flips={n_flips!r}; at least 99 are needed, and 999 to correct for many pairs.")
+        raise SettingError(f"n_flips={n_flips!r}; at least 99 are needed, 999 to correct for many pairs.")
     effects = []
     for source in vector:
         arms = np.asarray(vector[source], float), np.asarray(random[source], float)
         if arms[0].shape != arms[1].shape or arms[0].ndim != 3 or arms[0].shape[2] != len(traits):
             raise SettingError(
-                f"The arms of {source!r} have the shapes {arms[0].shape} and {arms[1].shape}; both must be "
-                f"[n_prompts, n_seeds, {len(traits)}]."
+                f"The arms of {source!r} have shapes {arms[0].shape} and {arms[1].shape}; expected "
+                f"[n_prompts, n_seeds, {len(traits)}] for both."
             )
         if len(arms[0]) < MIN_PROMPTS:
-            raise SettingError(f"{len(arms[0])} prompts; at least {MIN_PROMPTS} are needed to tell an effect.")
+            raise SettingError(f"{len(arms[0])} prompts; at least {MIN_PROMPTS} are needed.")
         if np.isinf(arms[0]).any() or np.isinf(arms[1]).any():
-            raise SettingError(f"An arm of {source!r} holds infinity; NaN stands for a reply without a measure.")
+            raise SettingError(f"An arm of {source!r} contains infinity; use NaN for a reply without a measurement.")
         for k, target in enumerate(traits):
             effects.append(_effect(source, target, arms[0][..., k], arms[1][..., k], n_flips, n_resamples, seed))
     others = [e for e in effects if e.source != e.target]

@@ -1,4 +1,4 @@
-"""Calibrate an onset detector on neutral replies: its threshold, how far off its onsets are, and what it can find."""
+"""Calibrate an onset detector on neutral replies: its threshold, the errors of its onsets, and its power."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
 
 MIN_NULLS = 300
-"""Neutral replies that a threshold needs: with 60 a nominal 5 % came out as 16 %."""
+"""Neutral replies needed for a threshold: with 60, a nominal 5 % came out as 16 %."""
 
 DRIFT = 0.75
-"""Half of the smallest shift that is looked for, in standard deviations: 1.5."""
+"""Half the smallest shift of interest, 1.5 standard deviations."""
 
 POSITIONS = 32
-"""Tokens of the reply whose mean and spread are estimated one by one; later ones share the last estimate."""
+"""Positions whose mean and spread are estimated separately; later ones share the last estimate."""
 
 N_PLANTED = 4000
-"""Neutral replies, drawn with replacement, in which a step is planted to learn how far off the onsets are."""
+"""Neutral replies, drawn with replacement, in which a step is planted to measure the errors of the onsets."""
 
 PLANTED = (0.75, 9.0)
-"""Standard deviations: sizes of planted steps. Below, a step is hardly ever found; above, it is found at once."""
+"""Sizes of planted steps, in standard deviations. Smaller ones are hardly ever found, larger ones at once."""
 
 RISE = (0.4, 4.0)
 LIVELIER = (1.0, 1.8)
-"""How a planted trait sets in: within 1 to 10 tokens, and with 1 to 1.8 times the spread of neutral tokens. In texts of
-the demo world a cued trait is at its height after 4 tokens and an uncued one after 20, with 1.8 times the spread; with
-sudden steps of no more spread the interval held the cue in 74 % of texts."""
+"""How a planted trait sets in: over 1 to 10 tokens, with 1 to 1.8 times the spread of neutral tokens. In texts of the
+demo world a cued trait peaks after 4 tokens and an uncued one after 20, with 1.8 times the spread; with sudden steps
+and unchanged spread, the interval covered the cue in only 74 % of texts."""
 
 CLASSES = 8
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
@@ -44,33 +44,31 @@ def calibrate_onset(
 ) -> OnsetDetector:
     """A detector whose threshold is a quantile of the largest CUSUM of neutral replies.
 
-    The adjustment for position and the threshold rest on different halves of the replies, taken in turn: a series that
-    has helped to estimate its own mean exceeds a threshold less often than a new one.
+    The adjustment for position and the threshold use different halves of the replies, in turn: a series that
+    contributed to its own mean exceeds a threshold less often than a new one.
 
     Args:
-        nulls: z of each neutral reply's own tokens, `[n_tokens]` each; same model, decoding and kind of text as what
-            is to be judged.
-        rate: share of neutral replies that may alarm.
-        drift: taken off at every token, in standard deviations: half of the smallest shift that is looked for.
-        seed: of the split, and of the steps that are planted.
+        nulls: z of the tokens of each neutral reply, `[n_tokens]` each; from the same model, decoding and kind of
+            text as the replies to be tested.
+        rate: share of neutral replies that may raise an alarm.
+        drift: subtracted at every token, in standard deviations: half the smallest shift of interest.
+        seed: for the split and the planted steps.
 
     Raises:
-        SettingError: fewer than `MIN_NULLS` replies, a series with NaN or one that has been smoothed, or a rate that
-            so few replies cannot support.
+        SettingError: fewer than `MIN_NULLS` replies or too few for the rate, or a series with NaN or smoothing.
     """
     if not 0 < rate < 1 or not drift > 0:
-        raise SettingError(f"rate={rate!r}, drift={drift!r}; the rate lies between 0 and 1, the drift above 0.")
+        raise SettingError(f"rate={rate!r}, drift={drift!r}; the rate must lie between 0 and 1, the drift above 0.")
     series = [checked(z, f"Neutral reply {i}") for i, z in enumerate(nulls) if len(z)]
     refuse_smoothed(series)
     if len(series) < MIN_NULLS:
         raise SettingError(
-            f"{len(series)} neutral replies; at least {MIN_NULLS} are needed: with fewer the rate of false alarms is "
-            "not what it says."
+            f"{len(series)} neutral replies; at least {MIN_NULLS} are needed for the stated false-alarm rate to hold."
         )
     if rate * len(series) < 5:
         raise SettingError(
-            f"rate={rate:g} of {len(series)} replies is {rate * len(series):.1f}; {int(np.ceil(5 / rate))} neutral "
-            "replies are needed for it."
+            f"rate={rate:g} of {len(series)} replies is {rate * len(series):.1f}; this rate needs "
+            f"{int(np.ceil(5 / rate))} neutral replies."
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(series))
@@ -94,14 +92,14 @@ def calibrate_onset(
 
 @dataclass(frozen=True)
 class DetectionPower:
-    """What a detector can find.
+    """The detection power at one size of step.
 
     Attributes:
         shift: in standard deviations.
-        found: share of replies that alarm at or after the step.
-        delay: median tokens from the step to the alarm; None where none is found.
+        found: share of replies with an alarm at or after the step.
+        delay: median tokens from the step to the alarm; None if none is found.
         error: median distance of the estimated onset from the step.
-        n: replies that were tried.
+        n: replies.
     """
 
     shift: float
@@ -116,15 +114,15 @@ class DetectionPower:
 
 
 def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at: int) -> DetectionPower:
-    """How often and how late a shift of a given size would be found: replies of the null with a step added.
+    """How often and how late a shift of a given size would be found, in neutral replies with a step added.
 
     Args:
         nulls: as in `calibrate_onset`; those that end before `at` are left out.
         shift: added from `at` on, in standard deviations of the null.
-        at: place in the reply.
+        at: position in the reply.
 
     Raises:
-        SettingError: no neutral reply is so long.
+        SettingError: no neutral reply is long enough.
     """
     long = [z for z in nulls if len(z) > at]
     if not long:
@@ -139,9 +137,9 @@ def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at
 
 
 def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.random.Generator) -> OnsetErrors:
-    """Plant rises of all sizes at all places of neutral replies, and see how far off the estimates are.
+    """Plant rises of all sizes at all positions of neutral replies, and measure the errors of the estimates.
 
-    What counts is the size that a rise *seems* to have: one that is found by luck seems larger than it is.
+    They are classed by *apparent* size: a rise that is found by luck looks larger than it is.
     """
     sizes, errors = [], []
     for index, size in zip(rng.integers(len(series), size=N_PLANTED), rng.uniform(*PLANTED, N_PLANTED), strict=True):
@@ -153,26 +151,26 @@ def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.rando
             errors.append(at - found.onset)
     if len(errors) < N_PLANTED / 10:
         raise SettingError(
-            f"The neutral replies are too short (longest: {detector.tested} tokens) to see a step in: of {N_PLANTED} "
-            f"that were planted {len(errors)} were timed."
+            f"The neutral replies are too short (longest: {detector.tested} tokens) to detect steps: of {N_PLANTED} "
+            f"planted ones, {len(errors)} were timed."
         )
     by_size = np.argsort(sizes)
     groups = np.array_split(np.array(errors, float)[by_size], CLASSES)
     ends = [np.array(sizes)[by_size][end - 1] for end in np.cumsum([len(g) for g in groups])[:-1]]
-    # Whole tokens: the quantiles are places that did occur, the outer ones where there is a choice.
+    # Whole tokens: the quantiles are observed errors, rounded outwards.
     low = [np.quantile(g, 0.025, method="lower") for g in groups]
     high = [np.quantile(g, 0.975, method="higher") for g in groups]
     return OnsetErrors(np.array(ends), np.array(low), np.array(high))
 
 
 def with_rise(x: np.ndarray, at: int, size: float, rng: np.random.Generator) -> np.ndarray:
-    """A neutral reply in which a trait sets in: it rises over a few tokens, and what follows varies more, `[n_tokens]`.
+    """A neutral reply with a planted trait: z rises over a few tokens and varies more from then on, `[n_tokens]`.
 
     Args:
         x: adjusted z of a neutral reply, `[n_tokens]`.
-        at: place of the first token that is raised.
+        at: position of the first raised token.
         size: of the rise, in standard deviations.
-        rng: decides how fast it rises and how much more it varies, within `RISE` and `LIVELIER`.
+        rng: draws how fast it rises and how much more it varies, within `RISE` and `LIVELIER`.
     """
     since = np.arange(len(x)) - at
     pace, livelier = np.exp(rng.uniform(*np.log(RISE))), rng.uniform(*LIVELIER)
@@ -191,7 +189,7 @@ def _smallest(detector: OnsetDetector, series: Sequence[np.ndarray]) -> float | 
             hits += alarm is not None and alarm >= half
         return hits >= FOUND * len(series)
 
-    first = bisect_left(SIZES, True, key=found)  # a larger step is found no less often
+    first = bisect_left(SIZES, True, key=found)  # monotonic: larger steps are found at least as often
     return SIZES[first] if first < len(SIZES) else None
 
 
@@ -203,8 +201,8 @@ def _by_position(series: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     groups.append(np.concatenate([z[n - 1 :] for z in series]))
     pooled = np.concatenate(series).std()
     if not pooled > 0:
-        raise SettingError("The neutral replies do not vary: there is no null to hold anything against.")
-    few = [len(g) < 30 for g in groups]  # too few replies are so long: the pooled figures hold
+        raise SettingError("The neutral replies do not vary, so there is no null to compare with.")
+    few = [len(g) < 30 for g in groups]  # too few replies are that long: use the pooled values
     overall = float(np.concatenate(series).mean())
     mean = [overall if bad else g.mean() for g, bad in zip(groups, few, strict=True)]
     spread = [pooled if bad or not g.std() > 0 else g.std() for g, bad in zip(groups, few, strict=True)]

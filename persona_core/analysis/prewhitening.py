@@ -1,15 +1,15 @@
-"""Pre-whitening: what a series says at each token that its own past did not say already.
+"""Pre-whitening: the part of a series at each token that its own past does not predict.
 
-Scores persist from token to token. Two series that have nothing to do with each other then correlate far more often
-than chance allows: AR(0.65) pairs reach p < 0.05 in about a third of cases. So each trait's series is first reduced to
-its innovations: what is common to all replies at a position is taken off, then the reply's own mean, then what an
-autoregression predicts from the tokens before (Box and Jenkins 1976, chapter 11). Its order is chosen by AIC.
+Scores persist from token to token. Two unrelated series then correlate far more often than chance allows: AR(0.65)
+pairs reach p < 0.05 in about a third of cases. So each trait's series is first reduced to its innovations: minus the
+mean over replies at the position, minus the reply's own mean, minus what an autoregression predicts from the preceding
+tokens (Box and Jenkins 1976, chapter 11). Its order is chosen by AIC.
 
-One autoregression is fitted for a trait, over all replies together. In 40 simulated runs of 78 replies of 40 to 140
-tokens from AR(0.9) the coefficient came out as 0.878 pooled and 0.852 fitted reply by reply: a short series makes a
-process look faster than it is. Two series that only share their tokens (r = 0.6 at lag 0) then leaked r = 0.007 into
-lag 1 when pooled and 0.009 reply by reply. A half-panel jackknife gives the coefficient back (0.905) but leaks -0.007,
-also where there is nothing to whiten: it was left out.
+One autoregression is fitted per trait, over all replies. In 40 simulated runs of 78 replies of 40 to 140 tokens from
+AR(0.9), the coefficient came out as 0.878 pooled and 0.852 fitted reply by reply: short series make a process look
+faster than it is. Two series that are only coupled at the same token (r = 0.6) then leaked r = 0.007 into lag 1 when
+pooled and 0.009 reply by reply. A half-panel jackknife recovers the coefficient (0.905) but leaks -0.007 even where
+there is nothing to whiten, so it is not used.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from persona_core.errors import SettingError
 from persona_core.utils.checks import check_integer
 
 MAX_ORDER = 8
-"""Highest order that is tried."""
+"""Maximum order that is tried."""
 
 MIN_REPLIES = 20
-"""Replies that a mean by position, an autoregression and a pooled correlation need."""
+"""Replies needed for a mean by position, an autoregression and a pooled correlation."""
 
 SPREAD_TOKENS = 4
-"""Tokens that a reply must have beyond the highest order: fewer have no correlation with an error."""
+"""Tokens that a reply needs beyond the maximum order: with fewer, a correlation has no standard error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class Whitened:
     """One trait's innovations.
 
     Attributes:
-        innovations: of each reply, float64 `[n_own - order]`: entry i belongs to the reply's token i + order.
+        innovations: of each reply, float64 `[n_reply_tokens - order]`: entry i belongs to the reply's token i + order.
         order: of the autoregression, by AIC.
-        coefficients: of the tokens 1, 2, ... before, `[order]`.
-        aic: of each order that was tried, `[max_order + 1]`, against the smallest.
+        coefficients: of the 1, 2, ... tokens before, `[order]`.
+        aic: of each order that was tried, minus the smallest, `[max_order + 1]`.
     """
 
     innovations: tuple[np.ndarray, ...]
@@ -54,12 +54,12 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
     """The innovations of one trait over the replies of a run.
 
     Args:
-        series: z of each reply's own tokens, `[n_own]` each, unsmoothed.
-        max_order: highest order that is tried; every reply needs `SPREAD_TOKENS` tokens more.
+        series: z of each reply's tokens, `[n_reply_tokens]` each, unsmoothed.
+        max_order: maximum order that is tried; every reply needs `SPREAD_TOKENS` more tokens.
 
     Raises:
-        SettingError: fewer than `MIN_REPLIES` replies, one that is too short, a series with NaN, one that does not
-            vary, or one that has been smoothed.
+        SettingError: fewer than `MIN_REPLIES` replies, a reply that is too short, or a series with NaN, no variance, or
+            smoothing.
 
     >>> rng = np.random.default_rng(0)
     >>> walks = [np.convolve(rng.normal(size=160), 0.8 ** np.arange(40), "valid") for _ in range(40)]
@@ -70,7 +70,7 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
     check_integer("max_order", max_order, 0)
     values = [checked(z, f"Reply {i}") for i, z in enumerate(series)]
     if len(values) < MIN_REPLIES:
-        raise SettingError(f"{len(values)} replies; at least {MIN_REPLIES} are needed to whiten them together.")
+        raise SettingError(f"{len(values)} replies; at least {MIN_REPLIES} are needed for whitening.")
     short = [i for i, z in enumerate(values) if len(z) < max_order + SPREAD_TOKENS]
     if short:
         raise SettingError(
@@ -80,7 +80,7 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
     refuse_smoothed(values)
     deviations = _deviations(values)
     if not sum(float(d @ d) for d in deviations) > 1e-12 * sum(float(z @ z) for z in values):
-        raise SettingError("The series do not vary beyond what all replies share; there is nothing to correlate.")
+        raise SettingError("The series do not vary beyond the mean of all replies; there is nothing to correlate.")
     aic = _aic(deviations, max_order)
     order = int(np.argmin(aic))
     past, now = _regression(deviations, order, order)
@@ -90,9 +90,9 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
 
 
 def _deviations(series: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """From the mean over replies at the same position, and then from the reply's own mean.
+    """Deviations from the mean over replies at the same position, and then from the reply's own mean.
 
-    A position that fewer than `MIN_REPLIES` replies reach takes the mean over all such positions together.
+    Positions that fewer than `MIN_REPLIES` replies reach share one mean.
     """
     longest = max(map(len, series))
     counts, sums = np.zeros(longest), np.zeros(longest)
@@ -108,19 +108,19 @@ def _deviations(series: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _lags(z: np.ndarray, order: int, start: int) -> np.ndarray:
-    """The tokens 1 to `order` before each token from `start` on, `[n_own - start, order]`."""
+    """The tokens 1 to `order` before each token from `start` on, `[n_reply_tokens - start, order]`."""
     if not order:
         return np.zeros((len(z) - start, 0))
     return np.stack([z[start - k : len(z) - k] for k in range(1, order + 1)], axis=1)
 
 
 def _regression(series: Sequence[np.ndarray], order: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """The past `[n_tokens, order]` and the present `[n_tokens]` of all replies' tokens from `start` on."""
+    """Past `[n_tokens, order]` and present `[n_tokens]` of all replies' tokens from `start` on."""
     return np.concatenate([_lags(z, order, start) for z in series]), np.concatenate([z[start:] for z in series])
 
 
 def _aic(series: Sequence[np.ndarray], max_order: int) -> np.ndarray:
-    """Of Gaussian autoregressions of order 0 to `max_order`, all on the same tokens, `[max_order + 1]`."""
+    """AIC of Gaussian autoregressions of order 0 to `max_order`, all on the same tokens, `[max_order + 1]`."""
     past, now = _regression(series, max_order, max_order)
     values = []
     for order in range(max_order + 1):

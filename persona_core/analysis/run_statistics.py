@@ -1,20 +1,14 @@
-"""The statistics of a run: how high each trait is, how it spreads, where it peaks, and what it is confounded with.
+"""The statistics of a run: how high each trait is, how it varies, where it peaks, and what it is confounded with.
 
-All figures are of z over the replies' own tokens. A reply counts as one, however long it is, except where tokens are
-counted ("share above", "token share", "autocorrelation"). Intervals resample prompts: all replies to a prompt move
-together, and tokens never move alone.
+All are of z over the reply tokens. A reply counts once, however long it is, except where tokens are counted ("share
+above", "token share", "autocorrelation"). Intervals resample prompts, with all replies to them, and never single
+tokens.
 
 Formulae, with z_it of reply i at token t, d_it = z_it minus the mean of its reply, n_i its tokens:
 
-- spread between replies: SD of the reply means, as observed: it holds the noise of finitely many tokens as well
+- spread between replies: SD of the reply means as observed, so it includes the noise of finitely many tokens
 - spread within replies: sqrt(sum d^2 / sum (n_i - 1))
-- drift: 100 * sum d_it (t - mean t of i) / sum (t - mean t of i)^2, so that replies of other levels make no slope
-- autocorrelation: r = (sum d_it d_i,t+1 / sum (n_i - 1)) / (sum d^2 / sum n_i), corrected for the means that were taken
-  out: r is too low by (1 + rho) / n for replies of n tokens on average, so (r n + 1) / (n - 1)
-- token share: the covariance of a token's z with the mean z of the same token id in *other* prompts, over the variance
-  of z. For noise that is 0 on average, with either sign, where an R^2 of means that hold the token itself would be the
-  number of token ids over the number of tokens. Its interval is a jackknife over prompts: a prompt that a bootstrap
-  draws twice takes the place of another one, and the share of such samples is too low (0.43 came out as 0.34 to 0.40).
+The others are in `weighted_statistics`.
 """
 
 from __future__ import annotations
@@ -27,6 +21,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
 from persona_core.analysis.statistics import Estimate, jackknifed, over_clusters
+from persona_core.analysis.weighted_statistics import autocorrelation, drift, ratio, root, spread, token_share
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Trace
 
@@ -34,35 +29,41 @@ BINS = (0, 5, 10, 20, 40, 80, 160, 320)
 """First tokens of the bins of position; the last has no end."""
 
 NORMAL_95 = 1.645
-"""The 95th percentile of a normal distribution: what counts as high where no neutral reply says it."""
+"""The 95th percentile of a normal distribution: the threshold without neutral replies."""
 
 MIN_PROMPTS = 5
-"""An interval over fewer holds the truth less often than in 90 % of cases."""
+"""Intervals over fewer have a coverage below 90 %."""
 
 MIN_NULL_TOKENS = 1000
-"""Fewer tokens leave the 95th percentile of an AR(0.65) series uncertain by more than 0.2 SD."""
+"""With fewer tokens, the 95th percentile of an AR(0.65) series is uncertain by more than 0.2 SD."""
 
 
 @dataclass(frozen=True)
 class Extreme:
-    """A token, or a whole reply where `token` is None.
+    """The token, or the reply, with an extreme score; a whole reply where `token` is None.
 
     Attributes:
         id: of the prompt.
-        reply: number of the reply in the run, from 0.
-        place: of the token in the trace; None for a whole reply.
+        reply: index of the reply in the run.
+        position: of the token in the trace; None for a whole reply.
         token: as displayed.
         value: z, or the mean z of the reply.
     """
 
     id: str
     reply: int
-    place: int | None
+    position: int | None
     token: str | None
     value: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "value": round(self.value, 5)}
+        return {
+            "id": self.id,
+            "reply": self.reply,
+            "place": self.position,
+            "token": self.token,
+            "value": round(self.value, 5),
+        }
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class PositionBin:
     """Mean z at some positions of the reply.
 
     Attributes:
-        start, end: own tokens from 0; no end for the last bin.
-        n_replies: that reach it.
+        start, end: positions in the reply; no end for the last bin.
+        n_replies: replies that reach it.
         mean: over the replies that reach it; None for replies to fewer than five prompts.
     """
 
@@ -86,18 +87,18 @@ class PositionBin:
 
 @dataclass(frozen=True)
 class TraitStatistics:
-    """One trait over a run. An estimate is None where it is not defined.
+    """One trait over a run. An estimate is None where undefined.
 
     Attributes:
         trait: which.
         mean: of the reply means.
-        between, within: spread, see the module.
+        between, within: spread; see the module.
         highest, lowest: tokens.
         highest_reply, lowest_reply: by mean.
         threshold: above which a token counts as high: the 95th percentile of neutral tokens, or of a normal.
         threshold_from: which of the two.
         share_above: share of tokens above it.
-        token_share: share of the variance that goes with the token id.
+        token_share: share of the variance explained by the token id.
         drift: slope in SD per 100 tokens.
         positions: mean by position.
         autocorrelation: at a lag of one token.
@@ -136,9 +137,9 @@ class RunStatistics:
 
     Attributes:
         traits: by name.
-        n_prompts, n_replies, n_tokens: that the figures rest on.
-        n_neutral: neutral replies that say what is high; 0: none was given.
-        empty: prompts with a reply of no token.
+        n_prompts, n_replies, n_tokens: sample size.
+        n_neutral: neutral replies behind the threshold.
+        empty: prompts with an empty reply.
     """
 
     traits: dict[str, TraitStatistics]
@@ -165,23 +166,22 @@ def run_statistics(
     """The statistics of every trait of a run.
 
     Args:
-        traces: of the replies, all of one reader and one set of vectors.
-        ids: of the prompts that they answer, as many; of a repeated prompt, its own (see `prompts.prompt_of`).
-            Replies of the same id move together in the intervals.
+        traces: of the replies, all with one reader and one set of vectors.
+        ids: prompt of each reply; for a repeated prompt the original id (see `prompts.prompt_of`). Replies with the
+            same id are resampled together.
         traits: which; None: all.
-        neutral: neutral replies read with the same vectors, by the same reader or, for a changed model, by the one that
-            it is held against.
-        n_resamples, seed: of the bootstrap over prompts.
+        neutral: neutral replies read with the same vectors by the same reader, or by the baseline of a changed model.
+        n_resamples, seed: for the bootstrap over prompts.
 
     Raises:
-        SettingError: no reply with a token, traces that do not belong together, a score that is not finite, smoothed
-            scores, or too few neutral tokens.
+        SettingError: no reply with a token, traces of different readers or vectors, a score that is not finite,
+            smoothed scores, or too few neutral tokens.
     """
     if len(traces) != len(ids):
-        raise SettingError(f"{len(traces)} traces and {len(ids)} ids; every trace needs the id of its prompt.")
+        raise SettingError(f"{len(traces)} traces, but {len(ids)} ids; give the prompt id of each trace.")
     kept = [k for k, t in enumerate(traces) if t.reply_positions]
     if not kept:
-        raise SettingError("No reply with a token of its own: there is nothing to describe.")
+        raise SettingError("Every reply is empty: there is nothing to describe.")
     names = traces[kept[0]].traits if traits is None else tuple(traits)
     found = {t: _trait(t, [traces[k] for k in kept], kept, ids, neutral, n_resamples, seed) for t in names}
     return RunStatistics(
@@ -203,12 +203,12 @@ def _trait(
     n_resamples: int,
     seed: int,
 ) -> TraitStatistics:
-    own_ids = [ids[k] for k in numbers]
-    z = [checked(s, f"The reply to {i!r}") for i, s in zip(own_ids, reply_scores(traces, trait), strict=True)]
+    prompt_ids = [ids[k] for k in numbers]
+    z = [checked(s, f"The reply to {i!r}") for i, s in zip(prompt_ids, reply_scores(traces, trait), strict=True)]
     refuse_smoothed(z)
     threshold = _threshold(trait, traces[0], neutral)
     means = np.array([s.mean() for s in z])
-    prompts = np.unique(own_ids, return_inverse=True)[1]
+    prompts = np.unique(prompt_ids, return_inverse=True)[1]
 
     def estimate(statistic: Callable[[np.ndarray], float]) -> Estimate | None:
         return over_clusters(statistic, prompts, n_resamples, seed)
@@ -216,11 +216,11 @@ def _trait(
     def token(pick: Callable[[np.ndarray], Any]) -> Extreme:
         k = int(pick(np.array([s[pick(s)] for s in z])))
         at = traces[k].reply_positions[int(pick(z[k]))]
-        return Extreme(own_ids[k], numbers[k], at, traces[k].tokens[at], float(z[k][int(pick(z[k]))]))
+        return Extreme(prompt_ids[k], numbers[k], at, traces[k].tokens[at], float(z[k][int(pick(z[k]))]))
 
     def reply(pick: Callable[[np.ndarray], Any]) -> Extreme:
         k = int(pick(means))
-        return Extreme(own_ids[k], numbers[k], None, None, float(means[k]))
+        return Extreme(prompt_ids[k], numbers[k], None, None, float(means[k]))
 
     n = np.array([len(s) for s in z], float)
     limit = NORMAL_95 if threshold is None else threshold
@@ -228,16 +228,16 @@ def _trait(
     tokens = [np.array([t.token_ids[p] for p in t.reply_positions]) for t in traces]
     return TraitStatistics(
         trait=trait,
-        mean=estimate(_ratio(means, np.ones(len(z)))),
-        between=estimate(lambda w: _spread(means, w)),
-        within=estimate(_root(_ratio(np.array([((s - s.mean()) ** 2).sum() for s in z]), n - 1))),
+        mean=estimate(ratio(means, np.ones(len(z)))),
+        between=estimate(lambda w: spread(means, w)),
+        within=estimate(root(ratio(np.array([((s - s.mean()) ** 2).sum() for s in z]), n - 1))),
         highest=token(np.argmax),
         lowest=token(np.argmin),
         highest_reply=reply(np.argmax),
         lowest_reply=reply(np.argmin),
         threshold=limit,
         threshold_from="normal distribution" if threshold is None else "neutral replies",
-        share_above=estimate(_ratio(above, n)),
+        share_above=estimate(ratio(above, n)),
         token_share=jackknifed(token_share(z, tokens, prompts), prompts),
         drift=estimate(drift(z)),
         positions=tuple(
@@ -247,96 +247,6 @@ def _trait(
     )
 
 
-# ---- statistics as functions of how often each reply counts, `[n_replies]` ----
-
-Statistic = Callable[[np.ndarray], float]
-
-
-def drift(z: Sequence[np.ndarray]) -> Statistic:
-    """Slope over positions within replies, in SD per 100 tokens; NaN where no reply has two tokens.
-
-    >>> drift([np.array([5.0, 5.1, 5.2]), np.array([0.0, 0.1])])(np.ones(2))
-    10.0...
-    """
-    places = [np.arange(len(s)) - (len(s) - 1) / 2 for s in z]
-    products = np.array([float(p @ s) for p, s in zip(places, z, strict=True)])
-    squares = np.array([float(p @ p) for p in places])
-    return _ratio(100 * products, squares)
-
-
-def autocorrelation(z: Sequence[np.ndarray]) -> Statistic:
-    """At a lag of one token, pooled over replies; NaN where nothing varies, or no reply has two tokens."""
-    centred = [s - s.mean() for s in z]
-    products = np.array([float(d[:-1] @ d[1:]) for d in centred])
-    squares = np.array([float(d @ d) for d in centred])
-    n = np.array([len(s) for s in z], float)
-
-    def of(w: np.ndarray) -> float:
-        total, pairs, replies = float(w @ n), float(w @ (n - 1)), float(w.sum())
-        if not w @ squares > 0 or not pairs > 0:
-            return float("nan")
-        r = (w @ products / pairs) / (w @ squares / total)
-        average = total / replies
-        return float((r * average + 1) / (average - 1))
-
-    return of
-
-
-def token_share(z: Sequence[np.ndarray], tokens: Sequence[np.ndarray], groups: np.ndarray) -> Statistic:
-    """Share of the variance of z that goes with the token id; see the module. A group's own tokens never guess it.
-
-    Tokens that no other group holds count as not explained, so the share is a lower bound for short runs.
-
-    Args:
-        z, tokens: for each reply, `[n_tokens]`.
-        groups: which prompt each reply answers, `[n_replies]`, from 0.
-    """
-    n_groups = int(groups.max()) + 1
-    group = np.repeat(groups, [len(s) for s in z])
-    flat, token = np.concatenate(z), np.unique(np.concatenate(tokens), return_inverse=True)[1]
-    # One entry for each token id in each group: how often, and the sum of z there.
-    pairs, at = np.unique(group * (token.max() + 1) + token, return_inverse=True)
-    of_group, of_token = np.divmod(pairs, token.max() + 1)
-    count = np.bincount(at).astype(float)  # [n_pairs]
-    total = np.bincount(at, flat)
-    sums, squares, n = (np.bincount(group, x, minlength=n_groups) for x in (flat, flat**2, np.ones(len(flat))))
-    first = np.unique(groups, return_index=True)[1]  # all replies of a group have its weight
-
-    def of(w: np.ndarray) -> float:
-        weights = w[first]  # [n_groups]
-        mean = weights @ sums / (weights @ n)
-        variance = weights @ squares - mean**2 * (weights @ n)
-        if not variance > 1e-12 * (weights @ squares):
-            return float("nan")
-        w_pair, centred = weights[of_group], total - mean * count
-        others = np.bincount(of_token, w_pair * count)[of_token] - w_pair * count
-        guess = np.bincount(of_token, w_pair * centred)[of_token] - w_pair * centred
-        guess = np.divide(guess, others, out=np.zeros_like(guess), where=others > 0.5)
-        return float((w_pair * centred) @ guess / variance)
-
-    return of
-
-
-def _ratio(over: np.ndarray, under: np.ndarray) -> Statistic:
-    def of(w: np.ndarray) -> float:
-        whole = float(w @ under)
-        return float(w @ over) / whole if whole > 0 else float("nan")
-
-    return of
-
-
-def _root(statistic: Statistic) -> Statistic:
-    return lambda w: float(np.sqrt(statistic(w)))
-
-
-def _spread(values: np.ndarray, w: np.ndarray) -> float:
-    n = float(w.sum())
-    if n <= 1:
-        return float("nan")
-    d = values - w @ values / n
-    return float(np.sqrt(w @ d**2 / (n - 1)))
-
-
 def _bin(
     z: Sequence[np.ndarray], start: int, end: int | None, prompts: np.ndarray, n_resamples: int, seed: int
 ) -> PositionBin:
@@ -344,7 +254,7 @@ def _bin(
     if len(set(prompts[reach])) < MIN_PROMPTS:
         return PositionBin(start, end, len(reach), None)
     means = np.array([z[k][start:end].mean() for k in reach])
-    found = over_clusters(_ratio(means, np.ones(len(means))), prompts[reach], n_resamples, seed)
+    found = over_clusters(ratio(means, np.ones(len(means))), prompts[reach], n_resamples, seed)
     return PositionBin(start, end, len(reach), found)
 
 
@@ -354,11 +264,13 @@ def _threshold(trait: str, trace: Trace, neutral: Sequence[Trace]) -> float | No
         return None
     kinds = {(t.provenance.vectors, t.best_block.get(trait)) for t in (trace, *neutral)}
     if len(kinds) > 1:
-        raise SettingError("The neutral replies were read with other vectors or at another block than the run.")
+        raise SettingError(
+            "The neutral replies were read with different vectors, or at a different block, than the run."
+        )
     flat = checked(np.concatenate(reply_scores(neutral, trait)), "The neutral replies")
     if len(flat) < MIN_NULL_TOKENS:
         raise SettingError(
-            f"{len(flat)} neutral tokens; at least {MIN_NULL_TOKENS} are needed for a 95th percentile. Give more "
-            "neutral replies, or none: then z > 1.645 counts as high."
+            f"{len(flat)} neutral tokens; a 95th percentile needs at least {MIN_NULL_TOKENS}. Give more neutral "
+            "replies, or none: then z > 1.645 counts as high."
         )
     return float(np.quantile(flat, 0.95))

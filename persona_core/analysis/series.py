@@ -1,4 +1,4 @@
-"""Series of scores over the tokens of a reply: what may be analysed, and where they come from."""
+"""Series of scores over the tokens of a reply, and the checks that they must pass."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from persona_core.traces.trace import Trace
 
 LONGEST_WINDOW = 30
 MIN_ANTICORRELATION = -0.25
-"""A running mean of w tokens makes the steps of a series anticorrelated at lag w: by -0.5 for white noise, by -0.29 to
--0.5 for AR(0.65). Steps of an AR process that was not smoothed stay above -0.125 at every lag from 2 on. Running means
-over a few tokens of a slower process (AR(0.9), 5 tokens) look like a slower process and are not found."""
+"""A running mean over w tokens makes the steps of a series anticorrelated at lag w: -0.5 for white noise, -0.29 to -0.5
+for AR(0.65). The steps of an unsmoothed AR process stay above -0.125 at every lag from 2 on. Running means over a few
+tokens of a slow process (AR(0.9), 5 tokens) look like a slower process and are not detected."""
 
 
 def checked(z: np.ndarray, of: str = "The series") -> np.ndarray:
@@ -24,15 +24,16 @@ def checked(z: np.ndarray, of: str = "The series") -> np.ndarray:
     """
     values = np.asarray(z, float)
     if values.ndim != 1:
-        raise SettingError(f"{of} has the shape {values.shape}; one number a token is expected.")
+        raise SettingError(f"{of} has shape {values.shape}; expected one number per token.")
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise SettingError(f"{of} holds {values[bad[0]]} at token {int(bad[0])}; scores must be finite.")
+        raise SettingError(f"{of} contains {values[bad[0]]} at token {int(bad[0])}; scores must be finite.")
     return values
 
 
 def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
-    """Statistics rest on how fast scores change; smoothing is for the eye. One short series cannot show it, many can.
+    """Refuse smoothed scores: the statistics rely on how fast scores change. Detected over many series, not in a short
+    one.
 
     Raises:
         SettingError: the series look like running means.
@@ -45,18 +46,19 @@ def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
         long = [d for d in steps if len(d) > lag]
         own = sum(float(d[:-lag] @ d[:-lag] + d[lag:] @ d[lag:]) / 2 for d in long)
         n = sum(len(d) - lag for d in long)
-        if n < 1000:  # the anticorrelation of noise would be within 0.1 of 0 by chance
+        if n < 1000:  # too few to estimate the anticorrelation to within 0.1
             break
         found = sum(float(d[:-lag] @ d[lag:]) for d in long) / own
         if found < MIN_ANTICORRELATION:
             raise SettingError(
-                f"The series look like running means over {lag} tokens (their steps correlate {found:.2f} at that "
-                "distance). Give the scores as they were read; smoothing is for the eye."
+                f"The series look like running means over {lag} tokens (their steps correlate by {found:.2f} at that "
+                "lag). Give unsmoothed scores; smoothing is only for display."
             )
 
 
 def reply_scores(traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
-    """z of the replies' own tokens at the trait's best block, `[n_own]` each, of traces that belong together.
+    """z of the reply tokens at the trait's best block, `[n_reply_tokens]` each, of traces with the same reader and
+    vectors.
 
     Raises:
         SettingError: traces of different readers, vectors or blocks.
@@ -66,5 +68,7 @@ def reply_scores(traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
         for t in traces
     }
     if len(known) > 1:
-        raise SettingError(f"The traces are of {len(known)} different models, vectors or blocks; analyse them apart.")
+        raise SettingError(
+            f"The traces come from {len(known)} different models, vectors or blocks; analyse them separately."
+        )
     return [t.scores(trait)[t.reply_positions].astype(float) for t in traces]

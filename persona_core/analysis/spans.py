@@ -1,9 +1,9 @@
 """Where a trait is strongest: the windows or sentences of replies with the highest mean score.
 
-A search over many windows always finds high ones. So each found span can be held against neutral replies that were
-searched in the same way: `unusual` is the share of stretches of neutral text, with as many windows as the reply has,
-whose *highest* window is as high. In a reply where nothing is going on it is anywhere between 0 and 1 with the same
-probability; the lowest of m such replies is expected at 1 / (m + 1).
+A search over many windows always finds high ones, so each span can be compared with neutral replies that were searched
+in the same way: `unusual` is the share of stretches of neutral text, with as many windows as the reply has, whose
+*highest* window is as high. In a neutral reply it is uniform between 0 and 1; the lowest of m such replies is expected
+at 1 / (m + 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from persona_core.traces.trace import Trace
 WIDEST = 100
 
 _END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？]+[”’」』）]*|\n")
-Cut = list[tuple[int, int]]  # first and last + 1 of a reply's own tokens
+Cut = list[tuple[int, int]]  # first and last + 1, counted over the reply tokens
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Span:
     Attributes:
         id: of the reply.
         trait: which.
-        start, end: places in the trace; `end` is the place after the last token.
+        start, end: positions in the trace; `end` is the position after the last token.
         text: what it says.
         value: mean over its tokens, in standard deviations.
-        unusual: see the module; None without neutral replies, or with too few of them for one such stretch.
+        unusual: see the module; None without neutral replies, or with too few for one such stretch.
     """
 
     id: str
@@ -54,13 +54,13 @@ class Span:
 
 @dataclass(frozen=True)
 class TopSpans:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
         spans: highest first; no two overlap.
-        n_replies: that were searched.
+        n_replies: replies searched.
         n_candidates: windows or sentences in them.
-        too_short: replies that hold no window of this width.
+        too_short: replies shorter than the window.
     """
 
     spans: tuple[Span, ...]
@@ -80,9 +80,9 @@ class ReplySeries:
         id: of the reply.
         trait: which.
         trace: the reply as read.
-        values: `[n_own]`, unsmoothed.
-        kind: what the numbers are: the vectors, block and null, and whether they are differences. Numbers of two kinds
-            are not compared.
+        values: `[n_reply_tokens]`, unsmoothed.
+        kind: vectors, block and null of the numbers, and whether they are differences. Different kinds are not
+            compared.
     """
 
     id: str
@@ -93,7 +93,7 @@ class ReplySeries:
 
 
 def score_series(traces: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
-    """z of each reply's own tokens at the trait's best block.
+    """z of each reply's tokens at the trait's best block.
 
     Args:
         traces: by the id of the prompt, all of one reader.
@@ -111,17 +111,17 @@ def score_series(traces: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
 
 
 def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
-    """z of b's reader minus z of a's, at the own tokens of replies that both have read.
+    """z of b's reader minus z of a's, at the tokens of replies that both have read.
 
     Args:
-        traces_a, traces_b: by the id of the prompt; the two of one id are of the same token ids.
+        traces_a, traces_b: by the id of the prompt; the two traces of an id have the same token ids.
 
     Raises:
         SettingError: no id in common, or two readings that cannot be compared.
     """
     shared = [i for i in traces_a if i in traces_b]
     if not shared:
-        raise SettingError("The two readings have no prompt in common.")
+        raise SettingError("The two readings share no prompt.")
     return [
         ReplySeries(
             i,
@@ -137,12 +137,12 @@ def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trac
 def top_windows(
     series: Sequence[ReplySeries], width: int, n: int = 10, neutral: Sequence[ReplySeries] = ()
 ) -> TopSpans:
-    """The `n` highest windows of `width` tokens. A window that overlaps a higher one of the same reply is left out.
+    """The `n` highest windows of `width` tokens. Windows that overlap a higher one of the same reply are left out.
 
     Args:
         series: of one reply or of many; see `score_series` and `difference_series`.
-        width: tokens of a window, 1 to 100. A reply that is shorter holds none, and is named in the result.
-        n: at most so many.
+        width: tokens of a window, 1 to 100. Shorter replies are listed in the result.
+        n: at most this many.
         neutral: the same of neutral replies.
 
     Raises:
@@ -172,8 +172,8 @@ def sentences(text: str) -> list[tuple[int, int]]:
     """Characters `start` to `end` of each sentence; together they are the whole text.
 
     A sentence ends after . ! ? or … before white space, after 。！？, or at the end of a line. White space between
-    sentences belongs to the one after it, at the end of the text to the last. What holds no letter ("1.", "- ", "...")
-    is no sentence of its own and goes with the one after it. It is a plain rule: "Dr. No" is cut in two.
+    sentences belongs to the one after it, at the end of the text to the last. A piece without a letter
+    ("1.", "- ", "...") joins the sentence after it. The rule is simple: "Dr. No" is cut in two.
 
     >>> text = "Yes. It is 3.5 m!  Really?\\n1. No"
     >>> [text[a:b] for a, b in sentences(text)]
@@ -186,7 +186,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
         if any(c.isalpha() for c in text[start:end]):
             cut.append((start, end))
             start = end
-    if start < len(text):  # nothing but numbers, marks and white space is left
+    if start < len(text):  # only digits, punctuation and white space are left
         cut = [*cut[:-1], (cut[-1][0], len(text))] if cut else [(0, len(text))]
     return cut
 
@@ -194,8 +194,8 @@ def sentences(text: str) -> list[tuple[int, int]]:
 def piece_ends(pieces: Sequence[str]) -> np.ndarray:
     """The character that decides where each display piece belongs: its last, `[n_pieces]`.
 
-    A piece that straddles two sentences (". " and a letter) belongs to the one that holds its last character. A token
-    that shows nothing is part of a character that a later token completes, and belongs there.
+    A piece that straddles two sentences (". " and a letter) belongs to the one with its last character. An empty piece
+    is part of a character that a later token completes, and belongs there.
 
     >>> piece_ends(["a.", " B", "", "c"]).tolist()
     [1, 3, 4, 4]
@@ -206,10 +206,10 @@ def piece_ends(pieces: Sequence[str]) -> np.ndarray:
 
 
 def sentence_tokens(pieces: Sequence[str]) -> Cut:
-    """The sentences of a reply by its tokens: first and last + 1, in order, no token left out.
+    """The sentences of a reply in tokens: first and last + 1, in order, covering every token.
 
     Args:
-        pieces: display pieces of the reply's own tokens; they join to its text.
+        pieces: display pieces of the reply tokens; they join to its text.
     """
     spans = sentences("".join(pieces))
     which = np.searchsorted([start for start, _ in spans], piece_ends(pieces), side="right") - 1  # [n_pieces]
@@ -224,25 +224,25 @@ def _top(
     series: Sequence[ReplySeries], cut: Callable[[ReplySeries], Cut], n: int, neutral: Sequence[ReplySeries]
 ) -> TopSpans:
     if n < 1:
-        raise SettingError(f"n={n}; at least 1 span is looked for.")
+        raise SettingError(f"n={n}; it must be at least 1.")
     kinds = {(s.trait, s.kind) for s in (*series, *neutral)}
     if len(kinds) > 1:
-        raise SettingError("The series are of different traits, vectors, blocks or nulls; search them apart.")
+        raise SettingError("The series have different traits, vectors, blocks or nulls; search them separately.")
     cuts = [cut(s) for s in series]
     values = [_means(s.values, own) for s, own in zip(series, cuts, strict=True)]  # each [n_windows]
     reply = np.repeat(np.arange(len(series)), [len(v) for v in values])
-    place = np.concatenate([np.arange(len(v)) for v in values]) if values else np.zeros(0, int)
+    index = np.concatenate([np.arange(len(v)) for v in values]) if values else np.zeros(0, int)
     flat = np.concatenate(values) if values else np.zeros(0)
     null = [_means(s.values, cut(s)) for s in neutral]
     flat_null = np.concatenate(null) if null else np.zeros(0)
 
     taken: dict[int, Cut] = {}
     spans: list[Span] = []
-    for k in np.argsort(-flat, kind="stable"):  # equal ones: the first stays first
+    for k in np.argsort(-flat, kind="stable"):  # stable: of equal ones the first stays first
         if len(spans) == n:
             break
         r = int(reply[k])
-        first, end = cuts[r][place[k]]
+        first, end = cuts[r][index[k]]
         if any(first < b and a < end for a, b in taken.get(r, [])):
             continue
         taken.setdefault(r, []).append((first, end))
@@ -257,17 +257,17 @@ def _top(
 
 def _means(values: np.ndarray, cut: Cut) -> np.ndarray:
     """Mean over each stretch, `[n_stretches]`."""
-    # By differences of sums, as a loop over windows of 100 tokens takes 50 times as long; float64 keeps 12 digits.
+    # By cumulative sums: a loop over windows of 100 tokens takes 50 times as long; float64 keeps 12 digits.
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first, end = (np.array([c[i] for c in cut], int) for i in (0, 1))
     return (sums[end] - sums[first]) / np.maximum(end - first, 1)
 
 
 def _share_as_high(value: float, null: np.ndarray, n: int) -> float | None:
-    """Share of stretches of `n` neutral windows whose highest is as high, the reply itself counted as one of them.
+    """Share of stretches of `n` neutral windows whose highest is as high, counting the reply itself as one.
 
-    Neutral replies are laid end to end and cut into stretches of `n` windows, as a longer reply has a higher maximum
-    for its length alone.
+    Neutral replies are concatenated and cut into stretches of `n` windows, because a longer reply has a higher maximum
+    by its length alone.
     """
     k = len(null) // n if n else 0
     if not k:

@@ -1,4 +1,4 @@
-"""Estimates with intervals that respect what was sampled: replies, or the questions that they answer."""
+"""Estimates with intervals over what was sampled: replies, or the questions that they answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persona_core.utils.markdown import interval
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval and what it rests on.
+    """An estimate with its 95 % interval.
 
     Attributes:
         value: the estimate.
@@ -48,15 +48,15 @@ def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = N
     0.875
     """
     if np.isnan(scores).any():
-        raise SettingError("A score is NaN; it has no rank.")
-    values, place = np.unique(scores, return_inverse=True)
-    return _auroc_of_ranks(place, len(values), np.asarray(labels, bool), weights)
+        raise SettingError("A score is NaN and cannot be ranked.")
+    values, rank = np.unique(scores, return_inverse=True)
+    return _auroc_of_ranks(rank, len(values), np.asarray(labels, bool), weights)
 
 
-def _auroc_of_ranks(place: np.ndarray, n_values: int, labels: np.ndarray, weights: np.ndarray | None) -> float:
-    w = np.ones(len(place)) if weights is None else weights
-    positive = np.bincount(place[labels], w[labels], minlength=n_values)  # weight at each distinct score
-    negative = np.bincount(place[~labels], w[~labels], minlength=n_values)
+def _auroc_of_ranks(rank: np.ndarray, n_values: int, labels: np.ndarray, weights: np.ndarray | None) -> float:
+    w = np.ones(len(rank)) if weights is None else weights
+    positive = np.bincount(rank[labels], w[labels], minlength=n_values)  # weight at each distinct score
+    negative = np.bincount(rank[~labels], w[~labels], minlength=n_values)
     if not positive.sum() or not negative.sum():
         return float("nan")
     below = np.cumsum(negative) - negative
@@ -79,23 +79,23 @@ def auroc_over_replies(
         SettingError: no positive or no negative token at all, or a score that is not finite.
     """
     if not len(scores):
-        raise SettingError("No reply given.")
+        raise SettingError("No replies: at least one is needed.")
     if [len(s) for s in scores] != [len(one) for one in labels]:
-        raise SettingError("Every reply needs as many labels as scores.")
+        raise SettingError("Scores and labels differ in length; give one label for each score.")
     flat, truth = np.concatenate(scores), np.concatenate(labels).astype(bool)
     if not np.isfinite(flat).all():
         raise SettingError("A score is NaN or infinite; AUROC needs finite scores.")
     if truth.all() or not truth.any():
         raise SettingError(f"AUROC needs both classes; got {int(truth.sum())} positives of {len(truth)} tokens.")
     reply = np.repeat(np.arange(len(scores)), [len(s) for s in scores])
-    values, place = np.unique(flat, return_inverse=True)
+    values, rank = np.unique(flat, return_inverse=True)
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(n_resamples):
         counts = np.bincount(rng.integers(len(scores), size=len(scores)), minlength=len(scores))
-        samples.append(_auroc_of_ranks(place, len(values), truth, counts[reply].astype(float)))
+        samples.append(_auroc_of_ranks(rank, len(values), truth, counts[reply].astype(float)))
     low, high = np.nanquantile(samples, [0.025, 0.975])
-    return Estimate(_auroc_of_ranks(place, len(values), truth, None), float(low), float(high), len(scores))
+    return Estimate(_auroc_of_ranks(rank, len(values), truth, None), float(low), float(high), len(scores))
 
 
 def exact_share(hits: int, n: int) -> Estimate:
@@ -113,22 +113,22 @@ def exact_share(hits: int, n: int) -> Estimate:
 def share_over_replies(hits: Sequence[int], totals: Sequence[int], n_resamples: int = 2000, seed: int = 0) -> Estimate:
     """A share pooled over replies (sentences of a kind among all sentences), with a 95 % bootstrap over replies.
 
-    Where no sentence or every one is of the kind, the interval is the exact binomial one with a reply as the trial.
+    Where no sentence or every one is of the kind, the interval is exact binomial with a reply as the trial.
 
     >>> share_over_replies([1, 1], [2, 2]).value
     0.5
     """
     hit, total = np.asarray(hits, float), np.asarray(totals, float)
     if hit.shape != total.shape or not ((hit >= 0) & (hit <= total)).all():
-        raise SettingError("Hits must lie between 0 and the total of their reply.")
+        raise SettingError("Hits must lie between 0 and the total of each reply.")
     if not total.sum():
-        raise SettingError("Nothing to count: every reply is empty.")
+        raise SettingError("Every reply is empty: there is nothing to count.")
     draws = np.random.default_rng(seed).integers(len(hit), size=(n_resamples, len(hit)))
     samples = hit[draws].sum(1) / np.maximum(total[draws].sum(1), 1)
     low, high = np.quantile(samples, [0.025, 0.975])
     if not hit.any() or (hit == total).all():
-        # Resampling nothing but zeros says that the share is exactly 0. A reply counts as one trial instead
-        # (Clopper-Pearson): 0 of 200 replies leave a share of up to 1.8 %.
+        # Resampling zeros gives exactly 0. Instead a reply counts as one trial (Clopper-Pearson): 0 of 200 replies
+        # are compatible with a share of up to 1.8 %.
         exact = exact_share(len(hit) if hit.any() else 0, len(hit))
         low, high = exact.low, exact.high
     return Estimate(float(hit.sum() / total.sum()), float(low), float(high), len(hit))
@@ -139,36 +139,38 @@ def over_clusters(
 ) -> Estimate | None:
     """A statistic with a 95 % bootstrap interval over clusters (all replies to one question move together).
 
-    Few clusters make a percentile interval too narrow: over 10 questions its 95 % held the truth in 86 to 90 % of 300
-    simulated data sets. So further quantiles are taken, those at which the interval of a mean would be Student's
-    (Hesterberg 2015, arXiv 1411.5279): 93 to 95 % over 10 questions, about 90 % over 5, and 70 to 80 % over 3, where no
-    quantile helps.
+    With few clusters a percentile interval is too narrow: over 10 questions it covered the truth in 86 to 90 % of 300
+    simulated data sets. So wider quantiles are used, those at which the interval of a mean would be Student's
+    (Hesterberg 2015, arXiv 1411.5279): coverage 93 to 95 % over 10 questions, about 90 % over 5, and 70 to 80 % over 3,
+    where no quantile helps.
 
     Args:
-        statistic: from weights `[n]`, how often each observation counts, to a number; NaN where it is not defined.
+        statistic: from weights `[n]`, how often each observation counts, to a number; NaN where undefined.
         clusters: `[n]`, which cluster each observation belongs to.
-        n_resamples: bootstrap samples; those for which the statistic is not defined are left out.
-        seed: of the resampling.
+        n_resamples: bootstrap samples; those for which the statistic is undefined are left out.
+        seed: for the resampling.
 
     Returns:
-        None where there is only one cluster, or where the statistic, or more than half of its resamples, are not
-        defined. `n` counts clusters. Where every resample gives the same (an AUROC of 1), the interval has no width:
-        the sample does not show how far it could go wrong, not that it cannot.
+        None where there is only one cluster, or where the statistic, or more than half of its resamples, are undefined.
+        `n` counts clusters. Where every resample gives the same value (an AUROC of 1), the interval has no width: the
+        sample does not show how wrong it could be, not that it is certain.
 
     >>> values = np.arange(10.0)
     >>> over_clusters(lambda w: float(w @ values / w.sum()), np.arange(10)).value
     4.5
     """
-    names, place = np.unique(clusters, return_inverse=True)
+    names, cluster = np.unique(clusters, return_inverse=True)
     if len(names) < 2:
         return None
-    value = statistic(np.ones(len(place)))
+    value = statistic(np.ones(len(cluster)))
     if not np.isfinite(value):
         return None
     rng = np.random.default_rng(seed)
     samples = np.array(
         [
-            statistic(np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[place].astype(float))
+            statistic(
+                np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[cluster].astype(float)
+            )
             for _ in range(n_resamples)
         ]
     )
@@ -192,12 +194,12 @@ def jackknifed(statistic: Callable[[np.ndarray], float], clusters: np.ndarray) -
     """
     from scipy.special import stdtrit  # here: importing it takes a quarter of a second
 
-    names, place = np.unique(clusters, return_inverse=True)
+    names, cluster = np.unique(clusters, return_inverse=True)
     n = len(names)
     if n < 2:
         return None
-    value = statistic(np.ones(len(place)))
-    left_out = np.array([statistic((place != k).astype(float)) for k in range(n)])
+    value = statistic(np.ones(len(cluster)))
+    left_out = np.array([statistic((cluster != k).astype(float)) for k in range(n)])
     if not np.isfinite([value, *left_out]).all():
         return None
     error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
@@ -239,16 +241,16 @@ def rank_auroc(scores: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray],
     """
     if not np.isfinite(scores).all():
         return lambda weights: float("nan")  # noqa: ARG005
-    values, place = np.unique(scores, return_inverse=True)
+    values, rank = np.unique(scores, return_inverse=True)
     truth = np.asarray(labels, bool)
-    return lambda weights: _auroc_of_ranks(place, len(values), truth, weights)
+    return lambda weights: _auroc_of_ranks(rank, len(values), truth, weights)
 
 
 def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int = 9999, seed: int = 0) -> float:
-    """The two-sided p-value of a mean difference when every prompt's sign may as well be the other.
+    """The two-sided p-value of a mean difference, by flipping the signs of prompts.
 
-    Valid where differences are symmetric around 0 under the null, as they are when two runs could change places. Where
-    all patterns of signs are no more than `n_permutations`, they are all tried; else the data counts as one of the
+    Valid where differences are symmetric around 0 under the null, as they are when the two runs are exchangeable. If
+    there are at most `n_permutations` patterns of signs, all are tried; otherwise the data count as one of the
     patterns, so that p is never 0 (Phipson and Smyth 2010).
 
     Args:
@@ -259,8 +261,8 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int =
     """
     d = np.asarray(differences, float)
     if not len(d):
-        raise SettingError("No difference given; a p-value needs at least one prompt.")
-    extreme = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # sums in another order are not other sums
+        raise SettingError("No differences; a p-value needs at least one prompt.")
+    extreme = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # tolerance: sums in another order differ in the last digits
     if 2 ** min(len(d), 60) <= n_permutations:
         bits = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1  # [2^n, n]
         return float((np.abs((2 * bits - 1) @ d) >= extreme).mean())
@@ -269,7 +271,7 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int =
 
 
 def false_discovery(ps: Sequence[float | None]) -> list[float | None]:
-    """Benjamini-Hochberg over the tests that were made; None stays None.
+    """Benjamini-Hochberg q-values; None stays None.
 
     >>> false_discovery([0.01, None, 0.5, 0.04])
     [0.03, None, 0.5, 0.06]

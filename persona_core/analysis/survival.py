@@ -1,9 +1,8 @@
-"""Onsets of a cohort: the share of replies in which a trait has not set in yet, token by token, and of two cohorts.
+"""Survival curves of onsets: the share of replies in which a trait has not set in yet, and a test for two cohorts.
 
-Replies end at different tokens, so a reply without an onset only says that there was none until its end (it is
-censored there): Kaplan-Meier (1958), with the exponential Greenwood interval, as scipy has it. Two cohorts that
-answered the same prompts are compared by the log-rank statistic, and its null is made by swapping the two answers to a
-prompt.
+Replies end at different tokens, so a reply without an onset is censored at its end: Kaplan-Meier (1958) with the
+exponential Greenwood interval, from scipy. Two cohorts that answered the same prompts are compared by the log-rank
+statistic; its null is made by swapping the two replies to a prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Lifetime:
     """How long a reply went without the trait.
 
     Attributes:
-        tokens: to the onset (0: it was there before the reply began), or to the end of the reply.
+        tokens: to the onset (0: before the reply began), or to the end of the reply.
         onset: whether there was one; False: censored at the end.
     """
 
@@ -40,11 +39,11 @@ class Survival:
     """A Kaplan-Meier curve.
 
     Attributes:
-        tokens: places at which an onset was found or a reply ended, `[n]`, rising.
+        tokens: positions at which an onset was found or a reply ended, `[n]`, rising.
         free: share of replies without an onset up to and including that token, `[n]`.
-        low, high: 95 % interval, `[n]`; where no onset has come yet, or no reply is left, it is the share itself.
+        low, high: 95 % interval, `[n]`; equal to the share itself before the first onset and after the last reply.
         n: replies.
-        n_onsets: of these, with an onset.
+        n_onsets: replies with an onset.
     """
 
     tokens: np.ndarray
@@ -56,14 +55,14 @@ class Survival:
 
     @property
     def median(self) -> int | None:
-        """The token by which half of the replies have had their onset; None where fewer ever do."""
+        """The token by which half of the replies have had their onset; None if fewer ever do."""
         reached = np.flatnonzero(self.free <= 0.5)
         return int(self.tokens[reached[0]]) if len(reached) else None
 
     def at(self, token: int) -> float:
         """Share of replies without an onset up to and including a token."""
-        place = int(np.searchsorted(self.tokens, token, side="right")) - 1
-        return 1.0 if place < 0 else float(self.free[place])
+        index = int(np.searchsorted(self.tokens, token, side="right")) - 1
+        return 1.0 if index < 0 else float(self.free[index])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record."""
@@ -73,10 +72,10 @@ class Survival:
 
 @dataclass(frozen=True)
 class CohortTest:
-    """Whether the onsets of two cohorts come at different times.
+    """Whether the onsets of two cohorts differ in time.
 
     Attributes:
-        statistic: log-rank z; above 0 where the second cohort's onsets are more, or earlier.
+        statistic: log-rank z; above 0 where the second cohort has more or earlier onsets.
         p: two-sided, by permutation.
         n: pairs of replies to one prompt.
     """
@@ -91,7 +90,7 @@ class CohortTest:
 
 
 def lifetime(onset: Onset, n_tokens: int) -> Lifetime:
-    """What an answer of the detector says about a reply of `n_tokens`.
+    """The time to onset, or the censoring, of a reply of `n_tokens`.
 
     >>> lifetime(Onset("none", None, None, 1.2), 80)
     Lifetime(tokens=80, onset=False)
@@ -112,7 +111,7 @@ def survival(lifetimes: Sequence[Lifetime]) -> Survival:
 
     free = ecdf(_censored(lifetimes, CensoredData)).sf
     tokens, share = free.quantiles, free.probabilities
-    with warnings.catch_warnings():  # where the share is 1 or 0 the interval is not defined
+    with warnings.catch_warnings():  # the interval is undefined where the share is 1 or 0
         warnings.simplefilter("ignore", RuntimeWarning)
         interval = free.confidence_interval(method="log-log")
     low, high = (np.where(np.isfinite(end.probabilities), end.probabilities, share) for end in interval)
@@ -122,34 +121,34 @@ def survival(lifetimes: Sequence[Lifetime]) -> Survival:
 def compare_cohorts(
     first: Sequence[Lifetime], second: Sequence[Lifetime], n_permutations: int = N_PERMUTATIONS, seed: int = 0
 ) -> CohortTest:
-    """Hold two cohorts that answered the same prompts against each other.
+    """Compare two cohorts that answered the same prompts.
 
     Args:
         first, second: in the order of the prompts, one reply each.
-        n_permutations: swaps that are tried; the smallest p is 1 / (n_permutations + 1).
-        seed: of the swaps.
+        n_permutations: random swaps; the smallest p is 1 / (n_permutations + 1).
+        seed: for the swaps.
 
     Raises:
         SettingError: unequal numbers of replies, or fewer than `MIN_REPLIES` pairs.
     """
     if len(first) != len(second):
-        raise SettingError(f"{len(first)} replies and {len(second)}; pass one of each cohort for every prompt.")
+        raise SettingError(f"{len(first)} and {len(second)} replies; give one of each cohort for every prompt.")
     _enough(len(first))
     times = np.array([[one.tokens for one in cohort] for cohort in (first, second)])  # [2, n]
     events = np.array([[one.onset for one in cohort] for cohort in (first, second)])
-    own = _log_rank(times, events)
+    observed = _log_rank(times, events)
     rng = np.random.default_rng(seed)
     columns = np.arange(times.shape[1])
     as_large = 0
     for _ in range(n_permutations):
         rows = rng.integers(2, size=len(columns))
         order = np.stack([rows, 1 - rows])
-        as_large += abs(_log_rank(times[order, columns], events[order, columns])) >= abs(own) - 1e-9
-    return CohortTest(own, (as_large + 1) / (n_permutations + 1), len(first))
+        as_large += abs(_log_rank(times[order, columns], events[order, columns])) >= abs(observed) - 1e-9
+    return CohortTest(observed, (as_large + 1) / (n_permutations + 1), len(first))
 
 
 def _log_rank(times: np.ndarray, events: np.ndarray) -> float:
-    """Log-rank z of two cohorts, both `[2, n]`: the second's onsets minus those expected, over their spread."""
+    """Log-rank z of two cohorts, both `[2, n]`: observed minus expected onsets of the second, standardised."""
     moments = np.unique(times[events])
     if not len(moments):
         return 0.0
@@ -170,4 +169,4 @@ def _censored(lifetimes: Sequence[Lifetime], data: Any) -> Any:
 
 def _enough(n: int) -> None:
     if n < MIN_REPLIES:
-        raise SettingError(f"{n} replies; a curve over onsets needs at least {MIN_REPLIES}.")
+        raise SettingError(f"{n} replies; a survival curve needs at least {MIN_REPLIES}.")

@@ -1,7 +1,7 @@
 """WHERE one could still have stepped in: the same reply written again, with an intervention from t* - k on.
 
-t* is the place of the first token of the trait in a reply that the model has written. Every reply has its own seed, and
-draws its tokens by it place by place, so that a second writing under the same seed is the same up to t* - k: what comes
+t* is the position of the first token of the trait in a reply that the model has written. Every reply has its own seed, and
+draws its tokens by it position by position, so that a second writing under the same seed is the same up to t* - k: what comes
 after differs by the intervention alone. That the ids before are the same is checked for every reply.
 
 `start` names the first token whose choice can change (see `inference.steering`), so at k the choice of token t* - k
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.early_warning import AHEAD
 from persona_core.analysis.intervention_statistics import (
     CONTROL,
     Arm,
@@ -32,6 +31,7 @@ from persona_core.analysis.intervention_statistics import (
     arm_statistics,
     mean_over_groups,
 )
+from persona_core.analysis.separation import AHEAD
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.inference.sampling import Sampling
@@ -219,7 +219,7 @@ def intervention_window(
     outcomes: list[Outcome] = []
     n_diverged = 0
     generator = torch.Generator().manual_seed(plan.seed)
-    starts = {k: {i: place - k for i, place in first.items() if place >= k} for k in plan.ahead}
+    starts = {k: {i: position - k for i, position in first.items() if position >= k} for k in plan.ahead}
     total = len(changes) * sum(map(len, starts.values()))
     with tqdm(total=total, desc=f"window of {trait}", unit="reply", disable=not progress) as bar:
         for k, begins in starts.items():
@@ -356,13 +356,13 @@ def _again(
 
 
 def _marked(trace: Trace, marks: Marker) -> list[int]:
-    places = sorted(int(place) for place in marks(trace))
-    if places and not 0 <= places[0] <= places[-1] < trace.n_reply:
+    positions = sorted(int(position) for position in marks(trace))
+    if positions and not 0 <= positions[0] <= positions[-1] < trace.n_reply:
         raise SettingError(
-            f"The marks {places[0]} to {places[-1]} do not lie in the reply of {trace.n_reply} tokens; places are "
+            f"The marks {positions[0]} to {positions[-1]} do not lie in the reply of {trace.n_reply} tokens; positions are "
             "counted from the first token of the reply."
         )
-    return places
+    return positions
 
 
 def _outcome(
@@ -376,7 +376,7 @@ def _outcome(
     marks: Marker,
     coherence: Coherence,
 ) -> Outcome:
-    later = [place for place in _marked(trace, marks) if place >= start]
+    later = [position for position in _marked(trace, marks) if position >= start]
     n_later = len(trace.reply_positions) - start
     return Outcome(
         reply=reply,

@@ -1,4 +1,4 @@
-"""What a warning from persona vectors is held against: place, words, the model's doubt, the prompt, random directions.
+"""What a warning from persona vectors is held against: position, words, the model's doubt, the prompt, random directions.
 
 Each baseline gives series of the shape of a trait's: one number for each of a reply's own tokens, `[n_own]`, known
 once that token has been read. `persona_core.analysis.early_warning` takes them as they are. A warning that one of
@@ -30,7 +30,7 @@ Series = list[np.ndarray]
 
 
 def position_scores(traces: Sequence[Trace]) -> Series:
-    """The place of each token in its reply, from 0."""
+    """The position of each token in its reply, from 0."""
     return [np.arange(len(trace.reply_positions), dtype=float) for trace in traces]
 
 
@@ -51,7 +51,7 @@ def last_prompt_scores(traces: Sequence[Trace], trait: str) -> Series:
 def entropy_scores(
     lm: LanguageModel, traces: Sequence[Trace], batch_tokens: int = 1024, progress: bool = False
 ) -> Series:
-    """How undecided the model is about the next token, in nats: at place t, after token t has been read.
+    """How undecided the model is about the next token, in nats: at position t, after token t has been read.
 
     One teacher-forced forward over each text, with the language-model head; the entropy of the softmax at temperature
     1, in float32. A batch holds the logits of all its tokens at once: of 1,024 tokens over 128,000 ids half a gigabyte.
@@ -149,7 +149,7 @@ def ngram_scores(
 ) -> tuple[Series, Series]:
     """How much the text so far looks like that of replies with the trait, by its n-grams of token ids alone: log-odds.
 
-    Naive Bayes (multinomial, add-one) over the n-grams of whole replies. At place t: the sum over all n-grams that
+    Naive Bayes (multinomial, add-one) over the n-grams of whole replies. At position t: the sum over all n-grams that
     end at t or before. The prior is left out. A reply is scored by a classifier that has seen none of its group, and
     an n-gram that this classifier has not met counts nothing.
 
@@ -176,7 +176,7 @@ def ngram_scores(
     check_integer("longest", longest)
     if (len(groups[0]), len(groups[1])) != (len(trait), len(neutral)):
         raise SettingError("Give a group for each reply; a classifier must not score what it was fitted to.")
-    ids = [[t.token_ids[place] for place in t.reply_positions] for t in (*trait, *neutral)]
+    ids = [[t.token_ids[position] for position in t.reply_positions] for t in (*trait, *neutral)]
     labels = np.arange(len(ids)) < len(trait)
     numbers: dict[object, int] = {}
     of = np.array([numbers.setdefault(g, len(numbers)) for g in (*groups[0], *groups[1])])

@@ -16,16 +16,16 @@ def effects_figure(overall: Mapping[str, Figure]) -> go.Figure:
     """Total, weights and text of every trait, with intervals over prompts."""
     figure = go.Figure()
     names = list(overall)
-    for place, (effect, colour) in enumerate(EFFECTS.items()):
+    for index, (effect, colour) in enumerate(EFFECTS.items()):
         rows = [(k, overall[t][effect]) for k, t in enumerate(names) if overall[t][effect] is not None]
         figure.add_scatter(
             x=[e["value"] for _, e in rows],
-            y=[k + 0.22 * (place - 1) for k, _ in rows],
+            y=[k + 0.22 * (index - 1) for k, _ in rows],
             error_x=error_bars([e for _, e in rows]),
             text=[f"{html.escape(names[k])}, {effect}: {interval(e)}" for k, e in rows],
             mode="markers",
             name=effect,
-            marker={"color": colour, "size": 8, "symbol": ("circle", "diamond", "square")[place]},
+            marker={"color": colour, "size": 8, "symbol": ("circle", "diamond", "square")[index]},
             hovertemplate="%{text}<extra></extra>",
         )
     apply_layout(figure, 90 + 44 * len(names), margin={"l": 130, "r": 16, "t": 40, "b": 44})

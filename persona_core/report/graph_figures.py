@@ -14,11 +14,11 @@ from persona_core.report.sentences import describe_edge
 def coupling_matrix(graph: Figure) -> go.Figure:
     """Above the diagonal the same-token coupling, below it the cosine of the vectors: its floor."""
     traits = graph["nodes"]
-    place = {t: k for k, t in enumerate(traits)}
+    index = {t: k for k, t in enumerate(traits)}
     z: list[list[float | None]] = [[None] * len(traits) for _ in traits]
     says = [[""] * len(traits) for _ in traits]
     for pair in graph["couplings"]["together"]:
-        a, b = sorted((place[pair["source"]], place[pair["target"]]))
+        a, b = sorted((index[pair["source"]], index[pair["target"]]))
         pair_name = f"{html.escape(pair['source'])}, {html.escape(pair['target'])}"
         if pair["estimate"] is not None:
             z[a][b], says[a][b] = (

@@ -13,12 +13,12 @@ from persona_core.traces.figure import TRAIT_COLOURS
 def survival_figure(configs: Mapping[str, Figure]) -> go.Figure:
     """Share of replies in which the trait has not set in yet, with 95 % bands."""
     figure = go.Figure()
-    for place, (config, found) in enumerate(configs.items()):
-        curve, colour = found["survival"], side_colour(config, place)
+    for index, (config, found) in enumerate(configs.items()):
+        curve, colour = found["survival"], side_colour(config, index)
         if "missing" in curve:
             continue
         x = [-3, *curve["tokens"]]
-        for name, dash in (("low", None), ("high", None), ("free", "solid" if place == 0 else "dash")):
+        for name, dash in (("low", None), ("high", None), ("free", "solid" if index == 0 else "dash")):
             figure.add_scatter(
                 x=x,
                 y=[1, *curve[name]],

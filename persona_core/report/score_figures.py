@@ -55,8 +55,8 @@ def heat_map(
         (row, onsets[k]) for row, k in enumerate(order) if onsets[k].get("answer") in ("onset", "before the reply")
     ]
     at = [-1 if o["onset"] is None else int(o["onset"]) for _, o in marked]  # before the reply: left of its first token
-    low = [place if o["low"] is None else int(o["low"]) for place, (_, o) in zip(at, marked, strict=True)]
-    high = [place if o["high"] is None else int(o["high"]) for place, (_, o) in zip(at, marked, strict=True)]
+    low = [position if o["low"] is None else int(o["low"]) for position, (_, o) in zip(at, marked, strict=True)]
+    high = [position if o["high"] is None else int(o["high"]) for position, (_, o) in zip(at, marked, strict=True)]
     figure.add_scatter(
         x=at,
         y=[row for row, _ in marked],
@@ -83,9 +83,9 @@ def heat_map(
 
 
 def position_figure(statistics: Mapping[str, Figure]) -> go.Figure:
-    """Mean z by the place in the reply."""
+    """Mean z by position in the reply."""
     figure = go.Figure()
-    for place, (config, found) in enumerate(statistics.items()):
+    for index, (config, found) in enumerate(statistics.items()):
         bins = [b for b in found["positions"] if b["mean"] is not None]
         figure.add_scatter(
             x=[f"{b['start']}+" if b["end"] is None else f"{b['start']}–{b['end'] - 1}" for b in bins],
@@ -94,7 +94,7 @@ def position_figure(statistics: Mapping[str, Figure]) -> go.Figure:
             text=[f"{interval(b['mean'])}, {b['n_replies']} replies" for b in bins],
             mode="lines+markers",
             name=config,
-            line={"color": side_colour(config, place), "dash": ("solid", "dash", "dot")[place % 3]},
+            line={"color": side_colour(config, index), "dash": ("solid", "dash", "dot")[index % 3]},
             hovertemplate=f"{html.escape(config)}, tokens %{{x}}: %{{text}}<extra></extra>",
         )
     apply_layout(figure, 300)

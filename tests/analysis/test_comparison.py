@@ -164,9 +164,9 @@ def test_pairs_only_and_no_empty_reply() -> None:
         effect("t", baseline[:5], contaminated[10:], replay)
     with pytest.raises(SettingError, match="no prompt in common"):
         compare_runs([], contaminated)
-    with pytest.raises(SettingError, match="comes twice"):
+    with pytest.raises(SettingError, match="occurs twice"):
         means([*baseline, baseline[0]], "t")
-    with pytest.raises(SettingError, match="comes twice"):
+    with pytest.raises(SettingError, match="occurs twice"):
         effect("t", [*baseline, baseline[0]], contaminated)
     with pytest.raises(SettingError, match="No trait 'x'"):
         means(baseline, "x")
@@ -181,7 +181,7 @@ def test_pairs_only_and_no_empty_reply() -> None:
 def test_a_replay_that_read_other_ids_is_refused() -> None:
     baseline, contaminated, replay = cells(1.0, 0.0)
     replay[4] = {**replay[4], "token_ids": [7, *replay[4]["token_ids"][1:]]}
-    with pytest.raises(SettingError, match="The replay read other ids: prompt 'p4'"):
+    with pytest.raises(SettingError, match="The replay read other ids for prompt 'p4'"):
         effect("t", baseline, contaminated, replay)
     assert effect("t", baseline, contaminated).n == 40  # the total does not need it
 
@@ -193,9 +193,9 @@ def test_a_replay_that_read_other_ids_is_refused() -> None:
         ({"best_block": {"t": 5}, "blocks": [5]}, r"different blocks \(4, 5\)"),
         ({"null_mean": {"t": [0.6]}}, "different nulls"),
         ({"null_std": {"t": [2.1]}}, "different nulls"),
-        ({"prompt": "Another?"}, "'p1' is another text"),
+        ({"prompt": "Another?"}, "text of prompt 'p1' differs"),
         ({"reader": "D"}, "2 readers: C, D"),
-        ({"projections": {"t": [0.0, 0.0, float("nan")]}, "roles": ["user", "user", "assistant"]}, "'p1' holds nan"),
+        ({"projections": {"t": [0.0, 0.0, float("nan")]}, "roles": ["user", "user", "assistant"]}, "'p1' contains nan"),
     ],
 )
 def test_rows_that_do_not_belong_together_are_refused(change: dict[str, Any], says: str) -> None:
@@ -324,7 +324,7 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
         )
     np.testing.assert_array_equal(token_differences(b, a, CONTAMINANT), -found)
     assert not token_differences(a, a, CONTAMINANT).any()
-    with pytest.raises(SettingError, match="other ids"):
+    with pytest.raises(SettingError, match="different ids"):
         token_differences(Trace.from_row(baseline[3]), b, CONTAMINANT)
     with pytest.raises(SettingError, match="different nulls"):
         token_differences(a, b.replace(null_mean=b.null_mean + 0.1), CONTAMINANT)
@@ -336,7 +336,7 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
         )
     holed = b.raw.copy()
     holed[b.traits.index(CONTAMINANT), :, 9] = np.nan
-    with pytest.raises(SettingError, match="Reading b holds nan at token 9"):
+    with pytest.raises(SettingError, match="Reading b contains nan at token 9"):
         token_differences(a, b.replace(raw=holed), CONTAMINANT)
 
 

@@ -17,8 +17,8 @@ from persona_core.analysis.early_warning import (
     early_warning,
     first_alarm,
     permuted,
-    separation,
 )
+from persona_core.analysis.separation import separation
 from persona_core.errors import SettingError
 from tests.analysis.test_onset import noise
 
@@ -129,13 +129,14 @@ def test_full_stops_are_held_against_full_stops_where_the_starts_of_sentences_ar
     (place,), (start,) = (separation(trait, first, neutral, (1,), neutral_starts=s) for s in (None, starts))
     assert place.auroc and place.auroc.high < 0.2
     assert start.auroc and start.auroc.low < 0.5 < start.auroc.high
-    with pytest.raises(SettingError, match="2 lists of starts, 300"):
+    with pytest.raises(SettingError, match="2 lists of starts for 300"):
         separation(trait, first, neutral, (1,), neutral_starts=starts[:2])
 
 
 # Chance.
 
 
+@pytest.mark.slow
 def test_labels_dealt_out_anew_give_one_half_although_the_trait_is_there() -> None:
     rng = np.random.default_rng(4)
     trait, first = warned(rng, 60, lead=6)
@@ -314,20 +315,20 @@ def test_a_reply_longer_than_every_neutral_one_is_not_held_against_anything() ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"first": [5, 40]}, "t\\* of reply 1 is 40; the reply has the places 0 to 39"),
+        ({"first": [5, 40]}, "t\\* of reply 1 is 40; the reply has positions 0 to 39"),
         ({"first": [-1, 5]}, "t\\* of reply 0 is -1"),
-        ({"first": [5]}, "2 replies with the trait, 1 places"),
-        ({"trait_scores": [np.zeros(40), np.full(40, np.nan)]}, "Reply 1 holds nan at token 0"),
+        ({"first": [5]}, "2 replies with the trait, but 1 positions"),
+        ({"trait_scores": [np.zeros(40), np.full(40, np.nan)]}, "Reply 1 contains nan at token 0"),
         ({"trait_scores": [np.zeros(40), np.zeros(0)]}, "Reply 1 has no token"),
-        ({"neutral_scores": [np.full(9, np.inf)] * 400}, "Neutral reply 0 holds inf"),
+        ({"neutral_scores": [np.full(9, np.inf)] * 400}, "Neutral reply 0 contains inf"),
         ({"neutral_scores": []}, "both are needed"),
         ({"neutral_scores": [np.zeros(9)] * (MIN_NULLS - 1)}, f"299 neutral replies; at least {MIN_NULLS}"),
-        ({"rate": 0.01}, "500 are needed"),
+        ({"rate": 0.01}, "needs 500 replies"),
         ({"rate": 1.0}, "between 0 and 1"),
         ({"ahead": (-1,)}, "from 0"),
         ({"groups": ([1], [1])}, "1 and 1 groups for 2"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_bad_input_is_refused_with_the_reason(change: dict[str, Any], message: str) -> None:
     rng = np.random.default_rng(0)

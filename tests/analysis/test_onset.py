@@ -166,7 +166,7 @@ def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(SettingError, match=f"at least {MIN_NULLS}"):
         calibrate_onset(replies(rng, 60))
-    with pytest.raises(SettingError, match="500 neutral replies are needed"):
+    with pytest.raises(SettingError, match="needs 500 neutral replies"):
         calibrate_onset(replies(rng, 320), rate=0.01)
     with pytest.raises(SettingError, match="rate"):
         calibrate_onset(replies(rng, 320), rate=1.0)

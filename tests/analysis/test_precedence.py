@@ -165,7 +165,7 @@ def test_activation_times_are_those_of_each_traits_own_detector() -> None:
     assert times[0, 0] == 20 and np.isnan(times[0, 1]) and times[0, 2] == 0
     with pytest.raises(SettingError, match="detector for evil"):
         activation_times(TRAITS, [reply], {"flattery": flat, "deceit": strict})
-    with pytest.raises(SettingError, match="2 series for 3 traits"):
+    with pytest.raises(SettingError, match="2 series; 3 traits are expected"):
         activation_times(TRAITS, [reply[:2]], dict.fromkeys(TRAITS, flat))
 
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_whitened_is_refused_with_the_reason() -> None:
         whiten(made, max_order=-1)
     broken = made[2].copy()
     broken[7] = np.nan
-    with pytest.raises(SettingError, match="Reply 2 holds nan at token 7"):
+    with pytest.raises(SettingError, match="Reply 2 contains nan at token 7"):
         whiten([*made[:2], broken, *made[3:]])
 
 

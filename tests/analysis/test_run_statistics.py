@@ -15,12 +15,10 @@ from demo_world.contaminated import CONTAMINANT
 from persona_core.analysis.run_statistics import (
     MIN_NULL_TOKENS,
     RunStatistics,
-    autocorrelation,
-    drift,
     run_statistics,
-    token_share,
 )
 from persona_core.analysis.statistics import Estimate, jackknifed
+from persona_core.analysis.weighted_statistics import autocorrelation, drift, token_share
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
 from persona_core.traces.provenance import Provenance
@@ -119,12 +117,12 @@ def test_extremes_say_where_they_are(small: Any) -> None:
     own = found.traits["t"]
     k = max(range(12), key=lambda i: z[i].max())
     at = int(z[k].argmax())
-    assert (own.highest.id, own.highest.reply, own.highest.place) == (ids[k], k, PROMPT + at)
+    assert (own.highest.id, own.highest.reply, own.highest.position) == (ids[k], k, PROMPT + at)
     assert own.highest.token == f" w{at}" and own.highest.value == z[k].max()
     k = min(range(12), key=lambda i: z[i].min())
-    assert (own.lowest.reply, own.lowest.place) == (k, PROMPT + int(z[k].argmin()))
+    assert (own.lowest.reply, own.lowest.position) == (k, PROMPT + int(z[k].argmin()))
     best = max(range(12), key=lambda i: z[i].mean())
-    assert (own.highest_reply.reply, own.highest_reply.id, own.highest_reply.place) == (best, ids[best], None)
+    assert (own.highest_reply.reply, own.highest_reply.id, own.highest_reply.position) == (best, ids[best], None)
     assert own.lowest_reply.value == pytest.approx(min(s.mean() for s in z))
 
 
@@ -224,17 +222,17 @@ def test_what_does_not_fit_is_refused_and_empty_replies_are_named() -> None:
     good = [reply(rng.normal(size=30)) for _ in range(6)]
     found = run_statistics([*good, reply([])], [*"abcdef", "g"], n_resamples=50)
     assert found.empty == ("g",) and found.n_replies == 6
-    with pytest.raises(SettingError, match="6 traces and 1 ids"):
+    with pytest.raises(SettingError, match="6 traces, but 1 ids"):
         run_statistics(good, ["a"])
-    with pytest.raises(SettingError, match="No reply with a token"):
+    with pytest.raises(SettingError, match="Every reply is empty"):
         run_statistics([reply([])], ["a"])
-    with pytest.raises(SettingError, match="'b' holds nan at token 3"):
+    with pytest.raises(SettingError, match="'b' contains nan at token 3"):
         run_statistics([good[0], reply([0, 0, 0, np.nan])], ["a", "b"])
     with pytest.raises(SettingError, match="2 different models"):
         run_statistics([good[0], reply([0.0], provenance=Provenance(reader="n", vectors="v"))], ["a", "b"])
     with pytest.raises(SettingError, match=f"at least {MIN_NULL_TOKENS}"):
         run_statistics(good, [*"abcdef"], neutral=good)
-    with pytest.raises(SettingError, match="other vectors"):
+    with pytest.raises(SettingError, match="different vectors"):
         run_statistics(good, [*"abcdef"], neutral=[reply(np.zeros(2000), provenance=Provenance(vectors="w"))])
     with pytest.raises(SettingError, match="running means"):
         smooth = [np.convolve(rng.normal(size=90), np.ones(5) / 5, "valid") for _ in range(30)]
@@ -244,7 +242,7 @@ def test_what_does_not_fit_is_refused_and_empty_replies_are_named() -> None:
 def test_one_reply_has_a_place_for_its_extremes_and_no_interval() -> None:
     found = run_statistics([reply([0.0, 2.0, 1.0])], ["a"]).traits["t"]
     assert found.mean is None and found.drift is None and found.token_share is None
-    assert found.highest.place == PROMPT + 1 and found.highest_reply.value == 1.0
+    assert found.highest.position == PROMPT + 1 and found.highest_reply.value == 1.0
     flat = run_statistics([reply([1.0]), reply([1.0])], ["a", "b"], n_resamples=20).traits["t"]
     assert flat.drift is None and flat.within is None and flat.autocorrelation is None
     json.dumps(flat.to_dict(), allow_nan=False)
@@ -268,8 +266,8 @@ def test_the_shipped_runs_say_what_was_planted() -> None:
     assert value(high[CONTAMINANT].share_above) > 0.85
     place = high[CONTAMINANT].highest
     row = rows["contaminated"][place.reply]
-    assert row["id"] == place.id and row["tokens"][place.place] == place.token
-    assert row["projections"][CONTAMINANT][place.place] == pytest.approx(place.value)
+    assert row["id"] == place.id and row["tokens"][place.position] == place.token
+    assert row["projections"][CONTAMINANT][place.position] == pytest.approx(place.value)
     record = json.loads(json.dumps(found["contaminated"].to_dict(), allow_nan=False))
     assert set(record) == {"n_prompts", "n_replies", "n_tokens", "n_neutral", "empty", "traits"}
     assert set(record["traits"][CONTAMINANT]["drift"]) == {"value", "low", "high", "n"}

@@ -120,15 +120,15 @@ def test_settings_and_mixtures_are_refused() -> None:
         reply(np.zeros(5), null_std=np.full((1, 1), 2, np.float32)),
     ]
     for trace in other:
-        with pytest.raises(SettingError, match="search them apart"):
+        with pytest.raises(SettingError, match="search them separately"):
             top_windows(own, 2, neutral=score_series({"q": trace}, "t"))
-    with pytest.raises(SettingError, match="search them apart"):
+    with pytest.raises(SettingError, match="search them separately"):
         top_sentences([*own, *difference_series({"q": reply([0.0])}, {"q": reply([1.0])}, "t")])
     with pytest.raises(SettingError, match="2 different models"):
         score_series({"a": reply([1.0]), "b": reply([1.0], provenance=Provenance(reader="n"))}, "t")
-    with pytest.raises(SettingError, match="'p' holds nan at token 1"):
+    with pytest.raises(SettingError, match="'p' contains nan at token 1"):
         score_series({"p": reply([1.0, np.nan])}, "t")
-    with pytest.raises(SettingError, match="no prompt in common"):
+    with pytest.raises(SettingError, match="share no prompt"):
         difference_series({"a": reply([1.0])}, {"b": reply([1.0])}, "t")
     smooth = np.random.default_rng(0).normal(size=(40, 90))
     with pytest.raises(SettingError, match="running means"):

@@ -89,7 +89,7 @@ def test_an_answer_becomes_a_lifetime() -> None:
 
 def test_too_few_replies_or_unpaired_ones_are_refused() -> None:
     own = cohort(np.random.default_rng(3))
-    with pytest.raises(SettingError, match="3 replies; a curve over onsets needs at least 10"):
+    with pytest.raises(SettingError, match="3 replies; a survival curve needs at least 10"):
         survival(own[:3])
     with pytest.raises(SettingError, match="for every prompt"):
         compare_cohorts(own, own[:20])

@@ -291,6 +291,7 @@ def test_what_is_not_there_is_said_and_the_rest_is_done(tmp_path: Path) -> None:
     assert "Alarms need at least 300 neutral replies" in page
 
 
+@pytest.mark.slow
 def test_too_few_neutral_replies_are_no_null() -> None:
     found, says = missing_of(few(30, "baseline", "neutral"))
     assert "30 neutral replies" in says and "missing" in found.summary["when"]
@@ -306,7 +307,7 @@ def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path
     broken = few(14)
     broken["baseline"][3]["raw"][TRAIT] = [[float("nan")] * len(x) for x in broken["baseline"][3]["raw"][TRAIT]]
     broken["baseline"][3]["projections"][TRAIT] = None
-    with pytest.raises(SettingError, match="baseline: sycophancy in the row 'pilot-04' holds nan at token 0"):
+    with pytest.raises(SettingError, match="baseline: sycophancy in the row 'pilot-04' contains nan at token 0"):
         analyse(broken, progress=False)
     assert command.main(["--results", str(tmp_path)]) == 1
 
@@ -334,6 +335,7 @@ def test_interventions_of_another_form_are_refused_before_anything_is_written(tm
     assert [p.name for p in (tmp_path / "results" / "analysis").iterdir()] == ["interventions.json"]
 
 
+@pytest.mark.slow
 def test_nobody_looked_is_not_nothing_shows() -> None:
     rows = few(40, "contaminated")
     rows["neutral"] = load_results(SHIPPED, "neutral")
