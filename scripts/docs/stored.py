@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from persona_core.utils.files import read_json
 from persona_core.utils.markdown import HasInterval, interval
 from scripts import PROJECT_ROOT
 
@@ -26,7 +26,7 @@ Figure = Mapping[str, Any]
 @cache
 def stored(name: str) -> Any:
     """Stored results: one of `SOURCES`, or what `python -m benchmarks.NAME` wrote."""
-    return json.loads(_path(name).read_text(encoding="utf-8"))
+    return read_json(_path(name))
 
 
 def is_stored(name: str) -> bool:
