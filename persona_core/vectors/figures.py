@@ -146,7 +146,7 @@ def _rivals(figure: go.Figure, f: Figure) -> None:
 
 
 def _correlations(figure: go.Figure, f: Figure) -> None:
-    names = (("all", "all replies"), ("high", "asked for the trait"), ("low", "asked for the contrary"))
+    names = (("all", "all replies"), ("high", "positive side"), ("low", "negative side"))
     known = [(label, f["correlation"][key]) for key, label in names if f["correlation"][key] is not None][::-1]
     figure.add_scatter(
         x=[c["value"] for _, c in known], y=[label for label, _ in known], mode="markers", showlegend=False,

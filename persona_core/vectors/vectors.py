@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from persona_core.errors import CorruptFile, NotFound, PersonaWarning, UnknownTrait, VectorsMismatch
+from persona_core.errors import CorruptFile, PersonaWarning, UnknownTrait, VectorsMismatch
 from persona_core.utils.checks import known_block
-from persona_core.utils.files import read_json
 from persona_core.utils.hub import check_kind, fetch
+from persona_core.vectors.files import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE, read_config, read_pt, read_tensors
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
 
-FORMAT_VERSION = 1
-TENSORS_FILE = "vectors.safetensors"
-CONFIG_FILE = "config.json"
 CONVENTION = "row b is the output of block b; blocks are numbered from 0 in running order"
 
 
@@ -205,7 +202,7 @@ class PersonaVectors:
         torch.Size([6, 192])
         """
         check_kind(source, "vectors", revision)
-        config = _read_config(fetch(source, CONFIG_FILE, revision))
+        config = read_config(fetch(source, CONFIG_FILE, revision))
         return _from_parts(config, fetch(source, TENSORS_FILE, revision))
 
     @classmethod
@@ -229,7 +226,7 @@ class PersonaVectors:
             raise VectorsMismatch(f"Unknown convention {convention!r}; expected 'hidden_states'.")
         tensors = {}
         for trait, path in files.items():
-            rows = _load_pt(Path(path))  # [n_blocks + 1, d_model]
+            rows = read_pt(Path(path))  # [n_blocks + 1, d_model]
             if rows.ndim != 2 or rows.shape[0] < 3:
                 raise CorruptFile(f"{path}: expected a [n_blocks + 1, d_model] tensor, got {tuple(rows.shape)}.")
             vector = rows[1:].float().clone()  # [n_blocks, d_model]
@@ -294,30 +291,8 @@ class PersonaVectors:
         return known_block(block, self.blocks, whose, self.absent_blocks)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
-    version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CorruptFile(f"{path}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
-    missing = [k for k in ("traits", "best_block", "absent_blocks", "null_probabilities") if k not in config]
-    if missing:
-        raise CorruptFile(f"{path}: missing {', '.join(missing)}.")
-    for key, kind in (("traits", list), ("best_block", dict), ("absent_blocks", list), ("null_probabilities", list)):
-        if not isinstance(config[key], kind):
-            raise CorruptFile(f"{path}: {key} is a {type(config[key]).__name__}, expected a {kind.__name__}.")
-    if not isinstance(config.get("base_model", {}), dict):
-        raise CorruptFile(f"{path}: base_model is a {type(config['base_model']).__name__}, expected an object.")
-    return config
-
-
 def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        arrays = load_file(str(path))
-    except (SafetensorError, OSError) as error:
-        raise CorruptFile(f"{path}: truncated or not a safetensors file: {error}. Download it again.") from error
+    arrays = read_tensors(path)
     try:
         tensors = {t: arrays[f"vector/{t}"] for t in config["traits"]}
         nulls = {
@@ -338,19 +313,3 @@ def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
             f"{path}: the tensors do not match the fingerprint in {CONFIG_FILE}; the two files do not belong together."
         )
     return vectors
-
-
-def _load_pt(path: Path) -> torch.Tensor:
-    import pickle
-
-    if not path.is_file():
-        raise NotFound(f"No file {str(path)!r}.")
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CorruptFile(f"{path}: refused, it holds more than tensors (possibly code): {error}") from error
-    except Exception as error:  # the unpickler raises whatever the bytes lead it to: IndexError, struct.error, ...
-        raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error
-    if not isinstance(value, torch.Tensor):
-        raise CorruptFile(f"{path}: holds a {type(value).__name__}, expected one tensor.")
-    return value

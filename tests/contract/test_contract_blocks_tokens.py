@@ -176,8 +176,8 @@ def test_mutation_import_without_conversion(tmp_path: Path, monkeypatch: pytest.
     """The rows of a hidden_states file taken as they come: row 0, the embeddings, becomes block 0."""
     import persona_core.vectors.vectors as module
 
-    original = module._load_pt
-    monkeypatch.setattr(module, "_load_pt", lambda path: original(path).roll(1, dims=0))
+    original = module.read_pt
+    monkeypatch.setattr(module, "read_pt", lambda path: original(path).roll(1, dims=0))
     with pytest.raises(AssertionError):
         check_import(tmp_path)
 
