@@ -1,4 +1,4 @@
-"""The errors of the library: one small family, each message names the value and the remedy."""
+"""The library's exceptions: one small family; each message names the value and the remedy."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Iterable
 
 
 class PersonaError(Exception):
-    """Base of every error that the library raises on purpose."""
+    """Base class of every error that the library raises deliberately."""
 
 
 class UnsupportedModel(PersonaError):
-    """The model's blocks cannot be read: no decoder, 4-D states, a recurrent state."""
+    """The model's blocks cannot be read: no decoder, 4-D states or a recurrent state."""
 
 
 class UnknownTrait(PersonaError):
-    """A trait that the vectors or the trace do not hold."""
+    """A trait that the vectors or the trace lack."""
 
     def __init__(self, trait: str, known: Iterable[str]) -> None:
         super().__init__(f"Unknown trait {trait!r}. Known traits: {', '.join(known) or 'none'}.")
 
 
 class UnknownBlock(PersonaError):
-    """A block that the model, the vectors or the trace do not hold. Never replaced by a neighbour."""
+    """A block that the model, the vectors or the trace lack. A neighbour never takes its place."""
 
 
 class VectorsMismatch(PersonaError):
@@ -29,36 +29,36 @@ class VectorsMismatch(PersonaError):
 
 
 class NotCalibrated(PersonaError):
-    """A z score was asked for, but the vectors carry no null mean and standard deviation."""
+    """A z score needs a null mean and standard deviation, which the vectors lack."""
 
 
 class CorruptFile(PersonaError):
-    """A file that is truncated, of another format, or not safe to open."""
+    """A file that is truncated, in another format, or unsafe to open."""
 
 
 class NotFound(PersonaError):
-    """No such folder and no such repository, or no such file in it."""
+    """No such folder, repository, revision or file; or one that holds something else."""
 
 
 class PromptError(PersonaError):
-    """A prompt that cannot be rendered: empty, with an unknown role, or refused by the chat template."""
+    """A prompt that cannot be rendered: empty, with an unknown role, or rejected by the chat template."""
 
 
 class ContextOverflow(PromptError):
-    """Prompt, or prompt and reply, do not fit into the model's context."""
+    """The prompt, or prompt and reply together, exceed the model's context length."""
 
 
 class NumericalError(PersonaError):
-    """The model computed NaN or infinity."""
+    """The model produced NaN or infinity."""
 
 
 class SettingError(PersonaError):
-    """A setting out of its range: a negative temperature, no token to generate, ..."""
+    """An invalid setting, such as a negative temperature, or settings that contradict each other."""
 
 
 class ServerError(PersonaError):
-    """A server (of a judge, or of a model that writes) that cannot be used: no key, no answer, no such model."""
+    """A server (the Hub, a judge's, or one that generates replies) that cannot be used: no key, answer or model."""
 
 
 class PersonaWarning(UserWarning):
-    """Something that does not stop the run but may explain odd numbers."""
+    """Something that does not stop a run but may explain odd numbers."""

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_names(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """A `__getattr__` for a package's `__init__` (PEP 562).
 
     Args:
         package: its `__name__`.
-        home: name -> module below the package that defines it.
+        modules: name -> module below the package that defines it.
     """
 
     def getattr_(name: str) -> Any:
-        if name not in home:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return getattr_

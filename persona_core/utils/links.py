@@ -13,7 +13,7 @@ _SOURCE = re.compile(r'^SOURCE = ".*?"', re.MULTILINE)
 
 
 def source_of(root: Path) -> str | None:
-    """The web address of git's remote `origin`, without credentials; None where there is none."""
+    """The web address of git's remote `origin`, without credentials; None if there is none."""
     command = ["git", "-C", str(root), "remote", "get-url", "origin"]
     try:
         url = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

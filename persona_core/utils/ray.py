@@ -1,4 +1,4 @@
-"""Tasks shared out to Ray workers."""
+"""Distribute tasks over Ray workers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from persona_core.utils.checks import check_integer
 
 
 def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: int) -> Iterator[dict[str, Any]]:
-    """What workers return for the tasks 0, 1, ..., in any order, one row each.
+    """Rows that workers return for the tasks 0, 1, ..., one each, in any order.
 
     Args:
-        worker: a class; made once in each worker with the arguments, and called with `{"task": [number]}`.
+        worker: a class, instantiated once per worker with `arguments` and called with `{"task": [number]}`.
     """
     check_integer("n_workers", n_workers)
     try:
@@ -24,9 +24,9 @@ def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: in
     if not n_tasks:
         return
     begun = not ray.is_initialized()
-    if begun:  # RAY_ADDRESS names a cluster; without it a local one is started
+    if begun:  # RAY_ADDRESS names a cluster; otherwise a local one starts
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # the bar says how far it is
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # the progress bar is enough
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= n_workers else 0
         tasks = ray.data.from_items([{"task": number} for number in range(n_tasks)], override_num_blocks=n_tasks)
