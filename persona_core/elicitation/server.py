@@ -86,7 +86,7 @@ def elicit_served(
                 bar.update()
                 if answer is None:
                     failed.append((request, reason))
-                    logger.warning("ElicitationRequest %d failed: %s", request.index, reason)
+                    logger.warning("Request %d failed: %s", request.index, reason)
                     continue
                 append_lines(path, [{"index": request.index, "text": answer[0], "finish": answer[1]}])
                 texts[request.index] = answer

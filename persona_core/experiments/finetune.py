@@ -161,7 +161,7 @@ def encode(
             prompt = lm.chat.render(list(dialogue.messages[:-1])).token_ids
             reply = (*lm.chat.encode_reply(dialogue.messages[-1]["content"]), _end_of_turn(lm, dialogue))
         except PromptError as error:
-            raise CorruptFile(f"RecordedConversation {dialogue.id!r} of the data: {error}") from error
+            raise CorruptFile(f"Dialogue {dialogue.id!r} of the data: {error}") from error
         ids = [*prompt, *reply]
         if len(ids) > longest:
             too_long += 1
