@@ -71,6 +71,8 @@ def load_model(
     target = _pick_device(device)
     name = resolve_source(name, revision)
     check_kind(name, "model", revision)
+    if adapter is not None:
+        check_kind(adapter, "adapter", adapter_revision)
     with _explained(f"the model {name!r}{at_revision(revision)}"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         with _load_lock:
@@ -181,7 +183,6 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
     from peft import PeftModel
 
     source = resolve_source(adapter, revision)
-    check_kind(source, "adapter", revision)
     commit = commit_of(source, "adapter_config.json", revision)
     fetch(source, "adapter_model.safetensors", revision)  # otherwise PEFT would open a pickle
     with _explained(f"the adapter {source!r}{at_revision(revision)}"), warnings.catch_warnings():
