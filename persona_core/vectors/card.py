@@ -98,7 +98,7 @@ def vectors_card(
     name = base.get("name", "unknown")
     header = ModelCardData(
         base_model=name,
-        library_name="persona-core",
+        library_name="persona-trace",
         license="mit",
         tags=["persona-vectors", "interpretability", "activation-steering"],
     )
