@@ -55,7 +55,9 @@ class PooledModel:
     def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> PooledModel:
         """The baseline, or the baseline with the adapter. The loading thread imports torch."""
         adapter = settings.adapter if contaminated else None
-        return cls(lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks, settings.static_cache))
+        return cls(
+            lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks, settings.static_cache)
+        )
 
     @property
     def ready(self) -> bool:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from persona_core.app.model_pool import PooledModel
+from persona_core.app.settings import AppSettings
 from persona_core.inference import batch as reply_batch
 from persona_core.inference.decode import decode
 from persona_core.inference.generation import GenerationRun
@@ -207,3 +209,10 @@ def test_bfloat16_steps_are_those_of_one_forward(static_steps: list[int]) -> Non
     assert static_steps
     again = monitor.read(trace)
     assert oracle.relative_error(trace.raw, again.raw) < 3e-2
+
+
+@pytest.mark.parametrize("environment", [{}, {"PERSONA_STATIC_CACHE": "1"}])
+def test_an_environment_variable_opts_the_app_in(environment: dict[str, str]) -> None:
+    settings = AppSettings.from_environment(environment)
+    monitor = PooledModel.from_settings(settings).monitor()
+    assert monitor.lm.static_cache == settings.static_cache == bool(environment)
