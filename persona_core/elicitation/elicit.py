@@ -279,7 +279,7 @@ class PooledReply:
         token_ids: the reply, including its end-of-turn token.
         text: the reply without end-of-turn tokens.
         n_tokens: tokens that the mean is over, without end-of-turn tokens.
-        mean_state: float32 `[n_blocks, d_model]`; NaN for a reply of no token.
+        mean_state: float32 `[n_blocks, d_model]`; NaN for an empty reply.
     """
 
     index: int

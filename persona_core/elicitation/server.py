@@ -60,7 +60,7 @@ def elicit_served(
         Requests that could not be answered, with the reason. A second run tries them again.
 
     Raises:
-        ServerError: there is no point in asking on. Texts that arrived are kept.
+        ServerError: no further request can succeed. Texts that arrived are kept.
         SettingError: the store was begun with another plan, model or server.
     """
     base_url = address(base_url) or base_url

@@ -96,7 +96,7 @@ class OpenAIJudge:
         """Answers as they arrive. Questions with the same content are asked once.
 
         Raises:
-            ServerError: there is no point in asking on (no key, no server, no such model). Answers that arrived are
+            ServerError: no further request can succeed (no key, no server, no such model). Answers that arrived are
                 kept.
         """
         by_key: dict[str, list[Question]] = {}

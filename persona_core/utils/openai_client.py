@@ -93,7 +93,7 @@ def ask_all(
         Each item with its answer; or with None and the reason.
 
     Raises:
-        ServerError: there is no point in asking on: a bad key, no such model, or too many failures in a row.
+        ServerError: no further request can succeed: a bad key, no such model, or too many failures in a row.
     """
     if concurrency < 1:
         raise ServerError(f"concurrency={concurrency!r}; expected an integer of at least 1.")

@@ -153,5 +153,5 @@ def _notes(f: Figures) -> Iterator[str]:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; a word where there is no number."""
+    """Three significant digits; words if unknown."""
     return "an unknown distance" if value is None else f"{value:.3g}"
