@@ -38,13 +38,13 @@ test-fast: $(DEV_STAMP) ## Run the tests that are quick and need no browser
 	$(PY) $(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
 
 screenshots: $(DEV_STAMP) chromium ## Renew the pictures in docs/images
-	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py -k picture
+	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py tests/report/test_analyse.py -k "picture or one_trait"
 
 lint: $(DEV_STAMP) ## Check style, format, types, layers and dependencies
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m deptry persona_core
 	$(PY) -m deptry benchmarks demo_world scripts tests --config .ci/deptry.toml
 
@@ -53,7 +53,7 @@ format: $(DEV_STAMP) ## Format the code and fix what ruff can fix
 	$(PY) -m ruff format .
 
 clean: ## Remove caches and build output
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis test-results
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache test-results
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environment as well

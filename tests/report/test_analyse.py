@@ -196,9 +196,8 @@ def test_the_page_shows_one_trait_at_a_time_and_asks_for_nothing(
     assert page.locator("nav button[aria-pressed=true]").inner_text() == TRAIT
     alarms = findings["when"][TRAIT]["configs"]["contaminated"]
     assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".cards:visible").inner_text()
-    images = Path(__file__).resolve().parents[2] / "docs" / "images"
     page.wait_for_timeout(1000)  # the figures are drawn one after the other
-    page.screenshot(path=images / "report.png")
+    page.screenshot(path=pages.PICTURES / "report.png")
     page.get_by_role("button", name="deception").click()
     assert page.url.endswith("#deception")
     shown = page.locator("[data-trait]:not([hidden])")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.support import browser
+
+PICTURES = Path(os.environ.get("PERSONA_PICTURES") or Path(__file__).resolve().parents[2] / "test-results")
+"""Where screenshots go; `make screenshots` names docs/images."""
 
 
 def load_factor() -> float:
