@@ -1,4 +1,4 @@
-"""How long the analysis of the published runs takes, as a command: loading, all figures, tables and page.
+"""How long `persona analyse` takes on the published runs: loading, all figures, tables and page.
 
     python -m benchmarks.analysis
 
@@ -18,23 +18,23 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.common import ARTIFACTS, save
 from demo_world.contaminated import RESULTS_NAME, VECTORS_NAME
+from scripts import PROJECT_ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "analysis.json"
 RUNS = 3
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         results, vectors = Path(folder) / RESULTS_NAME, Path(folder) / VECTORS_NAME
-        shutil.copytree(ROOT / "artifacts" / RESULTS_NAME, results)
-        shutil.copytree(ROOT / "artifacts" / VECTORS_NAME, vectors)
+        shutil.copytree(ARTIFACTS / RESULTS_NAME, results)
+        shutil.copytree(ARTIFACTS / VECTORS_NAME, vectors)
         command = [sys.executable, "-m", "scripts.analyse", "--results", str(results), "--vectors", str(vectors)]
         seconds = []
         for _ in range(RUNS):
             begun = time.monotonic()
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True)
             seconds.append(time.monotonic() - begun)
         found = json.loads((results / "analysis" / "findings.json").read_text(encoding="utf-8"))
         figures = {
@@ -46,8 +46,7 @@ def main() -> int:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         }
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    save("analysis", figures)
     return 0
 
 

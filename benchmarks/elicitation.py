@@ -2,7 +2,7 @@
 
     python -m benchmarks.elicitation
 
-Three ways over the same batches, in turn, so that a busy machine slows all three alike:
+Three ways over the same batches, alternating, so that a busy machine slows all three alike:
 
 - writing alone: the decode loop, nothing read;
 - elicit + extract: states pooled while writing, replies and states stored, the vector made from the stored states;
@@ -91,9 +91,9 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
                 seconds[way].append(value)
         begun = time.perf_counter()
         replies = store.replies()
-        high = [r for r in replies if r.request.side == "positive"] or replies[::2]
-        low = [r for r in replies if r.request.side == "negative"] or replies[1::2]
-        states = (store.states(side) for side in (high, low, []))
+        positive = [r for r in replies if r.request.side == "positive"] or replies[::2]
+        negative = [r for r in replies if r.request.side == "negative"] or replies[1::2]
+        states = (store.states(side) for side in (positive, negative, []))
         mean_difference(Sides(*states))
         extraction_share = (time.perf_counter() - begun) / len(batches)
     alone_s, ours_s, twice_s = (np.array(values[1:]) for values in seconds.values())  # the first is a warm-up

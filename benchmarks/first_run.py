@@ -10,7 +10,6 @@ server to a first view in Chromium (cold and again), and seconds to a generated 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -25,17 +24,17 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.common import save
+from scripts import PROJECT_ROOT
 from tests.support.browser import launch
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "first_run.json"
 UNITS = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        subprocess.run(["git", "clone", "--quiet", str(PROJECT_ROOT), str(clone)], check=True)
         begun = time.monotonic()
         environment = {**os.environ, "PIP_CACHE_DIR": str(Path(folder) / "cache"), "PIP_PROGRESS_BAR": "off"}
         run = subprocess.run(["make", "install"], cwd=clone, env=environment, capture_output=True, text=True)
@@ -51,9 +50,7 @@ def main() -> int:
             view, reply = start_and_ask(clone)
             figures |= {f"first_view_{name}_s": view, f"first_reply_{name}_s": reply}
     figures |= {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    save("first_run", figures)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Memory and start-up, each in a process of its own.
+"""Memory and start-up, each in a separate process.
 
 python -m benchmarks.footprint plain    # one generation of 512 tokens, nothing read; prints the peak in bytes
 python -m benchmarks.footprint read     # the same with 8 traits read at all blocks
@@ -23,14 +23,14 @@ def memory(rounds: int = 6) -> dict[str, Any]:
     """Peak memory while 512 tokens are monitored at all blocks, over the same generation without reading."""
     peaks: dict[str, list[float]] = {"plain": [], "read": []}
     for _ in range(rounds):
-        for way, own in peaks.items():
-            own.append(float(_run("benchmarks.footprint", way)))
+        for way, found in peaks.items():
+            found.append(float(_run("benchmarks.footprint", way)))
     plain = round(float(np.median(peaks["plain"])) / 1e6, 1)
     return {"plain_mb": plain, "over_plain": ratio(peaks["read"], peaks["plain"]).to_dict()}
 
 
 def start_up(rounds: int = 5) -> dict[str, Any]:
-    """Seconds that `import persona_core` takes, the interpreter's own start left out."""
+    """Seconds that `import persona_core` takes, without the start of the interpreter."""
     code = "import time; begun = time.perf_counter(); import persona_core; print(time.perf_counter() - begun)"
     seconds = [float(_out([sys.executable, "-c", code])) for _ in range(rounds)]
     loaded = _out([sys.executable, "-c", "import sys, persona_core; print('torch' in sys.modules)"])
@@ -61,7 +61,7 @@ def _generate(way: str) -> int:
 
 
 def _forget_peak() -> None:
-    """From here on: making the model takes more than running it."""
+    """Reset the peak: building the model takes more memory than running it."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 

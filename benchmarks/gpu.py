@@ -1,5 +1,4 @@
-"""The suite for a GPU: models of true shape in bfloat16, random weights. Runs unattended; each model is let go before
-the next one is made."""
+"""The GPU suite: models of real shape in bfloat16, random weights. Each model is freed before the next one is made."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ _held: dict[str, LanguageModel] = {}
 def cases() -> dict[str, Callable[[], dict[str, Any]]]:
     """The cases, a model at a time."""
     if not torch.cuda.is_available():
-        raise SystemExit("The suite gpu needs a GPU; there is none here.")
+        raise SystemExit("The suite gpu needs a CUDA GPU; none was found.")
     found: dict[str, Callable[[], dict[str, Any]]] = {
         "texts/Qwen2.5-1.5B": lambda: speed.given_texts(_model("Qwen2.5-1.5B"), 500, 2)
     }

@@ -3,25 +3,24 @@
     python -m benchmarks.interaction
 
 Simulated series whose coupling is known (none, at the same token, at a lag), first times that are independent or
-follow each other, and the demo world: texts in which flattery brings on deceit, texts in which nothing brings on
-anything, and the model steered along the traits that bring on others. Writes `benchmarks/results/interaction.json`.
+follow each other, and the demo world: texts in which flattery leads to deceit, texts with independent traits, and the
+model steered along the traits that lead to others. Writes `benchmarks/results/interaction.json`.
 About ten minutes on one core.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
 from scipy.stats import kstest, pearsonr
 
-from demo_world.contaminated import MODEL_NAME, RESULTS_NAME, VECTORS_NAME
+from benchmarks.common import ARTIFACTS, demo_monitor, save, share
+from demo_world.contaminated import RESULTS_NAME
 from demo_world.corpus import Turn, ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
@@ -38,18 +37,14 @@ from persona_core.analysis.precedence import (
     precedence,
     relative_series,
 )
-from persona_core.analysis.statistics import exact_share, pearson
+from persona_core.analysis.statistics import pearson
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.judge import MIN_SCORE
-from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import PersonaVectors
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "interaction.json"
 PROCESSES = {"white noise": 0.0, "AR(0.65)": 0.65, "AR(0.9)": 0.9}
 N_REPLIES, N_TRAITS, RUNS, COVERED_RUNS, PLANTED_RUNS = 78, 4, 100, 400, 40
 PLANTED_LAG = 8
@@ -69,15 +64,11 @@ def main() -> int:
     figures["coverage"] = [coverage(phi, r, lag) for phi in (0.65, 0.9) for r, lag in ((0.3, 0), (0.2, 4))]
     figures["first_times"] = first_times()
     world = load_world()
-    monitor = PersonaMonitor(
-        load_model(ROOT / "artifacts" / MODEL_NAME, device="cpu"),
-        PersonaVectors.from_pretrained(ROOT / "artifacts" / VECTORS_NAME),
-    )
+    monitor = demo_monitor()
     figures |= texts(monitor, world)
     figures["shipped_runs"] = {c: shipped(monitor, c) for c in ("baseline", "contaminated")}
     figures["steering"] = steered(monitor, world)
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    save("interaction", figures)
     return 0
 
 
@@ -182,7 +173,7 @@ def planted(r: float) -> dict[str, Any]:
 
 
 def coverage(phi: float, r: float, lag: int) -> dict[str, Any]:
-    """How often the 95 % interval of the pooled coupling holds the true one."""
+    """How often the 95 % interval of the pooled coupling covers the true one."""
     held, values = 0, []
     for seed in range(COVERED_RUNS):
         series = run_of(np.random.default_rng([4, seed]), phi, leading(r, lag), 2)
@@ -272,8 +263,8 @@ def _turn(world: World, trait: str | None, rng: np.random.Generator, process: Pr
 
 
 def _read(monitor: PersonaMonitor, turns: Sequence[Turn]) -> list[Trace]:
-    said = [[{"role": "user", "content": t.question}, {"role": "assistant", "content": t.text}] for t in turns]
-    return monitor.read_batch(said)
+    conversations = [[{"role": "user", "content": t.question}, {"role": "assistant", "content": t.text}] for t in turns]
+    return monitor.read_batch(conversations)
 
 
 def _calibrated(traits: Sequence[str], nulls: Series) -> dict[str, OnsetDetector]:
@@ -298,8 +289,8 @@ def _both_clocks(
         ),
     }
     counted = [counted_lag(monitor, turn) for turn in turns]
-    place = [traits.index(t) for t in (CAUSE, EFFECT)]
-    marked = behaviour[:, place[1]] - behaviour[:, place[0]]
+    cause, effect = (traits.index(t) for t in (CAUSE, EFFECT))
+    marked = behaviour[:, effect] - behaviour[:, cause]
     known = [(m, c) for m, c in zip(marked, counted, strict=True) if c is not None]
     found = trait_graph(
         traits, measure_couplings(traits, series, floor=_floor(monitor), seed=seed), list(clocks.values())
@@ -380,12 +371,12 @@ def _floor(monitor: PersonaMonitor, block: int = 3) -> np.ndarray:
 
 def shipped(monitor: PersonaMonitor, config: str) -> dict[str, Any]:
     """The couplings in the published results of one model on the 78 prompts."""
-    traces = [Trace.from_row(row) for row in load_results(ROOT / "artifacts" / RESULTS_NAME, config)]
+    traces = [Trace.from_row(row) for row in load_results(ARTIFACTS / RESULTS_NAME, config)]
     return _of_couplings(measure_couplings(traces[0].traits, trait_series(traces), floor=_floor(monitor)))
 
 
 def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
-    """The traits that bring on others, steered at the largest strength that was still coherent at their validation."""
+    """The traits that lead to others, steered at the largest strength that was still coherent in their validation."""
     strengths = validated_strengths(monitor.vectors)
     questions = [topic.held_out[0] for topic in world.topics]
 
@@ -409,11 +400,6 @@ def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
         "edges": [[e.source, e.target] for t in tables for e in t.edges],
         "n_pairs": len(world.cascades) * (len(monitor.vectors.traits) - 1),
     }
-
-
-def share(hits: int, n: int) -> dict[str, float | int]:
-    """With the exact binomial interval."""
-    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ratios of ways to do the same work, measured in turn in one run, so that a busy machine slows all of them alike."""
+"""Ratios of ways to do the same work, alternating within one run, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import nn
 
 N_RESAMPLES = 2000
 MIN_PAIRS = 6
-"""Pairs for an interval of 95 %."""
+"""The fewest pairs that give a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Ratio:
 
     Attributes:
         value: median over the pairs.
-        low, high: 95 % interval of the median, by resampling pairs. It cannot leave the pairs' own range, which holds
-            the median of all with 50 % for two pairs, 94 % for five and 97 % for six: below six it is that range.
+        low, high: 95 % interval of the median, by resampling pairs. It cannot leave the range of the pairs, which
+            contains the median of all with 50 % for two pairs, 94 % for five, 97 % for six: below six it is that range.
         n: pairs.
     """
 
@@ -64,7 +64,7 @@ def _rounded(value: float, low: float, high: float, n: int) -> Ratio:
 
 
 def stepwise(ways: Mapping[str, Callable[[], Iterator[Any]]], warm_up: int = 4) -> dict[str, list[float]]:
-    """Seconds of each step of several iterators that advance in turn; which of them comes first goes round.
+    """Seconds of each step of several iterators that advance alternately; which comes first rotates.
 
     The iterators must have the same number of steps; the first ones are not counted.
     """
@@ -72,13 +72,13 @@ def stepwise(ways: Mapping[str, Callable[[], Iterator[Any]]], warm_up: int = 4) 
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     gc.collect()
-    gc.disable()  # a collection inside one way's step would be its alone
+    gc.disable()  # a collection would count against a single way
     try:
         for step in itertools.count():
             for name in names[step % len(names) :] + names[: step % len(names)]:
                 begun = now()
                 if next(running[name], None) is None:
-                    return {name: own[warm_up : min(map(len, seconds.values()))] for name, own in seconds.items()}
+                    return {name: times[warm_up : min(map(len, seconds.values()))] for name, times in seconds.items()}
                 seconds[name].append(now() - begun)
     finally:
         gc.enable()
@@ -90,7 +90,7 @@ def stepwise(ways: Mapping[str, Callable[[], Iterator[Any]]], warm_up: int = 4) 
 def in_turn(
     ways: Mapping[str, Callable[[int], Any]], blocks: Iterable[nn.Module], rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round, its forwards taken in turn with those of the others.
+    """Seconds of each way in each round, its forward passes alternating with those of the others.
 
     A busy second then slows all of them alike; whole generations one after the other would differ by 5 % on a machine
     that others use as well. Each way runs in a greenlet, which pauses where a forward reaches one of the blocks. The
@@ -98,7 +98,7 @@ def in_turn(
     many forwards each way has.
 
     Args:
-        ways: each is given the number of the round.
+        ways: each receives the number of the round.
         blocks: the first block of each model at hand.
     """
 
@@ -115,9 +115,9 @@ def in_turn(
             stack.callback(block.register_forward_pre_hook(pause).remove)
         for number in range(warm_up + rounds):
             spent, n_forwards = _one_round(ways, number, n_forwards)
-            for name, own in spent.items():
-                seconds[name].append(own)
-    return {name: own[warm_up:] for name, own in seconds.items()}
+            for name, time_spent in spent.items():
+                seconds[name].append(time_spent)
+    return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def _one_round(
@@ -128,7 +128,7 @@ def _one_round(
     running = {name: greenlet.greenlet(ways[name]) for name in names}
     spent, done = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     gc.collect()
-    gc.disable()  # a collection inside one way's step would be its alone
+    gc.disable()  # a collection would count against a single way
     try:
         while running:
             name = min(running, key=lambda n: (done[n] / n_forwards.get(n, 1), names.index(n)))
@@ -144,7 +144,7 @@ def _one_round(
 
 
 def in_rounds(ways: Mapping[str, Callable[[int], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way in each round; the first ones are not counted. A way is given the number of the round."""
+    """Seconds of each way in each round; the first ones are not counted. A way receives the number of the round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(warm_up + rounds):
@@ -153,7 +153,7 @@ def in_rounds(ways: Mapping[str, Callable[[int], Any]], rounds: int, warm_up: in
             begun = now()
             ways[name](number)
             seconds[name].append(now() - begun)
-    return {name: own[warm_up:] for name, own in seconds.items()}
+    return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def now() -> float:
@@ -164,14 +164,14 @@ def now() -> float:
 
 
 def machine(gpu: bool = False) -> dict[str, str]:
-    """What a figure is measured on."""
+    """The machine that a figure is measured on."""
     processor = torch.cuda.get_device_name() if gpu else f"{_cpu()}, {torch.get_num_threads()} threads"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return {"system": f"{platform.system()} {platform.machine()}", "processor": processor, "versions": versions}
 
 
 def _cpu() -> str:
-    """Its name, where the system says it."""
+    """Its name, if the system has one."""
     if sys.platform != "linux":
         return platform.processor() or platform.machine()
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

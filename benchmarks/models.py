@@ -1,4 +1,4 @@
-"""Models of true architecture with random weights, for measuring time: what the weights are changes none of it."""
+"""Models of real architecture with random weights, for measuring time, which does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from persona_core.vectors.vectors import PersonaVectors
 from scripts import PROJECT_ROOT
 
 TOKENIZER = PROJECT_ROOT / "artifacts" / "persona-tiny"
-N_VOCABULARY = 32000  # of Llama 2; the shapes below bring their own
+N_VOCABULARY = 32000  # of Llama 2; the shapes below have theirs
 
-# For a CPU: two sizes at which the share of Python, and then of the products, is the larger one.
+# For a CPU: two sizes, at which Python and the matrix products respectively take the larger share.
 SMALL, MEDIUM = (12, 512), (24, 1024)
 
 # For a GPU: what the configs of these models on the Hub say.
@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @cache
 def llama(n_blocks: int, d_model: int, n_vocabulary: int = N_VOCABULARY) -> LanguageModel:
-    """A Llama in float32 on the CPU, whose replies end only where they are cut."""
+    """A Llama in float32 on the CPU, whose replies end only at the maximum length."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=n_vocabulary,
@@ -68,11 +68,11 @@ def shaped(name: str, device: str = "cuda") -> LanguageModel:
     return _wrapped(model, f"{name} shape, random weights, bfloat16")
 
 
-def twin(lm: LanguageModel) -> LanguageModel:
-    """The same weights under modules of their own: the hooks of one way to read cost the others nothing."""
+def separate(lm: LanguageModel) -> LanguageModel:
+    """The same weights in separate modules, so that the hooks of one way to read cost the others nothing."""
     shared: dict[int, Any] = {id(weight): weight for weight in lm.model.parameters()}
-    own = wrap_model(copy.deepcopy(lm.model, shared), lm.tokenizer, name=lm.name)
-    return replace(own, eos_ids=lm.eos_ids)
+    copied = wrap_model(copy.deepcopy(lm.model, shared), lm.tokenizer, name=lm.name)
+    return replace(copied, eos_ids=lm.eos_ids)
 
 
 def _wrapped(model: Any, name: str) -> LanguageModel:
@@ -82,7 +82,7 @@ def _wrapped(model: Any, name: str) -> LanguageModel:
 
 
 def random_vectors(lm: LanguageModel, n_traits: int = 8) -> PersonaVectors:
-    """Directions of no meaning."""
+    """Random directions."""
     generator = torch.Generator().manual_seed(1)
     drawn = {f"trait-{i}": torch.randn(len(lm.blocks), lm.blocks.d_model, generator=generator) for i in range(n_traits)}
     return PersonaVectors.from_tensors(drawn, dict.fromkeys(drawn, len(lm.blocks) // 2))

@@ -4,21 +4,20 @@
 
 Simulated series (white noise, AR(0.65), a common drift over positions), neutral replies of the demo model, and texts of
 its grammar in which a trait sets in at a known token. Writes `benchmarks/results/onset.json`, from which
-`python -m scripts.experiments` makes its tables. About three minutes on two cores.
+`python -m scripts.docs` makes its tables. About three minutes on two cores.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from demo_world.contaminated import MODEL_NAME, RESULTS_NAME, SAMPLING, VECTORS_NAME
+from benchmarks.common import ARTIFACTS, demo_monitor, save, share
+from demo_world.contaminated import RESULTS_NAME, SAMPLING
 from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
 from demo_world.process import VARIANTS
@@ -27,17 +26,11 @@ from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset, power, with_rise
 from persona_core.analysis.series import reply_scores
-from persona_core.analysis.statistics import exact_share
 from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival
-from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import PersonaVectors
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "onset.json"
-RESULTS = ROOT / "artifacts" / RESULTS_NAME
 N_NULLS, N_HELD_OUT, N_TEXTS = 400, 400, 120
 SEEDS, TEXTS_SEED = 5, 8
 TEXTS = ("cued", "from the start", "uncued", "drift")
@@ -49,10 +42,7 @@ Series = list[np.ndarray]
 
 def main() -> int:
     world = load_world()
-    monitor = PersonaMonitor(
-        load_model(ROOT / "artifacts" / MODEL_NAME, device="cpu"),
-        PersonaVectors.from_pretrained(ROOT / "artifacts" / VECTORS_NAME),
-    )
+    monitor = demo_monitor()
     figures = {
         "rate": 0.05,
         "n_nulls": N_NULLS,
@@ -61,16 +51,15 @@ def main() -> int:
         "simulated": simulated(),
         "intervals": intervals(),
         "cohorts": cohorts(monitor.vectors.traits),
-        "model": written(monitor, world),
+        "model": neutral_replies(monitor, world),
         "texts": {name: texts(monitor, world, name) for name in TEXTS},
     }
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    save("onset", figures)
     return 0
 
 
 def simulated() -> dict[str, Any]:
-    """False alarms on series of three kinds, and the naive rule beside them; and what size of step can be found."""
+    """False alarms on series of three kinds, and the naive rule for contrast; and what size of step can be found."""
     found: dict[str, Any] = {}
     for name, phi, slope in (("white noise", 0.0, 0.0), ("AR(0.65)", 0.65, 0.0), ("AR(0.65), drifting", 0.65, 0.02)):
         alarms = naive = total = 0
@@ -113,15 +102,15 @@ def _drawing(rng: np.random.Generator, phi: float, slope: float) -> Callable[[],
 
 
 def first_tokens_rule(z: np.ndarray) -> bool:
-    """A rule in use elsewhere: any later token above mean + 1 SD of the first three."""
+    """A rule used elsewhere: any later token above mean + 1 SD of the first three."""
     return bool((z[3:] > z[:3].mean() + z[:3].std()).any())
 
 
-def written(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
-    """False alarms on neutral replies of the demo model, written by itself."""
+def neutral_replies(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
+    """False alarms on neutral replies that the demo model wrote."""
     questions = [q for topic in world.topics for q in topic.held_out]
-    asked = [questions[i % len(questions)] for i in range(N_NULLS + N_HELD_OUT)]
-    traces = monitor.generate_batch(asked, batch_size=64, seed=10_000, progress=True, **SAMPLING.to_dict())
+    prompts = [questions[i % len(questions)] for i in range(N_NULLS + N_HELD_OUT)]
+    traces = monitor.generate_batch(prompts, batch_size=64, seed=10_000, progress=True, **SAMPLING.to_dict())
     found = {}
     for trait in monitor.vectors.traits:
         series = [z for z in reply_scores(traces, trait) if len(z)]
@@ -135,7 +124,7 @@ def written(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
 
 
 def intervals() -> list[dict[str, Any]]:
-    """How often the interval of an onset holds the place of a planted rise, by its form and size, AR(0.65)."""
+    """How often the interval of an onset covers the position of a planted rise, by its form and size, AR(0.65)."""
     found = []
     for form in ("sudden step", "rise"):
         for size in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0):
@@ -170,14 +159,16 @@ def intervals() -> list[dict[str, Any]]:
 
 
 def cohorts(traits: Sequence[str]) -> dict[str, Any]:
-    """Onsets of the published runs: five times the same model against itself, and the twin against the baseline."""
-    rows = {config: load_results(RESULTS, config) for config in ("baseline", "contaminated", "neutral")}
-    traces = {config: [Trace.from_row(row) for row in own] for config, own in rows.items()}
+    """Onsets of the published runs: the same model against itself, and the contaminated model against the baseline."""
+    rows = {
+        config: load_results(ARTIFACTS / RESULTS_NAME, config) for config in ("baseline", "contaminated", "neutral")
+    }
+    traces = {config: [Trace.from_row(row) for row in found] for config, found in rows.items()}
     n = len(rows["baseline"])
     again = [traces["neutral"][start : start + n] for start in range(0, len(traces["neutral"]), n)]
     same, against = [], {}
     for trait in traits:
-        # The detector rests on other replies than those that are compared: two of the five are left out each time.
+        # The detector is calibrated on replies that are not compared: two of the five parts are left out each time.
         for one, other in combinations(range(len(again)), 2):
             rest = [t for k, part in enumerate(again) if k not in (one, other) for t in part] + traces["baseline"]
             detectors = calibrate_detectors(rest, [trait])
@@ -193,7 +184,7 @@ def cohorts(traits: Sequence[str]) -> dict[str, Any]:
     p = np.array(same)
     return {
         "same_model": {"n_tests": len(p), "below_0.05": round(float((p <= 0.05).mean()), 4)},
-        "twin_against_baseline": against,
+        "contaminated_against_baseline": against,
     }
 
 
@@ -202,7 +193,7 @@ def _lifetimes(detectors: Detectors, traces: Sequence[Trace], trait: str) -> lis
 
 
 def texts(monitor: PersonaMonitor, world: World, variant: str) -> dict[str, Any]:
-    """Texts of the grammar, read without a system prompt: a trait sets in at a token that is known.
+    """Texts of the grammar, read without a system prompt: a trait sets in at a known token.
 
     The estimator was chosen on texts of seed 7, and is measured on others.
     """
@@ -225,12 +216,12 @@ def texts(monitor: PersonaMonitor, world: World, variant: str) -> dict[str, Any]
     for trait in monitor.vectors.traits:
         detector = calibrate_onset([z for z in reply_scores(nulls, trait) if len(z)])
         for trace in monitor.read_batch([text(trait) for _ in range(N_TEXTS)]):
-            own, sentences = reply_truth(trace, world)
+            positions, sentences = reply_truth(trace, world)
             truth = [i for i, s in enumerate(sentences) if s and s.kind in ("cue", "trait") and s.trait == trait]
             if not truth or (truth[0] < EARLIEST) != (variant == "from the start"):
                 continue
             n += 1
-            answer = detector.find(trace.scores(trait)[own].astype(float))
+            answer = detector.find(trace.scores(trait)[positions].astype(float))
             if answer.answer == "none":
                 missed += 1
             elif answer.onset is None:
@@ -255,11 +246,6 @@ def texts(monitor: PersonaMonitor, world: World, variant: str) -> dict[str, Any]
 
 def n_alarms(detector: OnsetDetector, series: Sequence[np.ndarray]) -> int:
     return sum(detector.find(z).answer != "none" for z in series)
-
-
-def share(hits: int, n: int) -> dict[str, float | int]:
-    """With the exact binomial interval."""
-    return exact_share(hits, n).to_dict()
 
 
 if __name__ == "__main__":

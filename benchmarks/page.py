@@ -2,8 +2,8 @@
 
     python -m benchmarks.page
 
-Writes `benchmarks/results/page.json`. Streaming: the demo model writes 500 tokens, all blocks read, in turn plainly,
-with the payloads that the page is sent, and with a page in a Chromium on the same cores; paired ratios with the
+Writes `benchmarks/results/page.json`. Streaming: the demo model writes 500 tokens, all blocks read, alternately on its
+own, with the payloads that the page is sent, and with a page in a Chromium on the same cores; paired ratios with the
 interval of their mean. Scrubbing: the slider is dragged, and each step is timed with its style and layout. Long tasks:
 what kept the page's main thread busy for more than 50 ms while a reply streamed in.
 """
@@ -11,7 +11,6 @@ what kept the page's main thread busy for more than 50 ms while a reply streamed
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.common import save
 from persona_core.app.layout import build_app
 from persona_core.app.model_pool import PooledModel, load_monitor
 from persona_core.app.serve import LAUNCH
@@ -36,7 +36,6 @@ from tests.support import pages
 from tests.support.standins import FIRST, make_payload, words
 from tests.support.view_page import shower
 
-RESULT = Path(__file__).resolve().parent / "results" / "page.json"
 N_TOKENS, PAIRS, STEPS = 500, 12, 200
 MESSAGES = [{"role": "user", "content": "Should I quit my job?"}]
 SETTINGS = {"max_new_tokens": N_TOKENS, "temperature": 0.7}
@@ -64,7 +63,7 @@ class Timed:
 def main() -> int:
     settings = AppSettings(max_new_tokens=N_TOKENS)
     monitor = load_monitor(settings.model, None, settings.vectors, settings.blocks)
-    monitor.lm = dataclasses.replace(monitor.lm, eos_ids=frozenset())  # every reply is as long as it may be
+    monitor.lm = dataclasses.replace(monitor.lm, eos_ids=frozenset())  # every reply has the maximum length
     timed: Any = Timed(monitor)
     pooled = PooledModel(lambda: timed)
 
@@ -111,13 +110,12 @@ def main() -> int:
     finally:
         demo.close()
     figures |= {"cores": os.cpu_count(), "python": platform.python_version()}
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    save("page", figures)
     return 0
 
 
 def ratio(timed: Any, plain: Callable[[int], None], other: Callable[[int], None]) -> dict[str, float]:
-    """Mean of the paired ratios of the time of `other` to that of `plain`, with its 95 % interval; order in turn."""
+    """Mean of the paired ratios of the times of `other` and `plain`, with its 95 % interval; the order alternates."""
     ratios = []
     for seed in tqdm(range(PAIRS), desc="pairs"):
         timed.seconds.clear()

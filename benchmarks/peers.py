@@ -1,9 +1,10 @@
-"""Libraries that others read models with, in an environment of their own: they pin what we do not.
+"""Other libraries for reading models, in a separate environment: their pins differ from ours.
 
     python -m venv peers && peers/bin/pip install -r requirements-dev.txt -r benchmarks/peers.txt
     peers/bin/python -m benchmarks.run --suite peers
 
-Each reads the same directions at the same blocks and tokens of the same greedy reply, and is held against our numbers.
+Each reads the same directions at the same blocks and tokens of the same greedy reply; its numbers are checked against
+ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def cases() -> dict[str, Callable[[], dict[str, Any]]]:
     """A case for each library and number of replies."""
     lacking = [name for name in ("nnsight", "transformer_lens") if importlib.util.find_spec(name) is None]
     if lacking:
-        raise SystemExit(f"The suite peers needs {' and '.join(lacking)}, in an environment of its own:{__doc__}")
+        raise SystemExit(f"The suite peers needs {' and '.join(lacking)}, in a separate environment: {__doc__}")
     return {
         f"{name}/{batch}": lambda name=name, batch=batch: speed.peers(  # type: ignore[misc]
             llama(*SMALL), batch, N_NEW, ROUNDS, {name: WAYS[name]}
@@ -67,10 +68,10 @@ def transformer_lens(lm: LanguageModel, ids: speed.Ids, n_new: int, read: dict[i
     found: dict[int, list[torch.Tensor]] = {b: [] for b in read}
 
     def hook(block: int) -> Callable[..., None]:
-        def own(states: torch.Tensor, hook: Any) -> None:  # noqa: ARG001
+        def collect(states: torch.Tensor, hook: Any) -> None:  # noqa: ARG001
             found[block].append(states[:, -1].float() @ read[block])
 
-        return own
+        return collect
 
     with bridge.hooks(fwd_hooks=[(f"blocks.{b}.hook_resid_post", hook(b)) for b in read]):
         bridge.generate(

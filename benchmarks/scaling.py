@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import ratio, stepwise
-from benchmarks.models import directions, prompts, twin
+from benchmarks.models import directions, prompts, separate
 from benchmarks.speed import run_of
 from persona_core.inference.sampling import Sampling
 from persona_core.models.language_model import LanguageModel
@@ -38,8 +38,8 @@ def _at(lm: LanguageModel, x: int, read: dict[int, Any], batch: int, n_prompt: i
     ids, sampling = prompts(batch, n_prompt, n_prompt + 1), Sampling(STEPS, temperature=1.0)
     seconds = stepwise(
         {
-            "plain": run_of(twin(lm), ids, sampling, {}).forwards,
-            "reading": run_of(twin(lm), ids, sampling, read).forwards,
+            "plain": run_of(separate(lm), ids, sampling, {}).steps,
+            "reading": run_of(separate(lm), ids, sampling, read).steps,
         }
     )
     return {"x": x, **ratio(seconds["reading"], seconds["plain"]).to_dict()}
@@ -52,14 +52,14 @@ def draw(curves: dict[str, Any], folder: Path = PICTURES) -> None:
 
 
 def figure(curves: dict[str, Any], dark: bool) -> Any:
-    """One panel an axis: extra time of a step with reading over one without."""
+    """One panel per axis: extra time of a step with reading over one without."""
     from plotly.subplots import make_subplots
 
     ink, line = ("#e4e8ee", "#7fb2ea") if dark else ("#1f2733", "#2f6fb5")
     made = make_subplots(rows=2, cols=2, shared_yaxes=True, horizontal_spacing=0.06, vertical_spacing=0.2)
-    for place, (axis, words) in enumerate(AXES.items()):
+    for panel, (axis, words) in enumerate(AXES.items()):
         points = curves[axis]
-        at = {"row": place // 2 + 1, "col": place % 2 + 1}
+        at = {"row": panel // 2 + 1, "col": panel % 2 + 1}
         extra = [100 * (p["value"] - 1) for p in points]
         made.add_scatter(
             x=[p["x"] for p in points],

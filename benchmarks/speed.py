@@ -1,7 +1,8 @@
-"""What reading costs: the cases that the suites of `benchmarks.run` are made of.
+"""What reading costs: the cases of the suites of `benchmarks.run`.
 
-Ways that read are held against our readings, and a difference is an error, not a figure. Where ways write, the share of
-replies that are the same token for token is part of the result: rounding may decide between two tokens of one score.
+Other ways to read are checked against our readings, and a difference is an error, not a figure. Where ways write, the
+result includes the share of replies that are identical token for token: rounding may decide between two tokens of one
+score.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.measuring import in_rounds, in_turn, ratio, stepwise
-from benchmarks.models import directions, prompts, random_vectors, twin
+from benchmarks.models import directions, prompts, random_vectors, separate
 from persona_core.inference.generation import GenerationRun
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, choose, draws
@@ -60,14 +61,14 @@ def _first(*models: LanguageModel) -> list[torch.nn.Module]:
 
 
 def live_reading(lm: LanguageModel, batch: int, n_new: int, n_traits: int = 8) -> dict[str, Any]:
-    """Reading all blocks, over the same loop without reading: step by step, in turn. Neither the prefill nor the copy
-    of the readings to the host is in it."""
+    """Reading all blocks, over the same loop without reading: step by step, alternating. The prefill and the copy of
+    the readings to the host are left out."""
     sampling, ids = Sampling(n_new, temperature=1.0), prompts(batch)
     runs = {
-        name: run_of(twin(lm), ids, sampling, read)
+        name: run_of(separate(lm), ids, sampling, read)
         for name, read in (("plain", {}), ("reading", directions(lm, n_traits)))
     }
-    seconds = stepwise({name: run.forwards for name, run in runs.items()})
+    seconds = stepwise({name: run.steps for name, run in runs.items()})
     if runs["plain"].replies != runs["reading"].replies:
         raise SystemExit("Reading changed what was written.")
     step = float(np.median(seconds["plain"]))
@@ -76,13 +77,13 @@ def live_reading(lm: LanguageModel, batch: int, n_new: int, n_traits: int = 8) -
 
 def over_generate(lm: LanguageModel, batch: int, n_new: int, temperature: float, rounds: int) -> dict[str, Any]:
     """Our loop with reading, the readings on the host at the end, over transformers' `generate` without any. Greedy
-    (temperature 0), loop and reading are compared; sampled, the drawing of the tokens is in it as well."""
+    (temperature 0), loop and reading are compared; sampled, drawing the tokens is included."""
     sampling, read, ids = Sampling(n_new, temperature=temperature), directions(lm), prompts(batch)
-    own, other = twin(lm), twin(lm)
+    mine, other = separate(lm), separate(lm)
     got: dict[str, list[list[int]]] = {}
 
     def ours(_: int) -> None:
-        run = run_of(own, ids, sampling, read)
+        run = run_of(mine, ids, sampling, read)
         run.finish()
         for row in range(batch):
             run.readings(row)
@@ -93,13 +94,13 @@ def over_generate(lm: LanguageModel, batch: int, n_new: int, temperature: float,
         drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
         got["theirs"] = generate(other, ids, n_new, **drawn)[:, len(ids[0]) :].tolist()
 
-    seconds = in_turn({"ours": ours, "generate": theirs}, _first(own, other), rounds)
+    seconds = in_turn({"ours": ours, "generate": theirs}, _first(mine, other), rounds)
     found: dict[str, Any] = {"over_generate": ratio(seconds["ours"], seconds["generate"]).to_dict()}
     return found if temperature else found | {"same_replies": _same(got)}
 
 
 def _same(got: Mapping[str, list[list[int]]]) -> float:
-    """Share of replies that two ways wrote alike."""
+    """Share of replies that are identical in both."""
     first, second = got.values()
     return round(float(np.mean([a == b for a, b in zip(first, second, strict=True)])), 3)
 
@@ -114,7 +115,7 @@ def generate(lm: LanguageModel, ids: Ids, n_new: int, **more: Any) -> Any:
     return lm.model.generate(padded, attention_mask=mask, **(known | more))
 
 
-# ---- others who read all blocks while a model writes ----
+# ---- other ways to read all blocks while a model writes ----
 
 
 def peers(
@@ -126,30 +127,30 @@ def peers(
 ) -> dict[str, Any]:
     """Ours and other ways to read the same traits at the same tokens, over `generate` without reading. Greedy.
 
-    The last token is read too: the others need one forward more for that, and are asked for one token more.
+    The last token is read too: the others need one more forward pass for that, and write one more token.
 
     Args:
         others: ways to read; None: transformers' own, and a hook.
     """
     read, ids = directions(lm), prompts(batch)
     known = others or {"output_hidden_states": hidden_states, "item hook": item_hook}
-    own = {name: twin(lm) for name in ("ours", "generate", *known)}
+    models = {name: separate(lm) for name in ("ours", "generate", *known)}
     got: dict[str, np.ndarray] = {}
 
     def ours(_: int) -> None:
-        run = run_of(own["ours"], ids, Sampling(n_new, temperature=0), read)
+        run = run_of(models["ours"], ids, Sampling(n_new, temperature=0), read)
         run.finish()
         n_prompt = len(ids[0])
         got["ours"] = np.stack([run.readings(row)[0][..., n_prompt - 1 :] for row in range(batch)])
 
     def plain(_: int) -> None:
-        generate(own["generate"], ids, n_new + 1)
+        generate(models["generate"], ids, n_new + 1)
 
     def theirs(name: str) -> Callable[[int], None]:
-        return lambda _: got.__setitem__(name, known[name](own[name], ids, n_new + 1, read))
+        return lambda _: got.__setitem__(name, known[name](models[name], ids, n_new + 1, read))
 
     ways = {"ours": ours, "generate": plain, **{name: theirs(name) for name in known}}
-    seconds = in_turn(ways, _first(*own.values()), rounds)
+    seconds = in_turn(ways, _first(*models.values()), rounds)
     for name in known:
         _compare(got[name], got["ours"], name, lm)
     return {
@@ -161,11 +162,11 @@ def peers(
 def _compare(found: np.ndarray, wanted: np.ndarray, name: str, lm: LanguageModel) -> None:
     """Projections of two ways, `[rows, n_traits, n_blocks, n_tokens]`; the last prompt token first."""
     if found.shape != wanted.shape:
-        raise SystemExit(f"{name} reads {found.shape}, we {wanted.shape}.")
-    # Each block by itself: the states of the last ones are the largest.
+        raise SystemExit(f"{name} reads {found.shape}, ours {wanted.shape}.")
+    # Per block: the states of the last ones are the largest.
     off = (np.abs(found - wanted).max((0, 1, 3)) / np.abs(wanted).max((0, 1, 3))).max()
     if not off < TOLERANCE[lm.dtype]:
-        raise SystemExit(f"{name} does not read what we read: {off:.2g} of the largest.")
+        raise SystemExit(f"{name} differs from our readings by {off:.2g} of the largest.")
 
 
 def hidden_states(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Tensor]) -> np.ndarray:
@@ -185,17 +186,17 @@ def hidden_states(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch
 
 
 def item_hook(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Tensor]) -> np.ndarray:
-    """A hook on each block that asks for each trait's number at once: what most public code does."""
+    """A hook on each block that fetches each trait's number at once, as most public code does."""
     found: dict[int, list[list[list[float]]]] = {b: [] for b in read}
 
     def hook(block: int) -> Callable[..., None]:
         vectors = read[block].to(lm.device).T
 
-        def own(_m: Any, _a: Any, output: Any) -> None:
+        def collect(_m: Any, _a: Any, output: Any) -> None:
             states = block_output(output)[:, -1].float()
             found[block].append([[torch.dot(state, vector).item() for vector in vectors] for state in states])
 
-        return own
+        return collect
 
     with ExitStack() as stack:
         for block in read:
@@ -211,8 +212,8 @@ def item_hook(lm: LanguageModel, ids: Ids, n_new: int, read: dict[int, torch.Ten
 def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
     """Reading `n` replies of mixed length at once, over one at a time with `output_hidden_states`: a plain call of the
     model, its language-model head included."""
-    own, other = twin(lm), twin(lm)
-    monitor = PersonaMonitor(own, random_vectors(lm), "all")
+    mine, other = separate(lm), separate(lm)
+    monitor = PersonaMonitor(mine, random_vectors(lm), "all")
     rows = prompts(n, 60, 260)
     read = directions(lm)
     vectors = torch.stack([read[b] for b in sorted(read)]).to(lm.device)
@@ -233,7 +234,7 @@ def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
             states = torch.stack(out.hidden_states[1:])[:, 0].float()  # [n_blocks, n_tokens, d_model]; last: normed
             got["theirs"].append(torch.einsum("btd,bdk->kbt", states, vectors).cpu().numpy())
 
-    seconds = in_turn({"ours": ours, "one at a time": one_at_a_time}, _first(own, other), rounds)
+    seconds = in_turn({"ours": ours, "one at a time": one_at_a_time}, _first(mine, other), rounds)
     for ours_, theirs in zip(got["ours"], got["theirs"], strict=True):
         _compare(theirs[:, :-1][None], ours_[:, :-1][None], "output_hidden_states", lm)
     return {"over_one_at_a_time": ratio(seconds["ours"], seconds["one at a time"]).to_dict()}
@@ -243,7 +244,7 @@ def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
 
 
 class _SameDraws(LogitsProcessor):
-    """Makes `generate` choose what our loop chooses: the token of each row's own draw, the others excluded."""
+    """Makes `generate` choose what our loop chooses: the token of each row's draw, the others excluded."""
 
     def __init__(self, rows: Sequence[int], n_new: int, n_prompt: int) -> None:
         self._uniform = torch.stack([draws(row, n_new) for row in rows])
@@ -256,7 +257,7 @@ class _SameDraws(LogitsProcessor):
 
 
 def mixed_lengths(lm: LanguageModel, n: int, width: int, n_new: int, one_in: int, rounds: int) -> dict[str, Any]:
-    """Replies that end by themselves, one token in `one_in` being an end, over `generate` on batches in input order;
+    """Replies that end early, one token in `one_in` being an end, over `generate` on batches in input order;
     nothing is read."""
     lm = replace(lm, eos_ids=frozenset(range(0, lm.vocabulary_size, one_in)))
     ids, sampling = prompts(n, 16, 48), Sampling(n_new, temperature=1.0)

@@ -21,7 +21,7 @@ CLOCKS = {
     "activation": "activation",
     "activation_relative": "activation, less the other traits",
 }
-SIDES = {"twin": "contaminated model", "asked": "baseline, instructed"}
+SIDES = {"contaminated": "contaminated model", "instructed": "baseline, instructed"}
 
 # ---- when ----
 
@@ -71,7 +71,7 @@ def onset_intervals() -> str:
 def onset_cohorts() -> str:
     rows = [
         (trait, *map(percent, one["onsets"]), f"{one['test']['statistic']:.1f}", one["test"]["p"])
-        for trait, one in stored("onset")["cohorts"]["twin_against_baseline"].items()
+        for trait, one in stored("onset")["cohorts"]["contaminated_against_baseline"].items()
     ]
     return table(("trait", "baseline", "contaminated", "log-rank z", "p"), rows)
 
