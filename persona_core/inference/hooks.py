@@ -3,7 +3,7 @@
 The contract, each clause with a test:
 
 1. The state of block b at token t is the output of block b after the model has read token t. `raw[..., t]` is its
-   projection (h·v)/‖v‖ on the block's own directions.
+   projection (h·v)/‖v‖ on that block's directions.
 2. Every token of a forward is read: all of a prompt, and each generated token, the last one too.
 3. Changes act before reading, in the order given: the reading of a steered block shows the steered state.
 4. Projections, norms and pooled sums are computed and accumulated in float32, whatever the model's dtype.

@@ -23,7 +23,7 @@ LARGEST_DRAW = 1.0 - 2.0**-20
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Keyword arguments of everything that writes replies: the fields of `Sampling`, which has their defaults."""
+    """The fields of `Sampling` as keyword arguments; what they mean and their defaults are documented there."""
 
     max_new_tokens: int
     temperature: float
@@ -86,7 +86,7 @@ class Sampling:
 
 
 def choose(scores: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Invert the cumulative distribution at each row's own uniform draw: no state shared between rows.
+    """Invert the cumulative distribution at each row's uniform draw: rows share no state.
 
     Args:
         scores: `[rows, vocab]` logits; -inf where a token is excluded.

@@ -1,4 +1,4 @@
-"""Interventions on the residual stream: push along a trait, take it out, or cap it.
+"""Interventions on the residual stream: add along a trait, ablate it, or cap it.
 
 Units. A strength or threshold is in residual-stream units (`unit="residual"`): adding strength s moves the raw
 projection by exactly s. With `unit="sd"` it is in standard deviations of the null of that trait and block: adding s
@@ -9,7 +9,7 @@ Sign. Positive pushes towards the trait, negative away from it.
 Position. `start` names the first reply token whose *choice* the intervention can change, 0 being the first token of
 the reply. It therefore acts on the state at reply token start-1 (the last prompt token for start = 0) and on all later
 ones. `start=None` acts on every token, the prompt included. With `when="alarm"` it also waits until the trait's onset
-detector goes off in that reply (alarms.py).
+detector fires in that reply (`monitor/alarms.py`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Steer:
 
     @classmethod
     def ablate(cls, trait: str, block: int, start: int | None = 0, when: When = "start") -> Steer:
-        """Take the component along the trait out of the state: h - (h·v̂) v̂."""
+        """Remove the component along the trait from the state: h - (h·v̂) v̂."""
         return cls(trait, block, start=start, mode="ablate", when=when)
 
     @classmethod
@@ -79,7 +79,7 @@ class Steer:
         unit: Unit = "residual",
         when: When = "start",
     ) -> Steer:
-        """Hold the projection at `threshold` or below; states already below stay exactly as they are."""
+        """Limit the projection to `threshold`; states already below are unchanged."""
         return cls(trait, block, start=start, unit=unit, mode="cap", threshold=threshold, when=when)
 
     @property
@@ -97,16 +97,16 @@ class Steer:
 
 @dataclass(frozen=True)
 class Intervention:
-    """A `Steer` made ready for one model.
+    """A `Steer` prepared for one model.
 
     Attributes:
-        steer: what was asked for.
+        steer: the request.
         direction: float32 `[d_model]`, norm 1, on the block's device.
         amount: strength or threshold in residual-stream units.
-        starts: long `[replies]`, each reply's own start in place of `steer.start`; None: that of the steer for all.
-            Where the steer waits for an alarm, the run's watch writes here when a row's alarm goes off.
-        along: float32 `[d_model]`, norm 1; what a state is moved along where that is not `direction` itself. A cap
-            then moves a state by as much as it would have, but elsewhere: the control of an intervention.
+        starts: long `[replies]`, a start for each reply in place of `steer.start`; None: `steer.start` for all.
+            With `when="alarm"`, the alarms write a reply's start here when its detector fires.
+        along: float32 `[d_model]`, norm 1; moves states along another direction than `direction`, by the same
+            amount: the control of an intervention.
     """
 
     steer: Steer
@@ -116,7 +116,7 @@ class Intervention:
     along: torch.Tensor | None = None
 
     def apply(self, states: torch.Tensor, reply_index: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the changed states; the input is left alone.
+        """Return the changed states; the input is not modified.
 
         Args:
             states: output of the block, `[rows, tokens, d_model]`.

@@ -1,4 +1,4 @@
-"""Find the blocks of a decoder, and check that they are what the rest of the library takes them for.
+"""Find the blocks of a decoder, and verify what the rest of the library assumes about them.
 
 Blocks are numbered from 0, in the order in which they run. "State of block b at token t" is the output of block b
 after the model has read token t: `[rows, tokens, d_model]`, before the final norm, before the next block.
@@ -16,7 +16,7 @@ from torch import nn
 from persona_core.errors import UnknownBlock, UnsupportedModel
 from persona_core.utils.checks import known_block
 
-# The attribute under which a decoder keeps its blocks: Llama and most others; GPT-2, GPT-J, Falcon, Bloom; MPT.
+# The attribute that holds a decoder's blocks: Llama and most others; GPT-2, GPT-J, Falcon, Bloom; MPT.
 BLOCK_LISTS = ("layers", "h", "blocks")
 
 
@@ -36,7 +36,7 @@ class Blocks:
 
 
 def block_output(output: Any) -> torch.Tensor:
-    """The residual stream in what a block returned: the tensor itself, or the first item of a tuple.
+    """The residual stream in a block's output: the tensor itself, or the first item of a tuple.
 
     Most families return a tensor; GPT-J, Falcon, Bloom and MPT return a tuple.
     """
@@ -46,8 +46,8 @@ def block_output(output: Any) -> torch.Tensor:
 def find_blocks(model: Any) -> Blocks:
     """Find the blocks of a causal language model and verify them with one forward of two tokens.
 
-    The check: each block runs exactly once, in order, returns `[rows, tokens, d_model]`, and hands its output on
-    unchanged as the input of the next block.
+    Each block must run exactly once, in order, return `[rows, tokens, d_model]`, and pass its output unchanged to the
+    next block.
 
     Raises:
         UnsupportedModel: an encoder, a state-space or recurrent model, states that are not 3-D, or no block list.
@@ -67,8 +67,8 @@ def find_blocks(model: Any) -> Blocks:
         raise UnsupportedModel(f"{name} is an encoder-decoder; only decoder-only models can be read.")
     if getattr(base, "_is_stateful", False) and not _attends(config):
         raise UnsupportedModel(
-            f"{name} is a state-space or recurrent model: what it has read is one running state that padding and "
-            "replay change, so a reading would depend on the batch. Only decoders with attention can be read."
+            f"{name} is a state-space or recurrent model: its running state depends on padding and replay, so a "
+            "reading would depend on the batch. Only decoders with attention can be read."
         )
     if base.get_output_embeddings() is None or not base.can_generate():
         raise UnsupportedModel(f"{name} has no language-model head; load it with AutoModelForCausalLM.")
@@ -81,19 +81,19 @@ def find_blocks(model: Any) -> Blocks:
     text_config = config.get_text_config(decoder=True)
     d_model = getattr(text_config, "hidden_size", None)
     if not isinstance(d_model, int):
-        raise UnsupportedModel(f"{name}: the config names no hidden_size.")
+        raise UnsupportedModel(f"{name}: the config has no hidden_size.")
     blocks = Blocks(tuple(modules), d_model)
     _verify(base, blocks, name)
     return blocks
 
 
 def unwrap(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper; the adapter's layers stay in place inside it."""
+    """The transformers model inside a PEFT wrapper, adapter layers included."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _attends(config: Any) -> bool:
-    """Whether there is attention at all: hybrids such as Qwen 3.5 keep a recurrent state beside it and read exactly."""
+    """Whether there is any attention: hybrids such as Qwen 3.5 have a recurrent state as well, and read exactly."""
     return bool(getattr(config.get_text_config(decoder=True), "num_attention_heads", None))
 
 
@@ -104,7 +104,7 @@ def _is_list(value: object) -> bool:
 def _verify(model: Any, blocks: Blocks, name: str) -> None:
     """One forward of two tokens with plain hooks, removed at once.
 
-    `output_hidden_states` would be simpler, but transformers then leaves its own hooks on the model for good.
+    `output_hidden_states` would be simpler, but transformers then leaves its hooks on the model permanently.
     """
     inputs: list[torch.Tensor] = []
     outputs: list[tuple[nn.Module, Any]] = []
@@ -120,7 +120,7 @@ def _verify(model: Any, blocks: Blocks, name: str) -> None:
     device = model.get_input_embeddings().weight.device
     was_training = model.training
     try:
-        model.eval()  # dropout would make a block's output differ from what the next one was given
+        model.eval()  # with dropout, a block's output would differ from the next block's input
         with torch.no_grad():
             model(input_ids=torch.tensor([[0, 1]], device=device), use_cache=False)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -131,7 +131,7 @@ def _verify(model: Any, blocks: Blocks, name: str) -> None:
         model.train(was_training)
 
     if [module for module, _ in outputs] != list(blocks.modules):
-        raise UnsupportedModel(f"{name}: its {len(blocks)} blocks do not each run once and in order.")
+        raise UnsupportedModel(f"{name}: its {len(blocks)} blocks do not each run once, in order.")
     for index, (_, state) in enumerate(outputs):
         if not isinstance(state, torch.Tensor) or tuple(state.shape) != (1, 2, blocks.d_model):
             shape = tuple(getattr(state, "shape", ()))
@@ -157,7 +157,7 @@ def resolve_blocks(blocks: str | Sequence[int], best: dict[str, int], available:
         return tuple(available)
     if blocks == "best":
         if not best:
-            raise UnknownBlock('The vectors name no best block; pass blocks="all" or a list of block numbers.')
+            raise UnknownBlock('The vectors have no best block; pass blocks="all" or a list of block numbers.')
         return tuple(sorted(set(best.values())))
     if isinstance(blocks, (str, int)) or not blocks:
         raise UnknownBlock(f'blocks={blocks!r}; expected "best", "all" or a list of block numbers.')

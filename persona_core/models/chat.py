@@ -1,11 +1,11 @@
 """Render a conversation to token ids and roles, the same way everywhere.
 
-The chat template is applied once and its text is tokenised once, without the tokenizer's own special tokens: what the
-template writes is all there is, so there is exactly one BOS. Extraction, calibration and monitoring all come through
-here. A reply is never part of the rendering: its ids follow the rendered prompt's ids as they are.
+The chat template is applied once and its text is tokenised once, without adding the tokenizer's special tokens: the
+template writes them all, so there is exactly one BOS. Extraction, calibration and monitoring all render here. A reply
+is never part of the rendering: its ids are appended to the rendered prompt's ids unchanged.
 
-Control tokens that somebody types into a message are read as control tokens, as transformers does by default; their
-role is still that of the message.
+Control tokens typed into a message are read as control tokens, as transformers does by default; their role is still
+that of the message.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Messages = Sequence[Mapping[str, str]]
 MARKER, MARKER_PATTERN = "\ue000{}\ue001", re.compile("\ue000(\\d+)\ue001")
 ROLES = ("system", "user", "assistant")
 
-# Templates of Llama 3.1 and later write today's date. A fixed one keeps a prompt the same from day to day; it is the
-# date that those templates fall back to. `template_kwargs={"date_string": ...}` sets another.
+# Templates of Llama 3.1 and later write today's date. A fixed date, the one these templates fall back to, keeps a
+# prompt the same from day to day. `template_kwargs={"date_string": ...}` sets another.
 PROMPT_DATE = datetime.date(2024, 7, 26)
 
 # For a tokenizer without a template (a base model). `bos` is the BOS text if the tokenizer itself would add one.
@@ -74,28 +74,28 @@ def as_messages(prompt: str | Messages) -> list[dict[str, str]]:
         if not isinstance(content, str):
             raise PromptError(f"Message {index} has content of type {type(content).__name__}; expected a string.")
         if not is_well_formed(content):
-            raise PromptError(f"Message {index} holds half of a surrogate pair, which is no character; remove it.")
+            raise PromptError(f"Message {index} contains an unpaired surrogate, which is not a character; remove it.")
         if role == "user" and not content.strip():
-            raise PromptError(f"Message {index}, the user's, is empty; write something to answer.")
+            raise PromptError(f"Message {index} (user) is empty; write something to reply to.")
         messages.append({"role": str(role), "content": content})
     return messages
 
 
 def conversation(user: str, system: str | None = None) -> list[dict[str, str]]:
-    """One question as messages, under a system prompt if there is one.
+    """A user message as a conversation, with a system prompt if there is one.
 
     >>> conversation("Hi")
     [{'role': 'user', 'content': 'Hi'}]
     """
-    asked = {"role": "user", "content": user}
-    return [{"role": "system", "content": system}, asked] if system else [asked]
+    message = {"role": "user", "content": user}
+    return [{"role": "system", "content": system}, message] if system else [message]
 
 
 class ChatFormat:
     """One tokenizer's chat template, applied to ids.
 
     Args:
-        tokenizer: a transformers tokenizer. Without a chat template the plain rendering of `PLAIN_TEMPLATE` is used:
+        tokenizer: a transformers tokenizer. Without a chat template, `PLAIN_TEMPLATE` is used:
             `User: ...`, blank line, `Assistant:`.
         template_kwargs: passed to the template, e.g. `{"enable_thinking": False}`.
     """
@@ -107,8 +107,8 @@ class ChatFormat:
         template = tokenizer.get_chat_template() if not self.is_plain else PLAIN_TEMPLATE
         self._template: str = template
         if self.is_plain:
-            own = tokenizer("a").input_ids
-            has_bos = tokenizer.bos_token_id is not None and own[:1] == [tokenizer.bos_token_id]
+            ids = tokenizer("a").input_ids
+            has_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
             self.template_kwargs["bos"] = tokenizer.bos_token if has_bos else ""
         self.folds_system = self._drops_system()
 
@@ -121,31 +121,30 @@ class ChatFormat:
     def render(self, messages: str | Messages, add_generation_prompt: bool = True) -> Rendered:
         """Render a conversation to ids and one role per token.
 
-        A template without a system role gets the system text at the head of the first user turn, two newlines before
-        the user's own text. Text that the template writes by itself, a default system prompt included, has the role
-        "template".
+        A template without a system role gets the system text at the start of the first user turn, two newlines before
+        the user's text. Text that the template adds, a default system prompt included, has the role "template".
 
         Raises:
-            PromptError: an empty or malformed conversation, or one that the template refuses.
+            PromptError: an empty or malformed conversation, or one that the template rejects.
         """
         turns = as_messages(messages)
         parts = self._parts(turns)
         text = self._apply(_joined(parts), add_generation_prompt)
         encoded = self._encode(text)
         if not encoded:
-            raise PromptError("The conversation renders to no token at all.")
+            raise PromptError("The conversation renders to no tokens.")
         ids = [token_id for token_id, _ in encoded]
         spans = self._content_spans(parts, text, add_generation_prompt)
         return Rendered(tuple(ids), tuple(_role_at(spans, start, end) for _, (start, end) in encoded))
 
     def encode_reply(self, text: str) -> tuple[int, ...]:
-        """Ids of a given reply text, to follow a rendered prompt. No special token is added."""
+        """Ids of a reply's text, to append to a rendered prompt. No special token is added."""
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     # A turn is a role and its parts: one part, or system text and user text where the system turn was folded in.
 
     def _parts(self, turns: list[dict[str, str]]) -> list[_Turn]:
-        """One `_Turn` a message; system text that the template would lose goes to the head of the next user turn."""
+        """One `_Turn` per message; system text that the template would drop goes to the start of the next user turn."""
         parts, waiting = [], []
         for turn in turns:
             part = (turn["role"], turn["content"])
@@ -173,10 +172,10 @@ class ChatFormat:
             )
         except (jinja2.TemplateError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
             roles = ", ".join(m["role"] for m in messages)
-            raise PromptError(f"The chat template refuses a conversation of roles {roles}: {error}") from error
+            raise PromptError(f"The chat template rejects a conversation with the roles {roles}: {error}") from error
 
     def _drops_system(self) -> bool:
-        """Whether the template raises on a system message, or leaves its text out."""
+        """Whether the template raises on a system message or drops its text."""
         marker = MARKER.format(0)
         try:
             text = self._apply([{"role": "system", "content": marker}, {"role": "user", "content": "x"}], True)
@@ -185,7 +184,7 @@ class ChatFormat:
         return marker not in text
 
     def _encode(self, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """Ids with the characters of `text` that each covers."""
+        """Ids, each with the span of `text` that it covers."""
         if self.tokenizer.is_fast:
             out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             return list(zip(out["input_ids"], map(tuple, out["offset_mapping"]), strict=True))
@@ -197,14 +196,14 @@ class ChatFormat:
         return list(zip(ids, spans, strict=True))
 
     def _content_spans(self, parts: list[_Turn], text: str, add_generation_prompt: bool) -> list[_Span]:
-        """Where each message's text stands in the rendered text.
+        """The span of each message's text in the rendered text.
 
-        The conversation is rendered once more with a marker in place of each text; what lies between the markers is
-        what the template writes, which tells a message "user" from the template's own word "user". Markers are taken
-        in the order in which they come out: some templates (Mistral) move the system text behind earlier turns.
+        The conversation is rendered a second time with a marker in place of each text; everything between the markers
+        is the template's, which distinguishes a message "user" from the role name "user". Markers are taken in the
+        order of the output: some templates (Mistral) move the system text behind earlier turns.
 
         Raises:
-            PromptError: the template leaves a message out.
+            PromptError: the template drops a message.
         """
         contents = [part for turn in parts for part in turn.parts]
         numbers = itertools.count()
@@ -218,7 +217,7 @@ class ChatFormat:
             index, start = int(match[1]), at + match.start() - behind
             role, content = contents[index]
             before = skeleton[behind : match.start()]
-            # Templates trim messages; some (Qwen 3) also rewrite earlier replies: then the text is searched for.
+            # Templates trim messages; some (Qwen 3) also rewrite earlier replies: search for the text then.
             fits = [c for c in (content, content.strip()) if text.startswith(before + c, at)]
             candidate = fits[0] if fits else content.strip()
             start = start if fits else text.find(candidate, at)
@@ -229,7 +228,7 @@ class ChatFormat:
             behind = match.end()
         for index, (role, content) in enumerate(contents):
             if index not in seen and content.strip() not in text:
-                raise PromptError(f"The chat template leaves out message text of role {role!r}: {content[:60]!r}.")
+                raise PromptError(f"The chat template drops the text of a {role!r} message: {content[:60]!r}.")
         return spans
 
 
@@ -251,7 +250,7 @@ def _joined(turns: list[_Turn]) -> list[dict[str, str]]:
 
 
 def _role_at(spans: list[_Span], start: int, end: int) -> str:
-    """The role whose text holds most of the token's characters; "template" where none holds any."""
+    """The role whose text has most of the token's characters; "template" if none has any."""
     best, most = "template", 0
     for span in spans:
         overlap = min(end, span.end) - max(start, span.start)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
-WINDOW = 8  # tokens after which a window of undecodable bytes is given up; a character has at most 4 bytes
+REPLACEMENT = "\ufffd"  # how a decoder shows bytes that are not (yet) a character
+WINDOW = 8  # tokens to wait for undecodable bytes to complete; a character has at most 4 bytes
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -29,8 +29,8 @@ class TextSplitter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._context: list[int] = []  # tokens already shown that the next piece's spacing depends on
-        self._open: list[int] = []  # tokens whose text is not complete yet
+        self._context: list[int] = []  # tokens already shown, on which the next piece's spacing depends
+        self._open: list[int] = []  # tokens whose text is incomplete
 
     def push(self, token_id: int) -> str:
         """Add one token and return the text that it completes."""
@@ -44,7 +44,7 @@ class TextSplitter:
         return text[_common(shown, text) :]
 
     def pending(self) -> str:
-        """The text of tokens that have not completed a character; "" where there are none."""
+        """The text of tokens that have not completed a character; "" if there are none."""
         if not self._open:
             return ""
         shown = text_of(self._tokenizer, self._context)
@@ -53,7 +53,7 @@ class TextSplitter:
 
 
 def _common(a: str, b: str) -> int:
-    """Length of the common beginning. Undecodable bytes may change the text before them (byte-fallback decoders)."""
+    """Length of the common prefix. Undecodable bytes may change the text before them (byte-fallback decoders)."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -65,7 +65,7 @@ def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[s
         ids: token ids, `[n_tokens]`.
 
     Returns:
-        `[n_tokens]` strings. A character that spans several tokens stands with the last of them.
+        `[n_tokens]` strings. A character that spans several tokens belongs to the last of them.
     """
     splitter = TextSplitter(tokenizer)
     pieces = [splitter.push(token_id) for token_id in ids]
@@ -78,7 +78,7 @@ def split_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[s
 
 
 def _split_by_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], whole: str) -> list[str]:
-    """Exact for any decoder, at one decode of the whole prefix per token: the way out where windows disagree.
+    """Exact for any decoder, at the cost of one decode of the whole prefix per token: the fallback if windows disagree.
 
     A token's end is the longest prefix of the whole text that its prefix decodes to.
     """
@@ -95,12 +95,12 @@ def _split_by_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], w
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether a text holds no half of a surrogate pair."""
+    """Whether a text contains no unpaired surrogate."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def well_formed(text: str) -> str:
-    """Lone surrogates, which a token can decode to and no UTF-8 or JSON holds, become the replacement character.
+    """Replace unpaired surrogates, which a token can decode to but UTF-8 and JSON cannot hold.
 
     >>> well_formed("a\\ud800b")
     'a\ufffdb'

@@ -124,7 +124,7 @@ class LanguageModel:
             PromptError: no token, or one without an embedding.
         """
         if not ids:
-            raise PromptError("The text holds no token.")
+            raise PromptError("The text has no tokens.")
         size = self.vocabulary_size
         wrong = next((i for i in ids if not 0 <= i < size), None)
         if wrong is not None:

@@ -82,7 +82,7 @@ def test_where_memory_runs_out_less_is_read_at_once_from_then_on(caplog: pytest.
 
     with caplog.at_level(logging.WARNING):
         each_batch(lm, rows, [1] * 12, work, 12 * 20)
-    assert seen == [12, 6, 3, 3, 3, 3] and "60 tokens a forward" in caplog.text
+    assert seen == [12, 6, 3, 3, 3, 3] and "60 tokens per forward" in caplog.text
 
     def never(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -13,7 +13,7 @@ from scipy import stats
 from persona_core.elicitation.elicit import write_replies
 from persona_core.errors import ContextOverflow, PromptError, SettingError
 from persona_core.inference.decode import decode
-from persona_core.inference.sampling import Sampling
+from persona_core.inference.sampling import Sampling, SamplingOptions
 from persona_core.models.loading import wrap_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.vectors.calibration import calibrate
@@ -290,7 +290,7 @@ def test_the_pooled_mean_of_a_reply_of_no_token_is_nan_with_a_count_of_zero(make
     (only,) = write_replies(lm, [PROMPT], Sampling(max_new_tokens=5, temperature=0), 0)
     assert (only.n_tokens, only.text, len(only.token_ids)) == (0, "", 1)
     assert only.mean_state.shape == (3, 32) and np.isnan(only.mean_state).all()
-    with pytest.raises(SettingError, match="no token"):
+    with pytest.raises(SettingError, match="empty reply"):
         RunningMean().add(only.mean_state)
 
 
@@ -370,3 +370,14 @@ def test_no_token_is_ever_chosen_that_has_no_probability() -> None:
     for draw, wanted in ((0.0, 100), (LARGEST_DRAW, None)):
         token = int(choose(scores, torch.tensor([[draw]], dtype=torch.float32)))
         assert 100 <= token < 40_000 and (wanted is None or token == wanted)
+
+
+def test_the_keyword_arguments_are_the_fields_of_sampling() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(Sampling)}
+    assert {name: hint.__forward_arg__ for name, hint in SamplingOptions.__annotations__.items()} == fields
+
+
+@pytest.mark.parametrize("method", ["generate", "stream", "generate_batch"])
+def test_an_unknown_sampling_argument_is_named(method: str) -> None:
+    with pytest.raises(TypeError, match="max_tokens"):
+        getattr(monitor_of(endless()), method)([PROMPT], max_tokens=3)

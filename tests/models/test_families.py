@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from persona_core.monitor.monitor import PersonaMonitor
 from tests.support import oracle
 from tests.support.chat_templates import tokenizer_for
 from tests.support.families import FAMILIES, REFUSED, Family, Refused
-from tests.support.tiny import hooks_on, random_vectors
+from tests.support.tiny import hooks_on, random_vectors, tiny_lm
 
 TOLERANCE = 1e-4  # relative, float32
 # Of very different lengths, and all but the last longer than the sliding windows.
@@ -135,3 +135,9 @@ def test_what_cannot_be_read_is_refused_and_says_why(refused: Refused) -> None:
     message = str(error.value).lower()
     assert any(reason in message for reason in refused.reasons), message
     assert hooks_on(model) == before
+
+
+def test_a_model_prints_as_one_line() -> None:
+    lm = replace(tiny_lm("llama-lora"), name="me/qwen", revision="abc123", adapter="me/lora")
+    assert repr(lm) == "LanguageModel(me/qwen + me/lora at abc123, 3 blocks × 32, float32, cpu)"
+    assert str(lm) == repr(lm)
