@@ -22,6 +22,8 @@ def test_a_notebook_runs_and_ends_with_a_figure(path: Path, tmp_path: Path) -> N
     shutil.copy(path, tmp_path / "notebooks")
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("max_new_tokens=160", "max_new_tokens=80")  # half the time
     client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()
     drawn = [
