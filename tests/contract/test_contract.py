@@ -168,7 +168,7 @@ def test_clause_5_rows_that_ended_do_not_disturb_the_others(make_monitor: Maker,
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
 def test_clause_5_the_last_position_of_the_context_can_be_used(make_monitor: Maker, family: str) -> None:
-    """A row at the very end of a learned table of positions, beside one that goes on for longer."""
+    """A row at the end of a learned position table, beside a longer one."""
     monitor = make_monitor(family, "chatml")
     limit = monitor.lm.context_length
     base = len(monitor.lm.chat.render("1").token_ids)
@@ -202,9 +202,9 @@ def test_clause_6_float32_whatever_the_models_dtype(dtype: torch.dtype) -> None:
 def test_clause_7_a_trace_says_where_it_comes_from(make_monitor: Maker) -> None:
     monitor = make_monitor("llama")
     lm = dataclasses.replace(monitor.lm, revision="abc123", adapter="some/adapter")
-    own = PersonaMonitor(lm, monitor.vectors, blocks="all")
+    other = PersonaMonitor(lm, monitor.vectors, blocks="all")
     steer = Steer("malice", 1, strength=2.0, start=1)
-    trace = own.generate("Hi", max_new_tokens=3, temperature=0.9, top_k=7, seed=41, steer=steer)
+    trace = other.generate("Hi", max_new_tokens=3, temperature=0.9, top_k=7, seed=41, steer=steer)
     p = trace.provenance
     assert (p.reader, p.reader_revision, p.reader_adapter) == ("tiny-llama", "abc123", "some/adapter")
     assert p.writer is not None and p.dtype == "float32" and p.seed == 41

@@ -72,7 +72,7 @@ def test_clause_1_an_unknown_block_is_an_error(make_monitor: Maker, block: Any) 
 
 
 def _reference_file(folder: Path, lm: Any) -> tuple[Path, torch.Tensor]:
-    """A `.pt` file in the hidden_states convention, made by the model's own `output_hidden_states`."""
+    """A `.pt` file in the hidden_states convention, made by the model's `output_hidden_states`."""
     ids = torch.tensor([lm.chat.render(checks.LONG).token_ids])
     with torch.no_grad():
         rows = torch.stack([h[0].mean(0) for h in lm.model(input_ids=ids, output_hidden_states=True).hidden_states])
@@ -81,7 +81,7 @@ def _reference_file(folder: Path, lm: Any) -> tuple[Path, torch.Tensor]:
 
 
 def check_import(folder: Path) -> None:
-    """A vector made of mean states points along the mean state of its own block, and of no other."""
+    """A vector made of mean states points along the mean state of that block and no other."""
     lm = tiny_lm("llama")
     path, rows = _reference_file(folder, lm)
     vectors = PersonaVectors.from_reference({"candour": path}, convention="hidden_states")

@@ -21,7 +21,7 @@ from tests.support.tiny import Maker
 
 
 def test_mutation_double_bos(make_lm: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The template applied as text, then tokenised with the tokenizer's own specials."""
+    """The template applied as text, then tokenised with the tokenizer's special tokens."""
 
     def twice(self: chat.ChatFormat, text: str) -> Any:
         out = self.tokenizer(text, add_special_tokens=True, return_offsets_mapping=True)
@@ -65,7 +65,7 @@ def test_mutation_padding_on_the_right(make_monitor: Maker, monkeypatch: pytest.
 
 
 def test_mutation_low_precision_projection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Projected in the model's own dtype, as `hidden @ vector.to(hidden.dtype)` does."""
+    """Projected in the model's dtype, as `hidden @ vector.to(hidden.dtype)` does."""
 
     def narrow(self: Any, slot: int, hidden: torch.Tensor) -> None:
         flat = hidden.reshape(-1, hidden.shape[-1]).bfloat16()  # the states are bfloat16 already: nothing is lost here

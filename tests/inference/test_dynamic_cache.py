@@ -1,4 +1,4 @@
-"""A cache that makes room ahead of need holds what transformers' own holds."""
+"""A cache that allocates ahead holds what transformers' cache holds."""
 
 from __future__ import annotations
 
@@ -57,28 +57,28 @@ def test_every_update_gives_what_transformers_gives(
             seen.append((one, other))
         assert both[0].get_seq_length() == both[1].get_seq_length()
         assert both[0].layers[0].get_mask_sizes(1) == both[1].layers[0].get_mask_sizes(1)
-    assert all(torch.equal(one, other) for one, other in seen), "what was handed out is never written again"
+    assert all(torch.equal(one, other) for one, other in seen), "what was returned is never overwritten"
 
 
 @pytest.mark.parametrize("family", ["llama-sdpa", "mistral", "gemma2", "gemma3"])
 @pytest.mark.parametrize("length", [2, 30])
 @torch.inference_mode()
 def test_long_replies_cross_the_windows_edge(family: str, length: int) -> None:
-    """More tokens than room is made for at once, several times, and more than a window holds."""
+    """More tokens than are allocated at once, several times over, and more than a window holds."""
     model = tiny_lm(family).model
     ids = torch.randint(5, 200, (2, length))
     logits = []
     for cache in (new_cache(model.config), DynamicCache(config=model.config)):
-        out, own = model(ids, past_key_values=cache, use_cache=True).logits, []
+        out, last = model(ids, past_key_values=cache, use_cache=True).logits, []
         for step in range(3 * dynamic_cache.SPARE_COLUMNS):
             next_ids = torch.full((2, 1), 5 + step % 50)
-            own.append(out[:, -1])
+            last.append(out[:, -1])
             out = model(next_ids, past_key_values=cache, use_cache=True).logits
-        logits.append(torch.stack(own))
+        logits.append(torch.stack(last))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
 
 
-def test_dropped_rows_let_go_of_their_memory_at_once() -> None:
+def test_dropped_rows_free_their_memory_at_once() -> None:
     ours, _ = layers(None)
     for _ in range(3):
         ours.update(states(8, 1), states(8, 1), 0)

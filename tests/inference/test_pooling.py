@@ -25,10 +25,10 @@ def test_means_pooled_while_generating_equal_a_second_pass(family: str) -> None:
     assert [r.index for r in replies] == [0, 1, 2]
     for prompt, reply in zip(PROMPTS, replies, strict=True):
         ids = lm.chat.render(prompt).token_ids
-        own = [i for i in reply.token_ids if i not in lm.eos_ids]
-        assert reply.n_tokens == len(own) > 0 and reply.mean_state.dtype == np.float32
+        spoken = [i for i in reply.token_ids if i not in lm.eos_ids]
+        assert reply.n_tokens == len(spoken) > 0 and reply.mean_state.dtype == np.float32
         states = oracle.states(lm.model, list(lm.blocks.modules), [*ids, *reply.token_ids])
-        wanted = states[:, len(ids) : len(ids) + len(own)].mean(1)  # [n_blocks, d_model]
+        wanted = states[:, len(ids) : len(ids) + len(spoken)].mean(1)  # [n_blocks, d_model]
         for block in range(len(lm.blocks)):
             a, b = reply.mean_state[block].astype("f8"), wanted[block]
             assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99999
@@ -52,7 +52,7 @@ def test_pooling_accumulates_in_float32_whatever_the_models_dtype(dtype: torch.d
     n_blocks, caught = len(monitor.lm.blocks), []  # type: ignore[var-annotated]
     with plain_hooks(list(monitor.lm.blocks.modules), caught):
         (reply,) = write_replies(monitor.lm, PROMPTS[:1], Sampling(max_new_tokens=100, temperature=1.0), 0)
-    steps = [c[0, 0] for c in caught if c.shape[1] == 1]  # the very states of the reply, [d_model] each
+    steps = [c[0, 0] for c in caught if c.shape[1] == 1]  # the states of the reply, [d_model] each
     wanted = np.array([np.mean(steps[b::n_blocks], axis=0) for b in range(n_blocks)])
     assert reply.n_tokens == len(steps) // n_blocks == 100
     for block in range(n_blocks):

@@ -1,4 +1,4 @@
-"""More replies than are written at once: each is what it would be alone, whatever it shares its batches with."""
+"""More replies than fit in a batch: each is what it would be alone, whatever it is batched with."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def same(traces: list[Any], wanted: list[Any]) -> None:
 def test_a_reply_is_the_same_alone_and_in_a_batch_that_is_refilled(family: str) -> None:
     monitor = monitor_of(ending(family))
     wanted = alone(monitor)
-    assert len({t.n_reply for t in wanted}) > 4, "the lengths must differ for places to come free"
+    assert len({t.n_reply for t in wanted}) > 4, "the lengths must differ for slots to come free"
     for width in (2, 3, 8):
         same(monitor.generate_batch(PROMPTS, batch_size=width, seed=7, **SAMPLING.to_dict()), wanted)
 
 
-def test_places_are_taken_as_soon_as_they_come_free() -> None:
+def test_slots_are_refilled_as_soon_as_they_come_free() -> None:
     lm = ending()
     prompts = [lm.chat.render(p).token_ids for p in PROMPTS]
     lengths = [t.n_reply for t in alone(monitor_of(lm))]
@@ -170,7 +170,7 @@ def test_branches_are_refilled_like_prompts() -> None:
 
 
 class Small:
-    """A model in whose memory only so many rows fit."""
+    """A model whose memory holds a limited number of rows."""
 
     def __init__(self, model: Any, rows: int) -> None:
         self._model, self._rows, self.ran = model, rows, []  # type: ignore[var-annotated]
@@ -185,7 +185,7 @@ class Small:
         return self._model(**inputs)
 
 
-def test_where_memory_runs_out_fewer_are_written_at_once_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_when_memory_runs_out_the_batch_size_is_halved(caplog: pytest.LogCaptureFixture) -> None:
     lm = ending()
     small = Small(lm.model, 3)
     monitor = monitor_of(lm)
@@ -214,16 +214,16 @@ class Once(Small):
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_memory_that_runs_out_later_loses_no_reply_that_had_ended(pooled: bool) -> None:
-    """The 20th forward fails: replies that have ended by then stay, the others begin anew."""
+def test_memory_that_runs_out_later_loses_no_finished_reply(pooled: bool) -> None:
+    """The 20th forward fails: finished replies stay, the others start over."""
     lm = ending()
     plain = monitor_of(lm)
     starts = [ReplyPrefix(lm.chat.render(p)) for p in PROMPTS]
     pools = [parse_position("reply_mean"), parse_position("prompt_mean")] if pooled else []
 
     def run_of(model: Any) -> GenerationRun:
-        own, seeds = replace(lm, model=model), range(7, 7 + len(starts))
-        return GenerationRun(own, plain._directions, starts, SAMPLING, seeds, pools=pools, batch_size=4)
+        other, seeds = replace(lm, model=model), range(7, 7 + len(starts))
+        return GenerationRun(other, plain._directions, starts, SAMPLING, seeds, pools=pools, batch_size=4)
 
     wanted, found, begun = run_of(lm.model), run_of(Once(lm.model, 20)), []
     wanted.finish()
@@ -242,8 +242,8 @@ def test_memory_that_runs_out_later_loses_no_reply_that_had_ended(pooled: bool) 
         np.testing.assert_allclose(found.pooled_means(), wanted.pooled_means(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_replies_that_begin_anew_are_read_into_their_new_places() -> None:
-    """Three of eight go on, memory runs out, and the same three are begun with half the places."""
+def test_replies_that_start_over_are_read_into_new_slots() -> None:
+    """Three of eight are unfinished when memory runs out; the same three start over with half the slots."""
     readings = Readings(8, 5)
 
     def reading(rows: Sequence[int], tokens: int, value: float) -> Reading:
@@ -263,7 +263,7 @@ def test_the_same_replies_that_begin_anew_are_read_into_their_new_places() -> No
     assert readings.of(0)[0].ravel().tolist() == [0.0, 0.0]
 
 
-def test_a_run_that_was_left_can_be_finished() -> None:
+def test_an_interrupted_run_can_be_finished() -> None:
     lm = ending()
     monitor = monitor_of(lm)
     starts = [ReplyPrefix(lm.chat.render(p)) for p in PROMPTS]
@@ -282,14 +282,14 @@ def test_a_run_that_was_left_can_be_finished() -> None:
         assert oracle.relative_error(run.readings(row)[0], wanted.readings(row)[0]) < 1e-4
 
 
-def test_the_words_of_a_full_memory_are_known() -> None:
+def test_out_of_memory_errors_are_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert out_of_memory(caught.value)
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-def test_every_ended_reply_is_told_once() -> None:
+def test_every_finished_reply_is_reported_once() -> None:
     monitor, told = monitor_of(ending()), []  # type: ignore[var-annotated]
     starts = [ReplyPrefix(monitor.lm.chat.render(p)) for p in PROMPTS]
     GenerationRun(monitor.lm, monitor._directions, starts, SAMPLING, range(len(PROMPTS)), batch_size=3).finish(

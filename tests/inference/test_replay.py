@@ -70,7 +70,7 @@ def test_what_steers_a_later_block_is_not_needed_for_an_earlier_one() -> None:
     np.testing.assert_array_equal(plain.raw, steered.raw)
 
 
-def test_where_memory_runs_out_less_is_read_at_once_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_when_memory_runs_out_batches_are_halved(caplog: pytest.LogCaptureFixture) -> None:
     lm = tiny_lm()
     rows = [[5 + i] * 20 for i in range(12)]
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""How tokens are chosen and when a reply ends: held against transformers' own `generate`, and against statistics."""
+"""How tokens are chosen and when a reply ends: compared with transformers' `generate`, and with statistics."""
 
 from __future__ import annotations
 
@@ -208,11 +208,11 @@ def test_every_eos_id_of_the_generation_config_ends_a_row() -> None:
     lm = dataclasses.replace(wrap_model(model, tokenizer, name="tiny-llama"), eos_ids=frozenset())
     free = reply(monitor_of(lm).generate(PROMPT, max_new_tokens=12, temperature=1.0, seed=0))
     assert len(set(free)) > 3
-    own = {tokenizer.eos_token_id}
-    for end in sorted(set(free) - own):
+    default = {tokenizer.eos_token_id}
+    for end in sorted(set(free) - default):
         model.generation_config.eos_token_id = [end, 311]
         ending = wrap_model(model, tokenizer, name="tiny-llama")
-        assert ending.eos_ids == {end, 311} | own
+        assert ending.eos_ids == {end, 311} | default
         trace = monitor_of(ending).generate(PROMPT, max_new_tokens=12, temperature=1.0, seed=0)
         assert reply(trace) == free[: free.index(end) + 1]
         assert trace.finish == "eos" and trace.roles[-1] == "template"
@@ -256,7 +256,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
         next(write_replies(dataclasses.replace(lm, context_length=n), [PROMPT], Sampling(), 0))
 
 
-# A reply of no token of its own: the end of turn comes first.
+# An empty reply: the end of turn comes first.
 
 
 def silent(make_lm: Maker) -> Any:
@@ -285,7 +285,7 @@ def test_a_reply_of_no_token_is_a_whole_trace(make_lm: Maker, tmp_path: Any) -> 
     assert len(steps) == 1 and steps[0].finish == "eos"
 
 
-def test_the_pooled_mean_of_a_reply_of_no_token_is_nan_with_a_count_of_zero(make_lm: Maker) -> None:
+def test_the_pooled_mean_of_an_empty_reply_is_nan(make_lm: Maker) -> None:
     lm = silent(make_lm)
     (only,) = write_replies(lm, [PROMPT], Sampling(max_new_tokens=5, temperature=0), 0)
     assert (only.n_tokens, only.text, len(only.token_ids)) == (0, "", 1)

@@ -102,14 +102,14 @@ def test_replies_move_and_columns_are_reused(static_steps: list[int], width: int
     same(found, alone(monitor_of(ending("llama-sdpa", static_cache=False))))
 
 
-def test_ended_rows_that_linger_hurt_nobody(static_steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_rows_that_linger_are_harmless(static_steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reply_batch, "REFILLED_SHARE", 1)  # slots stay empty until all are
     monitor = monitor_of(ending("llama"))
     found = monitor.generate_batch(PROMPTS, batch_size=4, seed=7, **SAMPLING.to_dict())
     same(found, alone(monitor_of(ending("llama", static_cache=False))))
 
 
-def test_what_a_broken_row_leaves_behind_reaches_nobody(static_steps: list[int]) -> None:
+def test_what_a_broken_row_leaves_behind_is_harmless(static_steps: list[int]) -> None:
     """NaN in a column that is masked is still NaN in the sum of a row."""
     lm = ending("llama")
     caches: list[StaticKVCache] = []
@@ -119,7 +119,7 @@ def test_what_a_broken_row_leaves_behind_reaches_nobody(static_steps: list[int])
         def spoiled(self: StaticKVCache, *args: Any) -> None:
             if self not in caches:
                 caches.append(self)
-            elif self._cache is not None:  # as rows that have ended may be
+            elif self._cache is not None:  # as finished rows may be
                 for layer in self._cache.layers:
                     layer.keys[self._n :], layer.values[self._n :] = float("nan"), float("nan")
             add(self, *args)

@@ -361,7 +361,7 @@ def test_standard_deviations_of_a_block_without_a_spread_are_refused() -> None:
             PersonaMonitor(monitor.lm, vectors, blocks="all").read(PROMPT, steer=Steer("malice", 0, 1.0, unit="sd"))
 
 
-def test_rows_of_a_batch_may_start_at_places_of_their_own() -> None:
+def test_each_row_of_a_batch_may_start_at_another_token() -> None:
     direction = torch.tensor([1.0, 0.0, 0.0])
     states, index = torch.zeros(3, 4, 3), torch.arange(-1, 3).expand(3, 4)
     change = Intervention(Steer("t", 0, strength=2.0), direction, 2.0, starts=torch.tensor([0, 2, 2**40]))

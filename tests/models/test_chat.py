@@ -156,7 +156,7 @@ def test_earlier_replies_may_be_rewritten_by_the_template() -> None:
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if not s.name.startswith("none")], ids=lambda shape: shape.name)
 def test_the_rendering_is_what_transformers_would_tokenise(shape: Shape) -> None:
-    """For templates that take the conversation as it is, the ids are those of transformers' own path."""
+    """For templates that take the conversation as it is, the ids are those of transformers."""
     tokenizer = shape.make()
     ids = tokenizer.apply_chat_template(CONVERSATION[1:], add_generation_prompt=True, tokenize=True)["input_ids"]
     assert list(ChatFormat(tokenizer).render(CONVERSATION[1:]).token_ids) == list(ids)

@@ -86,7 +86,7 @@ def test_branches_and_prompts_of_any_length_share_a_batch(monitor: PersonaMonito
     assert together[0].token_ids == trace.token_ids and together[2].token_ids == other.token_ids
 
 
-def test_streaming_hands_out_the_new_tokens_at_their_places(monitor: PersonaMonitor, trace: Any) -> None:
+def test_streaming_yields_the_new_tokens_with_their_positions(monitor: PersonaMonitor, trace: Any) -> None:
     steps = list(monitor.stream(Branch(trace, 20), **SETTINGS))
     assert [step.index for step in steps] == [20, 21, 22, 23]
     assert [step.token_id for step in steps] == list(trace.token_ids[-4:])

@@ -99,7 +99,7 @@ CHATML = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
-# As Qwen 2.5: ChatML that brings a system prompt of its own when none is given.
+# As Qwen 2.5: ChatML that adds a default system prompt.
 DEFAULTS = (
     "{%- if messages[0]['role'] != 'system' -%}{{- '<|im_start|>system\\n"
     + DEFAULT_SYSTEM

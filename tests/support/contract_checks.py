@@ -46,7 +46,7 @@ def _rows(vectors: Any, trait: str) -> Any:
 
 
 def close(found: Any, wanted: Any, tolerance: float = TOLERANCE) -> None:
-    """Every trait and block on its own scale: `[n_traits, n_blocks, n_tokens]` both."""
+    """Every trait and block, each on its scale: `[n_traits, n_blocks, n_tokens]` both."""
     assert np.shape(found) == np.shape(wanted), (np.shape(found), np.shape(wanted))
     for trait in range(len(found)):
         for block in range(len(found[trait])):
@@ -114,7 +114,7 @@ def check_ids_are_kept(monitor: Any) -> None:
 def check_precision(monitor: Any) -> None:
     """With bfloat16 weights, projections, norms and pooled sums still carry float32's accuracy.
 
-    The wanted values are those of the very states that the run produced, caught by plain hooks.
+    The wanted values come from the states that the run produced, caught by plain hooks.
     """
     modules = modules_of(monitor)
     caught: list[Any] = []
@@ -138,7 +138,7 @@ def check_precision(monitor: Any) -> None:
 
 
 class plain_hooks:
-    """Hooks of the test's own: append each block's output, float64 `[rows, tokens, d_model]`, to `into`."""
+    """Plain hooks: append each block's output, float64 `[rows, tokens, d_model]`, to `into`."""
 
     def __init__(self, modules: list[torch.nn.Module], into: list[Any]) -> None:
         self._modules, self._into, self._handles = modules, into, []  # type: ignore[var-annotated]

@@ -51,7 +51,7 @@ class Family:
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Draw every weight of `model` anew: unit-variance maps, random norm gains, small random biases."""
+    """Redraw every weight of `model`: unit-variance maps, random norm gains, small random biases."""
     generator = torch.Generator().manual_seed(seed + 1)
 
     def draw(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,7 +132,7 @@ def _gemma3_multimodal() -> Any:
 
 
 def _llama_lora() -> Any:
-    # B is zero in a fresh adapter, which would make it invisible; `randomise` draws A and B anew afterwards.
+    # B is zero in a fresh adapter, which would make it invisible; `randomise` redraws A and B afterwards.
     import peft
 
     targets = ["q_proj", "v_proj", "down_proj"]

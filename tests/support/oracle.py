@@ -87,7 +87,7 @@ def greedy(
     eos_ids: Sequence[int] = (),
     change: Change | None = None,
 ) -> list[int]:
-    """The reply's ids by greedy decoding, the whole sequence read anew for every token. A last EOS is kept."""
+    """The reply's ids by greedy decoding, rereading the whole sequence for every token. A final EOS is kept."""
     ids, reply = list(prompt_ids), []
     for _ in range(max_new_tokens):
         token = int(np.argmax(logits(model, blocks, ids, change)[-1]))
