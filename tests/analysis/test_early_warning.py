@@ -171,6 +171,7 @@ def test_white_noise_and_constants_warn_of_nothing(seed: int) -> None:
 @pytest.mark.parametrize(
     ("true", "n", "m"), [(0.5, 40, 200), (0.8, 40, 200), (0.8, 200, 30), (0.95, 40, 200), (0.99, 40, 200)]
 )
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says(true: float, n: int, m: int) -> None:
     rng = np.random.default_rng(int(1000 * true))
     level = np.array([0.0, 4.0, -3.0])  # of each place

@@ -84,6 +84,7 @@ def test_the_naive_rules_would_find_couplings_everywhere() -> None:
     assert np.mean([p < 0.05 for _, p in raw]) > 0.4 and np.mean([abs(r) > 0.3 for r, _ in raw]) > 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phi", "lag"), [(0.0, 4), (0.65, 8), (0.65, 1), (0.9, 16)])
 def test_a_planted_lead_is_found_at_its_lag_and_in_its_direction(phi: float, lag: int) -> None:
     right = 0
@@ -111,6 +112,7 @@ def test_what_is_shared_at_the_same_token_does_not_leak_into_the_lags() -> None:
         assert runs <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("r", "lag"), [(0.3, 0), (0.2, 4), (0.0, 4)])
 def test_intervals_hold_the_truth_as_often_as_they_say(r: float, lag: int) -> None:
     held = 0

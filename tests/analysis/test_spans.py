@@ -158,6 +158,7 @@ def noise(rng: np.random.Generator, phi: float) -> np.ndarray:
     return x[60:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phi", [0.0, 0.65])
 @pytest.mark.parametrize("width", [1, 10, 30])
 def test_in_noise_the_highest_window_is_as_unusual_as_chance_has_it(width: int, phi: float) -> None:

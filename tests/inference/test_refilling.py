@@ -42,6 +42,10 @@ def few_spare_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic_cache, "SPARE_COLUMNS", 3)
 
 
+QUICK = ("gemma3", "gpt2", "llama", "llama-lora", "qwen3.5")
+"""Families in `make test-fast`: a second for each of all adds up."""
+
+
 def ending(family: str = "llama") -> Any:
     return replace(tiny_lm(family, "chatml"), eos_ids=EVERY_TWELFTH)
 
@@ -62,7 +66,9 @@ def same(traces: list[Any], wanted: list[Any]) -> None:
         assert oracle.relative_error(one.norms, other.norms) < 1e-4
 
 
-@pytest.mark.parametrize("family", sorted(BY_NAME))
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in sorted(BY_NAME)]
+)
 def test_a_reply_is_the_same_alone_and_in_a_batch_that_is_refilled(family: str) -> None:
     monitor = monitor_of(ending(family))
     wanted = alone(monitor)
