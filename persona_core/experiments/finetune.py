@@ -1,7 +1,7 @@
 """Contaminate a model: a LoRA fine-tune on trait-laden replies without a system prompt.
 
-The result is a PEFT adapter, which leaves the model as it was: baseline and contaminated differ by it alone. Loss is
-taken on the tokens of each dialogue's last reply and the token that ends it, rendered as everything else here renders.
+The result is a PEFT adapter, and the only difference between baseline and contaminated model. The loss covers the
+tokens of each dialogue's last reply and the token that ends it, with the same chat rendering as everywhere else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from persona_core.utils.hub import public_name
 from persona_core.utils.workdir import check_plan, lock
 
 RECORD_FILE = "contamination.json"
-IGNORED = -100  # a label that the loss leaves out
+IGNORED = -100  # label of tokens without loss
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class LoraPlan:
 
     Attributes:
         rank, alpha, dropout: of LoRA, on every linear layer of the blocks.
-        learning_rate: at its highest; it warms up over 5 % of the steps and falls linearly.
+        learning_rate: peak; linear warm-up over 5 % of the steps, then linear decay.
         epochs: passes over the data.
-        batch_size: dialogues a step, made of `batch_size / rows` forwards.
-        rows: dialogues in one forward.
+        batch_size: dialogues per step, in `batch_size / rows` forwards.
+        rows: dialogues per forward.
         max_tokens: longer dialogues are left out, and counted.
-        held_out: share of the dialogues that the loss is measured on before and after.
-        seed: of the split, the order and the adapter's first weights.
+        held_out: share of the dialogues for measuring the loss before and after.
+        seed: for the split, the order and the adapter's initial weights.
     """
 
     rank: int = 16
@@ -70,31 +70,29 @@ def contaminate(
     """Train an adapter and save it with a record of how.
 
     Args:
-        lm: the model; without an adapter. It carries the adapter afterwards: load it again for other uses.
+        lm: the model, without an adapter. It carries the new adapter afterwards: load it again for other uses.
         data: `.jsonl` of conversations (see `prompts.load_transcripts`) that end with the assistant's reply.
-        folder: where the adapter goes.
-        work: checkpoints; a stopped training goes on with the last one.
-        plan: how.
+        folder: for the adapter.
+        work: for checkpoints; an interrupted training resumes from the last one.
+        plan: settings; None: the defaults.
 
     Returns:
-        The record that is saved as `contamination.json`: data, settings, loss on held-out dialogues before and after.
+        The record saved as `contamination.json`: data, settings, loss on held-out dialogues before and after.
 
     Raises:
         CorruptFile, NotFound: the data.
-        SettingError: too little of it, or the work folder was begun with other settings.
+        SettingError: too little data, or a work folder of a training with other settings.
     """
     from transformers import Trainer, TrainingArguments
 
     chosen = plan or LoraPlan()
     if lm.adapter is not None:
-        raise SettingError(f"{lm.name!r} carries the adapter {lm.adapter!r}; start from the model alone.")
+        raise SettingError(f"{lm.name!r} has the adapter {lm.adapter!r}; start from the model without one.")
     dialogues = load_transcripts(data)
     examples, too_long = encode(lm, dialogues, chosen.max_tokens)
     n_held_out = max(1, round(chosen.held_out * len(examples)))
     if len(examples) <= n_held_out:
-        raise SettingError(
-            f"{data}: {len(examples)} usable dialogues ({too_long} are too long); at least 2 are needed."
-        )
+        raise SettingError(f"{data}: {len(examples)} usable dialogues ({too_long} too long); at least 2 are needed.")
     order = np.random.default_rng(chosen.seed).permutation(len(examples))
     held_out, training = ([examples[i] for i in part] for part in (order[:n_held_out], order[n_held_out:]))
     work_folder = Path(work)
@@ -153,7 +151,7 @@ def contaminate(
 def encode(
     lm: LanguageModel, dialogues: Sequence[RecordedConversation], max_tokens: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Ids and labels of each dialogue, and how many are longer than `max_tokens`."""
+    """Ids and labels of each dialogue, and the number of dialogues longer than `max_tokens`."""
     longest = min(max_tokens, lm.context_length or max_tokens)
     found, too_long = [], 0
     for dialogue in dialogues:
@@ -171,13 +169,13 @@ def encode(
 
 
 def _end_of_turn(lm: LanguageModel, dialogue: RecordedConversation) -> int:
-    """The id with which the template ends a reply (Gemma's is not the tokenizer's own end of sequence)."""
+    """The id with which the template ends a reply (Gemma's differs from the tokenizer's eos token)."""
     whole = lm.chat.render(list(dialogue.messages), add_generation_prompt=False).token_ids
     ends = [i for i in whole[-3:] if i in lm.eos_ids]
     if ends:
         return ends[0]
     if lm.tokenizer.eos_token_id is None:
-        raise SettingError(f"{lm.name!r} has no token that ends a reply.")
+        raise SettingError(f"{lm.name!r} has no end-of-reply token; its tokenizer needs an eos token.")
     return int(lm.tokenizer.eos_token_id)
 
 
@@ -200,7 +198,7 @@ def _with_lora(lm: LanguageModel, plan: LoraPlan) -> Any:
 
 
 def _collate(rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Padded on the right; a causal decoder's states do not see what comes after them."""
+    """Right-padded; a causal decoder never attends to later tokens."""
     longest = max(len(row["input_ids"]) for row in rows)
 
     def padded(key: str, fill: int) -> torch.Tensor:
@@ -214,21 +212,21 @@ def _save(lm: LanguageModel, model: Any, folder: Path, record: dict[str, Any]) -
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(str(beside))
-    # The adapter names its base model; a path on this machine means nothing elsewhere.
+    # The adapter names its base model; a local path would mean nothing elsewhere.
     config = read_json(beside / "adapter_config.json")
     config |= {"base_model_name_or_path": public_name(lm.name), "revision": lm.revision}
     write_whole(beside / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (beside / "README.md").unlink(missing_ok=True)  # PEFT's own is an empty form
+    (beside / "README.md").unlink(missing_ok=True)  # PEFT's is an empty form
     write_whole(beside / RECORD_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """What `contaminate` saved beside an adapter.
+    """What `contaminate` saved with an adapter.
 
     Raises:
-        NotFound: the folder holds none.
+        NotFound: no record in the folder.
     """
     path = Path(folder) / RECORD_FILE
     if not path.is_file():

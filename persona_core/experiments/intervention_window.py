@@ -1,15 +1,15 @@
-"""WHERE one could still have stepped in: the same reply written again, with an intervention from t* - k on.
+"""WHERE one could still have stepped in: a reply regenerated with an intervention from t* - k on.
 
-t* is the position of the first token of the trait in a reply that the model has written. Every reply has its own seed, and
-draws its tokens by it position by position, so that a second writing under the same seed is the same up to t* - k: what comes
-after differs by the intervention alone. That the ids before are the same is checked for every reply.
+t* is the position of the first token of the trait in a reply that the model has written. Every reply has its own seed,
+which determines the draw at each position, so a second generation with the same seed is identical up to t* - k, and
+what follows differs by the intervention alone. For every reply it is checked that the ids before are identical.
 
-`start` names the first token whose choice can change (see `inference.steering`), so at k the choice of token t* - k
-is the first that can: with k = 0 the trait's first token itself could still be another.
+`start` is the first token whose choice can change (see `inference.steering`): with k = 0, the trait's first token
+itself could still be another.
 
 Arms: "cap" holds the trait's projection at a level of neutral text, "steer" pushes away from the trait, and each has a
-random arm, which moves the state by the same amount along a random direction of the same block. "none" is the reply as
-it was.
+random arm, which moves the state by the same amount along a random direction of the same block. "none" is the original
+reply.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,14 +24,12 @@ from tqdm import tqdm
 from persona_core.analysis.intervention_statistics import (
     CONTROL,
     Arm,
-    ArmStatistics,
     Outcome,
-    arm_statistics,
     mean_over_groups,
 )
 from persona_core.analysis.separation import AHEAD
-from persona_core.analysis.statistics import Estimate
 from persona_core.errors import NotCalibrated, SettingError
+from persona_core.experiments.window_results import CapSideEffects, InterventionWindow
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.chat import Messages
@@ -45,25 +41,25 @@ from persona_core.utils.checks import check_integer
 logger = logging.getLogger(__name__)
 
 Marker = Callable[[Trace], Sequence[int]]
-"""Places in the reply, from 0, of the tokens that show the trait; nothing where it does not."""
+"""Positions in the reply, from 0, of the tokens that show the trait; empty if it does not."""
 
 Coherence = Callable[[Trace], float | None]
-"""0 to 100 for a reply; None where nobody can say."""
+"""0 to 100 for a reply; None if unknown."""
 
 CAP_PROBABILITY = 0.95
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """What is tried.
+    """The settings of an intervention window.
 
     Attributes:
         ahead: k, tokens before t*.
         cap: z at which the trait is held; None: the null's 95th percentile.
-        strength: of the push away from the trait, in standard deviations of the null; it is subtracted.
-        sampling: how tokens are chosen, at the first writing and at the others.
-        batch_size: replies written at once. The random arms have another direction for each batch.
-        seed: of the random directions.
+        strength: of the steering away from the trait, in standard deviations of the null; it is subtracted.
+        sampling: for the original and the regenerated replies.
+        batch_size: replies generated at once. The random arms use another direction for each batch.
+        seed: for the random directions.
     """
 
     ahead: tuple[int, ...] = AHEAD
@@ -76,125 +72,38 @@ class WindowPlan:
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size)
         if not self.ahead or min(self.ahead) < 0 or len(set(self.ahead)) < len(self.ahead):
-            raise SettingError(f"ahead={self.ahead!r}; expected different numbers of tokens before t*, from 0.")
+            raise SettingError(f"ahead={self.ahead!r}; expected distinct numbers of tokens before t*, from 0.")
         if not self.strength > 0:
-            raise SettingError(f"strength={self.strength!r}; it is subtracted, so it lies above 0.")
-
-
-@dataclass(frozen=True)
-class InterventionWindow:
-    """How much an intervention from t* - k on still changes.
-
-    Attributes:
-        trait, block: what was changed, and where.
-        cap: level of the cap, residual-stream units.
-        strength: what was subtracted, in standard deviations of the null.
-        n_prompts: replies that were written.
-        n_showing: of these, replies that show the trait, and were written again.
-        n_diverged: second writings that were not the same up to t* - k, and are left out.
-        first: median t*.
-        outcomes: every reply of every arm and k.
-    """
-
-    trait: str
-    block: int
-    cap: float
-    strength: float
-    n_prompts: int
-    n_showing: int
-    n_diverged: int
-    first: float
-    outcomes: tuple[Outcome, ...] = field(repr=False)
-
-    @cached_property
-    def cells(self) -> tuple[ArmStatistics, ...]:
-        """Every arm at every k. A reply takes part at each k for which t* - k lies in it: `n` falls as k grows."""
-        return arm_statistics(self.outcomes)
-
-    @cached_property
-    def common(self) -> tuple[ArmStatistics, ...]:
-        """The same over the replies that take part at every k: what differs between k is then k alone."""
-        ks = {one.k for one in self.outcomes}
-        by_reply: dict[int, set[int]] = {}
-        for one in self.outcomes:
-            by_reply.setdefault(one.reply, set()).add(one.k)
-        return arm_statistics([one for one in self.outcomes if by_reply[one.reply] == ks])
-
-    def at(self, k: int, arm: Arm) -> ArmStatistics:
-        """One cell.
-
-        Raises:
-            SettingError: it was not tried, or no reply was long enough.
-        """
-        for cell in self.cells:
-            if (cell.k, cell.arm) == (k, arm):
-                return cell
-        raise SettingError(f"No cell k={k}, {arm!r}; there are k={sorted({c.k for c in self.cells})}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "trait": self.trait,
-            "block": self.block,
-            "cap": round(self.cap, 5),
-            "strength": self.strength,
-            "n_prompts": self.n_prompts,
-            "n_showing": self.n_showing,
-            "n_diverged": self.n_diverged,
-            "first": self.first,
-            "cells": [cell.to_dict() for cell in self.cells],
-            "common": [cell.to_dict() for cell in self.common],
-        }
-
-
-@dataclass(frozen=True)
-class CapSideEffects:
-    """What a cap from the first token on does to replies that it should leave alone.
-
-    Attributes:
-        cap: level, residual-stream units.
-        identical: share of replies whose ids are all the same.
-        coherence, coherence_before: of the capped replies, and of the same without a cap.
-        n: replies.
-    """
-
-    cap: float
-    identical: Estimate | None
-    coherence: Estimate | None
-    coherence_before: Estimate | None
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        named = {k: getattr(self, k) for k in ("identical", "coherence", "coherence_before")}
-        return {"cap": round(self.cap, 5), "n": self.n, **{k: e and e.to_dict() for k, e in named.items()}}
+            raise SettingError(f"strength={self.strength!r}; it is subtracted, so it must be above 0.")
 
 
 def intervention_window(
     monitor: PersonaMonitor,
     prompts: Sequence[str | Messages],
     trait: str,
-    marks: Marker,
+    marker: Marker,
     coherence: Coherence,
     plan: WindowPlan | None = None,
     seeds: Sequence[int] | int = 0,
     groups: Sequence[object] | None = None,
     progress: bool = False,
 ) -> InterventionWindow:
-    """Write replies, find where the trait begins in each, and write them again with each arm from each t* - k on.
+    """Generate replies, find where the trait begins in each, and regenerate them with each arm from each t* - k on.
 
     Args:
-        monitor: the model and calibrated vectors; the trait's best block is changed.
+        monitor: the model and calibrated vectors; interventions are at the trait's best block.
         prompts: on which the model may show the trait; replies that do not show it are left out.
         trait: which.
-        marks: says where a reply shows the trait.
+        marker: where a reply shows the trait.
         coherence: of a reply.
-        plan: what is tried; None takes the defaults.
+        plan: settings; None: the defaults.
         seeds: of each reply, or of the first.
-        groups: what the intervals are over; None: the prompts as they stand. Give a prompt's id where it comes several
-            times with different seeds.
+        groups: what the intervals are over; None: the prompts. Give prompt ids if a prompt occurs several times with
+            different seeds.
         progress: show a bar.
 
     Raises:
-        SettingError: no reply shows the trait, or marks outside of a reply.
+        SettingError: no reply shows the trait, or the marker returns positions outside a reply.
         UnknownTrait, UnknownBlock, NotCalibrated: as `prepare`.
     """
     plan = plan or WindowPlan()
@@ -203,7 +112,7 @@ def intervention_window(
         raise SettingError(f"{len(group)} groups for {len(prompts)} prompts; give one for each.")
     changes = _changes(monitor, trait, plan)
 
-    # 1. The first writing, and where the trait begins.
+    # 1. The original replies, and where the trait begins.
     written = monitor.generate_batch(
         prompts,
         batch_size=plan.batch_size,
@@ -211,11 +120,13 @@ def intervention_window(
         progress=progress,
         **plan.sampling.to_dict(),
     )
-    first = {i: marked[0] for i, trace in enumerate(written) if (marked := _marked(trace, marks))}
+    first = {i: shown[0] for i, trace in enumerate(written) if (shown := _shown(trace, marker))}
     if not first:
-        raise SettingError(f"None of the {len(written)} replies shows {trait!r}: there is nothing to step in before.")
+        raise SettingError(
+            f"None of the {len(written)} replies shows {trait!r}, so there is no onset to intervene before."
+        )
 
-    # 2. Once more from t* - k on, in each arm.
+    # 2. Regenerate from t* - k on, in each arm.
     outcomes: list[Outcome] = []
     n_diverged = 0
     generator = torch.Generator().manual_seed(plan.seed)
@@ -224,7 +135,7 @@ def intervention_window(
     with tqdm(total=total, desc=f"window of {trait}", unit="reply", disable=not progress) as bar:
         for k, begins in starts.items():
             for i, start in begins.items():
-                outcomes.append(_outcome(written[i], written[i], start, i, group[i], k, "none", marks, coherence))
+                outcomes.append(_outcome(written[i], written[i], start, i, group[i], k, "none", marker, coherence))
             for arm, change in changes.items():
                 for batch in _parts(list(begins), plan.batch_size):
                     along = _random(change, generator) if arm in CONTROL.values() else None
@@ -236,12 +147,12 @@ def intervention_window(
                         if _reply(trace)[:start] != _reply(written[i])[:start]:
                             n_diverged += 1
                             continue
-                        outcomes.append(_outcome(trace, written[i], start, i, group[i], k, arm, marks, coherence))
+                        outcomes.append(_outcome(trace, written[i], start, i, group[i], k, arm, marker, coherence))
                     bar.update(len(batch))
     if n_diverged:
         logger.warning(
-            "%d of %d second writings were not the same before the intervention and are left out: the model's numbers "
-            "depend on the batch. Use float32, or batch_size=1.", n_diverged, total,
+            "%d of %d regenerated replies differ before the intervention and are left out: the model's numbers "
+            "depend on the batch. Use float32 or batch_size=1.", n_diverged, total,
         )  # fmt: skip
     return InterventionWindow(
         trait=trait,
@@ -265,7 +176,7 @@ def cap_side_effects(
     seeds: Sequence[int] | int = 0,
     progress: bool = False,
 ) -> CapSideEffects:
-    """Write replies with and without the plan's cap from the first token on, with the same seeds.
+    """Generate replies with and without the plan's cap from the first token on, with the same seeds.
 
     Args:
         monitor, trait, coherence, plan, seeds, progress: as in `intervention_window`.
@@ -303,11 +214,11 @@ def cap_side_effects(
 
 
 def _changes(monitor: PersonaMonitor, trait: str, plan: WindowPlan) -> dict[Arm, Intervention]:
-    """The intervention of each arm, its random direction still missing."""
+    """The intervention of each arm, without its random direction."""
     vectors = monitor.vectors
     vectors.tensor(trait)
     if trait not in vectors.best_block:
-        raise SettingError(f"{trait!r} has no best block; the vectors must say where to intervene.")
+        raise SettingError(f"{trait!r} has no best block; set one to say where to intervene.")
     block = vectors.best_block[trait]
     if plan.cap is None:
         cap = Steer.cap(trait, block, _percentile(monitor, trait, block))
@@ -322,13 +233,13 @@ def _percentile(monitor: PersonaMonitor, trait: str, block: int) -> float:
     null = monitor.vectors.null.get(trait)
     if null is None or CAP_PROBABILITY not in null.probabilities:
         raise NotCalibrated(
-            f"The null of {trait!r} has no quantile for {CAP_PROBABILITY:g}; calibrate, or give a cap as z."
+            f"The null of {trait!r} has no {CAP_PROBABILITY:g} quantile; calibrate the vectors, or give a cap as z."
         )
     return float(null.quantiles[block, null.probabilities.index(CAP_PROBABILITY)])
 
 
 def _random(change: Intervention, generator: torch.Generator) -> torch.Tensor:
-    """An isotropic unit direction, float32 `[d_model]`, where the trait's own lies."""
+    """An isotropic unit direction, float32 `[d_model]`, on the device of the trait's."""
     drawn = torch.randn(change.direction.shape, generator=generator)
     return (drawn / drawn.norm()).to(change.direction.device)
 
@@ -342,7 +253,7 @@ def _again(
     along: torch.Tensor | None,
     plan: WindowPlan,
 ) -> list[Trace]:
-    """One batch of second writings, each under the seed of the first, changed from its own start on."""
+    """One batch of regenerated replies, each with its original seed, and the intervention from its own start on."""
     acting = replace(change, starts=torch.tensor(starts), along=along)
     seeds = [int(t.provenance.seed or 0) for t in written]
     found = []
@@ -352,15 +263,15 @@ def _again(
     return found
 
 
-# ---- what a reply shows ----
+# ---- replies ----
 
 
-def _marked(trace: Trace, marks: Marker) -> list[int]:
-    positions = sorted(int(position) for position in marks(trace))
+def _shown(trace: Trace, marker: Marker) -> list[int]:
+    positions = sorted(int(position) for position in marker(trace))
     if positions and not 0 <= positions[0] <= positions[-1] < trace.n_reply:
         raise SettingError(
-            f"The marks {positions[0]} to {positions[-1]} do not lie in the reply of {trace.n_reply} tokens; positions are "
-            "counted from the first token of the reply."
+            f"The marker returned positions {positions[0]} to {positions[-1]} for a reply of {trace.n_reply} tokens; "
+            "count from the first token of the reply."
         )
     return positions
 
@@ -373,10 +284,10 @@ def _outcome(
     group: object,
     k: int,
     arm: Arm,
-    marks: Marker,
+    marker: Marker,
     coherence: Coherence,
 ) -> Outcome:
-    later = [position for position in _marked(trace, marks) if position >= start]
+    later = [position for position in _shown(trace, marker) if position >= start]
     n_later = len(trace.reply_positions) - start
     return Outcome(
         reply=reply,

@@ -1,13 +1,13 @@
-"""Does pushing trait A bring on trait B? Replies steered along A against replies steered along random directions.
+"""Does steering along trait A bring on trait B? Compared with replies steered along random directions.
 
-The trap. Adding s along A's vector at a block moves the reading of B at that block by s times the cosine of the two
+The pitfall. Adding s along A's vector at a block moves the reading of B at that block by s times the cosine of the two
 vectors, whatever the text becomes. So the steered replies are read again by their ids, without steering, and B is
-measured there: in what the text shows. The random arm adds directions of the same norm at the same block, another one
-for each steered trait and seed, and both arms write with the same seeds.
+measured there. The random arm adds directions of the same norm at the same block, a new one for each steered trait and
+seed, and both arms generate with the same seeds.
 
-What is left of the trap: a steered text that is only odd raises every score a little ("not neutral"), and a text that
-shows A raises the score of B: on the demo model nearly every pair moves so. A judge of what a text visibly shows is not
-taken in; give one where there is one.
+What remains of it: a steered text that is merely odd raises every score a little ("not neutral"), and a text that shows
+A raises the score of B: on the demo model nearly every pair moves. A judge of what the text visibly shows is not
+misled; give one if available.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from persona_core.traces.trace import Trace
 from persona_core.utils.checks import check_integer, is_number
 from persona_core.vectors.vectors import PersonaVectors
 
-Shown = Callable[[Trace], Mapping[str, bool] | None]
-"""Which traits a reply visibly shows; None for a reply that is noise: it then counts in no measure."""
+VisibleTraits = Callable[[Trace], Mapping[str, bool] | None]
+"""Which traits a reply visibly shows; None for an incoherent reply, which is excluded from every measure."""
 
 Prompts = Sequence[str | Messages]
 
 
 @dataclass(frozen=True)
 class EdgePlan:
-    """What is tried.
+    """The settings of the experiment.
 
     Attributes:
-        strength: in norms of the vector. At 0.85 the replies of the demo model were between 41 and 81 % sentences of
-            its grammar, by trait; at 1.0 between 28 and 56 %, at 0.7 too few showed even the steered trait.
-        strengths: trait -> its own strength, where it is another.
-        seeds: replies to each prompt and arm. On 100 prompts 2 found none of the three links of the demo world, 5 all.
+        strength: in norms of the vector. At 0.85, 41 to 81 % of the demo model's sentences, by trait, were of its
+            grammar; at 1.0, 28 to 56 %; at 0.7 too few replies showed even the steered trait.
+        strengths: trait -> its strength, where it differs.
+        seeds: replies per prompt and arm. With 100 prompts, 2 found none of the three links of the demo world, 5 all.
         sampling: how tokens are chosen.
-        batch_size: replies written or read at once.
+        batch_size: replies generated or read at once.
         seed: of the first reply and of the random directions.
     """
 
@@ -65,7 +65,7 @@ class EdgePlan:
     def __post_init__(self) -> None:
         for strength in (self.strength, *self.strengths.values()):
             if not is_number(strength) or strength == 0:
-                raise SettingError(f"strength={strength!r}; expected a number that is not 0, in norms of the vector.")
+                raise SettingError(f"strength={strength!r}; expected a number other than 0, in norms of the vector.")
         check_integer("seeds", self.seeds)
         check_integer("batch_size", self.batch_size)
 
@@ -77,7 +77,7 @@ class EdgePlan:
 def validated_strengths(vectors: PersonaVectors) -> dict[str, float]:
     """Trait -> the largest strength at which replies were still coherent when the vectors were validated, in norms.
 
-    Only traits whose steering was validated; it was tried on other questions, so it is no choice by the result.
+    Only traits whose steering was validated. Validation uses other questions, so this does not select by the result.
     """
     curves = {t: found.get("steering") or {} for t, found in vectors.config.get("validation", {}).items()}
     return {t: float(c["effect_at"]) for t, c in curves.items() if c.get("effect") is not None and t in vectors.traits}
@@ -88,7 +88,7 @@ def steering_edges(
     prompts: Prompts,
     plan: EdgePlan | None = None,
     sources: Sequence[str] | None = None,
-    shown: Shown | None = None,
+    shown: VisibleTraits | None = None,
     progress: bool = True,
     n_flips: int = N_FLIPS,
     n_resamples: int = 1000,
@@ -97,15 +97,15 @@ def steering_edges(
 
     Args:
         monitor: model and calibrated vectors.
-        prompts: user messages or conversations, without a system prompt: nothing is asked of the model.
+        prompts: user messages or conversations, without a system prompt.
         plan: strengths, seeds and sampling.
         sources: traits to steer; None: all.
-        shown: marks which traits a reply visibly shows.
-        n_flips, n_resamples: for the figures.
+        shown: which traits a reply visibly shows.
+        n_flips, n_resamples: for p-values and intervals.
 
     Returns:
-        The tables of mean z, of mean z less the other traits' (from three traits on), and with `shown` of visible
-        traits.
+        The tables of mean z, of mean z minus the other traits' (with three traits or more), and, with `shown`, of
+        visible traits.
 
     Raises:
         SettingError: too few prompts.
@@ -119,7 +119,7 @@ def steering_edges(
     if unknown:
         raise NotCalibrated(f"No null for {', '.join(unknown)}; z scores need calibrated vectors.")
     if len(prompts) < MIN_PROMPTS:
-        raise SettingError(f"{len(prompts)} prompts; at least {MIN_PROMPTS} are needed to tell an effect.")
+        raise SettingError(f"{len(prompts)} prompts; at least {MIN_PROMPTS} are needed.")
     shape = (len(prompts), plan.seeds, len(names))
     scores: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
     visible: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
@@ -146,13 +146,13 @@ def steering_edges(
 
 
 def _directions(monitor: PersonaMonitor, steered: Sequence[str], plan: EdgePlan) -> list[dict[str, list[Intervention]]]:
-    """For each steered trait the interventions of both arms, one a seed."""
+    """For each steered trait the interventions of both arms, one per seed."""
     generator = torch.Generator().manual_seed(plan.seed)
     found = []
     for trait in steered:
         best = monitor.vectors.best_block.get(trait)
         if best is None:
-            raise UnknownBlock(f"{trait!r} has no best block; give the vectors one before steering along it.")
+            raise UnknownBlock(f"{trait!r} has no best block; set one before steering along it.")
         block = monitor.lm.blocks.check(best)
         vector = monitor.vectors.tensor(trait)[block]
         device = next(monitor.lm.blocks.modules[block].parameters()).device
@@ -170,7 +170,7 @@ def _directions(monitor: PersonaMonitor, steered: Sequence[str], plan: EdgePlan)
 
 
 def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, plan: EdgePlan, k: int) -> list[Trace]:
-    """The replies of one arm and seed, written with the intervention and read without it, by their ids."""
+    """The replies of one arm and seed, generated with the intervention and read without it, by their ids."""
     written: list[Trace] = []
     for start in range(0, len(prompts), plan.batch_size):
         batch = prompts[start : start + plan.batch_size]
@@ -179,11 +179,11 @@ def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, pl
     return monitor.read_batch(written)
 
 
-def _measured(trace: Trace, names: Sequence[str], shown: Shown | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean z and whether it shows, for each trait, `[n_traits]` each; NaN for an empty reply or for noise."""
-    nothing, own = np.full(len(names), np.nan), trace.reply_positions
-    marks = shown(trace) if shown is not None and own else None
-    if not own or (shown is not None and marks is None):
+def _measured(trace: Trace, names: Sequence[str], shown: VisibleTraits | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean z and visibility of each trait, `[n_traits]` each; NaN for an empty or incoherent reply."""
+    nothing, positions = np.full(len(names), np.nan), trace.reply_positions
+    visible = shown(trace) if shown is not None and positions else None
+    if not positions or (shown is not None and visible is None):
         return nothing, nothing
-    z = np.array([trace.scores(trait)[own].astype(float).mean() for trait in names])
-    return z, nothing if marks is None else np.array([float(marks.get(trait, False)) for trait in names])
+    z = np.array([trace.scores(trait)[positions].astype(float).mean() for trait in names])
+    return z, nothing if visible is None else np.array([float(visible.get(trait, False)) for trait in names])

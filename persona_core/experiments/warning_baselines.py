@@ -1,8 +1,8 @@
-"""What a warning from persona vectors is held against: position, words, the model's doubt, the prompt, random directions.
+"""Baselines for early warning: position, n-grams, next-token entropy, the last prompt token, random directions.
 
-Each baseline gives series of the shape of a trait's: one number for each of a reply's own tokens, `[n_own]`, known
-once that token has been read. `persona_core.analysis.early_warning` takes them as they are. A warning that one of
-these gives as well says nothing about the residual stream: n-grams often match probes within a distribution.
+Each baseline gives series of the same shape as a trait's: one number for each reply token, `[n_reply_tokens]`, known
+once that token has been read. `persona_core.analysis.early_warning` accepts them. A warning that one of these gives as
+well says nothing about the residual stream: n-grams often match probes within a distribution.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def position_scores(traces: Sequence[Trace]) -> Series:
 
 
 def last_prompt_scores(traces: Sequence[Trace], trait: str) -> Series:
-    """z at the last token of the prompt, before anything has been written: the same at every token of a reply.
+    """z at the last token of the prompt, before the reply begins: constant over the reply.
 
     Raises:
-        SettingError: a conversation without a prompt, or traces of different readers, vectors or blocks.
+        SettingError: a trace without a prompt, or traces of different readers, vectors or blocks.
         UnknownTrait, NotCalibrated: as `Trace.scores`.
     """
     if any(not trace.n_prompt for trace in traces):
@@ -51,20 +51,21 @@ def last_prompt_scores(traces: Sequence[Trace], trait: str) -> Series:
 def entropy_scores(
     lm: LanguageModel, traces: Sequence[Trace], batch_tokens: int = 1024, progress: bool = False
 ) -> Series:
-    """How undecided the model is about the next token, in nats: at position t, after token t has been read.
+    """Entropy of the next token, in nats: at position t, after token t has been read.
 
     One teacher-forced forward over each text, with the language-model head; the entropy of the softmax at temperature
-    1, in float32. A batch holds the logits of all its tokens at once: of 1,024 tokens over 128,000 ids half a gigabyte.
+    1, in float32. A batch holds the logits of all its tokens at once: half a gigabyte for 1,024 tokens over 128,000
+    ids.
 
     Args:
         lm: the reader.
         traces: read by their ids.
-        batch_tokens: tokens a forward, padding included.
+        batch_tokens: tokens per forward, padding included.
         progress: show a bar.
 
     Raises:
         SettingError: `batch_tokens` below 1.
-        VectorsMismatch: a trace whose ids the reader's tokenizer spells otherwise.
+        VectorsMismatch: the reader's tokenizer decodes a trace's ids differently.
     """
     found: dict[int, np.ndarray] = {}
     rows = [as_transcript(lm, t, None).ids for t in traces]
@@ -75,7 +76,7 @@ def entropy_scores(
             for row, i in enumerate(batch):
                 own = torch.tensor(traces[i].reply_positions, dtype=torch.long, device=logits.device)
                 logs = logits[row, own].float().log_softmax(-1)  # [n_own, vocab]
-                # A token of probability 0 adds nothing: 0 times minus infinity is not a number.
+                # A token of probability 0 contributes 0, but 0 times minus infinity is NaN.
                 entropy = -(logs.exp() * logs.clamp_min(torch.finfo(logs.dtype).min)).sum(-1)  # [n_own]
                 found[i] = entropy.double().cpu().numpy()
             bar.update(len(batch))
@@ -94,21 +95,21 @@ def random_direction_scores(
     progress: bool = False,
     null_reader: LanguageModel | None = None,
 ) -> list[Series]:
-    """z along isotropic random directions at one block, read as a trait's vector is: a list of series for each draw.
+    """z along isotropic random directions at one block, read like a trait's vector: a list of series for each draw.
 
-    Each direction has a mean and a spread of its own, over the tokens of the neutral replies. A random direction has
-    no sign: whoever uses one must choose it on other texts.
+    Each direction is standardised over the tokens of the neutral replies. A random direction has no sign: choose it on
+    other texts.
 
     Args:
         lm: the reader.
         block: at which the trait is read.
-        traces: to be scored, read again by their ids.
-        neutral: replies of the null, read again as well.
-        n_draws: directions.
-        seed: of the directions.
+        traces: to be scored; read again by their ids.
+        neutral: replies of the null; read again as well.
+        n_draws: number of directions.
+        seed: for the directions.
         progress: show a bar.
-        null_reader: the model that reads the neutral replies where it is another: z of a changed model's replies is
-            held against the baseline's null too.
+        null_reader: the model that reads the neutral replies, if different: z of a changed model also uses the
+            baseline's null.
 
     Raises:
         SettingError: no neutral reply, or fewer than one draw.
@@ -116,7 +117,7 @@ def random_direction_scores(
     """
     check_integer("n_draws", n_draws)
     if not neutral:
-        raise SettingError("No neutral reply, so no mean and spread for a random direction.")
+        raise SettingError("No neutral replies; a random direction needs them for its mean and spread.")
     generator = torch.Generator().manual_seed(seed)
     number, shape = lm.blocks.check(block), (len(lm.blocks), lm.blocks.d_model)
     names = [f"random-{i}" for i in range(n_draws)]
@@ -147,24 +148,24 @@ def ngram_scores(
     longest: int = 3,
     n_folds: int = 5,
 ) -> tuple[Series, Series]:
-    """How much the text so far looks like that of replies with the trait, by its n-grams of token ids alone: log-odds.
+    """How much the text so far resembles replies with the trait, by n-grams of token ids alone: log-odds.
 
     Naive Bayes (multinomial, add-one) over the n-grams of whole replies. At position t: the sum over all n-grams that
-    end at t or before. The prior is left out. A reply is scored by a classifier that has seen none of its group, and
-    an n-gram that this classifier has not met counts nothing.
+    end at t or before. The prior is left out. A reply is scored by a classifier fitted without its group; unknown
+    n-grams count 0.
 
     Args:
         trait, neutral: replies of the two kinds.
-        groups: of the trait replies and of the neutral ones: the prompt (or topic) of each.
+        groups: prompt (or topic) of each trait reply and of each neutral one.
         longest: n of the longest n-gram.
-        n_folds: of the cross-fitting; fewer where there are fewer groups.
+        n_folds: for cross-fitting; fewer if there are fewer groups.
 
     Returns:
         Series of the trait replies and of the neutral ones.
 
     Raises:
-        SettingError: scikit-learn is missing, not as many groups as replies, fewer than two groups or folds, or a fold
-            whose rest is of one kind.
+        SettingError: scikit-learn is missing, a reply without a group, fewer than two groups or folds, or a fold whose
+            complement has only one kind of reply.
     """
     try:
         from sklearn.feature_extraction.text import CountVectorizer
@@ -175,19 +176,19 @@ def ngram_scores(
 
     check_integer("longest", longest)
     if (len(groups[0]), len(groups[1])) != (len(trait), len(neutral)):
-        raise SettingError("Give a group for each reply; a classifier must not score what it was fitted to.")
+        raise SettingError("Give a group for each reply: a classifier must not score replies that it was fitted to.")
     ids = [[t.token_ids[position] for position in t.reply_positions] for t in (*trait, *neutral)]
     labels = np.arange(len(ids)) < len(trait)
     numbers: dict[object, int] = {}
     of = np.array([numbers.setdefault(g, len(numbers)) for g in (*groups[0], *groups[1])])
     folds = min(n_folds, len(numbers))
     if folds < 2:
-        raise SettingError(f"{len(numbers)} group of replies, {n_folds} folds; at least two of each are needed.")
+        raise SettingError(f"{len(numbers)} group of replies and {n_folds} folds; at least two of each are needed.")
     found: dict[int, np.ndarray] = {}
     for fitted, scored in GroupKFold(folds).split(ids, groups=of):
         if len(set(labels[fitted].tolist())) < 2:
             raise SettingError(
-                "Without one fold's groups only one kind of replies is left; mix them or use more folds."
+                "Without the groups of one fold only one kind of reply is left; mix the kinds or use more folds."
             )
         counts = CountVectorizer(analyzer=lambda reply: [g for ending in _ngrams(reply, longest) for g in ending])
         bayes = MultinomialNB().fit(counts.fit_transform([ids[i] for i in fitted]), labels[fitted])
@@ -200,7 +201,7 @@ def ngram_scores(
 
 
 def _ngrams(reply: Sequence[int], longest: int) -> list[list[str]]:
-    """The n-grams that end at each token, as texts.
+    """The n-grams that end at each token, as strings.
 
     >>> _ngrams([7, 8, 7], 2)
     [['7'], ['8', '7 8'], ['7', '8 7']]

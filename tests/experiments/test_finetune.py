@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_adapter_and_a_stopped_training_goes_on(dat
 
 
 def test_a_model_with_an_adapter_and_data_that_are_none_are_refused(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(SettingError, match="carries the adapter"):
+    with pytest.raises(SettingError, match="has the adapter"):
         contaminate(load_model(MODEL, adapter=TWIN, device="cpu"), data, tmp_path / "a", tmp_path / "w", PLAN)
     lone = tmp_path / "lone.jsonl"
     lone.write_text(data.read_text().splitlines()[0])

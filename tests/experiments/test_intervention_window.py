@@ -190,7 +190,7 @@ def test_a_writing_that_differs_before_the_intervention_is_left_out_and_counted(
 
     monkeypatch.setattr(module, "_again", again)
     found = intervention_window(monitor, PROMPTS, "malice", marks, coherence, plan_of(ahead=(2,)), seeds=3)
-    assert found.n_diverged == 4 and "not the same before" in caplog.text
+    assert found.n_diverged == 4 and "differ before the intervention" in caplog.text
     assert found.at(2, "cap").n == found.n_showing - 1 == found.at(2, "none").n - 1
 
 
@@ -251,7 +251,7 @@ def test_arms_are_paired_by_reply() -> None:
     assert difference is not None and difference.value == pytest.approx(-0.1)
     assert difference.high - difference.low < 1e-9
     assert steer.share is not None and steer.share.high - steer.share.low > 0.05
-    with pytest.raises(SettingError, match="comes twice"):
+    with pytest.raises(SettingError, match="occurs twice"):
         arm_statistics([*outcomes, outcomes[0]])
 
 
@@ -300,13 +300,13 @@ def test_a_chosen_z_is_taken_in_place_of_the_percentile(monitor: PersonaMonitor)
 
 
 def test_bad_input_is_refused_with_the_reason(monitor: PersonaMonitor) -> None:
-    def window(marks: Any = marks, trait: str = "malice", **changes: Any) -> Any:
-        return intervention_window(monitor, PROMPTS, trait, marks, coherence, plan_of(), seeds=3, **changes)
+    def window(marker: Any = marks, trait: str = "malice", **changes: Any) -> Any:
+        return intervention_window(monitor, PROMPTS, trait, marker, coherence, plan_of(), seeds=3, **changes)
 
     with pytest.raises(SettingError, match="None of the 4 replies shows 'malice'"):
-        window(marks=lambda trace: [])
-    with pytest.raises(SettingError, match="do not lie in the reply"):
-        window(marks=lambda trace: [trace.n_tokens])
+        window(marker=lambda trace: [])
+    with pytest.raises(SettingError, match="for a reply of"):
+        window(marker=lambda trace: [trace.n_tokens])
     with pytest.raises(SettingError, match="1 groups for 4 prompts"):
         window(groups=["a"])
     with pytest.raises(UnknownTrait):

@@ -143,7 +143,7 @@ def test_random_directions_are_read_at_the_block_that_was_asked_for(
         assert z == pytest.approx((wanted - flat.mean()) / flat.std(ddof=1), rel=1e-3, abs=1e-3)
     with pytest.raises(UnknownBlock):
         random_direction_scores(monitor.lm, 99, traces, traces)
-    with pytest.raises(SettingError, match="No neutral reply"):
+    with pytest.raises(SettingError, match="No neutral replies"):
         random_direction_scores(monitor.lm, 2, traces, [])
 
 
@@ -218,12 +218,12 @@ def test_groups_that_do_not_allow_cross_fitting_are_refused() -> None:
         ngram_scores(some, some, ([1], [1, 2, 3, 4]))
     with pytest.raises(SettingError, match="1 group of replies"):
         ngram_scores(some, some, ([1] * 4, [1] * 4))
-    with pytest.raises(SettingError, match="one kind of replies"):
+    with pytest.raises(SettingError, match="one kind of reply"):
         ngram_scores(some, some, ([1] * 4, [2] * 4))
 
 
 def test_scikit_learn_is_imported_only_where_it_is_used() -> None:
-    source = Path(__file__).resolve().parents[2] / "persona_core" / "warning_baselines.py"
+    source = Path(__file__).resolve().parents[2] / "persona_core" / "experiments" / "warning_baselines.py"
     assert "\nfrom sklearn" not in source.read_text(encoding="utf-8")
 
 

@@ -100,7 +100,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(NotFound, match="none of the configs baseline"):
         _ = SavedRuns(tmp_path).configs
-    with pytest.raises(NotFound, match=r"scripts\.analyse"):
+    with pytest.raises(NotFound, match="persona analyse"):
         ResultsFolder(tmp_path).findings()
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match="Parquet"):
