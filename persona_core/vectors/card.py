@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_whole
 from persona_core.utils.markdown import escape, interval, table
-from persona_core.vectors.vectors import PersonaVectors
+
+if TYPE_CHECKING:
+    from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
