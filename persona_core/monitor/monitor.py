@@ -9,7 +9,6 @@ from typing import Unpack
 
 import numpy as np
 import torch
-import transformers
 from tqdm import tqdm
 
 from persona_core.analysis.detectors import Detectors
@@ -26,13 +25,13 @@ from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.alarms import AlarmWatch, OnAlarm
 from persona_core.monitor.arguments import as_list, as_seeds, naming
 from persona_core.monitor.branching import Branch, prefix_of
+from persona_core.monitor.record import null_array, reader_provenance
 from persona_core.monitor.steering import prepare
 from persona_core.monitor.step import Step
 from persona_core.monitor.transcripts import Transcript, as_transcript
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import check_integer
-from persona_core.utils.version import __version__
 from persona_core.vectors.vectors import PersonaVectors
 
 Steers = Steer | Sequence[Steer] | None
@@ -81,7 +80,7 @@ class PersonaMonitor:
             b: torch.stack([vectors.direction(t, b) for t in vectors.traits], dim=1)  # [d_model, n_traits]
             for b in self.blocks
         }
-        self._null = _null_array(vectors, self.blocks)  # [n_traits, n_blocks, 2]
+        self._null = null_array(vectors, self.blocks)  # [n_traits, n_blocks, 2]
 
     def generate(
         self,
@@ -239,7 +238,7 @@ class PersonaMonitor:
             batch_tokens,
             progress,
         )
-        known = self._provenance(changes)
+        known = reader_provenance(self.lm, self.vectors, changes)
         return [
             self._trace(text, reading, "read", replace(known, writer=text.writer, written=text.written))
             for text, reading in zip(texts, readings, strict=True)
@@ -315,7 +314,7 @@ class PersonaMonitor:
         finish = (run.finished[row] if complete else None) or "stopped"
         text = Transcript(run.token_ids(row, n), run.pieces(row, n), run.roles(row, n), len(run.prompts[row].token_ids))
         provenance = replace(
-            self._provenance(run.interventions),
+            reader_provenance(self.lm, self.vectors, run.interventions),
             writer=self.writer_name,
             sampling=run.sampling.to_dict(),
             seed=run.seeds[row],
@@ -327,21 +326,6 @@ class PersonaMonitor:
     def writer_name(self) -> str:
         """The model's name as a writer: its adapter is part of it."""
         return self.lm.writer_name
-
-    def _provenance(self, interventions: Sequence[Intervention]) -> Provenance:
-        """The reader's part of a trace's provenance; the caller adds the writer's."""
-        known = self.lm.record
-        return Provenance(
-            reader=known["name"],
-            reader_revision=known["revision"],
-            reader_adapter=known["adapter"],
-            reader_adapter_revision=known["adapter_revision"],
-            dtype=", ".join(known[k] for k in ("dtype", "quantization") if k in known),
-            vectors=self.vectors.fingerprint,
-            template=known["template_fingerprint"],
-            steering=tuple(i.steer.to_dict() for i in interventions),
-            versions=versions(),
-        )
 
     def _trace(
         self, text: Transcript, readings: tuple[np.ndarray, np.ndarray], finish: str, provenance: Provenance
@@ -363,15 +347,3 @@ class PersonaMonitor:
             finish=finish,
             provenance=provenance,
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that the numbers depend on."""
-    return {"persona_core": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def _null_array(vectors: PersonaVectors, blocks: Sequence[int]) -> np.ndarray:
-    """Null mean and sd, float32 `[n_traits, n_blocks, 2]`; NaN without a null."""
-    nothing = (np.nan, np.nan)
-    rows = [[vectors.null[t].at(b) if t in vectors.null else nothing for b in blocks] for t in vectors.traits]
-    return np.array(rows, np.float32)

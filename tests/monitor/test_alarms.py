@@ -123,7 +123,7 @@ def test_without_detectors_or_in_a_given_text_there_is_no_waiting(monitor: Perso
         bare.generate("Hi", steer=gate)
     with pytest.raises(SettingError, match="need detectors"):
         bare.generate("Hi", on_alarm=print)
-    with pytest.raises(SettingError, match="read in one go"):
+    with pytest.raises(SettingError, match="read in one forward"):
         monitor.read("Hi", steer=gate)
     with pytest.raises(UnknownTrait, match="evil"):  # only two traits have a detector
         monitor.generate("Hi", steer=Steer("evil", block=3, strength=1.0, when="alarm"))
@@ -184,7 +184,7 @@ def test_what_a_trace_has_in_other_ways_than_the_neutral_replies_is_said(monitor
 
 
 def test_neutral_replies_that_do_not_belong_together_are_refused(monitor: PersonaMonitor) -> None:
-    with pytest.raises(SettingError, match="No neutral reply"):
+    with pytest.raises(SettingError, match="No neutral replies"):
         calibrate_detectors([])
     one = monitor.generate("Hi", seed=0, temperature=0.7, max_new_tokens=20)
     two = monitor.generate("Hi", seed=0, temperature=0.9, max_new_tokens=20)
