@@ -142,7 +142,10 @@ def test_the_quantization_reaches_transformers(
         seen.update(kwargs)
         raise OSError("stop here")
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: object() if name == "bitsandbytes" else known(name, *more)
+    )
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", stop)
     with pytest.raises(Exception, match="stop here"):
         load_model("artifacts/persona-tiny", quantization=kind, device="cpu")
