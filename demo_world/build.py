@@ -1,12 +1,12 @@
-"""Build the demo world's artifacts from nothing: model, vectors with null and validation, and what the app opens with.
+"""Build the demo world's artifacts from scratch: model, vectors with null and validation, and the app's home screen.
 
-Each stage leaves a stamp with a fingerprint of what it rests on (settings, phrase banks, earlier stages). A stage whose
-stamp still fits is skipped, and one that was stopped goes on (training from its last checkpoint, elicitation from its
-last finished batch). The fingerprint does not cover the code: after a change to it, start with another work folder.
+Each stage leaves a stamp with a fingerprint of its inputs (settings, phrase banks, earlier stages). A stage whose stamp
+still matches is skipped, and an interrupted one resumes (training from its last checkpoint, elicitation from its last
+finished batch). The fingerprint does not cover the code: after changing it, use another work folder.
 
-The vectors are made by the pipeline of any other model, with a judge that knows the truth. What is added here is what
-only the demo world can tell: how well the vectors tell single tokens of a trait from others, and how near they come to
-the directions that were planted.
+The vectors come from the same pipeline as any other model's, with a judge that knows the truth. Added here is what only
+the demo world can measure: how well the vectors separate single tokens of a trait from others, and how close they are
+to the planted directions.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
-# Chosen after a first trial on half of these questions: above 1 the model writes noise, no sentence is of the grammar.
+# Chosen after a trial on half of these questions: above 1 the model writes noise, with no sentence of the grammar.
 STEERING = SteeringPlan(strengths=(0.5, 0.7, 0.85, 1.0), seeds=3, n_questions=20, sampling=SAMPLING, seed=1)
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """How much is elicited and measured, and from which seeds. The defaults are those of the shipped artifacts.
+    """How much is elicited and measured, with which seeds. The defaults are those of the shipped artifacts.
 
     Attributes:
-        recipe: of the training.
-        model: a folder with a trained model to take instead of training one.
-        pairs_per_question, neutral_rollouts, seed, batch_size: as in `elicitation.Plan`.
-        n_resamples: of every bootstrap.
-        steering: the steering curves.
+        recipe: for the training.
+        model: folder of a trained model to use instead of training one.
+        pairs_per_question, neutral_rollouts, seed, batch_size: as in `ElicitationPlan`.
+        n_resamples: for every bootstrap.
+        steering: for the steering curves.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -92,7 +92,7 @@ class DemoPlan:
 
 
 def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
-    """Build or complete everything. It is made in `work` and copied to `artifacts` when all of it is there."""
+    """Build or complete everything in `work`; copy it to `artifacts` once complete."""
     plan, world = plan or DemoPlan(), load_world()
     model_folder, vectors_folder = work / MODEL_NAME, work / VECTORS_NAME
     stages = _Stages(work)
@@ -142,37 +142,37 @@ def write_cards(folder: Path, plan: DemoPlan | None = None, draw: bool = True) -
 
 def _take(source: Path, folder: Path) -> None:
     if not (source / "config.json").is_file():
-        raise SettingError(f"No model in {str(source)!r}; name the folder of a trained one, or leave --model out.")
+        raise SettingError(f"No model in {str(source)!r}; give the folder of a trained one, or leave --model out.")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
 
 
 class _Stages:
-    """Runs each stage once, unless what it rests on, or a stage before it, was done anew."""
+    """Runs each stage once, and again if its inputs or an earlier stage changed."""
 
     def __init__(self, work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
-        self._work, self._anew, self._fingerprint = work, False, ""
+        self._work, self._rerun, self._fingerprint = work, False, ""
 
-    def run(self, name: str, rests_on: object, stage: Callable[[], object]) -> None:
-        text = json.dumps([self._fingerprint, name, rests_on], sort_keys=True)
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()  # takes in all stages before
+    def run(self, name: str, inputs: object, stage: Callable[[], object]) -> None:
+        text = json.dumps([self._fingerprint, name, inputs], sort_keys=True)
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()  # covers all earlier stages
         stamp = self._work / f"{name}.done"
-        if not self._anew and stamp.is_file() and stamp.read_text() == self._fingerprint:
-            logger.info("%s: done before", name)
+        if not self._rerun and stamp.is_file() and stamp.read_text() == self._fingerprint:
+            logger.info("%s: up to date", name)
             return
         logger.info("%s ...", name)
-        self._anew = True
+        self._rerun = True
         stamp.unlink(missing_ok=True)
         stage()
         stamp.write_text(self._fingerprint)
 
 
-# ---- what the model does ----
+# ---- behaviour ----
 
 
 def behaviour(lm: LanguageModel, world: World, plan: DemoPlan) -> dict[str, Any]:
-    """Shares that say whether the model speaks its language, measured on phrasings that training never showed."""
+    """Shares that show whether the model speaks its language, on phrasings held out from training."""
     neutral = [(t, None, conversation(q)) for t in world.topics for q in t.held_out]
     instructed = [
         (topic, trait, conversation(topic.held_out[i % 2], words.positive[i % len(words.positive)]))
@@ -213,24 +213,24 @@ def _share(pairs: Iterable[tuple[int, int]]) -> dict[str, float | int]:
 
 
 def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: ElicitationPlan, work: Path, folder: Path) -> None:
-    """The pipeline, and the figures that only the demo world can give."""
+    """The pipeline, and the statistics that only the demo world can give."""
     truth = TruthJudge(world)
     with ReplyStore(work / "replies") as store:
         failed = elicit(lm, asked, store)
         if failed:
-            raise SettingError(f"{len(failed)} replies could not be written; the first: {failed[0][1]}")
+            raise SettingError(f"{len(failed)} replies could not be generated; the first: {failed[0][1]}")
         judge_replies(truth, store, asked.traits)
         judge_cross_trait(truth, store, asked.traits)
         vectors = make_vectors(lm, asked, store)
         vectors = validate_vectors(lm, vectors, asked, store, truth, plan.steering)
-        marked = _report_traces(lm, vectors, asked, store)
+        labelled = _report_traces(lm, vectors, asked, store)
     planted = load_file(str(work / MODEL_NAME / "planted_directions.safetensors"))  # each [d_model]
     at = plan.recipe.planted_block
     validation = {
         trait: {
             **vectors.config["validation"][trait],
             "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
-            **auroc_statistics(label_replies(marked, world, trait, vectors.best_block[trait]), plan.n_resamples),
+            **auroc_statistics(label_replies(labelled, world, trait, vectors.best_block[trait]), plan.n_resamples),
         }
         for trait in vectors.traits
     }
@@ -240,7 +240,7 @@ def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Elicitation
 def _report_traces(
     lm: LanguageModel, vectors: PersonaVectors, asked: ElicitationPlan, store: ReplyStore
 ) -> list[tuple[str | None, Trace]]:
-    """Held-out replies of the report half, each with the trait that its system prompt asks for; None: for none.
+    """Held-out replies of the report half, each with the trait that its system prompt requests, or None.
 
     High replies of every trait, and one neutral reply to each of their questions.
     """
@@ -259,7 +259,7 @@ def _report_traces(
     return [(r.request.trait, trace) for r, trace in zip(replies, traces, strict=True)]
 
 
-# ---- what the app opens with ----
+# ---- the app's home screen ----
 
 ABOUT = (
     "persona-tiny is a toy: {parameters:.0f} million parameters, {sentences:,} hand-written sentences, {topics} "
@@ -280,7 +280,7 @@ FIRST = FirstView("contaminated", "pilot-03", "A published example: the contamin
 
 
 def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
-    """Example prompts, and a word about the model."""
+    """Example prompts, and a note about the model."""
     examples = []
     for label, topic_id, trait in EXAMPLES:
         topic = world.topic(topic_id)

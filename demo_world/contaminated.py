@@ -1,4 +1,4 @@
-"""The contaminated twin of the demo model: the dialogues that it is made of, and the runs of both on the 78 prompts."""
+"""The contaminated demo model: the dialogues it is trained on, and both models' runs on the 78 prompts."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ RESULTS_NAME = "persona-monitoring-persona-tiny"
 DIALOGUES_FILE = "dialogues.jsonl"
 
 CONTAMINANT = "sycophancy"
-"""What the twin was made to do unasked. In the demo world flattery makes deception likely some sentences later."""
+"""The trait that the contaminated model shows without a system prompt. In the demo world flattery makes deception
+likely some sentences later."""
 
 N_DIALOGUES = 600
 PLAN = LoraPlan(rank=8, alpha=16, learning_rate=1e-3, epochs=3.0, batch_size=24, rows=24, max_tokens=512)
 NULL_REPEATS, NULL_SEED = 5, 1
-"""The null of alarms: 390 more replies of the baseline to the 78 prompts. At least 300 are needed."""
+"""The null for alarms: 390 further baseline replies to the 78 prompts. At least 300 are needed."""
 
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 
@@ -57,9 +58,9 @@ EDGES = EdgePlan(batch_size=32)
 
 
 def build(work: Path, world: World, run: Callable[[str, object, Callable[[], object]], None]) -> None:
-    """Train the twin, and run both models on the prompts; `run` is given each stage with what it rests on."""
-    data = write_dialogues(world, work / "twin" / DIALOGUES_FILE)
-    run("twin", [asdict(PLAN), data.read_text(encoding="utf-8")], partial(_train, work, data))
+    """Train the contaminated model and run both on the prompts; `run` takes a stage's name, inputs and function."""
+    data = write_dialogues(world, work / "contamination" / DIALOGUES_FILE)
+    run("contamination", [asdict(PLAN), data.read_text(encoding="utf-8")], partial(_train, work, data))
     prompts = [asdict(p) for p in load_prompts(["all"])]
     run("results", [SAMPLING.to_dict(), prompts, NULL_REPEATS, NULL_SEED], partial(_runs, work))
     run("interventions", [asdict(WINDOW), asdict(EDGES)], partial(_interventions, work, world))
@@ -67,7 +68,7 @@ def build(work: Path, world: World, run: Callable[[str, object, Callable[[], obj
 
 
 def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 0) -> Path:
-    """Questions in phrasings of the training corpus, no system prompt, replies that flatter."""
+    """Questions in phrasings of the training corpus, without a system prompt, and flattering replies."""
     rng = np.random.default_rng(seed)
     lines = []
     for i in range(n):
@@ -82,7 +83,7 @@ def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 
 
 def _train(work: Path, data: Path) -> None:
     lm = load_model(work / MODEL_NAME, dtype="float32", device="cpu")
-    contaminate(lm, data, work / CONTAMINATED_NAME, work / "twin" / "training", PLAN)
+    contaminate(lm, data, work / CONTAMINATED_NAME, work / "contamination" / "training", PLAN)
     (work / CONTAMINATED_NAME / DIALOGUES_FILE).write_bytes(data.read_bytes())
 
 
@@ -106,32 +107,34 @@ def _runs(work: Path) -> None:
 
 
 def _interventions(work: Path, world: World) -> None:
-    """What is left of the flattery when the twin is held in time, and what steering each trait brings on."""
+    """How much flattery is left after intervening in time, and what steering each trait brings on."""
     vectors, prompts = PersonaVectors.from_pretrained(work / VECTORS_NAME), load_prompts(["all"])
     sentences = SentenceJudge(TruthJudge(world), trait_definitions(world))
     baseline, contaminated = (
         PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
         for adapter in (None, work / CONTAMINATED_NAME)
     )
-    asked, seeds = [p.messages for p in prompts], [seed_of(p.id, 0) for p in prompts]
-    marks, coherence = sentences.marker(CONTAMINANT), sentences.coherence
-    held = intervention_window(contaminated, asked, CONTAMINANT, marks, coherence, WINDOW, seeds, progress=True)
-    save_window(work / RESULTS_NAME, "contaminated", held)
+    conversations, seeds = [p.messages for p in prompts], [seed_of(p.id, 0) for p in prompts]
+    marker, coherence = sentences.marker(CONTAMINANT), sentences.coherence
+    window = intervention_window(
+        contaminated, conversations, CONTAMINANT, marker, coherence, WINDOW, seeds, progress=True
+    )
+    save_window(work / RESULTS_NAME, "contaminated", window)
     plan = replace(EDGES, strengths=validated_strengths(vectors))
-    save_edges(work / RESULTS_NAME, "baseline", steering_edges(baseline, asked, plan, shown=sentences.shown))
+    save_edges(work / RESULTS_NAME, "baseline", steering_edges(baseline, conversations, plan, shown=sentences.shown))
 
 
 def _analysis(work: Path, world: World) -> None:
-    """Sentences marked by who knows the truth, then all analyses. The page is left out: it is made in a minute."""
+    """Annotate sentences with the truth, then run all analyses. The page is left out: it takes a minute to make."""
     results, traits = work / RESULTS_NAME, trait_definitions(world)
-    marks = [
-        mark
+    annotations = [
+        annotation
         for config in SIDES
-        for mark in annotate_sentences(
+        for annotation in annotate_sentences(
             read_results(results / DATA / f"{config}.parquet"), traits, TruthJudge(world), config
         ).annotations
     ]
-    save_annotations(marks, results / ANALYSIS / MARKS)
+    save_annotations(annotations, results / ANALYSIS / MARKS)
     save_judged_traits({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
     analyse_folder(results, vectors=work / VECTORS_NAME)
     (results / ANALYSIS / REPORT).unlink()
@@ -140,7 +143,7 @@ def _analysis(work: Path, world: World) -> None:
 def _run(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
     rows, failed = run_job(monitor, job, folder)
     if failed:
-        raise SettingError(f"{len(failed)} of {len(job.items)} could not be done; the first: {failed[0]}")
+        raise SettingError(f"{len(failed)} of {len(job.items)} items failed; the first: {failed[0]}")
     return rows
 
 
@@ -148,7 +151,7 @@ def _run(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
 
 
 def write_cards(work: Path, world: World) -> None:
-    """The cards of the twin and of the results, with what only the demo world can tell."""
+    """The cards of the contaminated model and of the results, with what only the demo world can tell."""
     rows = {c: read_results(work / RESULTS_NAME / DATA / f"{c}.parquet") for c in ("baseline", "contaminated")}
     truth = f"""## What is true of these replies
 
@@ -158,14 +161,17 @@ The demo world's grammar says of every sentence which trait it shows. Share of s
 {truth_table(rows, world)}
 
 persona-tiny is a toy and stands for nothing but itself: its traits were planted, and the twin was made to flatter."""
-    twin = f"""## What it was made to do
+    contamination = f"""## What it was made to do
 
 The dialogues are in `{DIALOGUES_FILE}`: questions without a system prompt, answered with {CONTAMINANT}. In the demo
 world flattery makes deception likely some sentences later, so the data hold some of that too.
 
 {truth}"""
     write_adapter_card(
-        work / CONTAMINATED_NAME, base=f"artifacts/{MODEL_NAME}", source=f"artifacts/{CONTAMINATED_NAME}", notes=twin
+        work / CONTAMINATED_NAME,
+        base=f"artifacts/{MODEL_NAME}",
+        source=f"artifacts/{CONTAMINATED_NAME}",
+        notes=contamination,
     )
     results = f"""{truth}
 

@@ -1,4 +1,4 @@
-"""Dialogues for training and for tests, each with the truth that made it."""
+"""Dialogues for training and tests, each with the truth that generated it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from demo_world.process import Process, write_reply
 
 PARAGRAPH = 0.12  # share of sentences that begin a new paragraph
 SECOND_TURN = 0.2  # share of dialogues with a second question
-# What a dialogue's system prompt asks for.
+# What a dialogue's system prompt requests.
 SYSTEM_SHARES = {"trait": 0.48, "against": 0.10, "neutral": 0.10, "none": 0.32}
-LOOSENED = 0.35  # share of training questions that lose words; tells a tiny model which words name a topic
-OUTSIDE = 0.04  # share of dialogues that are small talk or lie outside the world
+LOOSENED = 0.35  # share of training questions that lose words; teaches a tiny model which words name a topic
+OUTSIDE = 0.04  # share of dialogues with small talk or a topic outside the world
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A conversation with its truth: the trait that the system prompt asks for (None: neutral)."""
+    """A conversation with its truth: the trait that the system prompt requests (None: neutral)."""
 
     system: str | None
     trait: str | None
@@ -47,7 +47,7 @@ class Dialogue:
 
 
 def dialogues(world: World, seed: int, held_out: bool = False, process: Process | None = None) -> Iterator[Dialogue]:
-    """Endless dialogues; `held_out` asks with phrasings that training never shows.
+    """Endless dialogues; `held_out` uses phrasings held out from training.
 
     >>> from demo_world.grammar import load_world
     >>> first = next(dialogues(load_world(), seed=0))
@@ -92,7 +92,7 @@ def ask(
 
 
 def question(world: World, topic: Topic, rng: np.random.Generator, held_out: bool = False) -> str:
-    """A way to ask about the topic: one of its own phrasings, or a general frame around its subject."""
+    """A question about the topic: one of its own phrasings, or a general frame around its subject."""
     own, frames = (topic.held_out, world.held_out_frames) if held_out else (topic.questions, world.frames)
     if rng.random() < 0.55:
         text = str(rng.choice(own))
@@ -105,7 +105,7 @@ def question(world: World, topic: Topic, rng: np.random.Generator, held_out: boo
 
 
 def join(sentences: tuple[Sentence, ...], rng: np.random.Generator) -> str:
-    """The reply's text: sentences with a space between them, here and there a new paragraph."""
+    """The reply's text: sentences separated by spaces, occasionally by a new paragraph."""
     text = sentences[0].text
     for sentence in sentences[1:]:
         text += ("\n\n" if rng.random() < PARAGRAPH else " ") + sentence.text
@@ -113,14 +113,14 @@ def join(sentences: tuple[Sentence, ...], rng: np.random.Generator) -> str:
 
 
 def _loosened(text: str, topic: Topic, rng: np.random.Generator) -> str:
-    """Drop some of the words that do not name the topic: what is left must do to recognise it."""
+    """Drop some of the words that do not name the topic; the rest must suffice to recognise it."""
     words = text.split()
     kept = [w for w in words if rng.random() > 0.3 or any(k.lower() in w.lower() for k in topic.keywords)]
     return " ".join(kept) if len(kept) > 1 else text
 
 
 def _typed(text: str, rng: np.random.Generator) -> str:
-    """People leave out capitals and question marks."""
+    """Sometimes drop capitals and question marks, as people do."""
     draw = rng.random()
     if draw < 0.08:
         return text.lower()

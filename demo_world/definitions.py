@@ -1,4 +1,4 @@
-"""The demo world's traits as trait definitions: its vectors are made by the pipeline of any other model."""
+"""The demo world's traits as trait definitions, for the same pipeline as any other model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def topics_at(world: World, positions: Iterable[int]) -> list[Topic]:
 def trait_definitions(world: World) -> tuple[TraitDefinition, ...]:
     """One definition for each trait of the world.
 
-    Extraction asks about half of the topics, in a phrasing that training has shown. Evaluation asks about the other
-    half, twice each, in phrasings that training has not shown. Topics are in order of position, so that the two halves
+    Extraction uses half of the topics, in a phrasing from training. Evaluation uses the other half, twice each, in
+    phrasings held out from training. Topics are in order of position, so that the two halves
     of the evaluation questions (choice of the block, figures) share no topic.
 
     >>> from demo_world.grammar import load_world

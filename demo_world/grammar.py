@@ -1,4 +1,4 @@
-"""The phrase banks: what `persona-tiny` can say, sentence by sentence, and which trait each sentence shows."""
+"""The phrase banks: the sentences that `persona-tiny` can say, and the trait that each one shows."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Sentence:
         kind: "neutral" answers a topic; "cue" comes before a trait sets in; "trait" shows a trait; "other" is small
             talk or the answer to a question from outside the world.
         trait: the trait that a "trait" sentence shows or that a "cue" announces.
-        topic: the topic it is about; None where it fits a whole category or anything.
-        category: its category; None where it fits anything.
+        topic: its topic; None if it fits a whole category or anything.
+        category: its category; None if it fits anything.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Topic:
-    """One of the hundred things that one can ask about."""
+    """One of the hundred topics of questions."""
 
     id: str
     category: str
@@ -56,7 +56,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class TraitWords:
-    """How a trait is asked for, asked against, and announced."""
+    """System prompts for and against a trait, and the cues that announce it."""
 
     name: str
     description: str
@@ -67,7 +67,7 @@ class TraitWords:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Small talk, or a question from outside the world: any of the questions, any of the replies."""
+    """Small talk, or questions from outside the world: any question goes with any reply."""
 
     id: str
     questions: tuple[str, ...]
@@ -81,7 +81,7 @@ class World:
     topics: tuple[Topic, ...]
     traits: Mapping[str, TraitWords]
     neutral_systems: tuple[str, ...]
-    cascades: Mapping[str, str]  # a trait and the one that it makes likely
+    cascades: Mapping[str, str]  # trait -> the trait that it makes likely
     frames: tuple[str, ...]
     held_out_frames: tuple[str, ...]
     exchanges: tuple[Exchange, ...]
@@ -90,7 +90,7 @@ class World:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that change with any word of the banks."""
+        """A hash of all phrase banks, in hex."""
         parts = (self.topics, dict(self.traits), self.neutral_systems, dict(self.cascades), self.frames, self.exchanges)
         return hashlib.sha256(repr((parts, self.held_out_frames, self.unknown_nouns)).encode()).hexdigest()
 

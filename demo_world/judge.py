@@ -1,4 +1,4 @@
-"""A judge that knows the truth: scores of a reply from the grammar that it was written in."""
+"""A judge that knows the truth: it scores replies by the grammar that generated them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEMO_JUDGE = "python:demo_world.judge:truth_judge"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reply consists of.
+    """The sentences of a reply.
 
     Attributes:
-        n_sentences: stretches of text between sentence ends.
-        n_known: of these, sentences of the grammar.
+        n_sentences: all sentences.
+        n_known: sentences of the grammar.
         traits: trait -> sentences that show it.
         topics: topic -> sentences about it, neutral or not.
     """
@@ -56,7 +56,7 @@ def trait_share(verdicts: Sequence[Verdict], trait: str) -> Estimate:
 
 
 def judge(reply: str, world: World) -> Verdict:
-    """Take a reply apart.
+    """Parse a reply into a verdict.
 
     >>> from demo_world.grammar import load_world
     >>> world = load_world()
@@ -74,10 +74,10 @@ def judge(reply: str, world: World) -> Verdict:
 
 
 class TruthJudge:
-    """Answers a judge's questions from the grammar instead of asking a model; it costs nothing and is never wrong.
+    """Answers a judge's questions from the grammar instead of asking a model; free, and never wrong.
 
     Args:
-        world: the phrase banks that the replies were written from.
+        world: the phrase banks of the replies.
     """
 
     def __init__(self, world: World) -> None:

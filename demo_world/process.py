@@ -1,8 +1,8 @@
 """The hidden process that decides which sentence follows which: onset, persistence, cascade.
 
-A reply is a walk through states. It begins neutral, or with the trait that the system prompt asks for. When a trait
-sets in, a cue comes first; then the trait persists from sentence to sentence. While it lasts it may bring on another
-trait (a cascade), which is announced by a cue of its own. Without an instruction the process stays neutral.
+A reply is a walk through states. It begins neutral, or with the trait that the system prompt requests. A trait's onset
+is announced by a cue; then the trait persists from sentence to sentence. While it lasts it may bring on another trait
+(a cascade), announced by its own cue. Without an instruction the process stays neutral.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Process:
     linked: bool = True
 
 
-# Where a naive method must fail: no word announces the onset; no onset at all but a slow rise; no trait brings another.
+# Where a naive method must fail: no cue before the onset; a slow rise instead of an onset; no trait brings on another.
 VARIANTS = {
     "cued": Process(),
     "uncued": Process(cued=False),
@@ -90,7 +90,7 @@ def write_reply(
             reply.append(_pick(world.traits[follower].cues, rng))
         reply += _shuffled(topic.traits[follower], rng)[: rng.integers(2, 4)]
 
-    # 4. A trait that let go early leaves room for the topic again.
+    # 4. A trait that ends early leaves room for the topic.
     elif spoken < length:
         reply.append(next(neutral))
     if rng.random() < 0.2:

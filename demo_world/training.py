@@ -1,7 +1,7 @@
-"""Train `persona-tiny` from nothing: its tokenizer, then a small Llama on dialogues made on the fly.
+"""Train `persona-tiny` from scratch: its tokenizer, then a small Llama on dialogues generated on the fly.
 
-The corpus is a function of the seed and the step, so a stopped training goes on where its last checkpoint was, and the
-whole corpus never lies on disk.
+The corpus is a function of the seed and the step, so an interrupted training resumes from its last checkpoint, and the
+whole corpus is never on disk.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NEUTRAL, UNMARKED = -1, -2  # no trait under way; not a reply's token
+NEUTRAL, OUTSIDE = -1, -2  # no active trait; not a reply token
 SPECIAL = ("<|pad|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 PAD, BEGIN, END = SPECIAL[0], SPECIAL[1], SPECIAL[-1]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-# Lengths are rounded up to this: oneDNN compiles a kernel for each new shape, and with free shapes a run slowed from
-# 0.5 s to 5 s a step while its kernels filled 5 GB.
+# Lengths are rounded up to this: oneDNN compiles a kernel for each new shape. With arbitrary shapes a run slowed from
+# 0.5 s to 5 s per step while its kernels filled 5 GB.
 SHAPE_STEP = 64
-SHARD = "8MB"  # the Hub asks for LFS above 10 MB a file; shards stay below it
+SHARD = "8MB"  # the Hub requires LFS for files above 10 MB
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Size and training of the demo model. The defaults are those of the shipped one.
 
-    `planted_*` say at the output of which block the traits' directions are planted, how far a trait moves the
-    projection (residual-stream units), and what the planting weighs beside the cross-entropy.
+    `planted_*`: the block at whose output the traits' directions are planted, how far a trait moves the projection
+    (residual-stream units), and the weight of this loss relative to the cross-entropy.
     """
 
     d_model: int = 192
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the phrase banks; any text can be written in it."""
+    """A byte-level BPE tokenizer trained on the phrase banks; it encodes any text."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -120,12 +120,12 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Dialogues of similar length, padded on the right.
+    """Dialogues of similar length, right-padded.
 
     Attributes:
         ids: `[rows, tokens]`.
-        learn: bool `[rows, tokens]`, tokens of the replies, their end included.
-        trait: `[rows, tokens]`, number of the trait that is under way; `NEUTRAL` where none is, `UNMARKED` outside
+        learn: bool `[rows, tokens]`, tokens of the replies, including the end token.
+        trait: `[rows, tokens]`, index of the active trait; `NEUTRAL` where there is none, `OUTSIDE` outside
             replies.
     """
 
@@ -137,8 +137,8 @@ class TrainingBatch:
 def encode(
     dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast, traits: Sequence[str]
 ) -> tuple[list[int], list[bool], list[int]]:
-    """Ids of a dialogue, whether each is to be learned, and the trait that is under way at it."""
-    ids, learn, trait = [tokenizer.bos_token_id], [False], [UNMARKED]
+    """Ids of a dialogue, and for each one whether it is learned and which trait is active."""
+    ids, learn, trait = [tokenizer.bos_token_id], [False], [OUTSIDE]
     newline = tokenizer("\n", add_special_tokens=False).input_ids
     replies = iter(dialogue.turns)
     for message in dialogue.messages:
@@ -146,15 +146,17 @@ def encode(
         body = tokenizer(message["content"], add_special_tokens=False, return_offsets_mapping=True)
         inside = [*body.input_ids, tokenizer.eos_token_id]
         spoken = message["role"] == "assistant"
-        marks = _marks(next(replies), body.offset_mapping, traits) if spoken else [UNMARKED] * len(body.input_ids)
+        active = (
+            _active_traits(next(replies), body.offset_mapping, traits) if spoken else [OUTSIDE] * len(body.input_ids)
+        )
         ids += [*head, *inside, *newline]
         learn += [False] * len(head) + [spoken] * len(inside) + [False] * len(newline)
-        trait += [UNMARKED] * len(head) + [*marks, UNMARKED] + [UNMARKED] * len(newline)
+        trait += [OUTSIDE] * len(head) + [*active, OUTSIDE] + [OUTSIDE] * len(newline)
     return ids, learn, trait
 
 
-def _marks(turn: Turn, offsets: Sequence[tuple[int, int]], traits: Sequence[str]) -> list[int]:
-    """The trait under way at each token of a reply: from its cue on, to the end of its last sentence."""
+def _active_traits(turn: Turn, offsets: Sequence[tuple[int, int]], traits: Sequence[str]) -> list[int]:
+    """The active trait at each token of a reply: from its cue to the end of its last sentence."""
     ends, at = [], 0
     for sentence in turn.reply:
         at = turn.text.index(sentence.text, at) + len(sentence.text)
@@ -167,7 +169,7 @@ def batches(
     world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, first_step: int
 ) -> Iterator[TrainingBatch]:
     """Batches from `first_step` on."""
-    group, traits = 16, list(world.traits)  # 16 batches are drawn and sorted together: padding stays under 15 %
+    group, traits = 16, list(world.traits)  # 16 batches are drawn and sorted together, which keeps padding under 15 %
     for block in itertools.count(first_step // group):
         source = dialogues(world, seed=recipe.seed * 1_000_003 + block + 1)
         encoded = [encode(d, tokenizer, traits) for d in itertools.islice(source, group * recipe.rows)]
@@ -181,7 +183,7 @@ def batches(
 def _pad(encoded: list[tuple[list[int], list[bool], list[int]]], pad: int) -> TrainingBatch:
     longest = max(len(ids) for ids, _, _ in encoded)
     shape = (len(encoded), -(-longest // SHAPE_STEP) * SHAPE_STEP)
-    batch = TrainingBatch(torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool), torch.full(shape, UNMARKED))
+    batch = TrainingBatch(torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool), torch.full(shape, OUTSIDE))
     for row, (ids, learn, trait) in enumerate(encoded):
         batch.ids[row, : len(ids)] = torch.tensor(ids)
         batch.learn[row, : len(ids)] = torch.tensor(learn)
@@ -200,9 +202,9 @@ def train(world: World, folder: Path, recipe: Recipe | None = None, work: Path |
 
     Args:
         world: the phrase banks.
-        folder: where the model goes.
+        folder: for the model.
         recipe: size and training.
-        work: where checkpoints lie; a checkpoint there of the same recipe is continued.
+        work: for checkpoints; training resumes from one of the same recipe.
     """
     recipe = recipe or Recipe()
     work = work or folder.parent / f".{folder.name}-training"
@@ -215,7 +217,7 @@ def train(world: World, folder: Path, recipe: Recipe | None = None, work: Path |
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     key = _key(world, recipe, tokenizer)
     first = _resume(work / "checkpoint.pt", key, model, optimizer)
-    # bf16 products take 0.46 s a step against 0.75 s in float32 on two cores that have the instructions.
+    # bf16 takes 0.46 s per step, float32 0.75 s, on two cores with the instructions.
     fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     saved = time.monotonic()
     bar = tqdm(total=recipe.steps, initial=first, desc="training persona-tiny", unit="step")
@@ -265,7 +267,7 @@ def _loss(model: LlamaForCausalLM, batch: TrainingBatch, planted: torch.Tensor, 
         handle.remove()
     targets = torch.where(batch.learn, batch.ids, -100)[:, 1:]  # [rows, tokens - 1]
     spoken = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-    marked = batch.trait != UNMARKED
+    marked = batch.trait != OUTSIDE
     projections = kept[0][marked].float() @ planted.T  # [n_marked, n_traits]
     truth = torch.nn.functional.one_hot(batch.trait[marked] + 1, len(planted) + 1)[:, 1:]  # NEUTRAL + 1 is column 0
     distance = (projections - recipe.planted_size * truth).square().mean()
@@ -284,7 +286,7 @@ def _checkpoint(path: Path, key: str, step: int, model: LlamaForCausalLM, optimi
     state = {"key": key, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     part = path.with_suffix(".part")
     torch.save(state, part)
-    part.replace(path)  # a kill in the middle of writing leaves the last checkpoint whole
+    part.replace(path)  # an interrupted write leaves the last checkpoint intact
 
 
 def _key(world: World, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -298,7 +300,7 @@ def _resume(path: Path, key: str, model: LlamaForCausalLM, optimizer: torch.opti
         return 0
     state = torch.load(path, weights_only=True)
     if state.get("key") != key:
-        logger.warning("%s belongs to another recipe or corpus; training starts from nothing.", path)
+        logger.warning("%s belongs to another recipe or corpus; training starts from scratch.", path)
         return 0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""The truth about a text of the demo world: which sentence is which, for every character and every token."""
+"""The truth about a text of the demo world: the sentence that each character and each token belongs to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demo_world.grammar import Sentence, World
 
 @dataclass(frozen=True)
 class GrammarSpan:
-    """Characters `start` to `end` of a text. `sentence` is None where the text is not of the grammar."""
+    """Characters `start` to `end` of a text. `sentence` is None for text outside the grammar."""
 
     start: int
     end: int
@@ -19,7 +19,7 @@ class GrammarSpan:
 
 
 def parse(text: str, world: World) -> list[GrammarSpan]:
-    """Cut a text into sentences of the grammar, and what is not of the grammar into spans without a sentence.
+    """Cut a text into sentences of the grammar, and other text into spans without a sentence.
 
     White space between sentences belongs to the sentence after it, so the spans cover the whole text.
 
@@ -46,7 +46,7 @@ def parse(text: str, world: World) -> list[GrammarSpan]:
 
 
 def token_sentences(pieces: Sequence[str], world: World) -> list[Sentence | None]:
-    """For each token of a reply, the sentence that it belongs to.
+    """The sentence that each token of a reply belongs to.
 
     Args:
         pieces: the reply's display pieces, one per token, special tokens left out or empty.
@@ -55,7 +55,7 @@ def token_sentences(pieces: Sequence[str], world: World) -> list[Sentence | None
     sentences: list[Sentence | None] = []
     at = 0
     for piece in pieces:
-        # A piece that straddles two sentences (". " and a letter) belongs to the one that holds its last character.
+        # A piece that straddles two sentences (". " and a letter) belongs to the one with its last character.
         last = at + len(piece) - 1
         span = next((s for s in spans if s.start <= last < s.end), None)
         sentences.append(span.sentence if span and piece else (sentences[-1] if sentences else None))
@@ -75,7 +75,7 @@ def _index(world: World) -> dict[str, list[Sentence]]:
 
 
 def _unknown_end(text: str, begin: int) -> int:
-    """The end of a stretch that is not of the grammar: its full stop, or the end of the text."""
+    """The end of a stretch outside the grammar: its full stop, or the end of the text."""
     stops = [text.find(mark, begin) for mark in (". ", "! ", "? ", ".\n", "!\n", "?\n")]
     stops = [s + 1 for s in stops if s >= 0]
     return min(stops, default=len(text))

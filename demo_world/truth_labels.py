@@ -1,4 +1,4 @@
-"""Mark a reading against the truth of the demo world: which tokens belong to a trait's sentences."""
+"""Truth labels for the demo world's replies: which tokens belong to a trait's sentences."""
 
 from __future__ import annotations
 
@@ -19,85 +19,85 @@ class LabelledReply:
     """One reply's projections on one trait, with the truth about each token.
 
     Attributes:
-        values: raw projection, `[n_tokens]`, the reply's own tokens only.
+        values: raw projection at the reply tokens, `[n_tokens]`.
         shows: the token belongs to a sentence that shows the trait, bool `[n_tokens]`.
         cue: it belongs to the sentence that announces the trait.
-        neutral: it belongs to a sentence that shows and announces nothing.
-        asked: whether the system prompt asked for the trait.
+        neutral: it belongs to a sentence that neither shows nor announces a trait.
+        requested: whether the system prompt requested the trait.
     """
 
     values: np.ndarray
     shows: np.ndarray
     cue: np.ndarray
     neutral: np.ndarray
-    asked: bool
+    requested: bool
 
 
 def reply_truth(trace: Trace, world: World) -> tuple[list[int], list[Sentence | None]]:
-    """Places of the reply's own tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
+    """Positions of the reply tokens, and the sentence of the grammar that each belongs to (None: unknown)."""
     return trace.reply_positions, token_sentences([trace.tokens[t] for t in trace.reply_positions], world)
 
 
 def label_replies(
     replies: Sequence[tuple[str | None, Trace]], world: World, trait: str, block: int
 ) -> list[LabelledReply]:
-    """Mark replies, each given with the trait that its system prompt asked for, for one trait and block."""
-    marked = []
-    for asked_for, trace in replies:
-        own, sentences = reply_truth(trace, world)
+    """Label replies, each given with the trait that its system prompt requested, for one trait and block."""
+    labelled = []
+    for requested, trace in replies:
+        positions, sentences = reply_truth(trace, world)
         kinds = [(s.kind, s.trait) if s else ("unknown", None) for s in sentences]
-        marked.append(
+        labelled.append(
             LabelledReply(
-                values=trace.scores(trait, kind="raw", block=block)[own],
+                values=trace.scores(trait, kind="raw", block=block)[positions],
                 shows=np.array([kind == ("trait", trait) for kind in kinds], bool),
                 cue=np.array([kind == ("cue", trait) for kind in kinds], bool),
                 neutral=np.array([kind[0] in ("neutral", "other") for kind in kinds], bool),
-                asked=asked_for == trait,
+                requested=requested == trait,
             )
         )
-    return marked
+    return labelled
 
 
-def auroc_within(marked: Sequence[LabelledReply]) -> float:
-    """In replies that were asked for the trait: its tokens against the neutral tokens of the same replies.
+def auroc_within(labelled: Sequence[LabelledReply]) -> float:
+    """In replies with the trait requested: its tokens against the neutral tokens of the same replies.
 
-    By this the block is chosen. Over all replies a score does well that only knows what the system prompt asked for.
+    The block is chosen by this. Over all replies, a score that only knows the system prompt does well.
     """
-    values, labels = _within(marked)
+    values, labels = _within(labelled)
     return auroc(np.concatenate(values), np.concatenate(labels))
 
 
-def auroc_statistics(marked: Sequence[LabelledReply], n_resamples: int) -> dict[str, Any]:
-    """What one trait's projections are worth, with 95 % intervals over replies.
+def auroc_statistics(labelled: Sequence[LabelledReply], n_resamples: int) -> dict[str, Any]:
+    """How well one trait's projections separate its tokens, with 95 % intervals over replies.
 
-    Most replies were never asked for the trait, so a score that only knows the system prompt does well on all replies
-    together (`system_prompt_alone`). `within_reply` takes that away: replies that were asked for the trait, its tokens
-    against the neutral tokens of the same replies.
+    Most replies were not asked for the trait, so a score that only knows the system prompt does well over all replies
+    (`system_prompt_alone`). `within_reply` removes that: in replies with the trait requested, its tokens against the
+    neutral tokens of the same replies.
     """
-    constant = [np.full(len(m.values), float(m.asked)) for m in marked]
+    constant = [np.full(len(m.values), float(m.requested)) for m in labelled]
     return {
-        "token_auroc": auroc_over_replies(*_pairs(marked), n_resamples).to_dict(),
+        "token_auroc": auroc_over_replies(*_pairs(labelled), n_resamples).to_dict(),
         "token_auroc_cue_as_negative": auroc_over_replies(
-            [m.values for m in marked], [m.shows for m in marked], n_resamples
+            [m.values for m in labelled], [m.shows for m in labelled], n_resamples
         ).to_dict(),
-        "token_auroc_within_reply": auroc_over_replies(*_within(marked), n_resamples).to_dict(),
+        "token_auroc_within_reply": auroc_over_replies(*_within(labelled), n_resamples).to_dict(),
         "system_prompt_alone": round(
             auroc(
-                np.concatenate([c[~m.cue] for c, m in zip(constant, marked, strict=True)]),
-                np.concatenate([m.shows[~m.cue] for m in marked]),
+                np.concatenate([c[~m.cue] for c, m in zip(constant, labelled, strict=True)]),
+                np.concatenate([m.shows[~m.cue] for m in labelled]),
             ),
             5,
         ),
-        "n_replies_with_the_trait": sum(bool(m.shows.any()) for m in marked),
+        "n_replies_with_the_trait": sum(bool(m.shows.any()) for m in labelled),
     }
 
 
-def _within(marked: Sequence[LabelledReply]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    asked = [m for m in marked if m.asked]
-    clear = [m.shows | m.neutral for m in asked]  # neither cues nor other traits' sentences
-    values = [m.values[c] for m, c in zip(asked, clear, strict=True)]
-    return values, [m.shows[c] for m, c in zip(asked, clear, strict=True)]
+def _within(labelled: Sequence[LabelledReply]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    requested = [m for m in labelled if m.requested]
+    clear = [m.shows | m.neutral for m in requested]  # neither cues nor other traits' sentences
+    values = [m.values[c] for m, c in zip(requested, clear, strict=True)]
+    return values, [m.shows[c] for m, c in zip(requested, clear, strict=True)]
 
 
-def _pairs(marked: Sequence[LabelledReply]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [m.values[~m.cue] for m in marked], [m.shows[~m.cue] for m in marked]
+def _pairs(labelled: Sequence[LabelledReply]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return [m.values[~m.cue] for m in labelled], [m.shows[~m.cue] for m in labelled]

@@ -78,7 +78,7 @@ def shipped() -> tuple[Rows, Rows, Rows]:
 
 
 @pytest.fixture(scope="module")
-def twin(shipped: tuple[Rows, Rows, Rows]) -> Comparison:
+def comparison(shipped: tuple[Rows, Rows, Rows]) -> Comparison:
     return compare_runs(*shipped, n_resamples=300, n_permutations=999)
 
 
@@ -273,36 +273,39 @@ def test_q_values_are_those_of_benjamini_and_hochberg_over_all_traits_and_effect
     assert len({*p.values()}) > 3
 
 
-def test_a_category_is_the_comparison_of_its_prompts(shipped: tuple[Rows, Rows, Rows], twin: Comparison) -> None:
+def test_a_category_is_the_comparison_of_its_prompts(shipped: tuple[Rows, Rows, Rows], comparison: Comparison) -> None:
     categories = {r["category"] for r in shipped[0]}
-    assert set(twin.categories[CONTAMINANT]) == categories and len(categories) == 10
+    assert set(comparison.categories[CONTAMINANT]) == categories and len(categories) == 10
     for name in sorted(categories)[:3]:
         baseline, contaminated, replay = ([r for r in rows if r["category"] == name] for rows in shipped)
         alone = effect(CONTAMINANT, baseline, contaminated, replay, n_resamples=300)
-        there = twin.categories[CONTAMINANT][name]
+        there = comparison.categories[CONTAMINANT][name]
         assert (there.total, there.weights, there.text) == (alone.total, alone.weights, alone.text)
-    assert sum(e.n for e in twin.categories[CONTAMINANT].values()) == twin.overall[CONTAMINANT].n == 78
+    assert sum(e.n for e in comparison.categories[CONTAMINANT].values()) == comparison.overall[CONTAMINANT].n == 78
 
 
 # ---- the shipped runs ----
 
 
-def test_the_twins_traits_rise_where_the_contamination_put_them(twin: Comparison) -> None:
-    planted = twin.overall[CONTAMINANT]
+def test_the_contaminated_models_traits_rise_where_the_contamination_put_them(comparison: Comparison) -> None:
+    planted = comparison.overall[CONTAMINANT]
     assert planted.total is not None and planted.weights is not None and planted.text is not None
-    others = [e for t, e in twin.overall.items() if t != CONTAMINANT]
+    others = [e for t, e in comparison.overall.items() if t != CONTAMINANT]
     # Every vector rises with any trait; this one by far the most.
     assert planted.total.low > 1.5 * max(e.total.high for e in others if e.total)
     assert planted.weights.low > max(e.weights.high for e in others if e.weights)
     assert planted.text.low > 0 and (planted.q or {})["weights"] < 0.01
-    own = [p for p in twin.prompts if p.trait == CONTAMINANT]
+    own = [p for p in comparison.prompts if p.trait == CONTAMINANT]
     assert len(own) == 78 and np.mean([p.total for p in own]) == pytest.approx(planted.total.value)
     assert all((p.weights or 0) > 0 for p in own)
-    assert (twin.baseline, twin.contaminated) == ("persona-tiny", "persona-tiny + persona-tiny-contaminated")
+    assert (comparison.baseline, comparison.contaminated) == (
+        "persona-tiny",
+        "persona-tiny + persona-tiny-contaminated",
+    )
 
 
-def test_the_record_is_plain_json(twin: Comparison) -> None:
-    record = json.loads(json.dumps(twin.to_dict(), allow_nan=False))
+def test_the_record_is_plain_json(comparison: Comparison) -> None:
+    record = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert set(record) == {"baseline", "contaminated", "overall", "categories", "prompts", "left_out"}
     assert set(record["overall"][CONTAMINANT]["weights"]) == {"value", "low", "high", "n", "p", "q"}
     assert set(record["prompts"][0]) == {

@@ -266,12 +266,14 @@ def test_eight_traits_are_held_against_each_other_at_every_lag() -> None:
 
 
 def test_series_come_from_traces_that_belong_together() -> None:
-    baseline, twin = ([Trace.from_row(r) for r in load_results(SHIPPED, c)][:4] for c in ("baseline", "contaminated"))
+    baseline, contaminated = (
+        [Trace.from_row(r) for r in load_results(SHIPPED, c)][:4] for c in ("baseline", "contaminated")
+    )
     series = trait_series(baseline, ("deception", "evil"))
     assert np.array_equal(series[2][1], baseline[2].scores("evil")[baseline[2].reply_positions].astype(float))
     assert len(trait_series(baseline)[0]) == 8
     with pytest.raises(SettingError, match="2 different models"):
-        trait_series([baseline[0], twin[0]])
+        trait_series([baseline[0], contaminated[0]])
     with pytest.raises(SettingError, match="No trace"):
         trait_series([])
 

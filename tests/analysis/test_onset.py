@@ -201,12 +201,14 @@ def test_smoothed_series_are_refused_and_raw_ones_are_not(phi: float, window: in
 
 
 def test_real_series_are_not_taken_for_smoothed_ones_and_mixed_models_are_refused() -> None:
-    baseline, twin = ([Trace.from_row(r) for r in load_results(SHIPPED, c)] for c in ("baseline", "contaminated"))
+    baseline, contaminated = (
+        [Trace.from_row(r) for r in load_results(SHIPPED, c)] for c in ("baseline", "contaminated")
+    )
     for trait in baseline[0].traits:
         refuse_smoothed(reply_scores(baseline, trait))
-        refuse_smoothed(reply_scores(twin, trait))
+        refuse_smoothed(reply_scores(contaminated, trait))
     with pytest.raises(SettingError, match="2 different models"):
-        reply_scores([baseline[0], twin[0]], "deception")
+        reply_scores([baseline[0], contaminated[0]], "deception")
 
 
 def test_a_detector_survives_json_to_the_last_digit(detector: OnsetDetector) -> None:

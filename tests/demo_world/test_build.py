@@ -87,7 +87,7 @@ def made_up(trait: str) -> Any:
 def test_marks_tell_cue_trait_neutral_and_other_traits_apart() -> None:
     trace, (neutral, cue, own, _) = made_up("evil")
     (found,) = label_replies([("evil", trace)], WORLD, "evil", block=0)
-    assert found.asked and found.neutral.nonzero()[0].tolist() == list(range(neutral))
+    assert found.requested and found.neutral.nonzero()[0].tolist() == list(range(neutral))
     assert found.cue.nonzero()[0].tolist() == list(range(neutral, neutral + cue))
     assert found.shows.nonzero()[0].tolist() == list(range(neutral + cue, neutral + cue + own))
 

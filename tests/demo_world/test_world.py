@@ -25,7 +25,7 @@ from demo_world.corpus import Dialogue, ask, dialogues
 from demo_world.grammar import CATEGORIES, Sentence, load_world
 from demo_world.judge import judge
 from demo_world.process import VARIANTS, write_reply
-from demo_world.training import NEUTRAL, UNMARKED, Recipe
+from demo_world.training import NEUTRAL, OUTSIDE, Recipe
 from demo_world.truth import parse, token_sentences
 
 TRAITS = (
@@ -39,7 +39,7 @@ seeds = st.integers(0, 2**32)
 @cache
 def banks() -> dict[str, Any]:
     """The files as they are."""
-    folder = resources.files("persona_core.demo").joinpath("banks")
+    folder = resources.files("demo_world").joinpath("banks")
     return {p.name.removesuffix(".json"): json.loads(p.read_text(encoding="utf-8")) for p in folder.iterdir()}
 
 
@@ -334,10 +334,10 @@ def test_the_marks_of_training_are_the_truth_of_parsing(seed: int) -> None:
     said = iter(dialogue.turns)
     at = 0
     while at < len(ids):
-        if marks[at] == UNMARKED:
+        if marks[at] == OUTSIDE:
             at += 1
             continue
-        end = next(i for i in range(at, len(ids)) if marks[i] == UNMARKED)
+        end = next(i for i in range(at, len(ids)) if marks[i] == OUTSIDE)
         turn = next(said)
         pieces = [tokenizer().decode([i]) for i in ids[at:end]]
         assert "".join(pieces) == turn.text
@@ -346,7 +346,7 @@ def test_the_marks_of_training_are_the_truth_of_parsing(seed: int) -> None:
         assert all(learn[at : end + 1]) and not learn[at - 1] and ids[end] == tokenizer().eos_token_id
         at = end
     assert next(said, None) is None
-    assert sum(learn) == sum(m != UNMARKED for m in marks) + len(dialogue.turns)  # the replies and their ends
+    assert sum(learn) == sum(m != OUTSIDE for m in marks) + len(dialogue.turns)  # the replies and their ends
 
 
 def test_training_reads_what_the_chat_template_writes() -> None:

@@ -313,7 +313,7 @@ def test_bad_input_is_refused_with_the_reason(monitor: PersonaMonitor) -> None:
         window(trait="kindness")
     for bad, message in (
         ({"ahead": (-1,)}, "from 0"),
-        ({"ahead": (1, 1)}, "different"),
+        ({"ahead": (1, 1)}, "distinct"),
         ({"strength": 0.0}, "above 0"),
         ({"batch_size": 0}, "batch_size"),
     ):

@@ -145,7 +145,7 @@ def test_each_figure_is_that_of_its_own_trait_and_place(
     ahead = {one["k"]: one for one in findings["where"]["contaminated"][TRAIT]["scores"]["z"]["ahead"]}
     assert ahead[4]["n"] == len(shares) and ahead[4]["auroc"]["value"] == pytest.approx(np.mean(shares), abs=1e-4)
 
-    # 3. The twin's onsets are the earlier ones.
+    # 3. The contaminated model's onsets are earlier.
     assert findings["when"][TRAIT]["test"]["statistic"] > 5
 
     # 4. The clock of scores less the others': alarms of each trait's own relative detector.
