@@ -110,7 +110,7 @@ def test_filters_narrow_what_is_shown_and_say_how_much(explore: Callable[..., An
     page.locator("[data-field=category]").select_option("work")
     assert order(page) == ["b"] and count.inner_text() == "1 of 3 prompts"
     page.locator("[data-field=set]").select_option("harmful")
-    assert order(page) == [] and "Nothing matches" in count.inner_text()
+    assert order(page) == [] and "No prompt matches" in count.inner_text()
     page.locator("[data-field=set]").select_option("")
     page.locator("[data-field=category]").select_option("")
     page.fill("[data-field=text]", "I BAKE")

@@ -193,7 +193,7 @@ def test_a_long_reply_makes_each_token_once(
     monitor: Any = SlowMonitor(steady_monitor(), 0.01)
     settings = AppSettings(vectors=str(tmp_path), results=save_hostile_results(tmp_path), max_new_tokens=500)
     page = visit(serve(PooledModel(lambda: monitor), settings))
-    page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
+    page.wait_for_selector("#view [data-chart=ready]", state="attached")
     page.locator("#controls").get_by_text("Settings", exact=True).click()
     page.get_by_label("number input for Maximum length, tokens").fill("500")
     page.keyboard.press("Tab")

@@ -48,12 +48,12 @@ def published(config: str, id: str, **of: str) -> Trace:
     return Trace.from_row(next(r for r in rows if r["id"] == id and all(r[k] == v for k, v in of.items())))
 
 
-def at_cursor(page: Any, view: str, traces: list[Trace], place: int) -> None:
-    """Every trait of every side at one place is what the trace says."""
-    page.locator(f"{view} .tv-tok[data-i='{place}']").first.click()
+def at_cursor(page: Any, view: str, traces: list[Trace], index: int) -> None:
+    """Every trait of every side at one token is what the trace says."""
+    page.locator(f"{view} .tv-tok[data-i='{index}']").first.click()
     page.mouse.move(2, 2)
     shown = page.locator(f"{view} .tv-row:not(.tv-row-head) .tv-value").all_inner_texts()
-    expected = [t.scores(trait)[place] for trait in traces[0].traits for t in traces]
+    expected = [t.scores(trait)[index] for trait in traces[0].traits for t in traces]
     assert shown == texts(expected)
 
 
@@ -258,7 +258,7 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     assert [tokens_of(page, "#runs-view", s) for s in (0, 1)] == [list(t.tokens) for t in pair]
     assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text() == "deception"
     page.fill("[data-field=text]", "no prompt says this")
-    assert "Nothing matches" in page.locator("[data-part=count]").inner_text()
+    assert "No prompt matches" in page.locator("[data-part=count]").inner_text()
     page.fill("[data-field=text]", "")
     page.wait_for_timeout(400)
     again = visit(page.url)

@@ -54,8 +54,8 @@ def token(page: Any, index: int, side: int = 0) -> Any:
 
 
 def cursor(page: Any, shift: int = 0) -> int:
-    """The place that every panel agrees the cursor is at; `shift`: of the first side."""
-    places = page.evaluate(
+    """The position at which every panel agrees the cursor is at; `shift`: of the first side."""
+    positions = page.evaluate(
         """(shift) => {
           const area = document.querySelector('.tv-area').getBoundingClientRect();
           const line = document.querySelector('.tv-cursor').getBoundingClientRect();
@@ -71,8 +71,8 @@ def cursor(page: Any, shift: int = 0) -> int:
         }""",
         shift,
     )
-    assert len(set(places)) == 1, places
-    return int(places[0])
+    assert len(set(positions)) == 1, positions
+    return int(positions[0])
 
 
 def bars(page: Any) -> list[str]:
@@ -99,8 +99,8 @@ def strip(page: Any, key: str, row: int, n_rows: int) -> list[int]:
     )
 
 
-def place_of_strongest(row: list[int], n_places: int) -> int:
-    return int((row.index(max(row)) + 0.5) / len(row) * n_places)  # the middle of its first pixel
+def position_of_strongest(row: list[int], n_positions: int) -> int:
+    return int((row.index(max(row)) + 0.5) / len(row) * n_positions)  # the middle of its first pixel
 
 
 def choose(page: Any, name: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""The results dataset: a row gives back the very trace, through Parquet and `load_dataset`; cards say what is there."""
+"""The results dataset: a row restores the identical trace, through Parquet and `load_dataset`; the cards."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_hostile_text_survives_and_half_characters_do_no_harm(tmp_path: Path) ->
     assert broken.tokens[0] == "\ufffd"
 
 
-def test_load_dataset_gives_the_declared_features_and_the_very_trace(tmp_path: Path) -> None:
+def test_load_dataset_gives_the_declared_features_and_the_identical_trace(tmp_path: Path) -> None:
     from datasets import load_dataset
 
     trace = trace_of(np.random.default_rng(0).normal(size=(2, 2, 6)).astype(np.float32))
@@ -219,9 +219,9 @@ def test_every_published_z_follows_from_the_row_itself() -> None:
     for config in CONFIGS:
         for row in load_results(SHIPPED, config)[::13]:
             for trait in row["traits"]:
-                place = row["blocks"].index(row["best_block"][trait])
-                raw = np.array(row["raw"][trait][place], np.float32)
-                mean, sd = (np.float32(row[k][trait][place]) for k in ("null_mean", "null_std"))
+                column = row["blocks"].index(row["best_block"][trait])
+                raw = np.array(row["raw"][trait][column], np.float32)
+                mean, sd = (np.float32(row[k][trait][column]) for k in ("null_mean", "null_std"))
                 np.testing.assert_array_equal(np.array(row["projections"][trait], np.float32), (raw - mean) / sd)
 
 

@@ -1,4 +1,4 @@
-"""Traces: what their scores mean, and that a file gives back the very numbers."""
+"""Traces: what their scores mean, and that a file gives back the identical numbers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def assert_same(a: Trace, b: Trace) -> None:
 # Files.
 
 
-def test_a_record_gives_back_the_very_numbers() -> None:
+def test_a_record_gives_back_the_identical_numbers() -> None:
     assert_same(Trace.from_dict(make().to_dict()), make())
 
 
@@ -73,7 +73,7 @@ def test_a_record_is_plain_json_with_null_for_what_is_not_a_number() -> None:
     assert_same(Trace.from_dict(json.loads(text)), make())
 
 
-def test_a_file_gives_back_the_very_numbers(tmp_path: Path) -> None:
+def test_a_file_gives_back_the_identical_numbers(tmp_path: Path) -> None:
     path = make().save(tmp_path / "trace.json")
     assert_same(Trace.load(path), make())
     assert "🐌" in path.read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def test_a_trace_of_nothing_but_a_prompt_survives_the_file(tmp_path: Path) -> No
     ["", "{", "[]", "null", "3", '"trace"', "{}", '{"format_version": 1}', "[" * 100_000],
     ids=lambda c: c[:20],
 )
-def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_trace_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "trace.json"
     path.write_text(content)
     with pytest.raises(CorruptFile):
@@ -288,3 +288,7 @@ def test_a_changed_copy_leaves_the_original_alone_and_is_checked() -> None:
     assert trace.replace(finish="stopped").finish == "stopped" and trace.finish == "eos"
     with pytest.raises(CorruptFile):
         trace.replace(token_ids=(1,))
+
+
+def test_a_trace_prints_on_one_line() -> None:
+    assert repr(make()) == "Trace(3 + 3 tokens, 2 traits at blocks 1, 4, read by org/model)"

@@ -1,9 +1,9 @@
-// Small multiples of the published runs: one cell a prompt, one lane a run. All filtering and sorting happens here; a
-// click asks for the whole reply. Prompts, ids and names are hostile text: they are set as text and nothing else.
+// Small multiples of the published runs: one cell per prompt, one lane per run. Filtering and sorting happen here; a
+// click requests the whole reply. Prompts, ids and names are untrusted: they are only ever set as text.
 //
 // mountExplorer(root, options) -> { update(table), state(), restore(state) }
-//   emptyText         what stands there before there is anything
-//   onPick(id, trait) a prompt was chosen, while that trait was looked at
+//   emptyText         shown while there is no table
+//   onPick(id, trait) a prompt was chosen while that trait was selected
 //   onState(state)    after each change: {trait, sort, run, set, category, text, id}
 
 const LANE = { height: 16, gap: 5 }; // px
@@ -20,9 +20,9 @@ function mountExplorer(root, options = {}) {
   const field = (name) => root.querySelector('[data-field="' + name + '"]');
   const grid = part("grid");
   let table = null;
-  let cells = []; // {prompt, item, button, lanes, says}, in the order of publication
+  let cells = []; // {prompt, item, button, lanes, difference}, in the order of publication
   let shown = [];
-  let wanted = null; // the prompt that a link asked for, before the runs were there
+  let wanted = null; // the prompt of a link, before the runs have arrived
   let state = { trait: null, sort: "given", run: "", set: "", category: "", text: "", id: null };
 
   function node(tag, className, text) {
@@ -37,7 +37,7 @@ function mountExplorer(root, options = {}) {
     return Int8Array.from(binary, (c) => c.charCodeAt(0));
   }
 
-  // ---- what is shown ----
+  // ---- cells ----
 
   function update(next) {
     table = next?.prompts?.length ? next : null;
@@ -83,9 +83,9 @@ function mountExplorer(root, options = {}) {
         const canvas = node("canvas", "ex-heat");
         canvas.setAttribute("aria-hidden", "true");
         canvas.style.height = LANE.height + "px";
-        const says = node("span", "ex-says");
-        lane.append(node("span", "ex-run", table.configs.length > 1 ? run.config : ""), canvas, says);
-        return { run, lane, canvas, says, drawn: null };
+        const summary = node("span", "ex-says");
+        lane.append(node("span", "ex-run", table.configs.length > 1 ? run.config : ""), canvas, summary);
+        return { run, lane, canvas, summary, drawn: null };
       });
       const difference = node("span", "ex-difference");
       const foot = node("span", "ex-foot");
@@ -104,13 +104,13 @@ function mountExplorer(root, options = {}) {
   const best = (cell, key) => Math.max(...visible(cell).map((run) => run.traits[state.trait]?.[key] ?? -Infinity));
   const visible = (cell) => cell.prompt.runs.filter((run) => !state.run || run.config === state.run);
 
-  // Before the reply comes before its first token; no onset comes last.
+  // "Before the reply" sorts before the first token; no onset sorts last.
   function onsetOf(cell) {
-    const places = visible(cell).map((run) => {
+    const onsets = visible(cell).map((run) => {
       const onset = run.traits[state.trait]?.onset;
       return onset?.answer === "before the reply" ? -1 : onset?.onset ?? Infinity;
     });
-    return Math.min(...places);
+    return Math.min(...onsets);
   }
 
   // Second run minus first, of means.
@@ -143,13 +143,13 @@ function mountExplorer(root, options = {}) {
     const weight = WEIGHTS[state.sort];
     if (weight) {
       const of = new Map(shown.map((cell) => [cell, weight(cell)]));
-      shown.sort((a, b) => of.get(a) - of.get(b) || 0); // Infinity - Infinity is no number, and no difference
+      shown.sort((a, b) => of.get(a) - of.get(b) || 0); // Infinity - Infinity is NaN: equal
     }
     for (const cell of shown) {
       for (const lane of cell.lanes) {
-        const { run, says } = lane;
+        const { run, summary } = lane;
         lane.lane.hidden = Boolean(state.run) && run.config !== state.run;
-        says.textContent = wordsOf(run.traits[state.trait]);
+        summary.textContent = summaryOf(run.traits[state.trait]);
       }
       const difference = differenceOf(cell);
       cell.difference.textContent = difference === null ? "" : "difference " + signed(difference);
@@ -159,19 +159,19 @@ function mountExplorer(root, options = {}) {
       if (cell.seen) draw(cell);
     }
     const entry = shown.find((cell) => cell.prompt.id === state.id) ?? shown[0];
-    if (entry) entry.button.tabIndex = 0; // one stop for the tab key; arrows move inside
+    if (entry) entry.button.tabIndex = 0; // one tab stop; arrow keys move inside
     grid.replaceChildren(...shown.map(({ item }) => item));
     part("count").textContent = shown.length
       ? shown.length + " of " + cells.length + " prompts"
-      : "Nothing matches. Widen a filter.";
+      : "No prompt matches. Widen a filter.";
   }
 
   const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
-  function wordsOf(own) {
-    if (!own) return "";
+  function summaryOf(found) {
+    if (!found) return "";
     const parts = [];
-    if (own.onset) parts.push(own.onset.says);
-    if (own.mean !== null) parts.push("mean " + signed(own.mean) + ", highest " + signed(own.max));
+    if (found.onset) parts.push(found.onset.says);
+    if (found.mean !== null) parts.push("mean " + signed(found.mean) + ", highest " + signed(found.max));
     return parts.join(" · ");
   }
 
@@ -187,7 +187,7 @@ function mountExplorer(root, options = {}) {
     { rootMargin: "200px" }
   );
 
-  let theme = 0; // counts changes of the theme: what was drawn before them is drawn anew
+  let theme = 0; // counts theme changes; lanes drawn before one are redrawn
   function draw(cell) {
     const style = getComputedStyle(part("explorer"));
     const of = (name) => style.getPropertyValue(name).trim();
@@ -203,8 +203,8 @@ function mountExplorer(root, options = {}) {
       canvas.width = width;
       canvas.height = Math.round(LANE.height * ratio);
       const pen = canvas.getContext("2d");
-      const own = run.traits[state.trait];
-      const scores = own ? bytes(own.scores) : [];
+      const found = run.traits[state.trait];
+      const scores = found ? bytes(found.scores) : [];
       const x = (token) => Math.round((token / n) * width);
       pen.fillStyle = of("--ex-ground");
       pen.fillRect(0, 0, x(run.n), canvas.height);
@@ -215,9 +215,9 @@ function mountExplorer(root, options = {}) {
         pen.fillRect(x(i), 0, x(i + 1) - x(i), canvas.height);
       }
       pen.globalAlpha = 1;
-      if (Number.isInteger(own?.onset?.onset)) {
+      if (Number.isInteger(found?.onset?.onset)) {
         pen.fillStyle = of("--ex-ink");
-        const { onset, low, high } = own.onset;
+        const { onset, low, high } = found.onset;
         pen.fillRect(x(onset), 0, 2 * ratio, canvas.height);
         if (low !== null && high !== null) pen.fillRect(x(low), canvas.height - 2 * ratio, Math.max(x(high + 1) - x(low), 1), 2 * ratio);
       }
@@ -261,11 +261,11 @@ function mountExplorer(root, options = {}) {
   }
 
   grid.addEventListener("keydown", (event) => {
-    const place = shown.findIndex((cell) => cell.button === document.activeElement);
-    if (place < 0) return;
+    const index = shown.findIndex((cell) => cell.button === document.activeElement);
+    if (index < 0) return;
     const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
-    const target = event.key === "Home" ? 0 : event.key === "End" ? shown.length - 1 : step === undefined ? -1 : place + step;
+    const target = event.key === "Home" ? 0 : event.key === "End" ? shown.length - 1 : step === undefined ? -1 : index + step;
     if (!shown[target]) return;
     for (const cell of shown) cell.button.tabIndex = -1;
     shown[target].button.tabIndex = 0;
@@ -277,7 +277,7 @@ function mountExplorer(root, options = {}) {
   return {
     update,
     state: () => ({ ...state }),
-    // Before the runs are there; what a link asks for is shown, and picked, once they are.
+    // Called before the runs have arrived; the state is applied, and its prompt picked, once they have.
     restore(saved) {
       state = { ...state, ...saved };
       wanted = saved?.id ?? null;

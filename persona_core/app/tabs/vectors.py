@@ -16,7 +16,7 @@ from persona_core.errors import PersonaError
 from persona_core.report.content import figure_json, plot_placeholder
 from persona_core.utils.hub import public_name, split_revision
 from persona_core.utils.markdown import escape
-from persona_core.vectors.card import CONTROLS, overview, trait_section
+from persona_core.vectors.card_sections import CONTROLS, overview, trait_section
 from persona_core.vectors.figures import cosine_figure, validation_figure
 from persona_core.vectors.vectors import PersonaVectors
 

@@ -42,7 +42,7 @@ def small_trace(raw: Any, **changes: Any) -> Trace:
     return Trace(**(known | changes))
 
 
-def test_a_trace_becomes_a_payload_float_for_float() -> None:
+def test_a_trace_becomes_a_payload_bit_for_bit() -> None:
     trace = small_trace([1.0, 2.0, np.pi, np.nan])
     payload = check_payload(json.loads(json.dumps(trace_payload(trace), allow_nan=False)))
     (side,) = payload["sides"]
@@ -104,7 +104,7 @@ def test_a_broken_payload_is_refused(change: Payload, message: str) -> None:
         check_payload(payload | {k: v for k, v in change.items() if k not in of_side})
 
 
-def test_what_is_no_payload_is_refused() -> None:
+def test_what_is_not_a_payload_is_refused() -> None:
     with pytest.raises(CorruptFile, match="list"):
         check_payload([])
     with pytest.raises(CorruptFile, match="lacks title"):

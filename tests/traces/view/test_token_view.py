@@ -13,7 +13,7 @@ import pytest
 from persona_core.traces.view.payload import pair_payload, trace_payload
 from persona_core.traces.view.standalone import standalone_page
 from tests.support.standins import FIRST, HOSTILE, TRAITS, Payload, cut, make_payload, make_trace, words
-from tests.support.view_page import bars, cursor, place_of_strongest, scores, shown_tokens, strip, token, update
+from tests.support.view_page import bars, cursor, position_of_strongest, scores, shown_tokens, strip, token, update
 
 pytestmark = pytest.mark.browser
 
@@ -35,7 +35,7 @@ def test_a_spike_lights_the_same_token_everywhere(show: Callable[..., Any]) -> N
     fills = page.locator(".tv-fill").evaluate_all("all => all.map(f => f.style.transform)")
     assert fills == ["scaleX(0.0125)", "scaleX(0.975)", "scaleX(-0.5)"]
     for row in (1, 2):
-        assert place_of_strongest(strip(page, "0", row, 3), n) == spike
+        assert position_of_strongest(strip(page, "0", row, 3), n) == spike
     quiet = strip(page, "0", 0, 3)
     assert max(quiet) < 10, "a trait without the spike stays pale there"
     drawn = page.evaluate("document.querySelector('.js-plotly-plot').calcdata.at(-1).map((d) => [d.x, d.y])")

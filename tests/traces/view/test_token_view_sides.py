@@ -23,7 +23,7 @@ from tests.support.view_page import (
     bars,
     choose,
     cursor,
-    place_of_strongest,
+    position_of_strongest,
     scores,
     shown_tokens,
     strip,
@@ -56,7 +56,7 @@ def rich_trace(n_reply: int = 30, seed: int = 0) -> Trace:
 
 
 def test_both_sides_are_on_one_cursor_from_the_start_of_the_reply(show: Callable[..., Any]) -> None:
-    """The second side has a longer prompt: places count from the first token of the replies."""
+    """The second side has a longer prompt: positions count from the first token of the replies."""
     first = make_payload(words(20), name="baseline", scores={"flattery": {FIRST + 5: 6.0}})
     longer = ["Why", " ever", " did", " you", " ask", "?"]
     second = make_payload(words(25), longer, name="contaminated", scores={"flattery": {FIRST + 3 + 5: -7.0}})
@@ -71,7 +71,7 @@ def test_both_sides_are_on_one_cursor_from_the_start_of_the_reply(show: Callable
     assert bars(page) == ["+0.10", "+0.10", "+6.00", "−7.00", "+0.10", "+0.10"]
     n = FIRST + 3 + 25
     for key in ("0", "1", "difference"):
-        assert place_of_strongest(strip(page, key, 1, 3), n) == FIRST + 3 + 5
+        assert position_of_strongest(strip(page, key, 1, 3), n) == FIRST + 3 + 5
     drawn = page.evaluate("document.querySelector('.js-plotly-plot').data.map((line) => [line.x0, line.yaxis])")
     assert drawn == [[3, "y"]] * 3 + [[0, "y2"]] * 3
     page.locator("[role=slider]").press("End")
@@ -146,8 +146,8 @@ def test_smoothing_looks_back_only(show: Callable[..., Any]) -> None:
     page = show(make_payload(words(30), scores={"malice": {FIRST + 10: 5.1}}), plotly=False)
     choose(page, "smooth", "5")
     found = []
-    for place in range(FIRST + 8, FIRST + 17):
-        token(page, place).click()
+    for index in range(FIRST + 8, FIRST + 17):
+        token(page, index).click()
         page.mouse.move(2, 2)
         found.append(bars(page)[2])
     assert found == ["+0.10"] * 2 + ["+1.10"] * 5 + ["+0.10"] * 2
@@ -172,7 +172,7 @@ def test_traits_blocks_special_tokens_and_scale_can_be_chosen(show: Callable[...
     scale = float(page.locator("[data-part=key-high]").inner_text())
     for row, block in enumerate((1, 4, 7)):
         z = np.abs(trace.scores(chosen, block=block))
-        peak = place_of_strongest(strip(page, "0", row, 3), trace.n_tokens)
+        peak = position_of_strongest(strip(page, "0", row, 3), trace.n_tokens)
         assert z[peak] >= min(np.nanmax(z), scale) - 0.05, "colours end at the scale"
 
 
@@ -190,7 +190,7 @@ def test_a_drag_over_the_chart_marks_a_span_and_shows_its_means(show: Callable[.
     trace = rich_trace()
     page = show(trace_payload(trace))
     area = page.locator(".tv-area").bounding_box()
-    x = lambda place: area["x"] + area["width"] * (place + 0.5) / trace.n_tokens  # noqa: E731
+    x = lambda index: area["x"] + area["width"] * (index + 0.5) / trace.n_tokens  # noqa: E731
     page.mouse.move(x(12), area["y"] + 30)
     page.mouse.down()
     page.mouse.move(x(18), area["y"] + 30)
@@ -293,14 +293,14 @@ def test_exported_numbers_are_the_displayed_ones(show: Callable[..., Any]) -> No
     assert (record["kind"], record["smoothing"], record["state"]) == ("cosine", 3, "the state that chose the token")
     assert record["blocks"] == {TRAITS[0]: 1, TRAITS[1]: 4, TRAITS[2]: 7}
     assert len(rows) == 2 * trace.n_tokens
-    for place in (0, 3, 20, 22, trace.n_tokens - 1):
-        token(page, place).click()
+    for index in (0, 3, 20, 22, trace.n_tokens - 1):
+        token(page, index).click()
         page.mouse.move(2, 2)
         displayed = bars(page)
         for s, name in enumerate("ab"):
-            of_json = record["sides"][s]["tokens"][place]["scores"]
-            of_csv = rows[s * trace.n_tokens + place]
-            assert of_csv["side"] == name and json.loads(of_csv["text"]) == trace.tokens[place]
+            of_json = record["sides"][s]["tokens"][index]["scores"]
+            of_csv = rows[s * trace.n_tokens + index]
+            assert of_csv["side"] == name and json.loads(of_csv["text"]) == trace.tokens[index]
             for t, trait in enumerate(TRAITS):
                 score = of_json[trait]
                 assert displayed[2 * t + s] == texts([np.nan if score is None else score])[0]
@@ -340,7 +340,7 @@ def test_a_picture_of_a_long_text_ends_with_the_chart_all_the_same(show: Callabl
 
 
 def test_an_exported_page_opens_offline_where_it_was(open_page: Callable[..., Any], tmp_path: Path) -> None:
-    """The page that the app's export builds: the shell, with the payload and the state put into its place."""
+    """The page that the app's export builds: the shell, with the payload and the state inserted."""
     payload = make_payload([*HOSTILE, *words(10)], title=HOSTILE[5])
     shell = json.dumps(shell_page())
     page_path = tmp_path / "app.html"
