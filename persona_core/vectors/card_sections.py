@@ -1,0 +1,223 @@
+"""Validation figures of persona vectors as Markdown: the sections of their card, which the app shows too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from persona_core.utils.markdown import escape, interval, table
+
+if TYPE_CHECKING:
+    from persona_core.vectors.vectors import PersonaVectors
+
+Figure = Mapping[str, Any]
+
+CONTROLS = """A failed control is named here and in `config.json`. It does not make a vector useless; it says what the
+vector cannot show.
+
+- **auroc**: on held-out questions the projection does not tell replies with the trait from those without.
+- **random_directions**: random directions do as well, by AUROC and by correlation with the judge's score.
+- **shuffled_labels**: vectors made from shuffled labels separate the sides as far.
+- **split_half**: two halves of the questions give different vectors (cosine below 0.9).
+- **own_minus_best_other**: over replies of all traits, another trait's vector correlates about as well with this
+  trait's scores.
+- **length**, **refusal**: the length of a reply, or whether it declines, predicts the trait as well as the vector does.
+- **position**, **token_identity**: a score made only of token positions, or only of which tokens there are regardless
+  of context, predicts the trait as well as the vector does; or the score mostly follows the position.
+- **steering**: pushing along the vector does not bring out the trait more than a random push of the same size."""
+
+
+def overview(vectors: PersonaVectors) -> str:
+    """All traits in one table, as Markdown, with what its columns mean."""
+    validation = vectors.config.get("validation", {})
+    if not any("auroc" in validation.get(t, {}) for t in vectors.traits):
+        return "## How well they read\n\nThese vectors were not validated: there is no evidence yet that they work.\n"
+    rows = table(
+        ["trait", "block", "AUROC", "split-half cosine", "r", "steering", "controls"],
+        [
+            (escape(trait), vectors.best_block.get(trait), *_overview_cells(validation.get(trait, {})))
+            for trait in vectors.traits
+        ],
+    )
+    return f"""## How well they read
+
+On replies to questions used neither for the extraction nor for the choice of the block. 95 % intervals by resampling
+questions.
+
+- **AUROC**: how well the mean projection of a reply tells replies with the trait (judge's score 50 or more) from
+  others.
+- **split-half cosine**: between the vectors of two random halves of the extraction questions; mean and range (2.5 to
+  97.5 %) over random halvings. An AUROC of 1 has an interval without width: no resample contains an error either.
+- **r**: correlation of the mean projection with the judge's score.
+- **steering**: by how many points of the judge's score a push along the vector exceeds a random push of the same size.
+
+{rows}
+"""
+
+
+def _overview_cells(f: Figure) -> tuple[str, ...]:
+    if "auroc" not in f:
+        return ("not validated", "", "", "", "")
+    failed = ", ".join(flag["control"] for flag in f.get("flags", []))
+    return (
+        interval(f["auroc"], 3),
+        interval(f["split_half_cosine"], 3),
+        interval(f["correlation"]["all"], 3),
+        interval((f.get("steering") or {}).get("effect"), 1),
+        f"**fails: {failed}**" if failed else "passes every control",
+    )
+
+
+def trait_section(vectors: PersonaVectors, trait: str, pictures: Sequence[str] = ()) -> str:
+    """A trait's validation as Markdown: the controls it fails, and its figures; "" if it was not validated."""
+    f = vectors.config.get("validation", {}).get(trait, {})
+    if "auroc" not in f:
+        return ""
+    description = vectors.config.get("descriptions", {}).get(trait, "")
+    lines = [f"## {escape(trait)}", "", escape(description), ""]
+    lines += [f"- ⚠ **{flag['control']}**: {escape(flag['says'])}" for flag in f.get("flags", [])]
+    lines += [f"- note: {escape(note)}" for note in f.get("notes", [])]
+    if trait in pictures:
+        lines += ["", f"![Validation of {escape(trait)}](figures/{trait}.png)"]
+    block = f.get("block", {})
+    c, nulls = f["confounds"], f["nulls"]
+    rows = [
+        ("block", f"{block.get('chosen')} ({escape(block.get('rule', 'unknown rule'))})"),
+        ("replies kept", _kept(f.get("replies", {}))),
+        ("AUROC", interval(f["auroc"])),
+        ("correlation with the score, all replies", interval(f["correlation"]["all"])),
+        ("... among replies instructed to show the trait", interval(f["correlation"]["high"])),
+        ("... among replies instructed to show the opposite", interval(f["correlation"]["low"])),
+        ("correlation, minus that of the best other vector", _other(f.get("own_minus_best_other"))),
+        ("split-half cosine", interval(f["split_half_cosine"])),
+        (
+            "random directions: 95th percentile of the AUROC and of the correlation with the score",
+            f"{_number(nulls['random_directions']['auroc_95'])}, "
+            f"{_number(nulls['random_directions']['correlation_95'])}",
+        ),
+        (
+            "distance between the sides along the vector; 95th percentile with shuffled labels",
+            f"{_number(nulls['shuffled_labels']['gap'])}; {_number(nulls['shuffled_labels']['gap_95'])}",
+        ),
+        ("words alone (n-grams): AUROC", interval((f.get("text_baseline") or {}).get("auroc"))),
+        ("length alone: AUROC", interval(c["length"]["auroc"])),
+        ("projection and length, within each side: r", interval(c["length"]["correlation"])),
+        ("declining alone: AUROC", interval(c["refusal"]["auroc"])),
+        ("token positions alone: AUROC", interval(c["position"]["auroc"])),
+        ("variance over neutral tokens explained by position", f"{100 * c['position']['r2']:.1f} %"),
+        ("tokens without their context: AUROC", interval(c["token_identity"]["auroc"])),
+        ("variance over neutral tokens explained by the token", f"{100 * c['token_identity']['r2']:.1f} %"),
+    ]
+    lines += ["", table(["figure", "value"], rows), ""]
+    correlations = block.get("correlation") or [None] * len(f["auroc_by_block"])
+    by_block = table(
+        ["block", "AUROC", "r with the score, choice split"],
+        [
+            (b, interval(auroc), "" if r is None else f"{r:.4f}")
+            for b, (auroc, r) in enumerate(zip(f["auroc_by_block"], correlations, strict=False))
+        ],
+    )
+    return "\n".join([*lines, *_folded("By block", by_block), *_steering(f.get("steering"))])
+
+
+def _folded(title: str, *paragraphs: str) -> list[str]:
+    lines = [f"<details><summary>{title}</summary>", ""]
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
+    return [*lines, "</details>", ""]
+
+
+def _steering(steering: Figure | None) -> list[str]:
+    if steering is None:
+        return ["Steering was not measured.", ""]
+    head = (
+        f"Steering at block {steering['block']}: a strength of 1 is the vector's norm, {steering['norm']:.3g}. "
+        f"{steering['n_questions']} questions, {steering['seeds']} seeds, no system prompt."
+    )
+    curve = table(
+        ["strength", "trait, vector", "coherence, vector", "trait, random", "coherence, random"],
+        [
+            (
+                f"{vector['strength']:g}",
+                *(interval(arm[s], 1) for arm in (vector, random) for s in ("trait", "coherence")),
+            )
+            for vector, random in zip(steering["vector"], steering["random"], strict=True)
+        ],
+    )
+    effect = f"{interval(steering['effect'], 1)} points"
+    if steering["effect"] is None:
+        effect = "unknown, since at no strength were the replies coherent and scored"
+    return _folded("Steering", head, curve, f"Vector minus random at strength {steering['effect_at']:g}: {effect}.")
+
+
+def token_section(vectors: PersonaVectors) -> str:
+    """How well single tokens are told apart, where the truth is known for every token (the demo world)."""
+    validation = vectors.config.get("validation", {})
+    known = [t for t in vectors.traits if "token_auroc" in validation.get(t, {})]
+    if not known:
+        return ""
+    rows = table(
+        ["trait", "block", "within reply", "all tokens", "prompt alone", "cue as negative"],
+        [
+            (
+                escape(trait),
+                vectors.best_block.get(trait),
+                interval(f["token_auroc_within_reply"]),
+                interval(f["token_auroc"]),
+                f"{f['system_prompt_alone']:.4f}",
+                interval(f["token_auroc_cue_as_negative"]),
+            )
+            for trait, f in ((trait, validation[trait]) for trait in known)
+        ],
+    )
+    return f"""## How well they read single tokens
+
+Here the truth is known for every token. Token AUROC: how well the projection at the chosen block tells tokens of
+sentences that show the trait from other tokens.
+
+- **within reply**: only replies whose system prompt demands the trait; the tokens that show it against the neutral
+  tokens of the same replies. This says *when*.
+- **all tokens**: against all other tokens of {validation[known[0]]["token_auroc"]["n"]} held-out replies, most of
+  which have another system prompt. A score that depends only on the system prompt reaches the value under "prompt
+  alone".
+- **cue as negative**: the same, with the sentence that announces a trait without showing it (its cue) counted as "not
+  the trait". The other columns leave it out.
+
+95 % intervals by resampling replies.
+
+{rows}
+"""
+
+
+def cosine_section(vectors: PersonaVectors, pictures: Sequence[str] = ()) -> str:
+    """Cosines between the traits' vectors, as a picture or a table; "" where there are none."""
+    validation = vectors.config.get("validation", {})
+    known = [t for t in vectors.traits if "cosine" in validation.get(t, {})]
+    if len(known) < 2:
+        return ""
+    if "cosine" in pictures:
+        body = "![Cosines between the vectors](figures/cosine.png)"
+    else:
+        body = table(
+            ["", *map(escape, known)],
+            [(escape(t), *("1" if o == t else _cosine(validation[t]["cosine"].get(o)) for o in known)) for t in known],
+        )
+    return f"## Cosines between traits\n\nEach row at the best block of its trait.\n\n{body}\n"
+
+
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _kept(replies: Figure) -> str:
+    names = {"high": "positive", "low": "negative"}  # the stored keys
+    counts = (f"{names.get(side, side)} {kept['kept']} of {kept['written']}" for side, kept in replies.items())
+    return "; ".join(counts) or "unknown"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _other(figure: Figure | None) -> str:
+    return "no other trait" if figure is None else f"{interval(figure)} (other: {escape(figure['other'])})"
