@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(290)
+@pytest.mark.timeout(1200)  # a hanging kernel, not a busy machine
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_a_notebook_runs_and_ends_with_a_figure(path: Path, tmp_path: Path) -> None:
     for name in ("persona_core", "artifacts", "datasets", "demo_world"):
@@ -24,7 +24,7 @@ def test_a_notebook_runs_and_ends_with_a_figure(path: Path, tmp_path: Path) -> N
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
     for cell in notebook.cells:
         cell.source = cell.source.replace("max_new_tokens=160", "max_new_tokens=80")  # half the time
-    client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()
     drawn = [
         o
