@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from persona_core.app import serve
 from persona_core.app.settings import ARTIFACTS
 
 
@@ -17,6 +16,8 @@ def _no_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    from persona_core.app import serve
+
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stopped:
