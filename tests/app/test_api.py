@@ -223,7 +223,7 @@ def test_the_page_on_the_api_shows_what_a_program_can_do(
         ("read", {"messages": [{"role": "root", "content": "x"}]}, r"messages\[0\]: expected a role"),
         ("read", {"messages": [{"role": ["user"], "content": "x"}]}, r"messages\[0\]"),
         ("read", {"messages": [{"role": "user", "content": "x" * 601}]}, "at most 600"),
-        ("read", {"messages": [{"role": "user", "content": "x"}] * 401}, "401 of them"),
+        ("read", {"messages": [{"role": "user", "content": "x"}] * 401}, "got 401"),
         ("compare", {"prompt": ""}, "empty"),
     ],
 )
@@ -260,7 +260,7 @@ def test_an_error_never_shows_a_path_of_the_server(serve: Callable[..., str], te
     said = str(error.value)
     assert "secret" not in said and "mine" in said
     assert ("org/name" in text) == ("org/name" in said) and ("example.org" in text) == ("example.org/a/b" in said)
-    with pytest.raises(AppError, match=r"RuntimeError\)\. The server's log says more") as error:
+    with pytest.raises(AppError, match=r"RuntimeError\)\. Please try again") as error:
         client.predict("Hi", api_name="/generate", model="contaminated")
     assert "secret" not in str(error.value)
 
@@ -294,6 +294,8 @@ def patient_url(serve: Callable[..., str], slow: Any) -> Iterator[str]:
 
 
 def test_a_cancelled_call_frees_the_model(patient_url: str, slow: Any) -> None:
+    from gradio_client import Client
+
     job = Client(patient_url, verbose=False).submit(PROMPT, api_name="/generate", max_new_tokens=250)
     begun(slow)
     job.cancel()

@@ -14,7 +14,7 @@ from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from tests.support.app_page import ARTIFACTS, SHIPPED, ask, no_sideways_scroll, notice, open_tab, tokens_of, wait_done
-from tests.support.standins import HOSTILE
+from tests.support.standins import HOSTILE, SlowMonitor
 from tests.support.view_page import bars, scores, texts
 
 pytestmark = [
@@ -38,8 +38,14 @@ def monitors() -> dict[str, PersonaMonitor]:
 
 
 @pytest.fixture(scope="module")
-def url(serve: Callable[..., str], monitors: dict[str, PersonaMonitor]) -> str:
-    models = {side: PooledModel(lambda monitor=monitor: monitor) for side, monitor in monitors.items()}  # type: ignore[misc]
+def paced(monitors: dict[str, PersonaMonitor]) -> dict[str, Any]:
+    """The same, as the app has them: a test can make them write slowly."""
+    return {side: SlowMonitor(monitor, 0.0) for side, monitor in monitors.items()}
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str], paced: dict[str, Any]) -> str:
+    models = {side: PooledModel(lambda monitor=monitor: monitor) for side, monitor in paced.items()}  # type: ignore[misc]
     return serve(models["baseline"], AppSettings(), models["contaminated"])
 
 
@@ -199,10 +205,16 @@ def test_a_new_pair_is_written_by_both_and_read_by_the_other(
     assert [tokens_of(again, view, s) for s in (0, 1)] == [list(t.tokens) for t in own.values()]
 
 
-def test_nothing_takes_the_place_of_a_pair_that_is_being_written(visit: Callable[..., Any], url: str) -> None:
+def test_nothing_replaces_a_pair_that_is_being_written(
+    visit: Callable[..., Any], url: str, paced: dict[str, Any]
+) -> None:
+    for monitor in paced.values():
+        monitor.pause = 0.4
     page = pair_being_written(visit, url)
     page.get_by_label("the baseline's reply, read by both").check()
     page.wait_for_selector("text=Press Stop first")
+    for monitor in paced.values():
+        monitor.pause = 0.0
     page.wait_for_selector("#compare-view .tv[data-state=done]")
     assert "The baseline's" not in page.locator("#compare-view .tv-title").inner_text()
 
