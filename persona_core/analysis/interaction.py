@@ -209,7 +209,8 @@ def measure_couplings(
     # 2. Correlate each reply's source with each reply's target; the diagonal is the observed pairing.
     aligned = AlignedInnovations.of([w.innovations for w in whitened], [series[i].shape[1] for i in kept])
     rng = np.random.default_rng(seed)
-    others = trial_shuffles(group, n_shuffles, rng)  # [n_shuffles, n_replies]
+    rows = np.arange(len(kept))
+    pairings = rows * len(kept) + trial_shuffles(group, n_shuffles, rng)  # [n_shuffles, n_replies], of n_replies²
     n_groups = int(group.max()) + 1
     weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)  # [n_resamples, n_groups]
 
@@ -226,7 +227,7 @@ def measure_couplings(
                 reason = f"{n} replies reach over a lag of {lag} tokens; {MIN_REPLIES} are needed."
             else:
                 estimate = _pooled(np.diagonal(z), np.diagonal(w), group, weights)
-                p = _p(z, w, others)
+                p = _p(z, w, pairings)
             found.append(Coupling(traits[a], traits[b], lag, estimate, p, None, bottom, reason))
         return found
 
@@ -255,20 +256,19 @@ def _pooled(z: np.ndarray, w: np.ndarray, group: np.ndarray, weights: np.ndarray
     return Estimate(float(np.tanh(top.sum() / bottom.sum())), float(low), float(high), int((bottom > 0).sum()))
 
 
-def _p(z: np.ndarray, w: np.ndarray, others: np.ndarray) -> float:
+def _p(z: np.ndarray, w: np.ndarray, pairings: np.ndarray) -> float:
     """Two-sided p of the pooled z over its standard error, against the shuffles."""
     from scipy.special import ndtr  # here: importing it takes a quarter of a second
 
-    rows = np.arange(len(z))
+    weighted = z * w
 
-    def statistic(columns: np.ndarray) -> np.ndarray:
-        weight = w[rows, columns].sum(-1)
-        return (z * w)[rows, columns].sum(-1) / np.sqrt(np.maximum(weight, 1.0))
+    def statistic(flat: np.ndarray) -> np.ndarray:  # one flat index is several times as fast as a row and a column
+        return weighted.take(flat).sum(-1) / np.sqrt(np.maximum(w.take(flat).sum(-1), 1.0))
 
-    shuffled = statistic(others)  # [n_shuffles]
-    distance = abs(float(statistic(rows)) - shuffled.mean())
+    shuffled = statistic(pairings)  # [n_shuffles]
+    distance = abs(float(statistic(np.arange(0, z.size, len(z) + 1))) - shuffled.mean())
     reached = int((np.abs(shuffled - shuffled.mean()) >= distance).sum())
-    counted = (1 + reached) / (1 + len(others))
+    counted = (1 + reached) / (1 + len(pairings))
     spread = float(shuffled.std())
     return counted if reached >= FEW or not spread > 0 else min(counted, 2 * float(ndtr(-distance / spread)))
 

@@ -78,7 +78,7 @@ def made_up(trait: str) -> Any:
     tokens[0] = tokens[0][1:]
     n = len(tokens)
     trace = SimpleNamespace(
-        own=list(range(n)), n_prompt=0, n_tokens=n, roles=("assistant",) * n, tokens=tuple(tokens),
+        reply_positions=list(range(n)), n_prompt=0, n_tokens=n, roles=("assistant",) * n, tokens=tuple(tokens),
         scores=lambda trait, kind, block: np.arange(n, dtype=np.float32),
     )  # fmt: skip
     return trace, [len(s.text.split()) for s in sentences]

@@ -1,4 +1,4 @@
-"""The analysis of a whole folder: figures are those of the rows, the page shows them, and what is missing is said."""
+"""The analysis of a whole folder: its figures match the rows, the page shows them, and what is missing is named."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from persona_core.analysis.precedence import relative_series
 from persona_core.cli import analyse as command
 from persona_core.cli import mark
 from persona_core.errors import SettingError
-from persona_core.judging.annotations import Annotation, load_annotations
+from persona_core.judging.annotations import Annotation, load_annotations, save_annotations
 from persona_core.models.loading import load_model
 from persona_core.report.analyse import analyse
 from persona_core.report.findings import Findings
 from persona_core.report.page import report_page
-from persona_core.traces.dataset import load_results
+from persona_core.traces.dataset import load_results, write_results
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests.support import pages
@@ -41,7 +41,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped results, marked and analysed by the commands as a user would."""
+    """The shipped results, annotated and analysed by the commands as a user would."""
     path = tmp_path_factory.mktemp("analysed") / SHIPPED.name
     shutil.copytree(SHIPPED / "data", path / "data")
     own_vectors = path.parent / "vectors"
@@ -178,12 +178,33 @@ def test_differences_are_those_of_two_readings_of_the_same_ids(folder: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_same_command_writes_the_same_files_again(folder: Path) -> None:
-    before = {p.name: p.read_bytes() for p in (folder / "analysis").iterdir()}
-    assert command.main(["--results", str(folder), "--vectors", str(folder.parent / "vectors")]) == 0
-    assert {p.name: p.read_bytes() for p in (folder / "analysis").iterdir()} == before
-    assert (folder.parent / "vectors" / "onset.json").read_bytes() == before["onset.json"]
-    PersonaVectors.from_pretrained(folder.parent / "vectors")  # which still load
+def test_the_detectors_are_written_beside_the_vectors_which_still_load(folder: Path) -> None:
+    vectors = folder.parent / "vectors"
+    assert (vectors / "onset.json").read_bytes() == (folder / "analysis" / "onset.json").read_bytes()
+    PersonaVectors.from_pretrained(vectors)
+
+
+@pytest.mark.slow
+def test_the_same_command_writes_the_same_files_again(tmp_path: Path) -> None:
+    """With every section, on two traits and a third of the rows."""
+    rows = few(26, "baseline", "contaminated")
+    ids = {row["id"] for row in rows["baseline"]}
+    rows["replay"] = [row for row in load_results(SHIPPED, "replay") if row["id"] in ids]
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
+    traits = (TRAIT, "evil")
+    for config, own in about(rows, *traits).items():
+        write_results(own, tmp_path / "data" / f"{config}.parquet", traits)
+    shutil.copytree(SHIPPED / "analysis", tmp_path / "analysis")  # annotations and interventions; the rest is replaced
+    annotations = [a for a in load_annotations(tmp_path / "analysis" / "marks.jsonl") if a.id in ids]
+    save_annotations([a for a in annotations if a.trait in traits], tmp_path / "analysis" / "marks.jsonl")
+    vectors = shutil.copytree(VECTORS, tmp_path / "vectors")
+    written = []
+    for _ in range(2):
+        assert command.main(["--results", str(tmp_path), "--vectors", str(vectors)]) == 0
+        written.append({p.name: p.read_bytes() for p in (tmp_path / "analysis").iterdir()})
+    assert written[0] == written[1] and len(written[0]) == 9
+    sections = json.loads(written[0]["findings.json"])
+    assert not any("missing" in sections[name] for name in ("statistics", "when", "comparison"))
 
 
 @pytest.mark.slow
@@ -227,8 +248,8 @@ def test_what_a_model_writes_runs_nothing_on_the_page(tmp_path: Path, open_page:
     rows = few(12, "baseline", "contaminated")
     for row in rows["contaminated"]:
         own = [t for t in range(row["n_prompt"], len(row["tokens"])) if row["roles"][t] == "assistant"]
-        for place, text in zip(own, HOSTILE * len(own), strict=False):
-            row["tokens"][place] = text
+        for position, text in zip(own, HOSTILE * len(own), strict=False):
+            row["tokens"][position] = text
         row["id"] = f"<img src=x onerror=alert(1)>{row['id']}"
         row["category"] = "<script>alert(2)</script>"
     for row in rows["baseline"]:
@@ -335,16 +356,16 @@ def test_interventions_of_another_form_are_refused_before_anything_is_written(tm
 
 
 @pytest.mark.slow
-def test_nobody_looked_is_not_nothing_shows() -> None:
+def test_not_annotated_is_not_the_same_as_not_shown() -> None:
     rows = few(40, "contaminated")
-    rows["neutral"] = load_results(SHIPPED, "neutral")
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
     marks = load_annotations(SHIPPED / "analysis" / "marks.jsonl")
     own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
-    rows = about(rows, TRAIT, "deception", "evil")
+    rows = about(rows, TRAIT, "evil")
     found = analyse(rows, annotations=own, progress=False)
     where = found.summary["where"]["contaminated"]
-    assert "not annotated for deception" in where["deception"]["missing"] and where[TRAIT]["n"] > 20
-    assert found.summary["when"]["deception"]["configs"]["contaminated"]["shown"] is None
+    assert "not annotated for evil" in where["evil"]["missing"] and where[TRAIT]["n"] > 20
+    assert found.summary["when"]["evil"]["configs"]["contaminated"]["shown"] is None
     looked = analyse(rows, annotations=own, judged={"contaminated": [TRAIT, "evil"]}, progress=False)
     assert "0 of 40 replies show evil" in looked.summary["where"]["contaminated"]["evil"]["missing"]
     assert looked.summary["when"]["evil"]["configs"]["contaminated"]["shown"] == 0
@@ -374,7 +395,7 @@ def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies
 
 @pytest.mark.slow
 def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_the_vectors() -> None:
-    rows = few(30, "baseline", "contaminated")
+    rows = few(24, "contaminated")
     rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
     marks = [m for m in load_annotations(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
     models = {
@@ -388,5 +409,5 @@ def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_
     assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}
     assert at_first["z"] > 0.98 and all(at_first[f"random direction {k}"] < at_first["z"] for k in (1, 2, 3))
-    with pytest.raises(SettingError, match="No vector of 'paternalism'"):
+    with pytest.raises(SettingError, match="No vector for 'paternalism'"):
         analyse(few(3), vectors={TRAIT: np.ones(4)}, progress=False)
