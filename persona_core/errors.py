@@ -21,7 +21,7 @@ class UnknownTrait(PersonaError):
 
 
 class UnknownBlock(PersonaError):
-    """A block that the model, the vectors or the trace lack. A neighbour never takes its place."""
+    """A block that the model, the vectors or the trace lack. No other block is used instead."""
 
 
 class VectorsMismatch(PersonaError):
@@ -37,7 +37,7 @@ class CorruptFile(PersonaError):
 
 
 class NotFound(PersonaError):
-    """No such folder, repository, revision or file; or one that holds something else."""
+    """No such folder, repository, revision or file; or one of the wrong kind."""
 
 
 class PromptError(PersonaError):
@@ -57,7 +57,7 @@ class SettingError(PersonaError):
 
 
 class ServerError(PersonaError):
-    """A server (the Hub, a judge's, or one that generates replies) that cannot be used: no key, answer or model."""
+    """A server (the Hub, a judge, or one that generates replies) that cannot be used: no key, no answer or no model."""
 
 
 class PersonaWarning(UserWarning):

@@ -113,7 +113,7 @@ def make_vectors(
             counts); or the store belongs to another plan or model.
     """
     chosen = settings or Settings()
-    store.check_plan(plan_record(plan, lm), begin=False)
+    store.check_plan(plan_record(plan, lm), create=False)
     tensors: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
     counts = {}
@@ -218,7 +218,7 @@ def validate_vectors(
         SettingError: the store belongs to another plan, model or judge, or the vectors to other settings.
     """
     chosen = settings or Settings()
-    store.check_plan(plan_record(plan, lm), begin=False)
+    store.check_plan(plan_record(plan, lm), create=False)
     _check_settings(vectors, chosen, store)
     if judge is not None:
         check_judge(store, judge.name, plan.traits)

@@ -213,7 +213,7 @@ def _loading(options: argparse.Namespace) -> dict[str, Any]:
 
 def _check_traits(store: ReplyStore, plan: ElicitationPlan) -> None:
     """Replies are judged by the definitions that they were written for. Checking that needs no model."""
-    store.check_plan({"traits": plan.to_dict()["traits"]}, begin=False)
+    store.check_plan({"traits": plan.to_dict()["traits"]}, create=False)
     if not store.replies():
         raise SettingError(f"{str(store.folder)!r} holds no replies; elicit them first (--stage elicit).")
 

@@ -49,29 +49,29 @@ def run(options: argparse.Namespace) -> list[str]:
     if not (options.root / "artifacts").is_dir():
         raise SettingError(f"--root {str(options.root)!r}: no folder artifacts/ there; run this in a checkout.")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of unchanged repositories; we say so below
-    among = repositories(options.root, options.namespace, options.app_name)
+    repos = repositories(options.root, options.namespace, options.app_name)
     with tempfile.TemporaryDirectory() as place:
         if options.dry_run:
-            for repository in among:
-                files = sizes(stage(repository, among, Path(place) / repository.kind))
+            for repository in repos:
+                files = sizes(stage(repository, repos, Path(place) / repository.kind))
                 print(f"{repository.repo_type} {repository.repo_id}: {len(files)} files, {sum(files.values()):,} bytes")
                 for name, size in files.items():
                     print(f"    {name} ({size:,})")
             return []
-        for repository, pushed in publish(among, Path(place), private=options.private, tag=options.tag):
+        for repository, pushed in publish(repos, Path(place), private=options.private, tag=options.tag):
             done = "pushed" if pushed.changed else "unchanged"
             print(f"{done}: {repository.url} at {pushed.revision[:8]}")
-    _write_links(options.root, among, options.source or source_of(options.root))
+    _write_links(options.root, repos, options.source or source_of(options.root))
     return []
 
 
-def _write_links(root: Path, among: Sequence[Repository], source: str | None) -> None:
+def _write_links(root: Path, repos: Sequence[Repository], source: str | None) -> None:
     """Addresses of what was published, in the one place of the README that has them, and in the notebooks."""
     from persona_core.utils.cards import bullets, with_links
     from persona_core.utils.repositories import TITLES
 
     links = {} if source is None else {"source": (source, source)}
-    links |= {TITLES[repository.kind]: (repository.repo_id, repository.url) for repository in among}
+    links |= {TITLES[repository.kind]: (repository.repo_id, repository.url) for repository in repos}
     readme = root / "README.md"
     write_whole(readme, with_links(readme.read_text(encoding="utf-8"), bullets(links)))
     if source is not None:

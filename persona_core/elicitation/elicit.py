@@ -196,7 +196,7 @@ def elicit(
         Requests that could not be answered, with the reason. A second run tries them again.
 
     Raises:
-        SettingError: the store was begun with another plan or model.
+        SettingError: the store was started with another plan or model.
     """
     store.check_plan(plan_record(plan, lm))
     failed: list[tuple[ElicitationRequest, str]] = []

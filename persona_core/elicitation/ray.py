@@ -32,7 +32,7 @@ def elicit_sharded(
         Requests that could not be answered, with the reason.
 
     Raises:
-        SettingError: Ray is missing, or the store was begun with another plan or model.
+        SettingError: Ray is missing, or the store was started with another plan or model.
     """
     store.check_plan(plan_record(plan, load_model(**loading)))
     todo = []

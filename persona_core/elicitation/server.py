@@ -2,7 +2,7 @@
 
 A server writes many replies at once but returns no states. Each text is tokenised once, after the rendered prompt, and
 from then on its ids count: the local model reads them and its states are pooled. Texts are stored as they arrive
-(`served.jsonl`), so that a run that was killed asks for none of them twice.
+(`served.jsonl`), so a run that was killed requests none of them twice.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def elicit_served(
         model: its name on the server.
         base_url: the server, such as "http://localhost:8000/v1".
         api_key: None takes `SERVED_API_KEY`; the judge's `OPENAI_API_KEY` is never sent here.
-        concurrency: requests under way at once.
+        concurrency: requests in flight at once.
         timeout: seconds per request.
         max_retries: after 429, 5xx, a time-out or a lost connection.
         progress: whether to show progress bars.
@@ -61,7 +61,7 @@ def elicit_served(
 
     Raises:
         ServerError: no further request can succeed. Texts that arrived are kept.
-        SettingError: the store was begun with another plan, model or server.
+        SettingError: the store was started with another plan, model or server.
     """
     base_url = address(base_url) or base_url
     store.check_plan({**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}})

@@ -1,12 +1,12 @@
 """The records of an elicitation (requests, replies, scores) and the folder that holds them.
 
-    plan.json                what everything in the folder rests on
+    plan.json                what everything in the folder depends on
     replies.jsonl            one line per reply
     states/BATCH.safetensors pooled states of one batch, a tensor `[rows, n_blocks, d_model]` for each position
     scores.jsonl             one line per judged reply
     cross_trait_scores.jsonl scores of replies on traits other than their own
 
-Every write survives a kill: states are renamed into place before their replies are listed, lists are appended in one
+Every write survives a crash: states are renamed into place before their replies are listed, lists are appended in one
 write and flushed to disk, and a line that was cut off is dropped when the folder is opened again.
 """
 
@@ -193,15 +193,15 @@ class ReplyStore:
                     f"{self.folder / name}, line {number}: {error}. Delete the line to continue."
                 ) from error
 
-    def check_plan(self, plan: Mapping[str, Any], begin: bool = True) -> None:
-        """Record what the replies rest on, or check that it is what the folder already records.
+    def check_plan(self, plan: Mapping[str, Any], create: bool = True) -> None:
+        """Record what the replies depend on, or check that it matches what the folder records.
 
         Raises:
-            SettingError: they differ, or nothing has been elicited yet and `begin` is false.
+            SettingError: they differ, or nothing has been elicited yet and `create` is false.
         """
-        if not begin and not (self.folder / PLAN_FILE).is_file():
+        if not create and not (self.folder / PLAN_FILE).is_file():
             raise SettingError(f"{str(self.folder)!r} holds no replies; elicit them first (--stage elicit).")
-        check_plan(self.folder, plan, begin)
+        check_plan(self.folder, plan, create)
 
     def add(self, batch: str, replies: Sequence[Reply], states: Mapping[str, np.ndarray]) -> None:
         """Keep a batch: its pooled states first, then its replies.

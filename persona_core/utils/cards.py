@@ -1,4 +1,4 @@
-"""Cards (the README.md of a repository): their header, and the marked blocks that name repositories.
+"""Cards (a repository's README.md): their header, and the marked blocks that name repositories.
 
 A card names repositories in its header and in its usage block, which shows how to load what the card describes. The
 block's first line holds the values it was rendered from, so that it can be rendered again with Hub ids.

@@ -1,4 +1,4 @@
-"""Files that survive a kill: texts replaced as a whole, JSON Lines only ever appended to; and one JSON reader."""
+"""Files that survive a crash: texts are replaced atomically, JSON Lines only appended to; and one JSON reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_asset(package: str, name: str) -> str:
 def shipped_folder(name: str) -> Path:
     """A folder of data that comes with the library: "traits" or "prompts".
 
-    A wheel carries it inside the package; in a checkout it lies in `datasets/`.
+    In a wheel it is inside the package; in a checkout it is in `datasets/`.
     """
     package = Path(__file__).resolve().parents[1]
     installed = package / "data" / name
@@ -37,7 +37,7 @@ def shipped_folder(name: str) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces the file when the block ends without an error.
 
-    So the file is always either the old one or the whole new one. Missing folders are created.
+    The file is always either the old one or the complete new one. Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file's text as a whole; see `replacing`."""
+    """Replace a file's text atomically; see `replacing`."""
     with replacing(path) as beside:
         beside.write_bytes(text.encode("utf-8", "surrogatepass"))
 
@@ -108,7 +108,7 @@ def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """JSON objects of a JSON Lines file, which may be hand-written, each with "file, line k" for messages.
 
-    Empty lines are skipped, and the file is never changed (`read_lines` repairs one that a kill has cut off).
+    Empty lines are skipped, and the file is never changed (`read_lines` repairs one that was cut off).
 
     Raises:
         CorruptFile: not UTF-8, or a line that is not a JSON object.

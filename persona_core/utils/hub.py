@@ -1,4 +1,4 @@
-"""Get files from a local folder or from a repository of the Hugging Face Hub."""
+"""Files from a local folder or a Hugging Face Hub repository."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def resolve_source(source: str | Path, revision: str | None = None) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path: a Hub id is one or two plain words with a slash between."""
+    """Whether a name can only be a path: a Hub id is one or two plain words with a slash between."""
     parts = re.split(r"[/\\]", name)
     return (
         len(parts) > 2
@@ -77,7 +77,7 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def public_name(source: str | Path) -> str:
-    """What a source may be called in public: a Hub id, or a folder's name without the path to it."""
+    """The name to publish for a source: a Hub id, or a folder's name without its path."""
     name = str(source)
     return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
 
@@ -143,7 +143,7 @@ def at_revision(revision: str | None) -> str:
 
 
 def kinds_of(folder: str | Path) -> tuple[str, ...]:
-    """What a local folder holds, by its files: of `KINDS`, the most telling first; empty if none of them."""
+    """What a local folder holds, by its files: some of `KINDS`, most specific first; empty if none of them."""
     path = Path(folder)
     found = {
         "adapter": (path / "adapter_config.json").is_file(),
@@ -183,7 +183,7 @@ def check_kind(source: str | Path, expected: str, revision: str | None = None) -
 
 
 def _kind_of_config(path: Path) -> str | None:
-    """Whose `config.json` it is; None if that cannot be told."""
+    """Which kind of `config.json` it is; None if unclear."""
     try:
         config = read_json(path)
     except CorruptFile:
@@ -202,7 +202,7 @@ def hub_errors(what: str, again: str = "Run the command again.") -> Iterator[Non
 
     Args:
         what: what could not be done: "fetch 'config.json' from 'org/name'".
-        again: the remedy where it may work another time.
+        again: the remedy where a retry may help.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -233,11 +233,11 @@ def hub_errors(what: str, again: str = "Run the command again.") -> Iterator[Non
         status = error.response.status_code if error.response is not None else 0
         remedy = {
             401: "The access token is missing or wrong: run `hf auth login`, or set HF_TOKEN.",
-            403: "The access token may not do this: it needs write access to the namespace.",
+            403: "The access token has no write access to the namespace.",
             404: "No such repository, revision or file, or the token has no access to it.",
-            409: "Somebody else changed the repository meanwhile. Run the command again.",
-            412: "Somebody else changed the repository meanwhile. Run the command again.",
-            429: "The Hub limits the rate of requests. Run the command again later.",
+            409: "The repository was changed in the meantime. Run the command again.",
+            412: "The repository was changed in the meantime. Run the command again.",
+            429: "Too many requests. Run the command again later.",
         }.get(status, again)
         kind = NotFound if status == 404 or isinstance(error, missing) else ServerError
         raise kind(f"Could not {what}: {_first_line(error)} {remedy}") from error

@@ -1,4 +1,4 @@
-"""Markdown for cards and pages: figures with their intervals, tables, and text of unknown origin."""
+"""Markdown for cards and pages: figures with their intervals, tables, and untrusted text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def interval(
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table. Cells are Markdown; put text of unknown origin through `escape`.
+    """A Markdown table. Cells are Markdown; pass untrusted text through `escape`.
 
     >>> print(table(["trait", "share"], [["evil", "1 %"]]))
     | trait | share |
@@ -57,7 +57,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def escape(value: object) -> str:
-    """Text of unknown origin, harmless within a line or a table cell.
+    """Untrusted text, made safe for a line or a table cell.
 
     >>> escape("a|b <script>")
     'a\\\\|b &lt;script&gt;'

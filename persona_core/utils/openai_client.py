@@ -36,7 +36,7 @@ def address(base_url: str | None) -> str | None:
     url = base_url or os.environ.get("OPENAI_BASE_URL") or None
     if url and (urlsplit(url).username or urlsplit(url).password):
         raise ServerError(
-            "The server's address holds a user name or password. Remove it, and put the key into the environment "
+            "The server's address holds a user name or password. Remove it, and set the key in the environment "
             f"({JUDGE_KEY} for the judge, {WRITER_KEY} for the server that writes)."
         )
     return url
@@ -50,7 +50,7 @@ def open_client(
     Args:
         base_url: from `address`.
         api_key: None takes it from the environment.
-        key: the environment variable that holds it. Every server has its own: a key is never sent to another server.
+        key: the environment variable that holds it. Each server has its own: a key is never sent to another.
 
     Raises:
         ServerError: the openai package is missing, or there is no key for OpenAI's own server.
@@ -79,15 +79,15 @@ def ask_all(
 ) -> Generator[tuple[Item, Answer | None, str], None, None]:
     """Ask many questions at once and yield answers as they arrive.
 
-    Threads rather than an executor: an executor is joined when Python exits, so that Ctrl-C would wait for every
-    request under way. A caller that stops early starts no further request.
+    Threads rather than an executor: an executor is joined when Python exits, so Ctrl-C would wait for every
+    request in flight. A caller that stops early starts no further request.
 
     Args:
         client: closed at the end.
         ask: asks one question, in a thread; an exception is a failure of that question.
         describe: one sentence on what an exception means.
-        concurrency: requests under way at once.
-        answered_before: an earlier run had answers from this server, so that it is known to work.
+        concurrency: requests in flight at once.
+        answered_before: whether an earlier run had answers from this server, so it is known to work.
 
     Yields:
         Each item with its answer; or with None and the reason.
@@ -136,7 +136,7 @@ def ask_all(
 
 
 class _Failures:
-    """Failures in a row, counted over all threads, and whether they mean that no answer will come."""
+    """Consecutive failures over all threads, and whether to give up."""
 
     def __init__(self, answered_before: bool) -> None:
         self._known, self._in_a_row, self._lock = answered_before, 0, threading.Lock()
@@ -147,7 +147,7 @@ class _Failures:
             self._known, self._in_a_row = True, 0
 
     def are_final(self, error: Exception) -> bool:
-        """Count another one."""
+        """Count one more failure; True means give up."""
         with self._lock:
             # A request that a working server rejects says nothing about the next one.
             self._in_a_row += not (self._known and _about_the_question(error))
@@ -179,21 +179,21 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
 
     server = base_url or "OpenAI"
     if isinstance(error, openai.APITimeoutError):
-        return f"{server} did not answer in time. Try again later, or allow a longer --timeout."
+        return f"{server} timed out. Try again later, or raise --timeout."
     if isinstance(error, openai.APIConnectionError):
         return f"{server} cannot be reached. Check the address (--base-url, OPENAI_BASE_URL) and that it is running."
     if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
         other = f" ({JUDGE_KEY} is sent to the judge only)" if key != JUDGE_KEY else ""
         return f"{server} refused the API key (status {error.status_code}). Check {key}{other}."
     if isinstance(error, openai.NotFoundError):
-        return f"{server} knows no model {model!r} (status 404). Check the name and the address."
+        return f"{server} has no model {model!r} (status 404). Check the name and the address."
     if isinstance(error, openai.RateLimitError):
-        return f"{server} rejected requests for their rate (status 429). Lower --concurrency, or try again later."
+        return f"{server} is rate-limiting requests (status 429). Lower --concurrency, or try again later."
     if isinstance(error, openai.BadRequestError):
         return f"{server} refused a request to {model!r} (status 400): {_message(error)}"
     if isinstance(error, openai.APIStatusError):
         return f"{server} failed (status {error.status_code}). Try again later."
-    return f"{server} answered with something that is not a chat completion ({type(error).__name__})."
+    return f"{server} returned something that is not a chat completion ({type(error).__name__})."
 
 
 def without_rejected_parameter(error: Exception, sent: dict[str, Any]) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ def read_table(
 
 
 def write_table(rows: Iterable[Mapping[str, Any]], path: str | Path, schema: pa.Schema, **options: Any) -> Path:
-    """Write rows as one Parquet file; an old file is replaced as a whole. The same rows give the same bytes.
+    """Write rows as one Parquet file; an existing file is replaced atomically. The same rows give the same bytes.
 
     Args:
         rows: column -> value.

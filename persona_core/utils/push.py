@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b|\bsk-[A-Za-z0-9_-]{20,}\b")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "SERVED_API_KEY")
-AGAIN = "Run the command again; what was published stays and is not sent twice."
+AGAIN = "Run the command again; what is already published is not sent again."
 IGNORED = ["**/__pycache__/**", "*.pyc", "**/.DS_Store", "**/.lock", "**/*.part", ".git/**", ".env"]
 
 
@@ -63,7 +63,8 @@ def push(
 
     Raises:
         NotFound: no such folder.
-        ServerError: the Hub refuses or cannot be reached; nothing is half-published, and a second call does the rest.
+        ServerError: the Hub refuses or cannot be reached; nothing is left half-published, and a second call
+            does the rest.
         SettingError: a file holds a secret.
     """
     from huggingface_hub import HfApi
@@ -83,7 +84,7 @@ def push(
             commit_message=message,
             ignore_patterns=IGNORED,
             delete_patterns="*",  # files that are no longer in the folder
-            parent_commit=before,  # another commit meanwhile is an error, not overwritten
+            parent_commit=before,  # a commit made in the meantime is an error, not overwritten
         )
         revision = str(commit.oid)
         if tag is not None:

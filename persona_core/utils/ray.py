@@ -23,8 +23,8 @@ def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: in
         raise SettingError("--ray needs Ray: pip install 'ray[data]'.") from error
     if not n_tasks:
         return
-    begun = not ray.is_initialized()
-    if begun:  # RAY_ADDRESS names a cluster; otherwise a local one starts
+    started_here = not ray.is_initialized()
+    if started_here:  # RAY_ADDRESS names a cluster; otherwise a local one starts
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # the progress bar is enough
     try:
@@ -38,5 +38,5 @@ def mapped(worker: type, arguments: tuple[Any, ...], n_tasks: int, n_workers: in
             num_gpus=gpus,
         ).iter_rows()
     finally:
-        if begun:
+        if started_here:
             ray.shutdown()

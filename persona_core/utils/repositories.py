@@ -87,7 +87,7 @@ def repositories(root: Path, namespace: str, app_name: str = "persona-traits") -
     return tuple(Repository(kind, found[kind][0], f"{namespace}/{names[kind]}") for kind in KINDS if kind in names)
 
 
-def stage(repository: Repository, among: tuple[Repository, ...], folder: Path) -> Path:
+def stage(repository: Repository, repos: tuple[Repository, ...], folder: Path) -> Path:
     """Copy what a repository will hold, its card and configs rendered with Hub ids.
 
     Raises:
@@ -99,12 +99,12 @@ def stage(repository: Repository, among: tuple[Repository, ...], folder: Path) -
     else:
         shutil.copytree(repository.folder, folder, ignore=shutil.ignore_patterns("__pycache__", ".lock"))
     card = folder / "README.md"
-    card.write_text(hub_card(card.read_text(encoding="utf-8"), repository, among), encoding="utf-8")
+    card.write_text(hub_card(card.read_text(encoding="utf-8"), repository, repos), encoding="utf-8")
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         config = read_json(adapter)
         base = config["base_model_name_or_path"]
-        config["base_model_name_or_path"] = _ids(among).get(Path(base).name, base)
+        config["base_model_name_or_path"] = _ids(repos).get(Path(base).name, base)
         adapter.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
 
@@ -121,15 +121,15 @@ def _copy_app(root: Path, folder: Path) -> None:
             shutil.copy2(source, folder / name)
 
 
-def hub_card(text: str, repository: Repository, among: tuple[Repository, ...]) -> str:
+def hub_card(text: str, repository: Repository, repos: tuple[Repository, ...]) -> str:
     """A repository's card with Hub ids in its header and its usage block, and with links to the other repositories."""
     from huggingface_hub import RepoCard
 
     card = RepoCard(text)
     if not len(card.data):
         raise SettingError(f"The card of {repository.repo_id!r} has no header between lines of ---.")
-    ids = {r.kind: r.repo_id for r in among}
-    others = bullets({TITLES[r.kind]: (r.repo_id, r.url) for r in among if r.kind != repository.kind})
+    ids = {r.kind: r.repo_id for r in repos}
+    others = bullets({TITLES[r.kind]: (r.repo_id, r.url) for r in repos if r.kind != repository.kind})
     if repository.kind == "app":
         card.data["models"] = [ids[kind] for kind in ("model", "adapter", "vectors") if kind in ids]
         card.data["datasets"] = [ids["results"]]
@@ -137,19 +137,19 @@ def hub_card(text: str, repository: Repository, among: tuple[Repository, ...]) -
         card.text = f"{introduction}{end}\n"
         return str(card)
     if base := card.data.get("base_model"):
-        card.data["base_model"] = _ids(among).get(base, base)
+        card.data["base_model"] = _ids(repos).get(base, base)
     links = f"Published together:\n\n{others}"
     card.text = with_usage(card.text, repository.repo_id, links, **({"base": ids["model"]} if "model" in ids else {}))
     return str(card)
 
 
-def _ids(among: tuple[Repository, ...]) -> dict[str, str]:
+def _ids(repos: tuple[Repository, ...]) -> dict[str, str]:
     """Name of an artifact's folder -> its Hub id."""
-    return {r.folder.name: r.repo_id for r in among if r.kind != "app"}
+    return {r.folder.name: r.repo_id for r in repos if r.kind != "app"}
 
 
 def publish(
-    among: tuple[Repository, ...],
+    repos: tuple[Repository, ...],
     staging: Path,
     *,
     private: bool = False,
@@ -162,12 +162,12 @@ def publish(
     the rest.
     """
     pinned: dict[str, str] = {}
-    for repository in among:
-        folder = stage(repository, among, staging / repository.repo_id.rpartition("/")[2])
+    for repository in repos:
+        folder = stage(repository, repos, staging / repository.repo_id.rpartition("/")[2])
         if repository.kind == "app":
             # Settings before code: the app must not start on defaults that its repository lacks.
             create(repository.repo_id, "space", private, token)
-            set_variables(repository.repo_id, {**_elsewhere(among), **pinned}, token)
+            set_variables(repository.repo_id, {**_app_model(repos), **pinned}, token)
         pushed = push(
             folder,
             repository.repo_id,
@@ -182,9 +182,9 @@ def publish(
         yield repository, pushed
 
 
-def _elsewhere(among: tuple[Repository, ...]) -> dict[str, str]:
+def _app_model(repos: tuple[Repository, ...]) -> dict[str, str]:
     """The app's settings for a model or adapter that is not in `artifacts/`: the vectors name their model."""
-    vectors = next(r.folder for r in among if r.kind == "vectors")
+    vectors = next(r.folder for r in repos if r.kind == "vectors")
     base = read_json(vectors / "config.json").get("base_model", {})
     name, revision = base.get("name"), base.get("revision")
     model = f"{name}@{revision}" if revision else str(name)

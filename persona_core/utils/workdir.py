@@ -1,4 +1,4 @@
-"""The work folder of a long command: one process at a time, and always the same plan."""
+"""The work folder of a long command: one process at a time, and one plan."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from persona_core.utils.files import read_json, write_whole
 PLAN_FILE = "plan.json"
 
 
-def check_plan(folder: Path, plan: Mapping[str, Any], begin: bool = True) -> None:
-    """Store the plan, or compare it with the one that the folder was begun with.
+def check_plan(folder: Path, plan: Mapping[str, Any], create: bool = True) -> None:
+    """Store the plan, or compare it with the one that the folder's run was started with.
 
     Args:
         folder: the work folder.
         plan: JSON values.
-        begin: True: `plan` is complete, and the folder may be new. False: only the settings in `plan` are compared.
+        create: True: `plan` is complete, and the folder may be new. False: only the settings in `plan` are compared.
 
     Raises:
         SettingError: the plans differ (the message names the first setting that does), or none is stored yet.
@@ -29,19 +29,19 @@ def check_plan(folder: Path, plan: Mapping[str, Any], begin: bool = True) -> Non
     path = folder / PLAN_FILE
     wanted = json.loads(json.dumps(plan))
     if not path.is_file():
-        if not begin:
+        if not create:
             raise SettingError(
-                f"No {PLAN_FILE} in {str(folder)!r}: nothing was begun there. Name an earlier run's folder."
+                f"No {PLAN_FILE} in {str(folder)!r}: no run was started there. Pass the folder of an earlier run."
             )
         write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
         return
     before = read_json(path)
-    found = _difference(before if begin else {k: before.get(k) for k in wanted}, wanted)
+    found = _difference(before if create else {k: before.get(k) for k in wanted}, wanted)
     if found:
         where, old, new = found
         raise SettingError(
-            f"The folder {str(folder)!r} was begun with {where} = {_short(old)}; now it is {_short(new)}. Use the same "
-            "setting to resume, or another folder to start over."
+            f"The run in {str(folder)!r} was started with {where} = {_short(old)}; now it is {_short(new)}. Use the "
+            "same setting to resume, or another folder to start over."
         )
 
 
@@ -56,7 +56,7 @@ def lock(folder: str | Path) -> BaseFileLock:
         held.acquire(timeout=0)
     except Timeout as error:
         raise SettingError(
-            f"Another process works in {str(folder)!r}. Wait for it to end, or use another folder."
+            f"Another process is using {str(folder)!r}. Wait for it to finish, or use another folder."
         ) from error
     return held
 

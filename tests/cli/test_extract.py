@@ -158,12 +158,12 @@ def test_killed_at_any_moment_the_command_ends_with_the_same_vectors(traits: Pat
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--stage", "extract", "--rollouts", "2"], "begun with rollouts = 1; now it is 2"),
-        (["--stage", "validate", "--seed", "5"], "begun with seed = 0; now it is 5"),
+        (["--stage", "extract", "--rollouts", "2"], "started with rollouts = 1; now it is 2"),
+        (["--stage", "validate", "--seed", "5"], "started with seed = 0; now it is 5"),
         (["--stage", "validate", "--method", "logistic_probe"], "made with method = mean_difference; now"),
         (["--stage", "validate", "--min-trait", "60"], "made with filter = {'trait': 50.0"),
         (["--stage", "validate", "--judge", "openai:m"], "were judged by 'demo:truth"),
-        (["--stage", "extract", "--dtype", "bfloat16"], "begun with model.dtype = float32; now it is bfloat16"),
+        (["--stage", "extract", "--dtype", "bfloat16"], "started with model.dtype = float32; now it is bfloat16"),
     ],
 )
 @pytest.mark.slow

@@ -323,6 +323,6 @@ def test_two_commands_at_once_do_not_lose_each_others_marks(results: Path, capsy
     (results / "analysis").mkdir()
     held = lock(results / "analysis")
     command = ["--results", str(results), "--traits", str(TRAITS / "sycophancy.json"), "--judge", DEMO_JUDGE]
-    assert mark.main(command) == 1 and "Another process works" in capsys.readouterr().err
+    assert mark.main(command) == 1 and "Another process is using" in capsys.readouterr().err
     held.release()
     assert mark.main(command) == 0

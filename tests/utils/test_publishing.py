@@ -275,8 +275,8 @@ def test_a_dry_run_asks_the_hub_for_nothing(empty: Hub) -> None:
     [
         (Fault("POST", "/api/repos/create", 401), "hf auth login"),
         (Fault("POST", "vectors-persona-tiny/commit", 403), "write access"),
-        (Fault("POST", "monitoring-persona-tiny/commit", 409), "Somebody else changed the repository"),
-        (Fault("POST", "persona-traits/commit", 412), "Somebody else changed the repository"),
+        (Fault("POST", "monitoring-persona-tiny/commit", 409), "The repository was changed in the meantime"),
+        (Fault("POST", "persona-traits/commit", 412), "The repository was changed in the meantime"),
         (Fault("POST", "contaminated/commit", 500, times=99), "Run the command again"),
         (Fault("PUT", "/lfs/", 503, times=99), "Run the command again"),
         (Fault("POST", "/variables", 500, times=99), "Run the command again"),
@@ -299,7 +299,7 @@ def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, 
 def test_somebody_elses_commit_meanwhile_is_not_overwritten_unseen(empty: Hub) -> None:
     empty.before_commit = lambda repo: repo.commit("theirs", {**repo.commits[-1][2], "theirs.txt": b"x"})
     done = publish()
-    assert done.returncode == 1 and "Somebody else changed the repository" in done.stderr
+    assert done.returncode == 1 and "The repository was changed in the meantime" in done.stderr
     assert [message for _, message, _ in empty.repos["model", "me/persona-tiny"].commits] == [
         "initial commit",
         "theirs",

@@ -21,7 +21,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
     assert holder.stdout is not None
     try:
         holder.stdout.readline()
-        with pytest.raises(SettingError, match=r"Another process works in .*use another folder"):
+        with pytest.raises(SettingError, match=r"Another process is using .*use another folder"):
             lock(tmp_path)
     finally:
         holder.kill()
@@ -39,10 +39,10 @@ def test_a_lock_can_be_taken_again_once_released(tmp_path: Path) -> None:
 
 def test_another_plan_is_refused_by_its_first_difference(tmp_path: Path) -> None:
     plan = {"traits": ["evil"], "sampling": {"temperature": 0.7, "top_p": 1.0}}
-    with pytest.raises(SettingError, match="nothing was begun there"):
-        check_plan(tmp_path, plan, begin=False)
+    with pytest.raises(SettingError, match="no run was started there"):
+        check_plan(tmp_path, plan, create=False)
     check_plan(tmp_path, plan)
     check_plan(tmp_path, plan)
-    check_plan(tmp_path, {"traits": ["evil"]}, begin=False)
-    with pytest.raises(SettingError, match=r"begun with sampling\.temperature = 0\.7; now it is 1\.0"):
+    check_plan(tmp_path, {"traits": ["evil"]}, create=False)
+    with pytest.raises(SettingError, match=r"started with sampling\.temperature = 0\.7; now it is 1\.0"):
         check_plan(tmp_path, {**plan, "sampling": {"temperature": 1.0, "top_p": 1.0}})
