@@ -133,6 +133,7 @@ def load_results(source: str | Path, config: str = "baseline", revision: str | N
         NotFound: no such folder, repository, revision or config.
         CorruptFile: not a Parquet file.
 
+    >>> from persona_core import Trace
     >>> rows = load_results("artifacts/persona-monitoring-persona-tiny")
     >>> Trace.from_row(rows[0]).n_prompt == rows[0]["n_prompt"]
     True
