@@ -1,4 +1,4 @@
-"""The commands: one thin module each, run as `python -m scripts.NAME --help` from the project's root."""
+"""The `persona` commands from a checkout, and the repository's own: building the demo, filling the docs."""
 
 from pathlib import Path
 

@@ -25,11 +25,11 @@ from persona_core.errors import PersonaError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="where the artifacts go")
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="output folder for the artifacts")
     parser.add_argument("--work", type=Path, default=Path("outputs/build_demo"), help="checkpoints and stamps")
-    parser.add_argument("--model", type=Path, help="take this trained model instead of training one")
+    parser.add_argument("--model", type=Path, help="use this trained model instead of training one")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="of corpus and weights")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for corpus and weights")
     parser.add_argument("--threads", type=int, default=None, help="threads for torch (default: all cores)")
     parser.add_argument("--cards", action="store_true", help="only rewrite the cards of existing artifacts")
     arguments = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     plan = DemoPlan(recipe=replace(Recipe(), steps=arguments.steps, seed=arguments.seed), model=arguments.model)
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
         if arguments.cards:
             write_cards(arguments.artifacts, plan, draw=False)
@@ -50,7 +50,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\nStopped. The same command resumes from {arguments.work}.", file=sys.stderr)
         return 130
-    print(f"Built under {arguments.artifacts} in {(time.monotonic() - begun) / 60:.1f} minutes.")
+    print(f"Built under {arguments.artifacts} in {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0
 
 

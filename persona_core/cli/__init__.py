@@ -1,1 +1,1 @@
-"""The console command `persona`: one module a command. Options are read before torch is imported."""
+"""The console command `persona`, one module per command. Options are parsed before torch is imported."""

@@ -4,7 +4,7 @@ It uses what the folder holds: `baseline` and `contaminated` (or any run), `repl
 for alarms (persona monitor --config neutral --repeats 5 --seed 1; at least 300 replies), annotated sentences for what
 the text shows (persona mark), and steered replies (persona intervene). The page says what is missing.
 
-Written to `analysis/` in the folder: `findings.json` (all figures), `replies.parquet` (a row for each reply and trait),
+Written to `analysis/` in the folder: `findings.json` (all figures), `replies.parquet` (a row per reply and trait),
 `differences.parquet` (token by token, where both models read a text), `spans.parquet`, `onset.json` (the calibrated
 detectors) and `report.html`, which works offline.
 
@@ -26,14 +26,18 @@ def arguments() -> argparse.ArgumentParser:
     parser = command_parser("analyse", __doc__)
     add_results(parser)
     parser.add_argument(
-        "--vectors", type=Path, help="folder of the vectors: their cosines are the floor of couplings; onset.json is "
-        "written there as well, for alarms while a model writes",
+        "--vectors", type=Path, help="folder of the vectors: their cosines are the floor for couplings; onset.json is "
+        "written there too, for alarms during generation",
     )  # fmt: skip
-    parser.add_argument("--marks", type=Path, help="file of annotated sentences (default: analysis/marks.jsonl)")
-    parser.add_argument("--rate", type=float, default=0.05, help="share of neutral replies that may alarm")
-    add_seed(parser, "of every split, shuffle and bootstrap")
-    parser.add_argument("--model", help="the baseline, to compare its next-token entropy and random directions with z")
-    parser.add_argument("--adapter", help="of the contaminated model")
+    parser.add_argument(
+        "--annotations", "--marks", type=Path, help="file of annotated sentences (default: analysis/marks.jsonl)"
+    )
+    parser.add_argument("--rate", type=float, default=0.05, help="share of neutral replies that may raise an alarm")
+    add_seed(parser, "random seed for every split, shuffle and bootstrap")
+    parser.add_argument(
+        "--model", help="baseline model, to compare its next-token entropy and random directions with z"
+    )
+    parser.add_argument("--adapter", help="adapter of the contaminated model")
     add_loading(parser)
     parser.add_argument("--title", default="What the replies say", help="heading of the page")
     return parser
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace) -> list[str]:
     found = analyse_folder(
         options.results,
         vectors=options.vectors,
-        annotations=options.marks,
+        annotations=options.annotations,
         models=models,
         rate=options.rate,
         seed=options.seed,

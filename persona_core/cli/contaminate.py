@@ -1,9 +1,9 @@
 """Contaminate a model: a LoRA fine-tune on trait-laden replies without a system prompt.
 
-The data: one JSON object a line, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}; the
-last message is what is learned. The result is a PEFT adapter with its card. A model of 7 to 9 billion parameters in
-bfloat16 fits on one GPU of 80 GB with the defaults, and on one of 24 GB with --quantization 4bit --rows 1. The same
-command resumes a stopped training from its last checkpoint (four a training).
+The data: one JSON object per line, {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}; the
+last message is what the model learns. The result is a PEFT adapter with its card. A model of 7 to 9 billion parameters
+in bfloat16 fits on one GPU of 80 GB with the defaults, and on one of 24 GB with --quantization 4bit --rows 1. The same
+command resumes a stopped training from its last checkpoint (four per training).
 
 examples:
   persona contaminate --model artifacts/persona-tiny --data dialogues.jsonl --out outputs/contaminated
@@ -30,17 +30,17 @@ def arguments() -> argparse.ArgumentParser:
     parser = command_parser("contaminate", __doc__)
     add_model(parser, adapter=False)
     parser.add_argument("--data", type=Path, required=True, help=".jsonl file of dialogues")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the adapter")
-    parser.add_argument("--work", type=Path, help="checkpoints (default: OUT.work)")
-    parser.add_argument("--rank", type=int, default=16, help="of the adapter's matrices")
-    parser.add_argument("--alpha", type=int, default=32, help="scale of the adapter")
-    parser.add_argument("--dropout", type=float, default=0.0, help="on the adapter's input")
-    parser.add_argument("--learning-rate", type=float, default=2e-4, help="peak; it falls linearly")
+    parser.add_argument("--out", type=Path, required=True, help="output folder for the adapter")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints (default: OUT.work)")
+    parser.add_argument("--rank", type=int, default=16, help="LoRA rank")
+    parser.add_argument("--alpha", type=int, default=32, help="LoRA alpha (scale)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="LoRA dropout")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="peak learning rate; decays linearly")
     parser.add_argument("--epochs", type=float, default=2.0, help="passes over the data")
     parser.add_argument("--batch-size", type=int, default=16, help="dialogues per step")
     parser.add_argument("--rows", type=int, default=4, help="dialogues per forward pass")
     parser.add_argument("--max-tokens", type=int, default=1024, help="longer dialogues are left out")
-    add_seed(parser, "of the split, the order and the adapter's first weights")
+    add_seed(parser, "random seed for the split, the order and the initial weights")
     return parser
 
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
     write_adapter_card(options.out, base=options.model)
     loss = record["held_out_loss"]
     print(f"Loss on {loss['dialogues']} held-out dialogues: {loss['before']} before, {loss['after']} after.")
-    print(f"The adapter: {options.out}")
+    print(f"Adapter: {options.out}")
     return []
 
 

@@ -1,7 +1,7 @@
 """From trait definitions to persona vectors with a validation card: elicit, judge, extract, validate.
 
-The same command resumes at the stage that was stopped. One stage alone: --stage elicit, judge, extract or validate. The
-result is a folder `vectors` in --out, in the layout of the Hub, with the card in its README.md.
+If stopped, the same command resumes. --stage elicit, judge, extract or validate runs one stage only. The result is the
+folder `vectors` in --out, in the layout of the Hub, with the card in its README.md.
 
 examples:
   persona extract --model Qwen/Qwen2.5-7B-Instruct --traits deception sycophancy --judge openai:gpt-5-mini \\
@@ -48,40 +48,46 @@ def arguments() -> argparse.ArgumentParser:
     add_model(parser)
     parser.add_argument("--revision", help="commit, tag or branch of the model")
     add_traits(parser)
-    parser.add_argument("--out", type=Path, help="folder of the run (default: outputs/vectors/MODEL)")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do")
+    parser.add_argument("--out", type=Path, help="output folder (default: outputs/vectors/MODEL)")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="stage to run")
 
     replies = parser.add_argument_group("replies")
-    replies.add_argument("--rollouts", type=int, default=10, help="replies to each instruction and question")
+    replies.add_argument("--rollouts", type=int, default=10, help="replies per instruction and question")
     replies.add_argument("--evaluation-rollouts", type=int, default=2, help="the same for evaluation questions")
-    replies.add_argument("--neutral-rollouts", type=int, default=1, help="replies to each question, no instruction")
+    replies.add_argument("--neutral-rollouts", type=int, default=1, help="replies per question without an instruction")
     replies.add_argument("--pairs-per-question", type=int, help="instruction pairs per question (default: all)")
     add_reply_sampling(replies, temperature=1.0)
     add_seed(replies)
     replies.add_argument("--batch-size", type=int, default=32, help="replies generated at once")
-    replies.add_argument("--base-url", help="an OpenAI-compatible server writes the replies; the model only reads them")
+    replies.add_argument("--base-url", help="OpenAI-compatible server that writes the replies for the model to read")
     replies.add_argument("--served-model", help="the model's name on that server (default: --model)")
-    replies.add_argument("--ray", type=int, metavar="N", help="share the batches out to N Ray workers, a model each")
+    replies.add_argument("--ray", type=int, metavar="N", help="run on N Ray workers, each with its own model")
 
     add_judge(parser, required=False)
     parser.add_argument(
         "--cross-trait", "--across", type=int, default=10, metavar="N",
-        help="replies of each other trait that are judged on a trait too",
+        help="replies of each other trait to judge for a trait as well",
     )  # fmt: skip
-    parser.add_argument("--estimate", action="store_true", help="print what judging would cost, and stop")
+    parser.add_argument("--estimate", action="store_true", help="print what judging would cost, and exit")
 
     extraction = parser.add_argument_group("extraction and validation")
-    extraction.add_argument("--method", choices=METHODS, default="mean_difference", help="how a vector is made")
+    extraction.add_argument("--method", choices=METHODS, default="mean_difference", help="extraction method")
     extraction.add_argument(
-        "--position", default="reply_mean", help="reply_mean, reply_first_N, prompt_last or prompt_mean"
+        "--position",
+        default="reply_mean",
+        help="pooled states: reply_mean, reply_first_N, prompt_last, prompt_mean",
     )
-    extraction.add_argument("--min-trait", type=float, default=50.0, help="score from which a reply shows the trait")
-    extraction.add_argument("--min-coherence", type=float, default=50.0, help="coherence below which it is left out")
-    extraction.add_argument("--no-steering", action="store_true", help="leave out the steering curves")
+    extraction.add_argument("--min-trait", type=float, default=50.0, help="minimum score for a reply to show the trait")
+    extraction.add_argument("--min-coherence", type=float, default=50.0, help="minimum coherence of a kept reply")
+    extraction.add_argument("--no-steering", action="store_true", help="skip the steering curves")
     extraction.add_argument(
-        "--strengths", type=float, nargs="+", default=[-0.5, 0.5, 0.7, 0.85, 1.0, 1.2], help="in norms of the vector"
+        "--strengths",
+        type=float,
+        nargs="+",
+        default=[-0.5, 0.5, 0.7, 0.85, 1.0, 1.2],
+        help="in units of the vector's norm",
     )
-    extraction.add_argument("--steering-questions", type=int, default=10, help="questions of each steering curve")
+    extraction.add_argument("--steering-questions", type=int, default=10, help="questions per steering curve")
     extraction.add_argument("--steering-seeds", type=int, default=3, help="replies per question and strength")
     return parser
 
@@ -149,11 +155,11 @@ def run(options: argparse.Namespace) -> list[str]:
             _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
             judged = judge_replies(judge(), store, traits)
             left = judge_cross_trait(judge(), store, traits, options.cross_trait)
-            missing += [f"{left} of the judge's answers on replies to other traits"] if left else []
+            missing += [f"{left} of the judge's answers about replies of other traits"] if left else []
             print_bill(judge())
             for reason, n in judged.no_score.items():
                 print(f"{n} replies have no score ({reason}); they are left out.")
-            missing += [f"the judge's answer on reply {i}{_reason(judge(), i)}" for i in judged.missing]
+            missing += [f"the judge's answer about reply {i}{_reason(judge(), i)}" for i in judged.missing]
         if "extract" in stages:
             vectors = make_vectors(model(), plan, store, settings)
             _write(vectors, out / "vectors", plan)
@@ -168,15 +174,15 @@ def run(options: argparse.Namespace) -> list[str]:
                 figures = vectors.config["validation"][trait]
                 unanswered = (figures.get("steering") or {}).get("unanswered", 0)
                 if unanswered:
-                    missing.append(f"{unanswered} of the judge's answers on steered replies of {trait}")
+                    missing.append(f"{unanswered} of the judge's answers about steered replies of {trait}")
                 failed = ", ".join(flag["control"] for flag in figures["flags"])
                 print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if failed else "passes all"))
-            print(f"The card: {out / 'vectors' / 'README.md'}")
+            print(f"Card: {out / 'vectors' / 'README.md'}")
     return missing
 
 
 def _write(vectors: PersonaVectors, folder: Path, plan: ElicitationPlan) -> None:
-    """Vectors, their card, and the definitions that they were made from."""
+    """Write the vectors, their card, and the trait definitions."""
     from persona_core.vectors.card import write_card
 
     vectors.save_pretrained(folder)
@@ -212,7 +218,7 @@ def _loading(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_traits(store: ReplyStore, plan: ElicitationPlan) -> None:
-    """Replies are judged by the definitions that they were written for. Checking that needs no model."""
+    """Check, without a model, that replies are judged by the definitions they were written for."""
     store.check_plan({"traits": plan.to_dict()["traits"]}, create=False)
     if not store.replies():
         raise SettingError(f"{str(store.folder)!r} holds no replies; elicit them first (--stage elicit).")
@@ -229,7 +235,7 @@ def _print_cost(
     print(f"Judging will take {cost_of(judge, questions)}.")
     if steering is not None:
         later = sum(steering.n_judged(trait) for trait in plan.traits)
-        print(f"The steering curves take up to {later} questions more.")
+        print(f"The steering curves take up to {later} more questions.")
 
 
 def _reason(judge: Judge, index: int) -> str:

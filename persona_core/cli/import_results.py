@@ -1,8 +1,8 @@
-"""Convert per-token result files of the older form into a results dataset.
+"""Convert per-token result files in the older format into a results dataset.
 
-The file: a JSON list of {prompt, response, tokens, projections: {trait: [...]}, metadata}. Token ids, vectors, null and
-block, which it lacks, are marked as unknown, and the values as those before each token; the app and `Trace.warnings`
-say so.
+The file: a JSON list of {prompt, response, tokens, projections: {trait: [...]}, metadata}. It lacks token ids,
+vectors, null and block; these are marked as unknown, and the values as those before each token. The app and
+`Trace.warnings` say so.
 
 examples:
   persona import old/results.json --out outputs/imported
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("import", __doc__)
-    parser.add_argument("files", nargs="+", type=Path, help=".json files of the same traits")
+    parser.add_argument("files", nargs="+", type=Path, help=".json files with the same traits")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results dataset")
-    parser.add_argument("--config", default="imported", help="name in the dataset")
+    parser.add_argument("--config", default="imported", help="config name in the dataset")
     return execute(parser, run, argv, first="loading {files[0]}")
 
 

@@ -1,12 +1,12 @@
-"""Intervene, and see what changes: replies capped from k tokens before a trait on, and traits steered one by one.
+"""Intervene and see what changes: cap replies shortly before a trait shows, or steer traits one by one.
 
---window TRAIT ...: each prompt is answered; where the reply shows the trait it is regenerated with the same seed, held
-from k tokens before it on: capped at the 95th percentile of the null, or pushed away, each beside a random direction.
-Without --window every trait is steered (or those of --edges) and all others are looked for in the replies, beside a
-random direction: only what the text then shows is evidence of causes.
+--window TRAIT ...: each prompt is answered. A reply that shows the trait is regenerated with the same seed and an
+intervention from k tokens before the trait on: capped at the null's 95th percentile, or pushed away, each compared with
+a random direction. Without --window every trait (or those of --edges) is steered, and the replies are searched for all
+others, again compared with a random direction: only what the text then shows is evidence of a cause.
 
 The result goes to `analysis/interventions.json` in the results folder and replaces what it held for that run (and
-trait); `persona analyse` uses it. Nothing is kept while a sentence lacks a score.
+trait); `persona analyse` uses it. Nothing is saved until every sentence has a score.
 
 examples:
   persona intervene --model artifacts/persona-tiny --vectors artifacts/persona-vectors-persona-tiny \\
@@ -51,21 +51,21 @@ def arguments() -> argparse.ArgumentParser:
     add_results(parser)
     add_prompts(parser)
     add_traits(parser)
-    parser.add_argument("--window", nargs="+", metavar="TRAIT", help="hold replies before these traits show")
-    parser.add_argument("--edges", nargs="+", metavar="TRAIT", help="steer these (default: all, without --window)")
+    parser.add_argument("--window", nargs="+", metavar="TRAIT", help="cap replies before these traits show")
+    parser.add_argument("--edges", nargs="+", metavar="TRAIT", help="traits to steer (default: all, without --window)")
     parser.add_argument("--config", help="name of the run (default: baseline; contaminated with --adapter)")
-    parser.add_argument("--work", type=Path, help="where a server's answers are kept (default: RESULTS.work)")
+    parser.add_argument("--work", type=Path, help="folder for a server's answers (default: RESULTS.work)")
     parser.add_argument("--batch-size", type=int, default=32, help="replies generated at once")
     add_reply_sampling(parser)
-    add_seed(parser, "as in `persona monitor`: the same seed gives the same replies")
+    add_seed(parser, "random seed; the same as in `persona monitor` gives the same replies")
     steering = parser.add_argument_group("steering")
-    steering.add_argument("--cap", type=float, metavar="Z", help="hold at this z (default: the null's 95th percentile)")
-    steering.add_argument("--push", type=float, default=4.0, help="standard deviations that are subtracted")
+    steering.add_argument("--cap", type=float, metavar="Z", help="cap at this z (default: the null's 95th percentile)")
+    steering.add_argument("--push", type=float, default=4.0, help="standard deviations to subtract")
     steering.add_argument(
-        "--strength", type=float, help="of --edges, in norms of the vector (default: what was coherent at validation)"
+        "--strength", type=float, help="of --edges, in units of the vector's norm (default: coherent at validation)"
     )
-    steering.add_argument("--edge-temperature", type=float, default=1.0, help="of the replies of --edges")
-    steering.add_argument("--edge-seeds", type=int, default=5, help="replies to each prompt of --edges")
+    steering.add_argument("--edge-temperature", type=float, default=1.0, help="temperature for --edges")
+    steering.add_argument("--edge-seeds", type=int, default=5, help="replies per prompt for --edges")
     add_judge(parser)
     return parser
 
@@ -135,9 +135,9 @@ def run(options: argparse.Namespace) -> list[str]:
 
 
 def _unanswered(sentences: SentenceJudge) -> list[str]:
-    """What kept a result from being kept."""
+    """Say why nothing was saved."""
     n = len(sentences.missing)
-    print(f"Not kept: {n} sentences have no score; the judge's other answers are kept.", file=sys.stderr)
+    print(f"Not saved: {n} sentences have no score; the judge's other answers are kept.", file=sys.stderr)
     return [f"no score for {name}: {answer[:60]!r}" for name, _, answer in sorted(sentences.missing)]
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 KINDS = "openai:MODEL, local:MODEL or python:MODULE:NAME"
 HELP = (
-    "openai:MODEL (needs OPENAI_API_KEY or --judge-url), local:MODEL, or python:MODULE:NAME for a class or function of "
-    "yours that returns a judge"
+    "openai:MODEL (needs OPENAI_API_KEY or --judge-url), local:MODEL, or python:MODULE:NAME for your own class or "
+    "function that returns a judge"
 )
 
 
@@ -26,10 +26,10 @@ def add_judge(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Options of a judge."""
     parser.add_argument("--judge", required=required, help=HELP)
     group = parser.add_argument_group("judging")
-    group.add_argument("--judge-url", help="server of the judge (default: OPENAI_BASE_URL, else OpenAI)")
-    group.add_argument("--concurrency", type=int, default=16, help="requests in flight at once")
-    group.add_argument("--timeout", type=float, default=60.0, help="seconds for one request")
-    group.add_argument("--prices", type=prices, metavar="IN,OUT", help="price of a million tokens, for the estimate")
+    group.add_argument("--judge-url", help="the judge's server (default: OPENAI_BASE_URL, else OpenAI)")
+    group.add_argument("--concurrency", type=int, default=16, help="concurrent requests")
+    group.add_argument("--timeout", type=float, default=60.0, help="timeout per request, in seconds")
+    group.add_argument("--prices", type=prices, metavar="IN,OUT", help="prices per million input and output tokens")
 
 
 def prices(text: str) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def judge_kind(text: str) -> tuple[str, str]:
 
 
 def check_judge(options: argparse.Namespace, traits: Sequence[TraitDefinition]) -> None:
-    """Find a mistake now, not when everything has been written.
+    """Find a mistake before anything is generated.
 
     Args:
         options: those of `add_judge`.
@@ -65,11 +65,11 @@ def check_judge(options: argparse.Namespace, traits: Sequence[TraitDefinition]) 
 
         open_client(base_url=address(options.judge_url), api_key=None)
     if kind == "python":
-        known: Sequence[str] = getattr(_own_judge(name), "traits", ())
+        known: Sequence[str] = getattr(_python_judge(name), "traits", ())
         unknown = [trait.name for trait in traits if known and trait.name not in known]
         if unknown:
             raise SettingError(
-                f"--judge {options.judge} does not know the trait {unknown[0]!r}: it knows {', '.join(known)}. "
+                f"--judge {options.judge} cannot judge the trait {unknown[0]!r}, only {', '.join(known)}. "
                 "For other traits use --judge openai:MODEL or local:MODEL."
             )
 
@@ -78,7 +78,7 @@ def make_judge(options: argparse.Namespace, out: Path) -> Judge:
     """The judge of `--judge`; a server's answers are kept in the folder `out`."""
     kind, name = judge_kind(options.judge)
     if kind == "python":
-        return _own_judge(name)
+        return _python_judge(name)
     if kind == "openai":
         from persona_core.judging.cache import JudgeCache
         from persona_core.judging.openai import OpenAIJudge
@@ -97,7 +97,7 @@ def make_judge(options: argparse.Namespace, out: Path) -> Judge:
     return LocalJudge(load_model(name, dtype=options.dtype, device=options.device))
 
 
-def _own_judge(path: str) -> Judge:
+def _python_judge(path: str) -> Judge:
     """What MODULE:NAME returns; modules of the working directory are found too."""
     module, _, name = path.rpartition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -112,19 +112,15 @@ def _own_judge(path: str) -> Judge:
 
 
 def cost_of(judge: Judge, questions: Sequence[Question]) -> str:
-    """What judging takes, for a message."""
+    """The estimated cost of judging, for a message."""
     from persona_core.judging.judge import BilledJudge
 
-    return (
-        str(judge.estimate(questions))
-        if isinstance(judge, BilledJudge)
-        else f"{len(questions)} questions, free of charge"
-    )
+    return str(judge.estimate(questions)) if isinstance(judge, BilledJudge) else f"{len(questions)} questions, no cost"
 
 
 def print_bill(judge: Judge) -> None:
-    """What judging did cost, if anything."""
+    """Print what judging has cost, if anything."""
     from persona_core.judging.judge import BilledJudge
 
     if isinstance(judge, BilledJudge):
-        print(f"The bill: {judge.bill}.")
+        print(f"Cost of judging: {judge.bill}.")

@@ -1,4 +1,4 @@
-"""`persona COMMAND ...`: finds the command's module and hands the options on; loads no other module."""
+"""`persona COMMAND ...`: finds the command's module and passes the options on; loads no other module."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ COMMANDS = {
     "app": "serve the app on localhost",
     "extract": "persona vectors from trait definitions: elicit, judge, extract, validate",
     "monitor": "every token's projections while a model answers prompts or reads conversations",
-    "replay": "let each of two models read the other's replies",
+    "replay": "have each of two models read the other's replies",
     "analyse": "when, how and where traits rise: tables and a page of figures",
     "mark": "find the sentences that show a trait, with a judge",
-    "intervene": "hold or steer replies, and see what that changes",
+    "intervene": "cap or steer replies, and see what changes",
     "contaminate": "fine-tune a LoRA adapter on trait-laden replies",
     "define-trait": "draft a trait definition with a language model",
-    "import": "convert per-token result files of the older form",
+    "import": "convert per-token result files in the older format",
     "publish": "push artifacts and the app to the Hugging Face Hub",
 }
 EXAMPLES = """examples:
@@ -37,14 +37,14 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the command")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the command")
     chosen = parser.parse_args(argv)
     return int(importlib.import_module(module_of(chosen.command)).main(chosen.options))
 
 
 def module_of(command: str) -> str:
-    """The module of a command; `import` is a word of Python's."""
+    """The module of a command; `import` is a Python keyword."""
     name = "import_results" if command == "import" else command.replace("-", "_")
     return f"persona_core.cli.{name}"
 

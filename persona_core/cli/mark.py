@@ -1,9 +1,9 @@
 """Annotate the sentences of published replies that show a trait, with a judge.
 
-Every sentence of every reply is judged once for each trait, and those with a score of 50 or more are written to
+Every sentence of every reply is judged once per trait, and those with a score of 50 or more are written to
 `analysis/marks.jsonl` in the results folder: id, config, trait, characters of the response, score, text. Annotations of
-other configs and traits in that file are kept, and so are those made by hand. `judged.json` beside it lists what was
-looked for. A server's answers are kept beside the results folder, so that the same command resumes.
+other configs and traits in that file are kept, as are those made by hand. `judged.json` lists which traits were judged.
+A server's answers are cached beside the results folder, so the same command resumes.
 
 examples:
   persona mark --results artifacts/persona-monitoring-persona-tiny --traits artifacts/persona-tiny/traits \\
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from persona_core.judging.annotations import Annotation, UnscoredSentence
 
 SKIPPED = ("replay", "neutral")
-"""Unless named: the first holds the same replies again, the second some hundreds in which nothing is looked for."""
+"""Unless named: the first holds the same replies again, the second hundreds that need no annotations."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -36,11 +36,11 @@ def arguments() -> argparse.ArgumentParser:
     add_results(parser)
     parser.add_argument("--config", nargs="+", help="which runs (default: all but replay and neutral)")
     add_traits(parser)
-    parser.add_argument("--work", type=Path, help="where a server's answers are kept (default: RESULTS.work)")
+    parser.add_argument("--work", type=Path, help="folder for a server's answers (default: RESULTS.work)")
     add_judge(parser)
-    parser.add_argument("--estimate", action="store_true", help="print what judging would cost, and stop")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of a local judge")
-    parser.add_argument("--device", default="auto", help="of a local judge")
+    parser.add_argument("--estimate", action="store_true", help="print what judging would cost, and exit")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="for a local judge")
+    parser.add_argument("--device", default="auto", help="for a local judge")
     return parser
 
 
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> list[str]:
 def _kept(
     before: Sequence[Annotation], redone: set[tuple[str, str]], missing: Sequence[UnscoredSentence]
 ) -> list[Annotation]:
-    """Annotations that stay: of other runs and traits, made by hand, or of sentences that the judge left open now."""
+    """Annotations that stay: of other runs and traits, made by hand, or of sentences that got no score this time."""
     from persona_core.judging.annotations import BY_A_JUDGE
 
     unscored = {(m.config, m.id, m.trait, m.start, m.end) for m in missing}

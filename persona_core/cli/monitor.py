@@ -1,9 +1,9 @@
-"""Have a model answer prompts, or read given conversations, and keep every token's projections as a dataset.
+"""Have a model answer prompts or read existing conversations, and save every token's projections as a dataset.
 
-The result is `data/CONFIG.parquet` in --out, with a card: a folder that `datasets.load_dataset` reads and that the Hub
-takes unchanged. The same command resumes a run that was stopped.
+The result is `data/CONFIG.parquet` in --out, with a card: a folder that `datasets.load_dataset` reads and that can be
+pushed to the Hub as it is. The same command resumes a run that was stopped.
 
-A prompt file holds one JSON object a line: {"id", "prompt", "set", "category", "system"}. A file of transcripts:
+A prompt file holds one JSON object per line: {"id", "prompt", "set", "category", "system"}. A file of transcripts:
 {"id", "messages", "writer", ...}.
 
 examples:
@@ -14,7 +14,7 @@ examples:
   persona monitor --model Qwen/Qwen2.5-7B-Instruct --vectors me/persona-vectors-qwen2.5-7b \\
       --transcripts conversations.jsonl --out outputs/read
 
-the null of `persona analyse`:
+the null for `persona analyse`:
   persona monitor --model artifacts/persona-tiny --vectors artifacts/persona-vectors-persona-tiny \\
       --repeats 5 --config neutral --seed 1 --out outputs/monitoring
 """
@@ -50,17 +50,15 @@ def arguments() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     add_prompts(source)
     source.add_argument("--transcripts", type=Path, help=".jsonl file of conversations to read instead of generating")
-    parser.add_argument(
-        "--config", help="name in the dataset (default: baseline; contaminated with --adapter; transcripts)"
-    )
+    parser.add_argument("--config", help="config name (default: baseline; contaminated with --adapter; transcripts)")
     add_work(parser)
     sampling = parser.add_argument_group("replies")
     add_reply_sampling(sampling)
-    sampling.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling; 1 keeps every token")
-    sampling.add_argument("--top-k", type=int, default=0, help="the k likeliest tokens only; 0 keeps every token")
-    sampling.add_argument("--repetition-penalty", type=float, default=1.0, help="1 penalises nothing")
-    sampling.add_argument("--repeats", type=int, default=1, help="replies to each prompt, each with its own seed")
-    add_seed(sampling, "of the run; each prompt's seed derives from it and the prompt's id")
+    sampling.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling; 1 disables it")
+    sampling.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0 disables it")
+    sampling.add_argument("--repetition-penalty", type=float, default=1.0, help="repetition penalty; 1 disables it")
+    sampling.add_argument("--repeats", type=int, default=1, help="replies per prompt, each with its own seed")
+    add_seed(sampling, "random seed; each prompt's is derived from it and the prompt's id")
     return parser
 
 

@@ -25,9 +25,9 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 
 def add_model(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
     """Options that say which model is loaded and how; `loading` reads them."""
-    parser.add_argument("--model", required=True, help="Hub id (also with @revision) or folder")
+    parser.add_argument("--model", required=True, help="Hub id[@revision] or folder")
     if adapter:
-        parser.add_argument("--adapter", help="PEFT adapter on top of it, Hub id (also with @revision) or folder")
+        parser.add_argument("--adapter", help="PEFT adapter for it: Hub id[@revision] or folder")
     else:
         parser.set_defaults(adapter=None)
     add_loading(parser)
@@ -36,9 +36,9 @@ def add_model(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How a model is loaded."""
     group = parser.add_argument_group("loading the model")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced over all devices")
-    group.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
+    group.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced (spread over all devices)")
+    group.add_argument("--quantization", choices=("8bit", "4bit"), help="quantize the weights; needs bitsandbytes")
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_vectors(parser: argparse.ArgumentParser) -> None:
     """The vectors that a model is read with."""
-    parser.add_argument("--vectors", required=True, help="persona vectors, Hub id (also with @revision) or folder")
+    parser.add_argument("--vectors", required=True, help="persona vectors: Hub id[@revision] or folder")
 
 
 def add_traits(parser: argparse.ArgumentParser) -> None:
@@ -81,18 +81,18 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 def add_work(parser: argparse.ArgumentParser) -> None:
     """Options of a resumable run."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the results dataset")
-    parser.add_argument("--work", type=Path, help="where batches are kept until all are there (default: OUT.work)")
-    parser.add_argument("--batch-size", type=int, default=16, help="texts in one forward pass")
-    parser.add_argument("--blocks", default="best", help="which blocks are read: best, all, or numbers such as 8,12")
-    parser.add_argument("--ray", type=int, metavar="N", help="share the batches out to N Ray workers, a model each")
+    parser.add_argument("--work", type=Path, help="folder for unfinished batches (default: OUT.work)")
+    parser.add_argument("--batch-size", type=int, default=16, help="texts per forward pass")
+    parser.add_argument("--blocks", default="best", help="blocks to read: best, all, or numbers such as 8,12")
+    parser.add_argument("--ray", type=int, metavar="N", help="run on N Ray workers, each with its own model")
 
 
-def add_seed(parser: Any, what: str = "of sampling") -> None:
+def add_seed(parser: Any, what: str = "random seed for sampling") -> None:
     """The seed."""
     parser.add_argument("--seed", type=int, default=0, help=what)
 
 
 def add_reply_sampling(group: Any, max_new_tokens: int = 256, temperature: float = 0.7) -> None:
-    """How long a reply may get and how its tokens are chosen."""
-    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="longest reply, in tokens")
+    """Length limit and sampling of replies."""
+    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="maximum reply length, in tokens")
     group.add_argument("--temperature", type=float, default=temperature, help="0 is greedy")

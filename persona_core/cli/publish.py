@@ -2,8 +2,8 @@
 
 The model, the contaminated adapter, the vectors, the results dataset, and the Space, which pulls the other four at the
 revisions that were just pushed. It runs in a checkout of the project. Unchanged repositories get no commit; after an
-interruption the same command does the rest. Finally the addresses are written into README.md, and that of the source
-into the notebooks; commit these changes.
+interruption the same command does the rest. Finally the links are written into README.md, and the source's address into
+the notebooks; commit these changes.
 
 examples:
   persona publish --namespace me --dry-run     # what would go where; no network
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("publish", __doc__)
-    parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
-    parser.add_argument("--app-name", default="persona-traits", help="of the Space")
-    parser.add_argument("--source", metavar="URL", help="address of the git repository (default: git's remote origin)")
+    parser.add_argument("--namespace", required=True, help="Hub user or organisation")
+    parser.add_argument("--app-name", default="persona-traits", help="name of the Space")
+    parser.add_argument("--source", metavar="URL", help="URL of the git repository (default: the remote origin)")
     parser.add_argument("--private", action="store_true", help="create private repositories")
-    parser.add_argument("--tag", default=f"v{__version__}", help="of the commits")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be published, and stop")
-    parser.add_argument("--root", type=Path, default=Path(), help="the checkout: artifacts/ and the app")
+    parser.add_argument("--tag", default=f"v{__version__}", help="tag for the commits")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be published, and exit")
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout")
     return execute(parser, run, argv, first="reading {root}/artifacts")
 
 
@@ -50,15 +50,15 @@ def run(options: argparse.Namespace) -> list[str]:
         raise SettingError(f"--root {str(options.root)!r}: no folder artifacts/ there; run this in a checkout.")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of unchanged repositories; we say so below
     repos = repositories(options.root, options.namespace, options.app_name)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         if options.dry_run:
             for repository in repos:
-                files = sizes(stage(repository, repos, Path(place) / repository.kind))
+                files = sizes(stage(repository, repos, Path(folder) / repository.kind))
                 print(f"{repository.repo_type} {repository.repo_id}: {len(files)} files, {sum(files.values()):,} bytes")
                 for name, size in files.items():
                     print(f"    {name} ({size:,})")
             return []
-        for repository, pushed in publish(repos, Path(place), private=options.private, tag=options.tag):
+        for repository, pushed in publish(repos, Path(folder), private=options.private, tag=options.tag):
             done = "pushed" if pushed.changed else "unchanged"
             print(f"{done}: {repository.url} at {pushed.revision[:8]}")
     _write_links(options.root, repos, options.source or source_of(options.root))

@@ -1,8 +1,8 @@
-"""Let each of two models read the other's replies, so that the effects of text and weights come apart.
+"""Have each of two models read the other's replies, to separate the effects of text and weights.
 
-It takes the configs `baseline` and `contaminated` that `persona monitor` wrote in --out, and adds the config `replay`:
+It takes the configs `baseline` and `contaminated` that `persona monitor` wrote to --out, and adds the config `replay`:
 the model without the adapter reads the contaminated replies, the one with it the baseline's, with the same token ids.
-Name a contaminated model that is not an adapter with --contaminated-model.
+For a contaminated model that is not an adapter, use --contaminated-model.
 
 examples:
   persona replay --model artifacts/persona-tiny --adapter artifacts/persona-tiny-contaminated \\
@@ -28,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = command_parser("replay", __doc__)
     add_model(parser)
     add_vectors(parser)
-    parser.add_argument("--contaminated-model", help="a whole model instead of an adapter, Hub id or folder")
+    parser.add_argument("--contaminated-model", help="full model instead of an adapter: Hub id or folder")
     add_work(parser)
     return parser
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
     from persona_core.utils.hub import split_revision
 
     if (options.adapter is None) == (options.contaminated_model is None):
-        raise SettingError("Name the contaminated side: either --adapter or --contaminated-model.")
+        raise SettingError("Name the contaminated model: either --adapter or --contaminated-model.")
     vectors = read_vectors(options)
     base = {**loading(options), "adapter": None, "adapter_revision": None}
     changed = loading(options)

@@ -1,4 +1,4 @@
-"""How a command starts and ends: settings, the first line, exit status; and what the commands keep."""
+"""How a command starts and ends: settings, first line, exit status; and how its results are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOISY = ("httpx", "httpx2", "datasets", "transformers", "openai", "kaleido", "ch
 
 
 def configure() -> None:
-    """Settings from .env (the environment wins), our own log at INFO, that of chatty libraries at WARNING."""
+    """Settings from .env (the environment wins), our own log at INFO, chatty libraries at WARNING."""
     load_dotenv(find_dotenv(usecwd=True))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in NOISY:
@@ -41,14 +41,14 @@ def execute(
 
     Args:
         parser: its options.
-        run: does the work and returns what could not be done, with the reason. Imports of torch belong in it.
+        run: does the work and returns what could not be done, with the reason. It is the place to import torch.
         argv: its arguments; None: those of the process.
         first: the line that appears before anything large is imported, with the options' values.
         resumes: whether the same command picks up where it stopped.
     """
     options, name = parser.parse_args(argv), parser.prog
     configure()
-    begun = time.monotonic()
+    started = time.monotonic()
     print(f"{name}: {first.format(**vars(options))} ...", file=sys.stderr, flush=True)
     try:
         missing = run(options)
@@ -56,17 +56,17 @@ def execute(
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"{name}: {error}. What was written is kept; the same command continues.", file=sys.stderr)
+        print(f"{name}: {error}. What was written is kept; run the same command to continue.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        rest = "resumes from here" if resumes else "repeats the unfinished part; the finished part is kept"
+        rest = "resumes" if resumes else "keeps the finished part and repeats the rest"
         print(f"\nStopped. The same command {rest}.", file=sys.stderr)
         return 130
     for what in missing:
         print(f"missing: {what if isinstance(what, str) else ': '.join(what)}", file=sys.stderr)
     if missing:
-        print(f"{len(missing)} could not be done; the same command tries them again.", file=sys.stderr)
-    print(f"Done in {(time.monotonic() - begun) / 60:.1f} minutes.")
+        print(f"{len(missing)} could not be done; run the same command to retry.", file=sys.stderr)
+    print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes.")
     return 1 if missing else 0
 
 
@@ -81,7 +81,7 @@ def read_vectors(options: argparse.Namespace) -> PersonaVectors:
 def carry_out(
     options: argparse.Namespace, arguments: Mapping[str, Any], vectors: PersonaVectors, job: Job, work: Path
 ) -> tuple[list[Row], list[Failure]]:
-    """Run the job here, or share it out with --ray."""
+    """Run the job here, or on Ray workers with --ray."""
     blocks = _blocks(options.blocks)
     if options.ray:
         from persona_core.monitor.ray import run_sharded

@@ -303,7 +303,7 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
         assert extract.main(arguments) == 1
         said = capsys.readouterr()
         assert "missing: the judge's answer on reply" in said.err and "content too long" in said.err
-        assert "The bill:" in said.out
+        assert "Cost of judging:" in said.out
         paid = len(server.requests)
         assert extract.main(arguments) == 0
         assert len(server.requests) == paid + 1  # only the one that was missing
