@@ -38,7 +38,7 @@ class Onset:
         answer: "onset", "before the reply", or "none".
         alarm: position in the reply at which the threshold is crossed; None without an alarm.
         onset: most likely position at which the trait sets in; None unless the answer is "onset".
-        low, high: 95 % interval of the onset, in places of the reply; None unless the answer is "onset".
+        low, high: 95 % interval of the onset, as positions in the reply; None unless the answer is "onset".
         size: of the step, in standard deviations of neutral tokens at that position; None without an alarm.
         peak: largest CUSUM of the reply.
     """

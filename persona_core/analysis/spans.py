@@ -74,7 +74,7 @@ class TopSpans:
 
 @dataclass(frozen=True, eq=False)
 class ReplySeries:
-    """A reply with one number for each of its own tokens.
+    """A reply with one number for each reply token.
 
     Attributes:
         id: of the reply.

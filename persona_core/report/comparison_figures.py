@@ -61,7 +61,7 @@ def category_figure(categories: Mapping[str, Figure]) -> go.Figure:
 
 
 def prompt_figure(prompts: Sequence[Figure]) -> go.Figure:
-    """Each prompt's text effect against its weights effect."""
+    """Effect of the text against effect of the weights, one point per prompt."""
     known = [p for p in prompts if p["weights"] is not None]
     figure = go.Figure(
         go.Scatter(

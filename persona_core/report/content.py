@@ -189,7 +189,7 @@ with the {most} comes first.</p></header>"""
             parts.append(
                 f'<h3>{html.escape(config)}</h3><ul>{listed}</ul><div class="pair">{plots}<div>{couplings}'
                 '<p class="note">Above the diagonal: correlation at the same token. Below: cosine of the vectors at '
-                "one block, which alone would produce a correlation of that size.</p></div></div>"
+                "one block, the correlation that their overlap alone would give.</p></div></div>"
             )
         return _section("How", "do traits go together?", "".join(parts))
 
@@ -343,7 +343,13 @@ def _listed(spans: Sequence[Mapping[str, Any]]) -> str:
     items = []
     for s in spans[:N_SHOWN]:
         share = s["unusual"]
-        null = "" if share is None else ", < 1 % of neutral text" if share < 0.01 else f", {share:.0%} of neutral text"
+        null = (
+            ""
+            if share is None
+            else ", < 1 % of neutral text"
+            if share < 0.01
+            else f", {100 * share:.0f} % of neutral text"
+        )
         often = "" if s["replies"] <= 1 else f", in {s['replies']} replies"
         text, where = html.escape(s["text"].strip()), html.escape(s["id"] + often + null)
         items.append(f'<li><b>{s["value"]:+.1f}</b><span><q dir="auto">{text}</q><small>{where}</small></span></li>')

@@ -12,7 +12,7 @@ from persona_core.report.sentences import describe_edge
 
 
 def coupling_matrix(graph: Figure) -> go.Figure:
-    """Above the diagonal the same-token coupling, below it the cosine of the vectors: its floor."""
+    """Above the diagonal the same-token coupling, below it the cosine of the vectors, its floor."""
     traits = graph["nodes"]
     index = {t: k for k, t in enumerate(traits)}
     z: list[list[float | None]] = [[None] * len(traits) for _ in traits]
@@ -42,7 +42,7 @@ def coupling_matrix(graph: Figure) -> go.Figure:
 
 
 def graph_figure(graph: Figure) -> go.Figure:
-    """The traits on a circle: grey lines for "together", arrows for what follows or was confirmed by steering."""
+    """The traits on a circle: grey lines for "together", arrows for "follows" and "confirmed"."""
     traits = graph["nodes"]
     angles = [math.pi / 2 - 2 * math.pi * k / len(traits) for k in range(len(traits))]
     at = {t: (math.cos(a), math.sin(a)) for t, a in zip(traits, angles, strict=True)}

@@ -11,7 +11,7 @@ from persona_core.traces.figure import TRAIT_COLOURS
 
 
 def survival_figure(configs: Mapping[str, Figure]) -> go.Figure:
-    """Share of replies in which the trait has not set in yet, with 95 % bands."""
+    """Kaplan-Meier curves: the share of replies without an onset so far, with 95 % bands."""
     figure = go.Figure()
     for index, (config, found) in enumerate(configs.items()):
         curve, colour = found["survival"], side_colour(config, index)
@@ -38,7 +38,7 @@ def survival_figure(configs: Mapping[str, Figure]) -> go.Figure:
 
 
 def power_figure(found: Sequence[Figure]) -> go.Figure:
-    """Which step a single reply would show, and how late."""
+    """Share of replies in which a step would be detected, by its size, and the delay."""
     figure = go.Figure()
     shifts = [one["shift"] for one in found]
     delays = ["no alarm" if one["delay"] is None else f"median delay {one['delay']:g} tokens" for one in found]
@@ -48,11 +48,11 @@ def power_figure(found: Sequence[Figure]) -> go.Figure:
         text=delays,
         mode="lines+markers",
         line={"color": TRAIT_COLOURS[1]},
-        hovertemplate="a step of %{x} SD is found in %{y:.0%}<br>%{text}<extra></extra>",
+        hovertemplate="a step of %{x} SD is detected in %{y:.0%} of replies<br>%{text}<extra></extra>",
         showlegend=False,
     )
     apply_layout(figure, 300)
     figure.add_hline(y=0.8, line={"dash": "dot", "width": 1, "color": "#6a7280"})
     figure.update_xaxes(title="size of a step, standard deviations", rangemode="tozero")
-    figure.update_yaxes(title="replies in which it is found", range=[0, 1.03], tickformat=".0%")
+    figure.update_yaxes(title="replies in which it is detected", range=[0, 1.03], tickformat=".0%")
     return figure

@@ -16,7 +16,7 @@ MIN_SCALE = 4.0
 
 
 def common_scale(series: Sequence[np.ndarray]) -> tuple[float, int]:
-    """Where the colours end, and the longest reply: the same for all maps that are looked at together."""
+    """The end of the colour scale, and the longest reply: shared by all maps that are shown together."""
     flat = np.abs(np.concatenate(series)) if series else np.zeros(1)
     return max(MIN_SCALE, float(np.ceil(np.quantile(flat, 0.95)))), max((len(z) for z in series), default=1)
 
@@ -24,13 +24,13 @@ def common_scale(series: Sequence[np.ndarray]) -> tuple[float, int]:
 def heat_map(
     series: Sequence[np.ndarray], ids: Sequence[str], onsets: Sequence[Figure], scale: float, longest: int
 ) -> go.Figure:
-    """Every reply as a row of tokens, coloured by z, with its onset: the earliest on top, replies without one below.
+    """Every reply as a row of tokens, coloured by z, with its onset: earliest at the top, replies without one below.
 
     Args:
-        series: z of each reply's own tokens, `[n_own]`.
+        series: z of each reply's tokens, `[n_reply_tokens]`.
         ids: of the replies.
         onsets: "answer", "onset", "low", "high" and "says" of each reply.
-        scale, longest: of `common_scale`.
+        scale, longest: from `common_scale`.
     """
 
     def when(k: int) -> tuple[float, float]:
@@ -54,7 +54,9 @@ def heat_map(
     marked = [
         (row, onsets[k]) for row, k in enumerate(order) if onsets[k].get("answer") in ("onset", "before the reply")
     ]
-    at = [-1 if o["onset"] is None else int(o["onset"]) for _, o in marked]  # before the reply: left of its first token
+    at = [
+        -1 if o["onset"] is None else int(o["onset"]) for _, o in marked
+    ]  # "before the reply" is drawn left of its first token
     low = [position if o["low"] is None else int(o["low"]) for position, (_, o) in zip(at, marked, strict=True)]
     high = [position if o["high"] is None else int(o["high"]) for position, (_, o) in zip(at, marked, strict=True)]
     figure.add_scatter(

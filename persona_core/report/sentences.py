@@ -59,11 +59,11 @@ def describe_graph(graph: Figure) -> list[str]:
     rest = [e for e in graph["edges"] if e["kind"] != "together"]
     pairs = graph["couplings"]["together"] if graph["couplings"] else []
     edges = {(e["source"], e["target"]) for e in together}
-    first = f"{len(together)} of {len(pairs)} pairs of traits are coupled at the same token. "
+    first = f"{len(together)} of {len(pairs)} pairs of traits are coupled at the same token"
     if any(pair["beyond_floor"] is not None for pair in pairs):
         beyond = sum(bool(pair["beyond_floor"]) for pair in pairs if (pair["source"], pair["target"]) in edges)
-        first += f"{beyond} of them by more than the cosine of their vectors. "
-    says = [first + "Scores that rise together may simply share a direction.", *map(describe_edge, rest)]
+        first += f", {beyond} of them by more than the cosine of their vectors"
+    says = [first + ". Scores that rise together may simply share a direction.", *map(describe_edge, rest)]
     if not any(e["kind"] == "follows" for e in rest):
         says.append("No trait was found to follow another.")
     if "behaviour" not in {c["clock"] for c in graph["clocks"]}:

@@ -42,7 +42,7 @@ LEAD_AXIS = {"text": "tokens before the first one that shows the trait (replies)
 
 
 def warning_figure(scores: Mapping[str, Figure], measure: str, title: str) -> go.Figure:
-    """A score's worth against the tokens before the first one that shows the trait."""
+    """A measure of each score against the number of tokens before the first one that shows the trait."""
     figure = go.Figure()
     for name, found in scores.items():
         points = [one for one in found["ahead"] if one[measure] is not None]
@@ -64,7 +64,7 @@ def warning_figure(scores: Mapping[str, Figure], measure: str, title: str) -> go
 
 
 def window_figure(cells: Sequence[Figure], measure: str, title: str, top: float = 1.0) -> go.Figure:
-    """What is left of the trait when the model is held from k tokens before it on."""
+    """What is left of the trait when an intervention starts k tokens before it."""
     figure = go.Figure()
     for arm, colour in ARMS.items():
         own = [c for c in cells if c["arm"] == arm and c[measure] is not None]
@@ -86,5 +86,5 @@ def window_figure(cells: Sequence[Figure], measure: str, title: str, top: float 
 
 
 def lead_label(point: Figure) -> str:
-    """A tick: tokens before, and how many replies are so long. Points along k are of different replies."""
+    """A tick label: tokens before, and the number of replies that are long enough; it differs between points."""
     return f"{point['k']}<br>({point['n']})"
