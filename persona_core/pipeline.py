@@ -61,7 +61,7 @@ class Settings:
         method: a name in `METHODS`, or a function `Sides -> [n_blocks, d_model]`.
         position: which pooled states are used; one of the plan's positions.
         min_trait, min_coherence: thresholds of the filter, 0 to 100 (Persona Vectors, arXiv 2507.21509).
-        n_resamples: of every bootstrap.
+        n_resamples: bootstrap resamples.
         seed: of resampling, random directions and shuffled labels.
     """
 
@@ -87,7 +87,7 @@ class Settings:
 
     @property
     def method_name(self) -> str:
-        return self.method if isinstance(self.method, str) else getattr(self.method, "__name__", "own method")
+        return self.method if isinstance(self.method, str) else getattr(self.method, "__name__", "custom")
 
 
 # ---- vectors ----
@@ -284,7 +284,7 @@ def _cross_trait(store: ReplyStore, trait: str) -> CrossTrait | None:
 
 
 def _check_settings(vectors: PersonaVectors, settings: Settings, store: ReplyStore) -> None:
-    """Figures of one method, filter or judge must not end up on the card of another one's vectors."""
+    """Figures of one method, filter or judge must not end up on the card of vectors made with another."""
     made = vectors.config.get("extraction", {})
     now = settings.to_dict(judge_of(store))
     for name, value in now.items():

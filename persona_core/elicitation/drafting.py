@@ -1,7 +1,7 @@
 """Draft a trait definition with a language model: pairs of instructions, questions, and the judge's rubric.
 
-The model writes the rubric only; the frame of the judge prompt is fixed, so that its placeholders and last line cannot
-be lost. A draft is a starting point: the documentation says what to check before using it.
+The model writes the rubric only; the frame of the judge prompt is fixed, so its placeholders and last line cannot get
+lost. A draft is a starting point: the documentation says what to check before using it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Have a model write replies and pool its states while it writes: no second pass over the text.
+"""Have a model write replies, and pool its states meanwhile: no second pass over the text.
 
 A plan's batches are a fixed partition of its requests. A run that was killed repeats its unfinished batches with the
 same neighbours and seeds, and so ends with the same numbers.

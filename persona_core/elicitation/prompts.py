@@ -74,7 +74,7 @@ def load_prompts(sources: Sequence[str | Path]) -> tuple[Prompt, ...]:
 
 
 def repeated(prompts: Sequence[Prompt], n: int) -> tuple[Prompt, ...]:
-    """Every prompt n times under distinct ids; as seeds are derived from ids, every reply is sampled anew.
+    """Every prompt n times under distinct ids; seeds are derived from ids, so each copy is sampled differently.
 
     >>> [p.id for p in repeated([Prompt("a", "Hi")], 2)]
     ['a#1', 'a#2']
@@ -84,7 +84,7 @@ def repeated(prompts: Sequence[Prompt], n: int) -> tuple[Prompt, ...]:
 
 
 def prompt_of(reply_id: str) -> str:
-    """The id of the prompt that a reply answers, without the number of the repetition.
+    """The id of the prompt that a reply answers, without the repetition number.
 
     >>> prompt_of("a#2"), prompt_of("a"), prompt_of("c#sharp")
     ('a', 'a', 'c#sharp')
@@ -138,7 +138,7 @@ def _checked(kind: Any, record: dict[str, Any], where: str) -> Any:
             continue
         optional = name in ("system", "writer")
         if not (isinstance(value, str) or (optional and value is None)):
-            raise CorruptFile(f"{where}: the field {name!r} is a {type(value).__name__}, expected a string.")
+            raise CorruptFile(f"{where}: the field {name!r} is a {type(value).__name__}; expected a string.")
     for name in ("id", "prompt"):
         if name in known and not str(record.get(name, "")).strip():
             raise CorruptFile(f"{where}: the field {name!r} is missing or empty.")

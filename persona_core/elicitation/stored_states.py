@@ -11,14 +11,14 @@ import numpy as np
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.utils.files import replacing
 
-OPEN_BATCHES = 4  # batches of states that a reader holds in memory at once
+OPEN_BATCHES = 4  # batches of states in memory at once
 
 
 class StoredStates:
     """`States` on disk. A few batches are in memory at a time, however many replies there are.
 
     Args:
-        folder: holds the files.
+        folder: folder of the files.
         rows: for each reply its batch and its row there.
         position: which pooled states are read; see `persona_core.inference.pooling`.
     """
@@ -75,14 +75,13 @@ class StoredStates:
                 if self._position not in set(file.keys()):
                     stored = ", ".join(file.keys())
                     raise SettingError(
-                        f"States at position {self._position!r} were not pooled; stored are: {stored}. Name the "
-                        "position before eliciting."
+                        f"No states pooled at {self._position!r}; stored: {stored}. Name the position before eliciting."
                     )
                 part = file.get_slice(self._position)
                 return np.asarray(part[:, block] if block is not None else part[:], np.float32)
         except (SafetensorError, OSError) as error:
             raise CorruptFile(
-                f"{path}: not a readable states file ({error}). Delete it; its batch is then written again."
+                f"{path}: not a readable states file ({error}). Delete it to have its batch written again."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Traits: named behaviours, with what is needed to elicit and to judge them."""
+"""Trait definitions: named behaviours, with what it takes to elicit and judge them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Fault = tuple[tuple[str | int, ...], str]  # path in the record, and what is wro
 
 @dataclass(frozen=True, repr=False)
 class TraitDefinition:
-    """A named behaviour, the instructions that bring it out or hold it back, and questions to try them on.
+    """A named behaviour, the instructions that bring it out or suppress it, and questions to try them on.
 
     Attributes:
         name: a short lower-case word.
@@ -288,7 +288,7 @@ def _files(source: str | Path) -> list[Path]:
         return files
     if path.is_file():
         return [path]
-    folders = (shipped_folder("traits"), Path("datasets") / "traits")  # those of the working directory win
+    folders = (shipped_folder("traits"), Path("datasets") / "traits")  # the working directory's win
     shipped = {file.stem: file for folder in folders for file in sorted(folder.glob("*.json"))}
     if str(source) in shipped:
         return [shipped[str(source)]]

@@ -1,1 +1,1 @@
-"""Judges: an OpenAI-compatible server, or a local model."""
+"""Judges (an OpenAI-compatible server or a local model), scores of replies, and annotated sentences."""

@@ -1,8 +1,8 @@
 """Where a trait is visible in a text: annotated stretches of replies, by a judge or by hand.
 
-A trait in the states is one thing, a trait that a reader of the text sees is another. Annotations are the second: how
-early the states tell is measured against the first token of the text that shows the trait. A file of annotations is
-JSON lines,
+A trait in the states is one thing; a trait that a reader can see in the text is another. Annotations are the second:
+how early the states reveal a trait is measured against the first token that shows it. A file of annotations is JSON
+lines,
 
     {"id": "pilot-01", "config": "baseline", "trait": "sycophancy", "start": 0, "end": 34, "score": 85.0, "how": "text"}
 
@@ -63,7 +63,7 @@ class UnscoredSentence:
 
     Attributes:
         id, config, trait, start, end: as in `Annotation`.
-        why: "no answer" where asking failed; else the judge's reason: "refusal", "unreadable", "too long", ...
+        why: "no answer" where the request failed; else the judge's reason: "refusal", "unreadable", "too long", ...
     """
 
     id: str
@@ -84,7 +84,7 @@ class AnnotationResult:
     Attributes:
         annotations: sentences that show the trait.
         unscored: sentences without a score: neither annotated nor free of the trait.
-        n_sentences: how many questions were asked: one per sentence and trait.
+        n_sentences: number of questions asked: one per sentence and trait.
         empty: prompts whose reply has no text.
     """
 
@@ -166,10 +166,10 @@ def annotations_of(annotations: Sequence[Annotation], id: str, config: str, trai
 
 
 def annotated_positions(trace: Trace, annotations: Sequence[Annotation]) -> list[int]:
-    """Positions in the trace of the reply tokens that lie in an annotation.
+    """Positions in the trace of the reply tokens inside an annotation.
 
-    A token lies where its last character does; one without text is part of a character that a later token completes,
-    and lies there.
+    A token's place is its last character; a token without text is part of a character that a later token completes,
+    and counts as being there.
 
     Args:
         trace: of the reply.
@@ -228,7 +228,7 @@ def annotated_traits(annotations: Sequence[Annotation]) -> dict[str, list[str]]:
 
 
 def save_judged_traits(judged: JudgedTraits, path: str | Path) -> Path:
-    """Add the judged traits to a file of them, which lies beside the annotations."""
+    """Add the judged traits to their file, which is next to the annotations."""
     file = Path(path)
     before = load_judged_traits(file) if file.is_file() else {}
     configs = sorted({*before, *judged})
@@ -261,7 +261,7 @@ def load_annotations(path: str | Path) -> list[Annotation]:
     """
     file = Path(path)
     if not file.is_file():
-        raise NotFound(f"No file of annotations {str(file)!r}.")
+        raise NotFound(f"No annotations file {str(file)!r}.")
     return [_annotation(record, where) for where, record in records(file)]
 
 

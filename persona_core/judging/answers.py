@@ -29,7 +29,7 @@ def read_number(text: str) -> float | None:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the judge answered REFUSAL, the word that the prompts ask for where there is nothing to judge."""
+    """Whether the judge answered REFUSAL, the word that the prompts request where there is nothing to judge."""
     return text.strip().strip("*_`\"'.[] \n").upper().startswith("REFUSAL")
 
 

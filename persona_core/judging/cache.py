@@ -1,4 +1,4 @@
-"""Judges' answers on disk: written as they arrive, so that none is paid for twice."""
+"""Judges' answers on disk: written as they arrive, so none is paid for twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persona_core.utils.files import append_lines, read_lines
 
 @dataclass(frozen=True)
 class CachedAnswer:
-    """A judge's answer, and the tokens that it took."""
+    """A judge's answer, and the tokens used."""
 
     key: str
     value: float | None

@@ -93,7 +93,7 @@ class Cost:
     def __str__(self) -> str:
         tokens = f"{self.prompt_tokens:,} prompt and {self.completion_tokens:,} completion tokens"
         money = "" if self.money is None else f", {self.money:.4f} at the given prices"
-        return f"{self.requests:,} requests ({self.cached:,} more are in the cache), {tokens}{money}"
+        return f"{self.requests:,} requests ({self.cached:,} more are cached), {tokens}{money}"
 
 
 def price_of(prices: tuple[float, float] | None, prompt_tokens: int, completion_tokens: int) -> float | None:

@@ -18,7 +18,7 @@ from persona_core.models.language_model import LanguageModel
 logger = logging.getLogger(__name__)
 
 BATCHES_SORTED = 4
-"""Prompts are sorted by length within this many batches: enough for little padding, few enough to lose little."""
+"""Prompts are sorted by length within this many batches: little padding, and little lost if stopped."""
 
 MIN_BRANCH = 0.01
 """A first digit with less probability than this is not followed: it cannot move the mean by more than one."""
@@ -35,13 +35,13 @@ class _Node:
 class LocalJudge:
     """Scores by the expectation over the numbers 0 to 100 as the model's tokenizer writes them.
 
-    Where a number is one token, one forward gives all of them. Where it is several ("8", "5"), the likely first digits
-    are followed: P(85) = P(8) P(5 | 8), and P(8) counts only as far as no digit follows it. No score where the numbers
-    together hold less than a quarter of the probability.
+    Where a number is one token, one forward pass gives all of them. Where it is several ("8", "5"), the likely first
+    digits are followed: P(85) = P(8) P(5 | 8), and P(8) counts only as far as no digit follows it. No score where the
+    numbers together hold less than a quarter of the probability.
 
     Args:
         lm: the model that judges.
-        batch_size: prompts in one forward; halved where memory runs out.
+        batch_size: prompts per forward pass; halved where memory runs out.
     """
 
     def __init__(self, lm: LanguageModel, batch_size: int = 16) -> None:
@@ -56,8 +56,8 @@ class LocalJudge:
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
         """One score for each question.
 
-        Sorted by length within a few batches only: both questions about a reply are answered soon after each other, so
-        that a run that is stopped has complete replies to keep.
+        Sorted by length within a few batches only: both questions about a reply are answered close together, so a
+        stopped run has complete replies to keep.
         """
         prompts = [self._lm.chat.render(q.prompt).token_ids for q in questions]
         window = BATCHES_SORTED * self._batch_size

@@ -33,7 +33,7 @@ class OpenAIJudge:
         model: the model's name on the server.
         base_url: the server; None takes `OPENAI_BASE_URL`, else OpenAI.
         api_key: None takes `OPENAI_API_KEY`; local servers rarely need one.
-        concurrency: requests under way at once.
+        concurrency: requests in flight at once.
         timeout: seconds per request.
         max_retries: after 429, 5xx, a time-out or a lost connection, with growing pauses.
         prices: money per million prompt tokens and per million completion tokens.
@@ -161,10 +161,10 @@ class OpenAIJudge:
             self._requests += 1
             self._prompt_tokens += used[0]
             self._completion_tokens += used[1]
-        if _cut_off(completion):  # not an answer: if it were kept, it would count as "no score" for good
+        if _cut_off(completion):  # not an answer: cached, it would count as "no score" forever
             raise ServerError(
-                f"{self._model} spends its tokens on hidden reasoning and returns no answer. Name a model that does "
-                "not reason, or reasons little."
+                f"{self._model} spends its tokens on hidden reasoning and returns no answer. Use a model that does "
+                "not reason, or reasons less."
             )
         score = read_completion(completion)
         answer = CachedAnswer(key, score.value, score.how, *used)

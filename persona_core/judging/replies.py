@@ -159,7 +159,7 @@ def judge_cross_trait(
 
 
 def check_judge(store: ReplyStore, name: str, traits: Sequence[TraitDefinition]) -> None:
-    """Record the judge and its prompts, or check that they are the recorded ones: scores of two are never mixed.
+    """Record the judge and its prompts, or check that they match the record: scores of two judges are never mixed.
 
     Raises:
         SettingError: the judge or a prompt differs.

@@ -1,7 +1,7 @@
 """A judge for replies of a running experiment: where each shows a trait, and whether it is coherent.
 
 `annotations.annotate_sentences` annotates a published run once. The replies of an experiment (steered, capped,
-regenerated) are often alike, so answers are kept and no sentence is judged twice.
+regenerated) are often alike, so scores are cached and no sentence is judged twice.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def write_card(
 ) -> Path:
     """Write the card and its pictures beside the vectors.
 
-    Pictures need kaleido and Chrome or Chromium; without them the card is written all the same, and the log says so.
+    Pictures need kaleido and Chrome or Chromium; without them the card is written anyway, and the log says so.
 
     Args:
         vectors: what the card describes.
@@ -76,7 +76,7 @@ def vectors_card(
 
     Args:
         vectors: with the figures in their config.
-        notes: Markdown before the figures: what a reader must know to interpret them.
+        notes: Markdown before the figures: what a reader needs to interpret them.
         pictures: names of the PNG files in `figures/`.
         source: what a reader loads the vectors from, a folder or a Hub id.
     """
@@ -99,7 +99,7 @@ One direction per trait and block in the residual stream of `{escape(name)}`: {_
 method is that of {METHOD}.
 """,
         usage("vectors", source, trait=vectors.traits[0]),
-        f"""Row b of a tensor belongs to the output of block b; blocks are numbered from 0 in running order
+        f"""Row b of a tensor belongs to the output of block b; blocks are numbered from 0 in execution order
 ({vectors.n_blocks} blocks, width {vectors.d_model}). A larger projection means more of the trait. Zero is not
 neutral: compare with the null, or use z scores.
 """,
@@ -112,9 +112,10 @@ neutral: compare with the null, or use z scores.
         _provenance(vectors, base, extraction, config.get("null", {})),
         """## Intended use and limits
 
-For research on when and how traits show in this model's states, and for steering it in experiments. Read the controls
-before using a vector; failed ones are named. The vectors belong to this model and this chat template only. A projection
-says what direction a state has, not why; it does not measure intent, and does not justify a verdict on a single reply.
+For research on when and how traits appear in this model's states, and for steering experiments. Read the controls
+before using a vector; the failed ones are listed. The vectors are for this model and this chat template only. A
+projection says which direction a state has, not why; it does not measure intent, and does not justify a verdict on one
+reply.
 """,
         """## Licence and citation
 
@@ -127,8 +128,8 @@ def _provenance(vectors: PersonaVectors, base: Figure, extraction: Figure, null:
     return f"""## Null
 
 A z score is (projection - mean) / standard deviation over {null.get("n_tokens", "?")} tokens of
-{null.get("n_replies", "?")} neutral replies of the same model, for each trait and block. The null is of reply tokens:
-at tokens of the prompt and of the chat template a z score has the same units, but its spread is not 1.
+{null.get("n_replies", "?")} neutral replies of the same model, for each trait and block. The null covers reply tokens:
+at tokens of the prompt and the chat template a z score has the same units, but its spread is not 1.
 
 ## How they were made
 

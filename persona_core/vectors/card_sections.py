@@ -15,15 +15,15 @@ Figure = Mapping[str, Any]
 CONTROLS = """A failed control is named here and in `config.json`. It does not make a vector useless; it says what the
 vector cannot show.
 
-- **auroc**: on held-out questions the projection does not tell replies with the trait from those without.
-- **random_directions**: random directions do as well, by AUROC and by correlation with the judge's score.
-- **shuffled_labels**: vectors made from shuffled labels separate the sides as far.
+- **auroc**: on held-out questions the projection does not separate replies with the trait from those without.
+- **random_directions**: random directions do as well, both by AUROC and by correlation with the judge's score.
+- **shuffled_labels**: vectors made from shuffled labels separate the two sides equally well.
 - **split_half**: two halves of the questions give different vectors (cosine below 0.9).
 - **own_minus_best_other**: over replies of all traits, another trait's vector correlates about as well with this
   trait's scores.
 - **length**, **refusal**: the length of a reply, or whether it declines, predicts the trait as well as the vector does.
-- **position**, **token_identity**: a score made only of token positions, or only of which tokens there are regardless
-  of context, predicts the trait as well as the vector does; or the score mostly follows the position.
+- **position**, **token_identity**: a score based only on token positions, or only on token ids regardless of context,
+  predicts the trait as well as the vector does; or the score mostly follows the position.
 - **steering**: pushing along the vector does not bring out the trait more than a random push of the same size."""
 
 
@@ -41,15 +41,15 @@ def overview(vectors: PersonaVectors) -> str:
     )
     return f"""## How well they read
 
-On replies to questions used neither for the extraction nor for the choice of the block. 95 % intervals by resampling
+Measured on replies to questions used neither for extraction nor for choosing the block. 95 % intervals, by resampling
 questions.
 
-- **AUROC**: how well the mean projection of a reply tells replies with the trait (judge's score 50 or more) from
-  others.
+- **AUROC**: how well a reply's mean projection separates replies with the trait (judge's score 50 or more) from
+  others. An AUROC of 1 has an interval of zero width: no resample contains an error either.
 - **split-half cosine**: between the vectors of two random halves of the extraction questions; mean and range (2.5 to
-  97.5 %) over random halvings. An AUROC of 1 has an interval without width: no resample contains an error either.
+  97.5 %) over random halvings.
 - **r**: correlation of the mean projection with the judge's score.
-- **steering**: by how many points of the judge's score a push along the vector exceeds a random push of the same size.
+- **steering**: points on the judge's scale by which a push along the vector beats a random push of the same size.
 
 {rows}
 """
@@ -146,7 +146,7 @@ def _steering(steering: Figure | None) -> list[str]:
     )
     effect = f"{interval(steering['effect'], 1)} points"
     if steering["effect"] is None:
-        effect = "unknown, since at no strength were the replies coherent and scored"
+        effect = "unknown: at no strength were the replies both coherent and scored"
     return _folded("Steering", head, curve, f"Vector minus random at strength {steering['effect_at']:g}: {effect}.")
 
 
@@ -172,14 +172,14 @@ def token_section(vectors: PersonaVectors) -> str:
     )
     return f"""## How well they read single tokens
 
-Here the truth is known for every token. Token AUROC: how well the projection at the chosen block tells tokens of
+The truth is known for every token here. Token AUROC: how well the projection at the chosen block separates tokens of
 sentences that show the trait from other tokens.
 
 - **within reply**: only replies whose system prompt demands the trait; the tokens that show it against the neutral
   tokens of the same replies. This says *when*.
 - **all tokens**: against all other tokens of {validation[known[0]]["token_auroc"]["n"]} held-out replies, most of
-  which have another system prompt. A score that depends only on the system prompt reaches the value under "prompt
-  alone".
+  which have another system prompt. A score that depends only on the system prompt would reach the value under
+  "prompt alone".
 - **cue as negative**: the same, with the sentence that announces a trait without showing it (its cue) counted as "not
   the trait". The other columns leave it out.
 

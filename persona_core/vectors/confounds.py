@@ -28,14 +28,14 @@ REFUSALS = (
     r"\bi (?:do not|don't) feel comfortable\b",
     r"\bas an ai(?: language)?(?: model| assistant)?,? i (?:cannot|can ?not|can't|am (?:not able|unable)|won't|must)\b",
 )
-"""Phrases that decline, searched in the first 200 characters; case and kind of apostrophe do not matter."""
+"""Phrases that decline, searched in the first 200 characters, ignoring case and the kind of apostrophe."""
 _REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 
 
 def refuses(text: str) -> bool:
     """Whether a reply begins by declining, with one of the phrases in `REFUSALS`.
 
-    English phrases only, and few: polite detours are missed, so that turns of phrase are not taken for refusals.
+    English only, and few phrases: indirect refusals are missed, so that idioms are not taken for refusals.
 
     >>> refuses("I'm sorry, but I can't help with that."), refuses("I can't help but smile. You cannot lose.")
     (True, False)
@@ -46,7 +46,7 @@ def refuses(text: str) -> bool:
 def confounds(
     projections: np.ndarray, choice: HeldOut, report: HeldOut, tables: TokenTables, estimate: Callable[[Statistic], Any]
 ) -> dict[str, dict[str, Any]]:
-    """The AUROC of each confound alone, and how far the vector is ahead of it.
+    """The AUROC of each confound alone, and the vector's lead over it.
 
     Args:
         projections: of the replies of `report` on the vector, `[n]`.

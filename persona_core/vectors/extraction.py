@@ -106,7 +106,7 @@ def logistic_probe(sides: Sides, c: float = PROBE_C) -> np.ndarray:
         positive, negative = sides_here  # [n, d_model] each
         both = np.concatenate([positive, negative])
         spread = both.std(0)
-        spread[spread == 0] = np.inf  # a channel that never changes says nothing
+        spread[spread == 0] = np.inf  # a channel that never changes carries no information
         fit = LogisticRegression(C=c, max_iter=1000).fit((both - both.mean(0)) / spread, labels)
         direction = fit.coef_[0] / spread  # [d_model]
         norm = np.linalg.norm(direction)
@@ -199,7 +199,7 @@ def keep(
 ) -> KeptReplies:
     """The filter: coherence >= 50, and trait >= 50 on the positive side or < 50 on the negative.
 
-    A reply without scores is never kept, nor is an empty one.
+    Replies that are empty or lack scores are never kept.
 
     Raises:
         SettingError: fewer than two are left on a side; the message shows the counts.

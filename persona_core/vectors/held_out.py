@@ -1,4 +1,4 @@
-"""Held-out replies with their pooled states and scores: what a vector is chosen on, and what it is reported on."""
+"""Held-out replies with their pooled states and scores: used to choose a vector's block, and to report on it."""
 
 from __future__ import annotations
 

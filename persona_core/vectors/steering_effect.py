@@ -104,7 +104,7 @@ def steering_effect(
     curve = _curve(scores, plan, len(questions), n_resamples)
     norm = float(vectors.tensor(trait.name)[block].norm())
     curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), "unanswered": unanswered, **curve}
-    if kept is not None and not unanswered:  # a later call asks again what failed
+    if kept is not None and not unanswered:  # a later call retries what failed
         write_whole(kept, json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n")
     return curve
 

@@ -103,7 +103,7 @@ class PersonaVectors:
             self.tensor(trait)
             shape = (self.n_blocks, len(null.probabilities))
             if (null.mean.shape, null.std.shape, null.quantiles.shape) != (shape[:1], shape[:1], shape):
-                raise VectorsMismatch(f"The null of {trait!r} is not for {self.n_blocks} blocks.")
+                raise VectorsMismatch(f"The null of {trait!r} does not cover {self.n_blocks} blocks.")
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ class PersonaVectors:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every number that a score depends on."""
+        """16 hex digits of a hash over every number that a score depends on."""
         digest = hashlib.sha256()
         for trait in self.traits:
             digest.update(trait.encode() + b"\0" + self.tensors[trait].numpy().tobytes())
@@ -172,14 +172,14 @@ class PersonaVectors:
         made_with, template = base.get("name"), base.get("template_fingerprint")
         if made_with and Path(str(made_with)).name != Path(lm.name).name:
             warnings.warn(
-                f"The vectors were extracted from {made_with!r}, the model is {lm.name!r}: scores may mean less.",
+                f"The vectors were extracted from {made_with!r}, but the model is {lm.name!r}: scores may mean little.",
                 PersonaWarning,
                 stacklevel=3,
             )
         if template and template != lm.chat.fingerprint:
             warnings.warn(
-                f"The chat template differs from the one the vectors were extracted with ({template} there, "
-                f"{lm.chat.fingerprint} here): the null may not hold.",
+                f"The chat template differs from the vectors' ({template} there, {lm.chat.fingerprint} here): "
+                "the null may not hold.",
                 PersonaWarning,
                 stacklevel=3,
             )

@@ -192,9 +192,9 @@ def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
     assert "elicit them first" in refused(options(traits, tmp_path / "out", "--estimate"), capsys)
     assert extract.main(options(traits, whole, "--estimate")) == 0
     said = capsys.readouterr().out
-    assert "0 questions, free of charge" in said
+    assert "0 questions, no cost" in said
     # 2 traits x 3 arms and strengths x 2 questions x 2 scores.
-    assert "up to 24 questions more" in said
+    assert "up to 24 more questions" in said
 
 
 # Bad input.
@@ -302,7 +302,7 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
         assert "Judging will take" in capsys.readouterr().out and not server.requests
         assert extract.main(arguments) == 1
         said = capsys.readouterr()
-        assert "missing: the judge's answer on reply" in said.err and "content too long" in said.err
+        assert "missing: the judge's answer about reply" in said.err and "content too long" in said.err
         assert "Cost of judging:" in said.out
         paid = len(server.requests)
         assert extract.main(arguments) == 0

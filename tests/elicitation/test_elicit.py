@@ -153,7 +153,7 @@ def test_states_are_read_by_reply_by_block_and_by_choice(tmp_path: Path) -> None
         some = [7, 0, 7]
         assert (np.stack(list(states.take(some))) == whole[some]).all()
         assert (states.take(some).take([1]).block(1) == whole[[0], 1]).all()
-        with pytest.raises(SettingError, match="stored are: reply_mean"):
+        with pytest.raises(SettingError, match="stored: reply_mean"):
             store.states(store.replies(), "prompt_last").block(0)
 
 
