@@ -1,1 +1,1 @@
-"""The figures of the documentation: tables and single numbers, written into marked places of pages that people edit."""
+"""The figures of the documentation: tables and single numbers, written into marked parts of hand-written pages."""

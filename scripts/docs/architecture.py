@@ -35,7 +35,7 @@ def rooms() -> Graph:
 
 
 def reduced(graph: Graph) -> Graph:
-    """The graph without arrows that a longer way implies.
+    """The graph without arrows that a longer path implies.
 
     >>> reduced({"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()})["a"]
     frozenset({'b'})
@@ -63,7 +63,7 @@ def listing() -> str:
 
 
 def outside() -> str:
-    """The packages that stand on the library."""
+    """The packages that build on the library."""
     return table(("package", "purpose", "files"), [_row(PROJECT_ROOT / name) for name in OUTSIDE])
 
 

@@ -1,9 +1,9 @@
-"""Fill the marked places of README.md and docs/*.md with stored figures. The prose around them is written by hand.
+"""Fill the marked parts of README.md and docs/*.md with stored figures. The prose around them is written by hand.
 
-    python -m scripts.docs            # rewrite what stands in the marked places
+    python -m scripts.docs            # rewrite the marked parts
     python -m scripts.docs --check    # change nothing; exit 1 if a page is out of date
 
-A table (or a drawing) stands between two comments, on lines of its own:
+A table (or a drawing) stands between two comments, each on its own line:
 
     <!-- table: onset-power -->
     ...
@@ -28,7 +28,7 @@ from scripts.docs import architecture, demo_model, errors, published_runs, speed
 from scripts.docs.stored import number
 
 TABLES = architecture.TABLES | demo_model.TABLES | errors.TABLES | published_runs.TABLES | speed.TABLES
-INSIDE = r"((?:(?!<!-- ).)*)"  # a marked place ends at the next comment, which must be its own end
+INSIDE = r"((?:(?!<!-- ).)*)"  # a marked part ends at the next comment, which must be its end
 TABLE = re.compile(rf"^<!-- table: (\S+) -->\n{INSIDE}^<!-- end -->$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(rf"(?<=[^\n])<!-- = ([^>]+) -->{INSIDE}<!-- / -->", re.DOTALL)  # a comment cannot begin a line
 
@@ -55,23 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pages() -> list[Path]:
-    """The pages that may hold marked places."""
+    """The pages that may have marked parts."""
     return [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
 
 
 def fill(page: str) -> str:
-    """A page with its marked places up to date.
+    """A page with its marked parts up to date.
 
     Raises:
-        ValueError: a marked place that does not end, or a number at the start of a line, where Markdown would take the
+        ValueError: a marked part that does not end, or a number at the start of a line, where Markdown would take the
             whole line for HTML.
 
     >>> fill("<!-- table: none -->")
     Traceback (most recent call last):
-    ValueError: 1 tables are marked, but 0 of them have an end and the right place.
+    ValueError: 1 of the page's tables are marked, but 0 are complete.
     """
     for what, mark, pattern in (("tables", "<!-- table: ", TABLE), ("numbers", "<!-- = ", NUMBER)):
         if (marked := page.count(mark)) != (ended := len(pattern.findall(page))):
-            raise ValueError(f"{marked} {what} are marked, but {ended} of them have an end and the right place.")
+            raise ValueError(f"{marked} of the page's {what} are marked, but {ended} are complete.")
     page = TABLE.sub(lambda m: f"<!-- table: {m[1]} -->\n{TABLES[m[1]]()}\n<!-- end -->", page)
     return NUMBER.sub(lambda m: f"<!-- = {m[1]} -->{number(m[1])}<!-- / -->", page)

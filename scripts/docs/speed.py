@@ -86,7 +86,7 @@ def many() -> str:
 
 
 def gpu() -> str:
-    """The GPU suite; cells say so where nothing was measured."""
+    """The GPU suite; unmeasured cells say so."""
     rows, found = [], cases("gpu")
     for shape in SHAPES:
         for batch in (1, 32):
@@ -127,15 +127,15 @@ def machines() -> str:
     return table(("suite", "processor", "system", "versions"), rows)
 
 
-def verdict(ratio: Figure, most: float) -> str:
+def verdict(ratio: Figure, target: float) -> str:
     """Whether a target is met: by the whole interval, not by its middle."""
-    if ratio["high"] <= most:
+    if ratio["high"] <= target:
         return "met"
-    return "missed" if ratio["low"] > most else "open"
+    return "missed" if ratio["low"] > target else "open"
 
 
 def say(ratio: Figure) -> str:
-    """A ratio with its interval, or with the range of its pairs where they are too few for one."""
+    """A ratio with its interval, or with the range of its pairs where there are too few for an interval."""
     low, high = f"{ratio['low']:.3f}", f"{ratio['high']:.3f}"
     if ratio["n"] == 1:
         return f"{ratio['value']:.3f} (one pair)"

@@ -37,14 +37,14 @@ def _path(name: str) -> Path:
     return SOURCES.get(name, MEASURED / f"{name}.json")
 
 
-def number(place: str) -> str:
+def number(path: str) -> str:
     """A stored number: the results' name, keys and indices into them, and after a bar a format specification.
 
     >>> number("onset rate | .0%")
     '5 %'
     """
-    path, _, spec = (part.strip() for part in place.partition("|"))
-    name, *keys = path.split()
+    words, _, spec = (part.strip() for part in path.partition("|"))
+    name, *keys = words.split()
     found = stored(name)
     for key in keys:
         found = found[int(key)] if isinstance(found, list) else found[key]
