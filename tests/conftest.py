@@ -17,8 +17,6 @@ import torch
 from tests.support import pages
 from tests.support.tiny import Maker, random_vectors, tiny_lm
 
-# In the processes that tests start: threads that wait for each other make no headway on a busy machine.
-os.environ["OMP_NUM_THREADS"] = "1"
 # Read when `datasets` is imported. Its cache goes by names of folders, and would hand rows of one run to the next.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-cache-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
