@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from persona_core.utils.lazy import lazy_names
 from persona_core.utils.version import __version__ as __version__
 
-_HOME = {
+_MODULES = {
     "Branch": "monitor.branching",
     "Detectors": "analysis.detectors",
     "ElicitationPlan": "elicitation.elicit",
@@ -22,7 +22,7 @@ _HOME = {
     "ReplyStore": "elicitation.store",
     "Sampling": "inference.sampling",
     "Steer": "inference.steering",
-    "Step": "monitor.monitor",
+    "Step": "monitor.step",
     "Trace": "traces.trace",
     "TraitDefinition": "elicitation.traits",
     "elicit": "elicitation.elicit",
@@ -50,12 +50,13 @@ if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
     from persona_core.models.loading import load_model, wrap_model
     from persona_core.monitor.branching import Branch
-    from persona_core.monitor.monitor import PersonaMonitor, Step
+    from persona_core.monitor.monitor import PersonaMonitor
+    from persona_core.monitor.step import Step
     from persona_core.pipeline import make_vectors, validate_vectors
     from persona_core.traces.trace import Trace
     from persona_core.vectors.vectors import PersonaVectors
 
-__getattr__ = lazy_names(__name__, _HOME)
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

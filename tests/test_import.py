@@ -1,4 +1,4 @@
-"""What an import costs: the package by itself loads neither torch nor transformers nor the app."""
+"""What an import costs: the package alone loads neither torch nor transformers nor the app."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from persona_core.errors import PersonaError, ServerError
+from persona_core.utils.checks import check_integer
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -93,10 +94,10 @@ def ask_all(
         Each item with its answer; or with None and the reason.
 
     Raises:
+        SettingError: no concurrency.
         ServerError: no further request can succeed: a bad key, no such model, or too many failures in a row.
     """
-    if concurrency < 1:
-        raise ServerError(f"concurrency={concurrency!r}; expected an integer of at least 1.")
+    check_integer("concurrency", concurrency)
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     arrived: queue.SimpleQueue[tuple[Item, Answer | None, str] | ServerError] = queue.SimpleQueue()
     for item in items:

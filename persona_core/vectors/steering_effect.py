@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.statistics import Estimate, over_clusters
+from persona_core.analysis.statistics import over_clusters
 from persona_core.elicitation.elicit import write_replies
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import SettingError
@@ -261,11 +261,6 @@ def _level(values: np.ndarray) -> float:
 
 def _figure(values: np.ndarray, n_resamples: int) -> dict[str, float | int] | None:
     """Mean of the known scores, with an interval over questions; None without any."""
-    found = _mean(values, n_resamples)
-    return None if found is None else found.to_dict()
-
-
-def _mean(values: np.ndarray, n_resamples: int) -> Estimate | None:
     known = np.isfinite(values)
     if not known.any():
         return None
@@ -274,7 +269,8 @@ def _mean(values: np.ndarray, n_resamples: int) -> Estimate | None:
     def mean(weights: np.ndarray) -> float:
         return float(weights @ flat / weights.sum()) if weights.sum() else float("nan")
 
-    return over_clusters(mean, clusters, n_resamples)
+    found = over_clusters(mean, clusters, n_resamples)
+    return None if found is None else found.to_dict()
 
 
 def _fingerprint(

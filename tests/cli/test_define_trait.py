@@ -92,7 +92,7 @@ def test_an_unreachable_server_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert "cannot be reached" in capsys.readouterr().err
 
 
-def test_a_server_without_structured_output_is_asked_in_words(tmp_path: Path) -> None:
+def test_a_server_without_structured_output_gets_plain_text(tmp_path: Path) -> None:
     def answer(body: dict[str, Any], _number: int) -> Answer:
         refused = "response_format" in body
         return error(400, "response_format is not supported") if refused else completion(f"Here: ```{draft()}```")
@@ -113,6 +113,6 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.Captu
     assert run(tmp_path, lambda _b, _n: completion(draft()), "--force")[0] == 0
 
 
-def test_the_judges_frame_keeps_its_placeholders_whatever_the_rubric_says() -> None:
+def test_the_judges_frame_keeps_its_placeholders_with_any_rubric() -> None:
     prompt = judge_prompt("Is {question}.", "0 {answer} 100 {x}")
     assert prompt.count("{question}") == prompt.count("{answer}") == 1 and "{x}" not in prompt

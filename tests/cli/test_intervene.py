@@ -117,7 +117,7 @@ def test_the_sentences_of_a_reply_are_judged_as_the_grammar_has_them() -> None:
         judge.marker("kindness")
 
 
-def test_no_sentence_is_asked_about_twice_and_one_without_an_answer_is_missing() -> None:
+def test_no_sentence_is_judged_twice_and_one_without_an_answer_is_missing() -> None:
     silent = Silent()
     judge = SentenceJudge(silent, DEFINITIONS)
     trace = Trace.from_row(load_results(SHIPPED, "contaminated")[0])

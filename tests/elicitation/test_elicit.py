@@ -1,4 +1,4 @@
-"""Eliciting replies: what is asked, what is pooled, and what a kill, a full memory or a bad prompt costs."""
+"""Eliciting replies: what is asked, what is pooled, and what a kill, exhausted memory or a bad prompt costs."""
 
 from __future__ import annotations
 

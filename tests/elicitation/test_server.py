@@ -28,7 +28,7 @@ def run(store: ReplyStore, url: str, **changes: Any) -> list[Any]:
     return elicit_served(lm, plan(), store, "m", url, **settings)
 
 
-def test_the_server_is_asked_what_the_plan_says_and_the_local_model_reads_the_answers(tmp_path: Path) -> None:
+def test_the_server_gets_the_requests_of_the_plan_and_the_local_model_reads_the_answers(tmp_path: Path) -> None:
     lm = tiny_lm("llama", "chatml")
     with serving(answer) as server, ReplyStore(tmp_path) as store:
         assert run(store, server.url) == []
@@ -46,7 +46,7 @@ def test_the_server_is_asked_what_the_plan_says_and_the_local_model_reads_the_an
         assert oracle.relative_error(state, wanted) < 1e-4
 
 
-def test_what_arrived_is_never_asked_for_again(tmp_path: Path) -> None:
+def test_what_arrived_is_never_requested_again(tmp_path: Path) -> None:
     def half(body: dict[str, Any], number: int) -> Answer:
         return answer(body, number) if number <= 6 else error(500, "down")
 

@@ -152,7 +152,7 @@ values = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(field=st.sampled_from(sorted(record())), value=values)
-def test_whatever_a_field_holds_it_loads_or_is_refused(tmp_path_factory: Any, field: str, value: Any) -> None:
+def test_any_value_of_a_field_loads_or_is_refused(tmp_path_factory: Any, field: str, value: Any) -> None:
     path = written(tmp_path_factory.mktemp("traits"), {**record(), field: value})
     try:
         trait = TraitDefinition.load(path)

@@ -113,7 +113,7 @@ def test_two_readings_of_one_reply_are_refused() -> None:
 # ---- tokens ----
 
 
-def test_a_token_lies_in_the_mark_that_holds_its_last_character() -> None:
+def test_a_token_belongs_to_the_annotation_of_its_last_character() -> None:
     #         0-2    3-5    6    7   half an e-acute, and the rest: 8-9   10
     pieces = ["Yes", ". N", "o", ".", "", "", " é", "!"]
     trace = reply([0.0] * 8, pieces)
@@ -201,7 +201,7 @@ def test_a_faulty_file_is_named_with_line_and_field(tmp_path: Path, change: Any,
 # ---- the command ----
 
 
-def test_the_demo_judge_marks_the_shipped_replies_token_by_token_as_the_grammar_does(results: Path) -> None:
+def test_the_demo_judge_annotates_the_shipped_replies_token_by_token_as_the_grammar_does(results: Path) -> None:
     assert mark.main(["--results", str(results), "--traits", str(TRAITS), "--judge", DEMO_JUDGE]) == 0
     marks, world = load_annotations(results / "analysis" / "marks.jsonl"), load_world()
     n_shown = 0
@@ -218,7 +218,7 @@ def test_the_demo_judge_marks_the_shipped_replies_token_by_token_as_the_grammar_
     assert n_shown > 4000 and {m.score for m in marks} == {100.0} and {m.how for m in marks} == {"truth"}
 
 
-def test_marks_of_other_runs_and_traits_are_kept_and_the_same_command_changes_nothing(results: Path) -> None:
+def test_annotations_of_other_runs_and_traits_are_kept_and_the_same_command_changes_nothing(results: Path) -> None:
     path = results / "analysis" / "marks.jsonl"
     mine = Annotation("pilot-01", "baseline", "sycophancy", 0, 5, None, "me")
     other = Annotation("pilot-01", "contaminated", "verbosity", 0, 5, None, "me")

@@ -1,4 +1,4 @@
-"""What a judge is asked, what its answers mean, and that no answer is lost or asked for twice."""
+"""What a judge is asked, what its answers mean, and that no answer is lost or requested twice."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_only_an_answer_that_is_a_number_is_one(text: str, number: float | None)
 
 
 @given(st.text())
-def test_whatever_is_answered_is_a_number_in_range_or_none(text: str) -> None:
+def test_any_answer_is_a_number_in_range_or_none(text: str) -> None:
     value = read_number(text)
     assert value is None or 0 <= value <= 100
 
@@ -95,7 +95,7 @@ def test_the_expectation_is_over_whole_numbers_from_0_to_100_only() -> None:
     assert expectation({"50": 0.25, "x": 0.75}) == 50.0
 
 
-def test_each_reply_to_an_instruction_is_asked_about_twice_and_a_neutral_one_not(tmp_path: Path) -> None:
+def test_each_reply_to_an_instruction_gets_two_questions_and_a_neutral_one_none(tmp_path: Path) -> None:
     with filled(tmp_path) as store:
         questions = questions_for(store.replies(), TRAITS)
         assert len(questions) == 16 and sum(q.trait == COHERENCE for q in questions) == 8
@@ -104,7 +104,7 @@ def test_each_reply_to_an_instruction_is_asked_about_twice_and_a_neutral_one_not
             questions_for(store.replies(), TRAITS[:1])
 
 
-def test_verdicts_are_kept_and_only_what_is_missing_is_asked_again(tmp_path: Path) -> None:
+def test_verdicts_are_kept_and_only_what_is_missing_is_requested_again(tmp_path: Path) -> None:
     silent = Scripted(lambda q: None if q.key.startswith("3/") else Score(40.0, "text"))
     with filled(tmp_path) as store:
         judged = judge_replies(silent, store, TRAITS, progress=False)
@@ -153,7 +153,7 @@ def test_another_wording_of_the_question_of_coherence_is_another_judge(
             judge_cross_trait(Scripted(), store, TRAITS, n=1, progress=False)
 
 
-def test_a_reply_that_was_written_anew_has_no_verdict_until_it_is_judged(tmp_path: Path) -> None:
+def test_a_rewritten_reply_has_no_verdict_until_it_is_judged(tmp_path: Path) -> None:
     with filled(tmp_path) as store:
         judge_replies(Scripted(), store, TRAITS, progress=False)
         judge_cross_trait(Scripted(), store, TRAITS, n=2, progress=False)

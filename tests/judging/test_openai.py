@@ -209,7 +209,7 @@ def test_a_caller_that_stops_early_stops_the_requests() -> None:
 
 @pytest.mark.slow
 def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
-    """Killed in the middle; the second run asks for what did not arrive. Only what was under way is asked again."""
+    """Killed in the middle; the second run asks for what did not arrive. Only what was in flight is requested again."""
     script = tmp_path / "run.py"
     script.write_text(
         textwrap.dedent(
@@ -310,7 +310,7 @@ def test_a_key_that_is_withdrawn_ends_the_run_at_once() -> None:
         assert len(server.requests) == 6
 
 
-def test_an_answer_that_was_all_hidden_reasoning_is_no_answer_and_is_asked_again(tmp_path: Path) -> None:
+def test_an_answer_that_was_all_hidden_reasoning_is_no_answer_and_is_retried(tmp_path: Path) -> None:
     status, cut_off = completion("")
     cut_off["choices"][0]["finish_reason"] = "length"
     with serving(lambda _b, n: (status, cut_off) if n == 1 else completion("10")) as server:

@@ -296,7 +296,7 @@ def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, 
     assert len(settings_of(empty)) == 4
 
 
-def test_somebody_elses_commit_meanwhile_is_not_overwritten_unseen(empty: Hub) -> None:
+def test_a_concurrent_commit_is_not_overwritten(empty: Hub) -> None:
     empty.before_commit = lambda repo: repo.commit("theirs", {**repo.commits[-1][2], "theirs.txt": b"x"})
     done = publish()
     assert done.returncode == 1 and "The repository was changed in the meantime" in done.stderr
@@ -391,7 +391,7 @@ def test_a_connection_that_is_cut_every_time_is_a_sentence_and_leaves_no_broken_
     assert again.returncode == 0 and again.stdout.strip() == PersonaVectors.from_pretrained(VECTORS).fingerprint
 
 
-def test_a_server_that_fails_for_a_while_is_asked_again_or_named(published: Hub) -> None:
+def test_a_server_that_fails_for_a_while_is_retried_or_named(published: Hub) -> None:
     published.faults.append(Fault("GET", "resolve/main/vectors.safetensors", 503, times=99))
     done = load()
     published.faults.clear()

@@ -1,4 +1,4 @@
-"""The null of a vector: its projection over the tokens of neutral replies, held against numpy."""
+"""The null of a vector: its projection over the tokens of neutral replies, compared with numpy."""
 
 from __future__ import annotations
 

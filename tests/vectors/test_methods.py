@@ -62,7 +62,7 @@ def test_means_accumulate_beyond_float32() -> None:
     assert np.allclose(mean_difference(sides(positive, negative)), wanted, rtol=1e-4)
 
 
-def test_a_running_mean_is_the_mean_whatever_the_order() -> None:
+def test_a_running_mean_is_the_mean_in_any_order() -> None:
     states = np.random.default_rng(1).normal(size=(9, 2, 3))
     for order in (range(9), range(8, -1, -1)):
         running = RunningMean()

@@ -185,7 +185,7 @@ def test_replies_are_not_taken_from_another_model_or_seed(tmp_path: Path) -> Non
     assert silent.asked
 
 
-def test_a_question_that_chose_the_block_is_not_asked_for_want_of_others() -> None:
+def test_a_question_that_chose_the_block_is_not_reused_for_lack_of_others() -> None:
     lone = trait("candour", n=1)
     with pytest.raises(SettingError, match="1 evaluation question"):
         steering_effect(tiny_lm("llama", "chatml"), vectors(), lone, ByLength(), PLAN, progress=False)

@@ -236,7 +236,7 @@ def test_a_vector_along_a_drift_is_flagged_and_one_without_is_not() -> None:
 
 
 def test_a_vector_that_does_no_more_than_add_up_tokens_is_flagged() -> None:
-    """The states are the mean of what each token projects as, whatever stands around it."""
+    """The states are the mean of what each token projects as, regardless of context."""
     worth = {i: float(i % 2) for i in range(30)}
 
     def plant(j: JudgedReplies, rng: np.random.Generator) -> JudgedReplies:
@@ -256,7 +256,7 @@ def test_a_vector_that_does_no_more_than_add_up_tokens_is_flagged() -> None:
 
 
 def elsewhere() -> CrossTrait:
-    """Replies asked for another trait, along axis 5, that show none of this one."""
+    """Replies elicited for another trait, along axis 5, that show none of this one."""
     rng = np.random.default_rng(0)
     states = rng.normal(0, 0.5, (40, N_BLOCKS, D_MODEL))
     states[:, :, 5] += 3
@@ -274,7 +274,7 @@ def test_a_vector_that_goes_with_another_trait_as_well_is_flagged() -> None:
 
 
 def test_own_minus_best_other_is_that_of_plain_loops() -> None:
-    """Which other is best is found anew in each resample of the questions."""
+    """Which other is best is recomputed in each resample of the questions."""
     made_of, read, across = judged(1), judged(2), elsewhere()
     own = mean_difference(extracted(made_of).sides)
     blends = [own + 2 * np.linalg.norm(own[BEST]) * axis(n) for n in (6, 7)]  # about as good as each other

@@ -145,7 +145,7 @@ def test_the_fingerprint_changes_with_every_number_that_a_score_depends_on() -> 
     assert noted.fingerprint == vectors.fingerprint
 
 
-def test_a_selection_keeps_the_order_asked_for_and_the_numbers() -> None:
+def test_a_selection_keeps_the_requested_order_and_the_numbers() -> None:
     vectors = calibrated()
     chosen = vectors.select(["malice"])
     assert chosen.traits == ("malice",) and torch.equal(chosen.tensor("malice"), vectors.tensor("malice"))
@@ -392,7 +392,7 @@ def test_a_folder_that_does_not_exist_is_not_found(source: str) -> None:
 
 
 def test_a_repository_that_cannot_be_reached_is_not_found(tmp_path: Path) -> None:
-    """In a process of its own: the Hub library looks at its settings once."""
+    """In a separate process: the Hub library looks at its settings once."""
     code = (
         "from persona_core.utils.hub import fetch\n"
         "from persona_core.errors import NotFound\n"
