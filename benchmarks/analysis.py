@@ -33,9 +33,9 @@ def main() -> int:
         command = [sys.executable, "-m", "scripts.analyse", "--results", str(results), "--vectors", str(vectors)]
         seconds = []
         for _ in range(RUNS):
-            begun = time.monotonic()
+            started = time.monotonic()
             subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True)
-            seconds.append(time.monotonic() - begun)
+            seconds.append(time.monotonic() - started)
         found = json.loads((results / "analysis" / "findings.json").read_text(encoding="utf-8"))
         figures = {
             "seconds": round(statistics.median(seconds), 1),

@@ -1,4 +1,4 @@
-"""What the measurements share: where figures are kept, and the demo model."""
+"""What the measurements share: where figures are stored, and the demo model."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def _above(rng: np.random.Generator, n: int) -> Intervals:
 
 
 def _tokens(rng: np.random.Generator, n: int, explained: float) -> Intervals:
-    """Forty token ids, some often and some seldom, each with a level that is the same in all data sets."""
+    """Forty token ids, some frequent and some rare, each with a level that is the same in all data sets."""
     often = 1 / np.arange(1, 41)
     often /= often.sum()
     level = np.random.default_rng(0).normal(size=40)
@@ -276,13 +276,13 @@ def _pooled(hits: np.ndarray, totals: np.ndarray) -> Callable[[np.ndarray], floa
 
 
 def _of_the_logit(statistic: Callable[[np.ndarray], float], clusters: np.ndarray) -> Estimate | None:
-    """A jackknife where a figure between 0 and 1 is closer to normal: on the scale of its logit."""
+    """A jackknife on the logit scale, where a figure between 0 and 1 is closer to normal."""
     found = jackknifed(lambda w: float(logit(statistic(w))), clusters)
     return found and Estimate(float(expit(found.value)), float(expit(found.low)), float(expit(found.high)), found.n)
 
 
 def _of_a_mean(x: np.ndarray) -> Mapping[str, Estimate | None]:
-    """The library's interval, and what else is used: percentiles as they are, BCa, studentised, Student's t."""
+    """The library's interval, and common alternatives: percentiles as they are, BCa, studentised, Student's t."""
     n, value = len(x), float(x.mean())
     draws = x[np.random.default_rng(0).integers(n, size=(N_RESAMPLES, n))]  # [n_resamples, n]
     samples, error = draws.mean(1), float(x.std(ddof=1) / np.sqrt(n))

@@ -1,4 +1,4 @@
-"""WHERE, measured: what is known before a trait shows, compared with what needs no vectors; what stepping in changes.
+"""WHERE, measured: early warning compared with baselines that need no vectors, and what an intervention changes.
 
     python -m benchmarks.early_warning [simulated] [texts] [window]
 
@@ -130,7 +130,7 @@ def grouped() -> dict[str, Any]:
 
 
 def noise(seed: int) -> dict[str, Any]:
-    """White noise and a constant have nothing to warn of."""
+    """White noise and a constant must give no warning."""
     rng = np.random.default_rng(seed)
     neutral = [rng.normal(size=int(rng.integers(40, 140))) for _ in range(800)]
     trait = [rng.normal(size=int(rng.integers(40, 140))) for _ in range(100)]

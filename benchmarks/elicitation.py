@@ -2,7 +2,7 @@
 
     python -m benchmarks.elicitation
 
-Three ways over the same batches, alternating, so that a busy machine slows all three alike:
+Three ways over the same batches, alternating, so a busy machine slows all three alike:
 
 - writing alone: the decode loop, nothing read;
 - elicit + extract: states pooled while writing, replies and states stored, the vector made from the stored states;
@@ -78,7 +78,7 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
     seconds: dict[str, list[float]] = {"alone": [], "ours": [], "two passes": []}
     with tempfile.TemporaryDirectory() as folder, ReplyStore(folder) as store:
         for batch in batches:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             write_alone(lm, plan, batch)
             alone = time.perf_counter()
             written = write_batch(lm, plan, batch)
@@ -87,15 +87,15 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
             write_alone(lm, plan, batch)
             second_pass(lm, written.replies)
             twice = time.perf_counter()
-            for way, value in zip(seconds, (alone - begun, ours - alone, twice - ours), strict=True):
+            for way, value in zip(seconds, (alone - started, ours - alone, twice - ours), strict=True):
                 seconds[way].append(value)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         replies = store.replies()
         positive = [r for r in replies if r.request.side == "positive"] or replies[::2]
         negative = [r for r in replies if r.request.side == "negative"] or replies[1::2]
         states = (store.states(side) for side in (positive, negative, []))
         mean_difference(Sides(*states))
-        extraction_share = (time.perf_counter() - begun) / len(batches)
+        extraction_share = (time.perf_counter() - started) / len(batches)
     alone_s, ours_s, twice_s = (np.array(values[1:]) for values in seconds.values())  # the first is a warm-up
     return {
         "alone_s": round(float(np.median(alone_s)), 3),

@@ -1,4 +1,4 @@
-"""From a clone to a page that answers: what a newcomer waits for and downloads.
+"""From a clone to a first reply: what a newcomer waits for and downloads.
 
     python -m benchmarks.first_run
 
@@ -35,14 +35,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", str(PROJECT_ROOT), str(clone)], check=True)
-        begun = time.monotonic()
+        started = time.monotonic()
         environment = {**os.environ, "PIP_CACHE_DIR": str(Path(folder) / "cache"), "PIP_PROGRESS_BAR": "off"}
         run = subprocess.run(["make", "install"], cwd=clone, env=environment, capture_output=True, text=True)
         if run.returncode:
             print(run.stdout[-3000:], run.stderr[-3000:], file=sys.stderr)
             return run.returncode
         figures: dict[str, Any] = {
-            "install_s": round(time.monotonic() - begun, 1),
+            "install_s": round(time.monotonic() - started, 1),
             "download_mb": round(downloaded(run.stdout)),
             "environment_mb": round(size(clone / ".venv") / 1e6),
         }
@@ -67,13 +67,13 @@ def size(folder: Path) -> int:
 
 def start_and_ask(clone: Path) -> tuple[float, float]:
     """Seconds from the start of the server to the first view, and from the click on Send to the whole reply."""
-    with server(clone) as (begun, url), sync_playwright() as playwright:
+    with server(clone) as (started, url), sync_playwright() as playwright:
         browser = launch(playwright)
         try:
             page = browser.new_page()
             open_when_up(page, url)
             page.wait_for_selector(".tv[data-state=done]", timeout=60_000)
-            view = time.monotonic() - begun
+            view = time.monotonic() - started
             page.locator("#prompt textarea").fill("Should I quit my job?")
             clicked = time.monotonic()
             page.locator("#generate").click()
@@ -102,12 +102,12 @@ def server(clone: Path) -> Iterator[tuple[float, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "PERSONA_PORT": str(port), "PERSONA_HOST": "127.0.0.1"}
-    begun = time.monotonic()
+    started = time.monotonic()
     process = subprocess.Popen(
         [str(clone / ".venv" / "bin" / "python"), "app.py"], cwd=clone, env=environment, stdout=subprocess.DEVNULL
     )
     try:
-        yield begun, f"http://127.0.0.1:{port}"
+        yield started, f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(timeout=20)

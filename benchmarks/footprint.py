@@ -31,7 +31,7 @@ def memory(rounds: int = 6) -> dict[str, Any]:
 
 def start_up(rounds: int = 5) -> dict[str, Any]:
     """Seconds that `import persona_core` takes, without the start of the interpreter."""
-    code = "import time; begun = time.perf_counter(); import persona_core; print(time.perf_counter() - begun)"
+    code = "import time; started = time.perf_counter(); import persona_core; print(time.perf_counter() - started)"
     seconds = [float(_out([sys.executable, "-c", code])) for _ in range(rounds)]
     loaded = _out([sys.executable, "-c", "import sys, persona_core; print('torch' in sys.modules)"])
     return {"import_s": round(float(np.median(seconds)), 4), "imports_torch": loaded == "True"}
@@ -67,7 +67,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> int:
-    """Bytes; on other systems that of the whole process."""
+    """Bytes; outside Linux the peak of the whole process."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

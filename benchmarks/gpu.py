@@ -1,4 +1,4 @@
-"""The GPU suite: models of real shape in bfloat16, random weights. Each model is freed before the next one is made."""
+"""The GPU suite: models of real shapes in bfloat16, random weights. Each model is freed before the next one is made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _held: dict[str, LanguageModel] = {}
 
 
 def cases() -> dict[str, Callable[[], dict[str, Any]]]:
-    """The cases, a model at a time."""
+    """The cases, one model at a time."""
     if not torch.cuda.is_available():
         raise SystemExit("The suite gpu needs a CUDA GPU; none was found.")
     found: dict[str, Callable[[], dict[str, Any]]] = {
@@ -80,14 +80,14 @@ def bound(lm: LanguageModel) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _bandwidth() -> float:
-    """Bytes a second of a matrix-vector product in bfloat16, the best of some."""
+    """Bytes per second of a bfloat16 matrix-vector product, the best of several."""
     matrix = torch.empty(2**17, 2**13, dtype=torch.bfloat16, device="cuda").fill_(0.01)  # 2 GiB
     vector = torch.ones(2**13, dtype=torch.bfloat16, device="cuda")
     best = float("inf")
     for _ in range(10):
-        begun = now()
+        started = now()
         torch.mv(matrix, vector)
-        best = min(best, now() - begun)
+        best = min(best, now() - started)
     return matrix.numel() * 2 / best
 
 

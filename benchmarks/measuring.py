@@ -1,4 +1,4 @@
-"""Ratios of ways to do the same work, alternating within one run, so that a busy machine slows all of them alike."""
+"""Ratios of ways to do the same work, alternating within one run, so a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def stepwise(ways: Mapping[str, Callable[[], Iterator[Any]]], warm_up: int = 4) 
     try:
         for step in itertools.count():
             for name in names[step % len(names) :] + names[: step % len(names)]:
-                begun = now()
+                started = now()
                 if next(running[name], None) is None:
                     return {name: times[warm_up : min(map(len, seconds.values()))] for name, times in seconds.items()}
-                seconds[name].append(now() - begun)
+                seconds[name].append(now() - started)
     finally:
         gc.enable()
         for one in running.values():
@@ -132,9 +132,9 @@ def _one_round(
     try:
         while running:
             name = min(running, key=lambda n: (done[n] / n_forwards.get(n, 1), names.index(n)))
-            begun = now()
+            started = now()
             running[name].switch(*(() if done[name] else (number,)))
-            spent[name] += now() - begun
+            spent[name] += now() - started
             done[name] += 1
             if running[name].dead:
                 del running[name]
@@ -150,14 +150,14 @@ def in_rounds(ways: Mapping[str, Callable[[int], Any]], rounds: int, warm_up: in
     for number in range(warm_up + rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()
-            begun = now()
+            started = now()
             ways[name](number)
-            seconds[name].append(now() - begun)
+            seconds[name].append(now() - started)
     return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def now() -> float:
-    """The clock, once the GPU has done what it was given."""
+    """The clock, once the GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -53,11 +53,11 @@ class Timed:
         return getattr(self._monitor, name)
 
     def stream(self, *args: Any, **settings: Any) -> Iterator[Any]:
-        begun = None
+        started = None
         for step in self._monitor.stream(*args, **settings):
-            begun = begun or time.monotonic()
+            started = started or time.monotonic()
             yield step
-        self.seconds.append(time.monotonic() - (begun or 0.0))
+        self.seconds.append(time.monotonic() - (started or 0.0))
 
 
 def main() -> int:
@@ -89,7 +89,7 @@ def main() -> int:
             page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
             page.locator("#controls").get_by_text("Settings", exact=True).click()
             page.wait_for_timeout(1000)  # the sheet opens
-            page.get_by_label("number input for Longest reply, tokens").fill(str(N_TOKENS))
+            page.get_by_label("number input for Maximum length, tokens").fill(str(N_TOKENS))
             page.keyboard.press("Tab")
             on_page(page, 0)
             assert page.locator("#view .tv-tok").count() > N_TOKENS, "the page asks for as many tokens"
@@ -129,13 +129,13 @@ def ratio(timed: Any, plain: Callable[[int], None], other: Callable[[int], None]
 
 
 def first_view(opened: Any, url: str) -> float:
-    begun = time.monotonic()
+    started = time.monotonic()
     opened.open(url, fresh=True).wait_for_selector("#view .tv-tok")
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def on_page(page: Any, seed: int) -> None:
-    """A reply on the page; returns when it stands there."""
+    """Write a reply on the page; returns when it is complete."""
     page.click("#new-chat")
     page.fill("#prompt textarea", f"Should I quit my job? {seed}")
     page.click("#generate")
@@ -145,7 +145,7 @@ def on_page(page: Any, seed: int) -> None:
 
 
 def scrub(opened: Any, n_tokens: int, n_traits: int, n_sides: int) -> dict[str, Any]:
-    """Steps of a drag of the slider, in milliseconds."""
+    """Steps of a slider drag, in milliseconds."""
     payload = make_payload(words(n_tokens - FIRST), traits=[f"trait {i}" for i in range(n_traits)], name="a")
     with tempfile.TemporaryDirectory() as folder:
         page = shower(opened.open, Path(folder))(payload if n_sides == 1 else pair_payload(payload, payload))

@@ -1,4 +1,4 @@
-"""What reading costs as it grows: traits, blocks, tokens before, prompts at once; and the picture of it."""
+"""How the cost of reading scales with traits, blocks, tokens before and prompts at once; and the picture of it."""
 
 from __future__ import annotations
 
