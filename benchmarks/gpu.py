@@ -51,8 +51,8 @@ def _model(name: str) -> LanguageModel:
 def bound(lm: LanguageModel) -> dict[str, Any]:
     """Writing at batch 1 with all blocks read: share of what the memory's bandwidth allows, and eager `generate`.
 
-    The bound is the time in which all weights that a token needs are read once, at the bandwidth that a product of a
-    large matrix and a vector reaches in the same run.
+    The bound is the time to read all weights that a token needs once, at the bandwidth that a product of a large matrix
+    and a vector reaches in the same run.
     """
     ids, read = prompts(1), directions(lm)
 

@@ -70,7 +70,9 @@ def add_traits(parser: argparse.ArgumentParser) -> None:
 
 def add_prompts(parser: Any) -> None:
     """Prompts that a model answers."""
-    parser.add_argument("--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all, or .jsonl files")
+    parser.add_argument(
+        "--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all, or .jsonl files (default: all)"
+    )
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:
@@ -95,4 +97,4 @@ def add_seed(parser: Any, what: str = "random seed for sampling") -> None:
 def add_reply_sampling(group: Any, max_new_tokens: int = 256, temperature: float = 0.7) -> None:
     """Length limit and sampling of replies."""
     group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="maximum reply length, in tokens")
-    group.add_argument("--temperature", type=float, default=temperature, help="0 is greedy")
+    group.add_argument("--temperature", type=float, default=temperature, help="sampling temperature; 0 is greedy")
