@@ -192,7 +192,7 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
     trace = chat.traces[side]
     if at >= len(trace.reply_positions):
         raise PromptError(f"The reply has {len(trace.reply_positions)} tokens; put the cursor on one of them.")
-    writer = pooled.monitor().writer_name
+    writer = pooled.monitor().lm.writer_name
     if not same_model(trace.provenance.writer, writer):
         raise PromptError(
             f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."

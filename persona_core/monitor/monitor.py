@@ -30,7 +30,7 @@ from persona_core.monitor.steering import prepare
 from persona_core.monitor.step import Step
 from persona_core.monitor.transcripts import Transcript, as_transcript
 from persona_core.traces.provenance import Provenance
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Trace, list_blocks
 from persona_core.utils.checks import check_integer
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -81,6 +81,10 @@ class PersonaMonitor:
             for b in self.blocks
         }
         self._null = null_array(vectors, self.blocks)  # [n_traits, n_blocks, 2]
+
+    def __repr__(self) -> str:
+        traits = ", ".join(self.vectors.traits)
+        return f"PersonaMonitor({self.lm.writer_name}; {traits}; {list_blocks(self.blocks)})"
 
     def generate(
         self,
@@ -315,17 +319,12 @@ class PersonaMonitor:
         text = Transcript(run.token_ids(row, n), run.pieces(row, n), run.roles(row, n), len(run.prompts[row].token_ids))
         provenance = replace(
             reader_provenance(self.lm, self.vectors, run.interventions),
-            writer=self.writer_name,
+            writer=self.lm.writer_name,
             sampling=run.sampling.to_dict(),
             seed=run.seeds[row],
             written=run.origins[row],
         )
         return self._trace(text, run.readings(row, n), finish, provenance)
-
-    @property
-    def writer_name(self) -> str:
-        """The model's name as a writer: its adapter is part of it."""
-        return self.lm.writer_name
 
     def _trace(
         self, text: Transcript, readings: tuple[np.ndarray, np.ndarray], finish: str, provenance: Provenance

@@ -88,10 +88,8 @@ class Trace:
     def __repr__(self) -> str:
         tokens = f"{self.n_prompt} + {self.n_reply} tokens"
         traits = f"{len(self.traits)} trait{'' if len(self.traits) == 1 else 's'}"
-        blocks = f"block{'' if len(self.blocks) == 1 else 's'} {', '.join(map(str, self.blocks))}"
-        if len(self.blocks) > 4:
-            blocks = f"{len(self.blocks)} blocks"
-        return f"Trace({tokens}, {traits} at {blocks}, read by {self.provenance.reading_model or 'unknown'})"
+        reader = self.provenance.reading_model or "unknown"
+        return f"Trace({tokens}, {traits} at {list_blocks(self.blocks)}, read by {reader})"
 
     @property
     def n_tokens(self) -> int:
@@ -349,6 +347,17 @@ class Trace:
             if block is None:
                 raise UnknownBlock(f"{trait!r} has no best block; pass block=... (one of {list(self.blocks)}).")
         return self.blocks.index(known_block(block, self.blocks, "The trace holds"))
+
+
+def list_blocks(blocks: Sequence[int]) -> str:
+    """Block numbers as text, or how many there are if more than four.
+
+    >>> list_blocks([3]), list_blocks([2, 4]), list_blocks(range(30))
+    ('block 3', 'blocks 2, 4', '30 blocks')
+    """
+    if len(blocks) > 4:
+        return f"{len(blocks)} blocks"
+    return f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
 
 
 def _nested(array: np.ndarray) -> Any:

@@ -65,7 +65,7 @@ class PersonaVectors:
     >>> vectors.traits, vectors.n_blocks, vectors.d_model
     (('candour',), 3, 3)
     >>> vectors
-    PersonaVectors(candour; 3 blocks x 3, not calibrated)
+    PersonaVectors(candour; 3 blocks × 3, not calibrated)
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -77,7 +77,7 @@ class PersonaVectors:
     def __repr__(self) -> str:
         known = self.config.get("base_model", {}).get("name")
         return (
-            f"PersonaVectors({', '.join(self.tensors)}; {self.n_blocks} blocks x {self.d_model}"
+            f"PersonaVectors({', '.join(self.tensors)}; {self.n_blocks} blocks × {self.d_model}"
             f"{f', of {known}' if known else ''}{'' if self.null else ', not calibrated'})"
         )
 

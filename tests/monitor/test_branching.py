@@ -33,6 +33,10 @@ def trace(monitor: PersonaMonitor) -> Any:
     return monitor.generate("Should I move?", seed=3, **SETTINGS)
 
 
+def test_a_monitor_prints_as_one_line(monitor: PersonaMonitor) -> None:
+    assert repr(monitor) == "PersonaMonitor(tiny-llama; candour, malice; blocks 0, 1, 2)"
+
+
 @pytest.mark.parametrize("at", [0, 1, 9, 23])
 def test_with_nothing_changed_a_branch_is_the_original(monitor: PersonaMonitor, trace: Any, at: int) -> None:
     branch = monitor.generate(Branch(trace, at), **SETTINGS)
