@@ -2,8 +2,8 @@
 
     python -m benchmarks.coverage
 
-Data sets with a known truth are simulated, and every kind of interval in the reports is computed for each: the mean over
-prompts, the effects of a comparison, a share and an AUROC over replies, and the figures of a run. Values are
+Data sets with a known truth are simulated, and every kind of interval in the reports is computed for each: the mean
+over prompts, the effects of a comparison, a share and an AUROC over replies, and the figures of a run. Values are
 normal, or skewed (lognormal, skewness 1.8 and 6.2), or have two levels (prompts that differ, replies that differ
 within a prompt). Where other methods exist, they are tried on the same data. Writes `benchmarks/results/coverage.json`.
 About twenty minutes on one core.

@@ -15,6 +15,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or "default:" in (action.help or ""):
             return action.help
+        if isinstance(action.default, list):  # as one would type it
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return super()._get_help_string(action)
 
 
@@ -70,9 +72,7 @@ def add_traits(parser: argparse.ArgumentParser) -> None:
 
 def add_prompts(parser: Any) -> None:
     """Prompts that a model answers."""
-    parser.add_argument(
-        "--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all, or .jsonl files (default: all)"
-    )
+    parser.add_argument("--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all, or .jsonl files")
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:

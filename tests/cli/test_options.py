@@ -47,7 +47,8 @@ def test_help_has_an_example_and_every_default(
     for action in seen[-1]._actions:
         assert action.help, action.dest
         if action.default not in (None, False, argparse.SUPPRESS):
-            assert f"(default: {action.default})" in words, action.dest
+            typed = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+            assert f"(default: {typed})" in words, action.dest
         assert (action.help or "").count("(default") <= 1
 
 
