@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from persona_core.errors import SettingError
 if TYPE_CHECKING:
     from persona_core.elicitation.elicit import ElicitationPlan
     from persona_core.elicitation.store import ReplyStore
+    from persona_core.elicitation.traits import TraitDefinition
     from persona_core.judging.judge import Judge
     from persona_core.models.language_model import LanguageModel
     from persona_core.vectors.steering_effect import SteeringPlan
@@ -98,18 +99,52 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> list[str]:
     """The stages; returns what could not be done."""
-    from persona_core.elicitation.elicit import ElicitationPlan
     from persona_core.elicitation.store import ReplyStore
     from persona_core.elicitation.traits import load_traits
-    from persona_core.inference.sampling import Sampling
-    from persona_core.judging.replies import judge_cross_trait, judge_replies
     from persona_core.models.loading import load_model
-    from persona_core.pipeline import READ_POSITION, Settings, make_vectors, validate_vectors
-    from persona_core.vectors.steering_effect import SteeringPlan, steering_questions
+    from persona_core.pipeline import Settings, make_vectors, validate_vectors
     from persona_core.vectors.vectors import PersonaVectors
 
-    traits = load_traits(options.traits)
-    plan = ElicitationPlan(
+    plan = _plan(options, load_traits(options.traits))
+    steering = None if options.no_steering else _steering_plan(options, plan)
+    settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
+    out = options.out or Path("outputs") / "vectors" / Path(options.model).name
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    _check_options(options, plan, steering, stages)
+    model = cache(lambda: load_model(**_loading(options)))  # a stage that needs no model loads none
+    judge = cache(lambda: make_judge(options, out))
+    missing: list[str] = []
+    with ReplyStore(out) as store:
+        if options.estimate:
+            _check_traits(store, plan)
+            _print_cost(judge(), store, plan, options.cross_trait, steering)
+            return []
+        if "elicit" in stages:
+            missing += _elicit(options, plan, store, model)
+        if "judge" in stages:
+            _check_traits(store, plan)
+            _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
+            missing += _judge(judge(), store, plan, options.cross_trait)
+        if "extract" in stages:
+            _write(make_vectors(model(), plan, store, settings), out / "vectors", plan)
+        if "validate" in stages:
+            vectors = PersonaVectors.from_pretrained(out / "vectors")
+            steering_judge = None if steering is None else judge()
+            vectors = validate_vectors(model(), vectors, plan, store, steering_judge, steering, settings)
+            _write(vectors, out / "vectors", plan)
+            if steering_judge is not None:
+                print_bill(steering_judge)
+            missing += _print_verdicts(vectors)
+            print(f"Card: {out / 'vectors' / 'README.md'}")
+    return missing
+
+
+def _plan(options: argparse.Namespace, traits: tuple[TraitDefinition, ...]) -> ElicitationPlan:
+    from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.inference.sampling import Sampling
+    from persona_core.pipeline import READ_POSITION
+
+    return ElicitationPlan(
         traits=traits,
         sampling=Sampling(options.max_new_tokens, options.temperature),
         rollouts=options.rollouts,
@@ -120,64 +155,60 @@ def run(options: argparse.Namespace) -> list[str]:
         batch_size=options.batch_size,
         positions=tuple(dict.fromkeys((READ_POSITION, options.position))),
     )
-    settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
-    steering = None
-    if not options.no_steering:
-        steering = SteeringPlan(
-            tuple(options.strengths),
-            options.steering_seeds,
-            options.steering_questions,
-            plan.sampling,
-            options.batch_size,
-            options.seed,
-        )
-    out = options.out or Path("outputs") / "vectors" / Path(options.model).name
-    stages = STAGES if options.stage == "all" else (options.stage,)
-    if options.judge is None and set(stages) & {"judge", "validate"} - ({"validate"} if steering is None else set()):
+
+
+def _steering_plan(options: argparse.Namespace, plan: ElicitationPlan) -> SteeringPlan:
+    from persona_core.vectors.steering_effect import SteeringPlan
+
+    return SteeringPlan(
+        tuple(options.strengths),
+        options.steering_seeds,
+        options.steering_questions,
+        plan.sampling,
+        options.batch_size,
+        options.seed,
+    )
+
+
+def _check_options(
+    options: argparse.Namespace, plan: ElicitationPlan, steering: SteeringPlan | None, stages: Sequence[str]
+) -> None:
+    """Refuse a run that could not finish: without a judge that a stage needs, or without questions for steering."""
+    from persona_core.vectors.steering_effect import steering_questions
+
+    needs_judge = "judge" in stages or ("validate" in stages and steering is not None)
+    if options.judge is None and needs_judge:
         raise SettingError(f"No judge. Name one: --judge {KINDS}.")
     if options.judge is not None:
-        check_judge(options, traits if {"elicit", "judge"} <= set(stages) else ())
+        check_judge(options, plan.traits if {"elicit", "judge"} <= set(stages) else ())
     if steering is not None and "validate" in stages:
-        for definition in traits:
-            steering_questions(definition, steering)
-    model = cache(lambda: load_model(**_loading(options)))  # a stage that needs no model loads none
-    missing: list[str] = []
-    with ReplyStore(out) as store:
-        judge = cache(lambda: make_judge(options, out))
-        if options.estimate:
-            _check_traits(store, plan)
-            _print_cost(judge(), store, plan, options.cross_trait, steering)
-            return []
-        if "elicit" in stages:
-            missing += _elicit(options, plan, store, model)
-        if "judge" in stages:
-            _check_traits(store, plan)
-            _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
-            judged = judge_replies(judge(), store, traits)
-            left = judge_cross_trait(judge(), store, traits, options.cross_trait)
-            missing += [f"{left} of the judge's answers about replies of other traits"] if left else []
-            print_bill(judge())
-            for reason, n in judged.no_score.items():
-                print(f"{n} replies have no score ({reason}); they are left out.")
-            missing += [f"the judge's answer about reply {i}{_reason(judge(), i)}" for i in judged.missing]
-        if "extract" in stages:
-            vectors = make_vectors(model(), plan, store, settings)
-            _write(vectors, out / "vectors", plan)
-        if "validate" in stages:
-            vectors = PersonaVectors.from_pretrained(out / "vectors")
-            steering_judge = None if steering is None else judge()
-            vectors = validate_vectors(model(), vectors, plan, store, steering_judge, steering, settings)
-            _write(vectors, out / "vectors", plan)
-            if steering_judge is not None:
-                print_bill(steering_judge)
-            for trait in vectors.traits:
-                figures = vectors.config["validation"][trait]
-                unanswered = (figures.get("steering") or {}).get("unanswered", 0)
-                if unanswered:
-                    missing.append(f"{unanswered} of the judge's answers about steered replies of {trait}")
-                failed = ", ".join(flag["control"] for flag in figures["flags"])
-                print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if failed else "passes all"))
-            print(f"Card: {out / 'vectors' / 'README.md'}")
+        for trait in plan.traits:
+            steering_questions(trait, steering)
+
+
+def _judge(judge: Judge, store: ReplyStore, plan: ElicitationPlan, cross_trait: int) -> list[str]:
+    """Judge the replies; returns what the judge did not answer."""
+    from persona_core.judging.replies import judge_cross_trait, judge_replies
+
+    judged = judge_replies(judge, store, plan.traits)
+    left = judge_cross_trait(judge, store, plan.traits, cross_trait)
+    print_bill(judge)
+    for reason, n in judged.no_score.items():
+        print(f"{n} replies have no score ({reason}); they are left out.")
+    missing = [f"{left} of the judge's answers about replies of other traits"] if left else []
+    return missing + [f"the judge's answer about reply {i}{_reason(judge, i)}" for i in judged.missing]
+
+
+def _print_verdicts(vectors: PersonaVectors) -> list[str]:
+    """Print which controls each vector fails; returns what the judge did not answer about steered replies."""
+    missing = []
+    for trait in vectors.traits:
+        figures = vectors.config["validation"][trait]
+        unanswered = (figures.get("steering") or {}).get("unanswered", 0)
+        if unanswered:
+            missing.append(f"{unanswered} of the judge's answers about steered replies of {trait}")
+        failed = ", ".join(flag["control"] for flag in figures["flags"])
+        print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if failed else "passes all"))
     return missing
 
 
