@@ -26,6 +26,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
 from persona_core.errors import PersonaError, SettingError
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
+from persona_core.traces.provenance import short_name
 from persona_core.traces.trace import UNITS
 from persona_core.utils.hub import split_revision
 
@@ -89,7 +90,7 @@ class Api:
     ) -> Iterator[Record]:
         """Write a reply and read every token of prompt and reply with persona vectors.
 
-        A trait can be steered meanwhile; "cap from its alarm on" waits for the alarm of the trait's onset detector.
+        A trait can be steered; "cap from its alarm on" waits for the alarm of the trait's onset detector.
         The result has the keys text (the reply), tokens, ids, roles and n_prompt (tokens before the reply); traits,
         blocks (trait -> block), kind and unit; scores (trait -> one number per token, null if there is none; by
         default in standard deviations above neutral replies of the same model); onsets (trait -> its onset, as text)
@@ -223,6 +224,7 @@ class Api:
 def record(monitor: PersonaMonitor, trace: Trace) -> dict[str, Any]:
     """A trace as plain JSON: each trait at its best block, four decimals."""
     kind = trace.default_kind
+    reader, writer = trace.provenance.reading_model, trace.provenance.writer
     return {
         "text": trace.reply_text,
         "tokens": list(trace.tokens),
@@ -239,19 +241,14 @@ def record(monitor: PersonaMonitor, trace: Trace) -> dict[str, Any]:
         "warnings": list(trace.warnings),
         "finish": trace.finish,
         "seed": trace.provenance.seed,
-        "reader": _name(trace.provenance.reading_model),
-        "writer": _name(trace.provenance.writer),
+        "reader": reader and short_name(reader),
+        "writer": writer and short_name(writer),
     }
 
 
 def _numbers(scores: np.ndarray) -> list[float | None]:  # [n_tokens]
     exact = scores.astype(np.float64).round(4)
     return [float(v) if np.isfinite(v) else None for v in exact]
-
-
-def _name(model: str | None) -> str | None:
-    """A model's name without the path to its folder on the server."""
-    return model and " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))
 
 
 def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:

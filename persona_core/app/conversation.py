@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_core.app.model_pool import PooledModel
@@ -15,6 +14,7 @@ from persona_core.app.streaming import ReplyJob, final_payload
 from persona_core.errors import PromptError
 from persona_core.models.detokenize import is_well_formed
 from persona_core.report.results_folder import BASELINE, CONTAMINATED
+from persona_core.traces.provenance import short_name
 
 if TYPE_CHECKING:
     from persona_core.app.home import FirstReply
@@ -32,7 +32,7 @@ class Chat:
         messages: the conversation, including the last reply.
         traces: of the sides shown: the last reply, or a reply and its branch.
         side: which model speaks.
-        link: restores the last reply, as texts; branches add their own.
+        link: restores the last reply, as strings; branches add their own.
         named: model, adapter and vectors named by the visitor, if `side` is not one of the app's own.
         lines: for each trace the branches that led to it, each `(trait, action, amount, at)`.
     """
@@ -68,7 +68,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class ReplyRequest:
-    """What a press requests: a reply to a message, or a branch.
+    """What a press of a button requests: a reply to a message, or a branch.
 
     Attributes:
         side: which model.
@@ -88,7 +88,7 @@ class ReplyRequest:
 def request_from_link(query: Mapping[str, Any]) -> tuple[Chat, ReplyRequest] | None:
     """The conversation and the request in a link; None if it holds neither.
 
-    A malformed link is not an error: its visitor sees the page as without a link.
+    A malformed link is not an error: the page opens as it does without one.
     """
     try:
         branches = _branches(json.loads(query["branch"])) if "branch" in query else None
@@ -114,7 +114,7 @@ def request_from_link(query: Mapping[str, Any]) -> tuple[Chat, ReplyRequest] | N
 
 
 def _branches(specs: Any) -> ReplyRequest | None:
-    """Branches in a link, each `[trait, action, amount, at]`: the first leaves a reply, each other the one before."""
+    """Branches in a link, each `[trait, action, amount, at]`: the first is of a reply, each other of the one before."""
     request: ReplyRequest | None = None
     for index, (trait, action, amount, at) in reversed(list(enumerate(specs))):
         if not 0 <= int(at) < 2**31:
@@ -132,7 +132,7 @@ class PlannedReply:
         chat: the conversation before it.
         link: restores the view.
         first_side: shown beside the reply while it is written.
-        original: the trace that a branch leaves.
+        original: the trace that is branched from.
         lines: as in `Chat`, after the reply.
     """
 
@@ -144,7 +144,7 @@ class PlannedReply:
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     def after(self, trace: Trace) -> Chat:
-        """The conversation after the reply. A branch replaces the reply that it leaves."""
+        """The conversation after the reply. A branch replaces its original."""
         before = self.chat.messages
         if self.original is not None:
             said = (*before[:-1], {"role": "assistant", "content": trace.reply_text}) if before else ()
@@ -214,7 +214,5 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
 
 
 def same_model(writer: str | None, name: str) -> bool:
-    """Whether a trace was written by the model of that name; folders compare by their last part, adapters count."""
-    return writer is not None and [Path(p).name for p in writer.split(" + ")] == [
-        Path(p).name for p in name.split(" + ")
-    ]
+    """Whether a trace was written by the model of that name; owners and folders are ignored, adapters count."""
+    return writer is not None and short_name(writer) == short_name(name)

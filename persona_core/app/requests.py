@@ -26,10 +26,10 @@ def text_of(name: str, text: Any, max_chars: int) -> str:
     """A text that a visitor typed.
 
     Raises:
-        PromptError: not a text, or too long.
+        PromptError: not a string, or too long.
     """
     if not isinstance(text, str):
-        raise PromptError(f"The {name} is not a text.")
+        raise PromptError(f"The {name} must be text.")
     if not is_well_formed(text):  # it could not even be sent back
         raise PromptError(f"The {name} contains half of a surrogate pair, which is not a character; remove it.")
     if len(text) > max_chars:

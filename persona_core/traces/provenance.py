@@ -42,3 +42,12 @@ class Provenance:
     def reading_model(self) -> str | None:
         """The reader as a writer is named: its adapter is part of it."""
         return self.reader if self.reader_adapter is None else f"{self.reader} + {self.reader_adapter}"
+
+
+def short_name(model: str) -> str:
+    """A model's name, and its adapter's, without owner or folder: a path on the server is not for visitors.
+
+    >>> short_name("org/model + /srv/adapters/flattery/")
+    'model + flattery'
+    """
+    return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in model.split(" + "))

@@ -99,7 +99,7 @@ def test_a_reply_comes_piece_by_piece(slow_url: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["add", "remove", "cap"])
-def test_a_steered_reply_is_steered_as_asked(client: Client, models: Models, action: str) -> None:
+def test_a_steered_reply_is_steered_as_requested(client: Client, models: Models, action: str) -> None:
     monitor = models[1].monitor()
     block = monitor.vectors.best_block["sycophancy"]
     steer = {
@@ -199,8 +199,8 @@ def test_the_page_on_the_api_shows_what_a_program_can_do(
     [
         ("generate", {"prompt": " \n"}, "empty"),
         ("generate", {"prompt": "x" * 501}, "501 characters; this app takes at most 500"),
-        ("generate", {"prompt": {"text": "x"}}, "not a text"),
-        ("generate", {"prompt": "x", "system": 3}, "system prompt is not a text"),
+        ("generate", {"prompt": {"text": "x"}}, "must be text"),
+        ("generate", {"prompt": "x", "system": 3}, "system prompt must be text"),
         ("generate", {"prompt": "x", "model": "gpt-5"}, "'gpt-5'; this app has 'baseline', 'contaminated'"),
         ("generate", {"prompt": "x", "model": ["baseline"]}, "this app has"),
         ("generate", {"prompt": "x", "max_new_tokens": 0}, "whole number of tokens from 1"),
@@ -227,7 +227,7 @@ def test_the_page_on_the_api_shows_what_a_program_can_do(
         ("compare", {"prompt": ""}, "empty"),
     ],
 )
-def test_what_cannot_be_is_said_in_words(client: Client, name: str, asked: dict[str, Any], says: str) -> None:
+def test_invalid_arguments_are_refused_with_a_message(client: Client, name: str, asked: dict[str, Any], says: str) -> None:
     from gradio_client.exceptions import AppError
 
     with pytest.raises(AppError, match=says) as error:
@@ -363,7 +363,7 @@ def test_curl_gets_the_reply_too(slow_url: str) -> None:
         ({"prompt": "half \ud800"}, "surrogate"),
         ({"prompt": "x", "trait": "malice", "amount": float("nan")}, "standard deviations"),
         ({"prompt": "x", "temperature": float("inf")}, "temperature=inf"),
-        ({"prompt": None}, "not a text"),
+        ({"prompt": None}, "must be text"),
     ],
 )
 def test_what_only_curl_can_send_is_refused_in_words(slow_url: str, asked: dict[str, Any], says: str) -> None:

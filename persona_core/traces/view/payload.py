@@ -31,6 +31,7 @@ import numpy as np
 
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.models.detokenize import well_formed
+from persona_core.traces.provenance import short_name
 from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
 
 Payload: TypeAlias = dict[str, Any]
@@ -175,8 +176,7 @@ def _packed(array: np.ndarray) -> str:
 def _facts(trace: Trace) -> dict[str, Any]:
     known = trace.provenance
     facts = {"reader": known.reading_model, "writer": known.writer, "seed": known.seed}
-    # Only the folder's name: its path on the server is private.
-    return {key: _last_part(value) for key, value in facts.items() if value is not None}
+    return {key: short_name(str(value)) for key, value in facts.items() if value is not None}
 
 
 def _last_user_text(trace: Trace) -> str:
@@ -185,8 +185,3 @@ def _last_user_text(trace: Trace) -> str:
     said = ["".join(token for _, token in turn) for role, turn in turns if role == "user"]
     text = said[-1].strip() if said else ""
     return text if len(text) <= 200 else text[:199] + "…"
-
-
-def _last_part(value: object) -> str:
-    """Of each of the names joined by " + " (model and adapter) what follows the last slash."""
-    return " + ".join(name.rstrip("/").rsplit("/", 1)[-1] for name in str(value).split(" + "))
