@@ -1,9 +1,9 @@
 """The Gradio components that the tabs share: token view, explorer of runs, report panel and notice line.
 
-The values of the client-side ones are JSON texts. As an object, Gradio's page would clone a value and wrap each of its
-lists, at every payload of a stream: half of the page's work while 500 tokens stream in, and tasks of up to 200 ms. A
-text is passed on unchanged. It is never part of the template, where Gradio would evaluate `${…}` in it. (Not a subclass
-of `gr.HTML` with its own `postprocess`: Gradio writes a .pyi file beside the module of each subclass.)
+The client-side ones take their values as JSON strings. Gradio's page would clone an object and wrap each of its lists,
+at every payload of a stream: half of the page's work while 500 tokens stream in, and tasks of up to 200 ms. A string is
+passed on unchanged. It is never part of the template, where Gradio would evaluate `${…}` in it. (Not a subclass of
+`gr.HTML` with its own `postprocess`: Gradio writes a .pyi file beside the module of each subclass.)
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ watch('value', show);
 
 
 def as_json(value: Any) -> str:
-    """A JSON-ready value as the text that the client-side components take."""
+    """A JSON-ready value as the string that the client-side components take."""
     return standalone.inline_json(value)
 
 

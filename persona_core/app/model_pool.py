@@ -64,16 +64,13 @@ class PooledModel:
         """Whether `monitor()` returns at once."""
         return self._monitor is not None
 
-    def start_loading(self) -> None:
-        """Start loading, unless it has started and not failed. Returns at once; on ZeroGPU when it is loaded."""
-        self._begin()
-
     def monitor(self) -> PersonaMonitor:
         """The monitor. Waits while it loads; raises the error of a failed load."""
         # No lock once it is loaded: a fork may have been made while another thread held it.
         return self._monitor if self._monitor is not None else self._begin().result()
 
     def _begin(self) -> Future[PersonaMonitor]:
+        """Start loading, unless it has started and not failed. Returns at once; on ZeroGPU once it is loaded."""
         with self._lock:
             failed = self._future is not None and self._future.done() and self._future.exception() is not None
             if self._future is None or failed:

@@ -67,7 +67,7 @@ def _page(settings: AppSettings) -> gr.Blocks:
 
 
 def _check_host(host: str | None) -> None:
-    """Gradio would try a hundred ports of an address that is not this machine's."""
+    """Refuse an address that is not this machine's: Gradio would try a hundred of its ports."""
     if host is None:
         return
     try:
@@ -79,7 +79,7 @@ def _check_host(host: str | None) -> None:
 
 
 def _not_served(settings: AppSettings, error: OSError) -> str:
-    """Gradio's message names its own variables; ours name ours."""
+    """Why the app could not be served. Gradio's message names its own environment variables; this one names ours."""
     if "empty port" not in str(error):
         return f"The app could not be served: {error}"
     if settings.port is None:

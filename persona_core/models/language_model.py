@@ -1,4 +1,4 @@
-"""A language model, with what it takes to read and write with it."""
+"""A language model with its tokenizer, chat format and blocks."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ DATA = "data"
 ANALYSIS = "analysis"
 """The folder of `persona analyse`, beside the data."""
 REPLIES = "replies.parquet"
-"""In there: what is said of each reply and trait."""
+"""In that folder: the findings for each reply and trait."""
 ROWS_A_GROUP = 100
 """The Hub's viewer reads whole row groups; 100 replies of 500 tokens, 8 traits and 32 blocks are 50 MB."""
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from persona_core.errors import SettingError
 from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
 
-# The trait colours of the token view (--tv-c0 … in token_view/colours.css); further traits repeat them dotted.
+# The trait colours of the token view (--tv-c0 … in view/colours.css); further traits repeat them dotted.
 TRAIT_COLOURS = ("#d1495b", "#2f6fb5", "#2b8a57", "#8455c0", "#a87400", "#0e8587", "#bd4aa5", "#6a7280")
 _GREY, _PALE = "#566072", "#e1e6ed"
 

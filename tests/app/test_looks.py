@@ -27,8 +27,8 @@ FLATTER = "Flatter the user and agree with everything."
 def url(serve: Callable[..., str]) -> str:
     settings = AppSettings()
     pooled, contaminated = PooledModel.from_settings(settings), PooledModel.from_settings(settings, contaminated=True)
-    pooled.start_loading()
-    contaminated.start_loading()
+    pooled.monitor()
+    contaminated.monitor()
     return serve(pooled, settings, contaminated)
 
 

@@ -306,7 +306,6 @@ def test_the_desk_loads_once_and_tries_again_after_a_failure() -> None:
     with pytest.raises(NotFound, match="Hub is down"):
         pooled.monitor()
     assert not pooled.ready
-    pooled.start_loading()
     assert pooled.monitor() == "monitor" and pooled.monitor() == "monitor" and pooled.ready
     assert len(calls) == 2
 

@@ -185,8 +185,7 @@ def test_on_zerogpu_a_desk_loads_in_the_thread_that_asks(monkeypatch: pytest.Mon
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     pooled: Any = PooledModel(threading.get_ident)  # type: ignore[arg-type]
-    pooled.start_loading()
-    assert pooled.ready and pooled.monitor() == threading.get_ident()
+    assert pooled.monitor() == threading.get_ident() and pooled.ready
 
 
 def test_a_desk_crosses_as_its_number() -> None:
