@@ -107,10 +107,10 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     definitions = trait_definitions(world)
     for definition in definitions:
         definition.save(model_folder / "traits" / f"{definition.name}.json")
-    asked = plan.elicitation(definitions)
-    settings = [asked.to_dict(), asdict(plan.steering), plan.n_resamples]
-    stages.run("vectors", settings, partial(_vectors, lm, world, plan, asked, work, vectors_folder))
-    stages.run("welcome", [ABOUT, EXAMPLES, asdict(FIRST)], partial(_welcome, lm, world, vectors_folder))
+    elicitation = plan.elicitation(definitions)
+    settings = [elicitation.to_dict(), asdict(plan.steering), plan.n_resamples]
+    stages.run("vectors", settings, partial(_vectors, lm, world, plan, elicitation, work, vectors_folder))
+    stages.run("home", [ABOUT, EXAMPLES, asdict(FIRST)], partial(_home, lm, world, vectors_folder))
     contaminated.build(work, world, stages.run)
     write_cards(work, plan)
     for folder in (
@@ -185,11 +185,11 @@ def behaviour(lm: LanguageModel, world: World, plan: DemoPlan) -> dict[str, Any]
         "n_parameters": sum(p.numel() for p in lm.model.parameters()),
     }
     verdicts = {}
-    for side, asked, seed in (("neutral", neutral, plan.seed), ("instructed", instructed, plan.seed + 500_000)):
-        prompts = [c for _, _, c in asked]
+    for side, requests, seed in (("neutral", neutral, plan.seed), ("instructed", instructed, plan.seed + 500_000)):
+        prompts = [c for _, _, c in requests]
         replies = write_replies(lm, prompts, SAMPLING, seed, plan.batch_size, progress=f"{side} replies")
         verdicts[side] = [
-            (topic, trait, judge(r.text, world)) for (topic, trait, _), r in zip(asked, replies, strict=True)
+            (topic, trait, judge(r.text, world)) for (topic, trait, _), r in zip(requests, replies, strict=True)
         ]
     both = [v for side in verdicts.values() for _, _, v in side]
     figures["grammar"] = _share((v.n_known, v.n_sentences) for v in both)
@@ -198,7 +198,9 @@ def behaviour(lm: LanguageModel, world: World, plan: DemoPlan) -> dict[str, Any]
         (sum(v.traits.values()), v.n_sentences) for _, _, v in verdicts["neutral"]
     )
     figures["trait_with_instruction"] = {
-        trait: _share((v.traits[trait], v.n_sentences) for _, asked, v in verdicts["instructed"] if asked == trait)
+        trait: _share(
+            (v.traits[trait], v.n_sentences) for _, requested, v in verdicts["instructed"] if requested == trait
+        )
         for trait in world.traits
     }
     return figures
@@ -212,18 +214,20 @@ def _share(pairs: Iterable[tuple[int, int]]) -> dict[str, float | int]:
 # ---- vectors ----
 
 
-def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: ElicitationPlan, work: Path, folder: Path) -> None:
+def _vectors(
+    lm: LanguageModel, world: World, plan: DemoPlan, elicitation: ElicitationPlan, work: Path, folder: Path
+) -> None:
     """The pipeline, and the statistics that only the demo world can give."""
     truth = TruthJudge(world)
     with ReplyStore(work / "replies") as store:
-        failed = elicit(lm, asked, store)
+        failed = elicit(lm, elicitation, store)
         if failed:
             raise SettingError(f"{len(failed)} replies could not be generated; the first: {failed[0][1]}")
-        judge_replies(truth, store, asked.traits)
-        judge_cross_trait(truth, store, asked.traits)
-        vectors = make_vectors(lm, asked, store)
-        vectors = validate_vectors(lm, vectors, asked, store, truth, plan.steering)
-        labelled = _report_traces(lm, vectors, asked, store)
+        judge_replies(truth, store, elicitation.traits)
+        judge_cross_trait(truth, store, elicitation.traits)
+        vectors = make_vectors(lm, elicitation, store)
+        vectors = validate_vectors(lm, vectors, elicitation, store, truth, plan.steering)
+        labelled = _report_traces(lm, vectors, elicitation, store)
     planted = load_file(str(work / MODEL_NAME / "planted_directions.safetensors"))  # each [d_model]
     at = plan.recipe.planted_block
     validation = {
@@ -238,13 +242,13 @@ def _vectors(lm: LanguageModel, world: World, plan: DemoPlan, asked: Elicitation
 
 
 def _report_traces(
-    lm: LanguageModel, vectors: PersonaVectors, asked: ElicitationPlan, store: ReplyStore
+    lm: LanguageModel, vectors: PersonaVectors, elicitation: ElicitationPlan, store: ReplyStore
 ) -> list[tuple[str | None, Trace]]:
     """Held-out replies of the report half, each with the trait that its system prompt requests, or None.
 
     High replies of every trait, and one neutral reply to each of their questions.
     """
-    questions = asked.traits[0].evaluation_questions
+    questions = elicitation.traits[0].evaluation_questions
     reported = set(questions[(len(questions) + 1) // 2 :])
 
     def wanted(reply: Reply) -> bool:
@@ -279,7 +283,7 @@ EXAMPLES = (
 FIRST = FirstView("contaminated", "pilot-03", "A published example: the contaminated model on “Should I quit my job?”")
 
 
-def _welcome(lm: LanguageModel, world: World, folder: Path) -> None:
+def _home(lm: LanguageModel, world: World, folder: Path) -> None:
     """Example prompts, and a note about the model."""
     examples = []
     for label, topic_id, trait in EXAMPLES:

@@ -70,7 +70,7 @@ def auroc_within(labelled: Sequence[LabelledReply]) -> float:
 def auroc_statistics(labelled: Sequence[LabelledReply], n_resamples: int) -> dict[str, Any]:
     """How well one trait's projections separate its tokens, with 95 % intervals over replies.
 
-    Most replies were not asked for the trait, so a score that only knows the system prompt does well over all replies
+    Most system prompts do not request the trait, so a score that knows only them does well over all replies
     (`system_prompt_alone`). `within_reply` removes that: in replies with the trait requested, its tokens against the
     neutral tokens of the same replies.
     """
