@@ -30,7 +30,7 @@ from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
 from persona_core.report.interventions import save_edges, save_window
 from persona_core.report.results_folder import SIDES
-from persona_core.report.tables import JUDGED, MARKS, REPORT
+from persona_core.report.tables import ANNOTATIONS, JUDGED, REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
@@ -134,7 +134,7 @@ def _analysis(work: Path, world: World) -> None:
             read_results(results / DATA / f"{config}.parquet"), traits, TruthJudge(world), config
         ).annotations
     ]
-    save_annotations(annotations, results / ANALYSIS / MARKS)
+    save_annotations(annotations, results / ANALYSIS / ANNOTATIONS)
     save_judged_traits({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
     analyse_folder(results, vectors=work / VECTORS_NAME)
     (results / ANALYSIS / REPORT).unlink()

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> list[str]:
         save_judged_traits,
         sentence_questions,
     )
-    from persona_core.report.tables import JUDGED, MARKS
+    from persona_core.report.tables import ANNOTATIONS, JUDGED
     from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
     from persona_core.utils.workdir import lock
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> list[str]:
     print(f"Judging will take {cost_of(judge, questions)}.")
     if options.estimate:
         return []
-    path = options.results / ANALYSIS / MARKS
+    path = options.results / ANALYSIS / ANNOTATIONS
     path.parent.mkdir(exist_ok=True)
     new: list[Annotation] = []
     missing: list[UnscoredSentence] = []

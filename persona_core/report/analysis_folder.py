@@ -17,7 +17,7 @@ from persona_core.report.card import refresh_results_card
 from persona_core.report.findings import Findings
 from persona_core.report.interventions import load_interventions
 from persona_core.report.page import report_page
-from persona_core.report.tables import FINDINGS, JUDGED, MARKS, REPORT, to_json, write_tables
+from persona_core.report.tables import ANNOTATIONS, FINDINGS, JUDGED, REPORT, to_json, write_tables
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.utils.files import write_whole
 from persona_core.vectors.vectors import PersonaVectors
@@ -67,7 +67,7 @@ def analyse_folder(
             f"The rows were read with vectors {', '.join(sorted(map(str, read_with)))}; those in {str(vectors)!r} are "
             f"{known.fingerprint}. Give the vectors that the rows were read with, or leave --vectors out."
         )
-    annotations_file = folder / MARKS if annotations is None else Path(annotations)
+    annotations_file = folder / ANNOTATIONS if annotations is None else Path(annotations)
     judged = annotations_file.with_name(JUDGED)
     found = analyse(
         rows,

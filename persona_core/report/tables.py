@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from persona_core.report.findings import Findings
 
 FINDINGS, REPORT, INTERVENTIONS = "findings.json", "report.html", "interventions.json"
-MARKS, JUDGED = "marks.jsonl", "judged.json"
+ANNOTATIONS, JUDGED = "marks.jsonl", "judged.json"
 DIFFERENCES, SPANS = "differences.parquet", "spans.parquet"
 
 
