@@ -1,4 +1,4 @@
-"""WHERE: how long before a trait shows it could have been known, from any score that is read token by token.
+"""WHERE: how long before a trait shows it could have been predicted from a score that is read token by token.
 
 t* is the position of the first token of the trait in a reply. A score at position t is the state after token t has been
 read, so k = 0 is the first trait token itself, already read, and k = 4 is what was known four tokens earlier.

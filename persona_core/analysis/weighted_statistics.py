@@ -2,7 +2,7 @@
 
 With z_it of reply i at token t, d_it = z_it minus the mean of its reply, and n_i its tokens:
 
-- drift: 100 * sum d_it (t - mean t of i) / sum (t - mean t of i)^2, so that differences in level make no slope
+- drift: 100 * sum d_it (t - mean t of i) / sum (t - mean t of i)^2, so that differences in level add no slope
 - autocorrelation: r = (sum d_it d_i,t+1 / sum (n_i - 1)) / (sum d^2 / sum n_i), corrected for the means that were taken
   out: r is too low by (1 + rho) / n for replies of n tokens on average, so (r n + 1) / (n - 1)
 - token share: the covariance of a token's z with the mean z of the same token id in *other* prompts, over the variance

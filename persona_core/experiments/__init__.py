@@ -1,1 +1,1 @@
-"""What is done to a model to learn about it: a fine-tune, an intervention, a baseline."""
+"""Experiments on a model: fine-tuning, interventions, baselines."""

@@ -1,4 +1,4 @@
-"""WHERE one could still have stepped in: a reply regenerated with an intervention from t* - k on.
+"""WHERE an intervention would still have helped: a reply regenerated with an intervention from t* - k on.
 
 t* is the position of the first token of the trait in a reply that the model has written. Every reply has its own seed,
 which determines the draw at each position, so a second generation with the same seed is identical up to t* - k, and

@@ -5,7 +5,7 @@ generator and cannot drift from it. Prompts of mixed length are padded on the le
 prompt's first token, so that all rows write their next token into the same column.
 
 Prompts beyond the batch size wait in a queue and take the slots of finished replies. A reply's tokens depend on its
-prompt and seed, not on when it was started or beside which others.
+prompt and seed, not on when it was started or on the replies beside it.
 
 Each sampled token is fed back before it is yielded, the last one too, so its state has been read when the caller sees
 it. The only host synchronisation in a step is the copy of the sampled ids.

@@ -33,10 +33,10 @@ def _checked(seed: int | None) -> int:
 def as_list(items: Iterable[T]) -> list[T]:
     """Prompts or texts as a list; a single prompt or conversation is refused."""
     if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
-        raise PromptError(f"Expected a list of prompts or texts; got one {type(items).__name__}. Put it into a list.")
+        raise PromptError(f"Expected a list of prompts or texts; got one {type(items).__name__}. Wrap it in a list.")
     several = list(items)
     if any(isinstance(one, Mapping) for one in several):
-        raise PromptError("Expected a list of conversations; got one as a list of messages. Put it into a list.")
+        raise PromptError("Expected a list of conversations; got one as a list of messages. Wrap it in a list.")
     return several
 
 

@@ -145,7 +145,7 @@ class ReplayJob:
 def run_job(
     monitor: PersonaMonitor, job: Job, folder: str | Path, progress: bool = True
 ) -> tuple[list[Row], list[Failure]]:
-    """Do the parts of a job that are not done yet, and return all rows.
+    """Do the unfinished parts of a job, and return all rows.
 
     Args:
         monitor: the model and the vectors.
@@ -215,7 +215,7 @@ class JobPart:
         try:
             return read(self._path)
         except CorruptFile as error:
-            raise CorruptFile(f"{error} Delete it to have its part done again.") from error
+            raise CorruptFile(f"{error} Delete it to redo its part.") from error
 
     def save(self, rows: Sequence[Row], traits: Sequence[str]) -> None:
         """Add rows."""
@@ -233,7 +233,7 @@ def open_work_folder(folder: str | Path, job: Job, depends_on: Mapping[str, Any]
         raise SettingError("Nothing to do: the job has no items.")
     check_integer("batch_size", job.batch_size)
     if len(set(ids)) < len(ids):
-        raise SettingError(f"The id {next(i for i in ids if ids.count(i) > 1)!r} comes twice.")
+        raise SettingError(f"The id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice; make the ids unique.")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     held = lock(path)

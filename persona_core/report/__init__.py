@@ -1,1 +1,1 @@
-"""All that a run of replies has to say, as tables and as one page: what `persona analyse` writes."""
+"""All analyses of a results folder, as tables and as one page: what `persona analyse` writes."""

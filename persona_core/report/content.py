@@ -30,8 +30,8 @@ from persona_core.utils.markdown import interval as plain_interval
 Row = Mapping[str, Any]
 WARNING_NOTE = (
     "AUROC: the probability that a reply that will show the trait scores above a neutral one at the same position; 0.5 "
-    "is chance. CUSUM: accumulated z, which the onset detector alarms on. In parentheses: the replies that are long "
-    "enough, so points along the axis are of different replies."
+    "is chance. CUSUM: accumulated z, from which the onset detector raises its alarm. In parentheses: the replies "
+    "that are long enough, so points along the axis are of different replies."
 )
 N_SHOWN = 8
 """Sentences listed for each search; the file holds all."""
@@ -113,8 +113,8 @@ class _Content:
         null = about["n_replies"].get("neutral", 0)
         compared = "missing" not in self.summary["comparison"]
         most = "largest difference" if compared else "most alarms"
-        return f"""<header><p>{runs}. Null: {null} neutral replies. z = 0 is how the baseline talks when nothing is
-going on, and z = 1 is one standard deviation of its single tokens. Brackets are 95 % intervals over prompts. The trait
+        return f"""<header><p>{runs}. Null: {null} neutral replies. z = 0 is the mean of the baseline's neutral
+tokens, and z = 1 is their standard deviation. Brackets are 95 % intervals over prompts. The trait
 with the {most} comes first.</p></header>"""
 
     def _cards(self, trait: str) -> str:
@@ -228,7 +228,7 @@ with the {most} comes first.</p></header>"""
             )
         ]
         return (
-            f"<h3>{html.escape(config)}: regenerated with an intervention from k tokens before the trait on</h3>"
+            f"<h3>{html.escape(config)}: regenerated with an intervention starting k tokens before the trait</h3>"
             f"<p>{window['n_showing']} of {window['n_prompts']} replies show {html.escape(trait)} and were regenerated "
             "with the same seed; up to the intervention they are identical. The random arms move the state by the same "
             f'amount along a random direction.</p><div class="pair">{"".join(plots)}</div>'

@@ -1,4 +1,4 @@
-"""What interventions measured in a results folder, kept for its analysis in `analysis/interventions.json`."""
+"""The measured interventions of a results folder, kept for its analysis in `analysis/interventions.json`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ResultsFolder:
 
         Raises:
             NotFound: the results were not analysed.
-            CorruptFile: a file that does not hold what it must.
+            CorruptFile: an incomplete or unreadable file.
         """
         resolve_source(self._name, self._revision)  # a mistyped path is not "not analysed"
         try:

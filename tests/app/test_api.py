@@ -227,7 +227,7 @@ def test_the_page_on_the_api_shows_what_a_program_can_do(
         ("compare", {"prompt": ""}, "empty"),
     ],
 )
-def test_invalid_arguments_are_refused_with_a_message(client: Client, name: str, asked: dict[str, Any], says: str) -> None:
+def test_invalid_arguments_are_refused_by_name(client: Client, name: str, asked: dict[str, Any], says: str) -> None:
     from gradio_client.exceptions import AppError
 
     with pytest.raises(AppError, match=says) as error:

@@ -141,7 +141,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 600
     with pytest.raises(SettingError, match="blocks"):
         run_job(monitor(blocks=[1]), JOB, tmp_path, progress=False)
-    with pytest.raises(SettingError, match="comes twice"):
+    with pytest.raises(SettingError, match="occurs twice"):
         run_job(monitor(), replace(JOB, items=(PROMPTS[0], PROMPTS[0])), tmp_path / "x", progress=False)
     with pytest.raises(SettingError, match="Nothing to do"):
         run_job(monitor(), replace(JOB, items=()), tmp_path / "x", progress=False)
