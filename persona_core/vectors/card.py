@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_whole
 from persona_core.utils.markdown import escape
 from persona_core.vectors.card_sections import CONTROLS, cosine_section, overview, token_section, trait_section
+from persona_core.vectors.verdict import Figures
 
 if TYPE_CHECKING:
     from persona_core.vectors.vectors import PersonaVectors
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METHOD = "Persona Vectors (Chen et al., 2025, [arXiv 2507.21509](https://arxiv.org/abs/2507.21509))"
-Figure = Mapping[str, Any]
 
 
 def write_card(
@@ -124,7 +124,7 @@ MIT. Cite the repository and its revision, and the paper on the method.
     )
 
 
-def _provenance(vectors: PersonaVectors, base: Figure, extraction: Figure, null: Figure) -> str:
+def _provenance(vectors: PersonaVectors, base: Figures, extraction: Figures, null: Figures) -> str:
     return f"""## Null
 
 A z score is (projection - mean) / standard deviation over {null.get("n_tokens", "?")} tokens of

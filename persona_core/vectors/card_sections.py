@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from persona_core.utils.markdown import escape, interval, table
+from persona_core.vectors.verdict import Figures
 
 if TYPE_CHECKING:
     from persona_core.vectors.vectors import PersonaVectors
 
-Figure = Mapping[str, Any]
 
 CONTROLS = """A failed control is named here and in `config.json`. It does not make a vector useless; it says what the
 vector cannot show.
@@ -55,7 +55,7 @@ questions.
 """
 
 
-def _overview_cells(f: Figure) -> tuple[str, ...]:
+def _overview_cells(f: Figures) -> tuple[str, ...]:
     if "auroc" not in f:
         return ("not validated", "", "", "", "")
     failed = ", ".join(flag["control"] for flag in f.get("flags", []))
@@ -127,7 +127,7 @@ def _folded(title: str, *paragraphs: str) -> list[str]:
     return [*lines, "</details>", ""]
 
 
-def _steering(steering: Figure | None) -> list[str]:
+def _steering(steering: Figures | None) -> list[str]:
     if steering is None:
         return ["Steering was not measured.", ""]
     head = (
@@ -209,7 +209,7 @@ def _cosine(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _kept(replies: Figure) -> str:
+def _kept(replies: Figures) -> str:
     names = {"high": "positive", "low": "negative"}  # the stored keys
     counts = (f"{names.get(side, side)} {kept['kept']} of {kept['written']}" for side, kept in replies.items())
     return "; ".join(counts) or "unknown"
@@ -219,5 +219,5 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"
 
 
-def _other(figure: Figure | None) -> str:
+def _other(figure: Figures | None) -> str:
     return "no other trait" if figure is None else f"{interval(figure)} (other: {escape(figure['other'])})"

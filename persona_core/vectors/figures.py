@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,11 +10,10 @@ from plotly.subplots import make_subplots
 
 from persona_core.errors import SettingError, UnknownTrait
 from persona_core.vectors.vectors import PersonaVectors
-from persona_core.vectors.verdict import control_words
+from persona_core.vectors.verdict import Figures, control_words
 
 OWN, OTHER, PLAIN, GRID = "#2f6fb5", "#c26a00", "#566072", "#e1e6ed"
 INK = "#1f2733"
-Figure = Mapping[str, Any]
 
 
 def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
@@ -96,7 +95,7 @@ def cosine_figure(vectors: PersonaVectors) -> go.Figure:
     return figure
 
 
-def _by_block(figure: go.Figure, f: Figure) -> None:
+def _by_block(figure: go.Figure, f: Figures) -> None:
     known = [(b, a) for b, a in enumerate(f["auroc_by_block"]) if a is not None]
     chosen = f.get("block", {}).get("chosen")
     _points(figure, [b for b, _ in known], [a for _, a in known], "vector", OWN, (1, 1), legend=False)
@@ -120,7 +119,7 @@ def _by_block(figure: go.Figure, f: Figure) -> None:
     figure.update_xaxes(title="block (ring: chosen)", dtick=max(1, len(f["auroc_by_block"]) // 8), row=1, col=1)
 
 
-def _rivals(figure: go.Figure, f: Figure) -> None:
+def _rivals(figure: go.Figure, f: Figures) -> None:
     confounds = f["confounds"]
     rows = [
         ("the vector", f["auroc"]),
@@ -145,7 +144,7 @@ def _rivals(figure: go.Figure, f: Figure) -> None:
     figure.update_xaxes(title="AUROC (0.5 is chance)", row=1, col=2)
 
 
-def _correlations(figure: go.Figure, f: Figure) -> None:
+def _correlations(figure: go.Figure, f: Figures) -> None:
     names = (("all", "all replies"), ("high", "positive side"), ("low", "negative side"))
     known = [(label, f["correlation"][key]) for key, label in names if f["correlation"][key] is not None][::-1]
     figure.add_scatter(
@@ -156,7 +155,7 @@ def _correlations(figure: go.Figure, f: Figure) -> None:
     figure.update_xaxes(title="r of mean projection and judge's score", range=[-1.05, 1.05], row=2, col=1)
 
 
-def _steering(figure: go.Figure, steering: Figure | None) -> None:
+def _steering(figure: go.Figure, steering: Figures | None) -> None:
     if steering is None:
         figure.add_annotation(
             text="not measured", x=0.5, y=0.5, xref="x4 domain", yref="y4 domain", showarrow=False,
@@ -181,7 +180,7 @@ def _steering(figure: go.Figure, steering: Figure | None) -> None:
 def _points(
     figure: go.Figure,
     x: Sequence[float],
-    values: Sequence[Figure],
+    values: Sequence[Figures],
     name: str,
     colour: str,
     at: tuple[int, int],
@@ -195,7 +194,7 @@ def _points(
     )  # fmt: skip
 
 
-def _bars(values: Sequence[Figure], colour: str) -> dict[str, Any]:
+def _bars(values: Sequence[Figures], colour: str) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,

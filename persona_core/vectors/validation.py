@@ -29,8 +29,6 @@ from persona_core.vectors.extraction import Method
 from persona_core.vectors.held_out import CrossTrait, HeldOut, project_states
 from persona_core.vectors.verdict import flags, notes
 
-Figures = dict[str, Any]
-
 SIDE_KEYS = {"positive": "high", "negative": "low"}
 """The keys of the two sides in config.json, format version 1."""
 
@@ -78,7 +76,7 @@ def validate(
     method: Method,
     n_resamples: int = 1000,
     seed: int = 0,
-) -> Figures:
+) -> dict[str, Any]:
     """All figures of one trait's vector except steering. Flags come last, see `with_flags`.
 
     Args:
@@ -96,7 +94,7 @@ def validate(
     vector, shows, question = vectors[trait], report.shows, report.question
     blocks = [b for b in range(len(vector)) if np.isfinite(vector[b]).all()]
 
-    def estimate(statistic: Any, where: np.ndarray | None = None) -> Figures | None:
+    def estimate(statistic: Any, where: np.ndarray | None = None) -> dict[str, Any] | None:
         clusters = question if where is None else question[where]
         found = over_clusters(statistic, clusters, n_resamples, seed)
         return None if found is None else found.to_dict()
@@ -109,7 +107,7 @@ def validate(
     random = random_direction_aurocs(states, shows, seed=seed)
     random_r = random_direction_correlations(states, report.score, seed=seed)
     gap, gaps = shuffled_gaps(extracted, block, method, seed=seed)
-    figures: Figures = {
+    figures: dict[str, Any] = {
         "held_out": {
             "replies": len(report),
             "show": int(shows.sum()),
@@ -157,7 +155,7 @@ def _against_others(
     cross_trait: CrossTrait,
     n_resamples: int,
     seed: int,
-) -> Figures | None:
+) -> dict[str, Any] | None:
     """r(score, own projection) minus the largest r(score, projection on another trait's vector).
 
     Over the trait's replies and those elicited for other traits: only there does a vector of "something is odd" differ
@@ -188,19 +186,19 @@ def _against_others(
 # ---- the verdict ----
 
 
-def with_flags(figures: Figures) -> Figures:
+def with_flags(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures with the controls that the vector failed (`flags`) and other remarks (`notes`)."""
     return {**figures, "flags": flags(figures), "notes": notes(figures)}
 
 
-def _spread(values: np.ndarray) -> Figures | None:
+def _spread(values: np.ndarray) -> dict[str, Any] | None:
     if not len(values):
         return None
     low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), len(values)).to_dict()
 
 
-def _null(values: np.ndarray, what: str) -> Figures:
+def _null(values: np.ndarray, what: str) -> dict[str, Any]:
     known = np.isfinite(values).all() and len(values)
     return {
         "n": len(values),

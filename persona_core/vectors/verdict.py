@@ -18,6 +18,7 @@ FEW_QUESTIONS = 5
 """With fewer, intervals are too narrow by any method: with 3 they cover the truth in 70 to 80 % of samples."""
 
 Figures = Mapping[str, Any]
+"""A trait's validation, or a part of it, as stored in `config.json`."""
 
 
 def control_words(control: str) -> str:
