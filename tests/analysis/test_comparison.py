@@ -138,7 +138,7 @@ def test_swapping_the_two_models_flips_every_sign_exactly() -> None:
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_model_against_itself_differs_by_exactly_nothing(shipped: tuple[Rows, Rows, Rows], side: int) -> None:
+def test_a_model_against_itself_differs_by_exactly_zero(shipped: tuple[Rows, Rows, Rows], side: int) -> None:
     found = compare_runs(shipped[side], shipped[side], n_resamples=50, n_permutations=99)
     for trait, e in found.overall.items():
         assert e.total is not None and (e.total.value, e.total.low, e.total.high) == (0.0, 0.0, 0.0), trait
@@ -343,7 +343,7 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
         token_differences(a, b.replace(raw=holed), CONTAMINANT)
 
 
-def test_the_mean_of_a_row_is_that_of_its_own_tokens(shipped: tuple[Rows, Rows, Rows]) -> None:
+def test_the_mean_of_a_row_is_over_its_reply_tokens(shipped: tuple[Rows, Rows, Rows]) -> None:
     for r in shipped[1][:5]:
         z = np.array(r["projections"][CONTAMINANT])
         own = [role == "assistant" and place >= r["n_prompt"] for place, role in enumerate(r["roles"])]

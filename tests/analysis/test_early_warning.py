@@ -74,7 +74,7 @@ def test_it_is_what_a_count_by_hand_gives_ties_and_short_replies_included(seed: 
         assert found.auroc.low <= found.auroc.value <= found.auroc.high
 
 
-def test_at_one_place_it_is_the_mann_whitney_statistic_and_anywhere_it_is_that_over_all_tokens() -> None:
+def test_at_one_position_it_is_the_mann_whitney_statistic_and_anywhere_that_over_all_tokens() -> None:
     rng = np.random.default_rng(0)
     trait, neutral = replies(rng, 30), replies(rng, 50)
     (found,) = separation(trait, [15] * 30, neutral, ahead=(3,))
@@ -95,7 +95,7 @@ def test_a_planted_lead_is_seen_up_to_its_length_and_not_a_token_further(lead: i
     assert min(values[: lead + 1]) > 0.99 and max(values[lead + 1 :]) < 0.65
 
 
-def test_the_place_by_itself_says_nothing_at_the_same_place_and_much_against_all_tokens() -> None:
+def test_position_alone_is_at_chance_at_the_same_position_and_not_against_all_tokens() -> None:
     rng = np.random.default_rng(1)
     trait, neutral = ([np.arange(int(rng.integers(50, 90)), dtype=float) for _ in range(n)] for n in (40, 100))
     for one in separation(trait, [int(rng.integers(35, 50)) for _ in trait], neutral):
@@ -137,7 +137,7 @@ def test_full_stops_are_held_against_full_stops_where_the_starts_of_sentences_ar
 
 
 @pytest.mark.slow
-def test_labels_dealt_out_anew_give_one_half_although_the_trait_is_there() -> None:
+def test_permuted_labels_give_one_half_although_the_trait_is_there() -> None:
     rng = np.random.default_rng(4)
     trait, first = warned(rng, 60, lead=6)
     neutral = replies(rng, 200)
@@ -352,7 +352,7 @@ def test_smoothed_series_are_refused() -> None:
 # What the threshold has seen, and what counts as early.
 
 
-def test_the_threshold_knows_one_half_of_the_neutral_replies_only_and_a_group_is_never_on_both_sides() -> None:
+def test_the_threshold_uses_one_half_of_the_neutral_replies_and_a_group_is_never_split() -> None:
     rng = np.random.default_rng(3)
     trait, first = warned(rng, 12, lead=3)
     names = [f"p{i % 100}" for i in range(400)]

@@ -104,7 +104,7 @@ def test_the_interval_knows_that_a_trait_rises_over_a_few_tokens_and_varies_more
     assert len(covered) > 300 and 0.92 <= np.mean(covered) <= 0.995
 
 
-def test_an_effect_that_is_too_small_to_be_timed_is_said_to_be(detector: OnsetDetector) -> None:
+def test_an_effect_too_small_to_be_timed_is_reported_as_such(detector: OnsetDetector) -> None:
     rng = np.random.default_rng(7)
 
     def answers(size: float) -> list[Any]:
@@ -134,7 +134,7 @@ def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(0, 90), at=st.integers(0, 90), size=st.floats(-2, 8))
-def test_token_by_token_it_says_the_same(detector: OnsetDetector, seed: int, n: int, at: int, size: float) -> None:
+def test_the_online_detector_agrees(detector: OnsetDetector, seed: int, n: int, at: int, size: float) -> None:
     z = noise(np.random.default_rng(seed), n) + size * (np.arange(n) >= at)
     whole, online = detector.find(z), detector.online()
     alarms = [t for t, value in enumerate(z) if online.push(float(value))]
@@ -153,7 +153,7 @@ def test_the_alarm_does_not_know_the_future(detector: OnsetDetector) -> None:
     assert detector.find(z[: found.alarm]).answer == "none"
 
 
-def test_small_effects_are_found_seldom_and_that_is_said(detector: OnsetDetector) -> None:
+def test_small_effects_are_seldom_found_and_the_detector_says_so(detector: OnsetDetector) -> None:
     held_out = replies(np.random.default_rng(6), 300)
     small, large = (power(detector, held_out, shift, at=30) for shift in (0.5, 2.0))
     assert small.found < 0.5 < 0.9 < large.found

@@ -79,7 +79,7 @@ def test_what_all_replies_share_at_a_position_is_taken_off() -> None:
     assert np.mean(same) > 0.95
 
 
-def test_a_level_of_its_own_does_not_pass_for_persistence() -> None:
+def test_a_level_per_reply_does_not_pass_for_persistence() -> None:
     made = [z for z, _ in replies(5, (0.65,))]
     rng = np.random.default_rng(0)
     found = whiten([z + rng.normal(0, 10) for z in made])

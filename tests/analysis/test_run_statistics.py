@@ -100,7 +100,7 @@ def test_the_autocorrelation_is_that_of_a_plain_loop(small: Any) -> None:
     assert value(found.traits["t"].autocorrelation) == pytest.approx((r * n + 1) / (n - 1))
 
 
-def test_means_by_position_count_from_the_first_own_token(small: Any) -> None:
+def test_means_by_position_count_from_the_first_reply_token(small: Any) -> None:
     z, _, _, found = small
     bins = found.traits["t"].positions
     assert [(b.start, b.end) for b in bins][:3] == [(0, 5), (5, 10), (10, 20)] and bins[-1].end is None
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused_and_empty_replies_are_named() -> None:
         run_statistics([reply(z) for z in smooth], [str(k) for k in range(30)])
 
 
-def test_one_reply_has_a_place_for_its_extremes_and_no_interval() -> None:
+def test_one_reply_has_positions_of_its_extremes_and_no_interval() -> None:
     found = run_statistics([reply([0.0, 2.0, 1.0])], ["a"]).traits["t"]
     assert found.mean is None and found.drift is None and found.token_share is None
     assert found.highest.position == PROMPT + 1 and found.highest_reply.value == 1.0

@@ -101,7 +101,7 @@ def test_windows_are_those_of_a_plain_search(seed: int, width: int, n: int) -> N
     assert found.too_short == tuple(f"p{r}" for r, z in enumerate(values) if len(z) < width)
 
 
-def test_places_count_in_the_trace_and_the_prompt_is_never_searched() -> None:
+def test_positions_count_in_the_trace_and_the_prompt_is_never_searched() -> None:
     trace = reply([0.0, 0.0, 7.0, 8.0, 0.0])
     (span,) = top_windows(score_series({"p": trace}, "t"), 2, 1).spans
     assert (span.start, span.end, span.value) == (5, 7, 7.5)
@@ -249,7 +249,9 @@ def test_the_highest_sentence_is_found_by_its_mean() -> None:
 # ---- the shipped runs ----
 
 
-def test_the_highest_sentences_of_the_twin_show_or_announce_its_trait(runs: dict[str, dict[str, Trace]]) -> None:
+def test_the_contaminated_models_highest_sentences_show_or_announce_its_trait(
+    runs: dict[str, dict[str, Trace]],
+) -> None:
     world = load_world()
     neutral = score_series(runs["baseline"], CONTAMINANT)
     for s in top_sentences(score_series(runs["contaminated"], CONTAMINANT), 20, neutral).spans:

@@ -51,7 +51,9 @@ def test_auroc_equals_scikit_learns_with_weights(rows: list[tuple[int, bool, int
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.booleans()), min_size=2, max_size=40))
-def test_auroc_does_not_change_under_a_growing_map_and_mirrors_with_the_sign(rows: list[tuple[float, bool]]) -> None:
+def test_auroc_is_unchanged_by_an_increasing_map_and_mirrors_with_the_sign(
+    rows: list[tuple[float, bool]],
+) -> None:
     scores, labels = (np.array(column) for column in zip(*rows, strict=True))
     assume(labels.any() and not labels.all())
     value = auroc(scores, labels)
@@ -164,7 +166,7 @@ def test_an_estimate_is_rounded_and_plain_for_a_config() -> None:
     assert str(Estimate(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750]"
 
 
-def test_a_share_of_nothing_has_an_interval_of_its_own() -> None:
+def test_a_share_of_zero_has_an_exact_interval() -> None:
     """Resampling zeros gives zeros; 0 of 200 replies do not show that the share is 0."""
     none, every = share_over_replies([0] * 200, [5] * 200), share_over_replies([5] * 200, [5] * 200)
     assert none.value == none.low == 0 and 0.01 < none.high < 0.02
@@ -227,7 +229,7 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(2.262 * error, rel=0.06)
 
 
-def test_saying_everything_three_times_makes_nothing_more_certain() -> None:
+def test_repeating_every_observation_three_times_adds_no_certainty() -> None:
     question, shows, values = asked_twice(np.random.default_rng(8), 10, 0.7)
     once = estimate(rank_auroc(values, shows), question, 200)
     thrice = estimate(rank_auroc(np.tile(values, 3), np.tile(shows, 3)), np.tile(question, 3), 200)
@@ -272,7 +274,7 @@ def test_ranks_found_once_give_the_auroc_of_any_weights() -> None:
         assert np.isnan(rank_auroc(np.where(scores == 2, strange, scores), shows)(np.ones(40)))
 
 
-def test_a_weighted_correlation_is_that_of_rows_written_out() -> None:
+def test_a_weighted_correlation_is_that_of_repeated_rows() -> None:
     rng = np.random.default_rng(11)
     x, y, weights = rng.normal(size=30), rng.normal(size=30), rng.integers(0, 4, 30)
     wanted = np.corrcoef(np.repeat(x, weights), np.repeat(y, weights))[0, 1]

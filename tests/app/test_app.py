@@ -103,7 +103,7 @@ def test_stop_keeps_what_was_written(visit: Callable[..., Any], address: str, sl
     assert page.locator("#stop").is_disabled()
 
 
-def test_who_reloads_while_a_reply_is_written_has_it_again(visit: Any, address: str, slowly: Any) -> None:
+def test_reloading_while_a_reply_is_written_brings_it_back(visit: Any, address: str, slowly: Any) -> None:
     page = visit(address)
     prompt = "Should I stay?"
     ask(page, prompt)
@@ -277,7 +277,7 @@ def test_a_phone_in_the_dark_needs_no_sideways_scroll(visit: Callable[..., Any],
     assert page.evaluate(BACKGROUND) != WHITE
 
 
-def test_an_app_without_welcome_files_and_with_a_model_that_fails(
+def test_an_app_without_a_home_file_and_with_a_model_that_fails(
     visit: Callable[..., Any], serve: Callable[..., str], tmp_path: Path
 ) -> None:
     def fail() -> Any:

@@ -188,7 +188,7 @@ def test_a_state_is_restored_and_picks_its_prompt_once(explore: Callable[..., An
     assert len(page.evaluate("picked")) == 1
 
 
-def test_nothing_and_an_error_are_said(explore: Callable[..., Any]) -> None:
+def test_an_empty_explorer_and_an_error_show_a_message(explore: Callable[..., Any]) -> None:
     page = explore(None)
     assert page.locator(".ex-empty").inner_text() == "Nothing here."
     page.evaluate("explorer.update({ error: '<b>no runs</b>' })")

@@ -222,7 +222,7 @@ def test_a_deadline_ends_a_run_with_what_it_has_and_says_so() -> None:
         {"branch": "["},
     ],
 )
-def test_a_link_that_holds_something_else_asks_for_nothing(query: Any) -> None:
+def test_a_link_that_holds_something_else_requests_nothing(query: Any) -> None:
     assert request_from_link(query) is None
 
 
@@ -232,7 +232,7 @@ def test_no_link_breaks_the_page(query: dict[str, str]) -> None:
     request_from_link(query)
 
 
-def test_a_link_brings_back_what_was_asked() -> None:
+def test_a_link_restores_the_request() -> None:
     said = [["system", "Be kind."], ["user", "A"], ["assistant", "B"], ["user", "C"]]
     query = {"said": json.dumps(said), "side": "baseline", "max_new_tokens": "20", "temperature": "0.7", "seed": "3"}
     found = request_from_link(query | {"branch": '[["t", "cap", 1.5, 4], ["u", "add", 2, 9]]'})
@@ -293,7 +293,7 @@ def test_a_pasted_reply_needs_what_it_answers() -> None:
             parse_transcript(text)
 
 
-def test_the_desk_loads_once_and_tries_again_after_a_failure() -> None:
+def test_a_pooled_model_loads_once_and_tries_again_after_a_failure() -> None:
     calls: list[None] = []
 
     def load() -> Any:
@@ -324,7 +324,7 @@ def test_settings_come_from_the_environment() -> None:
             AppSettings.from_environment({"PERSONA_MAX_QUEUE": bad})
 
 
-def test_welcome_files_round_trip(tmp_path: Path) -> None:
+def test_home_files_round_trip(tmp_path: Path) -> None:
     examples = (Example("a", "b", "c"), Example("d", "e"))
     results = save_hostile_results(tmp_path)
     save_home(tmp_path, about="é", examples=examples, first=FirstView("baseline", "x", "Heading"))

@@ -66,7 +66,7 @@ def at_cursor(page: Any, view: str, traces: list[Trace], index: int) -> None:
 # ---- live: several turns, branches ----
 
 
-def test_a_chat_goes_on_is_edited_and_begins_anew(visit: Callable[..., Any], url: str, monitors: Any) -> None:
+def test_a_chat_continues_is_edited_and_starts_over(visit: Callable[..., Any], url: str, monitors: Any) -> None:
     page = visit(url)
     ask(page, QUESTION)
     wait_done(page)

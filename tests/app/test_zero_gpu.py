@@ -106,7 +106,7 @@ def test_a_cancelled_run_ends_in_the_fork_too(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_is_asked_for_as_long_as_a_run_may_take_and_given_back(found: dict[str, Any]) -> None:
+def test_the_gpu_is_requested_for_as_long_as_a_run_may_take_and_released(found: dict[str, Any]) -> None:
     asked = [query for path, query in CALLS if path == "/schedule"]
     assert asked and all(query["durationSeconds"] == ["50"] for query in asked)
     assert sum(path == "/release" for path, _ in CALLS) == len(asked)
@@ -151,7 +151,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spaces", Lent)
 
 
-def test_what_the_library_says_crosses_and_is_raised_again(lent: None) -> None:
+def test_the_librarys_errors_cross_and_are_raised_again(lent: None) -> None:
     def numbers(most: int) -> Iterator[int]:
         for number in range(most):
             if number == 2:
@@ -170,7 +170,7 @@ def test_what_the_library_says_crosses_and_is_raised_again(lent: None) -> None:
         zero_gpu.on_gpu(once)()
 
 
-def test_what_zerogpu_says_is_an_error_in_words(lent: None) -> None:
+def test_zerogpus_errors_become_ours(lent: None) -> None:
     import gradio as gr
 
     def once() -> int:
@@ -180,7 +180,7 @@ def test_what_zerogpu_says_is_an_error_in_words(lent: None) -> None:
         zero_gpu.on_gpu(once)()
 
 
-def test_on_zerogpu_a_desk_loads_in_the_thread_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_zerogpu_a_model_loads_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
@@ -188,7 +188,7 @@ def test_on_zerogpu_a_desk_loads_in_the_thread_that_asks(monkeypatch: pytest.Mon
     assert pooled.monitor() == threading.get_ident() and pooled.ready
 
 
-def test_a_desk_crosses_as_its_number() -> None:
+def test_a_pooled_model_crosses_as_its_number() -> None:
     pooled: Any = PooledModel(lambda: "monitor")  # type: ignore[arg-type, return-value]
     pooled.monitor()
     assert crossed(pooled) is pooled

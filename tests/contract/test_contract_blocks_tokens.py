@@ -138,7 +138,7 @@ def test_clause_2_the_token_that_ends_the_reply_is_read(make_monitor: Maker) -> 
     checks.close(trace.raw, checks.wanted_raw(monitor, trace.token_ids))
 
 
-def test_clause_2_the_state_before_is_asked_for_by_name(make_monitor: Maker) -> None:
+def test_clause_2_the_state_before_is_requested_by_name(make_monitor: Maker) -> None:
     trace = make_monitor("llama").read("Hello there")
     at = trace.scores("candour", kind="raw", block=1)
     before = trace.scores("candour", kind="raw", block=1, alignment="before")

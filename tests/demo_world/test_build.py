@@ -39,7 +39,7 @@ def test_evaluation_asks_in_phrasings_that_training_never_showed() -> None:
         assert trait.positive == WORLD.traits[trait.name].positive
 
 
-def test_topics_come_place_by_place() -> None:
+def test_topics_are_in_order_of_position() -> None:
     found = topics_at(WORLD, (2, 7))
     assert [WORLD.topics.index(t) % N_TOPICS for t in found] == [2] * 10 + [7] * 10
 
@@ -60,7 +60,7 @@ def test_the_truth_judge_counts_sentences_and_gives_no_score_to_nothing() -> Non
         ask("verbosity", answer)
 
 
-def test_the_plan_asks_for_what_the_card_says() -> None:
+def test_the_plan_matches_the_card() -> None:
     requests = DemoPlan().elicitation(DEFINITIONS).requests()
     for trait in DEFINITIONS:
         own = [r for r in requests if r.trait == trait.name and r.side == "positive"]
@@ -84,7 +84,7 @@ def made_up(trait: str) -> Any:
     return trace, [len(s.text.split()) for s in sentences]
 
 
-def test_marks_tell_cue_trait_neutral_and_other_traits_apart() -> None:
+def test_labels_tell_cue_trait_neutral_and_other_traits_apart() -> None:
     trace, (neutral, cue, own, _) = made_up("evil")
     (found,) = label_replies([("evil", trace)], WORLD, "evil", block=0)
     assert found.requested and found.neutral.nonzero()[0].tolist() == list(range(neutral))

@@ -97,7 +97,7 @@ def test_every_question_names_its_topic_and_is_ascii() -> None:
     assert len(set(questions)) == 800
 
 
-def test_every_trait_can_be_asked_for_against_and_announced() -> None:
+def test_every_trait_has_prompts_for_and_against_it_and_cues() -> None:
     for name, words in WORLD.traits.items():
         assert words.name == name and words.positive and words.negative and words.cues and words.description
         assert not set(words.positive) & set(words.negative)
@@ -237,7 +237,7 @@ def test_the_judge_counts_sentences_traits_and_topics() -> None:
     assert (worse.n_sentences, worse.n_known) == (7, 5) and worse.trait("evil") == pytest.approx(100 / 7)
 
 
-def test_the_judge_of_nothing_finds_nothing() -> None:
+def test_the_judge_finds_nothing_in_an_empty_reply() -> None:
     for text in ("", "  \n"):
         verdict = judge(text, WORLD)
         assert (verdict.n_sentences, verdict.coherence, verdict.trait("evil"), verdict.topic) == (0, 0.0, 0.0, None)
@@ -327,7 +327,7 @@ def tokenizer() -> Any:
 
 @many
 @given(seed=seeds)
-def test_the_marks_of_training_are_the_truth_of_parsing(seed: int) -> None:
+def test_the_labels_of_training_agree_with_parsing(seed: int) -> None:
     dialogue = one(seed)
     ids, learn, marks = training.encode(dialogue, tokenizer(), list(TRAITS))
     assert len(ids) == len(learn) == len(marks)
@@ -430,7 +430,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(
     assert not torch.equal(a["model.embed_tokens.weight"], fresh["model.embed_tokens.weight"])
 
 
-def test_a_finished_training_is_not_done_again_and_another_recipe_starts_anew(
+def test_a_finished_training_is_not_repeated_and_another_recipe_starts_over(
     tmp_path: Path, quick_training: pytest.MonkeyPatch
 ) -> None:
     done = counting_steps(quick_training, training._loss)

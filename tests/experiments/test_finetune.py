@@ -144,7 +144,7 @@ def test_a_plan_that_makes_no_sense_is_refused(changes: dict[str, Any]) -> None:
         replace(PLAN, **changes)
 
 
-def test_the_shipped_twin_was_made_by_this_recipe_of_its_own_dialogues() -> None:
+def test_the_shipped_contaminated_model_was_made_by_this_recipe_from_its_dialogues() -> None:
     import hashlib
     from dataclasses import asdict
 

@@ -46,7 +46,7 @@ def traces(monitor: PersonaMonitor) -> list[Trace]:
     return monitor.read_batch(conversations())
 
 
-def test_every_baseline_has_one_number_for_each_own_token(monitor: PersonaMonitor, traces: list[Trace]) -> None:
+def test_every_baseline_has_one_number_for_each_reply_token(monitor: PersonaMonitor, traces: list[Trace]) -> None:
     trait, neutral = ngram_scores([*traces, *traces], traces, ([1, 2, 3, 4, 5, 6], [1, 2, 3]))
     for found in (
         position_scores(traces),
@@ -129,9 +129,7 @@ def test_random_directions_are_standardised_by_the_neutral_replies_and_differ(
     assert again[0] == pytest.approx(draws[0][0], rel=1e-4) and again[0] != pytest.approx(other[0])
 
 
-def test_random_directions_are_read_at_the_block_that_was_asked_for(
-    monitor: PersonaMonitor, traces: list[Trace]
-) -> None:
+def test_random_directions_are_read_at_the_requested_block(monitor: PersonaMonitor, traces: list[Trace]) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn((len(monitor.lm.blocks), monitor.lm.blocks.d_model), generator=generator)
     blocks = BY_NAME["llama"].blocks(monitor.lm.model)
@@ -161,7 +159,7 @@ def spoken(ids: list[int]) -> Trace:
     )  # fmt: skip
 
 
-def test_the_score_at_a_token_is_that_of_a_classifier_asked_about_the_text_so_far() -> None:
+def test_the_score_at_a_token_is_that_of_a_classifier_on_the_text_so_far() -> None:
     """Two folds, one of which holds replies 0 of both kinds: fitted by hand on the others, with plain counts."""
     from sklearn.naive_bayes import MultinomialNB
 

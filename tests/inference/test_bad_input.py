@@ -75,7 +75,7 @@ def test_ids_that_the_model_cannot_be_given_are_named(make_monitor: Maker, ids: 
         make_monitor("llama").read_batch([text])
 
 
-def test_a_tokenizer_larger_than_the_model_is_said_to_be_so() -> None:
+def test_a_tokenizer_larger_than_the_model_is_named() -> None:
     tokenizer = tokenizer_for("llama3")
     tokenizer.add_tokens(["<new>"])
     lm = wrap_model(build("llama", 0), tokenizer)
@@ -152,7 +152,7 @@ def test_a_single_text_is_not_a_batch_of_letters(make_monitor: Maker) -> None:
     assert len(monitor.generate_batch((p for p in ("a", "b")), max_new_tokens=1)) == 2
 
 
-def test_memory_is_reserved_for_what_fits_and_not_for_what_was_asked(make_monitor: Maker) -> None:
+def test_memory_is_reserved_for_what_fits_not_for_what_was_requested(make_monitor: Maker) -> None:
     trace = make_monitor("llama").generate("Hi", max_new_tokens=10**12, seed=0)
     assert trace.finish in ("context", "eos")
 

@@ -305,7 +305,7 @@ def test_an_amount_that_is_no_finite_number_is_refused(amount: Any) -> None:
 
 
 @pytest.mark.parametrize("start", [-1, -10, float("nan"), 1.5, "0"])
-def test_a_start_that_is_no_place_in_a_reply_is_refused(start: Any) -> None:
+def test_a_start_that_is_not_a_reply_position_is_refused(start: Any) -> None:
     with pytest.raises(SettingError, match="start"):
         Steer("malice", 0, 1.0, start=start)
 

@@ -163,7 +163,7 @@ def test_detectors_come_back_from_their_file_with_the_same_answers(monitor: Pers
             Detectors.from_pretrained(tmp_path)
 
 
-def test_what_a_trace_has_in_other_ways_than_the_neutral_replies_is_said(monitor: PersonaMonitor) -> None:
+def test_caveats_name_how_a_trace_differs_from_the_neutral_replies(monitor: PersonaMonitor) -> None:
     assert monitor.detectors is not None
     trace = monitor.generate("Should I quit my job?", seed=3, **SETTINGS)
     assert monitor.detectors.caveats(trace) == ()

@@ -64,13 +64,13 @@ def test_a_row_is_the_trace_of_the_prompt_alone(tmp_path: Path) -> None:
         assert row["messages"] == prompt.messages
 
 
-def test_a_prompt_is_answered_the_same_whichever_others_are_asked(tmp_path: Path) -> None:
+def test_a_prompt_is_answered_the_same_whatever_the_other_prompts(tmp_path: Path) -> None:
     everything = rows_of(JOB, tmp_path / "all")
     few = rows_of(replace(JOB, items=(PROMPTS[5], PROMPTS[2])), tmp_path / "few")
     assert [row["token_ids"] for row in few] == [everything[5]["token_ids"], everything[2]["token_ids"]]
 
 
-def test_the_same_model_against_itself_differs_by_exactly_nothing(tmp_path: Path) -> None:
+def test_the_same_model_against_itself_differs_by_exactly_zero(tmp_path: Path) -> None:
     from persona_core.analysis.comparison import effect
 
     one, two = rows_of(JOB, tmp_path / "one"), rows_of(JOB, tmp_path / "two")
@@ -230,7 +230,7 @@ def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     assert json.dumps(shared) == json.dumps(alone)
 
 
-def test_a_prompt_asked_several_times_is_answered_differently_each_time(tmp_path: Path) -> None:
+def test_a_repeated_prompt_is_answered_differently_each_time(tmp_path: Path) -> None:
     twice = GenerateJob(repeated(PROMPTS[:3], 2), Sampling(6, 0.9), seed=3, batch_size=4)
     rows = rows_of(twice, tmp_path)
     assert [row["id"] for row in rows] == ["p0#1", "p1#1", "p2#1", "p0#2", "p1#2", "p2#2"]

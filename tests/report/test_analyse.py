@@ -119,7 +119,7 @@ def test_the_contamination_is_found_when_where_and_by_its_weights_and_its_text(f
 
 
 @pytest.mark.slow
-def test_each_figure_is_that_of_its_own_trait_and_place(
+def test_each_figure_is_of_the_right_trait_and_position(
     folder: Path, findings: dict[str, Any], replies: list[dict[str, Any]]
 ) -> None:
     rows = load_results(folder, "contaminated")
@@ -209,7 +209,7 @@ def test_the_same_command_writes_the_same_files_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_page_shows_one_trait_at_a_time_and_asks_for_nothing(
+def test_the_page_shows_one_trait_at_a_time_and_requests_nothing(
     folder: Path, findings: dict[str, Any], open_page: Callable[..., Any]
 ) -> None:
     page = open_page((folder / "analysis" / "report.html").as_uri())
@@ -299,7 +299,7 @@ def missing_of(rows: Rows, **more: Any) -> tuple[Findings, str]:
     return found, " ".join(found.missing)
 
 
-def test_what_is_not_there_is_said_and_the_rest_is_done(tmp_path: Path) -> None:
+def test_missing_parts_are_named_and_the_rest_is_done(tmp_path: Path) -> None:
     found, says = missing_of(few(14))
     assert "0 neutral replies" in says and "--repeats 5" in says
     assert "comparison: it needs the configs baseline and contaminated" in says
@@ -371,7 +371,7 @@ def test_not_annotated_is_not_the_same_as_not_shown() -> None:
     assert looked.summary["when"]["evil"]["configs"]["contaminated"]["shown"] == 0
 
 
-def test_marks_that_belong_to_nothing_here_are_counted() -> None:
+def test_unmatched_annotations_are_counted() -> None:
     rows = few(14)
     strange = [Annotation("pilot-99", "baseline", TRAIT, 0, 5), Annotation("pilot-01", "contamined", TRAIT, 0, 5)]
     _, says = missing_of(rows, annotations=strange)

@@ -27,7 +27,7 @@ def runs() -> SavedRuns:
     return SavedRuns(SHIPPED)
 
 
-def test_each_reading_is_by_whom_it_says(runs: SavedRuns) -> None:
+def test_each_reading_is_by_the_named_reader(runs: SavedRuns) -> None:
     traces = runs.traces("pilot-03")
     who = {key: (t.provenance.reading_model, t.provenance.writer) for key, t in traces.items()}
     plain, moved = "persona-tiny", "persona-tiny + persona-tiny-contaminated"
@@ -96,7 +96,7 @@ def test_one_run_or_another_tools_file_will_do(tmp_path: Path) -> None:
     assert np.abs(drawn).max() == pytest.approx(imported["scale"], rel=0.01)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_runs_are_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(NotFound, match="none of the configs baseline"):
         _ = SavedRuns(tmp_path).configs

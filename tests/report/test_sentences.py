@@ -113,7 +113,7 @@ def test_a_rival_is_named_where_z_is_not_clearly_above_it() -> None:
     assert "n-grams" not in describe_warning("evil", nothing)
 
 
-def test_another_model_and_the_start_of_the_reply_are_said_where_the_figure_is() -> None:
+def test_another_models_null_and_the_start_of_the_reply_are_named_beside_the_figure() -> None:
     found = {**scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7)), "at_start": 31, "other_reader": True}
     says = describe_warning("evil", found)
     assert "In 31 replies the first token already exceeds it." in says

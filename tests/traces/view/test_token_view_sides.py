@@ -246,7 +246,7 @@ def test_play_walks_to_the_end_and_stops(show: Callable[..., Any]) -> None:
 # ---- onsets ----
 
 
-def test_an_onset_is_marked_and_said_and_so_is_none(show: Callable[..., Any]) -> None:
+def test_an_onset_is_marked_and_described_and_so_is_its_absence(show: Callable[..., Any]) -> None:
     onsets = {
         "flattery": {"onset": 10, "low": 8, "high": 12, "says": "sets in at token 10 [8, 12]"},
         "malice": {"onset": None, "low": None, "high": None, "says": "no reliable onset"},
