@@ -13,7 +13,7 @@ from persona_core.utils.markdown import interval
 
 MIN_SPLIT_HALF = 0.9
 MAX_EXPLAINED = 0.5
-"""Share of the variance over neutral tokens; a vector that position explains to this degree follows the position."""
+"""Share of the variance over neutral tokens; a vector explained to this degree by position follows the position."""
 FEW_QUESTIONS = 5
 """With fewer, intervals are too narrow by any method: with 3 they cover the truth in 70 to 80 % of samples."""
 
@@ -56,8 +56,8 @@ def _detection(f: Figures) -> Iterator[tuple[str, str]]:
         says = "unknown size" if random["auroc_95"] is None else f"{random['auroc_95']:.3f}"
         yield (
             "random_directions",
-            f"5 % of random directions reach an AUROC of {says}, the vector's is {auroc['value']:.3f}; nor is its "
-            "correlation with the score above theirs.",
+            f"5 % of random directions reach an AUROC of {says}, and the vector's is {auroc['value']:.3f}; its "
+            "correlation with the score is not above theirs either.",
         )
 
 
@@ -89,10 +89,10 @@ def _direction(f: Figures) -> Iterator[tuple[str, str]]:
 def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
     signs = {name: f["confounds"][name].get("sign", 1) for name in f["confounds"]}
     for name, what in (
-        ("length", "That a reply is long" if signs["length"] > 0 else "That a reply is short"),
-        ("refusal", "That a reply declines" if signs["refusal"] > 0 else "That a reply does not decline"),
-        ("position", "Where in a reply its tokens stand"),
-        ("token_identity", "Which tokens a reply consists of, wherever they stand,"),
+        ("length", "Greater length alone" if signs["length"] > 0 else "Shorter length alone"),
+        ("refusal", "Declining alone" if signs["refusal"] > 0 else "The absence of refusals alone"),
+        ("position", "Token position alone"),
+        ("token_identity", "Token identity alone, without context,"),
     ):
         confound = f["confounds"][name]
         alone, ahead = confound["auroc"], confound["vector_ahead"]
@@ -101,8 +101,7 @@ def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
             gap = "is unknown" if ahead is None else f"is {interval(ahead, 3)}"
             yield (
                 name,
-                f"{what} tells the trait by itself with an AUROC of {interval(alone, 3)}; how far the vector is ahead "
-                f"{gap}.",
+                f"{what} predicts the trait with an AUROC of {interval(alone, 3)}; the vector's lead {gap}.",
             )
         elif name == "position" and confound["r2"] >= MAX_EXPLAINED:
             share = 100 * confound["r2"]
@@ -154,5 +153,5 @@ def _notes(f: Figures) -> Iterator[str]:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; words if unknown."""
+    """Three significant digits, or "an unknown distance"."""
     return "an unknown distance" if value is None else f"{value:.3g}"
