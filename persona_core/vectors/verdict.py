@@ -89,7 +89,7 @@ def _direction(f: Figures) -> Iterator[tuple[str, str]]:
 def _confounds(f: Figures) -> Iterator[tuple[str, str]]:
     signs = {name: f["confounds"][name].get("sign", 1) for name in f["confounds"]}
     for name, what in (
-        ("length", "Greater length alone" if signs["length"] > 0 else "Shorter length alone"),
+        ("length", "Reply length alone (longer)" if signs["length"] > 0 else "Reply length alone (shorter)"),
         ("refusal", "Declining alone" if signs["refusal"] > 0 else "The absence of refusals alone"),
         ("position", "Token position alone"),
         ("token_identity", "Token identity alone, without context,"),

@@ -172,12 +172,12 @@ def test_no_block_can_be_chosen_where_nothing_shows_the_trait_or_nothing_varies(
 # Planted failures.
 
 
-@pytest.mark.parametrize(("longer", "said"), [(40.0, "long"), (-40.0, "short")])
+@pytest.mark.parametrize(("longer", "said"), [(40.0, "longer"), (-40.0, "shorter")])
 def test_a_vector_that_tracks_length_is_flagged(longer: float, said: str) -> None:
     plant: dict[str, Any] = {"trait": 0.0, "longer": longer, "sees_length": 1.0}
     found = figures(judged(1, **plant), judged(2, **plant))
     assert "length" in failed(found)
-    assert any(f"That a reply is {said} tells" in flag["says"] for flag in found["flags"])
+    assert any(f"Reply length alone ({said}) predicts" in flag["says"] for flag in found["flags"])
     assert found["auroc"]["value"] > 0.95, "the AUROC alone would have let it pass"
     assert found["confounds"]["length"]["correlation"]["value"] * np.sign(longer) > 0.8
 
