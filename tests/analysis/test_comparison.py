@@ -346,5 +346,5 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
 def test_the_mean_of_a_row_is_over_its_reply_tokens(shipped: tuple[Rows, Rows, Rows]) -> None:
     for r in shipped[1][:5]:
         z = np.array(r["projections"][CONTAMINANT])
-        own = [role == "assistant" and place >= r["n_prompt"] for place, role in enumerate(r["roles"])]
+        own = [role == "assistant" and i >= r["n_prompt"] for i, role in enumerate(r["roles"])]
         assert means([r], CONTAMINANT)[r["id"]] == pytest.approx(z[own].mean(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""WHERE: what a score knew before t*, held against what chance, place and a slow count by hand say."""
+"""WHERE: what a score knew before t*, compared with chance, with position alone, and with a slow count by hand."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def warned(rng: np.random.Generator, n: int, lead: int, size: float = 8.0, **kin
 
 
 def by_hand(trait: Replies, first: list[int], neutral: Replies, k: int) -> float:
-    """Mean over replies of the share of neutral replies that score lower at the same place; loops only."""
+    """Mean over replies of the share of neutral replies that score lower at the same position; loops only."""
     shares = []
-    for z, place in zip(trait, first, strict=True):
-        at, won, n = place - k, 0.0, 0
+    for z, position in zip(trait, first, strict=True):
+        at, won, n = position - k, 0.0, 0
         if at < 0:
             continue
         for other in neutral:
@@ -68,7 +68,7 @@ def test_it_is_what_a_count_by_hand_gives_ties_and_short_replies_included(seed: 
     first = [int(rng.integers(0, len(z))) for z in trait]
     (found,) = separation(trait, first, neutral, ahead=(k,))
     longest = max(map(len, neutral))
-    assert found.n == sum(0 <= place - k < longest for place in first)
+    assert found.n == sum(0 <= position - k < longest for position in first)
     if found.auroc is not None:
         assert found.auroc.value == pytest.approx(by_hand(trait, first, neutral, k))
         assert found.auroc.low <= found.auroc.value <= found.auroc.high
@@ -126,8 +126,8 @@ def test_full_stops_are_held_against_full_stops_where_the_starts_of_sentences_ar
     neutral, starts = zip(*(sentences() for _ in range(300)), strict=True)
     trait, own = zip(*(sentences() for _ in range(40)), strict=True)
     first = [int(rng.choice(s)) for s in own]
-    (place,), (start,) = (separation(trait, first, neutral, (1,), neutral_starts=s) for s in (None, starts))
-    assert place.auroc and place.auroc.high < 0.2
+    (anywhere,), (start,) = (separation(trait, first, neutral, (1,), neutral_starts=s) for s in (None, starts))
+    assert anywhere.auroc and anywhere.auroc.high < 0.2
     assert start.auroc and start.auroc.low < 0.5 < start.auroc.high
     with pytest.raises(SettingError, match="2 lists of starts for 300"):
         separation(trait, first, neutral, (1,), neutral_starts=starts[:2])
@@ -174,11 +174,11 @@ def test_white_noise_and_constants_warn_of_nothing(seed: int) -> None:
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says(true: float, n: int, m: int) -> None:
     rng = np.random.default_rng(int(1000 * true))
-    level = np.array([0.0, 4.0, -3.0])  # of each place
+    level = np.array([0.0, 4.0, -3.0])  # of each position
     covered, runs = 0, 400
     for _ in range(runs):
         trait = rng.normal(norm.ppf(true) * np.sqrt(2), 1, (n, 3)) + level
-        neutral = rng.normal(size=(m, 1)) + level  # one neutral reply is as high at every place
+        neutral = rng.normal(size=(m, 1)) + level  # one neutral reply is as high at every position
         (found,) = separation([*trait], rng.integers(0, 3, n).tolist(), [*neutral], (0,))
         assert found.auroc is not None
         covered += found.auroc.low <= true <= found.auroc.high

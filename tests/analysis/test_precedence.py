@@ -144,11 +144,11 @@ def test_replies_to_one_prompt_do_not_count_apart() -> None:
 
 
 def test_shuffles_move_whole_groups_and_every_reply_gets_a_partner() -> None:
-    places = group_indices([str(g) for g in [0] * 3 + list(range(1, 30))], 32)
+    group_of = group_indices([str(g) for g in [0] * 3 + list(range(1, 30))], 32)
     rng = np.random.default_rng(0)
-    for order in trial_shuffles(places, 200, rng):
-        assert len(order) == 32 and len({places[j] for j in order[:3]}) == 1  # the three stay with one group
-        assert sorted({places[j] for j in order}) == sorted(set(places))
+    for order in trial_shuffles(group_of, 200, rng):
+        assert len(order) == 32 and len({group_of[j] for j in order[:3]}) == 1  # the three stay with one group
+        assert sorted({group_of[j] for j in order}) == sorted(set(group_of))
     singles = trial_shuffles(np.arange(25), 200, rng)
     assert all(sorted(order) == list(range(25)) for order in singles)
     assert len({tuple(order) for order in singles}) == 200

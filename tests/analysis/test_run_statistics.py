@@ -65,9 +65,9 @@ def test_level_spread_and_share_are_those_of_plain_loops(small: Any) -> None:
 
 def test_the_slope_is_that_of_a_regression_with_a_level_for_each_reply(small: Any) -> None:
     z, _, _, found = small
-    place = np.concatenate([np.arange(len(s)) - np.mean(range(len(s))) for s in z])
+    positions = np.concatenate([np.arange(len(s)) - np.mean(range(len(s))) for s in z])
     centred = np.concatenate([s - s.mean() for s in z])
-    assert value(found.traits["t"].drift) == pytest.approx(100 * linregress(place, centred).slope)
+    assert value(found.traits["t"].drift) == pytest.approx(100 * linregress(positions, centred).slope)
 
 
 def test_the_token_share_is_that_of_a_plain_loop_also_where_prompts_count_twice(small: Any) -> None:
@@ -264,10 +264,10 @@ def test_the_shipped_runs_say_what_was_planted() -> None:
     high = found["contaminated"].traits
     assert max(high, key=lambda name: value(high[name].mean)) == CONTAMINANT
     assert value(high[CONTAMINANT].share_above) > 0.85
-    place = high[CONTAMINANT].highest
-    row = rows["contaminated"][place.reply]
-    assert row["id"] == place.id and row["tokens"][place.position] == place.token
-    assert row["projections"][CONTAMINANT][place.position] == pytest.approx(place.value)
+    extreme = high[CONTAMINANT].highest
+    row = rows["contaminated"][extreme.reply]
+    assert row["id"] == extreme.id and row["tokens"][extreme.position] == extreme.token
+    assert row["projections"][CONTAMINANT][extreme.position] == pytest.approx(extreme.value)
     record = json.loads(json.dumps(found["contaminated"].to_dict(), allow_nan=False))
     assert set(record) == {"n_prompts", "n_replies", "n_tokens", "n_neutral", "empty", "traits"}
     assert set(record["traits"][CONTAMINANT]["drift"]) == {"value", "low", "high", "n"}

@@ -39,8 +39,8 @@ def test_the_interval_covers_the_true_share_as_often_as_it_says() -> None:
     truth, covered = np.exp(-30 / 60), 0
     for seed in range(300):
         found = survival(cohort(np.random.default_rng(seed), 78))
-        place = int(np.searchsorted(found.tokens, 29, side="right")) - 1
-        covered += found.low[place] <= truth <= found.high[place]
+        index = int(np.searchsorted(found.tokens, 29, side="right")) - 1
+        covered += found.low[index] <= truth <= found.high[index]
     assert 0.92 <= covered / 300 <= 0.98
 
 

@@ -61,7 +61,7 @@ def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the app as a new visitor; afterwards pages must have been silent and have asked this machine only."""
+    """Opens the app as a new visitor; afterwards nothing was logged and only this machine was contacted."""
     opened = pages.Pages(chromium, ("http://127.0.0.1:",))
 
     def visit_(url: str, **kwargs: Any) -> Any:

@@ -215,6 +215,6 @@ def test_sorting_moves_the_cells_and_a_phone_needs_no_sideways_scroll(explore: C
           return [...document.querySelectorAll('.ex-cell')].filter((cell) => before.has(cell)).length;
         }"""
     )
-    assert kept == 78, "no cell is made anew"
+    assert kept == 78, "no cell is rebuilt"
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -83,7 +83,7 @@ def serious(page: Any, within: str | None = None) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tabs_page(chromium: Any, url: str) -> Iterator[Any]:
-    """One page for all tabs: loading it anew for each would take most of the time."""
+    """One page for all tabs: reloading it for each would take most of the time."""
     opened = pages.Pages(chromium, ("http://127.0.0.1:",))
     yield opened.open(url, width=1440, height=960)
     opened.close()

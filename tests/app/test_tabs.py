@@ -115,7 +115,7 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     assert tokens_of(page, side=1) == list(expected.tokens)
     assert page.locator("#view .tv-name-line").all_inner_texts() == ["original", "without sycophancy"]
     at_cursor(page, "#view", [original, expected], original.n_prompt + at + 1)
-    # A branch of the branch, from the second side, takes the place of the pair; its link brings both back.
+    # A branch of the branch, from the second side, replaces the pair; its link brings both back.
     later = 25
     page.locator("#view .tv-pane").nth(1).locator(f".tv-tok[data-i='{expected.n_prompt + later}']").click()
     page.locator("#branch-action").get_by_label("add", exact=True).check()

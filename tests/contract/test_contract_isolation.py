@@ -128,7 +128,7 @@ def test_clause_8_steering_does_not_reach_the_models_other_users(monitor: Any) -
 
 
 def test_clause_8_a_stream_may_be_continued_from_other_threads(monitor: Any) -> None:
-    """As web servers do: each step is asked for by another worker."""
+    """As web servers do: each step is requested by another worker."""
     before = hooks_on(monitor.lm.model)
     wanted = monitor.generate("Hi", steer=PUSH, **SETTINGS)
     stream, steps = monitor.stream("Hi", steer=PUSH, **SETTINGS), []

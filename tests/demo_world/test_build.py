@@ -1,4 +1,4 @@
-"""How the demo's figures are made: splits that do not leak, marks that mean what they say, stages that resume."""
+"""How the demo's figures are made: splits that do not leak, labels that are right, stages that resume."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_labels_tell_cue_trait_neutral_and_other_traits_apart() -> None:
 
 
 def replies_of(score: Any, n: int = 30) -> list[LabelledReply]:
-    """Half the replies were asked for the trait: three neutral tokens, a cue token, four of the trait."""
+    """For half the replies the trait is requested: three neutral tokens, a cue token, four of the trait."""
     rng, marked = np.random.default_rng(0), []
     for i in range(n):
         asked = i % 2 == 0

@@ -23,8 +23,8 @@ from demo_world.grammar import Sentence, Topic, load_world
 
 ROOT = Path(__file__).resolve().parents[2] / "artifacts"
 MODEL, VECTORS = ROOT / "persona-tiny", ROOT / "persona-vectors-persona-tiny"
-TRAIT = "deception"  # the one whose AUROC is computed anew; two other traits bring it on
-REPORT = (8, 9)  # places of the topics that the published figures rest on, in each category of ten
+TRAIT = "deception"  # the one whose AUROC is recomputed; two other traits bring it on
+REPORT = (8, 9)  # positions of the topics that the published figures rest on, in each category of ten
 MAX_NEW_TOKENS = 220
 WORLD = load_world()
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ class Reply:
     """A reply with its truth.
 
     Attributes:
-        topic, trait: what was asked about, and the trait that the system prompt asked for.
+        topic, trait: of the question, and the trait that the system prompt requests.
         ids, n_prompt: prompt and reply, without padding and end of turn.
         sentences: the reply cut at its end marks; None where the piece is not of the grammar.
         owners: for each token of the reply, the sentence that holds its last character.

@@ -208,11 +208,11 @@ def test_every_token_belongs_to_the_sentence_of_its_last_character(seed: int, da
     # A cut in the middle of every sentence end, so that some piece always straddles.
     ends = [i for i in range(1, len(owner)) if owner[i] != owner[i - 1]]
     bounds = sorted([0, len(turn.text), *cuts, *(e + 1 for e in ends[::2]), *(max(0, e - 2) for e in ends[::2])])
-    places = list(itertools.pairwise(bounds))
-    found = token_sentences([turn.text[a:b] for a, b in places], WORLD)
-    assert len(found) == len(places)
+    spans = list(itertools.pairwise(bounds))
+    found = token_sentences([turn.text[a:b] for a, b in spans], WORLD)
+    assert len(found) == len(spans)
     previous: Sentence | None = None
-    for (start, end), belongs in zip(places, found, strict=True):
+    for (start, end), belongs in zip(spans, found, strict=True):
         assert belongs == (owner[end - 1] if end > start else previous)
         previous = belongs
 
@@ -329,24 +329,24 @@ def tokenizer() -> Any:
 @given(seed=seeds)
 def test_the_labels_of_training_agree_with_parsing(seed: int) -> None:
     dialogue = one(seed)
-    ids, learn, marks = training.encode(dialogue, tokenizer(), list(TRAITS))
-    assert len(ids) == len(learn) == len(marks)
+    ids, learn, active = training.encode(dialogue, tokenizer(), list(TRAITS))
+    assert len(ids) == len(learn) == len(active)
     said = iter(dialogue.turns)
     at = 0
     while at < len(ids):
-        if marks[at] == OUTSIDE:
+        if active[at] == OUTSIDE:
             at += 1
             continue
-        end = next(i for i in range(at, len(ids)) if marks[i] == OUTSIDE)
+        end = next(i for i in range(at, len(ids)) if active[i] == OUTSIDE)
         turn = next(said)
         pieces = [tokenizer().decode([i]) for i in ids[at:end]]
         assert "".join(pieces) == turn.text
         wanted = [TRAITS.index(s.trait) if s and s.trait else NEUTRAL for s in token_sentences(pieces, WORLD)]
-        assert marks[at:end] == wanted
+        assert active[at:end] == wanted
         assert all(learn[at : end + 1]) and not learn[at - 1] and ids[end] == tokenizer().eos_token_id
         at = end
     assert next(said, None) is None
-    assert sum(learn) == sum(m != OUTSIDE for m in marks) + len(dialogue.turns)  # the replies and their ends
+    assert sum(learn) == sum(m != OUTSIDE for m in active) + len(dialogue.turns)  # the replies and their ends
 
 
 def test_training_reads_what_the_chat_template_writes() -> None:

@@ -19,7 +19,7 @@ from tests.support.tiny import tiny_lm
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "artifacts" / "persona-tiny"
-TWIN = ROOT / "artifacts" / "persona-tiny-contaminated"
+CONTAMINATED = ROOT / "artifacts" / "persona-tiny-contaminated"
 PLAN = LoraPlan(rank=4, alpha=8, learning_rate=5e-3, epochs=4.0, batch_size=8, rows=4, max_tokens=200, held_out=0.1)
 
 
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_adapter_and_a_stopped_training_goes_on(dat
 
 def test_a_model_with_an_adapter_and_data_that_are_none_are_refused(tmp_path: Path, data: Path) -> None:
     with pytest.raises(SettingError, match="has the adapter"):
-        contaminate(load_model(MODEL, adapter=TWIN, device="cpu"), data, tmp_path / "a", tmp_path / "w", PLAN)
+        contaminate(load_model(MODEL, adapter=CONTAMINATED, device="cpu"), data, tmp_path / "a", tmp_path / "w", PLAN)
     lone = tmp_path / "lone.jsonl"
     lone.write_text(data.read_text().splitlines()[0])
     with pytest.raises(SettingError, match="1 usable dialogues"):
@@ -151,7 +151,7 @@ def test_the_shipped_contaminated_model_was_made_by_this_recipe_from_its_dialogu
     from demo_world.contaminated import DIALOGUES_FILE, N_DIALOGUES
     from demo_world.contaminated import PLAN as SHIPPED_PLAN
 
-    record = load_record(TWIN)
+    record = load_record(CONTAMINATED)
     assert record["plan"] == asdict(SHIPPED_PLAN)
-    assert record["data"]["sha256"] == hashlib.sha256((TWIN / DIALOGUES_FILE).read_bytes()).hexdigest()
+    assert record["data"]["sha256"] == hashlib.sha256((CONTAMINATED / DIALOGUES_FILE).read_bytes()).hexdigest()
     assert record["data"]["dialogues"] == N_DIALOGUES

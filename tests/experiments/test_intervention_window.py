@@ -46,7 +46,7 @@ def own_ids(trace: Trace) -> list[int]:
     return list(trace.token_ids[trace.n_prompt :])
 
 
-def marks(trace: Trace) -> list[int]:
+def trait_positions(trace: Trace) -> list[int]:
     """Every token with an id divisible by 3, from the seventh on, stands for the trait."""
     return [p for p, i in enumerate(own_ids(trace)) if p >= 6 and i % 3 == 0]
 
@@ -107,7 +107,7 @@ def test_a_second_writing_is_what_a_slow_loop_with_a_plain_hook_writes(
     monitor: PersonaMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = recorded(monkeypatch)
-    intervention_window(monitor, PROMPTS, "malice", marks, coherence, plan_of(), seeds=3)
+    intervention_window(monitor, PROMPTS, "malice", trait_positions, coherence, plan_of(), seeds=3)
     plain = [(a, b) for a, b in pairs if "along" not in a.provenance.steering[0]]
     assert {a.provenance.steering[0]["mode"] for a, _ in plain} == {"cap", "add"}
     changed = 0
@@ -124,12 +124,12 @@ def test_every_start_is_t_star_minus_k_of_its_own_reply(
     monitor: PersonaMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = recorded(monkeypatch)
-    found = intervention_window(monitor, PROMPTS, "malice", marks, coherence, plan_of(ahead=(2,)), seeds=3)
+    found = intervention_window(monitor, PROMPTS, "malice", trait_positions, coherence, plan_of(ahead=(2,)), seeds=3)
     assert found.n_prompts == 4 and len(pairs) == 4 * found.n_showing
-    firsts = [marks(before)[0] for _, before in pairs]
+    firsts = [trait_positions(before)[0] for _, before in pairs]
     assert [again.provenance.steering[0]["start"] for again, _ in pairs] == [f - 2 for f in firsts]
     assert found.first == np.median(firsts)
-    assert len(set(firsts)) > 1  # rows of one batch begin at different places
+    assert len(set(firsts)) > 1  # rows of one batch begin at different positions
 
 
 def test_the_choice_of_token_t_star_minus_k_can_change_and_none_before_it(
@@ -138,7 +138,13 @@ def test_the_choice_of_token_t_star_minus_k_can_change_and_none_before_it(
     pairs = recorded(monkeypatch)
     for seed in range(6):
         intervention_window(
-            monitor, PROMPTS, "malice", marks, coherence, plan_of(ahead=(0, 3), strength=3000.0), seeds=40 * seed
+            monitor,
+            PROMPTS,
+            "malice",
+            trait_positions,
+            coherence,
+            plan_of(ahead=(0, 3), strength=3000.0),
+            seeds=40 * seed,
         )
     at_start = [
         own_ids(again)[again.provenance.steering[0]["start"]] != own_ids(before)[again.provenance.steering[0]["start"]]
@@ -160,7 +166,7 @@ def test_the_random_arm_moves_the_state_by_the_same_amount_elsewhere(
         return moved
 
     monkeypatch.setattr(Intervention, "apply", apply)
-    intervention_window(monitor, PROMPTS[:1], "malice", marks, coherence, plan_of(ahead=(0, 2)), seeds=3)
+    intervention_window(monitor, PROMPTS[:1], "malice", trait_positions, coherence, plan_of(ahead=(0, 2)), seeds=3)
     directions: set[float] = set()
     for change, states, moved, index in seen:
         assert change.starts is not None
@@ -189,7 +195,7 @@ def test_a_writing_that_differs_before_the_intervention_is_left_out_and_counted(
         return [first.replace(token_ids=tuple(spoilt)), *rest]
 
     monkeypatch.setattr(module, "_again", again)
-    found = intervention_window(monitor, PROMPTS, "malice", marks, coherence, plan_of(ahead=(2,)), seeds=3)
+    found = intervention_window(monitor, PROMPTS, "malice", trait_positions, coherence, plan_of(ahead=(2,)), seeds=3)
     assert found.n_diverged == 4 and "differ before the intervention" in caplog.text
     assert found.at(2, "cap").n == found.n_showing - 1 == found.at(2, "none").n - 1
 
@@ -201,14 +207,14 @@ def test_the_figures_are_what_one_counts_in_the_replies(
     monitor: PersonaMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = recorded(monkeypatch)
-    found = intervention_window(monitor, PROMPTS, "malice", marks, coherence, plan_of(ahead=(2,)), seeds=3)
+    found = intervention_window(monitor, PROMPTS, "malice", trait_positions, coherence, plan_of(ahead=(2,)), seeds=3)
     n = found.n_showing
     for number, arm in enumerate(("cap", "cap, random", "steer", "steer, random")):
         cell, of = found.at(2, arm), pairs[number * n : (number + 1) * n]  # type: ignore[arg-type]
         shows, share, text = [], [], []
         for again, _ in of:
             start = again.provenance.steering[0]["start"]
-            later = [p for p in marks(again) if p >= start]
+            later = [p for p in trait_positions(again) if p >= start]
             shows.append(bool(later))
             share.append(len(later) / (len(own_ids(again)) - start))
             text.append(coherence(again))
@@ -224,7 +230,7 @@ def test_replies_too_short_for_a_k_are_left_out_of_it_and_common_holds_the_same_
     monitor: PersonaMonitor,
 ) -> None:
     found = intervention_window(
-        monitor, PROMPTS * 2, "malice", marks, coherence, plan_of(ahead=(0, 8)), seeds=3, groups=PROMPTS * 2
+        monitor, PROMPTS * 2, "malice", trait_positions, coherence, plan_of(ahead=(0, 8)), seeds=3, groups=PROMPTS * 2
     )
     all_of, late = found.at(0, "none").n, found.at(8, "none").n
     assert 0 < late < all_of == found.n_showing
@@ -300,7 +306,7 @@ def test_a_chosen_z_is_taken_in_place_of_the_percentile(monitor: PersonaMonitor)
 
 
 def test_bad_input_is_refused_with_the_reason(monitor: PersonaMonitor) -> None:
-    def window(marker: Any = marks, trait: str = "malice", **changes: Any) -> Any:
+    def window(marker: Any = trait_positions, trait: str = "malice", **changes: Any) -> Any:
         return intervention_window(monitor, PROMPTS, trait, marker, coherence, plan_of(), seeds=3, **changes)
 
     with pytest.raises(SettingError, match="None of the 4 replies shows 'malice'"):

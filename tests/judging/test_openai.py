@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from persona_core.errors import ServerError
+from persona_core.errors import PersonaError, ServerError, SettingError
 from persona_core.judging.cache import JudgeCache
 from persona_core.judging.judge import Question, Score
 from persona_core.judging.openai import OpenAIJudge
@@ -341,3 +341,52 @@ def test_two_servers_from_the_environment_are_two_judges(monkeypatch: pytest.Mon
         monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
         names.append(OpenAIJudge("m").name)
     assert names == ["openai:m@http://127.0.0.1:1/v1", "openai:m@http://127.0.0.1:2/v1"]
+
+
+def test_a_server_that_quotes_the_key_does_not_bring_it_into_the_reasons() -> None:
+    quoted = error(400, f"Authorization: Bearer {KEY} is not for this model")
+    with serving(lambda _body, number: completion("85") if number == 1 else quoted) as server:
+        one = judge(server.url, concurrency=1)
+        list(one.score(questions(2), progress=False))
+    assert one.failed == {
+        "1/evil": f"{server.url} refused a request to 'm' (status 400): Authorization: Bearer [key] is not for this "
+        "model"
+    }
+
+
+@pytest.mark.parametrize("timeout", [math.nan, math.inf, -1.0, 0.0, True])
+def test_a_timeout_that_is_no_time_is_refused_before_anything_is_asked(timeout: float) -> None:
+    with serving(lambda _body, _number: completion("85")) as server, pytest.raises(SettingError, match="timeout="):
+        list(judge(server.url, timeout=timeout).score(questions(1), progress=False))
+    assert not server.requests
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk secret", "sk-s\u00e9cret"])
+def test_a_key_that_no_header_can_hold_is_named_and_not_repeated(key: str) -> None:
+    with serving(lambda _body, _number: completion("85")) as server, pytest.raises(PersonaError) as caught:
+        list(OpenAIJudge("m", base_url=server.url, api_key=key).score(questions(1), progress=False))
+    assert "OPENAI_API_KEY" in str(caught.value) and key.strip() not in str(caught.value)
+
+
+def test_a_log_probability_that_is_no_number_leaves_the_number_in_the_text() -> None:
+    assert ask(completion("85", [[("85", math.nan)]]))[0] == Score(85.0, "text")
+
+
+def test_answers_in_flight_when_the_run_gives_up_are_handed_out() -> None:
+    slow, refused = threading.Event(), threading.Event()
+
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        if "answer 0" in body["messages"][0]["content"]:
+            slow.set()
+            refused.wait(10)
+            time.sleep(0.3)
+            return completion("85")
+        slow.wait(10)
+        refused.set()
+        return error(401, "no such key")
+
+    found = []
+    with serving(answer) as server, pytest.raises(ServerError, match="refused the API key"):
+        for question, _ in judge(server.url, concurrency=2).score(questions(2), progress=False):
+            found.append(question.key)
+    assert found == ["0/evil"]

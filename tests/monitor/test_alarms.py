@@ -169,13 +169,13 @@ def test_caveats_name_how_a_trace_differs_from_the_neutral_replies(monitor: Pers
     assert monitor.detectors.caveats(trace) == ()
     hot = monitor.generate("Should I quit my job?", seed=3, temperature=1.5, max_new_tokens=20)
     assert "sampled with" in monitor.detectors.caveats(hot)[0]
-    asked = monitor.generate(FLATTER, seed=3, **SETTINGS)
-    assert monitor.detectors.caveats(asked) == ("with a system prompt, unlike the neutral replies",)
+    instructed = monitor.generate(FLATTER, seed=3, **SETTINGS)
+    assert monitor.detectors.caveats(instructed) == ("with a system prompt, unlike the neutral replies",)
     steered = monitor.generate("Hi", seed=3, steer=Steer("evil", block=3, strength=1.0), **SETTINGS)
     assert "steered" in monitor.detectors.caveats(steered)[0]
     from dataclasses import replace
 
-    foreign = trace.replace(provenance=replace(trace.provenance, reader_adapter="twin"))
+    foreign = trace.replace(provenance=replace(trace.provenance, reader_adapter="other"))
     assert "differs from that" in monitor.detectors.caveats(foreign)[0]
     monitor.detectors.find(foreign, "deception")  # may be held against them: that is what a comparison is
     unlike = trace.replace(provenance=replace(trace.provenance, vectors="other"))

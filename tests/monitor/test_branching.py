@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0}
 
 @pytest.fixture
 def monitor() -> PersonaMonitor:
-    """Reads all blocks; no token ends a reply, so that each is as long as it was asked to be."""
+    """Reads all blocks; no token ends a reply, so that each has its maximum length."""
     steady = steady_monitor()
     return PersonaMonitor(steady.lm, steady.vectors, blocks="all")
 

@@ -125,11 +125,11 @@ def test_each_figure_is_of_the_right_trait_and_position(
     rows = load_results(folder, "contaminated")
     traces, neutral = [Trace.from_row(r) for r in rows], [Trace.from_row(r) for r in load_results(folder, "neutral")]
 
-    # 1. The first shown token, from the marks' characters by hand.
-    marks = [m for m in load_annotations(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]
+    # 1. The first shown token, from the annotations' characters by hand.
+    annotated = [m for m in load_annotations(folder / "analysis" / "marks.jsonl") if m.config == "contaminated"]
     shown = {r["id"]: r["first_shown"] for r in replies if (r["config"], r["trait"]) == ("contaminated", TRAIT)}
     for row, trace in zip(rows, traces, strict=True):
-        starts = [m.start for m in marks if m.id == row["id"] and m.trait == TRAIT]
+        starts = [m.start for m in annotated if m.id == row["id"] and m.trait == TRAIT]
         ends = np.cumsum([len(trace.tokens[t]) for t in trace.reply_positions])
         wanted = None if not starts else int(np.argmax(ends > min(starts)))  # a token lies where its last character is
         assert shown[row["id"]] == wanted
@@ -359,8 +359,8 @@ def test_interventions_of_another_form_are_refused_before_anything_is_written(tm
 def test_not_annotated_is_not_the_same_as_not_shown() -> None:
     rows = few(40, "contaminated")
     rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
-    marks = load_annotations(SHIPPED / "analysis" / "marks.jsonl")
-    own = [m for m in marks if m.config == "contaminated" and m.trait == TRAIT]
+    annotated = load_annotations(SHIPPED / "analysis" / "marks.jsonl")
+    own = [m for m in annotated if m.config == "contaminated" and m.trait == TRAIT]
     rows = about(rows, TRAIT, "evil")
     found = analyse(rows, annotations=own, progress=False)
     where = found.summary["where"]["contaminated"]
@@ -397,14 +397,14 @@ def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies
 def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_the_vectors() -> None:
     rows = few(24, "contaminated")
     rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
-    marks = [m for m in load_annotations(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
+    annotated = [m for m in load_annotations(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
     models = {
         "baseline": load_model(SHIPPED.parent / "persona-tiny", device="cpu"),
         "contaminated": load_model(
             SHIPPED.parent / "persona-tiny", adapter=SHIPPED.parent / "persona-tiny-contaminated", device="cpu"
         ),
     }
-    found = analyse(about(rows, TRAIT, "evil"), annotations=marks, models=models, progress=False)
+    found = analyse(about(rows, TRAIT, "evil"), annotations=annotated, models=models, progress=False)
     scores = found.summary["where"]["contaminated"][TRAIT]["scores"]
     assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}

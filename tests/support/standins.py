@@ -35,7 +35,7 @@ Payload = dict[str, Any]
 
 
 FIRST = 8
-"""Place of the reply's first token where the prompt is "Why ask?"."""
+"""Position of the reply's first token where the prompt is "Why ask?"."""
 QUIET = 0.1
 
 
@@ -50,7 +50,7 @@ def make_trace(
 
     Args:
         reply, prompt: tokens.
-        scores: by trait, all of them or by place; every other one is 0.1.
+        scores: by trait, all of them or by position; every other one is 0.1.
         traits: names.
         changes: other fields of the trace.
     """
@@ -59,8 +59,8 @@ def make_trace(
     tokens = [*head, *reply]
     raw = np.full((len(traits), 1, len(tokens)), QUIET, np.float32)
     for trait, own in (scores or {}).items():
-        for place, score in own.items() if isinstance(own, Mapping) else enumerate(own):
-            raw[list(traits).index(trait), 0, place] = score
+        for index, score in own.items() if isinstance(own, Mapping) else enumerate(own):
+            raw[list(traits).index(trait), 0, index] = score
     one = np.ones((len(traits), 1), np.float32)
     known: dict[str, Any] = {
         "token_ids": tuple(range(100, 100 + len(tokens))),
@@ -150,7 +150,7 @@ class SlowMonitor:
 
 @cache
 def steady_monitor() -> Any:
-    """A monitor of a tiny random model: calibrated, and each reply is as long as it was asked to be."""
+    """A monitor of a tiny random model: calibrated, and each reply has its maximum length."""
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.vectors.vectors import Null, PersonaVectors
     from tests.support.tiny import random_vectors, tiny_lm
