@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from persona_core.report.content import Row, report_content
 from persona_core.report.findings import Findings
-from persona_core.traces.view.standalone import POLICY, inline_json, plotlyjs
+from persona_core.traces.view.standalone import inline_json, offline_page, plotlyjs
 from persona_core.utils.files import read_asset
 
 
@@ -20,18 +20,7 @@ def report_page(findings: Findings, rows: Mapping[str, Sequence[Row]], title: st
         title: heading.
     """
     content = report_content(findings, rows)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{html.escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{styles()}
-{_asset("page.css")}</style>
-</head>
-<body class="report">
+    body = f"""<body class="report">
 <main>
 <h1>{html.escape(title)}</h1>
 <noscript><p>This report needs JavaScript. All of its figures are in findings.json, next to this page.</p></noscript>
@@ -41,9 +30,8 @@ def report_page(findings: Findings, rows: Mapping[str, Sequence[Row]], title: st
 <script>{plotlyjs()}</script>
 <script>{script()}
 {_asset("page.js")}</script>
-</body>
-</html>
-"""
+</body>"""
+    return offline_page(title, f"{styles()}\n{_asset('page.css')}", body)
 
 
 def styles() -> str:

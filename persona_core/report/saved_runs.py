@@ -15,7 +15,6 @@ import numpy as np
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import NotFound
 from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
-from persona_core.report.results_folder import CONTAMINATED as CONTAMINATED  # the app takes it from here
 from persona_core.traces.dataset import REPLIES
 from persona_core.traces.trace import UNITS, Trace
 from persona_core.utils.hub import resolve_source, split_revision

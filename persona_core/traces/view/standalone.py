@@ -55,8 +55,7 @@ def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -
     Example:
         >>> page = standalone_page(trace_payload(trace), include_plotlyjs=False)  # doctest: +SKIP
     """
-    title = html.escape(str(payload.get("title") or "Trace"))
-    return _page(title, inline_json(payload), include_plotlyjs)
+    return _page(str(payload.get("title") or "Trace"), inline_json(payload), include_plotlyjs)
 
 
 def shell_page(include_plotlyjs: bool = True) -> str:
@@ -66,21 +65,27 @@ def shell_page(include_plotlyjs: bool = True) -> str:
 
 def _page(title: str, payload: str, include_plotlyjs: bool) -> str:
     plotly = f"<script>{plotlyjs()}</script>\n" if include_plotlyjs else ""
+    body = f"""<body>
+<main>{template()}</main>
+<script type="application/json" id="payload">{payload}</script>
+{plotly}<script>{script()}{_MOUNT}</script>
+</body>"""
+    return offline_page(title, f"{_PAGE_STYLE}{styles()}", body)
+
+
+def offline_page(title: str, style: str, body: str) -> str:
+    """A complete HTML page that requests nothing: title as text, CSS, and the body element."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{title}</title>
+<title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>{_PAGE_STYLE}{styles()}</style>
+<style>{style}</style>
 </head>
-<body>
-<main>{template()}</main>
-<script type="application/json" id="payload">{payload}</script>
-{plotly}<script>{script()}{_MOUNT}</script>
-</body>
+{body}
 </html>
 """
 
