@@ -289,7 +289,7 @@ def test_the_legend_and_the_facts_under_the_title(show: Callable[..., Any]) -> N
     page = show(make_payload(words(3), meta={"reader": "tiny", "writer": "tiny", "seed": "0"}))
     assert page.locator(".tv-meta").inner_text() == "model tiny · seed 0"
     assert "standard deviations above neutral" in page.locator(".tv-legend").inner_text()
-    assert "within ±2" in page.locator(".tv-legend").inner_text()
+    assert "Grey band: ±2" in page.locator(".tv-legend").inner_text()
     update(page, make_payload(words(3), kind="cosine", meta={"reader": "tiny", "writer": "big"}))
     assert page.locator(".tv-meta").inner_text() == "reader tiny · writer big"
     assert "Zero is not neutral" in page.locator(".tv-legend").inner_text()
