@@ -16,7 +16,8 @@ import numpy as np
 from persona_core.traces.dataset import write_results
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.trace import Trace
-from persona_core.traces.view.payload import check_payload, trace_payload
+from persona_core.traces.view.payload import trace_payload
+from tests.support.payloads import check_payload
 
 HOSTILE = [
     "<script>alert(1)</script>",

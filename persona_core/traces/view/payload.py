@@ -21,7 +21,6 @@ is untrusted text: the view never puts it into markup.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -29,7 +28,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from persona_core.errors import CorruptFile, SettingError
+from persona_core.errors import SettingError
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import short_name
 from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
@@ -37,10 +36,7 @@ from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
 Payload: TypeAlias = dict[str, Any]
 
 VERSION = 2
-_PER_TOKEN = ("tokens", "ids", "roles", "special")
-_ARRAYS = ("raw", "norms", "null_mean", "null_std")
-_OF_SIDE = ("name", *_PER_TOKEN, "n_prompt", "blocks", "alignment", *_ARRAYS, "done")
-_REQUIRED = ("title", "traits", "best", "sides")
+ARRAYS = ("raw", "norms", "null_mean", "null_std")
 
 
 def trace_payload(
@@ -94,7 +90,7 @@ def trace_payload(
         "n_prompt": int(trace.n_prompt),
         "blocks": [int(b) for b in trace.blocks],
         "alignment": trace.alignment,
-        **{array: _packed(getattr(trace, array)) for array in _ARRAYS},
+        **{array: _packed(getattr(trace, array)) for array in ARRAYS},
         "onsets": {well_formed(trait): dict(onset) for trait, onset in (onsets or {}).items()},
         "caveats": [well_formed(caveat) for caveat in caveats],
         "done": done,
@@ -129,44 +125,6 @@ def pair_payload(first: Payload, second: Payload, *, title: str | None = None) -
         "title": first["title"] if title is None else well_formed(title),
         "sides": [*first["sides"], *second["sides"]],
     }
-
-
-def check_payload(payload: Any) -> Payload:
-    """Return `payload` if the view can show it: a broken file is an error rather than a blank page.
-
-    Raises:
-        CorruptFile: a key is missing, a list or an array has another length than the tokens, the version is unknown.
-    """
-    if not isinstance(payload, dict):
-        raise CorruptFile(f"A payload is a JSON object, not {type(payload).__name__}.")
-    if payload.get("version") != VERSION:
-        raise CorruptFile(f"Unknown payload version {payload.get('version')!r}; this code reads version {VERSION}.")
-    if missing := [key for key in _REQUIRED if key not in payload]:
-        raise CorruptFile(f"The payload lacks {', '.join(missing)}.")
-    if len(payload["sides"]) not in (1, 2):
-        raise CorruptFile(f"The payload has {len(payload['sides'])} sides; expected one or two.")
-    for side in payload["sides"]:
-        if missing := [key for key in _OF_SIDE if key not in side]:
-            raise CorruptFile(f"The payload's side lacks {', '.join(missing)}.")
-        n_tokens, n_blocks, n_traits = len(side["tokens"]), len(side["blocks"]), len(payload["traits"])
-        sizes = {"raw": n_traits * n_blocks * n_tokens, "norms": n_blocks * n_tokens}
-        expected = dict.fromkeys(_PER_TOKEN, n_tokens) | dict.fromkeys(_ARRAYS, n_traits * n_blocks) | sizes
-        found = {key: len(side[key]) if key in _PER_TOKEN else len(unpacked(side[key])) for key in expected}
-        if wrong := {key: size for key, size in found.items() if size != expected[key]}:
-            raise CorruptFile(f"The payload has {n_tokens} tokens, but other lengths in {wrong}.")
-    return payload
-
-
-def unpacked(text: str) -> np.ndarray:
-    """The numbers of an array of a payload, float32, flat.
-
-    Raises:
-        CorruptFile: not base64 of float32.
-    """
-    try:
-        return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise CorruptFile(f"An array of the payload is not base64 of float32: {error}") from error
 
 
 def _packed(array: np.ndarray) -> str:

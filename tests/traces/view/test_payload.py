@@ -15,8 +15,9 @@ from persona_core.traces.figure import trace_figure
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.assets import script, template
-from persona_core.traces.view.payload import check_payload, pair_payload, trace_payload, unpacked
+from persona_core.traces.view.payload import pair_payload, trace_payload
 from persona_core.traces.view.standalone import shell_page, standalone_page
+from tests.support.payloads import check_payload, unpacked
 from tests.support.standins import HOSTILE, Payload, make_payload, make_trace, words
 
 
