@@ -48,6 +48,6 @@ def expectation(probabilities: Mapping[str, float]) -> float | None:
         if re.fullmatch(r"0|[1-9]\d?|100", text):
             mass[int(text)] = mass.get(int(text), 0.0) + probability
     total = math.fsum(mass.values())
-    if total < MIN_MASS:
+    if not total >= MIN_MASS:  # a NaN from the server included
         return None
     return math.fsum(number * p for number, p in mass.items()) / total

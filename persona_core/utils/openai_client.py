@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from persona_core.errors import PersonaError, ServerError
-from persona_core.utils.checks import check_integer
+from persona_core.errors import PersonaError, ServerError, SettingError
+from persona_core.utils.checks import check_integer, is_number
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -23,6 +23,8 @@ GIVE_UP_AFTER, GIVE_UP_LATER = 8, 32
 """Failures in a row before any success, and after one. At 60 s and six tries each, 32 take about 12 minutes."""
 REASONING_TOKENS = 2048
 """Tokens for a model that counts its hidden reasoning as part of the answer (`max_completion_tokens`)."""
+MIN_KEY = 8
+"""Shorter keys are placeholders, such as "none", and may be words of a message."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -54,8 +56,11 @@ def open_client(
         key: the environment variable that holds it. Each server has its own: a key is never sent to another.
 
     Raises:
-        ServerError: the openai package is missing, or there is no key for OpenAI's own server.
+        ServerError: the openai package is missing, there is no key for OpenAI's own server, or no header can hold it.
+        SettingError: a timeout that is not above 0.
     """
+    if not is_number(timeout) or timeout <= 0:
+        raise SettingError(f"timeout={timeout!r}; expected a number of seconds above 0.")
     try:
         from openai import OpenAI
     except ImportError as error:
@@ -66,7 +71,8 @@ def open_client(
             f"No API key. Set {key} (in the environment or in .env), or name your own server with "
             "--judge-url, --base-url or OPENAI_BASE_URL."
         )
-
+    if secret and not (secret.isascii() and secret.isprintable() and " " not in secret):
+        raise ServerError(f"The API key ({key}) holds a space, a line break or a letter outside ASCII. Copy it again.")
     return OpenAI(base_url=base_url, api_key=secret or "none", timeout=timeout, max_retries=max_retries)
 
 
@@ -99,41 +105,54 @@ def ask_all(
     """
     check_integer("concurrency", concurrency)
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    arrived: queue.SimpleQueue[tuple[Item, Answer | None, str] | ServerError] = queue.SimpleQueue()
+    arrived: queue.SimpleQueue[tuple[Item, Answer | None, str] | ServerError | None] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
     failures, stopped = _Failures(answered_before), threading.Event()
 
     def work() -> None:
-        while not stopped.is_set():
-            try:
-                item = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                answer = ask(item)
-            except Exception as error:
-                reason = str(error) if isinstance(error, PersonaError) else describe(error)
-                if failures.are_final(error):
-                    stopped.set()
-                    arrived.put(ServerError(reason))
+        try:
+            while not stopped.is_set():
+                try:
+                    item = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    answer = ask(item)
+                except Exception as error:
+                    reason = str(error) if isinstance(error, PersonaError) else describe(error)
+                    if failures.are_final(error):
+                        stopped.set()
+                        arrived.put(ServerError(reason))
+                    else:
+                        arrived.put((item, None, reason))
                 else:
-                    arrived.put((item, None, reason))
-            else:
-                failures.end()
-                arrived.put((item, answer, ""))
+                    failures.end()
+                    arrived.put((item, answer, ""))
+        finally:
+            arrived.put(None)
 
-    for _ in range(min(concurrency, len(items))):
-        threading.Thread(target=work, name="ask-server", daemon=True).start()
+    threads = [
+        threading.Thread(target=work, name="ask-server", daemon=True) for _ in range(min(concurrency, len(items)))
+    ]
+    final: ServerError | None = None
     try:
-        for _ in items:
+        for thread in threads:
+            thread.start()
+        working = len(threads)
+        while working:
             result = arrived.get()
-            if isinstance(result, ServerError):
-                raise result
-            yield result
+            if result is None:
+                working -= 1
+            elif isinstance(result, ServerError):
+                final = final or result  # raised once the requests in flight have ended: their answers count
+            else:
+                yield result
     finally:
         stopped.set()
         client.close()
+    if final is not None:
+        raise final
 
 
 class _Failures:
@@ -216,4 +235,7 @@ def without_rejected_parameter(error: Exception, sent: dict[str, Any]) -> dict[s
 def _message(error: Any) -> str:
     body = getattr(error, "body", None)
     text = str(body.get("message") or body) if isinstance(body, dict) else str(getattr(error, "message", error))
+    sent = error.request.headers.get("authorization", "").removeprefix("Bearer ")
+    if len(sent) >= MIN_KEY:  # some servers quote the request
+        text = text.replace(sent, "[key]")
     return " ".join(text.split())[:300]
