@@ -58,7 +58,10 @@ def usage(of: str, source: str, links: str = "", **values: str) -> str:
         links: Markdown below the snippet: the repositories that belong with it.
         values: what else the snippet holds.
     """
-    filled = {name: json.dumps(value, ensure_ascii=False) for name, value in {"source": source, **values}.items()}
+    quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in {"source": source, **values}.items()}
+    filled = {
+        name: text.replace("<!--", r"\u003c!--") for name, text in quoted.items()
+    }  # no comment begins in a string
     record = json.dumps({"of": of, **values}).replace(">", "\\u003e")  # nothing ends the comment early
     snippet = SNIPPETS[of].format(**filled)
     lines = [f"<!-- usage: begin {record} -->", "", "```python", snippet, "```", "", "<!-- usage: end -->"]
@@ -81,7 +84,7 @@ def with_usage(card: str, source: str, links: str, **changed: str) -> str:
         values = json.loads(block.partition(" -->")[0])
         values |= {name: value for name, value in changed.items() if name in values}
         return before + usage(source=source, links=links, **values) + after
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SettingError(f"The usage block of the card cannot be read ({error!r}). Write the card again.") from error
 
 

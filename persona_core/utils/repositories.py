@@ -99,11 +99,22 @@ def stage(repository: Repository, repos: tuple[Repository, ...], folder: Path) -
     else:
         shutil.copytree(repository.folder, folder, ignore=shutil.ignore_patterns("__pycache__", ".lock"))
     card = folder / "README.md"
-    card.write_text(hub_card(card.read_text(encoding="utf-8"), repository, repos), encoding="utf-8")
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(
+            f"{repository.folder / card.name}: not a readable card ({error}). Write it again."
+        ) from error
+    card.write_text(hub_card(text, repository, repos), encoding="utf-8")
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         config = read_json(adapter)
-        base = config["base_model_name_or_path"]
+        base = config.get("base_model_name_or_path")
+        if not isinstance(base, str):
+            raise SettingError(
+                f"{repository.folder / adapter.name}: base_model_name_or_path is {base!r}; expected the base model's "
+                "Hub id or folder."
+            )
         config["base_model_name_or_path"] = _ids(repos).get(Path(base).name, base)
         adapter.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
@@ -125,7 +136,10 @@ def hub_card(text: str, repository: Repository, repos: tuple[Repository, ...]) -
     """A repository's card with Hub ids in its header and its usage block, and with links to the other repositories."""
     from huggingface_hub import RepoCard
 
-    card = RepoCard(text)
+    try:
+        card = RepoCard(text)
+    except Exception as error:  # YAML's own too; huggingface_hub does not wrap them
+        raise SettingError(f"The header of the card of {repository.repo_id!r} is not valid YAML: {error}") from error
     if not len(card.data):
         raise SettingError(f"The card of {repository.repo_id!r} has no header between lines of ---.")
     ids = {r.kind: r.repo_id for r in repos}
@@ -137,7 +151,8 @@ def hub_card(text: str, repository: Repository, repos: tuple[Repository, ...]) -
         card.text = f"{introduction}{end}\n"
         return str(card)
     if base := card.data.get("base_model"):
-        card.data["base_model"] = _ids(repos).get(base, base)
+        known = _ids(repos)  # the Hub allows one base model or a list of them
+        card.data["base_model"] = [known.get(b, b) for b in base] if isinstance(base, list) else known.get(base, base)
     links = f"Published together:\n\n{others}"
     card.text = with_usage(card.text, repository.repo_id, links, **({"base": ids["model"]} if "model" in ids else {}))
     return str(card)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from huggingface_hub import ModelCardData, RepoCard
 
 from persona_core.errors import SettingError
 from persona_core.utils.cards import make_card, usage, with_links, with_usage
-from persona_core.utils.repositories import hub_card, repositories
+from persona_core.utils.repositories import hub_card, repositories, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +57,15 @@ def test_a_hostile_trait_breaks_neither_the_comment_nor_the_snippet() -> None:
     assert with_usage(card, "x", "") == card
 
 
+@pytest.mark.parametrize("hostile", ["<!-- usage: end -->", '<!-- usage: begin {"of": "model"} -->', "{{ x }}", "---"])
+def test_a_trait_or_folder_named_like_a_marker_leaves_the_block_whole(hostile: str) -> None:
+    card = card_of(usage("vectors", hostile, trait=hostile))
+    again = with_usage(with_usage(card, "me/mine", "- [other](https://o)"), hostile, "")
+    assert again == card
+    code = card.split("```python\n")[1].split("\n```")[0]
+    assert repr(hostile) in ast.unparse(ast.parse(code))
+
+
 @pytest.mark.parametrize("damage", ["<!-- usage: end -->", "<!-- usage: begin ", '"of": "vectors"'])
 def test_a_card_without_its_block_is_refused(damage: str) -> None:
     card = card_of(usage("vectors", "x", trait="evil"))
@@ -93,3 +104,39 @@ def test_a_base_model_that_is_not_published_here_keeps_its_name(tmp_path: Path) 
     card = RepoCard(hub_card((adapter.folder / "README.md").read_text(encoding="utf-8"), adapter, among))
     assert adapter.kind == "adapter" and card.data["base_model"] == "persona-tiny"
     assert 'load_model("artifacts/persona-tiny", adapter="me/persona-tiny-contaminated")' in card.text
+
+
+def test_a_list_of_base_models_is_published_with_hub_ids() -> None:
+    among = repositories(ROOT, "me")
+    vectors = next(r for r in among if r.kind == "vectors")
+    header = ModelCardData(base_model=["persona-tiny", "some/other"])
+    card = hub_card(make_card(header, usage("vectors", "x", trait="evil")), vectors, among)
+    assert RepoCard(card).data["base_model"] == ["me/persona-tiny", "some/other"]
+
+
+@pytest.mark.parametrize("header", ["- a", "a: [", "x: !!python/name:os.system"])
+def test_a_header_that_is_not_yaml_is_a_sentence(header: str) -> None:
+    among = repositories(ROOT, "me")
+    with pytest.raises(SettingError, match="header of the card of 'me/persona-tiny' is not valid"):
+        hub_card(f"---\n{header}\n---\n\nText\n", among[0], among)
+
+
+def test_a_card_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+    among = repositories(ROOT, "me")
+    for number, content in enumerate((None, b"\xff\xfe")):
+        folder = tmp_path / str(number) / "artifact"
+        folder.mkdir(parents=True)
+        if content is not None:
+            (folder / "README.md").write_bytes(content)
+        with pytest.raises(SettingError, match=r"artifact/README\.md: not a readable card"):
+            stage(replace(among[0], folder=folder), among, tmp_path / str(number) / "staged")
+
+
+@pytest.mark.parametrize("base", ["{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_that_names_no_base_model_is_a_sentence(tmp_path: Path, base: str) -> None:
+    among = repositories(ROOT, "me")
+    adapter = next(r for r in among if r.kind == "adapter")
+    folder = shutil.copytree(adapter.folder, tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(base)
+    with pytest.raises(SettingError, match="base_model_name_or_path is None"):
+        stage(replace(adapter, folder=folder), among, tmp_path / "staged")
