@@ -88,8 +88,8 @@ function makeChoices(part, { onChange }) {
         choices.smooth
       ),
       select(
-        "scale", "Colours end at",
-        choices.kind === "z" ? [["fixed", "±" + Z_SCALE + ", always"], ["range", "the largest score here"]] : [["range", "the largest score here"]],
+        "scale", "Colour range",
+        choices.kind === "z" ? [["fixed", "±" + Z_SCALE + ", fixed"], ["range", "up to the largest score"]] : [["range", "up to the largest score"]],
         choices.kind === "z" ? choices.scale : "range"
       ),
       tick("Special tokens", choices.special, (on) => onChange({ special: on })),

@@ -165,7 +165,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     write(fitted([side.name, metaLine(side.meta)].filter(Boolean).join(" · "), columnWidth), x0, 98, 13, "--tv-muted", 600);
     const scores = scoresOf(model, side, trait, choices);
     const cut = columns[s].height > room;
-    if (cut) write("The text continues; a picture cannot be taller. JSON and CSV have all of it.", x0, y0 + room - 6, 13, "--tv-muted", 600);
+    if (cut) write("Cut here: a picture cannot be taller. The JSON and CSV exports have all of the text.", x0, y0 + room - 6, 13, "--tv-muted", 600);
     for (const item of columns[s].placed) {
       if (cut && item.y + 2 * line > room) break;
       if (item.label) {

@@ -31,7 +31,7 @@ function fillExportMenu(node, formats, { ready, doneLabels }) {
           await action();
           button.textContent = doneLabels[name] ?? label;
         } catch (error) {
-          button.textContent = "That did not work: " + error.message;
+          button.textContent = "Failed: " + error.message;
         }
         setTimeout(() => (button.textContent = label), 4000);
       });

@@ -356,7 +356,7 @@ function mountTokenView(root, options = {}) {
   if (options.link)
     formats.link = ["Copy a link to this view", async () => {
       await navigator.clipboard.writeText(options.link());
-      readout.announce("The link is copied.");
+      readout.announce("Link copied.");
     }];
   fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels: { link: "Copied" } });
 
