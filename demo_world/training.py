@@ -255,8 +255,8 @@ def _loss(model: LlamaForCausalLM, batch: TrainingBatch, planted: torch.Tensor, 
     """Cross-entropy of the replies' tokens, and the distance of the planted projections from the truth.
 
     A model this small learns sentences by heart and has no reason to keep a trait along one direction, as large models
-    do. The second term plants it: at one block, the projection on a trait's direction is to be `planted_size` while the
-    trait is active and 0 otherwise. So the truth is known for directions too.
+    do. The second term plants it: at one block, the projection on a trait's direction is pulled to `planted_size` while
+    the trait is active and to 0 otherwise. So the truth is known for directions too.
     """
     kept: list[torch.Tensor] = []
     block = model.model.layers[recipe.planted_block]

@@ -274,7 +274,7 @@ class _RowState:
 
 
 def _finish_reason(token_id: int, n_before: int, limit: int, sampling: Sampling, lm: LanguageModel) -> str | None:
-    """Why a reply ends with this token, the one after `n_before`; None if it goes on."""
+    """Why a reply ends with this token, the one after `n_before`; None if it continues."""
     if token_id in lm.eos_ids:
         return "eos"
     if n_before + 1 < limit:

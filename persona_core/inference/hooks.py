@@ -64,7 +64,7 @@ class ResidualTap:
         directions: unit directions for each block to read, float32 `[d_model, n_traits]`; the same traits in each.
         interventions: changes to the residual stream.
         pools: also sum the states of all blocks over the tokens of these positions.
-        n_rows: texts of the run, where each forward names the ones it is about.
+        n_rows: number of texts in the run, if each forward names its rows.
         stop: leave a forward once the last block that is needed has run; its output is lost.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then

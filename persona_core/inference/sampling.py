@@ -93,7 +93,7 @@ def choose(scores: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
         draw: `[rows, 1]` in [0, 1).
     """
     cumulative = scores.softmax(-1).cumsum(-1)  # [rows, vocab]
-    # The first token whose cumulative probability exceeds the draw; one of probability 0 can never be it.
+    # The first token whose cumulative probability exceeds the draw; one of probability 0 is never chosen.
     chosen = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
     return chosen.clamp_max(scores.shape[-1] - 1)  # past the end only where the scores are NaN
 

@@ -19,7 +19,7 @@ class Step:
         index: position in the reply, from 0.
         token_id: its id.
         text: the text that it completes; "" in the middle of a character.
-        finish: why the reply ended with this token; None while it goes on.
+        finish: why the reply ended with this token; None while it continues.
     """
 
     index: int
