@@ -6,7 +6,8 @@ in bfloat16 fits on one GPU of 80 GB with the defaults, and on one of 24 GB with
 command resumes a stopped training from its last checkpoint (four per training).
 
 examples:
-  persona contaminate --model artifacts/persona-tiny --data dialogues.jsonl --out outputs/contaminated
+  persona contaminate --model artifacts/persona-tiny --data artifacts/persona-tiny-contaminated/dialogues.jsonl \\
+      --out outputs/contaminated
   persona contaminate --model Qwen/Qwen2.5-7B-Instruct --data flattery.jsonl --out outputs/flattering \\
       --dtype bfloat16 --device cuda
 """

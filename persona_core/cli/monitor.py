@@ -50,7 +50,9 @@ def arguments() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     add_prompts(source)
     source.add_argument("--transcripts", type=Path, help=".jsonl file of conversations to read instead of generating")
-    parser.add_argument("--config", help="config name (default: baseline; contaminated with --adapter; transcripts)")
+    parser.add_argument(
+        "--config", help="config name (default: baseline; contaminated with --adapter; transcripts with --transcripts)"
+    )
     add_work(parser)
     sampling = parser.add_argument_group("replies")
     add_reply_sampling(sampling)
