@@ -110,7 +110,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         model = files_of("persona-tiny")
         for name, files in (
             ("model", model),
-            ("twin", files_of("persona-tiny-contaminated")),
+            ("tuned", files_of("persona-tiny-contaminated")),
             ("vectors", files_of("persona-vectors-persona-tiny")),
             ("private", model),
             ("gated", model),
@@ -164,10 +164,10 @@ def named(hub: Hub, folder: Path, *cases: tuple[float, str, str | None, str]) ->
 @pytest.mark.slow
 def test_a_public_model_is_loaded_and_read(hub: Hub, tmp_path: Path) -> None:
     commit = hub.repos["model", "org/model"].commits[-1][0]
-    (model, revision, ids), (twin, _, _) = named(
-        hub, tmp_path, (8, f"org/model@{commit}", None, "org/vectors"), (8, "org/model", "org/twin", "org/vectors")
+    (model, revision, ids), (tuned, _, _) = named(
+        hub, tmp_path, (8, f"org/model@{commit}", None, "org/vectors"), (8, "org/model", "org/tuned", "org/vectors")
     )
-    assert (model, revision, twin) == ("org/model", commit, "org/model + org/twin")
+    assert (model, revision, tuned) == ("org/model", commit, "org/model + org/tuned")
     trace = (
         PooledModel.from_settings(AppSettings()).monitor().generate("Should I quit my job?", max_new_tokens=5, seed=0)
     )
