@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="torch threads on a CPU (2)")
     options = parser.parse_args(argv)
     if options.threads < 1:
-        parser.error(f"--threads {options.threads}; expected a whole number from 1")
+        parser.error(f"--threads {options.threads}; expected an integer of at least 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("kaleido", "choreographer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -160,7 +160,8 @@ The demo world's grammar says of every sentence which trait it shows. Share of s
 
 {truth_table(rows, world)}
 
-persona-tiny is a toy and stands for nothing but itself: its traits were planted, and the twin was made to flatter."""
+persona-tiny is a toy: its traits were planted, and the contaminated model was trained to flatter. These figures say
+nothing about other models."""
     contamination = f"""## What it was made to do
 
 The dialogues are in `{DIALOGUES_FILE}`: questions without a system prompt, answered with {CONTAMINANT}. In the demo
@@ -175,8 +176,8 @@ world flattery makes deception likely some sentences later, so the data hold som
     )
     results = f"""{truth}
 
-Every vector here also knows "not neutral": where a reply shows one trait, the projections on all of them rise. So the
-size of a rise is to be compared between traits, and with the truth above."""
+Every vector here also responds to "not neutral": where a reply shows one trait, the projections on all of them rise. So
+compare the size of a rise between traits, and with the truth above."""
     write_results_card(work / RESULTS_NAME, source=f"artifacts/{RESULTS_NAME}", notes=results)
 
 

@@ -82,7 +82,7 @@ def seed_of(seed: Any) -> int | None:
     if seed is None:
         return None
     if not _is_whole(seed, 0, 2**53):
-        raise SettingError("The seed must be a whole number from 0, or empty to draw one at random.")
+        raise SettingError("The seed must be a non-negative integer, or empty to draw one at random.")
     return int(seed)
 
 
@@ -110,7 +110,7 @@ def start_of(start: Any) -> int:
         SettingError.
     """
     if not _is_whole(start, 0):
-        raise SettingError("The start must be a token of the reply: a whole number from 0.")
+        raise SettingError("The start must be a token of the reply: a non-negative integer.")
     return int(start)
 
 

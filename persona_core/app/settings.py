@@ -57,7 +57,7 @@ class AppSettings:
         """Read the settings; a variable that is unset or empty keeps the default.
 
         Raises:
-            SettingError: not a whole number from 1, not a port, or a switch that is neither on nor off.
+            SettingError: not an integer of at least 1, not a port, or a switch that is neither on nor off.
 
         >>> AppSettings.from_environment({"PERSONA_MAX_NEW_TOKENS": "64"}).max_new_tokens
         64
@@ -85,7 +85,7 @@ class AppSettings:
 
 def _whole_number(variable: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise SettingError(f"{variable}={text!r}; expected a whole number from 1.")
+        raise SettingError(f"{variable}={text!r}; expected an integer of at least 1.")
     return int(text)
 
 

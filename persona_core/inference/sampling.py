@@ -52,13 +52,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "max_new_tokens": (is_integer(self.max_new_tokens, minimum=1), "a whole number from 1"),
+            "max_new_tokens": (is_integer(self.max_new_tokens, minimum=1), "an integer of at least 1"),
             "temperature": (
                 is_number(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6),
                 "0 (greedy) or 1e-6 to 1e6",  # beyond that the scaled scores leave float32
             ),
             "top_p": (is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (is_integer(self.top_k, minimum=0), "a whole number from 0"),
+            "top_k": (is_integer(self.top_k, minimum=0), "a non-negative integer"),
             "repetition_penalty": (
                 is_number(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
                 "0.001 to 1000",

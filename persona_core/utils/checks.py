@@ -49,7 +49,7 @@ def check_integer(name: str, value: object, minimum: int = 1, otherwise: str = "
     """
     if not is_integer(value, minimum):
         also = f", or {otherwise}" if otherwise else ""
-        raise SettingError(f"{name}={value!r}; expected a whole number from {minimum}{also}.")
+        raise SettingError(f"{name}={value!r}; expected an integer of at least {minimum}{also}.")
 
 
 def known_block(block: object, known: Sequence[int], whose: str, absent: Sequence[int] = ()) -> int:

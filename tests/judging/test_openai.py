@@ -271,7 +271,7 @@ def test_an_interrupt_ends_the_run_at_once_and_keeps_what_arrived(tmp_path: Path
         process = subprocess.Popen(
             command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
         )
-        while len(server.requests) < 12:
+        while len(server.requests) < 12 or not cache.is_file() or len(cache.read_text().splitlines()) < 8:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         try:

@@ -20,7 +20,7 @@ def test_integers(value: Any) -> None:
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(1), "1", None, [1], float("nan")])
 def test_not_integers(value: Any) -> None:
     assert not is_integer(value)
-    with pytest.raises(SettingError, match=r"rows=.*expected a whole number from 1, or None for all"):
+    with pytest.raises(SettingError, match=r"rows=.*expected an integer of at least 1, or None for all"):
         check_integer("rows", value, otherwise="None for all")
 
 
