@@ -17,7 +17,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.app.theme import theme
 from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import PersonaError, SettingError
-from persona_core.utils.hub import split_revision
+from persona_core.utils.hub import resolve_source, split_revision
 from persona_core.vectors.vectors import PersonaVectors
 
 # Every launch shares these, those in tests included: nothing is recorded, nothing is fetched from elsewhere.
@@ -53,6 +53,12 @@ def main() -> None:
 
 
 def _page(settings: AppSettings) -> gr.Blocks:
+    for name in ("model", "adapter", "results"):
+        if source := getattr(settings, name):
+            try:
+                resolve_source(*split_revision(source))  # a mistyped folder is found now, not by the first visitor
+            except PersonaError as error:
+                raise SettingError(f"PERSONA_{name.upper()}: {error}") from error
     try:
         PersonaVectors.from_pretrained(*split_revision(settings.vectors))
     except PersonaError as error:

@@ -30,6 +30,12 @@ def test_missing_vectors_stop_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "PERSONA_VECTORS" in said and "nothing" in said and "\n" not in said
 
 
+@pytest.mark.parametrize("name", ["PERSONA_MODEL", "PERSONA_ADAPTER", "PERSONA_RESULTS"])
+def test_a_mistyped_folder_stops_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    said = refusal(monkeypatch, **{name: str(tmp_path / "nothing")})
+    assert said.startswith(f"{name}: No such folder") and "nothing" in said
+
+
 def test_a_model_in_place_of_vectors_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said = refusal(monkeypatch, PERSONA_VECTORS=str(ARTIFACTS / "persona-tiny"))
     assert "PERSONA_VECTORS" in said and "model" in said
