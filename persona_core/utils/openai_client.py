@@ -175,10 +175,10 @@ class _Failures:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether no question can be answered: a bad key or an unknown model."""
+    """Whether no question can be answered: a bad key, an unknown model, or a disk that keeps no answer."""
     import openai
 
-    return isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError))
+    return isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, OSError))
 
 
 def _about_the_question(error: Exception) -> bool:
@@ -213,6 +213,8 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
         return f"{server} refused a request to {model!r} (status 400): {_message(error)}"
     if isinstance(error, openai.APIStatusError):
         return f"{server} failed (status {error.status_code}). Try again later."
+    if isinstance(error, OSError):  # the client wraps those of the connection
+        return f"An answer could not be stored: {error}. Free some space or correct the folder, and run it again."
     return f"{server} returned something that is not a chat completion ({type(error).__name__})."
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from persona_core.errors import PersonaError, ServerError, SettingError
-from persona_core.judging.cache import JudgeCache
+from persona_core.judging.cache import CachedAnswer, JudgeCache
 from persona_core.judging.judge import Question, Score
 from persona_core.judging.openai import OpenAIJudge
 from tests.support.openai_server import Answer, completion, error, serving
@@ -216,7 +216,7 @@ def test_nothing_is_billed_twice_after_a_kill(tmp_path: Path) -> None:
             """
             import sys
             from persona_core.judging.openai import OpenAIJudge
-            from persona_core.judging.cache import JudgeCache
+            from persona_core.judging.cache import CachedAnswer, JudgeCache
             from persona_core.judging.judge import Question
             asked = [Question(str(i), "evil", f"How evil is answer {i}?", "", "") for i in range(60)]
             judge = OpenAIJudge("m", base_url=sys.argv[1], api_key="k", concurrency=4, cache=JudgeCache(sys.argv[2]))
@@ -249,7 +249,7 @@ def test_an_interrupt_ends_the_run_at_once_and_keeps_what_arrived(tmp_path: Path
         textwrap.dedent(
             """
             import sys
-            from persona_core.judging.cache import JudgeCache
+            from persona_core.judging.cache import CachedAnswer, JudgeCache
             from persona_core.judging.judge import Question
             from persona_core.judging.openai import OpenAIJudge
             asked = [Question(str(i), "evil", f"How evil is answer {i}?", "", "") for i in range(60)]
@@ -390,3 +390,16 @@ def test_answers_in_flight_when_the_run_gives_up_are_handed_out() -> None:
         for question, _ in judge(server.url, concurrency=2).score(questions(2), progress=False):
             found.append(question.key)
     assert found == ["0/evil"]
+
+
+def test_a_full_disk_ends_the_run_before_more_answers_are_paid_for() -> None:
+    class FullDisk(JudgeCache):
+        def put(self, answer: CachedAnswer) -> None:
+            raise OSError(28, "No space left on device")
+
+    with (
+        serving(lambda _body, _number: completion("85")) as server,
+        pytest.raises(ServerError, match=r"could not be stored: .*No space left on device"),
+    ):
+        list(judge(server.url, concurrency=1, cache=FullDisk(None)).score(questions(5), progress=False))
+    assert len(server.requests) == 1
