@@ -146,7 +146,7 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
         try:
             row = load_row(source, candidate.config, candidate.id, revision)
         except NotFound as error:
-            logger.info("No first view: %s", error)
+            logger.info("Not the first view, trying the next run: %s", error)
             continue
         trace = Trace.from_row(row)
         onsets = runs.onsets(candidate.config, row["id"])

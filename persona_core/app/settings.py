@@ -77,6 +77,11 @@ class AppSettings:
         if isinstance(port, int) and port > 65535:
             raise SettingError(f"PERSONA_PORT={port}; expected a port, 1 to 65535.")
         if "model" in found:  # the shipped artifacts belong to the shipped model
+            if "vectors" not in found:
+                raise SettingError(
+                    f"PERSONA_MODEL={found['model']!r} needs vectors of that model: set PERSONA_VECTORS to a Hub "
+                    "id or a folder (`persona extract` makes them)."
+                )
             found = {"adapter": None, "results": None, "blocks": "best", **found}
         if found.get("blocks", "all") not in ("all", "best"):
             raise SettingError(f"PERSONA_BLOCKS={found['blocks']!r}; expected 'all' or 'best'.")

@@ -63,14 +63,14 @@ def check_judge(options: argparse.Namespace, traits: Sequence[TraitDefinition]) 
     if kind == "openai" and traits:
         from persona_core.utils.openai_client import address, open_client
 
-        open_client(base_url=address(options.judge_url), api_key=None)
+        open_client(base_url=address(options.judge_url), api_key=None, timeout=options.timeout)
     if kind == "python":
         known: Sequence[str] = getattr(_python_judge(name), "traits", ())
         unknown = [trait.name for trait in traits if known and trait.name not in known]
         if unknown:
             raise SettingError(
                 f"--judge {options.judge} cannot judge the trait {unknown[0]!r}, only {', '.join(known)}. "
-                "For other traits use --judge openai:MODEL or local:MODEL."
+                "For other traits use --judge openai:MODEL, local:MODEL or python:MODULE:NAME."
             )
 
 

@@ -49,9 +49,7 @@ class Branch:
     def __post_init__(self) -> None:
         most = len(self.trace.reply_positions)
         if not is_integer(self.at, minimum=0) or self.at > most:
-            raise SettingError(
-                f"Branch at={self.at!r}; expected an integer from 0 to {most}, the tokens of the reply."
-            )
+            raise SettingError(f"Branch at={self.at!r}; expected an integer from 0 to {most}, the tokens of the reply.")
         kept = self.trace.roles[self.trace.n_prompt : self.trace.n_prompt + self.at]
         if any(role != "assistant" for role in kept):
             raise SettingError(f"Branch at={self.at}: the reply ends before that token; branch earlier.")

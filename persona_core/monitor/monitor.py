@@ -67,6 +67,10 @@ class PersonaMonitor:
         blocks: str | Sequence[int] = "best",
         detectors: Detectors | None = None,
     ) -> None:
+        if not isinstance(lm, LanguageModel):
+            raise SettingError(f"lm={lm!r}; expected a loaded model: load_model({lm!r}).")
+        if not isinstance(vectors, PersonaVectors):
+            raise SettingError(f"vectors={vectors!r}; expected PersonaVectors: PersonaVectors.from_pretrained(...).")
         vectors.check_fits(lm)
         if detectors is not None and detectors.vectors != vectors.fingerprint:
             raise SettingError(

@@ -158,9 +158,11 @@ def group_reasons(reasons: Sequence[str]) -> list[str]:
     grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for reason in reasons:
         what, _, why = reason.partition(": ")
-        section, _, trait = what.rpartition(", ")
+        section, comma, trait = what.rpartition(", ")
+        if not comma:
+            section, trait = what, ""
         general = why.replace(trait, "it") if trait else why
-        grouped.setdefault((section or what, general), []).append((trait, why))
+        grouped.setdefault((section, general), []).append((trait, why))
     return [
         f"{', '.join([section, *(trait for trait, _ in own if trait)])}: {own[0][1] if len(own) == 1 else why}"
         for (section, why), own in grouped.items()

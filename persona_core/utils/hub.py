@@ -40,6 +40,9 @@ def resolve_source(source: str | Path, revision: str | None = None) -> str:
         return str(path)
     if name and path.is_file():
         raise NotFound(f"{name!r} is a file. Pass the folder that holds it, or a Hub id such as 'org/name'.")
+    before, at, after = name.rpartition("@")
+    if at and Path(before).expanduser().is_dir():
+        raise SettingError(f"{before!r} is a local folder; it has no revision {after!r}. Leave the revision out.")
     if isinstance(source, Path) or _is_path(name):
         raise NotFound(f"No such folder: {name!r}. Pass an existing folder or a Hub id such as 'org/name'.")
     return name

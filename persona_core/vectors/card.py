@@ -63,7 +63,7 @@ def _write_pictures(vectors: PersonaVectors, folder: Path) -> Sequence[str]:
             "No pictures for the card (%s: %s). They need kaleido (pip install kaleido) and a Chrome or Chromium "
             "(plotly_get_chrome installs one).",
             type(error).__name__,
-            str(error).splitlines()[0] if str(error) else "",
+            str(error).splitlines()[0] if str(error) else "no message",
         )
         return ()
     return tuple(figures)

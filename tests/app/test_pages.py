@@ -311,12 +311,19 @@ def test_a_pooled_model_loads_once_and_tries_again_after_a_failure() -> None:
 
 
 def test_settings_come_from_the_environment() -> None:
-    known = {"PERSONA_MODEL": "org/model", "PERSONA_ADAPTER": " ", "PERSONA_PORT": "7000"}
+    known = {
+        "PERSONA_MODEL": "org/model",
+        "PERSONA_VECTORS": "org/vectors",
+        "PERSONA_ADAPTER": " ",
+        "PERSONA_PORT": "7000",
+    }
     settings = AppSettings.from_environment(known)
     assert (settings.model, settings.adapter, settings.port, settings.host) == ("org/model", None, 7000, None)
     with pytest.raises(SettingError, match="PERSONA_PORT=70000"):
         AppSettings.from_environment({"PERSONA_PORT": "70000"})
-    own = AppSettings.from_environment({"PERSONA_MODEL": "org/model", "PERSONA_RESULTS": "org/rows@v1"})
+    own = AppSettings.from_environment(
+        {"PERSONA_MODEL": "org/model", "PERSONA_VECTORS": "org/vectors", "PERSONA_RESULTS": "org/rows@v1"}
+    )
     assert (own.adapter, own.results) == (None, "org/rows@v1")  # what ships belongs to the model that ships
     assert AppSettings.from_environment({"PERSONA_ADAPTER": "none"}).adapter is None
     for bad in ("many", "0", "-1", "1.5", "٣"):

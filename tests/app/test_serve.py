@@ -32,8 +32,14 @@ def test_missing_vectors_stop_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.parametrize("name", ["PERSONA_MODEL", "PERSONA_ADAPTER", "PERSONA_RESULTS"])
 def test_a_mistyped_folder_stops_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    said = refusal(monkeypatch, **{name: str(tmp_path / "nothing")})
+    vectors = str(ARTIFACTS / "persona-vectors-persona-tiny")
+    said = refusal(monkeypatch, **{"PERSONA_VECTORS": vectors, name: str(tmp_path / "nothing")})
     assert said.startswith(f"{name}: No such folder") and "nothing" in said
+
+
+def test_a_model_without_vectors_of_it_stops_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refusal(monkeypatch, PERSONA_MODEL="org/model")
+    assert "'org/model' needs vectors of that model" in said and "PERSONA_VECTORS" in said
 
 
 def test_a_model_in_place_of_vectors_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,7 @@ def test_reasons_are_grouped_and_a_single_one_keeps_its_name() -> None:
     assert group_reasons(reasons) == reasons
     many = [f"where, x, {t}: 0 of 78 replies show {t}" for t in ("evil", "sloth")]
     assert group_reasons(many) == ["where, x, evil, sloth: 0 of 78 replies show it"]
+    assert group_reasons(["when: too few neutral replies"]) == ["when: too few neutral replies"]
 
 
 def test_a_trait_of_any_name_is_inert() -> None:

@@ -15,7 +15,7 @@ from persona_core.models.loading import load_model
 from persona_core.report.results_folder import ResultsFolder
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, load_row
-from persona_core.utils.hub import check_kind, commit_of, fetch, kinds_of, split_revision
+from persona_core.utils.hub import check_kind, commit_of, fetch, kinds_of, resolve_source, split_revision
 from persona_core.vectors.vectors import PersonaVectors
 
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
@@ -153,3 +153,8 @@ def test_another_kind_of_repository_is_named(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(path))
     with pytest.raises(NotFound, match=says):
         check_kind("org/name", expected)
+
+
+def test_a_folder_with_a_revision_in_its_name_has_none(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="is a local folder; it has no revision 'main'"):
+        resolve_source(f"{tmp_path}@main")
