@@ -232,6 +232,7 @@ def test_a_faulty_trait_file_is_named_before_anything_runs(
     [
         (["--judge", "nobody"], "--judge 'nobody'; expected openai:MODEL"),
         (["--judge", "openai:"], "expected openai:MODEL"),
+        (["--judge", "openai:m", "--timeout", "nan"], "timeout=nan"),
         (["--stage", "judge"], "elicit them first"),
         (["--position", "reply_last"], "reply_mean"),
         (["--rollouts", "0"], "rollouts=0"),
