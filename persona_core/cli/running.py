@@ -49,6 +49,10 @@ def execute(
     options, name = parser.parse_args(argv), parser.prog
     configure()
     started = time.monotonic()
+    out = getattr(options, "out", None)
+    if isinstance(out, Path) and out.is_file():  # otherwise found when the work is done and is to be written
+        print(f"{name}: --out {out} is a file; name a folder.", file=sys.stderr)
+        return 1
     print(f"{name}: {first.format(**vars(options))} ...", file=sys.stderr, flush=True)
     try:
         missing = run(options)

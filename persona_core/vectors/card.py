@@ -45,7 +45,9 @@ def write_card(
 
 def _write_pictures(vectors: PersonaVectors, folder: Path) -> Sequence[str]:
     """PNG files: one per validated trait, and one of the cosines. Returns the names of those that were written."""
-    measured = [t for t in vectors.traits if "auroc" in vectors.config.get("validation", {}).get(t, {})]
+    validation = vectors.config.get("validation", {})
+    # A trait names its picture, and a name from a stranger's file must not lead out of the folder.
+    measured = [t for t in vectors.traits if "auroc" in validation.get(t, {}) and Path(t).name == t]
     if not measured:
         return ()
     from persona_core.vectors.figures import cosine_figure, validation_figure

@@ -106,3 +106,13 @@ def test_a_replay_needs_both_runs_and_a_contaminated_side(tmp_path: Path, capsys
     assert replay.main(plain) == 1 and "either --adapter or --contaminated-model" in capsys.readouterr().err
     assert replay.main([*plain, "--adapter", str(TWIN)]) == 1
     assert "run `persona monitor` for the config 'contaminated' first" in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_the_out_folder_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_text("mine")
+    assert monitor.main(options(out)) == 1
+    assert f"--out {out} is a file; name a folder." in capsys.readouterr().err
+    assert out.read_text() == "mine"

@@ -101,6 +101,23 @@ def test_without_a_browser_the_card_is_written_and_the_log_says_how_to_get_pictu
     assert "plotly_get_chrome" in caplog.text
 
 
+def test_the_name_of_a_trait_never_leads_out_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import plotly.io
+
+    vectors, name = shipped().select(["evil"]), "../../evil"
+    strange = dataclasses.replace(
+        vectors,
+        tensors={name: vectors.tensors["evil"]},
+        best_block={name: vectors.best_block["evil"]},
+        null={name: vectors.null["evil"]},
+        config={**vectors.config, "validation": {name: vectors.config["validation"]["evil"]}},
+    )
+    written: list[Path] = []
+    monkeypatch.setattr(plotly.io, "write_images", lambda _, files, **__: written.extend(files))
+    write_card(strange, tmp_path)
+    assert not written
+
+
 def test_the_figure_shows_the_chosen_block_and_the_numbers_of_the_config() -> None:
     vectors = shipped()
     figure = validation_figure(vectors, "deception")
