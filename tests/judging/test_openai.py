@@ -248,8 +248,9 @@ def test_an_interrupt_ends_the_run_at_once_and_keeps_what_arrived(tmp_path: Path
     script.write_text(
         textwrap.dedent(
             """
-            import sys
-            from persona_core.judging.cache import CachedAnswer, JudgeCache
+            import signal, sys
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
+            from persona_core.judging.cache import JudgeCache
             from persona_core.judging.judge import Question
             from persona_core.judging.openai import OpenAIJudge
             asked = [Question(str(i), "evil", f"How evil is answer {i}?", "", "") for i in range(60)]
