@@ -19,6 +19,8 @@ def ask(page: Any, prompt: str, system: str = "") -> None:
     page.fill("#prompt textarea", prompt)
     page.fill("#system textarea", system)
     page.wait_for_timeout(100)  # a change takes an old notice away; it must not come after the press
+    with contextlib.suppress(TimeoutError):  # nor may an old notice be taken for that of this press
+        page.wait_for_function("document.querySelector('#notice .notice').hidden", timeout=3000 * pages.load_factor())
     page.click("#generate")
     taken(page)
 
