@@ -152,7 +152,7 @@ def load_traits(sources: str | Path | Sequence[str | Path]) -> tuple[TraitDefini
         sources: one or several of: a name of a shipped trait, a trait file, a folder of trait files.
 
     Raises:
-        NotFound: a source is none of these; the message names the shipped traits.
+        NotFound: no such trait, file or folder; the message names the shipped traits.
         CorruptFile: a file is not a trait definition; the message names every fault.
         SettingError: two definitions have the same name.
 
