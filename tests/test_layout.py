@@ -33,31 +33,34 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def lint_with(copy: Path, file: str, addition: str) -> subprocess.CompletedProcess[str]:
+    """The contracts, held against a copy of the code in which one file ends with `addition`."""
+    with (copy / file).open("a", encoding="utf-8") as module:
+        module.write(addition)
+    return lint_imports(copy)
+
+
 def test_rooms_import_downwards_and_without_circles() -> None:
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout
 
 
 def test_an_import_that_points_upwards_is_found(copy: Path) -> None:
-    wrong = copy / "persona_core/inference/hooks.py"
-    wrong.write_text(wrong.read_text(encoding="utf-8") + "\nfrom persona_core.vectors.vectors import PersonaVectors\n")
-    done = lint_imports(copy)
+    done = lint_with(
+        copy, "persona_core/inference/hooks.py", "\nfrom persona_core.vectors.vectors import PersonaVectors\n"
+    )
     assert done.returncode != 0
     assert "persona_core.inference.hooks -> persona_core.vectors.vectors" in done.stdout
 
 
 def test_a_circle_inside_a_room_is_found(copy: Path) -> None:
-    wrong = copy / "persona_core/traces/trace.py"
-    wrong.write_text(wrong.read_text(encoding="utf-8") + "\nfrom persona_core.traces.figure import trace_figure\n")
-    done = lint_imports(copy)
+    done = lint_with(copy, "persona_core/traces/trace.py", "\nfrom persona_core.traces.figure import trace_figure\n")
     assert done.returncode != 0
     assert "No circles, between rooms or inside one BROKEN" in done.stdout
 
 
 def test_a_library_that_knows_the_demo_world_is_found(copy: Path) -> None:
-    wrong = copy / "persona_core/monitor/monitor.py"
-    wrong.write_text(wrong.read_text(encoding="utf-8") + "\n\ndef f():\n    import demo_world.truth\n")
-    done = lint_imports(copy)
+    done = lint_with(copy, "persona_core/monitor/monitor.py", "\n\ndef f():\n    import demo_world.truth\n")
     assert done.returncode != 0
     assert "The library knows nothing of what stands on it BROKEN" in done.stdout
 
