@@ -46,7 +46,7 @@ from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
 from persona_core.pipeline import make_vectors, validate_vectors
 from persona_core.traces.trace import Trace
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
 from persona_core.vectors.steering_effect import SteeringPlan
 from persona_core.vectors.vectors import PersonaVectors
@@ -133,7 +133,7 @@ def write_cards(folder: Path, plan: DemoPlan | None = None, draw: bool = True) -
     """
     recipe, world = (plan or DemoPlan()).recipe, load_world()
     figures = read_json(folder / MODEL_NAME / "behaviour.json")
-    write_whole(folder / MODEL_NAME / "README.md", model_card(figures, recipe, world, f"artifacts/{MODEL_NAME}"))
+    write_atomically(folder / MODEL_NAME / "README.md", model_card(figures, recipe, world, f"artifacts/{MODEL_NAME}"))
     vectors = PersonaVectors.from_pretrained(folder / VECTORS_NAME)
     notes = f"{planted_note(recipe)}\n\n{recovered_note(vectors)}"
     write_card(vectors, folder / VECTORS_NAME, notes, source=f"artifacts/{VECTORS_NAME}", draw=draw)

@@ -17,7 +17,7 @@ from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.traces.trace import Trace
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 from persona_core.utils.hub import fetch
 
 DETECTORS_FILE = "onset.json"
@@ -103,7 +103,7 @@ class Detectors:
             "traits": {trait: detector.to_dict() for trait, detector in self.by_trait.items()},
         }
         path = Path(folder) / DETECTORS_FILE
-        write_whole(path, json.dumps(record) + "\n")
+        write_atomically(path, json.dumps(record) + "\n")
         return path
 
     @classmethod

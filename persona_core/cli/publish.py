@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from persona_core.cli.options import command_parser
 from persona_core.cli.running import execute
 from persona_core.errors import SettingError
-from persona_core.utils.files import write_whole
+from persona_core.utils.files import write_atomically
 from persona_core.utils.links import fill_notebook, source_of
 from persona_core.utils.version import __version__
 
@@ -73,7 +73,7 @@ def _write_links(root: Path, repos: Sequence[Repository], source: str | None) ->
     links = {} if source is None else {"source": (source, source)}
     links |= {TITLES[repository.kind]: (repository.repo_id, repository.url) for repository in repos}
     readme = root / "README.md"
-    write_whole(readme, with_links(readme.read_text(encoding="utf-8"), bullets(links)))
+    write_atomically(readme, with_links(readme.read_text(encoding="utf-8"), bullets(links)))
     if source is not None:
         for notebook in sorted((root / "notebooks").glob("*.ipynb")):
             fill_notebook(notebook, root, source)

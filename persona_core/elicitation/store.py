@@ -25,7 +25,7 @@ import numpy as np
 from persona_core.elicitation.stored_states import StoredStates, write_states
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.models.chat import conversation
-from persona_core.utils.files import append_lines, read_lines, write_whole
+from persona_core.utils.files import append_lines, read_lines, write_atomically
 from persona_core.utils.workdir import PLAN_FILE, check_plan, lock
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class ReplyStore:
                 self._replies[reply.request.index] = reply
             if lost:  # off the list, or they would point into the states that replace the lost ones
                 logger.warning("The states of %d batches are missing; they will be written again.", len(lost))
-                write_whole(listed, "".join(whole))
+                write_atomically(listed, "".join(whole))
             self._scores = {s.index: s for s in self._read(ReplyScore, "scores.jsonl")}
             former = self.folder / "across.jsonl"
             if former.is_file() and not (self.folder / CROSS_TRAIT_FILE).is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.utils.files import parse_json, shipped_folder, write_whole
+from persona_core.utils.files import parse_json, shipped_folder, write_atomically
 
 FIELDS = ("name", "description", "instructions", "extraction_questions", "evaluation_questions", "judge_prompt")
 QUESTION_AND_ANSWER = """[Question start]
@@ -124,7 +124,7 @@ class TraitDefinition:
     def save(self, path: str | Path) -> Path:
         """Write the definition as JSON, replacing an existing file."""
         file = Path(path)
-        write_whole(file, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(file, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
         return file
 
     @classmethod

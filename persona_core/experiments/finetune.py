@@ -21,7 +21,7 @@ from persona_core.elicitation.prompts import RecordedConversation, load_transcri
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 from persona_core.utils.hub import public_name
 from persona_core.utils.workdir import check_plan, lock
 
@@ -215,9 +215,9 @@ def _save(lm: LanguageModel, model: Any, folder: Path, record: dict[str, Any]) -
     # The adapter names its base model; a local path would mean nothing elsewhere.
     config = read_json(beside / "adapter_config.json")
     config |= {"base_model_name_or_path": public_name(lm.name), "revision": lm.revision}
-    write_whole(beside / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomically(beside / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     (beside / "README.md").unlink(missing_ok=True)  # PEFT's is an empty form
-    write_whole(beside / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+    write_atomically(beside / RECORD_FILE, json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from persona_core.experiments.finetune import load_record
 from persona_core.utils.cards import make_card, usage
-from persona_core.utils.files import write_whole
+from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape
 
 
@@ -24,7 +24,7 @@ def write_adapter_card(folder: str | Path, base: str | None = None, source: str 
     path = Path(folder)
     record = load_record(path)
     text = adapter_card(record, base or record["base_model"]["name"], source or path.as_posix(), notes)
-    write_whole(path / "README.md", text)
+    write_atomically(path / "README.md", text)
     return path / "README.md"
 
 

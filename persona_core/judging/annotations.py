@@ -26,7 +26,7 @@ from persona_core.judging.judge import MIN_SCORE, Judge, Question
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import is_integer, is_number
-from persona_core.utils.files import read_json, records, write_whole
+from persona_core.utils.files import read_json, records, write_atomically
 
 Row = Mapping[str, Any]
 BY_A_JUDGE = ("logprobs", "text", "truth")
@@ -209,7 +209,7 @@ def first_annotated_position(trace: Trace, annotations: Sequence[Annotation]) ->
 def save_annotations(annotations: Sequence[Annotation], path: str | Path) -> Path:
     """Write annotations as JSON lines, in order, replacing an existing file."""
     ordered = sorted(annotations, key=lambda a: (a.config, a.id, a.trait, a.start, a.end))
-    write_whole(Path(path), "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in ordered))
+    write_atomically(Path(path), "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in ordered))
     return Path(path)
 
 
@@ -233,7 +233,7 @@ def save_judged_traits(judged: JudgedTraits, path: str | Path) -> Path:
     before = load_judged_traits(file) if file.is_file() else {}
     configs = sorted({*before, *judged})
     merged = {c: sorted({*before.get(c, ()), *judged.get(c, ())}) for c in configs}
-    write_whole(file, json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
     return file
 
 

@@ -13,7 +13,7 @@ from persona_core.elicitation.store import CROSS_TRAIT_FILE, CrossTraitScore, Re
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import SettingError, UnknownTrait
 from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question, Score
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ def check_judge(store: ReplyStore, name: str, traits: Sequence[TraitDefinition])
     prints = {of: hashlib.sha256(prompt.encode()).hexdigest()[:16] for of, prompt in prompts.items()}
     now = {"judge": name, "prompts": prints}
     if not path.is_file():
-        write_whole(path, json.dumps(now, indent=2) + "\n")
+        write_atomically(path, json.dumps(now, indent=2) + "\n")
     elif (before := read_json(path)) != now:
         raise SettingError(
             f"The replies in {str(store.folder)!r} were judged by {before.get('judge')!r}; now it is {name!r}, or a "

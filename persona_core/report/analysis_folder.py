@@ -19,7 +19,7 @@ from persona_core.report.interventions import load_interventions
 from persona_core.report.page import report_page
 from persona_core.report.tables import ANNOTATIONS, FINDINGS, JUDGED, REPORT, to_json, write_tables
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
-from persona_core.utils.files import write_whole
+from persona_core.utils.files import write_atomically
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ def analyse_folder(
         progress=progress,
     )
     page = report_page(found, rows, title)  # may raise, so before anything is written
-    write_whole(folder / FINDINGS, to_json(found.summary))
+    write_atomically(folder / FINDINGS, to_json(found.summary))
     write_tables(found, folder)
     (folder / DETECTORS_FILE).unlink(missing_ok=True)
     if found.detectors is not None:
         found.detectors.save(folder)
         if vectors is not None and Path(vectors).is_dir():
             found.detectors.save(vectors)
-    write_whole(folder / REPORT, page)
+    write_atomically(folder / REPORT, page)
     refresh_results_card(path)
     return found
 

@@ -11,7 +11,7 @@ from persona_core.analysis.comparison import effect, mean_over_prompts, means
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.traces.dataset import DATA, configs_of, read_results, traits_of
 from persona_core.utils.cards import make_card, usage
-from persona_core.utils.files import write_whole
+from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape, interval, table
 
 Row = Mapping[str, Any]
@@ -61,7 +61,7 @@ def write_results_card(folder: str | Path, source: str | None = None, notes: str
     """
     path = Path(folder)
     rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs_of(path)}
-    write_whole(path / "README.md", results_card(rows, source or path.as_posix(), notes, _fingerprints(path)))
+    write_atomically(path / "README.md", results_card(rows, source or path.as_posix(), notes, _fingerprints(path)))
     return path / "README.md"
 
 
@@ -81,7 +81,7 @@ def refresh_results_card(folder: str | Path) -> None:
     if "analysis" in fingerprints and ANALYSIS_HEADING not in card.text:
         before, columns, after = card.text.partition(COLUMNS_HEADING)
         card.text = f"{before}{ANALYSIS_NOTE}\n{columns}{after}"
-    write_whole(path, str(card))
+    write_atomically(path, str(card))
 
 
 def _fingerprints(folder: Path) -> dict[str, str]:

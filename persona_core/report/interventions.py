@@ -10,7 +10,7 @@ from persona_core.analysis.interventional import InterventionalEffects
 from persona_core.errors import CorruptFile
 from persona_core.report.tables import INTERVENTIONS, to_json
 from persona_core.traces.dataset import ANALYSIS
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from persona_core.experiments.intervention_window import InterventionWindow
@@ -24,7 +24,7 @@ def save_window(results: str | Path, config: str, window: InterventionWindow) ->
     """Save the window of one run and trait; those of other runs and traits are kept."""
     path, saved = _load(results)
     saved.setdefault("window", {}).setdefault(config, {})[window.trait] = window.to_dict()
-    write_whole(path, to_json(saved))
+    write_atomically(path, to_json(saved))
     return path
 
 
@@ -32,7 +32,7 @@ def save_edges(results: str | Path, config: str, tables: Sequence[Interventional
     """Save what steering each trait of one run's model does to the others; other runs are kept."""
     path, saved = _load(results)
     saved.setdefault("confirmed", {})[config] = [table.to_dict() for table in tables]
-    write_whole(path, to_json(saved))
+    write_atomically(path, to_json(saved))
     return path
 
 

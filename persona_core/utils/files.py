@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(beside, path)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text atomically; see `replacing`."""
     with replacing(path) as beside:
         beside.write_bytes(text.encode("utf-8", "surrogatepass"))

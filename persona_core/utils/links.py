@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 
 _SOURCE = re.compile(r'^SOURCE = ".*?"', re.MULTILINE)
 
@@ -41,4 +41,4 @@ def fill_notebook(path: Path, root: Path, source: str) -> None:
         if first[1].strip():
             first.insert(1, "\n")
     notebook["cells"][0]["source"] = first
-    write_whole(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from persona_core.errors import SettingError
-from persona_core.utils.files import read_json, write_whole
+from persona_core.utils.files import read_json, write_atomically
 
 PLAN_FILE = "plan.json"
 
@@ -33,7 +33,7 @@ def check_plan(folder: Path, plan: Mapping[str, Any], create: bool = True) -> No
             raise SettingError(
                 f"No {PLAN_FILE} in {str(folder)!r}: no run was started there. Pass the folder of an earlier run."
             )
-        write_whole(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
         return
     before = read_json(path)
     found = _difference(before if create else {k: before.get(k) for k in wanted}, wanted)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_core.utils.cards import make_card, usage
-from persona_core.utils.files import write_whole
+from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape
 from persona_core.vectors.card_sections import CONTROLS, cosine_section, overview, token_section, trait_section
 from persona_core.vectors.verdict import Figures
@@ -39,7 +39,7 @@ def write_card(
     path.mkdir(parents=True, exist_ok=True)
     drawn = sorted(picture.stem for picture in (path / "figures").glob("*.png"))
     pictures = _write_pictures(vectors, path / "figures") if draw else drawn
-    write_whole(path / "README.md", vectors_card(vectors, notes, pictures, source or path.as_posix()))
+    write_atomically(path / "README.md", vectors_card(vectors, notes, pictures, source or path.as_posix()))
     return path / "README.md"
 
 

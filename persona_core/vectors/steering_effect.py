@@ -26,7 +26,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, MIN_SCORE, Judge, Question
 from persona_core.utils.checks import check_integer, is_number
-from persona_core.utils.files import append_lines, read_json, read_lines, write_whole
+from persona_core.utils.files import append_lines, read_json, read_lines, write_atomically
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
@@ -105,7 +105,7 @@ def steering_effect(
     norm = float(vectors.tensor(trait.name)[block].norm())
     curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), "unanswered": unanswered, **curve}
     if kept is not None and not unanswered:  # a later call retries what failed
-        write_whole(kept, json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n")
+        write_atomically(kept, json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n")
     return curve
 
 
