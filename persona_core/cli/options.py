@@ -72,7 +72,12 @@ def add_traits(parser: argparse.ArgumentParser) -> None:
 
 def add_prompts(parser: Any) -> None:
     """Prompts that a model answers."""
-    parser.add_argument("--prompts", nargs="+", default=["all"], help="pilot, harmful, expanded, all, or .jsonl files")
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        default=["all"],
+        help="pilot, harmful, expanded, all (the three), neutral, or .jsonl files",
+    )
 
 
 def add_results(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,12 @@ from persona_core.utils.checks import check_integer
 from persona_core.utils.files import records, shipped_folder
 
 SETS = ("pilot", "harmful", "expanded")
+NEUTRAL = "neutral"
+EVERYDAY = (
+    "household", "advice", "conversation", "recipes", "travel", "health", "letters", "planning", "ideas", "facts",
+    "comparisons", "explanations", "short",
+)  # fmt: skip
+"""The neutral set's everyday categories. The others are tasks: code, numbers, language, fiction, given texts."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,17 @@ def load_prompts(sources: Sequence[str | Path]) -> tuple[Prompt, ...]:
     """The prompts of shipped sets or of files, in order.
 
     Args:
-        sources: names in `SETS`, "all" for the three of them, or `.jsonl` files with the fields of `Prompt`.
+        sources: names in `SETS`, "all" for the three of them, "neutral", or `.jsonl` files with the fields of
+            `Prompt`. The neutral set asks for no trait and serves as a null: its categories are kinds of task, of
+            equal size, so that whole kinds can be held out. It is no part of "all".
 
     Raises:
         NotFound, CorruptFile: the message names file, line and field.
 
     >>> len(load_prompts(["all"]))
     78
+    >>> len({p.category for p in load_prompts(["neutral"])})
+    27
     """
     found: list[Prompt] = []
     for path in _paths(sources):
@@ -112,7 +122,7 @@ def _paths(sources: Sequence[str | Path]) -> list[Path]:
     for source in sources:
         if source == "all":
             paths += [shipped_folder("prompts") / f"{name}.jsonl" for name in SETS]
-        elif source in SETS:
+        elif source in (*SETS, NEUTRAL):
             paths.append(shipped_folder("prompts") / f"{source}.jsonl")
         else:
             paths.append(Path(source))
@@ -122,7 +132,7 @@ def _paths(sources: Sequence[str | Path]) -> list[Path]:
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Every line's JSON object, with file and line for error messages; empty lines are skipped."""
     if not path.is_file():
-        raise NotFound(f"No file {str(path)!r}. Name a set ({', '.join(SETS)}, all) or a .jsonl file.")
+        raise NotFound(f"No file {str(path)!r}. Name a set ({', '.join(SETS)}, all, {NEUTRAL}) or a .jsonl file.")
     found = list(records(path))
     if not found:
         raise CorruptFile(f"{path}: the file is empty.")

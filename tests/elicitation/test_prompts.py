@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_core.elicitation.prompts import Prompt, load_prompts, load_transcripts
+from persona_core.elicitation.prompts import EVERYDAY, Prompt, load_prompts, load_transcripts
 from persona_core.errors import CorruptFile, NotFound, PersonaError
 
 
@@ -52,6 +55,40 @@ def test_an_unknown_set_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match="UTF-8"):
         load_prompts([tmp_path / "binary.jsonl"])
 
+
+# ---- the neutral set ----
+
+
+def test_the_neutral_set_is_loaded_by_name_and_is_no_part_of_the_default() -> None:
+    neutral = load_prompts(["neutral"])
+    assert {p.set for p in neutral} == {"neutral"} and {p.system for p in neutral} == {None}
+    assert not {p.id for p in neutral} & {p.id for p in load_prompts(["all"])}
+
+
+def test_the_neutral_set_is_broad_and_its_kinds_are_equally_large() -> None:
+    neutral = load_prompts(["neutral"])
+    kinds = Counter(p.category for p in neutral)
+    assert len(neutral) >= 300 and len(kinds) >= 15
+    assert min(kinds.values()) >= 15 and max(kinds.values()) == min(kinds.values())
+    assert len(set(EVERYDAY)) == len(EVERYDAY) and set(EVERYDAY) < set(kinds)
+    assert abs(len(EVERYDAY) / len(kinds) - 0.5) < 0.1
+
+
+def test_neutral_prompts_are_from_one_word_to_hundreds() -> None:
+    lengths = [len(p.prompt.split()) for p in load_prompts(["neutral"])]
+    assert min(lengths) == 1 and max(lengths) >= 150
+    assert sum(n <= 5 for n in lengths) >= 20 and sum(n >= 150 for n in lengths) >= 15
+
+
+def test_no_prompt_nearly_repeats_another() -> None:
+    prompts = load_prompts(["neutral", "all"])
+    words = {p.id: frozenset(re.findall(r"\w+", p.prompt.lower())) for p in prompts}
+    assert len({" ".join(p.prompt.lower().split()) for p in prompts}) == len(prompts)
+    near = [(a, b) for a, b in combinations(words, 2) if len(words[a] & words[b]) >= 0.6 * len(words[a] | words[b])]
+    assert near == []
+
+
+# ---- transcripts ----
 
 USER, BOT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}
 
