@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
-from scipy.special import expit, logit, ndtr, ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import kstest
 from tqdm import tqdm
 
@@ -26,8 +26,11 @@ from persona_core.analysis.comparison import effect, mean_over_prompts
 from persona_core.analysis.statistics import (
     Estimate,
     auroc_over_replies,
+    bounded,
+    bounded_difference,
     jackknifed,
     over_clusters,
+    pearson,
     rank_auroc,
     share_over_replies,
     sign_flip_p,
@@ -35,6 +38,7 @@ from persona_core.analysis.statistics import (
 from persona_core.analysis.weighted_statistics import autocorrelation, drift, token_share
 
 SIZES = (20, 78)
+FEW = (3, 5, 10, 20, 50)  # questions
 N_DATASETS = 1000
 N_RESAMPLES = 1000
 FEWER_RESAMPLES = 500  # a thousand everywhere would take an hour, and cover 0.2 % more
@@ -55,7 +59,7 @@ KINDS: dict[str, Draw] = {
 
 
 def main() -> int:
-    cases = [*means(), *effects(), *shares(), *aurocs(), *run_figures()]
+    cases = [*means(), *effects(), *shares(), *aurocs(), *validation_figures(), *run_figures()]
     with tqdm(total=len(cases) * N_DATASETS, desc="coverage", unit="data set") as bar:
         figures = {
             "nominal": 0.95,
@@ -185,9 +189,8 @@ def _shares(rng: np.random.Generator, n: int, a: float, b: float) -> Intervals:
     hits = rng.binomial(totals, rng.beta(a, b, size=n))
     return {
         "share over replies": {
-            LIBRARY: share_over_replies(hits.tolist(), totals.tolist(), FEWER_RESAMPLES),
-            "further quantiles": over_clusters(_pooled(hits, totals), np.arange(n), FEWER_RESAMPLES),
-            "jackknife of the logit": _of_the_logit(_pooled(hits, totals), np.arange(n)),
+            LIBRARY: share_over_replies(hits.tolist(), totals.tolist()),
+            "bootstrap": over_clusters(_pooled(hits, totals), np.arange(n), FEWER_RESAMPLES),
         }
     }
 
@@ -210,11 +213,77 @@ def _aurocs(rng: np.random.Generator, n: int, kind: str, length: int = 20) -> In
     statistic = rank_auroc(scores.ravel(), labels.ravel())
     return {
         "AUROC over replies": {
-            LIBRARY: auroc_over_replies(list(scores), list(labels), FEWER_RESAMPLES),
-            "further quantiles": over_clusters(statistic, np.repeat(np.arange(n), length), FEWER_RESAMPLES),
-            "jackknife of the logit": _of_the_logit(statistic, np.repeat(np.arange(n), length)),
+            LIBRARY: auroc_over_replies(list(scores), list(labels)),
+            "bootstrap": over_clusters(statistic, np.repeat(np.arange(n), length), FEWER_RESAMPLES),
         }
     }
+
+
+def validation_figures() -> list[Case]:
+    """The figures of a vector's card: two replies of each side to every question, questions differ in their level.
+
+    "own minus other": the AUROCs of two projections whose noise is correlated (0.6).
+    """
+    cases: list[Case] = []
+    for n in FEW:
+        for shift in (1.5, 3.0, 4.5):
+            auroc = float(ndtr(shift / np.sqrt(2.5)))
+            truths = {
+                "AUROC over questions": auroc,
+                "own minus other AUROC": auroc - float(ndtr(shift / np.sqrt(5))),
+                "own minus equal AUROC": 0.0,
+            }
+            cases.append((f"true AUROC {auroc:.3f}", n, truths, partial(_validation, n=n, shift=shift)))
+        truths = {"correlation over questions": 0.5**0.5, "mean over questions": 0.0}
+        cases.append(("normal", n, truths, partial(_scores, n=n, kind="normal")))
+        cases.append(("skewed, 1.8", n, {"mean over questions": 0.0}, partial(_scores, n=n, kind="skewed, 1.8")))
+    return cases
+
+
+def _validation(rng: np.random.Generator, n: int, shift: float) -> Intervals:
+    question, shows = np.repeat(np.arange(n), 4), np.arange(4 * n) % 2 == 0
+    level, shared = 0.5 * rng.normal(size=n)[question], rng.normal(size=4 * n)
+
+    def auroc_of(effect: float, scale: float = 1.0) -> Callable[[np.ndarray], float]:
+        noise = 0.6 * shared + 0.8 * rng.normal(size=4 * n)
+        return rank_auroc(effect * shows + scale * (level + noise), shows)
+
+    own, equal, other = auroc_of(shift), auroc_of(shift), auroc_of(shift, 2**0.5)
+    figures: dict[str, Mapping[str, Estimate | None]] = {
+        "AUROC over questions": {
+            LIBRARY: bounded(own, question),
+            "bootstrap": over_clusters(own, question, 200),
+        }
+    }
+    for name, second in (("own minus other AUROC", other), ("own minus equal AUROC", equal)):
+
+        def difference(w: np.ndarray, second: Callable[[np.ndarray], float] = second) -> float:
+            return own(w) - second(w)
+
+        figures[name] = {
+            LIBRARY: bounded_difference(own, second, question),
+            "jackknife": jackknifed(difference, question),
+        }
+    return figures
+
+
+def _scores(rng: np.random.Generator, n: int, kind: str) -> Intervals:
+    question = np.repeat(np.arange(n), 4)
+    score = rng.normal(size=4 * n) + 0.5 * rng.normal(size=n)[question]
+    projection = score + rng.normal(size=4 * n) + 0.5 * rng.normal(size=n)[question]
+    values = KINDS[kind](rng, n)[question] + rng.normal(size=4 * n)
+
+    def mean(w: np.ndarray) -> float:
+        return float(w @ values / w.sum())
+
+    methods = {LIBRARY: over_clusters, "jackknife": lambda f, c, _: jackknifed(f, c)}
+    found = {
+        "mean over questions": {m: of(mean, question, 200) for m, of in methods.items()},
+        "correlation over questions": {
+            m: of(partial(pearson, projection, score), question, 200) for m, of in methods.items()
+        },
+    }
+    return found if kind == "normal" else {"mean over questions": found["mean over questions"]}
 
 
 def run_figures() -> list[Case]:
@@ -273,12 +342,6 @@ def _pooled(hits: np.ndarray, totals: np.ndarray) -> Callable[[np.ndarray], floa
 
 
 # ---- other intervals ----
-
-
-def _of_the_logit(statistic: Callable[[np.ndarray], float], clusters: np.ndarray) -> Estimate | None:
-    """A jackknife on the logit scale, where a figure between 0 and 1 is closer to normal."""
-    found = jackknifed(lambda w: float(logit(statistic(w))), clusters)
-    return found and Estimate(float(expit(found.value)), float(expit(found.low)), float(expit(found.high)), found.n)
 
 
 def _of_a_mean(x: np.ndarray) -> Mapping[str, Estimate | None]:

@@ -234,7 +234,7 @@ def _vectors(
         trait: {
             **vectors.config["validation"][trait],
             "cosine_with_planted_direction": round(float(planted[trait] @ vectors.direction(trait, at).numpy()), 4),
-            **auroc_statistics(label_replies(labelled, world, trait, vectors.best_block[trait]), plan.n_resamples),
+            **auroc_statistics(label_replies(labelled, world, trait, vectors.best_block[trait])),
         }
         for trait in vectors.traits
     }

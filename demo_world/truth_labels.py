@@ -67,7 +67,7 @@ def auroc_within(labelled: Sequence[LabelledReply]) -> float:
     return auroc(np.concatenate(values), np.concatenate(labels))
 
 
-def auroc_statistics(labelled: Sequence[LabelledReply], n_resamples: int) -> dict[str, Any]:
+def auroc_statistics(labelled: Sequence[LabelledReply]) -> dict[str, Any]:
     """How well one trait's projections separate its tokens, with 95 % intervals over replies.
 
     Most system prompts do not request the trait, so a score that knows only them does well over all replies
@@ -76,11 +76,11 @@ def auroc_statistics(labelled: Sequence[LabelledReply], n_resamples: int) -> dic
     """
     constant = [np.full(len(m.values), float(m.requested)) for m in labelled]
     return {
-        "token_auroc": auroc_over_replies(*_pairs(labelled), n_resamples).to_dict(),
+        "token_auroc": auroc_over_replies(*_pairs(labelled)).to_dict(),
         "token_auroc_cue_as_negative": auroc_over_replies(
-            [m.values for m in labelled], [m.shows for m in labelled], n_resamples
+            [m.values for m in labelled], [m.shows for m in labelled]
         ).to_dict(),
-        "token_auroc_within_reply": auroc_over_replies(*_within(labelled), n_resamples).to_dict(),
+        "token_auroc_within_reply": auroc_over_replies(*_within(labelled)).to_dict(),
         "system_prompt_alone": round(
             auroc(
                 np.concatenate([c[~m.cue] for c, m in zip(constant, labelled, strict=True)]),

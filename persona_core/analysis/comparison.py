@@ -261,7 +261,7 @@ def means(rows: Sequence[Row], trait: str) -> dict[str, float]:
 
 
 def mean_over_prompts(values: Sequence[float], n_resamples: int = 1000, seed: int = 0) -> Estimate | None:
-    """A mean with a 95 % interval over prompts; None for fewer than two.
+    """A mean with a 95 % interval over prompts; None for fewer than three.
 
     Coverage over 1000 data sets of 20 or 78 values: 94 to 95 % for normal values or a skewness of 1.8; 88 % and 93 %
     for a skewness of 6.2, where one prompt decides (`benchmarks.coverage`).

@@ -259,7 +259,7 @@ def _share(hits: np.ndarray, group: np.ndarray, n_resamples: int, seed: int) -> 
 
 
 def _median(values: np.ndarray, group: np.ndarray, n_resamples: int, seed: int) -> Estimate | None:
-    """Median with an interval over groups; None for fewer than two."""
+    """Median with an interval over groups; None for fewer than three."""
     if not len(values):
         return None
     order = np.argsort(values, kind="stable")

@@ -17,6 +17,10 @@ from persona_core.analysis.statistics import (
     Estimate,
     auroc,
     auroc_over_replies,
+    bounded,
+    bounded_difference,
+    exact_share,
+    jackknifed,
     over_clusters,
     pearson,
     rank_auroc,
@@ -100,26 +104,22 @@ def replies_with_an_effect(rng: np.random.Generator, n: int, shift: float, sprea
     return scores, labels
 
 
-def test_the_value_is_the_pooled_auroc_and_the_seed_decides_the_interval() -> None:
+def test_the_value_is_the_pooled_auroc_and_the_interval_stays_between_0_and_1() -> None:
     from sklearn.metrics import roc_auc_score
 
     scores, labels = replies_with_an_effect(np.random.default_rng(0), 12, 1.0, 1.0)
-    one = auroc_over_replies(scores, labels, n_resamples=200)
+    one = auroc_over_replies(scores, labels)
     assert one.value == pytest.approx(roc_auc_score(np.concatenate(labels), np.concatenate(scores)))
-    assert one.low < one.value < one.high and one.n == 12
-    assert auroc_over_replies(scores, labels, n_resamples=200) == one
-    assert auroc_over_replies(scores, labels, n_resamples=200, seed=1) != one
+    assert 0 < one.low < one.value < one.high < 1 and one.n == 12
 
 
-def test_the_interval_resamples_whole_replies() -> None:
+def test_the_interval_is_over_whole_replies() -> None:
     """The same tokens, each counted as a reply of its own, would look far more certain than they are."""
     rng = np.random.default_rng(1)
     labels = [np.full(20, i % 2 == 0) for i in range(30)]  # a reply is of one kind as a whole
     scores = [own.astype(float) + rng.normal(0, 2) + rng.normal(0, 1, 20) for own in labels]
-    whole = auroc_over_replies(scores, labels, n_resamples=300)
-    tokens = auroc_over_replies(
-        [s[None] for s in np.concatenate(scores)], [y[None] for y in np.concatenate(labels)], n_resamples=300
-    )
+    whole = auroc_over_replies(scores, labels)
+    tokens = auroc_over_replies([s[None] for s in np.concatenate(scores)], [y[None] for y in np.concatenate(labels)])
     assert whole.value == pytest.approx(tokens.value)
     assert whole.high - whole.low > 2 * (tokens.high - tokens.low)
 
@@ -131,7 +131,7 @@ def test_the_interval_of_an_auroc_covers_the_truth_in_about_95_percent_of_sample
     covered = 0
     for _ in range(n_samples):
         scores, labels = replies_with_an_effect(rng, 40, shift, spread)
-        estimate = auroc_over_replies(scores, labels, n_resamples=120)
+        estimate = auroc_over_replies(scores, labels)
         covered += estimate.low <= truth <= estimate.high
     assert 0.90 <= covered / n_samples <= 0.985
 
@@ -142,7 +142,7 @@ def test_the_interval_of_a_share_covers_the_truth_in_about_95_percent_of_samples
     for _ in range(n_samples):
         totals = rng.integers(3, 9, 60)
         hits = rng.binomial(totals, rng.beta(2, 1, 60))  # replies differ in their own share
-        estimate = share_over_replies(hits.tolist(), totals.tolist(), n_resamples=400)
+        estimate = share_over_replies(hits.tolist(), totals.tolist())
         covered += estimate.low <= truth <= estimate.high
     assert 0.915 <= covered / n_samples <= 0.98
 
@@ -239,7 +239,7 @@ def test_repeating_every_observation_three_times_adds_no_certainty() -> None:
 
 
 def test_the_names_of_clusters_do_not_matter_and_the_seed_does() -> None:
-    question, shows, values = asked_twice(np.random.default_rng(9), 8, 0.5)
+    question, shows, values = asked_twice(np.random.default_rng(9), 12, 0.5)
     one = estimate(rank_auroc(values, shows), question, 100)
     assert estimate(rank_auroc(values, shows), question * 7 + 3, 100) == one
     assert estimate(rank_auroc(values, shows), question, 100, seed=1) != one
@@ -248,6 +248,7 @@ def test_the_names_of_clusters_do_not_matter_and_the_seed_does() -> None:
 def test_what_is_not_defined_has_no_estimate() -> None:
     values, shows = np.arange(6.0), np.array([True, False] * 3)
     assert over_clusters(rank_auroc(values, shows), np.zeros(6), 50) is None, "one question has no spread"
+    assert over_clusters(lambda w: float(w @ values), np.arange(6) % 2, 50) is None, "two have too little to go by"
     assert over_clusters(rank_auroc(values[:0], shows[:0]), np.zeros(0), 50) is None
     assert over_clusters(rank_auroc(values, np.ones(6, bool)), np.arange(6), 50) is None
     assert over_clusters(lambda w: pearson(np.ones(6), values, w), np.arange(6), 50) is None
@@ -256,8 +257,8 @@ def test_what_is_not_defined_has_no_estimate() -> None:
 
 
 def test_resamples_without_one_of_the_classes_are_left_out() -> None:
-    values, shows = np.arange(8.0), np.array([True] + [False] * 7)  # a third of the resamples miss the only one
-    found = estimate(rank_auroc(values, shows), np.arange(8), 400)
+    values, shows = np.arange(12.0), np.array([True] + [False] * 11)  # a third of the resamples miss the only one
+    found = estimate(rank_auroc(values, shows), np.arange(12), 400)
     assert found.value == found.low == found.high == 0.0
 
 
@@ -287,3 +288,83 @@ def test_what_does_not_vary_correlates_with_nothing(still: np.ndarray) -> None:
     moving = np.arange(9.0) / 7
     assert np.isnan(pearson(still, moving)) and np.isnan(pearson(moving, still))
     assert np.isnan(pearson(moving, moving, np.zeros(9))) and np.isnan(pearson(moving, moving, np.eye(9)[4]))
+
+
+# Few clusters, and figures near an end of their range.
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_a_mean_over_few_questions_is_covered_as_often_as_it_says(n: int) -> None:
+    rng, n_samples, covered = np.random.default_rng(10), 300, 0
+    for _ in range(n_samples):
+        values = rng.normal(size=n)
+        found = estimate(lambda w, x=values: float(w @ x / w.sum()), np.arange(n), 60)  # type: ignore[misc]
+        covered += found.low <= 0 <= found.high
+    assert 0.915 <= covered / n_samples <= 0.98, "a bootstrap alone covers 72 % for 3 and 91 % for 5"
+
+
+@pytest.mark.parametrize(("n", "shift"), [(3, 3.0), (5, 1.5), (10, 3.0), (20, 4.5)])
+def test_an_auroc_near_one_is_covered_at_least_as_often_as_it_says(n: int, shift: float) -> None:
+    rng, n_samples, covered = np.random.default_rng(11), 200, 0
+    truth = NormalDist().cdf(shift / np.sqrt(2 * 1.25))
+    for _ in range(n_samples):
+        question, shows = np.repeat(np.arange(n), 4), np.arange(4 * n) % 2 == 0
+        values = shift * shows + rng.normal(size=4 * n) + rng.normal(0, 0.5, n)[question]
+        found = bounded(rank_auroc(values, shows), question)
+        assert found is not None and 0 <= found.low <= found.value <= found.high <= 1
+        covered += found.low <= truth <= found.high
+    assert covered / n_samples >= 0.92
+
+
+@pytest.mark.parametrize(("first", "second"), [(3.0, 3.0), (4.5, 3.0), (4.5, 4.5)])
+def test_the_difference_of_two_aurocs_near_one_is_covered_at_least_as_often_as_it_says(
+    first: float, second: float
+) -> None:
+    rng, n, n_samples, covered = np.random.default_rng(12), 10, 200, 0
+    truth = NormalDist().cdf(first / np.sqrt(2)) - NormalDist().cdf(second / np.sqrt(2))
+    for _ in range(n_samples):
+        question, shows = np.repeat(np.arange(n), 4), np.arange(4 * n) % 2 == 0
+        shared = rng.normal(size=4 * n)
+        a, b = (s * shows + 0.6 * shared + 0.8 * rng.normal(size=4 * n) for s in (first, second))
+        found = bounded_difference(rank_auroc(a, shows), rank_auroc(b, shows), question)
+        assert found is not None
+        covered += found.low <= truth <= found.high
+    assert covered / n_samples >= 0.92
+
+
+def test_a_figure_in_the_middle_of_its_range_has_students_interval_by_the_jackknife_on_the_logit_scale() -> None:
+    values = np.random.default_rng(13).uniform(20, 80, 30)
+    found = bounded(lambda w: float(w @ values / w.sum()), np.arange(30), 0, 100)
+    mean, error = values.mean() / 100, values.std(ddof=1) / np.sqrt(30) / 100
+    ends = [np.log(mean / (1 - mean)) + s * 2.04523 * error / (mean * (1 - mean)) for s in (-1, 1)]  # t of 29
+    assert found is not None and found.value == pytest.approx(100 * mean) and found.n == 30
+    assert [found.low, found.high] == pytest.approx([100 / (1 + np.exp(-x)) for x in ends], rel=1e-4)
+
+
+def test_without_a_single_error_the_interval_is_exact_with_a_question_as_the_trial() -> None:
+    question, shows = np.repeat(np.arange(10), 6), np.arange(60) % 2 == 0
+    found = bounded(rank_auroc(shows.astype(float), shows), question)
+    exact = exact_share(10, 10)
+    assert found is not None and (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    perfect = rank_auroc(shows.astype(float), shows)
+    same = bounded_difference(perfect, perfect, question)
+    assert same is not None and (same.value, same.low, same.high) == pytest.approx((0, exact.low - 1, 1 - exact.low))
+
+
+def test_two_clusters_have_no_interval_of_any_kind() -> None:
+    values, shows = np.arange(8.0), np.arange(8) % 4 < 2
+    statistic = rank_auroc(values, shows)
+    assert bounded(statistic, np.arange(8) % 2) is None and jackknifed(statistic, np.arange(8) % 2) is None
+    assert bounded_difference(statistic, statistic, np.arange(8) % 2) is None
+    assert bounded(statistic, np.arange(8) // 2) is not None
+    undefined = rank_auroc(values, values == 0)  # without its question there is no positive left
+    assert bounded(undefined, np.arange(8) // 2) is None
+
+
+def test_very_many_clusters_are_left_out_in_groups() -> None:
+    """The interval of 2,000 shares is that of the formula, though only 400 groups are left out."""
+    rng = np.random.default_rng(14)
+    hits = rng.binomial(10, 0.3, 2000)
+    found = share_over_replies(hits.tolist(), [10] * 2000)
+    error = (hits / 10).std(ddof=1) / np.sqrt(2000)
+    assert found.n == 2000 and found.high - found.low == pytest.approx(2 * 1.966 * error, rel=0.15)

@@ -105,7 +105,7 @@ def replies_of(score: Any, n: int = 30) -> list[LabelledReply]:
 
 
 def test_a_score_that_only_knows_the_prompt_is_unmasked_within_replies() -> None:
-    figures = auroc_statistics(replies_of(lambda shows, _cue, asked: np.full(8, float(asked))), n_resamples=50)
+    figures = auroc_statistics(replies_of(lambda shows, _cue, asked: np.full(8, float(asked))))
     assert figures["token_auroc"]["value"] > 0.8
     assert 0.35 < figures["token_auroc_within_reply"]["value"] < 0.65
     assert abs(figures["system_prompt_alone"] - figures["token_auroc"]["value"]) < 0.08
@@ -113,7 +113,7 @@ def test_a_score_that_only_knows_the_prompt_is_unmasked_within_replies() -> None
 
 def test_a_score_that_knows_the_trait_is_perfect_and_the_cue_counts_only_where_it_says_so() -> None:
     marked = replies_of(lambda shows, cue, _asked: shows + 2.0 * cue)
-    figures = auroc_statistics(marked, n_resamples=50)
+    figures = auroc_statistics(marked)
     assert auroc_within(marked) == figures["token_auroc"]["value"] == figures["token_auroc_within_reply"]["value"] == 1
     assert figures["token_auroc_cue_as_negative"]["value"] < 0.95
     assert figures["n_replies_with_the_trait"] == 15
