@@ -28,7 +28,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.models import SMALL, TOKENIZER, llama
-from persona_core.elicitation.elicit import ElicitationPlan, RequestBatch, write_batch
+from persona_core.elicitation.elicit import ElicitationPlan, RequestBatch, sink_limits, write_batch
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import load_traits
 from persona_core.inference.decode import decode
@@ -75,13 +75,14 @@ def times(lm: LanguageModel, plan: ElicitationPlan, rounds: int) -> dict[str, An
         RequestBatch(f"batch-{i:05d}", tuple(extraction[i * plan.batch_size : (i + 1) * plan.batch_size]))
         for i in range(rounds + 1)
     ]
+    limits = sink_limits(lm, plan)
     seconds: dict[str, list[float]] = {"alone": [], "ours": [], "two passes": []}
     with tempfile.TemporaryDirectory() as folder, ReplyStore(folder) as store:
         for batch in batches:
             started = time.perf_counter()
             write_alone(lm, plan, batch)
             alone = time.perf_counter()
-            written = write_batch(lm, plan, batch)
+            written = write_batch(lm, plan, batch, limits)
             store.add(batch.name, written.replies, written.states)
             ours = time.perf_counter()
             write_alone(lm, plan, batch)

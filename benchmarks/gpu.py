@@ -98,7 +98,7 @@ def same(lm: LanguageModel) -> dict[str, Any]:
     def run(static_cache: bool) -> tuple[list[list[int]], np.ndarray]:
         replies: list[list[int]] = [[] for _ in ids]
         values: list[np.ndarray] = []
-        with ResidualTap(lm.blocks, read, n_rows=len(ids)) as tap:
+        with ResidualTap(lm.blocks, read) as tap:
             for forward in decode(
                 replace(lm, static_cache=static_cache), ids, Sampling(48, temperature=0), range(4), tap
             ):

@@ -25,21 +25,32 @@ import torch
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, plan_record
+from persona_core.elicitation.stored_states import TOKENS
 from persona_core.errors import SettingError
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.judging.replies import check_judge, judge_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
-from persona_core.vectors.calibration import calibrate
+from persona_core.vectors.calibration import calibrate, calibrate_steering
 from persona_core.vectors.controls import ExtractionReplies, token_tables
-from persona_core.vectors.extraction import METHODS, KeptReplies, Method, Sides, extract, keep
+from persona_core.vectors.extraction import (
+    METHODS,
+    KeptReplies,
+    Method,
+    Sides,
+    extract,
+    keep,
+    mean_difference,
+    mean_difference_without_neutral_components,
+)
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
 from persona_core.vectors.validation import SIDE_KEYS, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
+from persona_core.vectors.whitening import MAX_TOKENS, Reading, TokensAt, plain_tokens, reading_directions
 
 if TYPE_CHECKING:
-    from persona_core.elicitation.store import ReplyStore
+    from persona_core.elicitation.store import Reply, ReplyStore
     from persona_core.elicitation.traits import TraitDefinition
     from persona_core.judging.judge import Judge
     from persona_core.models.language_model import LanguageModel
@@ -82,6 +93,11 @@ class Settings:
         return {"method": self.method_name, "position": self.position, "filter": kept}
 
     @property
+    def whitened(self) -> bool:
+        """Whether scores are read along the whitened vector. A probe is fitted to tell the sides apart as it is."""
+        return self.function in (mean_difference, mean_difference_without_neutral_components)
+
+    @property
     def function(self) -> Method:
         return METHODS[self.method] if isinstance(self.method, str) else self.method
 
@@ -116,13 +132,18 @@ def make_vectors(
     store.check_plan(plan_record(plan, lm), create=False)
     tensors: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
-    counts = {}
+    counts, all_kept = {}, {}
     for trait in plan.traits:
         kept = kept_replies(store, trait, chosen)
         tensors[trait.name] = extract(trait.name, _sides(store, kept, chosen), chosen.function)
         counts[trait.name] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
+        all_kept[trait.name] = kept
+    reading = _reading(plan, store, tensors, all_kept, chosen)
+    directions = tensors if reading is None else reading.directions
+    for trait in plan.traits:
         choice, _ = halves(held_out(store, trait, chosen), len(trait.evaluation_questions))
-        best[trait.name], _ = choose_block(trait.name, choice, tensors[trait.name], range(len(tensors[trait.name])))
+        along = directions[trait.name]
+        best[trait.name], _ = choose_block(trait.name, choice, along, range(len(along)))
     config = {
         "base_model": lm.record,
         "extraction": {
@@ -136,7 +157,47 @@ def make_vectors(
         "descriptions": {t.name: t.description for t in plan.traits},
     }
     vectors = PersonaVectors({t: torch.from_numpy(v) for t, v in tensors.items()}, best, config=config)
-    return calibrate(vectors, neutral_traces(lm, vectors, store, progress=progress))
+    if reading is None:
+        return calibrate(vectors, neutral_traces(lm, vectors, store, progress=progress))
+    config["extraction"]["reading"] = {
+        "whitened": chosen.whitened,
+        "n_tokens": reading.n_tokens,
+        "shrinkage": [round(float(s), 5) for s in reading.shrinkage],
+    }
+    vectors = replace(
+        vectors,
+        readings={t: torch.from_numpy(v) for t, v in reading.directions.items()},
+        log_odds=reading.log_odds,
+        config=config,
+    )
+    vectors = calibrate(vectors, neutral_traces(lm, vectors, store, progress=progress))
+    return calibrate_steering(vectors, neutral_traces(lm, vectors.along_steering(), store, progress=progress))
+
+
+def _reading(
+    plan: ElicitationPlan,
+    store: ReplyStore,
+    tensors: dict[str, np.ndarray],
+    kept: dict[str, KeptReplies],
+    settings: Settings,
+) -> Reading | None:
+    """Reading directions from the sampled tokens of the kept replies; None where the plan kept none."""
+    if not plan.tokens_per_reply:
+        return None
+    # About as many tokens of each side, so that the covariance of a large plan fits into minutes.
+    per_class = MAX_TOKENS // (2 * len(tensors) + 1)
+
+    def tokens(replies: Sequence[Reply]) -> TokensAt:
+        few = replies[:: max(1, len(replies) * plan.tokens_per_reply // per_class)]
+        return lambda block: plain_tokens(store.states(few, TOKENS).block(block))
+
+    return reading_directions(
+        tensors,
+        {t: tokens(k.positive) for t, k in kept.items()},
+        [tokens(k.negative) for k in kept.values()],
+        tokens([r for r in store.replies(split="neutral") if r.n_tokens]),
+        settings.whitened,
+    )
 
 
 def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> KeptReplies:
@@ -222,7 +283,7 @@ def validate_vectors(
     _check_settings(vectors, chosen, store)
     if judge is not None:
         check_judge(store, judge.name, plan.traits)
-    tensors = {t: vectors.tensor(t).numpy() for t in vectors.traits}
+    tensors = {t: vectors.reading(t).numpy() for t in vectors.traits}
     neutral = neutral_traces(lm, vectors, store, blocks=sorted(set(vectors.best_block.values())), progress=progress)
     found: dict[str, Any] = {}
     for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):

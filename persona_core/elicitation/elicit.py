@@ -14,19 +14,29 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
+from persona_core.elicitation.stored_states import TOKENS
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.inference.generation import GenerationRun
 from persona_core.inference.memory import BATCHES_PER_PART, in_halves
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling
+from persona_core.inference.sinks import norm_limits_of
 from persona_core.models.chat import Messages
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
 
 if TYPE_CHECKING:
     from persona_core.inference.steering import Intervention
+
+TOKENS_PER_REPLY = 16
+"""Neighbouring tokens say much the same, so some of each reply give the covariance of their states: on SmolLM2, 8, 16
+and all tokens gave a mean AUROC of .974, .980 and .983."""
+
+MEASURED_QUESTIONS = 64
+"""Questions whose tokens show what norms are usual at each block."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +55,7 @@ class ElicitationPlan:
         seed: request i is answered with seed + i.
         batch_size: replies written at once.
         positions: where states are pooled; see `persona_core.inference.pooling`.
+        tokens_per_reply: states of single tokens kept of each reply, for the covariance that whitens the vectors.
 
     >>> trait = TraitDefinition(
     ...     "candour",
@@ -72,6 +83,7 @@ class ElicitationPlan:
     seed: int = 0
     batch_size: int = 32
     positions: tuple[str, ...] = ("reply_mean",)
+    tokens_per_reply: int = TOKENS_PER_REPLY
 
     def __post_init__(self) -> None:
         if not self.traits:
@@ -81,6 +93,7 @@ class ElicitationPlan:
         for name in ("pairs_per_question", "evaluation_pairs_per_question"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
+        check_integer("tokens_per_reply", self.tokens_per_reply, 0)
         parse_positions(self.positions)
 
     def __repr__(self) -> str:
@@ -200,7 +213,7 @@ def elicit(
     """
     store.check_plan(plan_record(plan, lm))
     failed: list[tuple[ElicitationRequest, str]] = []
-    batches = plan.batches()
+    batches, max_norm = plan.batches(), None
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
         for batch in batches:
@@ -211,7 +224,8 @@ def elicit(
             # Requests that failed before are tried again among themselves, as another batch.
             name = store.free_name(batch.name)
             done = bar.n + len(missing)
-            written = write_batch(lm, plan, RequestBatch(name, tuple(missing)), bar.update)
+            max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
+            written = write_batch(lm, plan, RequestBatch(name, tuple(missing)), max_norm, bar.update)
             store.add(name, written.replies, written.states)
             failed += written.failed
             bar.update(done - bar.n)  # replies that were written twice count once
@@ -223,35 +237,46 @@ def plan_record(plan: ElicitationPlan, lm: LanguageModel) -> dict[str, Any]:
     return {"model": lm.identity, **plan.to_dict()}
 
 
+def sink_limits(lm: LanguageModel, plan: ElicitationPlan) -> np.ndarray:
+    """The norm above which a token of this plan is a sink token, float32 `[n_blocks]`, from its questions."""
+    questions = plan.questions[:: max(1, len(plan.questions) // MEASURED_QUESTIONS)]
+    return norm_limits_of(lm, [lm.chat.render(question).token_ids for question in questions])
+
+
 def write_batch(
-    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, ended: Callable[[int], object] = lambda _: None
+    lm: LanguageModel,
+    plan: ElicitationPlan,
+    batch: RequestBatch,
+    max_norm: np.ndarray,
+    ended: Callable[[int], object] = lambda _: None,
 ) -> BatchResult:
     """Answer one batch, without touching files, so that it can run on any worker.
 
     Args:
+        max_norm: from `sink_limits`.
         ended: called with the number of replies that have just ended.
     """
 
     def write(part: Sequence[ElicitationRequest]) -> BatchResult:
-        return _write(lm, plan, RequestBatch(batch.name, tuple(part)), ended)
+        return _write(lm, plan, RequestBatch(batch.name, tuple(part)), max_norm, ended)
 
     kept, failed = in_halves(batch.requests, write, batch.name)
     return BatchResult(
         replies=tuple(r for part in kept for r in part.replies),
-        states={p: np.concatenate([part.states[p] for part in kept]) for p in plan.positions} if kept else {},
+        states={p: np.concatenate([part.states[p] for part in kept]) for p in kept[0].states} if kept else {},
         failed=tuple(failed),
     )
 
 
 def _write(
-    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, ended: Callable[[int], object]
+    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, max_norm: np.ndarray, ended: Callable[[int], object]
 ) -> BatchResult:
     starts = [ReplyPrefix(lm.chat.render(r.messages)) for r in batch.requests]
     seeds = [plan.seed + r.index for r in batch.requests]
     pools = parse_positions(plan.positions)
-    run = GenerationRun(lm, {}, starts, plan.sampling, seeds, pools=pools, batch_size=plan.batch_size)
+    pooled = PooledStates(pools, len(lm.blocks), len(starts), max_norm, plan.tokens_per_reply)
+    run = GenerationRun(lm, {}, starts, plan.sampling, seeds, pooled=pooled, batch_size=plan.batch_size)
     run.finish(ended)
-    means = run.pooled_means()  # [rows, n_pools, n_blocks, d_model]
     replies = [
         Reply(
             request=request,
@@ -264,7 +289,13 @@ def _write(
         )
         for row, request in enumerate(batch.requests)
     ]
-    return BatchResult(tuple(replies), {p: means[:, i] for i, p in enumerate(plan.positions)})
+    return BatchResult(tuple(replies), states_of(plan, pooled.means(), pooled.samples()))
+
+
+def states_of(plan: ElicitationPlan, means: np.ndarray, samples: np.ndarray) -> dict[str, np.ndarray]:
+    """What is stored of a batch's states: a mean for each position, and the sampled tokens."""
+    found = {position: means[:, i] for i, position in enumerate(plan.positions)}
+    return {**found, TOKENS: samples} if plan.tokens_per_reply else found
 
 
 # ---- replies to any prompts, without a plan ----
@@ -316,9 +347,10 @@ def write_replies(
         for start in range(0, len(prompts), size):
             starts = [ReplyPrefix(lm.chat.render(p)) for p in prompts[start : start + size]]
             seeds = [seed + start + row for row in range(len(starts))]
-            run = GenerationRun(lm, {}, starts, sampling, seeds, interventions, pools, batch_size=batch_size)
+            pooled = PooledStates(pools, len(lm.blocks), len(starts))
+            run = GenerationRun(lm, {}, starts, sampling, seeds, interventions, pooled, batch_size=batch_size)
             run.finish(bar.update)
-            means = run.pooled_means()[:, 0]  # [rows, n_blocks, d_model]
+            means = pooled.means()[:, 0]  # [rows, n_blocks, d_model]
             for row in range(len(starts)):
                 yield PooledReply(
                     start + row, tuple(run.replies[row]), run.reply_text(row), run.n_reply_tokens(row), means[row]

@@ -13,7 +13,14 @@ import numpy as np
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import BatchResult, ElicitationPlan, RequestBatch, plan_record, write_batch
+from persona_core.elicitation.elicit import (
+    BatchResult,
+    ElicitationPlan,
+    RequestBatch,
+    plan_record,
+    sink_limits,
+    write_batch,
+)
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore, as_reply, to_record
 from persona_core.models.loading import load_model
 from persona_core.utils.ray import mapped
@@ -58,10 +65,11 @@ class _Worker:
 
     def __init__(self, loading: dict[str, Any], plan: ElicitationPlan, todo: list[RequestBatch]) -> None:
         self._lm, self._plan, self._todo = load_model(**loading), plan, todo
+        self._max_norm = sink_limits(self._lm, plan)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, Any]:
         number = int(rows["task"][0])
-        written = write_batch(self._lm, self._plan, self._todo[number])
+        written = write_batch(self._lm, self._plan, self._todo[number], self._max_norm)
         return {"number": [number], **{key: [value] for key, value in _pack(written).items()}}
 
 

@@ -11,9 +11,17 @@ import logging
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import BatchResult, ElicitationPlan, RequestBatch, plan_record
+from persona_core.elicitation.elicit import (
+    BatchResult,
+    ElicitationPlan,
+    RequestBatch,
+    plan_record,
+    sink_limits,
+    states_of,
+)
 from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
 from persona_core.errors import PersonaError, ServerError
 from persona_core.inference.pooling import parse_positions
@@ -91,14 +99,15 @@ def elicit_served(
                 append_lines(path, [{"index": request.index, "text": answer[0], "finish": answer[1]}])
                 texts[request.index] = answer
     unread: list[tuple[ElicitationRequest, str]] = []
-    batches = plan.batches()
+    batches, max_norm = plan.batches(), None
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="reading", unit="reply", disable=not progress) as bar:
         for batch in batches:
             todo = [r for r in batch.requests if not store.has(r.index) and r.index in texts]
             if todo:
                 name = store.free_name(batch.name)
-                written = _read(lm, plan, RequestBatch(name, tuple(todo)), texts, model)
+                max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
+                written = _read(lm, plan, RequestBatch(name, tuple(todo)), texts, model, max_norm)
                 store.add(name, written.replies, written.states)
                 unread += written.failed
             bar.update(len(batch.requests))
@@ -124,7 +133,12 @@ def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, mod
 
 
 def _read(
-    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, texts: dict[int, tuple[str, str]], writer: str
+    lm: LanguageModel,
+    plan: ElicitationPlan,
+    batch: RequestBatch,
+    texts: dict[int, tuple[str, str]],
+    writer: str,
+    max_norm: np.ndarray,
 ) -> BatchResult:
     """Pool the states of served texts. Only those that exceed the context fail."""
     rows, n_prompts, kept, failed = [], [], [], []
@@ -145,7 +159,8 @@ def _read(
         kept.append((request, reply_ids))
     if not rows:
         return BatchResult((), {}, tuple(failed))
-    pooled = read_pooled(lm, rows, n_prompts, parse_positions(plan.positions))
+    positions = parse_positions(plan.positions)
+    means, samples = read_pooled(lm, rows, n_prompts, positions, max_norm=max_norm, n_sampled=plan.tokens_per_reply)
     replies = [
         Reply(
             request=request,
@@ -158,4 +173,4 @@ def _read(
         )
         for request, reply_ids in kept
     ]
-    return BatchResult(tuple(replies), {p: pooled[:, i] for i, p in enumerate(plan.positions)}, tuple(failed))
+    return BatchResult(tuple(replies), states_of(plan, means, samples), tuple(failed))

@@ -11,6 +11,9 @@ import numpy as np
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.utils.files import replacing
 
+TOKENS = "tokens"
+"""The entry of sampled tokens, float16 `[rows, n_sampled, n_blocks, d_model]`; NaN where a reply has fewer, and at sink
+tokens."""
 OPEN_BATCHES = 4  # batches of states in memory at once
 
 
@@ -46,13 +49,17 @@ class StoredStates:
     def block(self, block: int) -> np.ndarray:
         if not 0 <= block < self.n_blocks:
             raise SettingError(f"No block {block}: the states cover blocks 0 to {self.n_blocks - 1}.")
-        found = np.empty((len(self), self.d_model), np.float32)  # [n_replies, d_model]
+        found: np.ndarray | None = None
         by_batch: dict[str, list[int]] = {}
         for index, (batch, _) in enumerate(self._rows):
             by_batch.setdefault(batch, []).append(index)
         for batch, indices in by_batch.items():
-            part = self._load(batch, block)  # [rows, d_model]
+            part = self._load(batch, block)  # [rows, d_model], or [rows, n_sampled, d_model]
+            if found is None:
+                found = np.empty((len(self), *part.shape[1:]), np.float32)
             found[indices] = part[[self._rows[index][1] for index in indices]]
+        if found is None:
+            raise SettingError("There are no replies, so there are no states.")
         return found
 
     def take(self, indices: Sequence[int] | np.ndarray) -> StoredStates:
@@ -78,7 +85,9 @@ class StoredStates:
                         f"No states pooled at {self._position!r}; stored: {stored}. Name the position before eliciting."
                     )
                 part = file.get_slice(self._position)
-                return np.asarray(part[:, block] if block is not None else part[:], np.float32)
+                if block is None:
+                    return np.asarray(part[:], np.float32)
+                return np.asarray(part[:, :, block] if self._position == TOKENS else part[:, block], np.float32)
         except (SafetensorError, OSError) as error:
             raise CorruptFile(
                 f"{path}: not a readable states file ({error}). Delete it to have its batch written again."
@@ -90,4 +99,5 @@ def write_states(path: Path, states: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     with replacing(path) as beside:
-        save_file({k: np.ascontiguousarray(v, np.float32) for k, v in states.items()}, str(beside))
+        kinds = {TOKENS: np.float16}
+        save_file({k: np.ascontiguousarray(v, kinds.get(k, np.float32)) for k, v in states.items()}, str(beside))

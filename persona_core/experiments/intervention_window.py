@@ -230,7 +230,7 @@ def _changes(monitor: PersonaMonitor, trait: str, plan: WindowPlan) -> dict[Arm,
 
 
 def _percentile(monitor: PersonaMonitor, trait: str, block: int) -> float:
-    null = monitor.vectors.null.get(trait)
+    null = monitor.vectors.null_of_steering(trait)
     if null is None or CAP_PROBABILITY not in null.probabilities:
         raise NotCalibrated(
             f"The null of {trait!r} has no {CAP_PROBABILITY:g} quantile; calibrate the vectors, or give a cap as z."

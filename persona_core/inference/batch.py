@@ -86,8 +86,9 @@ class ReplyBatch:
         self._lm, self._sampling, self._tap, self._max_reply, self._size = lm, sampling, tap, max_reply, size
         self._can_refill = has_only_attention(new_cache(lm.model.config))
         self._processors = sampling.processors()
-        pools = tap.pools if tap else ()
-        self._pools_prompt, self._pools_reply = any(p.of_prompt for p in pools), any(not p.of_prompt for p in pools)
+        pooled = tap.pooled if tap else None
+        self._pools_prompt = pooled is not None and pooled.of_prompt
+        self._pools_reply = pooled is not None and pooled.of_reply
         self._cache: DynamicKVCache | StaticKVCache = (
             DynamicKVCache(lm.device)
             if static_columns is None

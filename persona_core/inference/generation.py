@@ -13,7 +13,7 @@ from persona_core.inference.batch import DecodeStep
 from persona_core.inference.decode import decode, new_token_limit
 from persona_core.inference.hooks import ResidualTap
 from persona_core.inference.memory import free_memory, out_of_memory
-from persona_core.inference.pooling import Pool
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.readings import Arrays, Readings
 from persona_core.inference.sampling import Sampling
@@ -42,7 +42,7 @@ class GenerationRun:
         sampling: how tokens are chosen.
         seeds: one a row.
         interventions: changes to the residual stream.
-        pools: positions at which the states of all blocks are averaged as well.
+        pooled: also takes the states of all blocks; made for as many rows as there are prefixes.
         observer: gets every new token of the replies; what it changes acts from the next forward pass on.
         origins: where each row's kept tokens come from, for the record.
         batch_size: replies written at once; None: all. The others wait for a free slot.
@@ -56,7 +56,7 @@ class GenerationRun:
         sampling: Sampling,
         seeds: Sequence[int],
         interventions: Sequence[Intervention] = (),
-        pools: Sequence[Pool] = (),
+        pooled: PooledStates | None = None,
         observer: TokenObserver | None = None,
         origins: Sequence[Mapping[str, Any] | None] | None = None,
         batch_size: int | None = None,
@@ -69,7 +69,7 @@ class GenerationRun:
         self.interventions = tuple(interventions)
         self.origins = tuple(origins or [None] * len(prefixes))
         self._observer = observer
-        self._tap = ResidualTap(lm.blocks, directions, interventions, pools, len(prefixes))
+        self._tap = ResidualTap(lm.blocks, directions, interventions, pooled)
         self._prefix_ids = [prefix.ids for prefix in prefixes]
         self._batch_size = min(batch_size or len(prefixes), len(prefixes))
         self._readings: Readings | None = None
@@ -112,7 +112,8 @@ class GenerationRun:
 
     def _restart(self, rows: Sequence[int]) -> None:
         """Discard what exists of these replies."""
-        self._tap.forget(rows)
+        if self._tap.pooled is not None:
+            self._tap.pooled.forget(rows)
         for row in rows:
             self.replies[row] = self.replies[row][: self.n_kept[row]]
             self._pieces[row], self._splitters[row] = [], TextSplitter(self.lm.tokenizer)
@@ -193,7 +194,3 @@ class GenerationRun:
     def n_reply_tokens(self, row: int) -> int:
         """Tokens of the reply, end-of-turn tokens left out."""
         return sum(i not in self.lm.eos_ids for i in self.replies[row])
-
-    def pooled_means(self) -> np.ndarray:
-        """Mean states, float32 `[rows, n_pools, n_blocks, d_model]`; NaN where a position has no token."""
-        return self._tap.pooled_means()

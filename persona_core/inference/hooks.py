@@ -24,12 +24,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from persona_core.errors import UnsupportedModel
-from persona_core.inference.pooling import Pool
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.steering import Intervention
 from persona_core.models.blocks import Blocks, block_output
 
@@ -63,8 +62,7 @@ class ResidualTap:
         blocks: the model's blocks.
         directions: unit directions for each block to read, float32 `[d_model, n_traits]`; the same traits in each.
         interventions: changes to the residual stream.
-        pools: also sum the states of all blocks over the tokens of these positions.
-        n_rows: number of texts in the run, if each forward names its rows.
+        pooled: also takes the states of all blocks.
         stop: leave a forward once the last block that is needed has run; its output is lost.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
@@ -76,12 +74,10 @@ class ResidualTap:
         blocks: Blocks,
         directions: dict[int, torch.Tensor] | None = None,
         interventions: Sequence[Intervention] = (),
-        pools: Sequence[Pool] = (),
-        n_rows: int | None = None,
+        pooled: PooledStates | None = None,
         stop: bool = False,
     ) -> None:
         self._blocks = blocks
-        self._n_rows = n_rows
         self.read_blocks = tuple(sorted(directions or {}))
         self._directions = [
             (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
@@ -95,26 +91,25 @@ class ResidualTap:
         self._slot = {b: slot for slot, b in enumerate(self.read_blocks)}
         changed = {i.steer.block for i in interventions}
         self._changes = {b: [i for i in interventions if i.steer.block == b] for b in changed}
-        self.pools = tuple(pools)
-        self._last = max(self.read_blocks, default=None) if stop and not pools else None
+        self.pooled = pooled
+        self._last = max(self.read_blocks, default=None) if stop and pooled is None else None
         self._handles: list[Any] = []
         self._reply_index = torch.empty(0)
         self._rows: torch.Tensor | None = None
-        self._pool_mask: torch.Tensor | None = None
         self._raw: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
         self._shape = (0, 0)
-        self._sums: list[torch.Tensor | None] = [None] * len(blocks)
-        self._counts: torch.Tensor | None = None
 
     @property
     def is_repeatable(self) -> bool:
         """Whether every forward runs the same operations, with nothing that the host changes in between."""
-        added_in_place = not self.pools or self._n_rows is not None
-        return added_in_place and all(i.starts is None for changes in self._changes.values() for i in changes)
+        in_place = self.pooled is None or self.pooled.adds_in_place
+        return in_place and all(i.starts is None for changes in self._changes.values() for i in changes)
 
     def __enter__(self) -> ResidualTap:
-        needed = set(self._slot) | set(self._changes) | (set(range(len(self._blocks))) if self.pools else set())
+        needed = (
+            set(self._slot) | set(self._changes) | (set() if self.pooled is None else set(range(len(self._blocks))))
+        )
         try:
             for b in sorted(needed):
                 module = self._blocks.modules[b]
@@ -145,12 +140,9 @@ class ResidualTap:
             rows: `[rows]`, which of the run's texts each row is; None: all, in order.
         """
         n_rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
-        self._reply_index, self._pool_mask, self._rows = reply_index, None, rows
-        if self.pools and reply_mask is not None:
-            masks = [pool.mask(reply_index, reply_mask) for pool in self.pools]
-            self._pool_mask = torch.stack(masks, dim=-1).float()  # [rows, tokens, n_pools]
-            counts = self._pool_mask.sum(1)  # [rows, n_pools]
-            self._counts = self._added(self._counts, counts)
+        self._reply_index, self._rows = reply_index, rows
+        if self.pooled is not None:
+            self.pooled.begin(reply_index, reply_mask, rows)
         # Allocated for each forward: a reading stays valid when the next forward starts.
         self._reached: set[int] = set()
         self._states, self._raw, self._norms = None, [], []
@@ -187,26 +179,6 @@ class ResidualTap:
         norms = torch.stack([n.to(device) for n in self._norms], dim=1)  # [rows * tokens, n_blocks]
         return Reading(raw.view(*self._shape, *raw.shape[1:]), norms.view(*self._shape, norms.shape[1]))
 
-    def pooled_sums(self) -> torch.Tensor:
-        """Sums of states over each position's tokens so far, float32 `[rows, n_pools, n_blocks, d_model]`."""
-        sums = [s for s in self._sums if s is not None]
-        if len(sums) != len(self._blocks):
-            raise RuntimeError("No forward was pooled; pass pools, and a reply_mask to each forward.")
-        return torch.stack([s.to(sums[0].device) for s in sums], dim=2)
-
-    def pooled_counts(self) -> torch.Tensor:
-        """How many tokens each sum is over, `[rows, n_pools]`."""
-        if self._counts is None:
-            raise RuntimeError("No forward was pooled; pass pools, and a reply_mask to each forward.")
-        return self._counts
-
-    def pooled_means(self) -> np.ndarray:
-        """Mean states: float32 `[rows, n_pools, n_blocks, d_model]` on the host; NaN where there is no token."""
-        counts = self.pooled_counts().cpu().numpy()  # [rows, n_pools]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            pooled = self.pooled_sums().cpu().numpy() / np.where(counts == 0, np.nan, counts)[..., None, None]
-        return pooled.astype(np.float32)
-
     def _leave(self, _module: nn.Module, _args: Any) -> None:
         if _running.get() is self:
             raise _StopForward
@@ -223,8 +195,8 @@ class ResidualTap:
             if slot is not None:
                 self._read(slot, states)
                 self._reached.add(block)
-            if self._pool_mask is not None:
-                self._add(block, states.float(), self._pool_mask)
+            if self.pooled is not None and self.pooled.active:
+                self.pooled.add(block, states.float())
             if not changes:
                 return None
             return (states, *output[1:]) if isinstance(output, tuple) else states
@@ -238,26 +210,6 @@ class ResidualTap:
         flat = states.reshape(-1, states.shape[-1]).float()  # [rows * tokens, d_model]
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
-
-    def _add(self, block: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
-        # [rows, n_pools, tokens] times [rows, tokens, d_model]
-        total = torch.bmm(mask.to(hidden.device).transpose(1, 2), hidden)  # [rows, n_pools, d_model]
-        self._sums[block] = self._added(self._sums[block], total)
-
-    def _added(self, before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-        """Sums `[texts, ...]` with those of this forward's rows `[rows, ...]` added."""
-        if self._rows is None or self._n_rows is None:
-            return new if before is None else before + new
-        if before is None:
-            before = new.new_zeros(self._n_rows, *new.shape[1:])
-        return before.index_add_(0, self._rows.to(new.device), new)
-
-    @torch.inference_mode()  # the sums were made in it
-    def forget(self, rows: Sequence[int]) -> None:
-        """Reset the sums of these texts: they will be read again."""
-        for sums in (*self._sums, self._counts):
-            if sums is not None:
-                sums[list(rows)] = 0
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -4,8 +4,12 @@
 |---|---|
 | `reply_mean` | all tokens of the reply, end-of-turn tokens left out |
 | `reply_first_N` | the first N of them |
+| `reply_mean_with_sinks` | as `reply_mean`, sink tokens too: what they do to a mean |
 | `prompt_last` | the last token of the prompt: the state that chooses the first reply token |
 | `prompt_mean` | every token of the prompt, chat template included |
+
+Sink tokens, whose state has a norm far outside the block's own range, are left out, except of `prompt_last`, which is
+one token by its name.
 """
 
 from __future__ import annotations
@@ -28,11 +32,13 @@ class Pool:
         name: as in the table.
         of_prompt: whether it averages over prompt tokens.
         first: only this many reply tokens; None: all.
+        keeps_sinks: whether sink tokens count like others.
     """
 
     name: str
     of_prompt: bool = False
     first: int | None = None
+    keeps_sinks: bool = False
 
     def mask(self, reply_index: torch.Tensor, reply_mask: torch.Tensor) -> torch.Tensor:
         """Which tokens of a forward are averaged, bool `[rows, tokens]`.
@@ -55,15 +61,15 @@ def parse_position(name: str) -> Pool:
     >>> parse_position("reply_first_8").first
     8
     """
-    if name == "reply_mean":
-        return Pool(name)
+    if name in ("reply_mean", "reply_mean_with_sinks"):
+        return Pool(name, keeps_sinks=name != "reply_mean")
     if name in ("prompt_last", "prompt_mean"):
-        return Pool(name, of_prompt=True)
+        return Pool(name, of_prompt=True, keeps_sinks=name == "prompt_last")
     found = re.fullmatch(r"reply_first_([1-9]\d{0,5})", name) if isinstance(name, str) else None
     if not found:
         raise SettingError(
-            f"position={name!r}; expected reply_mean, reply_first_N (such as reply_first_8), prompt_last or "
-            "prompt_mean."
+            f"position={name!r}; expected reply_mean, reply_mean_with_sinks, reply_first_N (such as "
+            "reply_first_8), prompt_last or prompt_mean."
         )
     return Pool(name, first=int(found[1]))
 

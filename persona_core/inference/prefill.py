@@ -12,6 +12,7 @@ from tqdm import tqdm
 from persona_core.errors import NumericalError
 from persona_core.inference.hooks import ResidualTap
 from persona_core.inference.memory import free_memory, out_of_memory
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import Pool
 from persona_core.inference.steering import PAD_INDEX, Intervention
 from persona_core.models.blocks import unwrap
@@ -91,8 +92,10 @@ def read_pooled(
     n_prompts: Sequence[int],
     pools: Sequence[Pool],
     batch_tokens: int | None = None,
-) -> np.ndarray:
-    """Mean states of given texts in all blocks, as pooling during generation gives them; one forward over each text.
+    max_norm: np.ndarray | None = None,
+    n_sampled: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sampled states of given texts in all blocks, as generation gives them; one forward over each text.
 
     Args:
         lm: the reader.
@@ -100,23 +103,29 @@ def read_pooled(
         n_prompts: tokens before each reply.
         pools: positions; see `persona_core.inference.pooling`.
         batch_tokens: as in `each_batch`.
+        max_norm, n_sampled: as in `PooledStates`.
 
     Returns:
-        float32 `[rows, n_pools, n_blocks, d_model]`; NaN where a position has no token.
+        Means, float32 `[rows, n_pools, n_blocks, d_model]`, NaN where a position has no token; and samples, float16
+        `[rows, n_sampled, n_blocks, d_model]`.
     """
     decoder = unwrap(lm.model).get_decoder()
-    found = np.empty((len(rows), len(pools), len(lm.blocks), lm.blocks.d_model), np.float32)
+    shape = len(lm.blocks), lm.blocks.d_model
+    means = np.empty((len(rows), len(pools), *shape), np.float32)
+    samples = np.empty((len(rows), n_sampled, *shape), np.float16)
     eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
 
     def read(batch: list[int], ids: torch.Tensor, reply_index: torch.Tensor) -> None:
         reply_mask = (reply_index >= 0) & ~torch.isin(ids, eos)
-        with ResidualTap(lm.blocks, pools=pools) as tap:
-            with tap.forward(reply_index, reply_mask):
-                decoder(input_ids=ids, use_cache=False)
-            found[batch] = tap.pooled_means()
+        pooled = PooledStates(pools, len(lm.blocks), max_norm=max_norm, n_sampled=n_sampled)
+        with ResidualTap(lm.blocks, pooled=pooled) as tap, tap.forward(reply_index, reply_mask):
+            decoder(input_ids=ids, use_cache=False)
+        means[batch] = pooled.means()
+        if n_sampled:
+            samples[batch] = pooled.samples()
 
     each_batch(lm, rows, n_prompts, read, batch_tokens)
-    return found
+    return means, samples
 
 
 def each_batch(

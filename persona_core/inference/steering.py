@@ -1,8 +1,11 @@
 """Interventions on the residual stream: add along a trait, ablate it, or cap it.
 
-Units. A strength or threshold is in residual-stream units (`unit="residual"`): adding strength s moves the raw
-projection by exactly s. With `unit="sd"` it is in standard deviations of the null of that trait and block: adding s
-moves the z score by s, and a cap at s holds the z score at s.
+Direction. States move along the steering direction, the mean difference. Scores are read along another one, the
+whitened mean difference, and have a null of their own.
+
+Units. A strength or threshold is in residual-stream units (`unit="residual"`): adding strength s moves the projection
+on the steering direction by exactly s. With `unit="sd"` it is in standard deviations of that projection over neutral
+tokens, for that trait and block: a cap at s holds it s standard deviations above neutral.
 
 Sign. Positive pushes towards the trait, negative away from it.
 

@@ -81,10 +81,12 @@ class PersonaMonitor:
         self.vectors = vectors
         self.blocks = resolve_blocks(blocks, dict(vectors.best_block), vectors.blocks)
         self._directions = {
-            b: torch.stack([vectors.direction(t, b) for t in vectors.traits], dim=1)  # [d_model, n_traits]
+            b: torch.stack([vectors.reading_direction(t, b) for t in vectors.traits], dim=1)  # [d_model, n_traits]
             for b in self.blocks
         }
         self._null = null_array(vectors, self.blocks)  # [n_traits, n_blocks, 2]
+        self._log_odds = vectors.odds_at(self.blocks)
+        self._max_norm = None if vectors.max_norm is None else vectors.max_norm[list(self.blocks)]  # [n_blocks]
 
     def __repr__(self) -> str:
         traits = ", ".join(self.vectors.traits)
@@ -272,7 +274,7 @@ class PersonaMonitor:
             seeds = [drawn if kept is None else kept for drawn, kept in zip(seeds, known, strict=True)]
         origins = [p.origin() if isinstance(p, Branch) else None for p in prompts]
         return GenerationRun(
-            self.lm, self._directions, prefixes, sampling, seeds, changes, (), watch, origins, batch_size
+            self.lm, self._directions, prefixes, sampling, seeds, changes, None, watch, origins, batch_size
         )
 
     def _show_kept_tokens(
@@ -346,6 +348,8 @@ class PersonaMonitor:
             best_block=dict(self.vectors.best_block),
             null_mean=self._null[..., 0],
             null_std=self._null[..., 1],
+            max_norm=self._max_norm,
+            log_odds=self._log_odds,
             special=tuple(i in special for i in text.ids),
             finish=finish,
             provenance=provenance,

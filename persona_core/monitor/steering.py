@@ -32,9 +32,10 @@ def prepare(
         direction = vectors.direction(one.trait, blocks.check(one.block))
         amount = one.amount
         if one.unit == "sd":
-            if one.trait not in vectors.null:
+            null = vectors.null_of_steering(one.trait)
+            if null is None:
                 raise NotCalibrated(f"unit='sd' needs a null for {one.trait!r}; calibrate, or use unit='residual'.")
-            mean, std = vectors.null[one.trait].at(one.block)
+            mean, std = null.at(one.block)
             if not std > 0:
                 raise NotCalibrated(
                     f"The null of {one.trait!r} has no spread at block {one.block}; use unit='residual'."

@@ -78,6 +78,7 @@ def features(traits: Sequence[str]) -> datasets.Features:
             "token_ids": List(number),
             "special": List(Value("bool")),
             "projections": {trait: series for trait in traits},
+            "specific": {trait: series for trait in traits},
             "summary": {trait: summary for trait in traits},
             "traits": List(text),
             "blocks": List(number),
@@ -86,6 +87,8 @@ def features(traits: Sequence[str]) -> datasets.Features:
             "norms": List(series),
             "null_mean": {trait: series for trait in traits},
             "null_std": {trait: series for trait in traits},
+            "max_norm": series,
+            "log_odds": {trait: List(series) for trait in traits},
             "alignment": text,
             "provenance": {**provenance, "seed": Value("int64")},
         }

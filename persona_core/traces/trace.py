@@ -13,18 +13,24 @@ import numpy as np
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingError, UnknownBlock, UnknownTrait
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import Provenance
+from persona_core.traces.specific import LogOdds, specific_scores
 from persona_core.utils.checks import known_block
 from persona_core.utils.files import read_json
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Kind = Literal["z", "raw", "cosine"]
+Kind = Literal["specific", "z", "raw", "cosine"]
 Alignment = Literal["at", "before"]
 FORMAT_VERSION = 1
 JSON_FIELDS = ("sampling", "steering", "written", "versions")
 """Fields of a provenance that a row stores as JSON texts, because their shape varies."""
-UNITS = {"z": "standard deviations above neutral", "raw": "residual-stream units", "cosine": "cosine"}
+UNITS = {
+    "specific": "standard deviations above neutral, beyond what the other traits share",
+    "z": "standard deviations above neutral",
+    "raw": "residual-stream units",
+    "cosine": "cosine",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +56,8 @@ class Trace:
         finish: "eos", "length", "context", "stopped" (by the caller) or "read" (nothing was generated).
         provenance: writer, reader and settings.
         alignment: of `raw` and `norms`; "at" for every trace that this library reads.
+        max_norm: ‖h‖ above which a token is a sink token, float32 `[n_blocks]`; infinite where no limit is known.
+        log_odds: what turns projections into specific scores; None: there are no specific scores.
     """
 
     token_ids: tuple[int, ...]
@@ -67,13 +75,21 @@ class Trace:
     finish: str
     provenance: Provenance = field(default_factory=Provenance)
     alignment: Alignment = "at"
+    max_norm: np.ndarray | None = None
+    log_odds: LogOdds | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
+        if self.max_norm is None:
+            object.__setattr__(self, "max_norm", np.full(len(self.blocks), np.inf, np.float32))
         shape = (len(self.traits), len(self.blocks), n)
         nulls = {self.null_mean.shape, self.null_std.shape}
         if nulls != {shape[:2]}:
             raise CorruptFile(f"A trace of shape {shape} needs a null of {shape[:2]}; got {sorted(nulls)}.")
+        if self.log_odds is not None and self.log_odds.shape != shape[:2]:
+            raise CorruptFile(f"A trace of shape {shape} needs log odds of {shape[:2]}; got {self.log_odds.shape}.")
+        if self._max_norm.shape != shape[1:2]:
+            raise CorruptFile(f"A trace of {shape[1]} blocks needs as many norm limits; got {self._max_norm.shape}.")
         if not 0 <= self.n_prompt <= n:
             raise CorruptFile(f"n_prompt is {self.n_prompt}; a trace of {n} tokens has 0 to {n} before the reply.")
         if self.alignment not in ("at", "before"):
@@ -90,6 +106,11 @@ class Trace:
         traits = f"{len(self.traits)} trait{'' if len(self.traits) == 1 else 's'}"
         reader = self.provenance.reading_model or "unknown"
         return f"Trace({tokens}, {traits} at {list_blocks(self.blocks)}, read by {reader})"
+
+    @property
+    def _max_norm(self) -> np.ndarray:
+        assert self.max_norm is not None  # set by __post_init__
+        return self.max_norm
 
     @property
     def n_tokens(self) -> int:
@@ -115,23 +136,38 @@ class Trace:
         """The whole conversation as decoded, including special tokens."""
         return "".join(self.tokens)
 
-    def scores(self, trait: str, kind: Kind = "z", block: int | None = None, alignment: Alignment = "at") -> np.ndarray:
+    @property
+    def sinks(self) -> np.ndarray:
+        """Which tokens are sink tokens at which block, bool `[n_blocks, n_tokens]`.
+
+        A sink token's state has a norm far outside the block's own range. It is shown and kept in `raw`, but no mean,
+        null or comparison counts it.
+        """
+        with np.errstate(invalid="ignore"):
+            return self.norms > self._max_norm[:, None]
+
+    def scores(
+        self, trait: str, kind: Kind | None = None, block: int | None = None, alignment: Alignment = "at"
+    ) -> np.ndarray:
         """One trait's score at every token, float32 `[n_tokens]`.
 
         Args:
             trait: which trait.
-            kind: "z": (raw - mean) / sd over the tokens of neutral replies of the same model, at this trait and block
-                (at prompt and template tokens the unit is the same, but the spread is not 1); "raw": residual-stream
-                units; "cosine": between state and vector. Only for z is zero neutral.
+            kind: "specific": what the other traits do not share (`persona_core.traces.specific`), in standard
+                deviations over neutral tokens; "z": (raw - mean) / sd over the tokens of neutral replies of the same
+                model, at this trait and block (at prompt and template tokens the unit is the same, but the spread is
+                not 1); "raw": residual-stream units; "cosine": between state and vector. Zero is neutral for the first
+                two only. None takes `default_kind`.
             block: which block; None takes the trait's best block.
             alignment: "at": the state after reading token t. "before": the state at t - 1, which chose token t; NaN
                 at token 0, which no state chose.
 
         Raises:
             UnknownTrait, UnknownBlock: the trace does not have it.
-            NotCalibrated: kind="z" without a null.
+            NotCalibrated: kind="z" or "specific" without what it needs.
         """
         row, column = self._trait(trait), self._block(trait, block)
+        kind = kind or self.default_kind
         values = self.raw[row, column].astype(np.float32)  # [n_tokens]
         if kind == "z":
             mean, std = self.null_mean[row, column], self.null_std[row, column]
@@ -141,19 +177,46 @@ class Trace:
                     "Use kind='raw' or kind='cosine'."
                 )
             values = (values - mean) / std
+        elif kind == "specific":
+            values = self._specific(row, column)
         elif kind == "cosine":
             norms = self.norms[column]
             values = np.divide(values, norms, out=np.zeros_like(values), where=norms != 0)
         elif kind != "raw":
-            raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
+            raise SettingError(f"kind={kind!r}; expected 'specific', 'z', 'raw' or 'cosine'.")
         if alignment not in ("at", "before"):
             raise SettingError(f"alignment={alignment!r}; expected 'at' or 'before'.")
-        unknown = np.full(min(1, len(values)), np.nan, np.float32)
+        return self._aligned(values, alignment, np.float32(np.nan)).astype(np.float32)
+
+    def _specific(self, row: int, column: int) -> np.ndarray:
+        known = None if self.log_odds is None else self.log_odds.at(column)
+        if known is None or not np.isfinite(known.mean[row]) or not known.std[row] > 0:
+            raise NotCalibrated(
+                f"No specific score for {self.traits[row]!r} at block {self.blocks[column]}: it needs vectors of "
+                "several traits that were extracted and calibrated together. Use kind='z'."
+            )
+        return specific_scores(self.raw[:, column], known)[row]
+
+    def _aligned(self, values: np.ndarray, alignment: Alignment, unknown: Any) -> np.ndarray:
+        """Values at every token, moved where they are aligned otherwise, `[n_tokens]`."""
+        missing = np.full(min(1, len(values)), unknown, values.dtype)
         if (self.alignment, alignment) == ("at", "before"):
-            values = np.concatenate([unknown, values[:-1]])
-        elif (self.alignment, alignment) == ("before", "at"):  # the last token was never read
-            values = np.concatenate([values[1:], unknown])
-        return values.astype(np.float32)
+            return np.concatenate([missing, values[:-1]])
+        if (self.alignment, alignment) == ("before", "at"):  # the last token was never read
+            return np.concatenate([values[1:], missing])
+        return values
+
+    def reply_scores(self, trait: str, kind: Kind | None = None, block: int | None = None) -> np.ndarray:
+        """One trait's score at the tokens that the assistant said, float32 `[n_reply_positions]`; NaN at sink tokens.
+
+        Statistics are made of these. NaN means that the token gives no evidence; positions stay as they are.
+
+        Args:
+            trait, kind, block: as for `scores`.
+        """
+        values = self.scores(trait, kind, block)
+        sink = self._aligned(self.sinks[self._block(trait, block)], "at", False)
+        return np.where(sink, np.float32(np.nan), values)[self.reply_positions]
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -176,7 +239,9 @@ class Trace:
 
     @property
     def default_kind(self) -> Kind:
-        """The default for display: z with a null, else the cosine, or raw without norms."""
+        """What scores are by default: specific, or z with a null only, else the cosine, or raw without norms."""
+        if self.calibrated and self.log_odds is not None and bool((self.log_odds.std > 0).all()):
+            return "specific"
         return "z" if self.calibrated else "cosine" if np.isfinite(self.norms).any() else "raw"
 
     def figure(self, kind: Kind | None = None) -> go.Figure:
@@ -199,6 +264,8 @@ class Trace:
         """A JSON-ready record; `from_dict` restores it bit for bit (float32 survives JSON exactly)."""
         record = {f.name: getattr(self, f.name) for f in fields(self)}
         record |= {name: _nested(record[name]) for name in ("raw", "norms", "null_mean", "null_std")}
+        record["max_norm"] = _finite(self._max_norm)
+        record["log_odds"] = self.log_odds and {k: _nested(v) for k, v in vars(self.log_odds).items()}
         record |= {"best_block": dict(self.best_block), "provenance": asdict(self.provenance)}
         return {"format_version": FORMAT_VERSION, **record}
 
@@ -227,6 +294,8 @@ class Trace:
                 finish=str(record["finish"]),
                 provenance=Provenance(**provenance),
                 alignment=record["alignment"],
+                max_norm=_limits(record.get("max_norm")),
+                log_odds=_log_odds(record.get("log_odds"), (n_traits, n_blocks)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
@@ -242,7 +311,7 @@ class Trace:
             set, category: of the prompt.
         """
         known = asdict(self.provenance)
-        z = {t: _z(self, t) for t in self.traits}
+        z, specific = ({t: _stored(self, t, kind) for t in self.traits} for kind in ("z", "specific"))
         return {
             "id": id,
             "set": set,
@@ -260,7 +329,8 @@ class Trace:
             "token_ids": list(self.token_ids),
             "special": list(self.special),
             "projections": {t: None if v is None else v.tolist() for t, v in z.items()},
-            "summary": {t: _summary(self, v) for t, v in z.items()},
+            "specific": {t: None if v is None else v.tolist() for t, v in specific.items()},
+            "summary": {t: _summary(self, t) for t in self.traits},
             "traits": list(self.traits),
             "blocks": list(self.blocks),
             "best_block": {t: self.best_block.get(t) for t in self.traits},
@@ -268,6 +338,10 @@ class Trace:
             "norms": self.norms.tolist(),
             "null_mean": {t: self.null_mean[i].tolist() for i, t in enumerate(self.traits)},
             "null_std": {t: self.null_std[i].tolist() for i, t in enumerate(self.traits)},
+            "max_norm": _finite(self._max_norm),
+            "log_odds": None
+            if self.log_odds is None
+            else {t: [part[i].tolist() for part in vars(self.log_odds).values()] for i, t in enumerate(self.traits)},
             "alignment": self.alignment,
             "provenance": {k: json.dumps(v, sort_keys=True) if k in JSON_FIELDS else v for k, v in known.items()},
         }
@@ -312,6 +386,8 @@ class Trace:
                 finish=row["finish"],
                 provenance=Provenance(**known),
                 alignment=row["alignment"],
+                max_norm=_limits(row.get("max_norm")),
+                log_odds=_log_odds_of_row(row.get("log_odds"), traits, shape),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"Not a row of a results dataset: {type(error).__name__}: {error}") from error
@@ -376,21 +452,45 @@ def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _z(trace: Trace, trait: str) -> np.ndarray | None:
-    """z at the trait's best block, float32 `[n_tokens]`; None without a null, or if the block was not read."""
-    block = trace.best_block.get(trait)
-    if block not in trace.blocks or not trace.calibrated:
+def _finite(limits: np.ndarray) -> list[float | None]:
+    """Norm limits with None where there is none."""
+    return [float(limit) if np.isfinite(limit) else None for limit in limits]
+
+
+def _limits(values: Sequence[float | None] | None) -> np.ndarray | None:
+    return None if values is None else np.array([np.inf if v is None else v for v in values], np.float32)
+
+
+def _log_odds(record: Mapping[str, Any] | None, shape: tuple[int, int]) -> LogOdds | None:
+    return None if record is None else LogOdds(**{k: _array(v, shape) for k, v in record.items()})
+
+
+def _log_odds_of_row(row: Mapping[str, Any] | None, traits: Sequence[str], shape: tuple[int, int]) -> LogOdds | None:
+    if row is None or any(row.get(t) is None for t in traits):
         return None
-    return trace.scores(trait, alignment=trace.alignment)
+    parts = np.array([row[t] for t in traits], np.float32).reshape(shape[0], 4, shape[1])
+    return LogOdds(*(parts[:, i] for i in range(4)))
 
 
-def _summary(trace: Trace, z: np.ndarray | None) -> dict[str, Any]:
-    """Mean and maximum of z over the reply tokens, and the index of the maximum in the reply."""
-    reply = trace.reply_positions
-    if z is None or not reply:
-        return {"mean": None, "max": None, "at": None}
-    values = z[reply]
+def _stored(trace: Trace, trait: str, kind: Kind) -> np.ndarray | None:
+    """A score at the trait's best block, float32 `[n_tokens]`; None without what it needs."""
+    try:
+        return trace.scores(trait, kind, alignment=trace.alignment)
+    except (NotCalibrated, UnknownBlock):
+        return None
+
+
+def _summary(trace: Trace, trait: str) -> dict[str, Any]:
+    """Mean and maximum of the default score over the reply's tokens, sinks left out, and where the maximum is."""
+    nothing = {"mean": None, "max": None, "at": None}
+    if _stored(trace, trait, "z") is None:
+        return nothing
+    values = trace.reply_scores(trait)
     if not np.isfinite(values).any():
-        return {"mean": None, "max": None, "at": None}
+        return nothing
     top = int(np.nanargmax(values))
-    return {"mean": float(np.nanmean(values)), "max": float(values[top]), "at": reply[top] - trace.n_prompt}
+    return {
+        "mean": float(np.nanmean(values)),
+        "max": float(values[top]),
+        "at": trace.reply_positions[top] - trace.n_prompt,
+    }

@@ -1,12 +1,15 @@
-"""The null of a vector: the distribution of its projection over neutral replies."""
+"""The null of a vector: the distribution of its projection, and of its specific score, over neutral replies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from persona_core.errors import SettingError
+from persona_core.inference.sinks import norm_limits
+from persona_core.traces.specific import log_odds
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import Null, PersonaVectors
 
@@ -15,7 +18,10 @@ MIN_TOKENS = 2
 
 
 def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVectors:
-    """The same vectors with a null: the distribution of the raw projection over the tokens of neutral replies.
+    """The same vectors with a null: the distribution of projections and specific scores over neutral replies.
+
+    Tokens are counted without sink tokens, whose limit is measured here too. Specific scores need the log odds of at
+    least two traits.
 
     Args:
         vectors: of the model that read `neutral`.
@@ -35,28 +41,68 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
     readers = {(t.provenance.reader, t.provenance.reader_adapter, t.provenance.template) for t in neutral}
     if len(readers) > 1:
         raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
-    samples = []
     for trace in neutral:
-        rows = [trace.traits.index(t) for t in vectors.traits]
-        columns = [trace.blocks.index(b) for b in vectors.blocks]
-        samples.append(trace.raw[np.ix_(rows, columns, trace.reply_positions)])  # [n_traits, n_present, n_reply]
-        if not np.isfinite(samples[-1]).all():
+        if not (np.isfinite(trace.raw[..., trace.reply_positions]).all() and np.isfinite(trace.norms).all()):
             raise SettingError(f"A neutral trace (seed {trace.provenance.seed}) holds NaN or infinity.")
-    raw = np.concatenate(samples, axis=2).astype(np.float64)  # [n_traits, n_present, n_all_tokens]
-    if raw.shape[2] < MIN_TOKENS:
-        raise SettingError("The neutral replies hold no tokens to calibrate on.")
-    nulls = {}
-    for row, trait in enumerate(vectors.traits):
-        mean, std = (np.full(vectors.n_blocks, np.nan, np.float32) for _ in range(2))
-        quantiles = np.full((vectors.n_blocks, len(PROBABILITIES)), np.nan, np.float32)
-        for column, block in enumerate(vectors.blocks):
-            values = raw[row, column]
-            mean[block], std[block] = values.mean(), values.std(ddof=1)
-            if not std[block] > 0:
+    max_norm = _limits(vectors, neutral)
+    null: dict[str, Null] = {t: _empty(vectors.n_blocks) for t in vectors.traits}
+    odds_of_all = set(vectors.log_odds) == set(vectors.traits) and len(vectors.traits) > 1
+    specific = {t: np.full((vectors.n_blocks, 2), np.nan, np.float32) for t in vectors.traits if odds_of_all}
+    for block in vectors.blocks:
+        raw = _raw(vectors, neutral, block, max_norm[block])  # [n_traits, n_all_tokens]
+        if raw.shape[1] < MIN_TOKENS:
+            raise SettingError("The neutral replies hold no tokens to calibrate on.")
+        for trait, values in zip(vectors.traits, raw, strict=True):
+            std = values.std(ddof=1)
+            if not std > 0:
                 raise SettingError(f"The projection on {trait!r} at block {block} is the same at all neutral tokens.")
-            quantiles[block] = np.quantile(values, PROBABILITIES)
-        nulls[trait] = Null(mean, std, quantiles, PROBABILITIES)
-    counts = {"null": {"n_replies": len(neutral), "n_tokens": int(raw.shape[2])}}
-    return PersonaVectors(
-        vectors.tensors, vectors.best_block, nulls, vectors.absent_blocks, {**vectors.config, **counts}
+            null[trait].mean[block], null[trait].std[block] = values.mean(), std
+            null[trait].quantiles[block] = np.quantile(values, PROBABILITIES)
+        if specific:
+            slope, offset = np.stack([vectors.log_odds[t][block] for t in vectors.traits]).T
+            for trait, values in zip(vectors.traits, log_odds(raw, slope, offset), strict=True):
+                # A trait that its vector does not tell from neutral has no spread of its own, and no specific score.
+                specific[trait][block] = values.mean(), values.std(ddof=1)
+    counts = {"null": {"n_replies": len(neutral), "n_tokens": sum(len(t.reply_positions) for t in neutral)}}
+    return replace(
+        vectors,
+        null=null,
+        specific_null=specific,
+        max_norm=max_norm,
+        config={**vectors.config, **counts},
     )
+
+
+def calibrate_steering(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVectors:
+    """The same vectors with the null along their steering directions.
+
+    Args:
+        vectors: calibrated.
+        neutral: the neutral replies, read with `vectors.along_steering()` at every block.
+    """
+    found = calibrate(replace(vectors.along_steering(), null={}), neutral)
+    return replace(vectors, steering_null=found.null)
+
+
+def _empty(n_blocks: int) -> Null:
+    mean, std = (np.full(n_blocks, np.nan, np.float32) for _ in range(2))
+    return Null(mean, std, np.full((n_blocks, len(PROBABILITIES)), np.nan, np.float32), PROBABILITIES)
+
+
+def _limits(vectors: PersonaVectors, neutral: Sequence[Trace]) -> np.ndarray:
+    """The norm above which a token is a sink token, float32 `[n_blocks]`."""
+    limits = np.full(vectors.n_blocks, np.inf, np.float32)
+    columns = [neutral[0].blocks.index(b) for b in vectors.blocks]
+    norms = np.concatenate([t.norms[columns][:, t.reply_positions] for t in neutral], axis=1)
+    limits[list(vectors.blocks)] = norm_limits(norms)
+    return limits
+
+
+def _raw(vectors: PersonaVectors, neutral: Sequence[Trace], block: int, max_norm: float) -> np.ndarray:
+    """Projections at the reply tokens of all traces, sinks left out, float64 `[n_traits, n_all_tokens]`."""
+    found = []
+    for trace in neutral:
+        column, rows = trace.blocks.index(block), [trace.traits.index(t) for t in vectors.traits]
+        plain = [t for t in trace.reply_positions if trace.norms[column, t] <= max_norm]
+        found.append(trace.raw[rows, column][:, plain])
+    return np.concatenate(found, axis=1).astype(np.float64)

@@ -1,6 +1,10 @@
-"""Persona vectors: for each trait one direction per block, its null, its best block, and its provenance.
+"""Persona vectors: for each trait two directions per block, their nulls, its best block, and its provenance.
 
-A row of `tensor(trait)`, `[n_blocks, d_model]`, belongs to the output of the block of that number: no embeddings row,
+`tensor(trait)` is the mean difference, along which a model is steered; `reading(trait)` is whitened, and scores are
+taken along it. Neither is used for the other. Older folders have no reading directions and are read along the mean
+difference.
+
+A row of either, `[n_blocks, d_model]`, belongs to the output of the block of that number: no embeddings row,
 no final-norm row. Files in the `hidden_states` convention (`[n_blocks + 1, d_model]`) are converted on import.
 """
 
@@ -10,7 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 
 from persona_core.errors import CorruptFile, PersonaWarning, UnknownTrait, VectorsMismatch
+from persona_core.traces.specific import LogOdds
 from persona_core.utils.checks import known_block
 from persona_core.utils.hub import check_kind, fetch
 from persona_core.vectors.files import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE, read_config, read_pt, read_tensors
@@ -55,11 +60,17 @@ class PersonaVectors:
     """The persona vectors of one model.
 
     Attributes:
-        tensors: trait -> float32 `[n_blocks, d_model]`. Rows of absent blocks are NaN.
+        tensors: trait -> steering direction, float32 `[n_blocks, d_model]`. Rows of absent blocks are NaN.
         best_block: trait -> the block at which the trait is read by default.
-        null: trait -> `Null`; empty for uncalibrated vectors, which have no z scores.
+        null: trait -> `Null` along the reading direction; empty for uncalibrated vectors, which have no z scores.
         absent_blocks: blocks without a direction.
         config: the rest of `config.json`: base model, extraction settings, validation figures.
+        readings: trait -> reading direction, as `tensors`; empty: the steering direction.
+        steering_null: trait -> `Null` along the steering direction; empty: `null`, if both directions are the same.
+        log_odds: trait -> slope and offset of the log odds against neutral, float32 `[n_blocks, 2]`.
+        specific_null: trait -> mean and standard deviation of the specific score's odds over neutral tokens, float32
+            `[n_blocks, 2]`; empty: no specific scores.
+        max_norm: ‖h‖ above which a token is a sink token, float32 `[n_blocks]`; None: no limit is known.
 
     >>> vectors = PersonaVectors.from_tensors({"candour": torch.eye(3)}, best_block={"candour": 1})
     >>> vectors.traits, vectors.n_blocks, vectors.d_model
@@ -73,6 +84,11 @@ class PersonaVectors:
     null: Mapping[str, Null] = field(default_factory=dict)
     absent_blocks: tuple[int, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    readings: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    steering_null: Mapping[str, Null] = field(default_factory=dict)
+    log_odds: Mapping[str, np.ndarray] = field(default_factory=dict)
+    specific_null: Mapping[str, np.ndarray] = field(default_factory=dict)
+    max_norm: np.ndarray | None = None
 
     def __repr__(self) -> str:
         known = self.config.get("base_model", {}).get("name")
@@ -84,26 +100,37 @@ class PersonaVectors:
     def __post_init__(self) -> None:
         if not self.tensors:
             raise VectorsMismatch("No vectors; pass at least one trait's [n_blocks, d_model] tensor.")
+        directions = [*self.tensors.items(), *self.readings.items()]
         shapes = {trait: tuple(tensor.shape) for trait, tensor in self.tensors.items()}
+        if lacking := sorted(set(self.tensors) ^ set(self.readings)) if self.readings else []:
+            raise VectorsMismatch(f"{lacking[0]!r} has only one of the two directions; every trait needs both or none.")
         if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
             raise VectorsMismatch(f"Every trait needs one [n_blocks, d_model] tensor of the same shape; got {shapes}.")
-        tensors = {t: v.detach().to("cpu", torch.float32).contiguous() for t, v in self.tensors.items()}
         present = [b for b in range(next(iter(shapes.values()))[0]) if b not in self.absent_blocks]
-        for trait, tensor in tensors.items():
+        for trait, tensor in directions:
+            if tuple(tensor.shape) != shapes[trait]:
+                raise VectorsMismatch(f"The reading direction of {trait!r} has shape {tuple(tensor.shape)}.")
             if not torch.isfinite(tensor[present]).all():
                 raise VectorsMismatch(f"The vector of {trait!r} holds NaN or infinity.")
             if (tensor[present].norm(dim=-1) == 0).any():
                 raise VectorsMismatch(f"The vector of {trait!r} is zero at a block; mark that block as absent.")
-        object.__setattr__(self, "tensors", MappingProxyType(tensors))
-        object.__setattr__(self, "null", MappingProxyType(dict(self.null)))
-        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+        for name in ("tensors", "readings"):
+            kept = {t: v.detach().to("cpu", torch.float32).contiguous() for t, v in getattr(self, name).items()}
+            object.__setattr__(self, name, MappingProxyType(kept))
+        for name in ("null", "config", "steering_null", "log_odds", "specific_null"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         best = {trait: self._check(trait, block) for trait, block in self.best_block.items()}
         object.__setattr__(self, "best_block", MappingProxyType(best))
-        for trait, null in self.null.items():
+        for trait, null in [*self.null.items(), *self.steering_null.items()]:
             self.tensor(trait)
             shape = (self.n_blocks, len(null.probabilities))
             if (null.mean.shape, null.std.shape, null.quantiles.shape) != (shape[:1], shape[:1], shape):
                 raise VectorsMismatch(f"The null of {trait!r} does not cover {self.n_blocks} blocks.")
+        for trait, pairs in [*self.log_odds.items(), *self.specific_null.items()]:
+            if self.tensor(trait) is None or pairs.shape != (self.n_blocks, 2):
+                raise VectorsMismatch(f"The log odds of {trait!r} have shape {pairs.shape}; expected one pair a block.")
+        if self.max_norm is not None and self.max_norm.shape != (self.n_blocks,):
+            raise VectorsMismatch(f"The norm limits have shape {self.max_norm.shape}; expected one a block.")
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -131,30 +158,80 @@ class PersonaVectors:
             if trait in self.null:
                 digest.update(self.null[trait].mean.tobytes() + self.null[trait].std.tobytes())
             digest.update(str(self.best_block.get(trait)).encode())
+            if trait in self.readings:  # what older folders lack leaves their fingerprint as it is
+                digest.update(self.readings[trait].numpy().tobytes())
+            for pairs in (self.log_odds, self.specific_null):
+                if trait in pairs:
+                    digest.update(pairs[trait].tobytes())
+        if self.max_norm is not None:
+            digest.update(self.max_norm.tobytes())
         return digest.hexdigest()[:16]
 
     def tensor(self, trait: str) -> torch.Tensor:
-        """All directions of one trait, float32 `[n_blocks, d_model]`, not normalised."""
+        """The steering directions of one trait, float32 `[n_blocks, d_model]`, not normalised."""
         if trait not in self.tensors:
             raise UnknownTrait(trait, self.traits)
         return self.tensors[trait]
 
+    def reading(self, trait: str) -> torch.Tensor:
+        """The reading directions of one trait, float32 `[n_blocks, d_model]`: what scores are taken along."""
+        return self.readings.get(trait, self.tensor(trait))
+
     def direction(self, trait: str, block: int) -> torch.Tensor:
-        """The unit direction of one trait at one block, float32 `[d_model]`."""
-        number = self._check(trait, block)
-        vector = self.tensors[trait][number]
+        """The unit steering direction of one trait at one block, float32 `[d_model]`."""
+        vector = self.tensor(trait)[self._check(trait, block)]
         return vector / vector.norm()
 
+    def reading_direction(self, trait: str, block: int) -> torch.Tensor:
+        """The unit reading direction of one trait at one block, float32 `[d_model]`."""
+        vector = self.reading(trait)[self._check(trait, block)]
+        return vector / vector.norm()
+
+    def null_of_steering(self, trait: str) -> Null | None:
+        """The null along the steering direction; None where it was not measured."""
+        return self.steering_null.get(trait, None if self.readings else self.null.get(trait))
+
+    def along_steering(self) -> PersonaVectors:
+        """The same vectors, read along their steering directions: projections, and z with their own null."""
+        null = {t: n for t in self.traits if (n := self.null_of_steering(t)) is not None}
+        return PersonaVectors(
+            self.tensors, self.best_block, null, self.absent_blocks, self.config, max_norm=self.max_norm
+        )
+
+    @property
+    def has_specific(self) -> bool:
+        """Whether specific scores exist."""
+        return bool(self.specific_null)
+
+    def odds_at(self, blocks: Sequence[int]) -> LogOdds | None:
+        """What a trace at these blocks needs for specific scores; None without them."""
+        if not self.has_specific:
+            return None
+        parts = [[self.log_odds[t], self.specific_null[t]] for t in self.traits]
+        array = np.array(parts, np.float32)[:, :, list(blocks)]  # [n_traits, 2, n_blocks, 2]
+        return LogOdds(array[:, 0, :, 0], array[:, 0, :, 1], array[:, 1, :, 0], array[:, 1, :, 1])
+
     def select(self, traits: Sequence[str]) -> PersonaVectors:
-        """The same vectors with only these traits."""
+        """The same vectors with only these traits.
+
+        A specific score says what a trait does not share with the others, so it is lost where some of them are left
+        out; `persona_core.vectors.calibration.calibrate` measures it again for those that stay.
+        """
         for trait in traits:
             self.tensor(trait)
-        return PersonaVectors(
-            {t: self.tensors[t] for t in traits},
-            {t: self.best_block[t] for t in traits if t in self.best_block},
-            {t: self.null[t] for t in traits if t in self.null},
-            self.absent_blocks,
-            self.config,
+
+        def some(of: Mapping[str, Any]) -> dict[str, Any]:
+            return {t: of[t] for t in traits if t in of}
+
+        return replace(
+            self,
+            tensors=some(self.tensors),
+            best_block=some(self.best_block),
+            null=some(self.null),
+            readings=some(self.readings),
+            steering_null=some(self.steering_null),
+            log_odds=some(self.log_odds),
+            specific_null=some(self.specific_null) if set(traits) == set(self.traits) else {},
         )
 
     def check_fits(self, lm: LanguageModel) -> None:
@@ -244,10 +321,16 @@ class PersonaVectors:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         arrays = {f"vector/{t}": v for t, v in self.tensors.items()}
-        for trait, null in self.null.items():
-            arrays[f"null_mean/{trait}"] = torch.from_numpy(null.mean)
-            arrays[f"null_std/{trait}"] = torch.from_numpy(null.std)
-            arrays[f"null_quantiles/{trait}"] = torch.from_numpy(null.quantiles)
+        arrays |= {f"reading/{t}": v for t, v in self.readings.items()}
+        for prefix, nulls in (("null", self.null), ("steering_null", self.steering_null)):
+            for trait, null in nulls.items():
+                arrays[f"{prefix}_mean/{trait}"] = torch.from_numpy(null.mean)
+                arrays[f"{prefix}_std/{trait}"] = torch.from_numpy(null.std)
+                arrays[f"{prefix}_quantiles/{trait}"] = torch.from_numpy(null.quantiles)
+        for name, pairs in (("log_odds", self.log_odds), ("specific_null", self.specific_null)):
+            arrays |= {f"{name}/{trait}": torch.from_numpy(pair) for trait, pair in pairs.items()}
+        if self.max_norm is not None:
+            arrays["max_norm"] = torch.from_numpy(self.max_norm)
         save_file({k: v.contiguous() for k, v in arrays.items()}, str(path / TENSORS_FILE), {"format": "pt"})
         config = {
             **self.config,
@@ -294,20 +377,41 @@ class PersonaVectors:
 def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
     arrays = read_tensors(path)
     try:
-        tensors = {t: arrays[f"vector/{t}"] for t in config["traits"]}
-        nulls = {
-            t: Null(
-                mean=arrays[f"null_mean/{t}"].float().numpy(),
-                std=arrays[f"null_std/{t}"].float().numpy(),
-                quantiles=arrays[f"null_quantiles/{t}"].float().numpy(),
-                probabilities=tuple(config["null_probabilities"]),
-            )
-            for t in config["traits"]
-            if f"null_mean/{t}" in arrays
-        }
+        traits = config["traits"]
+        tensors = {t: arrays[f"vector/{t}"] for t in traits}
+        readings = {t: arrays[f"reading/{t}"] for t in traits if f"reading/{t}" in arrays}
+        null, steering_null = (
+            {
+                t: Null(
+                    mean=arrays[f"{prefix}_mean/{t}"].float().numpy(),
+                    std=arrays[f"{prefix}_std/{t}"].float().numpy(),
+                    quantiles=arrays[f"{prefix}_quantiles/{t}"].float().numpy(),
+                    probabilities=tuple(config["null_probabilities"]),
+                )
+                for t in traits
+                if f"{prefix}_mean/{t}" in arrays
+            }
+            for prefix in ("null", "steering_null")
+        )
+        log_odds, specific_null = (
+            {t: arrays[f"{name}/{t}"].float().numpy() for t in traits if f"{name}/{t}" in arrays}
+            for name in ("log_odds", "specific_null")
+        )
+        max_norm = arrays["max_norm"].float().numpy() if "max_norm" in arrays else None
     except KeyError as error:
         raise CorruptFile(f"{path}: no tensor {error}, which {CONFIG_FILE} names.") from error
-    vectors = PersonaVectors(tensors, config["best_block"], nulls, tuple(config["absent_blocks"]), config)
+    vectors = PersonaVectors(
+        tensors,
+        config["best_block"],
+        null,
+        tuple(config["absent_blocks"]),
+        config,
+        readings,
+        steering_null,
+        log_odds,
+        specific_null,
+        max_norm,
+    )
     if config.get("fingerprint") not in (None, vectors.fingerprint):
         raise CorruptFile(
             f"{path}: the tensors do not match the fingerprint in {CONFIG_FILE}; the two files do not belong together."

@@ -13,6 +13,7 @@ import torch
 
 from persona_core.inference import batch as reply_batch
 from persona_core.inference import hooks
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.models import chat
 from persona_core.monitor import monitor as monitor_module
 from persona_core.monitor.monitor import PersonaMonitor
@@ -92,13 +93,13 @@ def test_mutation_low_precision_projection_of_all_blocks(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mutation_low_precision_mean(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = hooks.ResidualTap._add
+    original = PooledStates.add
 
-    def narrow(self: Any, block: int, hidden: torch.Tensor, mask: torch.Tensor) -> None:
-        original(self, block, hidden, mask)
+    def narrow(self: Any, block: int, hidden: torch.Tensor) -> None:
+        original(self, block, hidden)
         self._sums[block] = self._sums[block].to(dtype).float()
 
-    monkeypatch.setattr(hooks.ResidualTap, "_add", narrow)
+    monkeypatch.setattr(PooledStates, "add", narrow)
     with pytest.raises(AssertionError):
         checks.check_precision(checks.low_precision_monitor(torch.bfloat16))
 

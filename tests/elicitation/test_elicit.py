@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_batch
+from persona_core.elicitation.elicit import ElicitationPlan, elicit, sink_limits, write_batch
 from persona_core.elicitation.store import CrossTraitScore, ReplyScore, ReplyStore
+from persona_core.elicitation.stored_states import TOKENS
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_PER_PART
@@ -137,10 +138,17 @@ def test_reading_given_ids_pools_the_same_states(tmp_path: Path) -> None:
         replies = store.replies()
         prompts = [lm.chat.render(r.request.messages).token_ids for r in replies]
         rows = [(*p, *r.token_ids) for p, r in zip(prompts, replies, strict=True)]
-        read = read_pooled(lm, rows, [len(p) for p in prompts], parse_positions(POSITIONS), batch_tokens=200)
+        made = plan(positions=POSITIONS)
+        limits = sink_limits(lm, made)
+        read, sampled = read_pooled(
+            lm, rows, [len(p) for p in prompts], parse_positions(POSITIONS), 200, limits, made.tokens_per_reply
+        )
         for i, position in enumerate(POSITIONS):
             written = np.stack(list(store.states(replies, position)))
             assert oracle.relative_error(read[:, i], written) < 1e-4
+        for block in range(len(lm.blocks)):
+            written = store.states(replies, TOKENS).block(block)
+            np.testing.assert_allclose(sampled[:, :, block], written, rtol=1e-2, atol=1e-3)
 
 
 def test_states_are_read_by_reply_by_block_and_by_choice(tmp_path: Path) -> None:
@@ -218,8 +226,8 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
     lm, allowed = tiny_lm("llama", "chatml"), [3]
     real = write_batch
 
-    def picky(lm: Any, plan: ElicitationPlan, batch: Any, ended: Any) -> Any:
-        written = real(lm, plan, batch, ended)
+    def picky(lm: Any, plan: ElicitationPlan, batch: Any, *rest: Any) -> Any:
+        written = real(lm, plan, batch, *rest)
         kept = [i for i, r in enumerate(written.replies) if r.request.index % 7 <= allowed[0]]
         return replace(
             written,
@@ -243,7 +251,8 @@ def test_an_error_of_the_code_is_not_taken_for_a_full_memory(monkeypatch: pytest
 
     monkeypatch.setattr("persona_core.elicitation.elicit.GenerationRun.steps", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        write_batch(tiny_lm("llama", "chatml"), plan(), plan().batches()[0])
+        lm = tiny_lm("llama", "chatml")
+        write_batch(lm, plan(), plan().batches()[0], sink_limits(lm, plan()))
 
 
 def test_another_plan_in_the_same_folder_is_refused_and_says_what_differs(tmp_path: Path) -> None:

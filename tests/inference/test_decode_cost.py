@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from persona_core.inference.generation import GenerationRun
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling
@@ -46,7 +47,7 @@ def test_a_step_waits_for_the_sampled_ids_and_for_nothing_else(
         [ReplyPrefix(prompt)],
         sampling,
         seeds=[0],
-        pools=[parse_position("reply_mean")] if pool else [],
+        pooled=PooledStates([parse_position("reply_mean")], len(monitor.lm.blocks), 1, n_sampled=8) if pool else None,
     )
     forwards = run.steps()
     next(forwards)  # the prefill builds its buffers and masks

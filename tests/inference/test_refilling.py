@@ -19,6 +19,7 @@ from persona_core.inference.dynamic_cache import has_only_attention, new_cache
 from persona_core.inference.generation import GenerationRun
 from persona_core.inference.hooks import Reading
 from persona_core.inference.memory import out_of_memory
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.readings import Readings
@@ -155,9 +156,10 @@ def test_pooled_states_are_those_of_the_reply_alone(position: str) -> None:
 
     def means(rows: list[int], width: int) -> np.ndarray:
         begun = [ReplyPrefix(lm.chat.render(PROMPTS[r])) for r in rows]
-        run = GenerationRun(lm, {}, begun, SAMPLING, [7 + r for r in rows], pools=pools, batch_size=width)
+        pooled = PooledStates(pools, len(lm.blocks), len(rows))
+        run = GenerationRun(lm, {}, begun, SAMPLING, [7 + r for r in rows], pooled=pooled, batch_size=width)
         run.finish()
-        return run.pooled_means()
+        return pooled.means()
 
     together = means(list(range(len(PROMPTS))), 3)
     for row in range(len(PROMPTS)):
@@ -225,13 +227,14 @@ def test_memory_that_runs_out_later_loses_no_finished_reply(pooled: bool) -> Non
     lm = ending()
     plain = monitor_of(lm)
     starts = [ReplyPrefix(lm.chat.render(p)) for p in PROMPTS]
-    pools = [parse_position("reply_mean"), parse_position("prompt_mean")] if pooled else []
+    pools = [parse_position("reply_mean"), parse_position("prompt_mean")]
+    states = [PooledStates(pools, len(lm.blocks), len(starts), n_sampled=4) if pooled else None for _ in range(2)]
 
-    def run_of(model: Any) -> GenerationRun:
+    def run_of(model: Any, pool: PooledStates | None) -> GenerationRun:
         other, seeds = replace(lm, model=model), range(7, 7 + len(starts))
-        return GenerationRun(other, plain._directions, starts, SAMPLING, seeds, pools=pools, batch_size=4)
+        return GenerationRun(other, plain._directions, starts, SAMPLING, seeds, pooled=pool, batch_size=4)
 
-    wanted, found, begun = run_of(lm.model), run_of(Once(lm.model, 20)), []
+    wanted, found, begun = run_of(lm.model, states[0]), run_of(Once(lm.model, 20), states[1]), []
     wanted.finish()
     forwards, ended = found.steps(), set[int]()
     with pytest.raises(torch.OutOfMemoryError):
@@ -244,8 +247,9 @@ def test_memory_that_runs_out_later_loses_no_finished_reply(pooled: bool) -> Non
     for row in range(len(PROMPTS)):
         assert found.replies[row] == wanted.replies[row]
         assert oracle.relative_error(found.readings(row)[0], wanted.readings(row)[0]) < 1e-4
-    if pooled:
-        np.testing.assert_allclose(found.pooled_means(), wanted.pooled_means(), rtol=1e-4, atol=1e-5)
+    if states[0] is not None and states[1] is not None:
+        np.testing.assert_allclose(states[1].means(), states[0].means(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(states[1].samples(), states[0].samples(), rtol=1e-2, atol=1e-3)
 
 
 def test_replies_that_start_over_are_read_into_new_slots() -> None:

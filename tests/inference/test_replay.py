@@ -97,11 +97,11 @@ def test_no_budget_changes_a_number() -> None:
     rows = [list(monitor.read(text).token_ids) for text in TEXTS]
     pools = parse_positions(["reply_mean"])
     wanted = [monitor.read(text) for text in TEXTS]
-    means = read_pooled(lm, rows, [t.n_prompt for t in wanted], pools, 1)
+    means, _ = read_pooled(lm, rows, [t.n_prompt for t in wanted], pools, 1)
     for budget in (1, 100, 10_000):
         for one, other in zip(monitor.read_batch(TEXTS, batch_tokens=budget), wanted, strict=True):
             assert oracle.relative_error(one.raw, other.raw) < 1e-4
-        found = read_pooled(lm, rows, [t.n_prompt for t in wanted], pools, budget)
+        found, _ = read_pooled(lm, rows, [t.n_prompt for t in wanted], pools, budget)
         assert oracle.relative_error(found, means) < 1e-4
 
 

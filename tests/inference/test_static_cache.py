@@ -17,6 +17,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.inference import batch as reply_batch
 from persona_core.inference.decode import decode
 from persona_core.inference.generation import GenerationRun
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.static_cache import StaticKVCache, supports
@@ -163,9 +164,10 @@ def test_states_are_pooled_within_the_step(static_steps: list[int], width: int) 
 
     def means(lm: Any) -> Any:
         starts = [ReplyPrefix(lm.chat.render(prompt)) for prompt in PROMPTS]
-        run = GenerationRun(lm, {}, starts, SAMPLING, range(len(starts)), pools=pools, batch_size=width)
+        pooled = PooledStates(pools, len(lm.blocks), len(starts))
+        run = GenerationRun(lm, {}, starts, SAMPLING, range(len(starts)), pooled=pooled, batch_size=width)
         run.finish()
-        return run.pooled_means()
+        return pooled.means()
 
     found = means(ending("llama"))
     assert static_steps

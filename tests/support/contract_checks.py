@@ -15,6 +15,7 @@ import torch
 
 from persona_core.inference.decode import decode
 from persona_core.inference.hooks import ResidualTap
+from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_position
 from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
@@ -128,13 +129,14 @@ def check_precision(monitor: Any) -> None:
     assert oracle.relative_error(trace.norms, np.sqrt((states**2).sum(-1))) < 1e-5
 
     prompt, caught = monitor.lm.chat.render(LONG).token_ids, []
-    tap = ResidualTap(monitor.lm.blocks, pools=[parse_position("reply_mean")])
+    pooled = PooledStates([parse_position("reply_mean")], len(modules), n_rows=1)
+    tap = ResidualTap(monitor.lm.blocks, pooled=pooled)
     with plain_hooks(modules, caught), tap:
         for _ in decode(monitor.lm, [prompt], Sampling(max_new_tokens=40, temperature=0), [0], tap):
             pass
     steps = [c for c in caught if c.shape[1] == 1]  # the reply's forwards, [1, 1, d_model] each
     per_block = np.array([np.sum([s[0, 0] for s in steps[b :: len(modules)]], axis=0) for b in range(len(modules))])
-    assert oracle.relative_error(tap.pooled_sums()[0, 0].cpu().numpy(), per_block) < 1e-5
+    assert oracle.relative_error(pooled.sums()[0, 0].cpu().numpy(), per_block) < 1e-5
 
 
 class plain_hooks:

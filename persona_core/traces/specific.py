@@ -1,0 +1,80 @@
+"""The specific score: that the text shows this trait, rather than that it is not neutral.
+
+A trait's projection is turned into log odds against neutral text, l_k = slope_k × raw_k + offset_k (the log likelihood
+ratio of two normal distributions with the same spread, as in Fisher's linear discriminant). The odds of trait k against
+everything else known are then
+
+    o_k = l_k - log(1 + Σ_{j ≠ k} exp(l_j))
+
+where the 1 stands for neutral text and j runs over the other traits. Its unit is the standard deviation of o_k over the
+tokens of neutral replies, so 0 is neutral and +2 is rare. A token that looks like every trait a little is high on every
+z and low on every specific score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class LogOdds:
+    """What turns raw projections into specific scores, for each trait and block.
+
+    Attributes:
+        slope, offset: of the log odds against neutral, float32 `[n_traits, n_blocks]`.
+        mean, std: of o_k over the tokens of neutral replies, float32 `[n_traits, n_blocks]`.
+    """
+
+    slope: np.ndarray
+    offset: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.slope.shape)
+
+    def at(self, column: int) -> LogOdds:
+        """The same at one block, `[n_traits]` each."""
+        return LogOdds(*(part[:, column] for part in (self.slope, self.offset, self.mean, self.std)))
+
+    def select(self, traits: Sequence[int], blocks: Sequence[int]) -> LogOdds:
+        """The same for some rows and columns."""
+        rows = np.ix_(traits, blocks)
+        return LogOdds(*(part[rows] for part in (self.slope, self.offset, self.mean, self.std)))
+
+
+def specific_scores(raw: np.ndarray, at: LogOdds) -> np.ndarray:
+    """Specific scores of all traits at one block, float32 `[n_traits, n_tokens]`.
+
+    Args:
+        raw: projections of all traits at that block, `[n_traits, n_tokens]`.
+        at: `[n_traits]` each.
+
+    >>> at = LogOdds(np.ones(2), np.zeros(2), np.zeros(2), np.ones(2))
+    >>> specific_scores(np.array([[9.0], [9.0]]), at).round(1).tolist()  # neutral no, but neither trait in particular
+    [[-0.0], [-0.0]]
+    >>> specific_scores(np.array([[9.0], [0.0]]), at).round(1).tolist()
+    [[8.3], [-9.0]]
+    """
+    odds = log_odds(raw, at.slope, at.offset)
+    return ((odds - at.mean[:, None]) / at.std[:, None]).astype(np.float32)
+
+
+def log_odds(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """o_k of all traits, float64 `[n_traits, n_tokens]`.
+
+    Args:
+        raw: `[n_traits, n_tokens]`.
+        slope, offset: `[n_traits]`.
+    """
+    each = slope[:, None].astype(np.float64) * raw + offset[:, None]  # [n_traits, n_tokens]
+    n_traits, n_tokens = each.shape
+    with_neutral = np.concatenate([np.zeros((1, n_tokens)), each])  # [1 + n_traits, n_tokens]
+    found = np.empty_like(each)
+    for k in range(n_traits):
+        found[k] = each[k] - np.logaddexp.reduce(np.delete(with_neutral, k + 1, axis=0), axis=0)
+    return found
