@@ -16,8 +16,9 @@ the block, the second half is reported on. The null is measured on neutral repli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +45,18 @@ from persona_core.vectors.extraction import (
     mean_difference_without_neutral_components,
 )
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
+from persona_core.vectors.held_out_groups import Read
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
 from persona_core.vectors.validation import SIDE_KEYS, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
-from persona_core.vectors.whitening import MAX_TOKENS, Reading, TokensAt, plain_tokens, reading_directions
+from persona_core.vectors.whitening import (
+    MAX_TOKENS,
+    Reading,
+    TokensAt,
+    plain_tokens,
+    reading_directions,
+    within_class_covariance,
+)
 
 if TYPE_CHECKING:
     from persona_core.elicitation.store import Reply, ReplyStore
@@ -58,10 +67,12 @@ if TYPE_CHECKING:
 
 SPLITS = (
     "extraction questions for the vector; the first half of the evaluation questions for the choice of the block; the "
-    "second half for the figures. The instructions are the same in all splits"
+    "second half for the figures. The instructions are the same in all splits, but for the figures on wordings held out"
 )
 READ_POSITION = "reply_mean"
 """Held-out replies are scored by the mean over their tokens, as a monitor reads them, whatever the position."""
+SINKS_POSITION = "reply_mean_with_sinks"
+"""If the plan has it, the card says what sink tokens would change."""
 
 
 @dataclass(frozen=True)
@@ -184,20 +195,38 @@ def _reading(
     """Reading directions from the sampled tokens of the kept replies; None where the plan kept none."""
     if not plan.tokens_per_reply:
         return None
+    positive, negative, neutral = _tokens(plan, store, kept)
+    return reading_directions(tensors, positive, negative, neutral, settings.whitened)
+
+
+def _tokens(
+    plan: ElicitationPlan, store: ReplyStore, kept: Mapping[str, KeptReplies]
+) -> tuple[dict[str, TokensAt], list[TokensAt], TokensAt]:
+    """The sampled tokens of each trait's positive replies, of each one's negative replies, and of neutral ones."""
     # About as many tokens of each side, so that the covariance of a large plan fits into minutes.
-    per_class = MAX_TOKENS // (2 * len(tensors) + 1)
+    per_class = MAX_TOKENS // (2 * len(kept) + 1)
 
     def tokens(replies: Sequence[Reply]) -> TokensAt:
         few = replies[:: max(1, len(replies) * plan.tokens_per_reply // per_class)]
         return lambda block: plain_tokens(store.states(few, TOKENS).block(block))
 
-    return reading_directions(
-        tensors,
+    return (
         {t: tokens(k.positive) for t, k in kept.items()},
         [tokens(k.negative) for k in kept.values()],
         tokens([r for r in store.replies(split="neutral") if r.n_tokens]),
-        settings.whitened,
     )
+
+
+def _whitening(
+    plan: ElicitationPlan, store: ReplyStore, kept: Mapping[str, KeptReplies], settings: Settings, block: int
+) -> Read | None:
+    """From a steering direction at one block to the reading direction; None where both are the same."""
+    if not plan.tokens_per_reply or not settings.whitened:
+        return None
+    positive, negative, neutral = _tokens(plan, store, kept)
+    classes = (tokens(block) for tokens in (*positive.values(), *negative, neutral))
+    covariance = within_class_covariance(classes)
+    return lambda direction: covariance.solve(direction[None])[0]
 
 
 def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> KeptReplies:
@@ -206,7 +235,7 @@ def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) 
     return keep(trait.name, replies, store.scores(), settings.min_trait, settings.min_coherence)
 
 
-def held_out(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> HeldOut:
+def held_out(store: ReplyStore, trait: TraitDefinition, settings: Settings, position: str = READ_POSITION) -> HeldOut:
     """Coherent evaluation replies with a score, as a monitor reads them: by the mean over their tokens."""
     scores = store.scores()
     replies = []
@@ -220,14 +249,21 @@ def held_out(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> H
             f"No evaluation reply of {trait.name!r} has both scores and is coherent. Judge the replies, or elicit more."
         )
     return HeldOut(
-        states=store.states(replies, READ_POSITION),
+        states=store.states(replies, position),
         texts=tuple(r.text for r in replies),
         n_tokens=np.array([r.n_tokens for r in replies]),
         token_ids=tuple(r.token_ids[: r.n_tokens] for r in replies),
         positive=np.array([r.request.side == "positive" for r in replies]),
         question=np.array([r.request.question for r in replies]),
         score=np.array([scores[r.request.index].trait for r in replies], float),
+        pair=_pairs(replies),
     )
+
+
+def _pairs(replies: Sequence[Reply]) -> np.ndarray | None:
+    """Which instruction pair each reply was written under; None where one is unknown."""
+    pairs = [r.request.pair for r in replies]
+    return None if None in pairs else np.array(pairs, int)
 
 
 def neutral_traces(
@@ -285,17 +321,25 @@ def validate_vectors(
         check_judge(store, judge.name, plan.traits)
     tensors = {t: vectors.reading(t).numpy() for t in vectors.traits}
     neutral = neutral_traces(lm, vectors, store, blocks=sorted(set(vectors.best_block.values())), progress=progress)
+    all_kept = {t.name: kept_replies(store, t, chosen) for t in plan.traits}
+    reading_at = cache(lambda block: _whitening(plan, store, all_kept, chosen, block))
+    neutral_states = store.states([r for r in store.replies(split="neutral") if r.n_tokens], READ_POSITION)
     found: dict[str, Any] = {}
     for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):
         name, block = trait.name, vectors.best_block[trait.name]
-        kept, all_held_out = kept_replies(store, trait, chosen), held_out(store, trait, chosen)
-        choice, report = halves(all_held_out, len(trait.evaluation_questions))
+        kept, n_questions = all_kept[name], len(trait.evaluation_questions)
+        choice, report = halves(held_out(store, trait, chosen), n_questions)
+        with_sinks = None
+        if SINKS_POSITION in plan.positions:
+            with_sinks = halves(held_out(store, trait, chosen, SINKS_POSITION), n_questions)[1].states
         extracted = ExtractionReplies(
             sides=_sides(store, kept, chosen),
             positive_questions=np.array([r.request.question for r in kept.positive]),
             negative_questions=np.array([r.request.question for r in kept.negative]),
             positive_texts=tuple(r.text for r in kept.positive),
             negative_texts=tuple(r.text for r in kept.negative),
+            positive_pairs=_pairs(kept.positive),
+            negative_pairs=_pairs(kept.negative),
         )
         figures = validate(
             name,
@@ -309,6 +353,9 @@ def validate_vectors(
             chosen.function,
             chosen.n_resamples,
             chosen.seed,
+            reading_at(block),
+            neutral_states,
+            with_sinks,
         )
         _, correlations = choose_block(name, choice, tensors[name], vectors.blocks)
         at = dict(zip(vectors.blocks, correlations, strict=True))
@@ -322,7 +369,7 @@ def validate_vectors(
     if judge is not None and steering is not None:
         for trait in plan.traits:
             found[trait.name]["steering"] = steering_effect(
-                lm, vectors, trait, judge, steering, store.folder / "steering", progress, chosen.n_resamples
+                lm, vectors, trait, judge, steering, store.folder / "steering", progress
             )
     validation = {name: with_flags(figures) for name, figures in found.items()}
     return replace(vectors, config={**vectors.config, "validation": validation})

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.statistics import auroc, pearson, rank_auroc
+from persona_core.analysis.statistics import auroc, bounded, bounded_difference, pearson, rank_auroc
 from persona_core.vectors.controls import TokenTables
-
-if TYPE_CHECKING:
-    from persona_core.vectors.held_out import HeldOut
-
-Statistic = Callable[[np.ndarray], float]
+from persona_core.vectors.held_out import HeldOut, figure
 
 REFUSALS = (
     # "I can't help with that", "I cannot in good conscience provide"; not "I can't help but smile", "I can't wait"
@@ -44,7 +39,7 @@ def refuses(text: str) -> bool:
 
 
 def confounds(
-    projections: np.ndarray, choice: HeldOut, report: HeldOut, tables: TokenTables, estimate: Callable[[Statistic], Any]
+    projections: np.ndarray, choice: HeldOut, report: HeldOut, tables: TokenTables
 ) -> dict[str, dict[str, Any]]:
     """The AUROC of each confound alone, and the vector's lead over it.
 
@@ -52,7 +47,6 @@ def confounds(
         projections: of the replies of `report` on the vector, `[n]`.
         choice, report: the two splits.
         tables: mean projections by position and token over neutral replies.
-        estimate: a figure with its interval, from a statistic of weights `[n]`.
     """
     vector_auroc = rank_auroc(projections, report.shows)
     length = report.n_tokens.astype(np.float64)
@@ -74,12 +68,19 @@ def confounds(
 
     def ahead(scores: np.ndarray) -> dict[str, Any]:
         alone = rank_auroc(scores, report.shows)
-        return {"auroc": estimate(alone), "vector_ahead": estimate(lambda w: vector_auroc(w) - alone(w))}
+        return {
+            "auroc": figure(bounded(alone, report.question)),
+            "vector_ahead": figure(bounded_difference(vector_auroc, alone, report.question)),
+        }
 
     by_position = np.array([tables.from_positions(int(n)) for n in report.n_tokens])
     by_token = np.array([tables.from_tokens(ids) for ids in report.token_ids])
     return {
-        "length": {**ahead(longer * length), "sign": longer, "correlation": estimate(within_sides)},
+        "length": {
+            **ahead(longer * length),
+            "sign": longer,
+            "correlation": figure(bounded(within_sides, report.question, -1, 1)),
+        },
         "refusal": {
             **ahead(declining * declines),
             "sign": declining,

@@ -27,6 +27,7 @@ class ExtractionReplies:
         sides: their pooled states.
         positive_questions, negative_questions: which question each answers, `[n]`.
         positive_texts, negative_texts: their texts.
+        positive_pairs, negative_pairs: which instruction pair each was written under, `[n]`; None: unknown.
     """
 
     sides: Sides
@@ -34,6 +35,8 @@ class ExtractionReplies:
     negative_questions: np.ndarray
     positive_texts: tuple[str, ...]
     negative_texts: tuple[str, ...]
+    positive_pairs: np.ndarray | None = None
+    negative_pairs: np.ndarray | None = None
 
 
 def one_block(extracted: ExtractionReplies, block: int) -> Sides:

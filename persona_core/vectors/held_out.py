@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.statistics import Estimate
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.vectors.states import States
 
@@ -22,6 +24,7 @@ class HeldOut:
         positive: bool `[n]`, whether the reply was written under the positive instruction.
         question: `[n]`, which evaluation question each answers.
         score: `[n]`, the judge's trait score, 0 to 100.
+        pair: `[n]`, which instruction pair each was written under; None: unknown.
     """
 
     states: States
@@ -31,6 +34,7 @@ class HeldOut:
     positive: np.ndarray
     question: np.ndarray
     score: np.ndarray
+    pair: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,6 +55,7 @@ class HeldOut:
             self.positive[rows],
             self.question[rows],
             self.score[rows],
+            None if self.pair is None else self.pair[rows],
         )
 
     def project(self, vector: np.ndarray, block: int) -> np.ndarray:
@@ -79,14 +84,22 @@ def project_states(states: States, vector: np.ndarray, block: int) -> np.ndarray
     Args:
         vector: `[n_blocks, d_model]`.
     """
-    if not len(states):
-        return np.empty(0)
-    unit = vector[block].astype(np.float64)
+    return project_rows(states.block(block), vector[block]) if len(states) else np.empty(0)
+
+
+def project_rows(states: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Projection of each row of `[n, d_model]` on the unit vector along `direction`, float64 `[n]`."""
+    along = direction.astype(np.float64)
     with np.errstate(invalid="ignore"):  # a non-finite state gives NaN, which is counted and flagged
-        return states.block(block).astype(np.float64) @ (unit / np.linalg.norm(unit))
+        return states.astype(np.float64) @ (along / np.linalg.norm(along))
 
 
 def halves(held_out: HeldOut, n_questions: int) -> tuple[HeldOut, HeldOut]:
     """Replies to the first half of the questions, which choose the block, and to the second, which are reported."""
     first = held_out.question < (n_questions + 1) // 2
     return held_out.take(first), held_out.take(~first)
+
+
+def figure(found: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as it is stored in `config.json`; None stays None."""
+    return None if found is None else found.to_dict()

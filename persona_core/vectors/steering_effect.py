@@ -3,6 +3,9 @@
 Unit. A strength of 1 adds the vector at its own norm: for a mean difference, the distance between the means of the two
 sides. The random arm adds directions of the same norm, a different one for each seed. All arms and strengths use the
 same seeds, so differences are paired. The prompts are held-out questions without a system prompt.
+
+At the same norm a random push disturbs less: where replies steered along the vector have a coherence of 60, those of
+the random arm may have 95. So the random arm is also pushed until it is as incoherent, and compared there (`matched`).
 """
 
 from __future__ import annotations
@@ -18,15 +21,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.statistics import over_clusters
 from persona_core.elicitation.elicit import write_replies
 from persona_core.elicitation.traits import TraitDefinition, fill
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
-from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, MIN_SCORE, Judge, Question
+from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Judge, Question
 from persona_core.utils.checks import check_integer, is_number
 from persona_core.utils.files import append_lines, read_json, read_lines, write_atomically
+from persona_core.vectors.steering_curve import MATCH_STEPS, Scores, matched_on_coherence, steering_curve
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
@@ -60,8 +63,8 @@ class SteeringPlan:
         check_integer("n_questions", self.n_questions)
 
     def n_judged(self, trait: TraitDefinition) -> int:
-        """How many questions a judge is asked for the curve of one trait: two per reply."""
-        cells = 1 + 2 * len({s for s in self.strengths if s})
+        """How many questions a judge is asked at most for the curve of one trait: two per reply."""
+        cells = 1 + 2 * len({s for s in self.strengths if s}) + MATCH_STEPS
         return 2 * cells * self.seeds * len(steering_questions(trait, self))
 
 
@@ -73,7 +76,6 @@ def steering_effect(
     plan: SteeringPlan,
     folder: str | Path | None = None,
     progress: bool = True,
-    n_resamples: int = 1000,
 ) -> dict[str, Any]:
     """The steering curve of one trait at its best block.
 
@@ -85,25 +87,55 @@ def steering_effect(
         "vector" and "random": for each strength the trait score and the coherence, with intervals over questions;
         "effect": trait score of the vector arm minus the random arm, paired by question, at "effect_at", the largest
         strength at which the vector arm is still coherent; None where it is coherent at no strength.
+        "matched": the same against the random arm at the "strength" at which its coherence comes nearest, with both
+        coherences; its effect is None where they differ by more than `MATCH_TOLERANCE`.
+        "norm_in_sd": the vector's norm in standard deviations of neutral tokens along it; None where not known.
 
     Raises:
         SettingError: no evaluation question is left after the choice of the block.
     """
     block, questions = vectors.best_block[trait.name], steering_questions(trait, plan)
     written = _fingerprint(lm, plan, block, questions, vectors.tensor(trait.name)[block])
-    settings = _digest(written, trait.fingerprint, judge.name, COHERENCE_PROMPT, n_resamples)
+    settings = _digest(written, trait.fingerprint, judge.name, COHERENCE_PROMPT, plan.strengths, MATCH_STEPS)
     kept = None if folder is None else Path(folder) / f"{trait.name}.json"
     if kept is not None and kept.is_file():
         record = read_json(kept)
         if record["settings"] == settings:
             return record["curve"]
-    texts = _write(
-        lm, vectors, trait.name, block, questions, plan, _SteeredReplies(folder, trait.name, written), progress
-    )
-    scores, unanswered = _judge(judge, trait, questions, texts, progress)
-    curve = _curve(scores, plan, len(questions), n_resamples)
-    norm = float(vectors.tensor(trait.name)[block].norm())
-    curve = {"block": block, "unit": "norms of the vector", "norm": round(norm, 5), "unanswered": unanswered, **curve}
+    replies, unanswered = _SteeredReplies(folder, trait.name, written), 0
+
+    def scores_of(cells: Sequence[Cell], title: str) -> Scores:
+        """Write and judge the replies of these arms and strengths."""
+        nonlocal unanswered
+        with tqdm(
+            total=len(cells) * plan.seeds * len(questions),
+            desc=f"{title} {trait.name}",
+            unit="reply",
+            disable=not progress,
+        ) as bar:
+            texts = _write(lm, vectors, trait.name, block, questions, plan, cells, replies, bar)
+        found, missing = _judge(judge, trait, questions, texts, progress)
+        unanswered += missing
+        return found
+
+    grid = [("none", 0.0), *((arm, s) for s in plan.strengths if s for arm in ("vector", "random"))]
+    scores = scores_of(grid, "steering")
+    curve = steering_curve(scores, plan.strengths)
+    if curve["effect"] is not None:
+        at = curve["effect_at"]
+        curve["matched"] = matched_on_coherence(scores, at, lambda s: scores_of([("random", s)], "matching"))
+    norm, null = float(vectors.tensor(trait.name)[block].norm()), vectors.null_of_steering(trait.name)
+    curve = {
+        "block": block,
+        "unit": "norms of the vector",
+        "norm": round(norm, 5),
+        "norm_in_sd": None if null is None else round(norm / null.at(block)[1], 3),
+        "unanswered": unanswered,
+        "n_questions": len(questions),
+        "seeds": plan.seeds,
+        "sampling": asdict(plan.sampling),
+        **curve,
+    }
     if kept is not None and not unanswered:  # a later call retries what failed
         write_atomically(kept, json.dumps({"settings": settings, "curve": curve}, indent=2) + "\n")
     return curve
@@ -155,8 +187,9 @@ def _write(
     block: int,
     questions: Sequence[str],
     plan: SteeringPlan,
+    cells: Sequence[Cell],
     kept: _SteeredReplies,
-    progress: bool,
+    bar: tqdm[Any],
 ) -> dict[Cell, list[list[str]]]:
     """Texts of each arm and strength, `[seeds][questions]`."""
     vector = vectors.tensor(trait)[block]
@@ -165,31 +198,28 @@ def _write(
     generator = torch.Generator().manual_seed(plan.seed)
     others = torch.randn(plan.seeds, len(vector), generator=generator)
     random = (others / others.norm(dim=1, keepdim=True)).to(device)  # [seeds, d_model]
-    cells: list[Cell] = [("none", 0.0), *((arm, s) for s in plan.strengths if s for arm in ("vector", "random"))]
     texts: dict[Cell, list[list[str]]] = {}
-    total = len(cells) * plan.seeds * len(questions)
-    with tqdm(total=total, desc=f"steering {trait}", unit="reply", disable=not progress) as bar:
-        for arm, strength in cells:
-            before = kept.get((arm, strength))
-            if before is not None:
-                texts[arm, strength] = before
-                bar.update(plan.seeds * len(questions))
-                continue
-            amount = strength * float(vector.norm())
-            # An intervention applies to a whole batch: the random arm has a direction per seed, so a batch per seed.
-            groups = [[k] for k in range(plan.seeds)] if arm == "random" else [list(range(plan.seeds))]
-            texts[arm, strength] = []
-            for seeds in groups:
-                direction = random[seeds[0]] if arm == "random" else unit
-                changes = [Intervention(Steer(trait, block, strength=amount), direction, amount)] if strength else []
-                seed = plan.seed + seeds[0] * len(questions)
-                prompts = list(questions) * len(seeds)
-                replies = write_replies(lm, prompts, plan.sampling, seed, plan.batch_size, interventions=changes)
-                written = [r.text for r in replies]
-                n = len(questions)
-                texts[arm, strength] += [written[start : start + n] for start in range(0, len(written), n)]
-                bar.update(len(prompts))
-            kept.add((arm, strength), texts[arm, strength])
+    for arm, strength in cells:
+        before = kept.get((arm, strength))
+        if before is not None:
+            texts[arm, strength] = before
+            bar.update(plan.seeds * len(questions))
+            continue
+        amount = strength * float(vector.norm())
+        # An intervention applies to a whole batch: the random arm has a direction per seed, so a batch per seed.
+        groups = [[k] for k in range(plan.seeds)] if arm == "random" else [list(range(plan.seeds))]
+        texts[arm, strength] = []
+        for seeds in groups:
+            direction = random[seeds[0]] if arm == "random" else unit
+            changes = [Intervention(Steer(trait, block, strength=amount), direction, amount)] if strength else []
+            seed = plan.seed + seeds[0] * len(questions)
+            prompts = list(questions) * len(seeds)
+            replies = write_replies(lm, prompts, plan.sampling, seed, plan.batch_size, interventions=changes)
+            written = [r.text for r in replies]
+            n = len(questions)
+            texts[arm, strength] += [written[start : start + n] for start in range(0, len(written), n)]
+            bar.update(len(prompts))
+        kept.add((arm, strength), texts[arm, strength])
     return texts
 
 
@@ -199,10 +229,10 @@ def _judge(
     questions: Sequence[str],
     texts: dict[Cell, list[list[str]]],
     progress: bool,
-) -> tuple[dict[tuple[str, float, str], np.ndarray], int]:
-    """Scores by arm, strength and what was judged, `[questions, seeds]`, NaN for none; and how many are unanswered."""
+) -> tuple[Scores, int]:
+    """Scores, and how many questions are unanswered."""
     to_judge, cells = [], {}
-    scores: dict[tuple[str, float, str], np.ndarray] = {}
+    scores: Scores = {}
     for (arm, strength), runs in texts.items():
         for name, prompt in ((trait.name, trait.judge_prompt), (COHERENCE, COHERENCE_PROMPT)):
             what = "coherence" if name == COHERENCE else "trait"
@@ -219,58 +249,6 @@ def _judge(
             cell, at = cells[question.key]
             scores[cell][at] = score.value
     return scores, len(to_judge) - answered
-
-
-def _curve(
-    scores: dict[tuple[str, float, str], np.ndarray], plan: SteeringPlan, n_questions: int, n_resamples: int
-) -> dict[str, Any]:
-    strengths = sorted({0.0, *plan.strengths})
-
-    def of(arm: str, strength: float, what: str) -> np.ndarray:
-        return scores["none" if strength == 0 else arm, strength, what]
-
-    arms = {
-        arm: [
-            {
-                "strength": strength,
-                **{what: _figure(of(arm, strength, what), n_resamples) for what in ("trait", "coherence")},
-            }
-            for strength in strengths
-        ]
-        for arm in ("vector", "random")
-    }
-    positive = [s for s in strengths if s > 0]
-    coherent = [s for s in positive if _level(of("vector", s, "coherence")) >= MIN_SCORE]
-    at = max(coherent, default=positive[0])
-    difference = of("vector", at, "trait") - of("random", at, "trait")  # [questions, seeds]
-    return {
-        "n_questions": n_questions,
-        "seeds": plan.seeds,
-        "sampling": asdict(plan.sampling),
-        **arms,
-        "effect": _figure(difference, n_resamples) if coherent else None,
-        "effect_at": at,
-    }
-
-
-def _level(values: np.ndarray) -> float:
-    """The mean of the known scores; -1 without any."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else -1.0
-
-
-def _figure(values: np.ndarray, n_resamples: int) -> dict[str, float | int] | None:
-    """Mean of the known scores, with an interval over questions; None without any."""
-    known = np.isfinite(values)
-    if not known.any():
-        return None
-    flat, clusters = values[known], np.nonzero(known)[0]
-
-    def mean(weights: np.ndarray) -> float:
-        return float(weights @ flat / weights.sum()) if weights.sum() else float("nan")
-
-    found = over_clusters(mean, clusters, n_resamples)
-    return None if found is None else found.to_dict()
 
 
 def _fingerprint(

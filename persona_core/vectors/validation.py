@@ -1,8 +1,10 @@
 """Whether to trust a vector: figures on held-out replies, each with its interval, and the controls it failed.
 
 The block is chosen on one half of the evaluation questions, and every figure is measured on the other half. Intervals
-resample questions: replies to one question are not independent. A reply shows the trait if the judge gave it 50 or more
+are over questions: replies to one question are not independent. A reply shows the trait if the judge gave it 50 or more
 under either instruction. A figure that cannot be determined is None, and a flag says so.
+
+Scores are taken along the reading directions; halves, shuffled labels and steering concern the steering directions.
 """
 
 from __future__ import annotations
@@ -12,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.statistics import Estimate, over_clusters, pearson, rank_auroc
+from persona_core.analysis.statistics import (
+    Estimate,
+    bounded,
+    bounded_difference,
+    over_clusters,
+    pearson,
+    rank_auroc,
+)
 from persona_core.errors import SettingError
 from persona_core.vectors.confounds import confounds
 from persona_core.vectors.controls import (
@@ -26,8 +35,11 @@ from persona_core.vectors.controls import (
     text_scores,
 )
 from persona_core.vectors.extraction import Method
-from persona_core.vectors.held_out import CrossTrait, HeldOut, project_states
-from persona_core.vectors.verdict import flags, notes
+from persona_core.vectors.held_out import CrossTrait, HeldOut, figure, project_states
+from persona_core.vectors.held_out_groups import Read, styles, wordings
+from persona_core.vectors.specificity import best_other_vector, replies_of_other_traits
+from persona_core.vectors.states import States
+from persona_core.vectors.verdict import flags, not_measured, notes
 
 SIDE_KEYS = {"positive": "high", "negative": "low"}
 """The keys of the two sides in config.json, format version 1."""
@@ -76,28 +88,37 @@ def validate(
     method: Method,
     n_resamples: int = 1000,
     seed: int = 0,
+    read: Read | None = None,
+    neutral: States | None = None,
+    with_sinks: States | None = None,
 ) -> dict[str, Any]:
     """All figures of one trait's vector except steering. Flags come last, see `with_flags`.
 
     Args:
         trait: one of `vectors`.
-        vectors: trait -> `[n_blocks, d_model]`; the other traits' vectors are compared with.
+        vectors: trait -> reading directions `[n_blocks, d_model]`; the other traits' vectors are compared with.
         block: the chosen block.
         choice, report: the two splits.
         cross_trait: replies elicited for other traits; None without other traits.
         tables: the trait's, at the chosen block.
         extracted: the replies that the vector was extracted from.
         method: the extraction method.
-        n_resamples: of every bootstrap.
+        n_resamples: of the bootstrap of `own_minus_best_other`.
         seed: of resampling, halvings, random directions and shuffled labels.
+        read: from a steering direction at the block to the reading direction there, for directions made without a
+            wording or a style; None: the steering direction itself.
+        neutral: pooled states of neutral replies, as those of `report`.
+        with_sinks: pooled states of the replies of `report` that keep sink tokens; those of `report` leave them out.
     """
     vector, shows, question = vectors[trait], report.shows, report.question
     blocks = [b for b in range(len(vector)) if np.isfinite(vector[b]).all()]
 
-    def estimate(statistic: Any, where: np.ndarray | None = None) -> dict[str, Any] | None:
-        clusters = question if where is None else question[where]
-        found = over_clusters(statistic, clusters, n_resamples, seed)
-        return None if found is None else found.to_dict()
+    def auroc_of(projections: np.ndarray) -> dict[str, Any] | None:
+        return figure(bounded(rank_auroc(projections, shows), question))
+
+    def correlation(where: np.ndarray) -> dict[str, Any] | None:
+        x, y = projections[where], report.score[where]
+        return figure(bounded(lambda w: pearson(x, y, w), question[where], -1, 1))
 
     by_block = {b: report.project(vector, b) for b in blocks}
     projections = by_block[block]  # [n]
@@ -114,23 +135,26 @@ def validate(
             "questions": len(np.unique(question)),
             "not_finite": int((~np.isfinite(projections)).sum()),
         },
-        "auroc": estimate(vector_auroc),
-        "auroc_by_block": [
-            estimate(rank_auroc(by_block[b], shows)) if b in by_block else None for b in range(len(vector))
-        ],
+        "auroc": auroc_of(projections),
+        "auroc_by_block": [auroc_of(by_block[b]) if b in by_block else None for b in range(len(vector))],
         "split_half_cosine": _spread(cosines),
         "correlation": {
-            "all": estimate(lambda w: pearson(projections, report.score, w)),
-            **{
-                name: estimate(lambda w, m=mask: pearson(projections[m], report.score[m], w), mask)
-                for name, mask in ((SIDE_KEYS["positive"], report.positive), (SIDE_KEYS["negative"], ~report.positive))
-            },
+            "all": correlation(shows | True),
+            SIDE_KEYS["positive"]: correlation(report.positive),
+            SIDE_KEYS["negative"]: correlation(~report.positive),
         },
+        "best_other_vector": best_other_vector(trait, vectors, block, report),
+        "other_traits": None
+        if cross_trait is None
+        else replies_of_other_traits(vector, block, report, cross_trait, neutral),
+        "wordings": wordings(extracted, report, block, method, read),
+        "styles": styles(extracted, report, block, method, read),
+        "sinks": None if with_sinks is None else _sinks(vector, block, report, with_sinks),
         "own_minus_best_other": None
         if cross_trait is None
         else _against_others(trait, vectors, block, report, cross_trait, n_resamples, seed),
         "cosine": {t: _rounded(cosine_of(vector[block], other[block])) for t, other in vectors.items() if t != trait},
-        "confounds": confounds(projections, choice, report, tables, estimate),
+        "confounds": confounds(projections, choice, report, tables),
         "nulls": {
             "random_directions": {**_null(random, "auroc"), **_null(random_r, "correlation")},
             "shuffled_labels": {"gap": _rounded(gap), **_null(gaps, "gap")},
@@ -141,10 +165,22 @@ def validate(
     if by_text is not None:
         text_auroc = rank_auroc(by_text, shows)
         figures["text_baseline"] = {
-            "auroc": estimate(text_auroc),
-            "vector_minus_text": estimate(lambda w: vector_auroc(w) - text_auroc(w)),
+            "auroc": figure(bounded(text_auroc, question)),
+            "vector_minus_text": figure(bounded_difference(vector_auroc, text_auroc, question)),
         }
     return figures
+
+
+def _sinks(vector: np.ndarray, block: int, report: HeldOut, with_sinks: States) -> dict[str, Any]:
+    """The AUROC of states that keep sink tokens, and of those that do not."""
+    without, kept = (
+        rank_auroc(project_states(states, vector, block), report.shows) for states in (report.states, with_sinks)
+    )
+    return {
+        "with": figure(bounded(kept, report.question)),
+        "without": figure(bounded(without, report.question)),
+        "with_minus_without": figure(bounded_difference(kept, without, report.question)),
+    }
 
 
 def _against_others(
@@ -187,8 +223,8 @@ def _against_others(
 
 
 def with_flags(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures with the controls that the vector failed (`flags`) and other remarks (`notes`)."""
-    return {**figures, "flags": flags(figures), "notes": notes(figures)}
+    """The figures with the controls that the vector failed (`flags`), those not measured, and remarks (`notes`)."""
+    return {**figures, "flags": flags(figures), "not_measured": not_measured(figures), "notes": notes(figures)}
 
 
 def _spread(values: np.ndarray) -> dict[str, Any] | None:

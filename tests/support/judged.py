@@ -14,6 +14,7 @@ from persona_core.vectors.held_out import HeldOut
 from persona_core.vectors.states import ArrayStates
 
 D_MODEL, N_BLOCKS, BEST = 24, 3, 1
+N_PAIRS = 4  # question q is asked under instruction pair q modulo this
 STRENGTHS = (0.3, 2.0, 1.0)  # of the trait, by block
 TRAIT, LENGTH, REFUSAL = 0, 1, 2  # axes of the residual stream
 WORDS = ("bread", "river", "lamp", "stone", "cloud", "paper", "garden", "winter")
@@ -68,7 +69,7 @@ def judged(
     states[:, :, TRAIT] += trait * degree[:, None] * np.array(STRENGTHS)
     states[:, :, LENGTH] += sees_length * (n_tokens[:, None] - 60) / 10
     states[:, :, REFUSAL] += sees_refusal * declines[:, None]
-    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(n)]
+    texts = [" ".join(rng.choice(WORDS, 12)[: 8 + i % 5]) for i in range(n)]
     texts = [f"{REFUSES} {t}" if no else t for t, no in zip(texts, declines, strict=True)]
     texts = [f"{t} {telling}" if telling and yes else t for t, yes in zip(texts, is_positive, strict=True)]
     ids = [tuple(int(i) for i in rng.integers(0, 30, length)) for length in n_tokens]
@@ -77,7 +78,14 @@ def judged(
 
 def held_out(j: JudgedReplies) -> HeldOut:
     return HeldOut(
-        ArrayStates(j.states), tuple(j.texts), j.n_tokens, tuple(j.token_ids), j.positive, j.question, j.score
+        ArrayStates(j.states),
+        tuple(j.texts),
+        j.n_tokens,
+        tuple(j.token_ids),
+        j.positive,
+        j.question,
+        j.score,
+        j.question % N_PAIRS,
     )
 
 
@@ -89,6 +97,8 @@ def extracted(j: JudgedReplies) -> ExtractionReplies:
         negative_questions=j.question[negative],
         positive_texts=tuple(j.texts[i] for i in positive),
         negative_texts=tuple(j.texts[i] for i in negative),
+        positive_pairs=j.question[positive] % N_PAIRS,
+        negative_pairs=j.question[negative] % N_PAIRS,
     )
 
 

@@ -58,7 +58,7 @@ def definition() -> Any:
 
 def curve(judge: Any, plan: SteeringPlan = PLAN, **more: Any) -> dict[str, Any]:
     lm = tiny_lm("llama", "chatml")
-    return steering_effect(lm, vectors(), definition(), judge, plan, progress=False, n_resamples=50, **more)
+    return steering_effect(lm, vectors(), definition(), judge, plan, progress=False, **more)
 
 
 def test_without_strength_the_replies_are_those_of_the_unsteered_model() -> None:
@@ -104,8 +104,14 @@ def test_the_effect_is_vector_minus_random_paired_by_question() -> None:
             for q in range(3)
         ]
     )
-    assert found["effect_at"] == 2.0 and found["effect"]["value"] == pytest.approx(wanted, abs=1e-5)
+    assert (
+        found["effect_at"] == 2.0
+        and found["norm_in_sd"] is None
+        and found["effect"]["value"] == pytest.approx(wanted, abs=1e-5)
+    )
     assert found["effect"]["n"] == 3  # questions, not replies
+    # Both arms are equally coherent at the same strength, so nothing else is tried.
+    assert found["matched"]["strength"] == 2.0 and found["matched"]["effect"] == found["effect"]
 
 
 def test_where_all_is_noise_the_smallest_strength_is_reported() -> None:
@@ -181,7 +187,7 @@ def test_replies_are_not_taken_from_another_model_or_seed(tmp_path: Path) -> Non
     lm = tiny_lm("llama", "chatml")
     other = replace(lm, revision="1" * 40)
     silent = ByLength()
-    steering_effect(other, vectors(), definition(), silent, PLAN, tmp_path, progress=False, n_resamples=50)
+    steering_effect(other, vectors(), definition(), silent, PLAN, tmp_path, progress=False)
     assert silent.asked
 
 
@@ -191,10 +197,20 @@ def test_a_question_that_chose_the_block_is_not_reused_for_lack_of_others() -> N
         steering_effect(tiny_lm("llama", "chatml"), vectors(), lone, ByLength(), PLAN, progress=False)
 
 
-def test_the_number_of_questions_is_known_before(tmp_path: Path) -> None:
-    judge = ByLength()
-    curve(judge)
-    assert PLAN.n_judged(definition()) == len(judge.asked)
+def test_the_number_of_questions_is_never_above_the_one_known_before(tmp_path: Path) -> None:
+    class Steadfast(ByLength):
+        """Random pushes leave every reply coherent, so each step of the search is taken."""
+
+        def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
+            for question, score in super().score(questions, progress):
+                low = question.trait == COHERENCE and question.key.startswith("vector")
+                yield question, Score(60.0, "text") if low else score
+
+    judge, most = Steadfast(), PLAN.n_judged(definition())
+    found = curve(judge)
+    assert len(judge.asked) <= most and found["matched"]["effect"] is None
+    strengths = {float(q.key.split("/")[1]) for q in judge.asked if q.key.startswith("random")}
+    assert max(strengths) == 2.0 * 16 and found["matched"]["coherence_random"]["value"] == 90.0
 
 
 def test_a_curve_with_unanswered_questions_counts_them_and_is_not_kept(tmp_path: Path) -> None:

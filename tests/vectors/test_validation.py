@@ -16,6 +16,7 @@ from persona_core.vectors.extraction import mean_difference
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.states import ArrayStates
 from persona_core.vectors.validation import choose_block, validate, with_flags
+from persona_core.vectors.verdict import verdict
 from tests.support.judged import (
     BEST,
     D_MODEL,
@@ -196,7 +197,7 @@ def test_length_that_tells_a_little_is_no_failure_of_a_vector_that_is_ahead_of_i
     assert found["confounds"]["length"]["vector_ahead"]["low"] > 0 and failed(found) == set()
 
 
-@pytest.mark.parametrize("side", ["high", "low"])
+@pytest.mark.parametrize("side", ["positive", "negative"])
 def test_a_refusal_vector_for_a_trait_that_is_not_refusal_is_flagged(side: str) -> None:
     plant: dict[str, Any] = {"trait": 0.0, "declining": side, "sees_refusal": 4.0}
     found = figures(judged(1, **plant), judged(2, **plant))
@@ -269,7 +270,7 @@ def test_a_vector_that_goes_with_another_trait_as_well_is_flagged() -> None:
     near = vector + np.random.default_rng(1).normal(0, 0.05, vector.shape).astype(np.float32)
     found = figures(made_of, read, {"malice": axis(5), "near": near}, elsewhere())
     other = found["own_minus_best_other"]
-    assert failed(found) == {"own_minus_best_other"} and other["other"] == "near"
+    assert failed(found) == {"own_minus_best_other", "best_other_vector"} and other["other"] == "near"
     assert other["low"] < 0 < other["high"]
 
 
@@ -339,10 +340,46 @@ def test_a_vector_that_reads_the_instruction_rather_than_the_degree_draws_a_rema
     assert failed(found) == set() and any("instruction rather than the degree" in note for note in found["notes"])
 
 
-def test_words_that_do_as_well_draw_a_remark() -> None:
+def test_words_that_do_as_well_are_flagged() -> None:
     found = figures(judged(1, telling="splendid"), judged(2, telling="splendid"))
     assert found["text_baseline"]["auroc"]["value"] == 1.0
-    assert failed(found) == set() and any("Counting words" in note for note in found["notes"])
+    assert failed(found) == {"text_baseline"}
+    assert "Words alone do as well" in found["flags"][0]["says"]
+
+
+def test_a_vector_without_a_single_error_is_not_certain() -> None:
+    """Ten questions: the interval is the exact binomial one with a question as the trial."""
+    found = figures(judged(1, trait=4.0), judged(2, trait=4.0))
+    assert found["auroc"] == {"value": 1.0, "low": pytest.approx(0.69150, abs=1e-5), "high": 1.0, "n": 10}
+
+
+def test_over_two_questions_there_is_no_interval_and_the_text_says_why() -> None:
+    found = figures(judged(1), only(judged(2), np.flatnonzero(judged(2).question % 10 < 2)))
+    assert found["auroc"] is None
+    says = {flag["control"]: flag["says"] for flag in found["flags"]}
+    assert "to 2 questions" in says["auroc"] and "3 questions are needed" in says["auroc"]
+
+
+def test_a_vector_passes_every_control_only_where_each_was_measured() -> None:
+    matched = {"effect": {"value": 18.0, "low": 6.0, "high": 30.0, "n": 10}}
+    steering = {"effect": {"value": 20.0, "low": 8.0, "high": 30.0, "n": 10}, "matched": matched}
+    calm = ArrayStates(np.random.default_rng(9).normal(0, 0.5, (60, N_BLOCKS, D_MODEL)))
+    found = figures(judged(1), judged(2), {"malice": axis(5)}, elsewhere(), neutral=calm)
+    assert str(verdict(found)) == "fails none of those measured; not measured: steering"
+    found = with_flags({**found, "steering": steering})
+    assert verdict(found).passes and str(verdict(found)) == "passes every control"
+    worse = with_flags({**found, "steering": {**steering, "matched": {"effect": None}}})
+    assert str(verdict(worse)) == "fails steering"
+    alone = figures(judged(1), judged(2))
+    assert str(verdict(alone)).endswith(
+        "not measured: another trait's vector, own minus best other, other traits' replies, steering"
+    )
+
+
+def test_a_config_of_an_older_version_keeps_its_flags_and_lacks_the_newer_controls() -> None:
+    older = {k: v for k, v in figures(judged(1), judged(2)).items() if k not in ("wordings", "styles", "not_measured")}
+    found = verdict({**older, "flags": [{"control": "length", "says": "Length tells it."}]})
+    assert found.failed == ("length",) and {"wordings", "styles"} <= set(found.not_measured)
 
 
 def test_figures_over_few_questions_draw_a_remark() -> None:
