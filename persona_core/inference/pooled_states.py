@@ -26,7 +26,7 @@ class PooledStates:
         n_blocks: blocks of the model.
         n_rows: texts of the run, if each forward names its rows; None: one forward, rows in order.
         max_norm: float32 `[n_blocks]`, norm above which a token is a sink; None: there are none.
-        n_sampled: states kept of each reply, drawn evenly from its tokens.
+        n_sampled: states kept of each reply, spread evenly over its tokens.
     """
 
     def __init__(
@@ -176,12 +176,18 @@ class PooledStates:
 
 @lru_cache(maxsize=8)
 def _table(n_sampled: int) -> torch.Tensor:
-    """The slot of each reply token in a sample of `n_sampled` (algorithm R, Vitter 1985), long `[LONGEST]`.
+    """The slot of each reply token in a sample of `n_sampled`, long `[LONGEST]`; `n_sampled` is no slot.
 
-    A reply of any length ends with an even sample of its tokens, without its length being known. All replies share
-    the table, so a text that is read again gives the same sample.
+    The first tokens fill the slots. Then every second one is given up for later tokens, twice as far apart, and so on:
+    a reply of any length ends with tokens spread evenly over it, without its length being known.
     """
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, np.arange(1, LONGEST + 1))
-    slots = np.where(np.arange(LONGEST) < n_sampled, np.arange(LONGEST), np.minimum(drawn, n_sampled))
+    slots = np.full(LONGEST, n_sampled)
+    slots[:n_sampled] = np.arange(n_sampled)
+    stride = 1
+    while n_sampled * stride < LONGEST:
+        given_up = range(stride, n_sampled * stride, 2 * stride)
+        first = -(-n_sampled // 2) * 2 * stride  # the first multiple of 2 * stride from n_sampled * stride on
+        for old, new in zip(given_up, range(first, min(LONGEST, 2 * n_sampled * stride), 2 * stride), strict=False):
+            slots[new] = slots[old]
+        stride *= 2
     return torch.from_numpy(slots)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.traces.trace import JSON_FIELDS
+from persona_core.traces.records import JSON_FIELDS, LATER
 from persona_core.utils.hub import fetch
 from persona_core.utils.parquet import read_table, write_table
 
@@ -33,8 +33,8 @@ ROWS_A_GROUP = 100
 
 COLUMNS = (
     "id", "set", "category", "messages", "prompt", "response", "reader", "writer", "n_prompt", "n_reply", "finish",
-    "tokens", "roles", "token_ids", "special", "projections", "summary", "traits", "blocks", "best_block", "raw",
-    "norms", "null_mean", "null_std", "alignment", "provenance",
+    "tokens", "roles", "token_ids", "special", "projections", "specific", "summary", "traits", "blocks", "best_block",
+    "raw", "norms", "null_mean", "null_std", "max_norm", "log_odds", "alignment", "provenance",
 )  # fmt: skip
 """The names in `features`: reading a file must not take the second that importing `datasets` takes."""
 
@@ -113,7 +113,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         CorruptFile: not a Parquet file, or one with other columns.
     """
     table = read_table(path)
-    if lacking := [name for name in COLUMNS if name not in table.column_names]:
+    if lacking := [name for name in COLUMNS if name not in (*LATER, *table.column_names)]:
         raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that persona monitor wrote.")
     return table.to_pylist()
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingError, UnknownBlock, UnknownTrait
-from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import Provenance
+from persona_core.traces.records import fields_of_record, fields_of_row, record_of, row_of
 from persona_core.traces.specific import LogOdds, specific_scores
 from persona_core.utils.checks import known_block
 from persona_core.utils.files import read_json
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["specific", "z", "raw", "cosine"]
 Alignment = Literal["at", "before"]
-FORMAT_VERSION = 1
-JSON_FIELDS = ("sampling", "steering", "written", "versions")
-"""Fields of a provenance that a row stores as JSON texts, because their shape varies."""
 UNITS = {
     "specific": "standard deviations above neutral, beyond what the other traits share",
     "z": "standard deviations above neutral",
@@ -157,7 +154,7 @@ class Trace:
                 deviations over neutral tokens; "z": (raw - mean) / sd over the tokens of neutral replies of the same
                 model, at this trait and block (at prompt and template tokens the unit is the same, but the spread is
                 not 1); "raw": residual-stream units; "cosine": between state and vector. Zero is neutral for the first
-                two only. None takes `default_kind`.
+                two only. None takes "specific" where the vectors allow it, else "z".
             block: which block; None takes the trait's best block.
             alignment: "at": the state after reading token t. "before": the state at t - 1, which chose token t; NaN
                 at token 0, which no state chose.
@@ -167,7 +164,7 @@ class Trace:
             NotCalibrated: kind="z" or "specific" without what it needs.
         """
         row, column = self._trait(trait), self._block(trait, block)
-        kind = kind or self.default_kind
+        kind = kind or ("specific" if self.has_specific else "z")
         values = self.raw[row, column].astype(np.float32)  # [n_tokens]
         if kind == "z":
             mean, std = self.null_mean[row, column], self.null_std[row, column]
@@ -238,9 +235,14 @@ class Trace:
         return bool(len(self.traits)) and bool(np.isfinite(self.null_mean).all() and (self.null_std > 0).all())
 
     @property
+    def has_specific(self) -> bool:
+        """Whether every trait has specific scores."""
+        return self.log_odds is not None and bool((self.log_odds.std > 0).all())
+
+    @property
     def default_kind(self) -> Kind:
         """What scores are by default: specific, or z with a null only, else the cosine, or raw without norms."""
-        if self.calibrated and self.log_odds is not None and bool((self.log_odds.std > 0).all()):
+        if self.calibrated and self.has_specific:
             return "specific"
         return "z" if self.calibrated else "cosine" if np.isfinite(self.norms).any() else "raw"
 
@@ -262,12 +264,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record; `from_dict` restores it bit for bit (float32 survives JSON exactly)."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
-        record |= {name: _nested(record[name]) for name in ("raw", "norms", "null_mean", "null_std")}
-        record["max_norm"] = _finite(self._max_norm)
-        record["log_odds"] = self.log_odds and {k: _nested(v) for k, v in vars(self.log_odds).items()}
-        record |= {"best_block": dict(self.best_block), "provenance": asdict(self.provenance)}
-        return {"format_version": FORMAT_VERSION, **record}
+        return record_of(self)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Trace:
@@ -276,29 +273,7 @@ class Trace:
         Raises:
             CorruptFile: another format version, a missing field, lengths that do not fit.
         """
-        version = record.get("format_version") if isinstance(record, Mapping) else None
-        if version != FORMAT_VERSION:
-            raise CorruptFile(f"Trace format_version is {version!r}; this library reads {FORMAT_VERSION}.")
-        try:
-            n_traits, n_blocks, n = (len(record[k]) for k in ("traits", "blocks", "token_ids"))
-            provenance = dict(record["provenance"])
-            provenance["steering"] = tuple(provenance.get("steering", ()))
-            return cls(
-                **{k: tuple(record[k]) for k in ("token_ids", "tokens", "roles", "traits", "blocks", "special")},
-                n_prompt=int(record["n_prompt"]),
-                raw=_array(record["raw"], (n_traits, n_blocks, n)),
-                norms=_array(record["norms"], (n_blocks, n)),
-                best_block=dict(record["best_block"]),
-                null_mean=_array(record["null_mean"], (n_traits, n_blocks)),
-                null_std=_array(record["null_std"], (n_traits, n_blocks)),
-                finish=str(record["finish"]),
-                provenance=Provenance(**provenance),
-                alignment=record["alignment"],
-                max_norm=_limits(record.get("max_norm")),
-                log_odds=_log_odds(record.get("log_odds"), (n_traits, n_blocks)),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
+        return cls(**fields_of_record(record))
 
     def to_row(
         self, id: str, messages: Sequence[Mapping[str, str]], set: str = "", category: str = ""
@@ -310,41 +285,7 @@ class Trace:
             messages: the conversation before the reply.
             set, category: of the prompt.
         """
-        known = asdict(self.provenance)
-        z, specific = ({t: _stored(self, t, kind) for t in self.traits} for kind in ("z", "specific"))
-        return {
-            "id": id,
-            "set": set,
-            "category": category,
-            "messages": [{k: well_formed(v) for k, v in m.items()} for m in messages],
-            "prompt": well_formed(messages[-1]["content"]) if messages else "",
-            "response": well_formed(self.reply_text),
-            "reader": self.provenance.reading_model,
-            "writer": self.provenance.writer,
-            "n_prompt": self.n_prompt,
-            "n_reply": len(self.reply_positions),
-            "finish": self.finish,
-            "tokens": [well_formed(t) for t in self.tokens],
-            "roles": list(self.roles),
-            "token_ids": list(self.token_ids),
-            "special": list(self.special),
-            "projections": {t: None if v is None else v.tolist() for t, v in z.items()},
-            "specific": {t: None if v is None else v.tolist() for t, v in specific.items()},
-            "summary": {t: _summary(self, t) for t in self.traits},
-            "traits": list(self.traits),
-            "blocks": list(self.blocks),
-            "best_block": {t: self.best_block.get(t) for t in self.traits},
-            "raw": {t: self.raw[i].tolist() for i, t in enumerate(self.traits)},
-            "norms": self.norms.tolist(),
-            "null_mean": {t: self.null_mean[i].tolist() for i, t in enumerate(self.traits)},
-            "null_std": {t: self.null_std[i].tolist() for i, t in enumerate(self.traits)},
-            "max_norm": _finite(self._max_norm),
-            "log_odds": None
-            if self.log_odds is None
-            else {t: [part[i].tolist() for part in vars(self.log_odds).values()] for i, t in enumerate(self.traits)},
-            "alignment": self.alignment,
-            "provenance": {k: json.dumps(v, sort_keys=True) if k in JSON_FIELDS else v for k, v in known.items()},
-        }
+        return row_of(self, id, messages, set, category)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Trace:
@@ -358,39 +299,7 @@ class Trace:
         >>> Trace.from_row(rows[0]).traits[0]
         'paternalism'
         """
-        try:
-            known = {
-                k: json.loads(v) if k in JSON_FIELDS and v is not None else v for k, v in row["provenance"].items()
-            }
-            known["steering"] = tuple(known.get("steering") or ())
-            known["versions"] = known.get("versions") or {}
-            traits, blocks, n = tuple(row["traits"]), tuple(row["blocks"]), len(row["tokens"])
-            shape = (len(traits), len(blocks))
-
-            def null(name: str) -> np.ndarray:
-                return np.array([row[name][t] for t in traits], np.float32).reshape(shape)
-
-            return cls(
-                token_ids=tuple(row["token_ids"]),
-                tokens=tuple(row["tokens"]),
-                roles=tuple(row["roles"]),
-                n_prompt=int(row["n_prompt"]),
-                traits=traits,
-                blocks=blocks,
-                raw=np.array([row["raw"][t] for t in traits], np.float32).reshape(*shape, n),
-                norms=np.array(row["norms"], np.float32).reshape(len(blocks), n),
-                best_block={t: b for t, b in row["best_block"].items() if b is not None},
-                null_mean=null("null_mean"),
-                null_std=null("null_std"),
-                special=tuple(row["special"]),
-                finish=row["finish"],
-                provenance=Provenance(**known),
-                alignment=row["alignment"],
-                max_norm=_limits(row.get("max_norm")),
-                log_odds=_log_odds_of_row(row.get("log_odds"), traits, shape),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptFile(f"Not a row of a results dataset: {type(error).__name__}: {error}") from error
+        return cls(**fields_of_row(row))
 
     def save(self, path: str | Path) -> Path:
         """Write the trace as JSON."""
@@ -434,63 +343,3 @@ def list_blocks(blocks: Sequence[int]) -> str:
     if len(blocks) > 4:
         return f"{len(blocks)} blocks"
     return f"block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
-
-
-def _nested(array: np.ndarray) -> Any:
-    """Nested lists with None for NaN, which JSON lacks."""
-    nested = array.astype(object)
-    nested[np.isnan(array)] = None
-    return nested.tolist()
-
-
-def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(nested, dtype=np.float32)
-    if 0 in shape:  # nested lists lose the length behind an empty axis
-        array = array.reshape(shape)
-    if array.shape != shape:
-        raise ValueError(f"expected numbers of shape {shape}, got {array.shape}")
-    return array
-
-
-def _finite(limits: np.ndarray) -> list[float | None]:
-    """Norm limits with None where there is none."""
-    return [float(limit) if np.isfinite(limit) else None for limit in limits]
-
-
-def _limits(values: Sequence[float | None] | None) -> np.ndarray | None:
-    return None if values is None else np.array([np.inf if v is None else v for v in values], np.float32)
-
-
-def _log_odds(record: Mapping[str, Any] | None, shape: tuple[int, int]) -> LogOdds | None:
-    return None if record is None else LogOdds(**{k: _array(v, shape) for k, v in record.items()})
-
-
-def _log_odds_of_row(row: Mapping[str, Any] | None, traits: Sequence[str], shape: tuple[int, int]) -> LogOdds | None:
-    if row is None or any(row.get(t) is None for t in traits):
-        return None
-    parts = np.array([row[t] for t in traits], np.float32).reshape(shape[0], 4, shape[1])
-    return LogOdds(*(parts[:, i] for i in range(4)))
-
-
-def _stored(trace: Trace, trait: str, kind: Kind) -> np.ndarray | None:
-    """A score at the trait's best block, float32 `[n_tokens]`; None without what it needs."""
-    try:
-        return trace.scores(trait, kind, alignment=trace.alignment)
-    except (NotCalibrated, UnknownBlock):
-        return None
-
-
-def _summary(trace: Trace, trait: str) -> dict[str, Any]:
-    """Mean and maximum of the default score over the reply's tokens, sinks left out, and where the maximum is."""
-    nothing = {"mean": None, "max": None, "at": None}
-    if _stored(trace, trait, "z") is None:
-        return nothing
-    values = trace.reply_scores(trait)
-    if not np.isfinite(values).any():
-        return nothing
-    top = int(np.nanargmax(values))
-    return {
-        "mean": float(np.nanmean(values)),
-        "max": float(values[top]),
-        "at": trace.reply_positions[top] - trace.n_prompt,
-    }

@@ -1,0 +1,105 @@
+"""Reading directions: the mean difference, whitened by how states vary within a class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.covariance import LedoitWolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from persona_core.analysis.statistics import auroc
+from persona_core.errors import SettingError
+from persona_core.vectors.whitening import plain_tokens, reading_directions, within_class_covariance
+
+
+def anisotropic(n: int, mean: np.ndarray, seed: int) -> np.ndarray:
+    """States that vary ten times more along some channels than along others."""
+    rng = np.random.default_rng(seed)
+    scale = np.geomspace(0.5, 5, len(mean))
+    turned = np.linalg.qr(np.random.default_rng(9).normal(size=(len(mean), len(mean))))[0]
+    return ((rng.normal(size=(n, len(mean))) * scale) @ turned + mean).astype("f4")
+
+
+def test_the_covariance_is_ledoit_and_wolfs() -> None:
+    classes = [anisotropic(300, np.zeros(12), 1), anisotropic(200, np.full(12, 7.0), 2)]
+    found = within_class_covariance(classes)
+    centred = np.concatenate([c - c.mean(0) for c in classes])
+    oracle = LedoitWolf(assume_centered=True).fit(centred)
+    np.testing.assert_allclose(found.shrinkage, oracle.shrinkage_, rtol=1e-4)
+    wanted = np.linalg.solve(oracle.covariance_, np.arange(12.0))
+    np.testing.assert_allclose(found.solve(np.arange(12.0)[None])[0], wanted, rtol=1e-3)
+
+
+def test_fewer_tokens_than_channels_still_give_a_direction() -> None:
+    found = within_class_covariance([anisotropic(60, np.zeros(100), 3)])
+    assert 0 < found.shrinkage < 1 and np.isfinite(found.solve(np.ones((1, 100)))).all()
+
+
+@pytest.mark.parametrize("n", [0, 20])
+def test_a_handful_of_tokens_is_refused(n: int) -> None:
+    with pytest.raises(SettingError, match=f"{n} sampled tokens"):
+        within_class_covariance([np.zeros((n, 4), "f4")])
+
+
+def two_traits(n: int, seed: int) -> dict[str, np.ndarray]:
+    means = {"candour": np.eye(16)[0] * 2.0, "malice": np.eye(16)[5] * 2.0, "neutral": np.zeros(16)}
+    return {name: anisotropic(n, mean, seed + i) for i, (name, mean) in enumerate(means.items())}
+
+
+def reading(states: dict[str, np.ndarray], whiten: bool = True):  # type: ignore[no-untyped-def]
+    vectors = {t: (states[t].mean(0) - states["neutral"].mean(0))[None] for t in ("candour", "malice")}
+    positive = {t: (lambda _, t=t: states[t]) for t in vectors}
+    return vectors, reading_directions(vectors, positive, [], lambda _: states["neutral"], whiten)
+
+
+def test_the_direction_is_that_of_a_linear_discriminant() -> None:
+    states = two_traits(4000, 0)
+    vectors, found = reading(states)
+    pooled = np.concatenate([s - s.mean(0) for s in states.values()]).astype(float)
+    wanted = np.linalg.solve(pooled.T @ pooled, vectors["candour"][0])
+    cosine = found.directions["candour"][0] @ wanted / np.linalg.norm(wanted)
+    assert cosine > 0.999 and np.linalg.norm(found.directions["candour"][0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_it_tells_held_out_tokens_apart_where_the_mean_difference_does_not() -> None:
+    vectors, found = reading(two_traits(2000, 0))
+    held_out = two_traits(2000, 50)
+
+    def area(direction: np.ndarray) -> float:
+        scores = np.concatenate([held_out["candour"] @ direction, held_out["neutral"] @ direction])
+        return auroc(scores, np.repeat([True, False], 2000))
+
+    assert area(found.directions["candour"][0]) > area(vectors["candour"][0]) + 0.15
+
+
+def test_the_log_odds_are_those_of_a_discriminant_with_equal_priors() -> None:
+    states = two_traits(4000, 0)
+    _, found = reading(states)
+    both = np.concatenate([states["candour"], states["neutral"]])
+    oracle = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5]).fit(both, np.repeat([1, 0], 4000))
+    slope, offset = found.log_odds["candour"][0]
+    ours = slope * (both @ found.directions["candour"][0]) + offset
+    np.testing.assert_allclose(ours, oracle.decision_function(both), atol=0.7)
+    assert np.corrcoef(ours, oracle.decision_function(both))[0, 1] > 0.995
+
+
+def test_unwhitened_reading_is_along_the_vector() -> None:
+    vectors, found = reading(two_traits(500, 0), whiten=False)
+    wanted = vectors["malice"][0] / np.linalg.norm(vectors["malice"][0])
+    np.testing.assert_allclose(found.directions["malice"][0], wanted, rtol=1e-5)
+    assert found.log_odds["malice"][0, 0] > 0
+
+
+def test_a_direction_that_points_the_wrong_way_gives_no_evidence() -> None:
+    states = two_traits(500, 0)
+    turned = {t: -(states[t].mean(0) - states["neutral"].mean(0))[None] for t in ("candour", "malice")}
+    positive = {t: (lambda _, t=t: states[t]) for t in turned}
+    found = reading_directions(turned, positive, [], lambda _: states["neutral"])
+    assert found.log_odds["candour"][0].tolist() == [0.0, 0.0]
+
+
+def test_sink_tokens_and_empty_slots_are_no_tokens() -> None:
+    states = np.ones((2, 3, 4), "f4")
+    states[0, 1] = np.nan
+    states[1, 2] = np.nan
+    assert plain_tokens(states).shape == (4, 4)
