@@ -17,6 +17,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.app.theme import theme
 from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import PersonaError, SettingError
+from persona_core.models.gguf import find_gguf
 from persona_core.utils.hub import resolve_source, split_revision
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -55,8 +56,9 @@ def main() -> None:
 def _page(settings: AppSettings) -> gr.Blocks:
     for name in ("model", "adapter", "results"):
         if source := getattr(settings, name):
-            try:
-                resolve_source(*split_revision(source))  # a mistyped folder is found now, not by the first visitor
+            try:  # a mistyped folder is found now, not by the first visitor
+                if not (name == "model" and find_gguf(*split_revision(source))):
+                    resolve_source(*split_revision(source))
             except PersonaError as error:
                 raise SettingError(f"PERSONA_{name.upper()}: {error}") from error
     try:

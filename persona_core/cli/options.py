@@ -27,7 +27,7 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
 
 def add_model(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
     """Options that say which model is loaded and how; `loading` reads them."""
-    parser.add_argument("--model", required=True, help="Hub id[@revision] or folder")
+    parser.add_argument("--model", required=True, help="Hub id[@revision], folder or GGUF file")
     if adapter:
         parser.add_argument("--adapter", help="PEFT adapter for it: Hub id[@revision] or folder")
     else:
@@ -41,6 +41,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="data type of the weights")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced (spread over all devices)")
     group.add_argument("--quantization", choices=("8bit", "4bit"), help="quantize the weights; needs bitsandbytes")
+    group.add_argument("--gguf-file", metavar="NAME", help="the GGUF file to read in the model's repository or folder")
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "device": options.device,
         "quantization": options.quantization,
+        "gguf_file": options.gguf_file,
     }
 
 

@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
     changed = loading(options)
     if options.contaminated_model is not None:
         changed["name"], changed["revision"] = split_revision(options.contaminated_model)
+        changed["gguf_file"] = None
     rows: list[Row] = []
     failed: list[Failure] = []
     for reader, model, writer in (("baseline", base, "contaminated"), ("contaminated", changed, "baseline")):

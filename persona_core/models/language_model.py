@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class LanguageModel:
         context_length: positions that the model can read; None if unbounded.
         forward_arguments: names that the model's forward accepts.
         static_cache: generate with a static key-value cache, on a GPU as one CUDA graph; see `load_model`.
+        gguf: of a model read from a GGUF file: "file", "quantization" and "sha256".
     """
 
     model: Any
@@ -46,6 +47,7 @@ class LanguageModel:
     context_length: int | None
     forward_arguments: frozenset[str]
     static_cache: bool = False
+    gguf: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
         names = f"{self.writer_name}{f' at {self.revision}' if self.revision else ''}"
@@ -63,6 +65,8 @@ class LanguageModel:
     def record(self) -> dict[str, Any]:
         """What readings of this model depend on, as plain values."""
         quantized = getattr(unwrap(self.model).config, "quantization_config", None)
+        steps = [] if self.gguf is None else [self.gguf["quantization"]]
+        steps += [] if quantized is None else [str(quantized.quant_method) + _bits(quantized)]
         return {
             "name": public_name(self.name),
             "revision": self.revision,
@@ -70,7 +74,8 @@ class LanguageModel:
             "adapter_revision": self.adapter_revision,
             "template_fingerprint": self.chat.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
-            **({} if quantized is None else {"quantization": str(quantized.quant_method) + _bits(quantized)}),
+            **({"quantization": ", ".join(steps)} if steps else {}),
+            **({} if self.gguf is None else {"gguf": {k: self.gguf[k] for k in ("file", "sha256")}}),
         }
 
     @property

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
+from persona_core.errors import PersonaWarning, SettingError
 from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
+from persona_core.models.checkpoint import explained, read_checkpoint
+from persona_core.models.gguf import converted, find_gguf
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.hub import at_revision, check_kind, commit_of, fetch, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# transformers 5.23 ties weights under process-wide switches: of two threads that load at once, one reports
-# "lm_head.weight" as missing (8 of 8 times with the demo model).
-_load_lock = threading.Lock()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,72 +37,78 @@ def load_model(
     quantization: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     static_cache: bool = False,
+    gguf_file: str | None = None,
 ) -> LanguageModel:
-    """Load a causal language model from the Hub or a local folder.
+    """Load a causal language model from the Hub, a local folder or a GGUF file. Code in a repository is never run.
 
     Args:
-        name: a Hub id such as "Qwen/Qwen2.5-1.5B-Instruct", or a folder.
+        name: a Hub id such as "Qwen/Qwen2.5-1.5B-Instruct", a folder, or a GGUF file.
         revision: commit, tag or branch on the Hub.
         adapter: a PEFT adapter, Hub id or folder, applied without merging (a merge would round bf16 weights).
         adapter_revision: as `revision`, for the adapter.
-        dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU); or "float32", "bfloat16", "float16".
+        dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU; GGUF is read as float32); or "float32",
+            "bfloat16", "float16".
         device: "auto" takes CUDA, then MPS, then the CPU; "balanced" spreads a large model over all devices
             (`device_map="auto"` of accelerate); or a torch device such as "cuda:1".
         quantization: "8bit" or "4bit" weights through bitsandbytes; states are read as the model computes them.
         template_kwargs: arguments for the chat template, e.g. `{"enable_thinking": False}`.
         static_cache: generate with a static key-value cache where the model supports it (plain attention, up to the
             sliding window), on CUDA as one graph. Memory for the longest reply is reserved up front. Experimental.
+        gguf_file: the GGUF file to read in a Hub repository or folder. It is dequantized once, into a cache under
+            `HF_HOME`; file name, quantization and SHA-256 go into the model's `record`. Needs the package `gguf`.
 
     Raises:
-        NotFound: no such repository, revision or folder, or its weights are not safetensors.
-        UnsupportedModel: its residual stream cannot be read.
+        NotFound: no such repository, revision, folder or file, or its weights are not safetensors.
+        CorruptFile: a file that is truncated or no model, or weights are missing.
+        SettingError: an unknown setting, a missing package, or several GGUF files and none named.
+        UnsupportedModel: its residual stream cannot be read, or its GGUF architecture.
 
     >>> lm = load_model("artifacts/persona-tiny")
     >>> len(lm.blocks), lm.blocks.d_model
     (6, 192)
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if dtype != "auto" and dtype not in DTYPES:
         raise SettingError(f"dtype={dtype!r}; expected 'auto' or one of {', '.join(DTYPES)}.")
     quantized = _quantization(quantization)
     target = _pick_device(device)
-    name = resolve_source(name, revision)
-    check_kind(name, "model", revision)
+    gguf = find_gguf(name, revision, gguf_file)
+    if gguf is None:
+        source = label = resolve_source(name, revision)
+        check_kind(source, "model", revision)
+        record, commit = None, commit_of(source, "config.json", revision)
     if adapter is not None:
         check_kind(adapter, "adapter", adapter_revision)
-    with _explained(f"the model {name!r}{at_revision(revision)}"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        with _load_lock:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                name,
-                revision=revision,
-                dtype="auto" if dtype == "auto" else DTYPES[dtype],
-                # bitsandbytes places the weights itself, so the device is set here rather than by a later move
-                device_map="auto" if target is None else {"": target} if quantized is not None else None,
-                quantization_config=quantized,
-                use_safetensors=True,  # never open a pickle
-                output_loading_info=True,
-            )
-    missing = sorted(loading["missing_keys"])
-    if missing:  # transformers initialises them randomly and continues
-        raise CorruptFile(f"{name!r} lacks {len(missing)} weights of a {type(model).__name__}, e.g. {missing[0]!r}.")
+    if gguf is not None:
+        folder, record = converted(gguf, "float32" if dtype == "auto" else dtype)
+        source, label, revision = str(folder), gguf.name, None
+        commit = gguf.commit or f"sha256:{record['sha256']}"
+    model, tokenizer = read_checkpoint(
+        source,
+        f"the model {label!r}{at_revision(revision)}",
+        {"revision": revision},
+        dtype="auto" if dtype == "auto" else DTYPES[dtype],
+        # bitsandbytes places the weights itself, so the device is set here rather than by a later move
+        device_map="auto" if target is None else {"": target} if quantized is not None else None,
+        quantization_config=quantized,
+        use_safetensors=True,  # never open a pickle
+    )
     if target is not None and quantized is None:
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
         model = model.to(target)
     if adapter is not None:
         model, adapter_revision = _with_adapter(model, adapter, adapter_revision)
-    return wrap_model(
+    lm = wrap_model(
         model,
         tokenizer,
-        name=name,
-        revision=commit_of(name, "config.json", revision),
+        name=label,
+        revision=commit,
         adapter=None if adapter is None else str(adapter),
         adapter_revision=adapter_revision,
         template_kwargs=template_kwargs,
         static_cache=static_cache,
     )
+    return replace(lm, gguf=record)
 
 
 def wrap_model(
@@ -185,25 +189,12 @@ def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tupl
     source = resolve_source(adapter, revision)
     commit = commit_of(source, "adapter_config.json", revision)
     fetch(source, "adapter_model.safetensors", revision)  # otherwise PEFT would open a pickle
-    with _explained(f"the adapter {source!r}{at_revision(revision)}"), warnings.catch_warnings():
+    with explained(f"the adapter {source!r}{at_revision(revision)}"), warnings.catch_warnings():
         # PEFT 0.21 reads a property of transformers 5.23 by its old name; users cannot change that.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         # Load on the CPU and move to the model's device: PEFT would take the first GPU, wherever the model is, and on
         # ZeroGPU there is none yet.
         return PeftModel.from_pretrained(model, source, revision=revision, torch_device="cpu").eval(), commit
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Name what could not be loaded, and distinguish missing from corrupt."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except OSError as error:
-        raise NotFound(f"Could not load {what}: {error}") from error
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {error}") from error
 
 
 def _adapter_name(model: Any) -> str | None:

@@ -80,9 +80,9 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 
 def public_name(source: str | Path) -> str:
-    """The name to publish for a source: a Hub id, or a folder's name without its path."""
+    """The name to publish for a source: a Hub id, or a folder's or file's name without its path."""
     name = str(source)
-    return Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name
 
 
 def fetch(source: str | Path, filename: str, revision: str | None = None, repo_type: str = "model") -> Path:
