@@ -15,7 +15,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 RUN_STAMP := $(VENV)/.installed-requirements
 DEV_STAMP := $(VENV)/.installed-requirements-dev
 
-.PHONY: help demo install install-dev chromium test test-fast screenshots lint format clean distclean
+.PHONY: help demo install install-dev chromium weights test test-fast screenshots lint format clean distclean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -31,11 +31,15 @@ install-dev: $(DEV_STAMP) ## Create .venv with what the tests and checks need as
 chromium: $(DEV_STAMP) ## Find a Chromium for the tests, or install one
 	@$(PY) -m tests.support.browser --install
 
+weights: $(RUN_STAMP) ## Fetch the real model of the tests marked real (93 MB), and convert it once
+	@$(PY) -m scripts.weights
+
 test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTEST_ARGS="-k name")
+	@$(PY) -m scripts.weights --optional
 	$(PY) $(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(DEV_STAMP) ## Run the tests that are quick and need no browser
-	$(PY) $(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
+test-fast: $(DEV_STAMP) ## Run the tests that are quick and need neither a browser nor the real model
+	$(PY) $(PYTEST) -m "not slow and not browser and not real" $(PYTEST_ARGS)
 
 screenshots: $(DEV_STAMP) chromium ## Renew the pictures in docs/images
 	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py tests/report/test_analyse.py -k "picture or one_trait"

@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+        if "real_model" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
         weight = 200 if item.get_closest_marker("slow") else 50 if item.get_closest_marker("browser") else 1
         tenths[item.path] += weight
     items.sort(key=lambda item: -tenths[item.path])
@@ -79,6 +81,18 @@ def make_monitor() -> Maker:
         return PersonaMonitor(lm, random_vectors(len(lm.blocks), traits), blocks="all")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Any:
+    """SmolLM2-135M-Instruct in float32 on the CPU. It is shared: a test must not change it."""
+    from persona_core.models.loading import load_model
+    from scripts import weights
+
+    path, reason = weights.find()
+    if path is None:
+        pytest.skip(reason)
+    return load_model(path, device="cpu")
 
 
 @pytest.fixture(scope="module")
