@@ -201,14 +201,15 @@ def _judge(judge: Judge, store: ReplyStore, plan: ElicitationPlan, cross_trait: 
 
 def _print_verdicts(vectors: PersonaVectors) -> list[str]:
     """Print which controls each vector fails; returns what the judge did not answer about steered replies."""
+    from persona_core.vectors.verdict import verdict
+
     missing = []
     for trait in vectors.traits:
         figures = vectors.config["validation"][trait]
         unanswered = (figures.get("steering") or {}).get("unanswered", 0)
         if unanswered:
             missing.append(f"{unanswered} of the judge's answers about steered replies of {trait}")
-        failed = ", ".join(flag["control"] for flag in figures["flags"])
-        print(f"{trait}: block {vectors.best_block[trait]}, " + (f"FAILS {failed}" if failed else "passes all"))
+        print(f"{trait}: block {vectors.best_block[trait]}, {verdict(figures)}")
     return missing
 
 

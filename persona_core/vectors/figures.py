@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from plotly.subplots import make_subplots
 
 from persona_core.errors import SettingError, UnknownTrait
 from persona_core.vectors.vectors import PersonaVectors
-from persona_core.vectors.verdict import Figures, control_words
+from persona_core.vectors.verdict import Figures, verdict
 
 OWN, OTHER, PLAIN, GRID = "#2f6fb5", "#c26a00", "#566072", "#e1e6ed"
 INK = "#1f2733"
+TITLE_WIDTH = 130  # letters of a line under the title
 
 
 def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
@@ -43,15 +45,21 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
     _rivals(figure, figures)
     _correlations(figure, figures)
     _steering(figure, figures.get("steering"))
-    failed = ", ".join(control_words(flag["control"]) for flag in figures.get("flags", []))
-    verdict = f"fails {failed}" if failed else "passes every control"
+    says = "<br>".join(textwrap.wrap(str(verdict(figures)), TITLE_WIDTH))
     figure.update_layout(
-        title={"text": f"<b>{_plain(trait)}</b>  {verdict}", "x": 0.02, "font": {"size": 17}},
+        title={
+            "text": f"<b>{_plain(trait)}</b>",
+            "subtitle": {"text": says, "font": {"size": 13, "color": INK}},
+            "x": 0.02,
+            "y": 0.98,
+            "yanchor": "top",
+            "font": {"size": 17},
+        },
         width=1040,
         height=760,
         template="plotly_white",
         font={"size": 12, "color": INK, "family": "Arial, Helvetica, sans-serif"},
-        margin={"l": 150, "r": 30, "t": 90, "b": 130},
+        margin={"l": 170, "r": 30, "t": 100 + 18 * says.count("<br>"), "b": 130},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top", "entrywidth": 230},
         paper_bgcolor="white",
         plot_bgcolor="white",
@@ -123,6 +131,7 @@ def _rivals(figure: go.Figure, f: Figures) -> None:
     confounds = f["confounds"]
     rows = [
         ("the vector", f["auroc"]),
+        ("best other vector", (f.get("best_other_vector") or {}).get("auroc")),
         ("words alone", (f.get("text_baseline") or {}).get("auroc")),
         ("tokens without context", confounds["token_identity"]["auroc"]),
         ("positions of tokens", confounds["position"]["auroc"]),
@@ -173,8 +182,20 @@ def _steering(figure: go.Figure, steering: Figures | None) -> None:
         known = [(p["strength"], p[what]) for p in steering[arm] if p[what] is not None]
         name = f"{what}, {'vector' if arm == 'vector' else 'random directions'}"
         _points(figure, [s for s, _ in known], [v for _, v in known], name, colour, (2, 2), dash)
+    _matched(figure, steering.get("matched"), float(steering["effect_at"]))
     figure.update_xaxes(title=f"strength (1 = the vector's norm, {steering['norm']:.3g})", row=2, col=2)
     figure.update_yaxes(title="score, 0 to 100", range=[-3, 105], row=2, col=2)
+
+
+def _matched(figure: go.Figure, matched: Figures | None, at: float) -> None:
+    """The random push that leaves the replies as coherent as the vector at strength `at`."""
+    if matched is None or matched["trait_random"] is None:
+        return
+    figure.add_scatter(
+        x=[matched["strength"]], y=[matched["trait_random"]["value"]], mode="markers", row=2, col=2,
+        name=f"trait, random, as coherent as the vector at {at:g}" if matched["effect"] else "trait, random, nearest",
+        marker={"symbol": "star", "size": 13, "color": OTHER}, error_y=_bars([matched["trait_random"]], OTHER),
+    )  # fmt: skip
 
 
 def _points(

@@ -230,7 +230,12 @@ def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
         return
     effect, matched = steering["effect"], steering.get("matched")
     if effect is None or effect["low"] <= 0:
-        unknown = "is unknown (at no strength were the steered replies coherent and scored)"
+        n_questions = steering.get("n_questions", MIN_CLUSTERS)
+        unknown = (
+            "is unknown (at no strength were the steered replies coherent and scored)"
+            if n_questions >= MIN_CLUSTERS
+            else f"is unknown ({n_questions} questions are too few for an interval; {MIN_CLUSTERS} are needed)"
+        )
         says = unknown if effect is None else f"is {interval(effect, 1)} points"
         yield (
             "steering",

@@ -13,6 +13,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
+from persona_core.vectors.verdict import verdict
 from tests.support.app_page import ARTIFACTS, SHIPPED, ask, no_sideways_scroll, notice, open_tab, tokens_of, wait_done
 from tests.support.standins import HOSTILE, SlowMonitor
 from tests.support.view_page import bars, scores, texts
@@ -301,10 +302,11 @@ def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitor
     page = visit(url)
     open_tab(page, "Vectors", "#vectors-figures .plot .main-svg")
     summary = page.locator("#vectors-summary").inner_text()
-    assert "fails: token_identity" in summary and "passes every control" in summary
+    validation = monitors["baseline"].vectors.config["validation"]
+    assert all(str(verdict(figures)) in summary for figures in validation.values())
     page.locator("#vectors-trait").get_by_label("refusal", exact=True).check()
     page.wait_for_function("document.querySelector('#vectors-words').innerText.startsWith('refusal')")
-    auroc = monitors["baseline"].vectors.config["validation"]["refusal"]["auroc"]
+    auroc = validation["refusal"]["auroc"]
     assert f"{auroc['value']:.4f}" in page.locator("#vectors-words").inner_text()
     page.wait_for_function("document.querySelector('#vectors-figures .plot').ariaLabel.startsWith('refusal')")
 

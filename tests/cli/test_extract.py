@@ -46,7 +46,7 @@ def traits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(traits: Path, out: Path, *more: str) -> list[str]:
     few = ["--rollouts", "1", "--evaluation-rollouts", "1", "--pairs-per-question", "1", "--batch-size", "16"]
-    few += ["--max-new-tokens", "80", "--temperature", "0.7", "--steering-questions", "2", "--steering-seeds", "1"]
+    few += ["--max-new-tokens", "80", "--temperature", "0.7", "--steering-questions", "3", "--steering-seeds", "1"]
     few += ["--strengths", "1.0", "--judge", DEMO_JUDGE, "--device", "cpu"]
     return ["--model", str(MODEL), "--traits", str(traits), "--out", str(out), *few, *more]
 
@@ -78,7 +78,8 @@ def test_the_card_is_complete_in_the_config(whole: Path, name: str) -> None:
     figures = PersonaVectors.from_pretrained(whole / "vectors").config["validation"][name]
     assert set(figures) >= {
         "auroc", "auroc_by_block", "block", "split_half_cosine", "correlation", "own_minus_best_other", "cosine",
-        "confounds", "nulls", "text_baseline", "steering", "flags", "notes", "replies",
+        "confounds", "nulls", "text_baseline", "steering", "flags", "notes", "replies", "not_measured",
+        "best_other_vector", "other_traits", "wordings", "styles", "sinks",
     }  # fmt: skip
     assert set(figures["confounds"]) == {"length", "refusal", "position", "token_identity"}
     assert figures["auroc"]["value"] > 0.9 and figures["auroc"]["low"] <= figures["auroc"]["value"]

@@ -37,7 +37,9 @@ def section(card: str, trait: str) -> str:
 def test_a_failed_control_stands_in_the_overview_and_in_the_section_of_its_trait() -> None:
     card = vectors_card(shipped(flags=[{"control": "length", "says": "Length alone tells it."}]))
     row = next(line for line in card.splitlines() if line.startswith("| deception |"))
-    assert "**fails: length**" in row and "⚠ **length**: Length alone tells it." in section(card, "deception")
+    assert "**fails length; not measured:" in row and "⚠ **length**: Length alone tells it." in section(
+        card, "deception"
+    )
     assert "Length alone tells it." not in section(card, "evil")
 
 
@@ -60,6 +62,74 @@ def test_figures_that_could_not_be_told_do_not_stop_the_card() -> None:
     )
     assert "not measured" in section(vectors_card(vectors), "deception")
     validation_figure(vectors, "deception")
+
+
+def estimate(value: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": 10}
+
+
+BESIDE: dict[str, Any] = {
+    "best_other_vector": {
+        "other": "evil",
+        "auroc": estimate(0.911, 0.8, 0.98),
+        "own_minus_other": estimate(0.08, 0.01, 0.2),
+    },
+    "other_traits": {
+        "auroc": estimate(0.922, 0.85, 0.97),
+        "taken": estimate(0.0633, 0.01, 0.2),
+        "found": estimate(0.95, 0.8, 0.99),
+        "replies": 60,
+    },
+    "wordings": {
+        "auroc": estimate(0.933, 0.85, 0.97),
+        "groups": {"0": {"replies": 40, "auroc": estimate(0.94, 0.8, 0.99)}, "1": {"replies": 40, "auroc": None}},
+    },
+    "styles": {"length": {"auroc": estimate(0.944, 0.8, 0.99), "groups": {}}, "layout": None},
+    "sinks": {
+        "with": estimate(0.955, 0.9, 0.99),
+        "without": estimate(0.99, 0.9, 1.0),
+        "with_minus_without": estimate(-0.035, -0.1, 0.02),
+    },
+}
+
+
+def matched(effect: dict[str, Any] | None) -> dict[str, Any]:
+    """The shipped curve of deception with a comparison at equal coherence."""
+    curve = json.loads(json.dumps(shipped().config["validation"]["deception"]["steering"]))
+    curve["matched"] = {
+        "strength": 2.83,
+        "coherence_vector": estimate(60.0, 50, 70),
+        "coherence_random": estimate(62.0, 52, 71),
+        "trait_random": estimate(4.0, 1, 9),
+        "effect": effect,
+    }
+    return curve
+
+
+def test_what_the_auroc_is_worth_stands_beside_it() -> None:
+    card = vectors_card(shipped(**BESIDE, flags=[]))
+    row = [line for line in card.splitlines() if line.startswith("| deception |")][1]
+    assert all(f"{value} [" in row for value in ("0.911", "0.933", "0.955")) and "6 % [1, 20]" in row
+    own = section(card, "deception")
+    assert "0.9110 [0.8000, 0.9800] (evil)" in own and "(0 0.940, 1 unknown)" in own
+    assert "0.9440 [0.8000, 0.9900]" in own and "6.3 % [1.0, 20.0]" in own and "-0.0350 [-0.1000, 0.0200]" in own
+
+
+def test_every_control_passed_is_said_only_where_every_control_was_measured() -> None:
+    """The shipped figures are of an older version, without the controls in `BESIDE`."""
+    older, newer = (section(vectors_card(shipped(**more, flags=[])), "deception") for more in ({}, BESIDE))
+    assert "passes every control" not in older and "not measured: another trait's vector" in older
+    assert "This vector passes every control." in newer
+
+
+def test_steering_is_reported_at_equal_coherence() -> None:
+    found, none = (vectors_card(shipped(steering=matched(effect))) for effect in (estimate(20.5, 9, 31), None))
+    assert "at equal coherence: 20.5 [9.0, 31.0] points" in found and "a strength of 2.83 there" in found
+    assert "| 20.5 [9.0, 31.0] |" in next(line for line in found.splitlines() if line.startswith("| deception |"))
+    assert "At equal coherence: unknown. The nearest random push, at strength 2.83," in none
+    figure = validation_figure(shipped(steering=matched(estimate(20.5, 9, 31))), "deception")
+    star = next(t for t in figure.data if t.marker.symbol == "star")
+    assert (list(star.x), list(star.y)) == ([2.83], [4.0])
 
 
 def test_vectors_that_were_never_validated_say_so() -> None:
