@@ -8,126 +8,42 @@ the reader first (B the baseline, C the contaminated model).
 - text: the texts differ under the same reader, the mean of BC - BB and CC - CB
 
 The total is the sum of the other two, prompt by prompt. Everything is paired by prompt, and the weights effect by token
-as well: two readers of the same ids are compared at each token. Intervals resample prompts, never tokens: the tokens of
-one reply are not independent. The p-value of an effect comes from flipping the signs of whole prompts at random (Fisher
-1935). Swapping the two models flips every sign and changes nothing else, exactly.
+as well: two readers of the same ids are compared at each token, and a token that is a sink for either reader counts for
+neither (`persona_core.inference.sinks`). The same figures with those tokens put back stand beside them: an effect that
+they change is not a result. In SmolLM2, five such tokens turned a difference of 0.015 into one of 0.098.
+
+Scores are specific where all rows have them: what a trait does not share with the others. Else they are z, which also
+rises with every other departure from neutral text. `Comparison.kind` says which.
+
+Intervals resample prompts, never tokens: the tokens of one reply are not independent. The p-value of an effect comes
+from flipping the signs of whole prompts at random (Fisher 1935). Swapping the two models flips every sign and changes
+nothing else, exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.comparison_results import EFFECTS, Comparison, Effect, PromptEffect
 from persona_core.analysis.paired_rows import (
     ReplyReading,
     Row,
     by_prompt,
+    kind_of_rows,
     null_of,
     one_per_prompt,
     reader_of,
     refuse_mixed,
     refuse_mixed_rows,
 )
-from persona_core.analysis.series import checked, refuse_smoothed
+from persona_core.analysis.series import checked, refuse_smoothed, shared_kind
 from persona_core.analysis.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.errors import SettingError
-from persona_core.traces.trace import Trace
-
-EFFECTS = ("total", "weights", "text")
-
-
-@dataclass(frozen=True)
-class Effect:
-    """How far one trait differs, in mean z over the reply tokens.
-
-    Attributes:
-        total, weights, text: see the module; weights and text are None without a replay. An estimate is None where
-            there are fewer than two prompts.
-        n: prompts.
-        p: effect -> two-sided p-value of the sign-flip permutation over prompts; None where not computed.
-        q: effect -> the same after Benjamini-Hochberg over all traits and effects of one table.
-    """
-
-    total: Estimate | None
-    weights: Estimate | None
-    text: Estimate | None
-    n: int
-    p: Mapping[str, float] | None = None
-    q: Mapping[str, float] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """`{"n", "total", "weights", "text"}`; each effect is None or `{"value", "low", "high", "n", "p", "q"}`."""
-        found: dict[str, Any] = {"n": self.n}
-        for name in EFFECTS:
-            estimate: Estimate | None = getattr(self, name)
-            found[name] = estimate and {
-                **estimate.to_dict(),
-                "p": (self.p or {}).get(name),
-                "q": (self.q or {}).get(name),
-            }
-        return found
-
-
-@dataclass(frozen=True)
-class PromptEffect:
-    """One trait on one prompt.
-
-    Attributes:
-        id, category: of the prompt.
-        trait: which.
-        total, weights, text: see the module; None without a replay.
-        bb, cc, cb, bc: mean z over the reply tokens in the four cells, the reader first; the last two None without a
-            replay.
-    """
-
-    id: str
-    category: str
-    trait: str
-    total: float
-    weights: float | None
-    text: float | None
-    bb: float
-    cc: float
-    cb: float | None
-    bc: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models compared.
-
-    Attributes:
-        baseline, contaminated: the two readers.
-        overall: trait -> effect over all prompts.
-        categories: trait -> category -> effect, with q-values over this table alone.
-        prompts: a record for each trait and prompt.
-        left_out: prompts that are missing from a cell, or whose reply is empty.
-    """
-
-    baseline: str | None
-    contaminated: str | None
-    overall: Mapping[str, Effect]
-    categories: Mapping[str, Mapping[str, Effect]]
-    prompts: tuple[PromptEffect, ...]
-    left_out: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "baseline": self.baseline,
-            "contaminated": self.contaminated,
-            "overall": {trait: e.to_dict() for trait, e in self.overall.items()},
-            "categories": {
-                trait: {name: e.to_dict() for name, e in table.items()} for trait, table in self.categories.items()
-            },
-            "prompts": [p.to_dict() for p in self.prompts],
-            "left_out": list(self.left_out),
-        }
+from persona_core.traces.trace import Kind, Trace
 
 
 def compare_runs(
@@ -138,6 +54,7 @@ def compare_runs(
     n_resamples: int = 1000,
     n_permutations: int = 9999,
     seed: int = 0,
+    kind: Kind | None = None,
 ) -> Comparison:
     """The whole comparison: overall, by category, and prompt by prompt.
 
@@ -148,31 +65,38 @@ def compare_runs(
         n_resamples: of the bootstrap over prompts.
         n_permutations: of the signs; for up to 13 prompts all are tried.
         seed: of both.
+        kind: of the scores; None: "specific" where all rows have it, else "z".
 
     Raises:
         SettingError: no prompt in common, or rows that do not belong together.
     """
     if not baseline or not contaminated:
         raise SettingError("The runs have no prompt in common: one of them is empty.")
-    names = tuple(baseline[0]["traits"] if traits is None else traits)
-    records = {trait: prompt_effects(trait, baseline, contaminated, replay) for trait in names}
-    overall = {t: _effect(own, n_resamples, n_permutations, seed) for t, own in records.items()}
+    against = tuple(baseline[0]["traits"])
+    names = against if traits is None else tuple(traits)
+    kind = kind or kind_of_rows((*baseline, *contaminated, *replay), against)
+    records = {trait: prompt_effects(trait, baseline, contaminated, replay, kind) for trait in names}
+
+    def tested(prompts: Mapping[Any, Sequence[PromptEffect]]) -> dict[Any, Effect]:
+        return _with_fdr({key: _effect(own, n_resamples, n_permutations, seed) for key, own in prompts.items()})
+
     groups = list(dict.fromkeys(p.category for own in records.values() for p in own))
-    cells = {
-        (t, c): _effect([p for p in own if p.category == c], n_resamples, n_permutations, seed)
-        for t, own in records.items()
-        for c in groups
-    }
-    cells = _with_fdr(cells)
+    cells = tested({(t, c): [p for p in own if p.category == c] for t, own in records.items() for c in groups})
+    plain = None
+    if kind == "specific":
+        plain = tested({t: prompt_effects(t, baseline, contaminated, replay, "z") for t in names})
     used = {p.id for own in records.values() for p in own}
     ids = dict.fromkeys(row["id"] for row in (*baseline, *contaminated))
     return Comparison(
         baseline=reader_of(baseline)[0],
         contaminated=reader_of(contaminated)[0],
-        overall=_with_fdr(overall),
+        overall=tested(records),
         categories={t: {c: cells[t, c] for c in groups} for t in names},
         prompts=tuple(p for own in records.values() for p in own),
         left_out=tuple(i for i in ids if i not in used),
+        kind=kind,
+        against=against,
+        plain=plain,
     )
 
 
@@ -183,6 +107,7 @@ def effect(
     replay: Sequence[Row] = (),
     n_resamples: int = 1000,
     seed: int = 0,
+    kind: Kind | None = None,
 ) -> Effect:
     """How far the contaminated model differs from the baseline in one trait; `compare_runs` without the tests.
 
@@ -190,23 +115,32 @@ def effect(
         trait: which.
         baseline, contaminated: rows of the two runs on the same prompts.
         replay: rows in which each model reads the other's replies; without them only the total is known.
+        kind: of the scores, as in `compare_runs`.
 
     Raises:
         SettingError: no prompt in common, or rows that do not belong together.
     """
-    return _effect(prompt_effects(trait, baseline, contaminated, replay), n_resamples, 0, seed)
+    return _effect(prompt_effects(trait, baseline, contaminated, replay, kind), n_resamples, 0, seed)
 
 
 def prompt_effects(
-    trait: str, baseline: Sequence[Row], contaminated: Sequence[Row], replay: Sequence[Row] = ()
+    trait: str,
+    baseline: Sequence[Row],
+    contaminated: Sequence[Row],
+    replay: Sequence[Row] = (),
+    kind: Kind | None = None,
 ) -> list[PromptEffect]:
-    """The effects on each prompt that all cells have.
+    """The effects on each prompt that all cells have. Arguments as in `effect`.
 
     Raises:
         SettingError: no prompt in common; rows of different vectors, blocks or nulls; a replay that read other ids.
     """
-    refuse_mixed_rows((*baseline, *contaminated, *replay), trait)
-    bb, cc = by_prompt(baseline, trait), by_prompt(contaminated, trait)
+    rows = (*baseline, *contaminated, *replay)
+    if rows:
+        kind = kind or kind_of_rows(rows, rows[0]["traits"])
+    kind = kind or "z"
+    refuse_mixed_rows(rows, trait, kind)
+    bb, cc = by_prompt(baseline, trait, kind), by_prompt(contaminated, trait, kind)
     cells = [bb, cc]
     if replay:
         of_b, of_c = reader_of(baseline), reader_of(contaminated)
@@ -216,7 +150,7 @@ def prompt_effects(
             )
         for reader, writer in ((of_c, of_b), (of_b, of_c)):
             own = [r for r in replay if reader_of([r]) == reader and r["writer"] == writer[0]]
-            cells.append(by_prompt(own, trait))
+            cells.append(by_prompt(own, trait, kind))
     # Ordered by both runs, so that swapping them changes no draw of the bootstrap.
     order = [{i: k for k, i in enumerate(cell)} for cell in (bb, cc)]
     shared = [i for i in bb if all(i in cell for cell in cells)]
@@ -224,12 +158,15 @@ def prompt_effects(
     if not ids:
         raise SettingError("The runs have no prompt in common.")
     for cell in cells:
-        refuse_smoothed([cell[i].z for i in ids])
-    return [_prompt_effect(trait, i, [cell[i] for cell in cells]) for i in ids]
+        refuse_smoothed([cell[i].scores for i in ids])
+    found = (_prompt_effect(trait, i, [cell[i] for cell in cells]) for i in ids)
+    return [one for one in found if one is not None]
 
 
 def token_differences(trace_a: Trace, trace_b: Trace, trait: str) -> np.ndarray:
-    """z of b's reader minus z of a's, at every token of a text that both have read, float64 `[n_tokens]`.
+    """b's score minus a's at every token of a text that both have read, float64 `[n_tokens]`; NaN at sink tokens.
+
+    The scores are specific where both have them, else z. A token counts as a sink token if it is one for either.
 
     Raises:
         SettingError: different ids, vectors, blocks or nulls.
@@ -240,14 +177,17 @@ def token_differences(trace_a: Trace, trace_b: Trace, trait: str) -> np.ndarray:
             f"The two readings have different ids ({trace_a.n_tokens} and {trace_b.n_tokens} tokens); differences by "
             "token need one text. Have one model read the other's reply (persona replay)."
         )
-    series = [checked(t.scores(trait), f"Reading {name}") for t, name in ((trace_a, "a"), (trace_b, "b"))]
-    kinds = [(t.provenance.vectors, t.best_block.get(trait), null_of(t, trait)) for t in (trace_a, trace_b)]
-    refuse_mixed(set(kinds))
-    return series[1] - series[0]
+    both, kind = (trace_a, trace_b), shared_kind((trace_a, trace_b))
+    series = [checked(t.scores(trait, kind), f"Reading {name}") for t, name in zip(both, "ab", strict=True)]
+    refuse_mixed({(t.provenance.vectors, t.best_block.get(trait), null_of(t, trait, kind)) for t in both})
+    sink = np.any([t.sinks[t.blocks.index(t.best_block[trait])] for t in both], axis=0)
+    return np.where(sink, np.nan, series[1] - series[0])
 
 
 def means(rows: Sequence[Row], trait: str) -> dict[str, float]:
-    """Prompt id -> mean z of the reply tokens; empty replies and rows without a null are left out.
+    """Prompt id -> mean of the row's own score ("specific" where it has it, else "z") over the reply tokens.
+
+    Sink tokens, empty replies and rows without a null are left out.
 
     Raises:
         SettingError: the rows lack the trait, or a prompt occurs twice.
@@ -282,29 +222,48 @@ def by_category(rows: Sequence[Row], categories: Sequence[str] | None = None) ->
 # ---- figures ----
 
 
-def _prompt_effect(trait: str, id: str, cells: Sequence[ReplyReading]) -> PromptEffect:
+def _prompt_effect(trait: str, id: str, cells: Sequence[ReplyReading]) -> PromptEffect | None:
+    """The cells are BB, CC and, with a replay, CB and BC. None where a text is nothing but sink tokens."""
     bb, cc = cells[:2]
     if bb.prompt != cc.prompt:
         raise SettingError(f"The text of prompt {id!r} differs between the two runs; they cannot be paired.")
-    of = [float(cell.z.mean()) for cell in cells]
-    if len(cells) == 2:
-        return PromptEffect(id, bb.category, trait, of[1] - of[0], None, None, of[0], of[1], None, None)
-    cb, bc = cells[2:]
-    for written, read in ((bb, cb), (cc, bc)):
-        if written.ids != read.ids or len(written.z) != len(read.z):
+    kept = []  # tokens of the baseline's text and of the contaminated model's that are a sink for none of their readers
+    for readings in (cells[::2], cells[1::2]):
+        written, *read = readings
+        if any(written.ids != one.ids or len(written.scores) != len(one.scores) for one in read):
             raise SettingError(f"The replay read other ids for prompt {id!r}. Make it again from these runs.")
-    of_bb, of_cc, of_cb, of_bc = of
-    weights = (float((cb.z - bb.z).mean()) + float((cc.z - bc.z).mean())) / 2
-    text = ((of_bc - of_bb) + (of_cc - of_cb)) / 2
-    return PromptEffect(id, bb.category, trait, of_cc - of_bb, weights, text, of_bb, of_cc, of_cb, of_bc)
+        kept.append(~np.any([one.sinks for one in readings], axis=0))
+    if not all(tokens.any() for tokens in kept):
+        return None
+    of = [float(cell.scores[kept[k % 2]].mean()) for k, cell in enumerate(cells)]
+    total, weights, text = _effects_of(of)
+    with_sinks = dict(zip(EFFECTS, _effects_of([float(cell.scores.mean()) for cell in cells]), strict=True))
+    n_sinks = sum(int((~tokens).sum()) for tokens in kept)
+    cb, bc = of[2:] or (None, None)
+    return PromptEffect(id, bb.category, trait, total, weights, text, of[0], of[1], cb, bc, with_sinks, n_sinks)
+
+
+def _effects_of(cells: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Total, weights and text from the means of BB, CC and, with a replay, CB and BC."""
+    bb, cc, *others = cells
+    if not others:
+        return cc - bb, None, None
+    cb, bc = others
+    return cc - bb, ((cb - bb) + (cc - bc)) / 2, ((bc - bb) + (cc - cb)) / 2
 
 
 def _effect(prompts: Sequence[PromptEffect], n_resamples: int, n_permutations: int, seed: int) -> Effect:
     known = [name for name in EFFECTS if prompts and getattr(prompts[0], name) is not None]
     values = {name: np.array([getattr(p, name) for p in prompts]) for name in known}
     estimates = {name: _mean(d, n_resamples, seed) for name, d in values.items()}
+    n_sinks = sum(p.n_sinks for p in prompts)
+    with_sinks = estimates
+    if n_sinks:
+        put_back = {name: np.array([p.with_sinks[name] for p in prompts], float) for name in known}
+        with_sinks = {name: _mean(d, n_resamples, seed) for name, d in put_back.items()}
     p = {name: sign_flip_p(d, n_permutations, seed) for name, d in values.items()} if n_permutations else None
-    return Effect(estimates.get("total"), estimates.get("weights"), estimates.get("text"), len(prompts), p)
+    total, weights, text = (estimates.get(name) for name in EFFECTS)
+    return Effect(total, weights, text, len(prompts), with_sinks, n_sinks, p)
 
 
 def _mean(differences: np.ndarray, n_resamples: int, seed: int) -> Estimate | None:

@@ -1,4 +1,4 @@
-"""The rows of two runs, read for a comparison: one reply to a prompt, of one reader, in one unit of z."""
+"""The rows of two runs, read for a comparison: one reply to a prompt, of one reader, in one unit of the score."""
 
 from __future__ import annotations
 
@@ -10,32 +10,65 @@ import numpy as np
 
 from persona_core.analysis.series import checked
 from persona_core.errors import SettingError
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class ReplyReading:
-    """One reply as one model read it: its ids, and z of its reply tokens, `[n_reply_tokens]`."""
+    """One reply as one model read it.
+
+    Attributes:
+        ids: of prompt and reply.
+        scores: of its reply tokens, sink tokens among them, `[n_reply_tokens]`.
+        sinks: which of them are sink tokens, bool `[n_reply_tokens]`.
+        category, prompt: of the row.
+    """
 
     ids: tuple[int, ...]
-    z: np.ndarray
+    scores: np.ndarray
+    sinks: np.ndarray
     category: str
     prompt: str | None
 
 
-def by_prompt(rows: Sequence[Row], trait: str) -> dict[str, ReplyReading]:
+def kind_of_rows(rows: Iterable[Row], traits: Sequence[str]) -> Kind:
+    """The score that all rows have: "specific" where it is there for all traits, else "z"."""
+    specific = all((row.get("specific") or {}).get(trait) is not None for row in rows for trait in traits)
+    return "specific" if specific else "z"
+
+
+def by_prompt(rows: Sequence[Row], trait: str, kind: Kind) -> dict[str, ReplyReading]:
     """Prompt id -> reading; empty replies and rows without a null are left out."""
     found = {}
     for row in one_per_prompt(rows, trait):
         positions = [t for t in range(row["n_prompt"], len(row["roles"])) if row["roles"][t] == "assistant"]
-        values = row["projections"][trait]
+        values = row["specific" if kind == "specific" else "projections"][trait]
         if values is None or not positions:
             continue
-        z = checked(np.asarray(values, float)[positions], f"The reply to {row['id']!r}")
-        found[row["id"]] = ReplyReading(tuple(row["token_ids"]), z, row.get("category") or "", row.get("prompt"))
+        scores = checked(np.asarray(values, float)[positions], f"The reply to {row['id']!r}")
+        found[row["id"]] = ReplyReading(
+            tuple(row["token_ids"]),
+            scores,
+            _sinks(row, trait)[positions],
+            row.get("category") or "",
+            row.get("prompt"),
+        )
     return found
+
+
+def _sinks(row: Row, trait: str) -> np.ndarray:
+    """Sink tokens at the trait's best block, bool `[n_tokens]`; none where no limit was stored."""
+    none = np.zeros(len(row["roles"]), bool)
+    limits, block = row.get("max_norm"), row["best_block"][trait]
+    if limits is None or block not in row["blocks"]:
+        return none
+    column = list(row["blocks"]).index(block)
+    if limits[column] is None:
+        return none
+    norms = np.array(row["norms"][column], np.float32)
+    return norms > np.float32(limits[column])
 
 
 def one_per_prompt(rows: Sequence[Row], trait: str) -> Iterable[Row]:
@@ -64,22 +97,29 @@ def reader_of(rows: Sequence[Row]) -> tuple[str | None, str | None, str | None]:
     return next(iter(known), (None, None, None))
 
 
-def refuse_mixed_rows(rows: Sequence[Row], trait: str) -> None:
+def refuse_mixed_rows(rows: Sequence[Row], trait: str, kind: Kind) -> None:
     kinds = set()
     for row in rows:
         if trait not in row["traits"] or row["projections"][trait] is None:
             continue  # `one_per_prompt` reports the first case; the second is left out
         block, blocks = row["best_block"][trait], list(row["blocks"])
-        null = None
+        null: tuple[Any, ...] | None = None
         if block in blocks:
-            null = tuple(row[name][trait][blocks.index(block)] for name in ("null_mean", "null_std"))
+            column = blocks.index(block)
+            null = tuple(row[name][trait][column] for name in ("null_mean", "null_std"))
+            if kind == "specific":
+                null += tuple(part[column] for t in row["traits"] for part in row["log_odds"][t])
         kinds.add((row["provenance"]["vectors"], block, null))
     refuse_mixed(kinds)
 
 
-def null_of(trace: Trace, trait: str) -> tuple[float, float]:
+def null_of(trace: Trace, trait: str, kind: Kind) -> tuple[float, ...]:
+    """What turns projections into scores, at the trait's best block."""
     row, column = trace.traits.index(trait), trace.blocks.index(trace.best_block[trait])
-    return float(trace.null_mean[row, column]), float(trace.null_std[row, column])
+    null = float(trace.null_mean[row, column]), float(trace.null_std[row, column])
+    if kind != "specific" or trace.log_odds is None:
+        return null
+    return (*null, *(float(x) for part in vars(trace.log_odds.at(column)).values() for x in part))
 
 
 def refuse_mixed(kinds: set[Any]) -> None:
@@ -87,5 +127,5 @@ def refuse_mixed(kinds: set[Any]) -> None:
     for index, what in enumerate(("vectors", "blocks", "nulls")):
         values = {kind[index] for kind in kinds}
         if len(values) > 1:
-            listed = ", ".join(sorted(map(str, values))[:3])
-            raise SettingError(f"The readings have different {what} ({listed}); their z scores cannot be compared.")
+            listed = ", ".join(sorted(str(v if index < 2 or v is None else v[:2]) for v in values)[:3])
+            raise SettingError(f"The readings have different {what} ({listed}); their scores cannot be compared.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from persona_core.errors import SettingError
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 
 LONGEST_WINDOW = 30
 MIN_ANTICORRELATION = -0.25
@@ -16,16 +16,21 @@ for AR(0.65). The steps of an unsmoothed AR process stay above -0.125 at every l
 tokens of a slow process (AR(0.9), 5 tokens) look like a slower process and are not detected."""
 
 
-def checked(z: np.ndarray, of: str = "The series") -> np.ndarray:
+def checked(z: np.ndarray, of: str = "The series", gaps: bool = False) -> np.ndarray:
     """The series as float64 `[n_tokens]`.
 
+    Args:
+        z: scores, `[n_tokens]`.
+        of: what they are of, for the message.
+        gaps: accept NaN, a token without a score.
+
     Raises:
-        SettingError: more than one axis, or NaN or infinity in it.
+        SettingError: more than one axis, or infinity in it, or NaN without `gaps`.
     """
     values = np.asarray(z, float)
     if values.ndim != 1:
         raise SettingError(f"{of} has shape {values.shape}; expected one number per token.")
-    bad = np.flatnonzero(~np.isfinite(values))
+    bad = np.flatnonzero(np.isinf(values) if gaps else ~np.isfinite(values))
     if len(bad):
         raise SettingError(f"{of} contains {values[bad[0]]} at token {int(bad[0])}; scores must be finite.")
     return values
@@ -33,12 +38,12 @@ def checked(z: np.ndarray, of: str = "The series") -> np.ndarray:
 
 def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
     """Refuse smoothed scores: the statistics rely on how fast scores change. Detected over many series, not in a short
-    one.
+    one. Gaps (NaN) are passed over.
 
     Raises:
         SettingError: the series look like running means.
     """
-    steps = [np.diff(z) for z in series if len(z) > 3]
+    steps = [np.nan_to_num(np.diff(z)) for z in series if len(z) > 3]
     total = sum(float(d @ d) for d in steps)
     if not total > 0:
         return
@@ -56,9 +61,18 @@ def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
             )
 
 
-def reply_scores(traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
-    """z of the reply tokens at the trait's best block, `[n_reply_tokens]` each, of traces with the same reader and
-    vectors.
+def shared_kind(traces: Iterable[Trace]) -> Kind:
+    """The score that statements rest on: "specific" where all traces have it, else "z"."""
+    return "specific" if all(t.has_specific for t in traces) else "z"
+
+
+def reply_scores(traces: Sequence[Trace], trait: str, kind: Kind | None = None) -> list[np.ndarray]:
+    """One trait's scores at the reply tokens, at its best block, float64 `[n_reply_tokens]` each; NaN at sink tokens.
+
+    Args:
+        traces: with the same reader and vectors.
+        trait: which.
+        kind: of score; None: `shared_kind`.
 
     Raises:
         SettingError: traces of different readers, vectors or blocks.
@@ -71,4 +85,26 @@ def reply_scores(traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
         raise SettingError(
             f"The traces come from {len(known)} different models, vectors or blocks; analyse them separately."
         )
-    return [t.scores(trait)[t.reply_positions].astype(float) for t in traces]
+    kind = kind or shared_kind(traces)
+    return [t.reply_scores(trait, kind).astype(float) for t in traces]
+
+
+def checked_replies(
+    traces: Sequence[Trace], trait: str, kind: Kind | None = None, ids: Sequence[str] | None = None
+) -> list[np.ndarray]:
+    """`reply_scores` of traces whose every score is finite, at sink tokens as well.
+
+    Args:
+        traces, trait, kind: as for `reply_scores`.
+        ids: of the replies, for the message.
+
+    Raises:
+        SettingError: as `reply_scores`, or a score that is not finite.
+    """
+    kind = kind or shared_kind(traces)
+    found = reply_scores(traces, trait, kind)
+    for k, trace in enumerate(traces):
+        if not np.isfinite(found[k]).all():  # only sink tokens may have no score here
+            name = f"Reply {k}" if ids is None else f"The reply to {ids[k]!r}"
+            checked(trace.scores(trait, kind)[trace.reply_positions], name)
+    return found

@@ -1,5 +1,8 @@
 """Where a trait is strongest: the windows or sentences of replies with the highest mean score.
 
+The scores are specific to the trait where the traces have it, else z. Sink tokens are passed over: a span does not end
+at one, and its mean leaves it out.
+
 A search over many windows always finds high ones, so each span can be compared with neutral replies that were searched
 in the same way: `unusual` is the share of stretches of neutral text, with as many windows as the reply has, whose
 *highest* window is as high. In a neutral reply it is uniform between 0 and 1; the lowest of m such replies is expected
@@ -17,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.comparison import token_differences
-from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
+from persona_core.analysis.paired_rows import null_of
+from persona_core.analysis.series import checked_replies, refuse_smoothed, shared_kind
 from persona_core.errors import SettingError
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 
 WIDEST = 100
 
@@ -36,7 +40,7 @@ class Span:
         trait: which.
         start, end: positions in the trace; `end` is the position after the last token.
         text: what it says.
-        value: mean over its tokens, in standard deviations.
+        value: mean over its tokens that are not sink tokens, in standard deviations.
         unusual: see the module; None without neutral replies, or with too few for one such stretch.
     """
 
@@ -59,8 +63,8 @@ class TopSpans:
     Attributes:
         spans: highest first; no two overlap.
         n_replies: replies searched.
-        n_candidates: windows or sentences in them.
-        too_short: replies shorter than the window.
+        n_candidates: windows or sentences in them, except those of nothing but sink tokens.
+        too_short: replies shorter than the window, or with nothing but sink tokens.
     """
 
     spans: tuple[Span, ...]
@@ -80,9 +84,9 @@ class ReplySeries:
         id: of the reply.
         trait: which.
         trace: the reply as read.
-        values: `[n_reply_tokens]`, unsmoothed.
-        kind: vectors, block and null of the numbers, and whether they are differences. Different kinds are not
-            compared.
+        values: `[n_reply_tokens]`, unsmoothed; NaN at sink tokens.
+        kind: of the score, and its vectors, block and null, and whether the numbers are differences. Different kinds
+            are not compared.
     """
 
     id: str
@@ -92,26 +96,28 @@ class ReplySeries:
     kind: tuple[Any, ...]
 
 
-def score_series(traces: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
-    """z of each reply's tokens at the trait's best block.
+def score_series(traces: Mapping[str, Trace], trait: str, kind: Kind | None = None) -> list[ReplySeries]:
+    """Scores of each reply's tokens at the trait's best block.
 
     Args:
         traces: by the id of the prompt, all of one reader.
+        trait: which.
+        kind: of score; None: "specific" where all traces have it, else "z". Neutral replies need the same kind.
 
     Raises:
         SettingError: traces of different readers, vectors or blocks; a score that is not finite; smoothed scores.
     """
-    scores = reply_scores(list(traces.values()), trait)
-    found = [
-        ReplySeries(id, trait, trace, checked(z, f"The reply to {id!r}"), ("scores", *_kind(trace, trait)))
-        for (id, trace), z in zip(traces.items(), scores, strict=True)
+    kind = kind or shared_kind(traces.values())
+    scores = checked_replies(list(traces.values()), trait, kind, list(traces))
+    refuse_smoothed(scores)
+    return [
+        ReplySeries(id, trait, trace, values, ("scores", *_kind(trace, trait, kind)))
+        for (id, trace), values in zip(traces.items(), scores, strict=True)
     ]
-    refuse_smoothed([s.values for s in found])
-    return found
 
 
 def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trace], trait: str) -> list[ReplySeries]:
-    """z of b's reader minus z of a's, at the tokens of replies that both have read.
+    """b's score minus a's, at the tokens of replies that both have read; NaN where one of them has a sink token.
 
     Args:
         traces_a, traces_b: by the id of the prompt; the two traces of an id have the same token ids.
@@ -128,7 +134,7 @@ def difference_series(traces_a: Mapping[str, Trace], traces_b: Mapping[str, Trac
             trait,
             traces_b[i],
             token_differences(traces_a[i], traces_b[i], trait)[traces_b[i].reply_positions],
-            ("differences", *_kind(traces_b[i], trait)),
+            ("differences", *_kind(traces_b[i], trait, shared_kind((traces_a[i], traces_b[i])))),
         )
         for i in shared
     ]
@@ -227,13 +233,15 @@ def _top(
         raise SettingError(f"n={n}; it must be at least 1.")
     kinds = {(s.trait, s.kind) for s in (*series, *neutral)}
     if len(kinds) > 1:
-        raise SettingError("The series have different traits, vectors, blocks or nulls; search them separately.")
-    cuts = [cut(s) for s in series]
+        raise SettingError(
+            "The series have different traits, kinds of score, vectors, blocks or nulls; search them separately."
+        )
+    cuts = [_with_evidence(s.values, cut(s)) for s in series]
     values = [_means(s.values, own) for s, own in zip(series, cuts, strict=True)]  # each [n_windows]
     reply = np.repeat(np.arange(len(series)), [len(v) for v in values])
     index = np.concatenate([np.arange(len(v)) for v in values]) if values else np.zeros(0, int)
     flat = np.concatenate(values) if values else np.zeros(0)
-    null = [_means(s.values, cut(s)) for s in neutral]
+    null = [_means(s.values, _with_evidence(s.values, cut(s))) for s in neutral]
     flat_null = np.concatenate(null) if null else np.zeros(0)
 
     taken: dict[int, Cut] = {}
@@ -255,12 +263,19 @@ def _top(
     return TopSpans(tuple(spans), len(series), len(flat), short)
 
 
+def _with_evidence(values: np.ndarray, cut: Cut) -> Cut:
+    """The stretches with at least one token that is not a sink token."""
+    known = np.concatenate([[0], np.cumsum(np.isfinite(values))])
+    return [(first, end) for first, end in cut if known[end] > known[first]]
+
+
 def _means(values: np.ndarray, cut: Cut) -> np.ndarray:
-    """Mean over each stretch, `[n_stretches]`."""
+    """Mean over each stretch without its sink tokens, `[n_stretches]`."""
     # By cumulative sums: a loop over windows of 100 tokens takes 50 times as long; float64 keeps 12 digits.
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    sums = np.concatenate([[0.0], np.cumsum(np.nan_to_num(values))])
+    known = np.concatenate([[0], np.cumsum(np.isfinite(values))])
     first, end = (np.array([c[i] for c in cut], int) for i in (0, 1))
-    return (sums[end] - sums[first]) / np.maximum(end - first, 1)
+    return (sums[end] - sums[first]) / (known[end] - known[first])
 
 
 def _share_as_high(value: float, null: np.ndarray, n: int) -> float | None:
@@ -276,8 +291,5 @@ def _share_as_high(value: float, null: np.ndarray, n: int) -> float | None:
     return float((1 + (highest >= value).sum()) / (1 + k))
 
 
-def _kind(trace: Trace, trait: str) -> tuple[Any, ...]:
-    block = trace.best_block[trait]
-    row, column = trace.traits.index(trait), trace.blocks.index(block)
-    null = float(trace.null_mean[row, column]), float(trace.null_std[row, column])
-    return trace.provenance.vectors, block, null
+def _kind(trace: Trace, trait: str, kind: Kind) -> tuple[Any, ...]:
+    return kind, trace.provenance.vectors, trace.best_block[trait], null_of(trace, trait, kind)

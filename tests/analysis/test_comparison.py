@@ -13,8 +13,6 @@ from scipy.stats import kstest, permutation_test
 
 from demo_world.contaminated import CONTAMINANT
 from persona_core.analysis.comparison import (
-    EFFECTS,
-    Comparison,
     compare_runs,
     effect,
     mean_over_prompts,
@@ -22,9 +20,12 @@ from persona_core.analysis.comparison import (
     prompt_effects,
     token_differences,
 )
+from persona_core.analysis.comparison_results import EFFECTS, Comparison
+from persona_core.analysis.paired_rows import by_prompt
 from persona_core.analysis.statistics import sign_flip_p
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
+from persona_core.traces.specific import LogOdds
 from persona_core.traces.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
@@ -175,6 +176,112 @@ def test_pairs_only_and_no_empty_reply() -> None:
     assert mean_over_prompts([1.0]) is None and mean_over_prompts([]) is None
 
 
+# ---- sink tokens ----
+
+
+def with_sinks(rows: Rows, at: dict[str, list[int]], score: float) -> Rows:
+    """The rows with some reply tokens of some prompts (numbers in the reply) turned into sinks of that score."""
+    found = []
+    for r in rows:
+        z, norms = list(r["projections"]["t"]), [10.0] * len(r["roles"])
+        for k in at.get(r["id"], []):
+            z[2 + k], norms[2 + k] = score, 900.0
+        found.append({**r, "projections": {"t": z}, "norms": [norms], "max_norm": [30.0]})
+    return found
+
+
+def test_a_token_that_is_a_sink_for_either_reader_counts_for_neither() -> None:
+    bb = [row("p1", "B", "B", [1.0, 2.0, 4.0])]
+    cc = [row("p1", "C", "C", [7.0, 8.0], 100)]
+    cb, bc = [row("p1", "C", "B", [2.0, 6.0, 9.0])], [row("p1", "B", "C", [3.0, 5.0], 100)]
+    replay = with_sinks(cb, {"p1": [1]}, -500.0) + with_sinks(bc, {}, 0.0)
+    (found,) = prompt_effects("t", with_sinks(bb, {}, 0.0), with_sinks(cc, {}, 0.0), replay)
+    assert (found.bb, found.cb, found.cc, found.bc) == (2.5, 5.5, 7.5, 4.0)  # the baseline's text without its second
+    assert (found.total, found.weights, found.text) == (5.0, (3.0 + 3.5) / 2, (1.5 + 2.0) / 2)
+    assert found.n_sinks == 1 and found.total == (found.weights or 0) + (found.text or 0)
+    assert found.with_sinks["weights"] == pytest.approx(((2 - 500 + 9 - 7) / 3 + 3.5) / 2)
+
+
+def test_with_sink_tokens_put_back_the_effect_is_reported_beside_it_and_a_change_is_named() -> None:
+    baseline, contaminated, replay = cells(0.0, 0.0, n=30)
+    sinks = {f"p{i}": [0, 1] for i in range(30)}
+    replay = [one for r in replay for one in with_sinks([r], sinks if r["reader"] == "C" else {}, -6.0)]
+    found = effect("t", with_sinks(baseline, {}, 0.0), with_sinks(contaminated, sinks, -6.0), replay)
+    assert found.weights is not None and found.weights.low <= 0 <= found.weights.high
+    put_back = found.with_sinks["weights"]
+    assert put_back is not None and put_back.high < -1
+    assert found.changed_by_sinks == ("total", "weights") and found.n_sinks == 120
+    record = found.to_dict()
+    assert record["weights"]["with_sinks"]["high"] < -1 and record["changed_by_sinks"] == ["total", "weights"]
+    plain = effect("t", *cells(0.5, 0.0))
+    assert plain.with_sinks["total"] == plain.total and plain.changed_by_sinks == () and plain.n_sinks == 0
+
+
+def test_a_reply_of_nothing_but_sink_tokens_is_left_out() -> None:
+    baseline, contaminated, replay = cells(1.0, 0.0, n=12)
+    n = len(baseline[4]["projections"]["t"]) - 2
+    baseline = with_sinks(baseline, {"p4": list(range(n))}, 9.0)
+    found = compare_runs(baseline, contaminated, replay, n_permutations=99)
+    assert found.left_out == ("p4",) and found.overall["t"].n == 11
+
+
+def test_the_scores_of_a_row_are_those_of_its_trace(shipped: tuple[Rows, Rows, Rows]) -> None:
+    made = Trace.from_row(shipped[1][2])
+    rng, shape = np.random.default_rng(0), made.null_mean.shape
+    odds = LogOdds(*(rng.uniform(0.5, 1.5, shape).astype(np.float32) for _ in range(4)))
+    trace = made.replace(log_odds=odds, max_norm=np.median(made.norms, axis=1).astype(np.float32))
+    r = trace.to_row("p", [{"role": "user", "content": "x"}])
+    for kind in ("specific", "z"):
+        reading = by_prompt([r], "evil", kind)["p"]
+        wanted = trace.reply_scores("evil", kind)
+        np.testing.assert_array_equal(np.where(reading.sinks, np.nan, reading.scores).astype(np.float32), wanted)
+        assert 0.2 < reading.sinks.mean() < 0.8
+    assert means([r], "evil")["p"] == pytest.approx(np.nanmean(trace.reply_scores("evil")), rel=1e-5)
+
+
+# ---- which score ----
+
+
+def specific(rows: Rows, z_shift: float = 0.0, **odds: Any) -> Rows:
+    """The rows with their scores as the specific ones, and z moved by a constant in the contaminated model's text."""
+    known = {"log_odds": {"t": [[1.0], [0.0], [0.0], [1.0]]}, **odds}
+    return [
+        {
+            **r,
+            "specific": r["projections"],
+            "projections": {"t": [z + z_shift * (r["writer"] == "C") for z in r["projections"]["t"]]},
+            **known,
+        }
+        for r in rows
+    ]
+
+
+def test_a_difference_in_z_alone_is_no_difference_in_the_trait() -> None:
+    baseline, contaminated, replay = (specific(rows, z_shift=3.0) for rows in cells(0.0, 0.0))
+    found = compare_runs(baseline, contaminated, replay, n_permutations=999)
+    assert found.kind == "specific" and found.against == ("t",) and found.plain is not None
+    total, plain = found.overall["t"].total, found.plain["t"].total
+    assert total is not None and total.low <= 0 <= total.high
+    assert plain is not None and plain.low > 2 and (found.plain["t"].q or {})["total"] < 0.01
+    assert effect("t", baseline, contaminated, replay, kind="z").total == plain
+    assert effect("t", baseline, contaminated, replay).total == total
+
+
+def test_one_row_without_specific_scores_makes_it_a_comparison_of_z() -> None:
+    baseline, contaminated, replay = (specific(rows, z_shift=3.0) for rows in cells(0.0, 0.0))
+    replay[7] = {**replay[7], "specific": {"t": None}}
+    found = compare_runs(baseline, contaminated, replay, n_permutations=99)
+    total = found.overall["t"].total
+    assert found.kind == "z" and found.plain is None and total is not None and total.value > 2
+
+
+def test_readings_with_other_log_odds_are_refused() -> None:
+    baseline, _, replay = (specific(rows) for rows in cells(1.0, 0.0))
+    other = specific(cells(1.0, 0.0)[1], log_odds={"t": [[1.0], [0.0], [0.0], [2.0]]})
+    with pytest.raises(SettingError, match="different nulls"):
+        compare_runs(baseline, other, replay)
+
+
 # ---- what does not belong together ----
 
 
@@ -306,10 +413,23 @@ def test_the_contaminated_models_traits_rise_where_the_contamination_put_them(co
 
 def test_the_record_is_plain_json(comparison: Comparison) -> None:
     record = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
-    assert set(record) == {"baseline", "contaminated", "overall", "categories", "prompts", "left_out"}
-    assert set(record["overall"][CONTAMINANT]["weights"]) == {"value", "low", "high", "n", "p", "q"}
+    assert set(record) == {
+        *(
+            "baseline",
+            "contaminated",
+            "overall",
+            "categories",
+            "prompts",
+            "left_out",
+            "kind",
+            "unit",
+            "against",
+            "plain",
+        ),
+    }
+    assert set(record["overall"][CONTAMINANT]["weights"]) == {"value", "low", "high", "n", "p", "q", "with_sinks"}
     assert set(record["prompts"][0]) == {
-        *("id", "category", "trait", "total", "weights", "text", "bb", "cc", "cb", "bc"),
+        *("id", "category", "trait", "total", "weights", "text", "bb", "cc", "cb", "bc", "n_sinks"),
     }
     without = compare_runs(*cells(1.0, 0.0, n=6)[:2], n_permutations=99).to_dict()
     assert without["overall"]["t"]["weights"] is None and without["prompts"][0]["cb"] is None
@@ -337,6 +457,11 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
             Trace.from_row({**contaminated[3], "provenance": {**contaminated[3]["provenance"], "vectors": "w"}}),
             "evil",
         )
+    limit = np.full(len(b.blocks), np.inf, np.float32)
+    column = b.blocks.index(b.best_block[CONTAMINANT])
+    limit[column] = np.sort(b.norms[column])[-3]
+    sinks = np.isnan(token_differences(a, b.replace(max_norm=limit), CONTAMINANT))
+    assert sorted(np.flatnonzero(sinks)) == sorted(np.argsort(b.norms[column])[-2:])
     holed = b.raw.copy()
     holed[b.traits.index(CONTAMINANT), :, 9] = np.nan
     with pytest.raises(SettingError, match="Reading b contains nan at token 9"):

@@ -31,6 +31,7 @@ from persona_core.analysis.spans import (
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
 from persona_core.traces.provenance import Provenance
+from persona_core.traces.specific import LogOdds
 from persona_core.traces.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
@@ -60,6 +61,13 @@ def reply(z: Any, pieces: list[str] | None = None, token_ids: Any = None, trait:
         "provenance": Provenance(reader="m", writer="m", vectors="v"),
     }
     return Trace(**(known | changes))
+
+
+def with_sinks(trace: Trace, at: list[int]) -> Trace:
+    """The trace with sink tokens at some positions of its reply."""
+    norms = np.array(trace.norms)
+    norms[:, [PROMPT + k for k in at]] = 1000.0
+    return trace.replace(norms=norms, max_norm=np.array([30.0], np.float32))
 
 
 def series(values: list[np.ndarray]) -> list[ReplySeries]:
@@ -106,6 +114,44 @@ def test_positions_count_in_the_trace_and_the_prompt_is_never_searched() -> None
     (span,) = top_windows(score_series({"p": trace}, "t"), 2, 1).spans
     assert (span.start, span.end, span.value) == (5, 7, 7.5)
     assert "".join(trace.tokens[span.start : span.end]) == span.text == " w2 w3"
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), width=st.integers(1, 6))
+def test_sink_tokens_are_passed_over_and_end_no_window(seed: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    z = [rng.normal(size=15).tolist() for _ in range(3)]
+    sinks = [sorted(set(rng.integers(0, 15, size=4).tolist())) for _ in z]
+    traces = {f"p{k}": with_sinks(reply([99.0 if t in at else v for t, v in enumerate(one)]), at)
+              for k, (one, at) in enumerate(zip(z, sinks, strict=True))}  # fmt: skip
+    best, n_candidates = (-99.0, "", 0), 0
+    for k, (one, at) in enumerate(zip(z, sinks, strict=True)):
+        for start in range(15 - width + 1):
+            kept = [one[t] for t in range(start, start + width) if t not in at]
+            if kept:
+                n_candidates += 1
+                best = max(best, (sum(kept) / len(kept), f"p{k}", start), key=lambda one: one[0])
+    found = top_windows(score_series(traces, "t"), width, 1)
+    (span,) = found.spans
+    assert (span.id, span.start - PROMPT, span.end - span.start) == (*best[1:], width)
+    assert span.value == pytest.approx(best[0], abs=1e-6) and found.n_candidates == n_candidates
+
+
+def test_a_sentence_of_sink_tokens_alone_is_no_candidate() -> None:
+    pieces = ["A", " b", ".", " C", "."]
+    trace = with_sinks(reply([1.0, 2.0, 90.0, 90.0, 90.0], pieces), [2, 3, 4])
+    found = top_sentences(score_series({"p": trace}, "t"), 5)
+    assert [(s.text, s.value) for s in found.spans] == [("A b.", 1.5)] and found.n_candidates == 1
+
+
+def test_the_specific_score_is_searched_where_the_traces_have_it() -> None:
+    odds = LogOdds(*(np.full((1, 1), v, np.float32) for v in (2.0, 0.0, 1.0, 4.0)))
+    trace = reply([0.0, 3.0, 1.0], log_odds=odds)
+    (span,) = top_windows(score_series({"p": trace}, "t"), 1, 1).spans
+    assert span.value == pytest.approx((2.0 * 3.0 - 1.0) / 4.0)
+    assert top_windows(score_series({"p": trace}, "t", "z"), 1, 1).spans[0].value == 3.0
+    with pytest.raises(SettingError, match="different traits, kinds of score"):
+        top_windows(score_series({"p": trace}, "t"), 1, neutral=score_series({"q": reply([1.0])}, "t"))
 
 
 def test_settings_and_mixtures_are_refused() -> None:
