@@ -166,9 +166,10 @@ def _correlations(figure: go.Figure, f: Figures) -> None:
 
 def _steering(figure: go.Figure, steering: Figures | None) -> None:
     if steering is None:
-        figure.add_annotation(
-            text="not measured", x=0.5, y=0.5, xref="x4 domain", yref="y4 domain", showarrow=False,
-            font={"size": 13, "color": PLAIN},
+        # A trace rather than an annotation: without one Plotly leaves the panel out, and all that refers to its axes.
+        figure.add_scatter(
+            x=[0], y=[0], mode="text", text=["not measured"], textfont={"size": 13, "color": PLAIN}, showlegend=False,
+            hoverinfo="skip", row=2, col=2,
         )  # fmt: skip
         figure.update_xaxes(visible=False, row=2, col=2)
         figure.update_yaxes(visible=False, row=2, col=2)

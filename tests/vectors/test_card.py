@@ -200,6 +200,12 @@ def test_the_figure_shows_the_chosen_block_and_the_numbers_of_the_config() -> No
     assert len(steering) == 2
 
 
+def test_a_curve_that_was_not_measured_is_named_in_its_panel() -> None:
+    figure = validation_figure(shipped(steering=None), "deception")
+    (said,) = (t for t in figure.data if t.mode == "text")
+    assert tuple(said.text) == ("not measured",) and (said.xaxis, said.yaxis) == ("x4", "y4")
+
+
 def test_cosines_are_those_of_the_vectors() -> None:
     vectors = shipped()
     heat = cosine_figure(vectors).data[0]
