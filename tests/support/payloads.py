@@ -34,9 +34,11 @@ def check_payload(payload: Any) -> Payload:
         if missing := [key for key in OF_SIDE if key not in side]:
             raise CorruptFile(f"The payload's side lacks {', '.join(missing)}.")
         n_tokens, n_blocks, n_traits = len(side["tokens"]), len(side["blocks"]), len(payload["traits"])
-        sizes = {"raw": n_traits * n_blocks * n_tokens, "norms": n_blocks * n_tokens}
+        sizes = {"raw": n_traits * n_blocks * n_tokens, "norms": n_blocks * n_tokens, "max_norm": n_blocks}
         expected = dict.fromkeys(PER_TOKEN, n_tokens) | dict.fromkeys(ARRAYS, n_traits * n_blocks) | sizes
         found = {key: len(side[key]) if key in PER_TOKEN else len(unpacked(side[key])) for key in expected}
+        if side.get("log_odds"):
+            expected["log_odds"], found["log_odds"] = 4 * n_traits * n_blocks, len(unpacked(side["log_odds"]))
         if wrong := {key: size for key, size in found.items() if size != expected[key]}:
             raise CorruptFile(f"The payload has {n_tokens} tokens, but other lengths in {wrong}.")
     return payload

@@ -15,6 +15,7 @@ import numpy as np
 
 from persona_core.traces.dataset import write_results
 from persona_core.traces.provenance import Provenance
+from persona_core.traces.specific import LogOdds
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import trace_payload
 from tests.support.payloads import check_payload
@@ -80,6 +81,14 @@ def make_trace(
         "provenance": Provenance(reader="tiny", writer="tiny"),
     }
     return Trace(**(known | changes))
+
+
+def odds(n_traits: int, n_blocks: int = 1, seed: int = 0) -> LogOdds:
+    """Log odds that differ between traits and blocks, float32."""
+    rng = np.random.default_rng(seed)
+    shape = (n_traits, n_blocks)
+    parts = rng.uniform(0.5, 2, shape), rng.normal(-1, 1, shape), rng.normal(-2, 1, shape), rng.uniform(0.5, 2, shape)
+    return LogOdds(*(part.astype(np.float32) for part in parts))
 
 
 SHOWS = ("name", "title", "kind", "alignment", "block", "done", "meta", "onsets", "caveats")

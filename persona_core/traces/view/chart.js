@@ -31,10 +31,11 @@ function drawTrend(plotly, node, scene) {
   let [low, high] = choices.kind === "cosine" ? [-scale, scale] : [-scale / 2, scale];
   for (const side of model.sides)
     for (const name of traits)
-      for (const score of scoresOf(model, side, name, choices)) {
+      scoresOf(model, side, name, choices).forEach((score, i) => {
+        if (side.special[i] || side.roles[i] === "template") return; // extreme in many models; their lines are cut off
         if (score < low) low = score; // NaN moves neither end
         if (score > high) high = score;
-      }
+      });
   const room = (high - low) * 0.04;
   const order = [...traits].sort((a, b) => (a === trait) - (b === trait)); // the selected one on top
   const shapes = [];
@@ -130,7 +131,7 @@ const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replac
 
 // Where most neutral tokens of this model lie: within two standard deviations. Cosines have no null.
 function nullBand(model, side, trait, choices) {
-  if (choices.kind === "z") return [-2, 2];
+  if (inDeviations(choices.kind)) return [-2, 2];
   if (choices.kind !== "raw") return null;
   const column = side.blocks.indexOf(blockOf(model, trait, choices));
   const cell = model.traits.indexOf(trait) * side.blocks.length + column;

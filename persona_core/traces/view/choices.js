@@ -2,7 +2,7 @@
 // {trait, kind, block, alignment, smooth, scale, special, hidden}. Every value is checked: it may come from a link.
 
 const SMOOTHING = [1, 3, 5, 9, 17, 33];
-const DEFAULTS = { trait: null, kind: "z", block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, hidden: [] };
+const DEFAULTS = { trait: null, kind: null, block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, hidden: [] };
 
 // The choices in effect for a trace: the user's if they are valid for it, else the payload's.
 function choicesFor(model, userChoices) {
@@ -25,10 +25,12 @@ const pick = (from, keys) => Object.fromEntries(keys.filter((key) => from?.[key]
 
 const blocksOf = (model) => model.sides[0].blocks.filter((block) => model.sides.every((side) => side.blocks.includes(block)));
 
-// z needs a null, cosines need norms.
+// z needs a null, specific scores that of their log odds as well, cosines need norms. The first one is the default.
 function kindsOf(model) {
   const every = (key) => model.sides.every((side) => side[key].every((value) => !Number.isNaN(value)));
-  return [...(every("null_std") ? ["z"] : []), ...(every("norms") ? ["cosine"] : []), "raw"];
+  const z = every("null_std");
+  const odds = model.sides.every(({ log_odds }) => log_odds?.subarray(-log_odds.length / 4).every((std) => std > 0));
+  return [...(z && odds ? ["specific"] : []), ...(z ? ["z"] : []), ...(every("norms") ? ["cosine"] : []), "raw"];
 }
 
 function makeChoices(part, { onChange }) {
@@ -55,10 +57,16 @@ function makeChoices(part, { onChange }) {
     return row;
   }
 
-  const KINDS = { z: "z: standard deviations above neutral", cosine: "cosine of state and vector", raw: "raw: residual-stream units" };
+  const KINDS = {
+    specific: "specific to the trait",
+    z: "z: not neutral, whatever the trait",
+    cosine: "cosine of state and vector",
+    raw: "raw: residual-stream units",
+  };
 
   function build(model, choices) {
     const blocks = blocksOf(model);
+    const fixed = inDeviations(choices.kind);
     const kinds = kindsOf(model).map((kind) => [kind, KINDS[kind]]);
     const blockOptions = [
       ["best", "each trait's best block"],
@@ -89,8 +97,8 @@ function makeChoices(part, { onChange }) {
       ),
       select(
         "scale", "Colour range",
-        choices.kind === "z" ? [["fixed", "±" + Z_SCALE + ", fixed"], ["range", "up to the largest score"]] : [["range", "up to the largest score"]],
-        choices.kind === "z" ? choices.scale : "range"
+        [...(fixed ? [["fixed", "±" + SD_SCALE + ", fixed"]] : []), ["range", "up to the largest score"]],
+        fixed ? choices.scale : "range"
       ),
       tick("Special tokens", choices.special, (on) => onChange({ special: on })),
       shown

@@ -2,17 +2,22 @@
 
 const MAX_HEIGHT = 32000; // px of a canvas: Chromium draws 32,767, other browsers little more
 
-// One record per token of each side: the displayed scores (null if there is none).
+// One record per token of each side: the displayed scores (null if there is none), the specific ones if the trace has
+// them, and whether the token is a sink token at the block of one of these traits.
 function exported(model, traits, choices) {
+  const specific = kindsOf(model).includes("specific");
+  const column = (values, i) => Object.fromEntries(traits.map((trait, t) => [trait, Number.isNaN(values[t][i]) ? null : values[t][i]]));
   return {
     title: model.title,
     kind: choices.kind,
-    unit: UNITS[choices.kind],
+    unit: unitOf(model, choices.kind),
     state: choices.alignment === "before" ? "the state that chose the token" : "after reading the token",
     smoothing: choices.smooth,
     blocks: Object.fromEntries(traits.map((trait) => [trait, blockOf(model, trait, choices)])),
     sides: model.sides.map((side) => {
-      const columns = traits.map((trait) => scoresOf(model, side, trait, choices));
+      const scores = traits.map((trait) => scoresOf(model, side, trait, choices));
+      const ofTrait = specific && traits.map((trait) => scoresOf(model, side, trait, { ...choices, kind: "specific" }));
+      const sinks = traits.map((trait) => sinksOf(side, blockOf(model, trait, choices), choices.alignment));
       return {
         name: side.name,
         facts: side.meta,
@@ -25,7 +30,9 @@ function exported(model, traits, choices) {
           role: side.roles[i],
           special: side.special[i],
           text,
-          scores: Object.fromEntries(traits.map((trait, t) => [trait, Number.isNaN(columns[t][i]) ? null : columns[t][i]])),
+          sink: sinks.some((of) => of[i] === 1),
+          scores: column(scores, i),
+          ...(ofTrait && { specific: column(ofTrait, i) }),
         })),
       };
     }),
@@ -42,14 +49,16 @@ function exportedTable(model, traits, choices) {
   // A name that looks like a formula is quoted for the same reason.
   const heading = (name) => field(/^[=+\-@\t\r]/.test(name) ? "'" + name : name);
   const data = exported(model, traits, choices);
-  const rows = [["side", "index", "id", "role", "special", "text", ...traits].map(heading)];
+  const specific = data.sides[0].tokens[0].specific ? traits : [];
+  const names = [...traits, ...specific.map((trait) => "specific: " + trait)];
+  const rows = [["side", "index", "id", "role", "special", "sink", "text", ...names].map(heading)];
   for (const side of data.sides)
     for (const token of side.tokens)
-      rows.push(
-        [heading(side.name), token.index, token.id, token.role, token.special, field(JSON.stringify(token.text))].concat(
-          traits.map((trait) => field(token.scores[trait]))
-        )
-      );
+      rows.push([
+        heading(side.name), token.index, token.id, token.role, token.special, token.sink, field(JSON.stringify(token.text)),
+        ...traits.map((trait) => field(token.scores[trait])),
+        ...specific.map((trait) => field(token.specific[trait])),
+      ]);
   return rows.map((row) => row.join(",")).join("\r\n") + "\r\n";
 }
 
@@ -151,6 +160,22 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     pen.fillStyle = of(colour);
     pen.fillText(text, x, y);
   };
+  // The hatching of sink tokens, which have no score.
+  const hatch = (x, y, width, height) => {
+    pen.save();
+    pen.beginPath();
+    pen.rect(x, y, width, height);
+    pen.clip();
+    pen.globalAlpha = 0.34;
+    pen.strokeStyle = of("--tv-muted");
+    pen.beginPath();
+    for (let from = x - height; from < x + width; from += 6) {
+      pen.moveTo(from, y + height);
+      pen.lineTo(from + height, y);
+    }
+    pen.stroke();
+    pen.restore();
+  };
   // As much of a text as fits into a width; measured in the font that it is written in.
   const fitted = (text, most) => {
     pen.font = "600 13px " + sans;
@@ -158,12 +183,13 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     return text;
   };
   write(fitted(model.title, (width - 2 * edge) * (13 / 21)), edge, 46, 21, "--tv-ink", 600);
-  write(trait + ", " + UNITS[choices.kind] + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
+  write(trait + ", " + unitOf(model, choices.kind) + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
   model.sides.forEach((side, s) => {
     const x0 = edge + s * (columnWidth + columnGap);
     const y0 = 116;
     write(fitted([side.name, metaLine(side.meta)].filter(Boolean).join(" · "), columnWidth), x0, 98, 13, "--tv-muted", 600);
     const scores = scoresOf(model, side, trait, choices);
+    const sinks = sinksOf(side, blockOf(model, trait, choices), choices.alignment);
     const cut = columns[s].height > room;
     if (cut) write("Cut here: a picture cannot be taller. The JSON and CSV exports have all of the text.", x0, y0 + room - 6, 13, "--tv-muted", 600);
     for (const item of columns[s].placed) {
@@ -181,6 +207,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
       const thick = Math.max(0, Math.abs(share) * 3 - 0.5);
       pen.fillStyle = of(share < 0 ? "--tv-low-line" : "--tv-high-line");
       pen.fillRect(x0 + item.x, y0 + item.y + (share < 0 ? -5 : 18 - thick), item.size, thick);
+      if (sinks[item.i] === 1) hatch(x0 + item.x, y0 + item.y - 5, item.size, 23);
       write(item.text, x0 + item.x, y0 + item.y + 12, 16, side.special[item.i] ? "--tv-muted" : "--tv-ink");
     }
   });

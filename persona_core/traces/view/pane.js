@@ -91,15 +91,20 @@ function makePane(hooks) {
     caveats.hidden = !known.length;
   }
 
-  // Hue and strength show the score; a line under (positive) or over (negative) the token shows it without colour.
-  function paint(scores, scale) {
+  // Hue and strength show the score; a line under (positive) or over (negative) the token shows it without colour. Sink
+  // tokens have neither: they are hatched.
+  function paint(scores, scale, sinks) {
     for (let i = 0; i < side.n; i++) {
       const share = shareOf(scores[i], scale);
-      const key = share.toFixed(3);
+      const sink = sinks[i] === 1;
+      const key = sink ? "sink" : share.toFixed(3);
       if (painted[i] === key) continue;
+      if (sink) spans[i].title = SINK;
+      else if (painted[i] === "sink") spans[i].removeAttribute("title");
       painted[i] = key;
       spans[i].style.setProperty("--a", Math.abs(share).toFixed(3));
       spans[i].classList.toggle("tv-low", share < 0);
+      spans[i].classList.toggle("tv-sink", sink);
     }
   }
 

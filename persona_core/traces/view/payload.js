@@ -18,11 +18,14 @@ function readPayload(payload) {
     const arrays = {};
     try {
       for (const key of ["raw", "norms", "null_mean", "null_std"]) arrays[key] = floats(side[key]);
+      for (const key of ["log_odds", "max_norm"]) arrays[key] = side[key] ? floats(side[key]) : null; // older ones lack them
     } catch {
       return null; // not base64, or not a whole number of floats
     }
     const cells = payload.traits.length * side.blocks.length;
     const sizes = { raw: cells * n, norms: side.blocks.length * n, null_mean: cells, null_std: cells };
+    if (arrays.log_odds) sizes.log_odds = 4 * cells;
+    if (arrays.max_norm) sizes.max_norm = side.blocks.length;
     if (Object.entries(sizes).some(([key, size]) => arrays[key].length !== size)) return null;
     sides.push({ ...side, ...arrays, n, cache: new Map() });
   }

@@ -7,15 +7,18 @@
             "special": [true], "n_prompt": 12, "blocks": [2, 4], "alignment": "at|before",
             "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
             "null_mean": "float32 [n_traits, n_blocks]", "null_std": "…",
+            "log_odds": "float32 [4, n_traits, n_blocks]" | null, "max_norm": "float32 [n_blocks]",
             "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "says": "…"}}, "caveats": ["…"],
             "done": true, "finish": "eos|length|context|stopped|read|null", "warnings": ["…"],
             "meta": {"reader": "…"}}, …]}
 ```
 
 "view" has the initial choices; "focus", if present, is the token of the reply where the cursor starts. There are one or
-two sides. Arrays are base64 of little-endian float32, exact: the view computes z, cosines, smoothing and other blocks
-from them without the server. `tokens` joins to the exact decoded text. A missing number is NaN. Everything in a payload
-is untrusted text: the view never puts it into markup.
+two sides. Arrays are base64 of little-endian float32, exact: the view computes specific scores, z, cosines, smoothing
+and other blocks from them without the server. "log_odds" holds slope, offset, mean and sd of `LogOdds`; a token whose
+norm exceeds "max_norm" is a sink token, which the view does not score. Payloads of older versions lack both. `tokens`
+joins to the exact decoded text. A missing number is NaN. Everything in a payload is untrusted text: the view never puts
+it into markup.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
 Payload: TypeAlias = dict[str, Any]
 
 VERSION = 2
-ARRAYS = ("raw", "norms", "null_mean", "null_std")
+ARRAYS = ("raw", "norms", "null_mean", "null_std", "max_norm")
 
 
 def trace_payload(
@@ -58,7 +61,7 @@ def trace_payload(
         trace: a complete one, or one that is still growing.
         name: of the side, shown if there are two.
         title: heading of the view; None takes the last user message.
-        kind: the initial score, "z", "raw" or "cosine"; None takes the trace's default.
+        kind: the initial score, "specific", "z", "raw" or "cosine"; None takes the trace's default.
         alignment: the initial alignment, "at" (the state after reading the token) or "before" (the state that chose
             it).
         block: the initial block; None reads each trait at its best block.
@@ -78,7 +81,7 @@ def trace_payload(
         >>> payload = trace_payload(monitor.read("Hello"), title="Hello")  # doctest: +SKIP
     """
     if kind is not None and kind not in UNITS:
-        raise SettingError(f"kind={kind!r}; expected 'z', 'raw' or 'cosine'.")
+        raise SettingError(f"kind={kind!r}; expected {', '.join(map(repr, UNITS))}.")
     for trait in trace.traits:  # an error here rather than a blank page
         trace.scores(trait, kind or trace.default_kind, block, alignment)
     side = {
@@ -91,6 +94,7 @@ def trace_payload(
         "blocks": [int(b) for b in trace.blocks],
         "alignment": trace.alignment,
         **{array: _packed(getattr(trace, array)) for array in ARRAYS},
+        "log_odds": None if trace.log_odds is None else _packed(np.stack(list(vars(trace.log_odds).values()))),
         "onsets": {well_formed(trait): dict(onset) for trait, onset in (onsets or {}).items()},
         "caveats": [well_formed(caveat) for caveat in caveats],
         "done": done,

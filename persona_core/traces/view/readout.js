@@ -1,5 +1,7 @@
-// The text beside the bars: which token the cursor is at, its role and id, the unit of the scores; and what screen
-// readers hear of it.
+// The text beside the bars: which token the cursor is at, its role and id, whether it is scored, the unit of the scores;
+// and what screen readers hear of it.
+
+const NOT_SCORED = " · sink token, not scored";
 
 function makeReadout(part) {
   // model, trait, choices; position or span; texts and values (trait -> score) for each side; pinned, quiet
@@ -8,17 +10,17 @@ function makeReadout(part) {
     const where = span
       ? "Tokens " + (span[0] + 1) + " to " + (span[1] + 1) + " of " + model.length + " · means"
       : "Token " + (position + 1) + " of " + model.length + (inReply > 0 ? " · " + inReply + " of the reply" : " · prompt");
-    const facts = span ? "" : factsAt(model, position);
+    const facts = span ? "" : factsAt(model, position, trait, choices);
     const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
     part("position").textContent = where + (facts ? "\n" + facts : "");
     part("note").textContent =
-      trait + ": " + UNITS[choices.kind] + ", " + state +
+      trait + ": " + unitOf(model, choices.kind) + ", " + state +
       (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
     part("pin").textContent = span ? "Clear" : pinned ? (model.done ? "Unpin" : "Follow") : "Pin";
     part("pin").setAttribute("aria-pressed", String(pinned));
     const scores = model.sides
       .map((side, s) => (model.sides.length > 1 ? side.name + " " : "") + texts[s] + " " + scoreText(values[s](trait)))
-      .join(", ");
+      .join(", ") + (facts.includes(NOT_SCORED) ? NOT_SCORED : "");
     const thumb = part("thumb");
     thumb.setAttribute("aria-valuemax", model.length);
     thumb.setAttribute("aria-valuenow", position + 1);
@@ -26,12 +28,14 @@ function makeReadout(part) {
     if (!quiet) announce(where + ": " + trait + " " + scores);
   }
 
-  // Role and id of the token, of the first side that has one at that position.
-  function factsAt(model, position) {
+  // Role and id of the token, of the first side that has one at that position, and whether it is a sink token.
+  function factsAt(model, position, trait, choices) {
     const side = model.sides.find((one) => one.tokens[position - one.shift] !== undefined);
     if (!side) return "";
     const i = position - side.shift;
-    return side.roles[i] + (side.special[i] ? " · special" : "") + (side.ids[i] < 0 ? "" : " · id " + side.ids[i]);
+    const sink = sinksOf(side, blockOf(model, trait, choices), choices.alignment)[i] === 1;
+    const facts = side.roles[i] + (side.special[i] ? " · special" : "") + (side.ids[i] < 0 ? "" : " · id " + side.ids[i]);
+    return facts + (sink ? NOT_SCORED : "");
   }
 
   // Screen readers hear where a movement ended, not every token of a drag.

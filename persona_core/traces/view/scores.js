@@ -1,8 +1,24 @@
 // The displayed numbers. The arithmetic is that of Trace.scores, float32 step by step, so that displayed and exported
 // numbers equal Python's to the fourth decimal.
 
-const UNITS = { z: "standard deviations above neutral", raw: "residual-stream units", cosine: "cosine" };
-const Z_SCALE = 8; // full colour, for every trait, so that pictures can be compared
+const UNITS = {
+  specific: "standard deviations above neutral, beyond what the other traits share", // unitOf says how many
+  z: "standard deviations above neutral",
+  raw: "residual-stream units",
+  cosine: "cosine",
+};
+const SD_SCALE = 8; // full colour, for every trait, so that pictures can be compared
+const inDeviations = (kind) => kind === "specific" || kind === "z"; // 0 is neutral, ±2 its usual range
+const SINK = "sink token: its state is far outside the usual range, so it is not scored";
+
+// The unit, and for specific scores against which traits.
+function unitOf(model, kind) {
+  if (kind !== "specific") return UNITS[kind];
+  const others = model.traits.length - 1;
+  const words = ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+  const shared = others === 1 ? "trait shares" : (words[others] ?? others) + " traits share";
+  return UNITS.z + ", beyond what the other " + shared;
+}
 
 // Four decimals, halves to even, as NumPy rounds.
 function rounded(value) {
@@ -17,13 +33,15 @@ function blockOf(model, trait, choices) {
   return typeof choices.block === "number" ? choices.block : model.best[trait];
 }
 
-// One trait of one side at every token: Float64Array [n], NaN if there is no score.
+// One trait of one side at every token: Float64Array [n], NaN if there is no score, as at sink tokens.
 function scoresOf(model, side, trait, choices, block = blockOf(model, trait, choices)) {
   const { kind, alignment, smooth } = choices;
   const key = [trait, kind, block, alignment, smooth].join("\n");
   let found = side.cache.get(key);
   if (found === undefined) {
-    found = smoothed(aligned(unitScores(model, side, trait, kind, block), side.alignment, alignment), smooth);
+    const scores = aligned(unitScores(model, side, trait, kind, block), side.alignment, alignment);
+    const sinks = sinksOf(side, block, alignment);
+    found = smoothed(scores.map((score, i) => (sinks[i] === 1 ? NaN : score)), smooth);
     for (let i = 0; i < found.length; i++) found[i] = rounded(found[i]);
     side.cache.set(key, found);
   }
@@ -35,6 +53,7 @@ function unitScores(model, side, trait, kind, block) {
   const column = side.blocks.indexOf(block);
   const out = new Float64Array(side.n).fill(NaN);
   if (row < 0 || column < 0) return out;
+  if (kind === "specific") return side.log_odds ? specificScores(model, side, row, column) : out;
   const cell = row * side.blocks.length + column;
   const [mean, std] = [side.null_mean[cell], side.null_std[cell]];
   for (let i = 0; i < side.n; i++) {
@@ -47,6 +66,46 @@ function unitScores(model, side, trait, kind, block) {
     }
   }
   return out;
+}
+
+// What trait `row` does not share with the other traits, as persona_core/traces/specific.py has it: the log odds of the
+// trait against neutral text and all other traits, in standard deviations over neutral tokens.
+function specificScores(model, side, row, column) {
+  const out = new Float64Array(side.n).fill(NaN);
+  const cells = model.traits.map((_, trait) => trait * side.blocks.length + column);
+  const part = (index, cell) => side.log_odds[index * model.traits.length * side.blocks.length + cell];
+  const [mean, std] = [part(2, cells[row]), part(3, cells[row])];
+  if (!(std > 0)) return out;
+  const [slopes, offsets] = [0, 1].map((index) => cells.map((cell) => part(index, cell)));
+  const rest = new Float64Array(cells.length); // log odds of the other traits, and 0 for neutral text
+  for (let i = 0; i < side.n; i++) {
+    let own = 0;
+    let most = 0;
+    cells.forEach((cell, trait) => {
+      const odds = slopes[trait] * side.raw[cell * side.n + i] + offsets[trait];
+      if (trait === row) own = odds;
+      rest[trait] = trait === row ? 0 : odds;
+      most = Math.max(most, rest[trait]);
+    });
+    let sum = 0;
+    for (const odds of rest) sum += Math.exp(odds - most);
+    out[i] = Math.fround((own - most - Math.log(sum) - mean) / std);
+  }
+  return out;
+}
+
+// Whether the state that a score is taken from is a sink token's: Float64Array [n] of 0 and 1.
+function sinksOf(side, block, alignment) {
+  const key = ["sinks", block, alignment].join("\n");
+  let found = side.cache.get(key);
+  if (found === undefined) {
+    const column = side.blocks.indexOf(block);
+    const limit = column < 0 || !side.max_norm ? Infinity : side.max_norm[column];
+    const flags = new Float64Array(side.n).map((_, i) => Number(side.norms[column * side.n + i] > limit));
+    found = aligned(flags, side.alignment, alignment);
+    side.cache.set(key, found);
+  }
+  return found;
 }
 
 // "at": the state after reading the token; "before": the state that chose it.
@@ -78,7 +137,7 @@ function meanOver(scores, from, to) {
 
 // The score at full colour.
 function scaleOf(model, choices, traits) {
-  if (choices.kind === "z" && choices.scale === "fixed") return Z_SCALE;
+  if (inDeviations(choices.kind) && choices.scale === "fixed") return SD_SCALE;
   let most = 0;
   for (const side of model.sides) {
     // Special and template tokens can be extreme; the reply decides.

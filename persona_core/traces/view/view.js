@@ -135,11 +135,13 @@ function mountTokenView(root, options = {}) {
     scale = scaleOf(model, choices, traits);
     part("key-low").textContent = "−" + scale;
     part("key-high").textContent = "+" + scale;
-    part("key-unit").textContent = UNITS[choices.kind];
-    part("legend").textContent = legend();
+    part("key-unit").textContent = choices.kind === "specific" ? UNITS.z + ", specific to the trait" : UNITS[choices.kind];
+    part("key-unit").title = unitOf(model, choices.kind) + (choices.kind === "specific" ? ": " + model.traits.join(", ") : "");
     bars.highlight(trait());
+    const sinks = model.sides.map((side) => sinksOf(side, blockOf(model, trait(), choices), choices.alignment));
+    part("legend").textContent = legend(sinks.some((of) => of.includes(1)));
     panes.forEach((pane, s) => {
-      pane.paint(scoresOf(model, model.sides[s], trait(), choices), scale);
+      pane.paint(scoresOf(model, model.sides[s], trait(), choices), scale, sinks[s]);
       pane.showOnset(trait());
       pane.text.classList.toggle("tv-plain", !choices.special);
     });
@@ -148,15 +150,16 @@ function mountTokenView(root, options = {}) {
     part("branch").hidden = !options.onBranch;
   }
 
-  function legend() {
-    const parts = ["One line per trait, colours as in the buttons, " + UNITS[choices.kind] + "."];
+  function legend(sinks) {
+    const parts = ["One line per trait, colours as in the buttons, " + unitOf(model, choices.kind) + "."];
     if (choices.smooth > 1) parts.push("Mean of the last " + choices.smooth + " tokens.");
-    if (choices.kind === "z") parts.push("Grey band: ±2, where most tokens of neutral replies lie.");
+    if (inDeviations(choices.kind)) parts.push("Grey band: ±2, where most tokens of neutral replies lie.");
     if (choices.kind === "raw") parts.push("Grey band: neutral mean ± 2 standard deviations of " + trait() + ".");
     if (choices.kind === "cosine") parts.push("Zero is not neutral for cosines; it is for z.");
     parts.push("Dotted line: start of the reply.");
     const onset = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.onset));
-    if (onset) parts.push("Tick and shaded band: onset of " + trait() + " with its interval.");
+    if (onset) parts.push("Tick and shaded band: where " + trait() + " rises, with its interval.");
+    if (sinks) parts.push("Hatched: sink tokens, whose state is far outside the usual range; they have no score.");
     return parts.join(" ");
   }
 

@@ -18,7 +18,7 @@ from persona_core.traces.view.assets import script, template
 from persona_core.traces.view.payload import pair_payload, trace_payload
 from persona_core.traces.view.standalone import shell_page, standalone_page
 from tests.support.payloads import check_payload, unpacked
-from tests.support.standins import HOSTILE, Payload, make_payload, make_trace, words
+from tests.support.standins import HOSTILE, Payload, make_payload, make_trace, odds, words
 
 
 def small_trace(raw: Any, **changes: Any) -> Trace:
@@ -72,6 +72,21 @@ def test_what_the_view_opens_on_must_exist() -> None:
         trace_payload(trace, block=5)
 
 
+def test_log_odds_and_norm_limits_go_along_and_make_the_specific_score_the_first() -> None:
+    trace = make_trace(words(4), log_odds=odds(3), max_norm=np.array([9.5], np.float32))
+    payload = check_payload(json.loads(json.dumps(trace_payload(trace), allow_nan=False)))
+    (side,) = payload["sides"]
+    known = trace.log_odds
+    assert payload["view"]["kind"] == "specific" and known is not None
+    parts = unpacked(side["log_odds"]).reshape(4, 3, 1)
+    np.testing.assert_array_equal(parts, [known.slope, known.offset, known.mean, known.std])
+    np.testing.assert_array_equal(unpacked(side["max_norm"]), [9.5])
+    (bare,) = trace_payload(make_trace(words(4)))["sides"]
+    assert bare["log_odds"] is None and unpacked(bare["max_norm"]).tolist() == [np.inf]
+    with pytest.raises(NotCalibrated, match="specific"):
+        trace_payload(make_trace(words(4)), kind="specific")
+
+
 def test_a_lone_surrogate_survives_every_encoder() -> None:
     payload = trace_payload(small_trace([1.0] * 4, tokens=("a", "\ud83d", "b", "\ude00")), title="\udc00")
     json.dumps(payload, ensure_ascii=False).encode("utf-8")
@@ -94,6 +109,8 @@ def test_two_sides_need_the_same_traits() -> None:
         ({"roles": []}, "roles"),
         ({"raw": ""}, "raw"),
         ({"norms": "%"}, "base64"),
+        ({"max_norm": ""}, "max_norm"),
+        ({"log_odds": base64.b64encode(b"abcd").decode()}, "log_odds"),
         ({"null_mean": base64.b64encode(b"abc").decode()}, "base64"),
     ],
 )

@@ -267,7 +267,9 @@ def test_each_bar_shows_its_name_and_value_whole(show: Callable[..., Any]) -> No
         parts = page.locator(".tv-name, .tv-value")
         cut_off = parts.evaluate_all("all => all.filter(e => e.scrollWidth > e.clientWidth)")
         assert cut_off == [] and bars(page)[0] == "−10.98"
-    assert page.locator(".tv-row").first.get_attribute("title") == "manipulativeness, read at block 4"
+    assert page.locator(".tv-row").first.get_attribute("title") == (
+        "manipulativeness, read at block 4; standard deviations above neutral"
+    )
     ends = page.locator(".tv-fill").evaluate_all("all => all.map(f => getComputedStyle(f).clipPath !== 'none')")
     assert ends == [True, False, False], "only the first is beyond the scale"
 

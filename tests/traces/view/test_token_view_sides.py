@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 from persona_core.traces.view.payload import pair_payload, trace_payload
 from persona_core.traces.view.standalone import shell_page, standalone_page
-from tests.support.standins import FIRST, HOSTILE, TRAITS, make_payload, make_trace, words
+from tests.support.standins import FIRST, HOSTILE, TRAITS, make_payload, make_trace, odds, words
 from tests.support.view_page import (
     bare_page,
     bars,
@@ -34,22 +34,38 @@ from tests.support.view_page import (
 
 pytestmark = pytest.mark.browser
 
+SINK = 15
+"""Position of the sink token of `rich_trace`."""
+
 
 def rich_trace(n_reply: int = 30, seed: int = 0) -> Trace:
-    """Three blocks, a null of its own for each trait and block, norms that differ, one score that does not exist."""
+    """Three blocks, a null and log odds of its own for each trait and block, norms that differ, one score that does not
+    exist, and a sink token at blocks 1 and 4."""
     rng = np.random.default_rng(seed)
     n = FIRST + n_reply
     raw = rng.normal(3, 2, (3, 3, n)).astype(np.float32)
     raw[1, 1, 20] = np.nan
+    norms = rng.uniform(5, 9, (3, n)).astype(np.float32)
+    norms[:, SINK] = 100.0
     return make_trace(
         words(n_reply),
         blocks=(1, 4, 7),
         raw=raw,
-        norms=rng.uniform(5, 9, (3, n)).astype(np.float32),
+        norms=norms,
         null_mean=rng.normal(0, 1, (3, 3)).astype(np.float32),
         null_std=rng.uniform(0.5, 2, (3, 3)).astype(np.float32),
         best_block={TRAITS[0]: 1, TRAITS[1]: 4, TRAITS[2]: 7},
+        max_norm=np.array([10.0, 10.0, np.inf], np.float32),
+        log_odds=odds(3, 3, seed),
     )
+
+
+def scored(trace: Trace, trait: str, kind: Kind | None = None, block: int | None = None, alignment: str = "at") -> Any:
+    """What the view shows: Python's scores, and none at the sink token."""
+    found = trace.scores(trait, kind, block, alignment).copy()  # type: ignore[arg-type]
+    if (trace.best_block[trait] if block is None else block) != 7:
+        found[SINK + (alignment == "before")] = np.nan
+    return found
 
 
 # ---- two sides ----
@@ -84,11 +100,11 @@ def test_a_replay_is_aligned_by_token_and_its_difference_is_of_tokens(show: Call
     page = show(pair_payload(trace_payload(own, name="a"), trace_payload(other, name="b")))
     assert "differ" not in page.locator(".tv-lane-title").last.inner_text()
     assert page.locator(".tv-lane-title").all_inner_texts() == ["a", "b", "b minus a"]
-    token(page, 15, side=1).click()
+    token(page, 16, side=1).click()
     page.mouse.move(2, 2)
     for trait in own.traits:
         page.get_by_role("button", name=trait, exact=True).click()
-        assert scores(page) == texts([own.scores(trait)[15], other.scores(trait)[15]])
+        assert scores(page) == texts([own.scores(trait)[16], other.scores(trait)[16]])
     elsewhere = make_trace(["Other", " words"], traits=TRAITS)
     update(page, pair_payload(trace_payload(own, name="a"), trace_payload(elsewhere, name="b")))
     assert "pale where the texts differ" in page.locator(".tv-lane-title").last.inner_text()
@@ -131,14 +147,21 @@ def test_two_sides_stand_beside_each_other_only_where_there_is_room(show: Callab
 def test_every_choice_shows_what_python_computes(show: Callable[..., Any]) -> None:
     trace = rich_trace()
     page = show(trace_payload(trace), plotly=False)
-    for kind, alignment, block in itertools.product(("z", "raw", "cosine"), ("at", "before"), ("best", "4")):
+    kinds: tuple[Kind, ...] = ("specific", "z", "raw", "cosine")
+    assert page.locator("select[name=kind] option").evaluate_all("all => all.map(o => o.value)") == [
+        "specific",
+        "z",
+        "cosine",
+        "raw",
+    ]
+    for kind, alignment, block in itertools.product(kinds, ("at", "before"), ("best", "4", "7")):
         for name, value in (("kind", kind), ("alignment", alignment), ("block", block)):
             choose(page, name, value)
         at = None if block == "best" else int(block)
-        for index in (0, 1, 20, 21, trace.n_tokens - 1):
+        for index in (0, 1, SINK, SINK + 1, 20, 21, trace.n_tokens - 1):
             token(page, index).click()
             page.mouse.move(2, 2)
-            expected = [trace.scores(t, kind, at, alignment)[index] for t in trace.traits]  # type: ignore[arg-type]
+            expected = [scored(trace, t, kind, at, alignment)[index] for t in trace.traits]
             assert bars(page) == texts(expected), f"{kind}, {alignment}, block {block}, token {index}"
 
 
@@ -163,15 +186,16 @@ def test_traits_blocks_special_tokens_and_scale_can_be_chosen(show: Callable[...
     page.get_by_label("Special tokens").uncheck()
     assert page.locator(".tv-special").first.is_hidden()
     choose(page, "scale", "range")
-    most = max(np.nanmax(np.abs(trace.scores(t)[FIRST:])) for t in ("deception", "flattery"))
-    assert page.locator("[data-part=key-high]").inner_text() == f"+{np.ceil(most):.0f}"
+    most = max(np.nanmax(np.abs(scored(trace, t)[FIRST:])) for t in ("deception", "flattery"))
+    step = 10 ** np.floor(np.log10(most))
+    assert page.locator("[data-part=key-high]").inner_text() == f"+{np.ceil(most / step) * step:.0f}"
     choose(page, "block", "all")
     names = page.locator(".tv-lane-name").all_inner_texts()
     assert names == ["block 1", "block 4", "block 7"]
     chosen = page.locator(".tv-chip[aria-pressed=true]").inner_text()
     scale = float(page.locator("[data-part=key-high]").inner_text())
     for row, block in enumerate((1, 4, 7)):
-        z = np.abs(trace.scores(chosen, block=block))
+        z = np.abs(scored(trace, chosen, block=block))
         peak = position_of_strongest(strip(page, "0", row, 3), trace.n_tokens)
         assert z[peak] >= min(np.nanmax(z), scale) - 0.05, "colours end at the scale"
 
@@ -197,7 +221,7 @@ def test_a_drag_over_the_chart_marks_a_span_and_shows_its_means(show: Callable[.
     page.mouse.move(x(25), area["y"] + 30)
     page.mouse.up()
     page.mouse.move(2, 2)
-    means = [np.nanmean(np.round(trace.scores(t)[12:26].astype(float), 4)) for t in trace.traits]
+    means = [np.nanmean(np.round(scored(trace, t)[12:26].astype(float), 4)) for t in trace.traits]
     assert bars(page) == texts(means)
     assert "Tokens 13 to 26" in page.locator(".tv-position").inner_text()
     box = page.locator(".tv-span").bounding_box()
@@ -305,6 +329,24 @@ def test_exported_numbers_are_the_displayed_ones(show: Callable[..., Any]) -> No
                 score = of_json[trait]
                 assert displayed[2 * t + s] == texts([np.nan if score is None else score])[0]
                 assert of_csv[trait] == ("" if score is None else repr(score).removesuffix(".0"))
+
+
+def test_exports_say_which_tokens_are_sinks_and_what_is_specific(show: Callable[..., Any]) -> None:
+    trace = rich_trace()
+    page = show(trace_payload(trace, kind="z"), plotly=False)
+    tokens = json.loads(saved(page, "json"))["sides"][0]["tokens"]
+    rows = list(csv.DictReader(io.StringIO(saved(page, "csv").decode("utf-8"))))
+    assert [i for i, one in enumerate(tokens) if one["sink"]] == [SINK]
+    assert [i for i, row in enumerate(rows) if row["sink"] == "true"] == [SINK]
+    assert tokens[SINK]["scores"]["deception"] is None and tokens[SINK]["scores"]["malice"] is not None, "of block 7"
+    for trait in TRAITS:
+        own = scored(trace, trait, "specific")
+        np.testing.assert_allclose([one["specific"][trait] or np.nan for one in tokens], own, atol=6e-5)
+        assert [row[f"specific: {trait}"] for row in rows] == [
+            "" if one["specific"][trait] is None else repr(one["specific"][trait]).removesuffix(".0") for one in tokens
+        ]
+    update(page, make_payload(words(2)))
+    assert "specific" not in saved(page, "csv").decode(), "a trace without specific scores has no such columns"
 
 
 def test_an_exported_table_holds_no_formula(show: Callable[..., Any]) -> None:
