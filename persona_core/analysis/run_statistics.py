@@ -1,10 +1,10 @@
 """The statistics of a run: how high each trait is, how it varies, where it peaks, and what it is confounded with.
 
-All are of z over the reply tokens. A reply counts once, however long it is, except where tokens are counted ("share
-above", "token share", "autocorrelation"). Intervals resample prompts, with all replies to them, and never single
-tokens.
+All are of one score over the reply tokens that are not sink tokens: specific where all traces have it, else z. A reply
+counts once, however long it is, except where tokens are counted ("share above", "token share", "autocorrelation").
+Intervals resample prompts, with all replies to them, and never single tokens.
 
-Formulae, with z_it of reply i at token t, d_it = z_it minus the mean of its reply, n_i its tokens:
+Formulae, with z_it the score of reply i at token t, d_it = z_it minus the mean of its reply, n_i its tokens:
 
 - spread between replies: SD of the reply means as observed, so it includes the noise of finitely many tokens
 - spread within replies: sqrt(sum d^2 / sum (n_i - 1))
@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from persona_core.analysis.series import checked, refuse_smoothed, reply_scores
+from persona_core.analysis.comparison_results import overlap
+from persona_core.analysis.series import checked_replies, refuse_smoothed, shared_kind
 from persona_core.analysis.statistics import Estimate, jackknifed, over_clusters
 from persona_core.analysis.weighted_statistics import autocorrelation, drift, ratio, root, spread, token_share
 from persona_core.errors import SettingError
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import UNITS, Kind, Trace
 
 BINS = (0, 5, 10, 20, 40, 80, 160, 320)
 """First tokens of the bins of position; the last has no end."""
@@ -33,6 +34,8 @@ NORMAL_95 = 1.645
 
 MIN_PROMPTS = 5
 """Intervals over fewer have a coverage below 90 %."""
+
+ESTIMATES = ("mean", "with_sinks", "between", "within", "share_above", "token_share", "drift", "autocorrelation")
 
 MIN_NULL_TOKENS = 1000
 """With fewer tokens, the 95th percentile of an AR(0.65) series is uncertain by more than 0.2 SD."""
@@ -47,7 +50,7 @@ class Extreme:
         reply: index of the reply in the run.
         position: of the token in the trace; None for a whole reply.
         token: as displayed.
-        value: z, or the mean z of the reply.
+        value: score, or the mean score of the reply.
     """
 
     id: str
@@ -68,7 +71,7 @@ class Extreme:
 
 @dataclass(frozen=True)
 class PositionBin:
-    """Mean z at some positions of the reply.
+    """Mean score at some positions of the reply.
 
     Attributes:
         start, end: positions in the reply; no end for the last bin.
@@ -92,6 +95,7 @@ class TraitStatistics:
     Attributes:
         trait: which.
         mean: of the reply means.
+        with_sinks: the same with sink tokens put back; where the two intervals do not overlap, the mean is no result.
         between, within: spread; see the module.
         highest, lowest: tokens.
         highest_reply, lowest_reply: by mean.
@@ -106,6 +110,7 @@ class TraitStatistics:
 
     trait: str
     mean: Estimate | None
+    with_sinks: Estimate | None
     between: Estimate | None
     within: Estimate | None
     highest: Extreme
@@ -122,9 +127,10 @@ class TraitStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"trait": self.trait}
-        for name in ("mean", "between", "within", "share_above", "token_share", "drift", "autocorrelation"):
+        for name in ESTIMATES:
             estimate: Estimate | None = getattr(self, name)
             found[name] = estimate and estimate.to_dict()
+        found["changed_by_sinks"] = not overlap(self.mean, self.with_sinks)
         for name in ("highest", "lowest", "highest_reply", "lowest_reply"):
             found[name] = getattr(self, name).to_dict()
         found |= {"threshold": round(self.threshold, 5), "threshold_from": self.threshold_from}
@@ -140,6 +146,9 @@ class RunStatistics:
         n_prompts, n_replies, n_tokens: sample size.
         n_neutral: neutral replies behind the threshold.
         empty: prompts with an empty reply.
+        kind: of the scores, "specific" or "z".
+        against: the traits that were read together: each one's specific score is what the others do not share.
+        sinks: trait -> reply tokens left out as sink tokens; a reply of nothing else counts as empty for that trait.
     """
 
     traits: dict[str, TraitStatistics]
@@ -148,11 +157,15 @@ class RunStatistics:
     n_tokens: int
     n_neutral: int
     empty: tuple[str, ...]
+    kind: Kind
+    against: tuple[str, ...]
+    sinks: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         counts = {k: getattr(self, k) for k in ("n_prompts", "n_replies", "n_tokens", "n_neutral")}
         traits = {name: found.to_dict() for name, found in self.traits.items()}
-        return {**counts, "empty": list(self.empty), "traits": traits}
+        about = {"kind": self.kind, "unit": UNITS[self.kind], "against": list(self.against), "sinks": dict(self.sinks)}
+        return {**counts, "empty": list(self.empty), **about, "traits": traits}
 
 
 def run_statistics(
@@ -162,6 +175,7 @@ def run_statistics(
     neutral: Sequence[Trace] = (),
     n_resamples: int = 1000,
     seed: int = 0,
+    kind: Kind | None = None,
 ) -> RunStatistics:
     """The statistics of every trait of a run.
 
@@ -172,6 +186,7 @@ def run_statistics(
         traits: which; None: all.
         neutral: neutral replies read with the same vectors by the same reader, or by the baseline of a changed model.
         n_resamples, seed: for the bootstrap over prompts.
+        kind: of the scores; None: "specific" where all traces have it, the neutral ones as well, else "z".
 
     Raises:
         SettingError: no reply with a token, traces of different readers or vectors, a score that is not finite,
@@ -183,14 +198,18 @@ def run_statistics(
     if not kept:
         raise SettingError("Every reply is empty: there is nothing to describe.")
     names = traces[kept[0]].traits if traits is None else tuple(traits)
-    found = {t: _trait(t, [traces[k] for k in kept], kept, ids, neutral, n_resamples, seed) for t in names}
+    kind = kind or shared_kind((*traces, *neutral))
+    sinks = {t: sum(int(np.isnan(traces[k].reply_scores(t, kind)).sum()) for k in kept) for t in names}
     return RunStatistics(
-        traits=found,
+        traits={t: _trait(t, [traces[k] for k in kept], kept, ids, neutral, n_resamples, seed, kind) for t in names},
         n_prompts=len({ids[k] for k in kept}),
         n_replies=len(kept),
         n_tokens=sum(len(traces[k].reply_positions) for k in kept),
         n_neutral=len(neutral),
         empty=tuple(i for i, t in zip(ids, traces, strict=True) if not t.reply_positions),
+        kind=kind,
+        against=traces[kept[0]].traits,
+        sinks=sinks,
     )
 
 
@@ -202,12 +221,18 @@ def _trait(
     neutral: Sequence[Trace],
     n_resamples: int,
     seed: int,
+    kind: Kind,
 ) -> TraitStatistics:
+    scores = checked_replies(traces, trait, kind, [ids[k] for k in numbers])
+    refuse_smoothed(scores)
+    known = [k for k, s in enumerate(scores) if np.isfinite(s).any()]
+    if not known:
+        raise SettingError(f"Every reply token is a sink token at the best block of {trait!r}: nothing to describe.")
+    z, traces, numbers = [scores[k] for k in known], [traces[k] for k in known], [numbers[k] for k in known]
     prompt_ids = [ids[k] for k in numbers]
-    z = [checked(s, f"The reply to {i!r}") for i, s in zip(prompt_ids, reply_scores(traces, trait), strict=True)]
-    refuse_smoothed(z)
-    threshold = _threshold(trait, traces[0], neutral)
-    means = np.array([s.mean() for s in z])
+    threshold = _threshold(trait, traces[0], neutral, kind)
+    means = np.array([np.nanmean(s) for s in z])
+    put_back = np.array([t.scores(trait, kind)[t.reply_positions].astype(float).mean() for t in traces])
     prompts = np.unique(prompt_ids, return_inverse=True)[1]
 
     def estimate(statistic: Callable[[np.ndarray], float]) -> Estimate | None:
@@ -222,17 +247,18 @@ def _trait(
         k = int(pick(means))
         return Extreme(prompt_ids[k], numbers[k], None, None, float(means[k]))
 
-    n = np.array([len(s) for s in z], float)
+    n = np.array([np.isfinite(s).sum() for s in z], float)
     limit = NORMAL_95 if threshold is None else threshold
     above = np.array([(s > limit).sum() for s in z], float)
     tokens = [np.array([t.token_ids[p] for p in t.reply_positions]) for t in traces]
     return TraitStatistics(
         trait=trait,
         mean=estimate(ratio(means, np.ones(len(z)))),
+        with_sinks=estimate(ratio(put_back, np.ones(len(z)))),
         between=estimate(lambda w: spread(means, w)),
-        within=estimate(root(ratio(np.array([((s - s.mean()) ** 2).sum() for s in z]), n - 1))),
-        highest=token(np.argmax),
-        lowest=token(np.argmin),
+        within=estimate(root(ratio(np.array([np.nansum((s - np.nanmean(s)) ** 2) for s in z]), n - 1))),
+        highest=token(np.nanargmax),
+        lowest=token(np.nanargmin),
         highest_reply=reply(np.argmax),
         lowest_reply=reply(np.argmin),
         threshold=limit,
@@ -250,15 +276,15 @@ def _trait(
 def _bin(
     z: Sequence[np.ndarray], start: int, end: int | None, prompts: np.ndarray, n_resamples: int, seed: int
 ) -> PositionBin:
-    reach = [k for k, s in enumerate(z) if len(s) > start]
+    reach = [k for k, s in enumerate(z) if np.isfinite(s[start:end]).any()]
     if len(set(prompts[reach])) < MIN_PROMPTS:
         return PositionBin(start, end, len(reach), None)
-    means = np.array([z[k][start:end].mean() for k in reach])
+    means = np.array([np.nanmean(z[k][start:end]) for k in reach])
     found = over_clusters(ratio(means, np.ones(len(means))), prompts[reach], n_resamples, seed)
     return PositionBin(start, end, len(reach), found)
 
 
-def _threshold(trait: str, trace: Trace, neutral: Sequence[Trace]) -> float | None:
+def _threshold(trait: str, trace: Trace, neutral: Sequence[Trace], kind: Kind) -> float | None:
     """The 95th percentile of neutral tokens; None without neutral replies."""
     if not neutral:
         return None
@@ -267,10 +293,11 @@ def _threshold(trait: str, trace: Trace, neutral: Sequence[Trace]) -> float | No
         raise SettingError(
             "The neutral replies were read with different vectors, or at a different block, than the run."
         )
-    flat = checked(np.concatenate(reply_scores(neutral, trait)), "The neutral replies")
+    flat = np.concatenate(checked_replies(neutral, trait, kind))
+    flat = flat[np.isfinite(flat)]
     if len(flat) < MIN_NULL_TOKENS:
         raise SettingError(
             f"{len(flat)} neutral tokens; a 95th percentile needs at least {MIN_NULL_TOKENS}. Give more neutral "
-            "replies, or none: then z > 1.645 counts as high."
+            "replies, or none: then a score above 1.645 counts as high."
         )
     return float(np.quantile(flat, 0.95))

@@ -1,10 +1,11 @@
 """Statistics of a run as functions of how often each reply counts, `[n_replies]`: what bootstrap and jackknife need.
 
-With z_it of reply i at token t, d_it = z_it minus the mean of its reply, and n_i its tokens:
+With z_it of reply i at token t, d_it = z_it minus the mean of its reply, and n_i its tokens; NaN is a token without a
+score (a sink token), which no sum counts, though the positions of the others stay as they are:
 
 - drift: 100 * sum d_it (t - mean t of i) / sum (t - mean t of i)^2, so that differences in level add no slope
-- autocorrelation: r = (sum d_it d_i,t+1 / sum (n_i - 1)) / (sum d^2 / sum n_i), corrected for the means that were taken
-  out: r is too low by (1 + rho) / n for replies of n tokens on average, so (r n + 1) / (n - 1)
+- autocorrelation: r = (sum d_it d_i,t+1 / pairs of neighbours) / (sum d^2 / sum n_i), corrected for the means that were
+  taken out: r is too low by (1 + rho) / n for replies of n tokens on average, so (r n + 1) / (n - 1)
 - token share: the covariance of a token's z with the mean z of the same token id in *other* prompts, over the variance
   of z. For noise that is 0 on average, with either sign; the R^2 of means that include the token itself would be the
   number of token ids over the number of tokens. Its interval is a jackknife over prompts: a prompt that a bootstrap
@@ -26,21 +27,24 @@ def drift(z: Sequence[np.ndarray]) -> Statistic:
     >>> drift([np.array([5.0, 5.1, 5.2]), np.array([0.0, 0.1])])(np.ones(2))
     10.0...
     """
-    offsets = [np.arange(len(s)) - (len(s) - 1) / 2 for s in z]
-    products = np.array([float(p @ s) for p, s in zip(offsets, z, strict=True)])
+    at = [np.flatnonzero(np.isfinite(s)) for s in z]
+    offsets = [t - t.mean() for t in at]
+    products = np.array([float(p @ s[t]) for p, s, t in zip(offsets, z, at, strict=True)])
     squares = np.array([float(p @ p) for p in offsets])
     return ratio(100 * products, squares)
 
 
 def autocorrelation(z: Sequence[np.ndarray]) -> Statistic:
     """At a lag of one token, pooled over replies; NaN if nothing varies or no reply has two tokens."""
-    centred = [s - s.mean() for s in z]
+    centred = [np.nan_to_num(s - np.nanmean(s)) for s in z]
     products = np.array([float(d[:-1] @ d[1:]) for d in centred])
     squares = np.array([float(d @ d) for d in centred])
-    n = np.array([len(s) for s in z], float)
+    known = [np.isfinite(s) for s in z]
+    n = np.array([k.sum() for k in known], float)
+    neighbours = np.array([(k[:-1] & k[1:]).sum() for k in known], float)
 
     def of(w: np.ndarray) -> float:
-        total, pairs, replies = float(w @ n), float(w @ (n - 1)), float(w.sum())
+        total, pairs, replies = float(w @ n), float(w @ neighbours), float(w.sum())
         if not w @ squares > 0 or not pairs > 0:
             return float("nan")
         r = (w @ products / pairs) / (w @ squares / total)
@@ -61,7 +65,9 @@ def token_share(z: Sequence[np.ndarray], tokens: Sequence[np.ndarray], groups: n
     """
     n_groups = int(groups.max()) + 1
     group = np.repeat(groups, [len(s) for s in z])
-    flat, token = np.concatenate(z), np.unique(np.concatenate(tokens), return_inverse=True)[1]
+    flat, token = np.concatenate(z), np.concatenate(tokens)
+    kept = np.isfinite(flat)
+    flat, group, token = flat[kept], group[kept], np.unique(token[kept], return_inverse=True)[1]
     # One entry for each token id in each group: its count, and the sum of z.
     pairs, at = np.unique(group * (token.max() + 1) + token, return_inverse=True)
     of_group, of_token = np.divmod(pairs, token.max() + 1)
@@ -72,6 +78,8 @@ def token_share(z: Sequence[np.ndarray], tokens: Sequence[np.ndarray], groups: n
 
     def of(w: np.ndarray) -> float:
         weights = w[first]  # [n_groups]
+        if not weights @ n > 0:
+            return float("nan")
         mean = weights @ sums / (weights @ n)
         variance = weights @ squares - mean**2 * (weights @ n)
         if not variance > 1e-12 * (weights @ squares):

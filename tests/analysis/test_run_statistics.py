@@ -22,8 +22,9 @@ from persona_core.analysis.weighted_statistics import autocorrelation, drift, to
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
 from persona_core.traces.provenance import Provenance
+from persona_core.traces.specific import LogOdds
 from persona_core.traces.trace import Trace
-from tests.analysis.test_spans import PROMPT, noise, reply
+from tests.analysis.test_spans import PROMPT, noise, reply, with_sinks
 
 SHIPPED = Path(__file__).resolve().parents[2] / "artifacts" / "persona-monitoring-persona-tiny"
 
@@ -214,6 +215,68 @@ def test_high_is_what_neutral_replies_say() -> None:
     assert value(by_the_normal.share_above) > 0.25
 
 
+# ---- sink tokens and the score ----
+
+
+def test_sink_tokens_count_in_no_statistic_and_positions_stay() -> None:
+    rng = np.random.default_rng(5)
+    z = [rng.normal(k % 2, 1, size=int(rng.integers(8, 30))).tolist() for k in range(20)]
+    tokens = [rng.integers(10, 16, size=len(s)).tolist() for s in z]
+    sinks = [sorted(set(rng.integers(0, len(s), size=3).tolist())) for s in z]
+    ids = [f"p{k % 15}" for k in range(20)]
+    raised = [[99.0 if t in at else v for t, v in enumerate(s)] for s, at in zip(z, sinks, strict=True)]
+    traces = [with_sinks(reply(s, token_ids=i), at) for s, i, at in zip(raised, tokens, sinks, strict=True)]
+    run = run_statistics(traces, ids, n_resamples=100)
+    own = run.traits["t"]
+    kept = [[(t, v) for t, v in enumerate(s) if t not in at] for s, at in zip(z, sinks, strict=True)]
+    means = [sum(v for _, v in s) / len(s) for s in kept]
+    assert value(own.mean) == pytest.approx(sum(means) / 20, abs=1e-6)
+    squares = sum((v - m) ** 2 for s, m in zip(kept, means, strict=True) for _, v in s)
+    assert value(own.within) == pytest.approx(np.sqrt(squares / sum(len(s) - 1 for s in kept)), abs=1e-6)
+    assert value(own.share_above) == pytest.approx(
+        sum(v > 1.645 for s in kept for _, v in s) / sum(len(s) for s in kept)
+    )
+    assert own.highest.value < 10 and run.sinks == {"t": sum(len(at) for at in sinks)}
+
+    # The slope: a regression on position, with a level for each reply.
+    x = np.concatenate([[t - np.mean([p for p, _ in s]) for t, _ in s] for s in kept])
+    y = np.concatenate([[v - m for _, v in s] for s, m in zip(kept, means, strict=True)])
+    assert value(own.drift) == pytest.approx(100 * linregress(x, y).slope, abs=1e-4)
+
+    # Neighbours with a sink token between them are not neighbours.
+    steps = [(a, b, m) for s, m in zip(kept, means, strict=True) for a, b in pairwise(s) if b[0] == a[0] + 1]
+    r = np.mean([(a[1] - m) * (b[1] - m) for a, b, m in steps]) / (squares / sum(len(s) for s in kept))
+    n = sum(len(s) for s in kept) / 20
+    assert value(own.autocorrelation) == pytest.approx((r * n + 1) / (n - 1), abs=1e-5)
+
+    flat = run_statistics([reply([v for _, v in s], token_ids=[i for k, i in enumerate(ids_) if k not in at])
+                           for s, ids_, at in zip(kept, tokens, sinks, strict=True)], ids, n_resamples=50)  # fmt: skip
+    assert value(own.token_share) == pytest.approx(value(flat.traits["t"].token_share), abs=1e-6)
+
+
+def test_a_mean_that_sink_tokens_would_change_says_so() -> None:
+    rng = np.random.default_rng(6)
+    traces = [with_sinks(reply([*rng.normal(size=20), 80.0]), [20]) for _ in range(12)]
+    own = run_statistics(traces, [str(k) for k in range(12)], n_resamples=100).traits["t"]
+    assert own.mean is not None and own.with_sinks is not None
+    assert abs(own.mean.value) < 0.5 and own.with_sinks.value > 3 and own.to_dict()["changed_by_sinks"]
+    plain = run_statistics([reply(rng.normal(size=20)) for _ in range(12)], [str(k) for k in range(12)], n_resamples=50)
+    assert plain.traits["t"].with_sinks == plain.traits["t"].mean
+    assert not plain.traits["t"].to_dict()["changed_by_sinks"]
+
+
+def test_the_statistics_are_of_specific_scores_where_all_traces_have_them() -> None:
+    odds = LogOdds(*(np.full((1, 1), v, np.float32) for v in (2.0, 0.0, 1.0, 4.0)))
+    rng = np.random.default_rng(7)
+    traces = [reply(rng.normal(size=9), log_odds=odds) for _ in range(5)]
+    found = run_statistics(traces, [*"abcde"], n_resamples=50)
+    assert (found.kind, found.against) == ("specific", ("t",)) and "shared" not in found.to_dict()["kind"]
+    wanted = np.mean([(2 * t.scores("t", "z")[t.reply_positions].mean() - 1) / 4 for t in traces])
+    assert value(found.traits["t"].mean) == pytest.approx(wanted, abs=1e-6)
+    mixed = run_statistics([*traces, reply(rng.normal(size=9))], [*"abcdef"], n_resamples=50)
+    assert mixed.kind == "z"
+
+
 # ---- what cannot be described ----
 
 
@@ -269,5 +332,7 @@ def test_the_shipped_runs_say_what_was_planted() -> None:
     assert row["id"] == extreme.id and row["tokens"][extreme.position] == extreme.token
     assert row["projections"][CONTAMINANT][extreme.position] == pytest.approx(extreme.value)
     record = json.loads(json.dumps(found["contaminated"].to_dict(), allow_nan=False))
-    assert set(record) == {"n_prompts", "n_replies", "n_tokens", "n_neutral", "empty", "traits"}
+    assert set(record) == {
+        *("n_prompts", "n_replies", "n_tokens", "n_neutral", "empty", "traits", "kind", "unit", "against", "sinks"),
+    }
     assert set(record["traits"][CONTAMINANT]["drift"]) == {"value", "low", "high", "n"}
