@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.errors import PersonaWarning, SettingError
+from persona_core.errors import NotFound, PersonaWarning, SettingError
 from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
 from persona_core.models.checkpoint import explained, read_checkpoint
@@ -74,7 +74,11 @@ def load_model(
     gguf = find_gguf(name, revision, gguf_file)
     if gguf is None:
         source = label = resolve_source(name, revision)
-        check_kind(source, "model", revision)
+        try:
+            check_kind(source, "model", revision)
+        except NotFound as error:  # a repository of GGUF files seldom has a config.json
+            hint = " If it holds GGUF files, name one: gguf_file='NAME.gguf'." if "gguf" in source.lower() else ""
+            raise NotFound(f"{error}{hint}") from error
         record, commit = None, commit_of(source, "config.json", revision)
     if adapter is not None:
         check_kind(adapter, "adapter", adapter_revision)

@@ -27,6 +27,7 @@ from tests.support import oracle
 from tests.support.chat_templates import tokenizer_for
 from tests.support.families import build
 from tests.support.gguf_files import write_gguf
+from tests.support.hub_server import Repo, serving_hub
 from tests.support.tiny import random_vectors
 
 PROMPT = "Should I quit my job?\n\n1. It depends on 23  things."
@@ -150,18 +151,56 @@ print("complete", (folder / "model.safetensors").is_file(), record["sha256"])
 """
 
 
+_FROM_THE_HUB = """
+import json
+from persona_core import load_model
+from persona_core.errors import NotFound
+print(json.dumps(load_model("me/tiny-GGUF", revision="v1", gguf_file="tiny.gguf", device="cpu").record))
+for name in (None, "other.gguf"):
+    try:
+        load_model("me/tiny-GGUF", gguf_file=name)
+    except NotFound as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_file_in_a_repository_is_named_with_its_commit(file: Path, tmp_path: Path) -> None:
+    with serving_hub(tmp_path) as hub:
+        hub.repos["model", "me/tiny-GGUF"] = repo = Repo()
+        repo.tags["v1"] = repo.commit("one", {"tiny.gguf": file.read_bytes(), "README.md": b""})
+        repo.commit("two", {"README.md": b"gone"})
+        said = run_python(_FROM_THE_HUB, **hub.environment())
+    record, unnamed, missing = said.splitlines()
+    known = json.loads(record)
+    assert (known["name"], known["revision"]) == ("me/tiny-GGUF/tiny.gguf", repo.tags["v1"])
+    assert known["gguf"] == {"file": "tiny.gguf", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert unnamed.endswith("If it holds GGUF files, name one: gguf_file='NAME.gguf'.")
+    assert "other.gguf" in missing
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> str:
+    """The output of a process of its own."""
+    done = start_python(code, *arguments, **environment)
+    said = done.communicate(timeout=240)[0]
+    assert done.returncode == 0
+    return said
+
+
+def start_python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.slow
 def test_of_two_processes_at_once_one_converts(file: Path, cache: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_ASSETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", _AT_ONCE, str(file), str(tmp_path / f"ready-{i}")],
-            cwd=Path(__file__).resolve().parents[2],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
+        start_python(_AT_ONCE, str(file), str(tmp_path / f"ready-{i}"), HF_ASSETS_CACHE=str(cache)) for i in range(2)
     ]
     said = [process.communicate(timeout=240)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
