@@ -18,7 +18,7 @@ _GREY, _PALE = "#566072", "#e1e6ed"
 def trace_figure(
     trace: Trace,
     *,
-    kind: Kind = "z",
+    kind: Kind | None = None,
     block: int | None = None,
     alignment: Alignment = "at",
     smooth: int = 1,
@@ -28,15 +28,16 @@ def trace_figure(
 
     Args:
         trace: what to draw.
-        kind: "z", "raw" or "cosine"; z comes with a band of two standard deviations around neutral.
+        kind: "specific", "z", "raw" or "cosine"; the first two come with a band of two standard deviations around
+            neutral. None takes the trace's default.
         block: block to read all traits at; None reads each trait at its best block.
         alignment: "at" or "before", as in `Trace.scores`.
         smooth: tokens in the causal moving average (this token and those before it); 1 does not smooth.
         title: text over the figure.
 
     Returns:
-        A figure with one line of `n_tokens` points for each trait, in the order of `trace.traits`. Hovering
-        shows the token. A dotted line marks where the reply begins.
+        A figure with one line of `n_tokens` points for each trait, in the order of `trace.traits`, with gaps at sink
+        tokens. Hovering shows the token. A dotted line marks where the reply begins.
 
     Raises:
         SettingError: an unknown kind or alignment, or a window below 1.
@@ -47,12 +48,13 @@ def trace_figure(
     """
     if smooth < 1:
         raise SettingError(f"smooth={smooth!r}; expected a whole number of tokens from 1.")
+    kind = kind or trace.default_kind
     positions = np.arange(trace.n_tokens)
     # Plotly reads a subset of HTML in text: without escaping a token such as <a href=…> would become a link.
     tokens = [shown(token) for token in trace.tokens]
     figure = go.Figure()
     for index, trait in enumerate(trace.traits):
-        scores = _causal_mean(trace.scores(trait, kind, block, alignment), smooth)  # [n_tokens]
+        scores = _causal_mean(trace.scores_without_sinks(trait, kind, block, alignment), smooth)  # [n_tokens]
         figure.add_scatter(
             x=positions,
             y=scores,
@@ -66,7 +68,7 @@ def trace_figure(
                 "dash": "solid" if index < len(TRAIT_COLOURS) else "dot",
             },
         )
-    if kind == "z":
+    if kind in ("specific", "z"):
         figure.add_hrect(y0=-2, y1=2, fillcolor=_GREY, opacity=0.07, line_width=0, layer="below")
     if 0 < trace.n_prompt < trace.n_tokens:
         figure.add_vline(

@@ -211,9 +211,19 @@ class Trace:
         Args:
             trait, kind, block: as for `scores`.
         """
-        values = self.scores(trait, kind, block)
-        sink = self._aligned(self.sinks[self._block(trait, block)], "at", False)
-        return np.where(sink, np.float32(np.nan), values)[self.reply_positions]
+        return self.scores_without_sinks(trait, kind, block)[self.reply_positions]
+
+    def scores_without_sinks(
+        self, trait: str, kind: Kind | None = None, block: int | None = None, alignment: Alignment = "at"
+    ) -> np.ndarray:
+        """One trait's score at every token, float32 `[n_tokens]`; NaN where the state is a sink token's.
+
+        Args:
+            trait, kind, block, alignment: as for `scores`.
+        """
+        values = self.scores(trait, kind, block, alignment)
+        sink = self._aligned(self.sinks[self._block(trait, block)], alignment, False)
+        return np.where(sink, np.float32(np.nan), values)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -143,6 +143,20 @@ def test_the_figure_draws_the_scores() -> None:
     json.dumps(trace.figure().to_plotly_json(), default=str)
 
 
+def test_the_figure_draws_what_is_specific_with_gaps_at_sink_tokens() -> None:
+    norms = np.full((1, 12), 2.0, np.float32)
+    norms[0, [0, 9]] = 50.0
+    trace = make_trace(words(4), log_odds=odds(3), norms=norms, max_norm=np.array([6.0], np.float32))
+    figure = trace_figure(trace)
+    expected = trace.scores("malice", "specific")
+    expected[[0, 9]] = np.nan
+    np.testing.assert_array_equal(figure.data[2].y, expected)
+    assert "beyond what the other traits share" in figure.layout.yaxis.title.text
+    assert [(s.y0, s.y1) for s in figure.layout.shapes if s.type == "rect"] == [(-2, 2)]
+    shifted = trace_figure(trace, kind="z", alignment="before", smooth=2).data[0].y
+    assert np.flatnonzero(np.isnan(shifted)).tolist() == [0, 1, 10], "nothing chose the first token"
+
+
 def test_a_trace_writes_its_page(tmp_path: Path) -> None:
     page = small_trace([1.0] * 4).to_html(tmp_path / "trace.html")
     assert (tmp_path / "trace.html").read_text(encoding="utf-8") == page
