@@ -263,7 +263,7 @@ def all_scores(monitor: PersonaMonitor, shown: dict[str, Shown], neutral: Neutra
     scores: dict[str, Scores] = {}
     scores["z"] = {t: (reply_scores(s.traces, t), reply_scores(null, t)) for t, s in shown.items()}
     scores["cusum"] = {
-        t: ([neutral.detectors[t].cusum(z) for z in shown_z], [neutral.detectors[t].cusum(z) for z in null_z])
+        t: ([neutral.detectors[t].statistic(z) for z in shown_z], [neutral.detectors[t].statistic(z) for z in null_z])
         for t, (shown_z, null_z) in scores["z"].items()
     }
     scores["position"] = {t: (position_scores(s.traces), position_scores(null)) for t, s in shown.items()}

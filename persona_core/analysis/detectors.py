@@ -1,27 +1,36 @@
-"""The onset detectors of a model, one per trait, with what they were calibrated on; a small JSON file.
+"""The onset detectors of a model, with what they were calibrated on; a small JSON file.
 
-A detector is valid for the model, vectors and sampling of its neutral replies. Replies of another model can be compared
-with it if the vectors are the same ("how does the changed model differ from this one?"), and `caveats` says so.
+All traits watched share one false-alarm rate: `rate_any` is that of a reply in which any of them alarms, the rate of
+each trait follows from it (`Detectors.rate`). It holds for replies that the null card covers; for others an alarm says
+that no rate is known. Replies of another model can be compared with the detectors if the vectors are the same ("how
+does the changed model differ from this one?"), and `caveats` says so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from persona_core.analysis.null_card import NullCard, null_card, settings
+from persona_core.analysis.null_peaks import NullPeaks, Rate
 from persona_core.analysis.onset import Onset, OnsetDetector
-from persona_core.analysis.onset_calibration import calibrate_onset
-from persona_core.analysis.series import reply_scores
+from persona_core.analysis.onset_calibration import calibrate_onsets
+from persona_core.analysis.series import reply_scores, shared_kind
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.utils.hub import fetch
 
 DETECTORS_FILE = "onset.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+PER_TRAIT = (
+    "the rate is that of each trait by itself, on replies to the prompts of the calibration: over several traits or on "
+    "other prompts none is known; calibrate again for one"
+)
+"""Of files of format 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +39,20 @@ class Detectors:
 
     Attributes:
         by_trait: trait -> detector.
-        best_block: trait -> the block whose z it uses.
+        best_block: trait -> the block whose scores it uses.
         rests_on: reader, vectors, template and sampling of the neutral replies, and whether they had a system prompt.
+        rate_any: nominal share of neutral replies in which any of the traits alarms; None in files of format 1, whose
+            rate is that of each trait by itself.
+        peaks: of the neutral replies, from which thresholds of fewer traits are computed.
+        card: which replies the rate holds for.
     """
 
     by_trait: Mapping[str, OnsetDetector]
     best_block: Mapping[str, int]
     rests_on: Mapping[str, Any]
+    rate_any: float | None = None
+    peaks: NullPeaks | None = None
+    card: NullCard | None = None
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -44,7 +60,7 @@ class Detectors:
 
     @property
     def vectors(self) -> str | None:
-        """Fingerprint of the vectors that z was made with."""
+        """Fingerprint of the vectors that the scores were made with."""
         return self.rests_on.get("vectors")
 
     def of(self, trait: str) -> OnsetDetector:
@@ -57,11 +73,45 @@ class Detectors:
             raise UnknownTrait(trait, self.by_trait)
         return self.by_trait[trait]
 
+    def select(self, traits: Iterable[str]) -> Detectors:
+        """Detectors of fewer traits at the same rate over all of them: each one's threshold is lower.
+
+        Files of format 1 keep their thresholds. The intervals of onsets stay those of the calibrated threshold.
+
+        Raises:
+            UnknownTrait.
+        """
+        chosen = {trait: self.of(trait) for trait in traits}
+        blocks = {trait: self.best_block[trait] for trait in chosen}
+        if self.peaks is None or self.rate_any is None:
+            return replace(self, by_trait=chosen, best_block=blocks)
+        peaks = self.peaks.select(tuple(chosen))
+        threshold = peaks.threshold(self.rate_any)
+        by_trait = {
+            trait: replace(one, threshold=threshold, rate=peaks.rate(threshold, [trait]).value)
+            for trait, one in chosen.items()
+        }
+        return replace(self, by_trait=by_trait, best_block=blocks, peaks=peaks)
+
+    def rate(self, trait: str | None = None) -> Rate | None:
+        """The false-alarm rate per reply of one trait, or of all together; None for files of format 1.
+
+        Its interval is the one in which the rate of these thresholds lies for new prompts of the card's kinds.
+
+        Raises:
+            UnknownTrait.
+        """
+        if self.peaks is None:
+            return None
+        threshold = self.of(self.traits[0] if trait is None else trait).threshold
+        return self.peaks.rate(threshold, self.traits if trait is None else [trait])
+
     def find(self, trace: Trace, trait: str) -> Onset:
-        """The onset of a trait in one reply.
+        """The onset of a trait in one reply. An alarm in a reply that the card does not cover says so.
 
         Raises:
             SettingError: the trace has other vectors or another block, so its scores cannot be compared.
+            NotCalibrated: the detectors use specific scores, and the trace has none.
         """
         detector = self.of(trait)
         if trace.provenance.vectors != self.vectors or trace.best_block.get(trait) != self.best_block.get(trait):
@@ -70,29 +120,36 @@ class Detectors:
                 f"{trace.best_block.get(trait)}, the detector of {_short(self.vectors)} at block "
                 f"{self.best_block.get(trait)}. Calibrate on neutral replies that were read with the same vectors."
             )
-        return detector.find(trace.scores(trait)[trace.reply_positions])
+        found = detector.find(trace.reply_scores(trait, detector.kind).astype(float))
+        if found.alarm is None or self.card is None:
+            return found
+        return replace(found, no_rate=tuple(reason.what for reason in self.card.outside(trace, found.alarm)))
 
     def caveats(self, trace: Trace) -> tuple[str, ...]:
-        """How the trace differs from the neutral replies; empty if the stated rate holds for it."""
+        """Why the stated rate need not hold for a trace; empty if it does."""
         known, found = trace.provenance, []
         if known.reading_model != self.rests_on.get("reader"):
             found.append(
                 f"read by {known.reading_model}; the detectors know how {self.rests_on.get('reader')} talks, so an "
                 "alarm says that it differs from that"
             )
-        if known.template != self.rests_on.get("template"):
-            found.append("rendered with a different chat template than the neutral replies")
-        sampled, sampling = known.sampling, self.rests_on.get("sampling")
-        if sampled is not None and sampling is not None and _without_length(sampled) != _without_length(sampling):
-            found.append(f"sampled with {dict(sampled)}, the neutral replies with {dict(sampling)}")
         if known.steering:
             found.append("steered: an alarm may be due to the steering")
-        if "system" in trace.roles and not self.rests_on.get("system_prompt"):
-            found.append("with a system prompt, unlike the neutral replies")
-        longest = min((d.tested for d in self.by_trait.values()), default=0)
-        if len(trace.reply_positions) > longest:
-            found.append(f"{len(trace.reply_positions)} tokens; the rate was tested on replies of up to {longest}")
+        card = self._old_card() if self.card is None else self.card
+        found += [reason.detail for reason in card.outside(trace)]
+        if self.rate_any is None:
+            found.append(PER_TRAIT)
         return tuple(found)
+
+    def _old_card(self) -> NullCard:
+        """What files of format 1 say about their neutral replies."""
+        n = max((d.n_nulls for d in self.by_trait.values()), default=0)
+        sampling = self.rests_on.get("sampling")
+        return NullCard(
+            n, n, {}, {}, min((d.supported for d in self.by_trait.values()), default=0),
+            None if sampling is None else settings(sampling), bool(self.rests_on.get("system_prompt")),
+            self.rests_on.get("reader"), self.rests_on.get("template"),
+        )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:
         """Write `onset.json` into a folder."""
@@ -100,15 +157,20 @@ class Detectors:
             "format_version": FORMAT_VERSION,
             "rests_on": dict(self.rests_on),
             "best_block": dict(self.best_block),
+            "rate_any": self.rate_any,
             "traits": {trait: detector.to_dict() for trait, detector in self.by_trait.items()},
+            "card": None if self.card is None else self.card.to_dict(),
+            "peaks": None if self.peaks is None else self.peaks.to_dict(),
         }
         path = Path(folder) / DETECTORS_FILE
-        write_atomically(path, json.dumps(record) + "\n")
+        write_atomically(path, json.dumps(record, separators=(",", ":")) + "\n")
         return path
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Detectors:
         """The detectors of a folder or Hub model repository, next to the vectors.
+
+        Files of format 1 load as they are: `caveats` says that their rate is one trait's.
 
         Raises:
             NotFound: there are none.
@@ -118,71 +180,98 @@ class Detectors:
         if not path.is_file():
             raise NotFound(f"No {DETECTORS_FILE} in {str(source)!r}; persona analyse --vectors writes it.")
         record = read_json(path)
-        if record.get("format_version") != FORMAT_VERSION:
+        if record.get("format_version") not in (1, FORMAT_VERSION):
             raise CorruptFile(
-                f"{path}: format_version is {record.get('format_version')!r}; this library reads {FORMAT_VERSION}."
+                f"{path}: format_version is {record.get('format_version')!r}; this library reads 1 and "
+                f"{FORMAT_VERSION}."
             )
         try:
             if lacking := sorted(set(record["traits"]) - set(record["best_block"])):
                 raise CorruptFile(f"{path}: no best block for {lacking[0]!r}.")
+            peaks, card = record.get("peaks"), record.get("card")
             return cls(
                 {str(trait): OnsetDetector.from_dict(one) for trait, one in record["traits"].items()},
                 {str(trait): int(block) for trait, block in record["best_block"].items()},
                 dict(record["rests_on"]),
+                None if record.get("rate_any") is None else float(record["rate_any"]),
+                None if peaks is None else NullPeaks.from_dict(peaks),
+                None if card is None else NullCard.from_dict(card),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptFile(f"{path}: not a file of detectors: {type(error).__name__}: {error}") from error
 
 
 def calibrate_detectors(
-    neutral: Sequence[Trace], traits: Iterable[str] | None = None, rate: float = 0.05, seed: int = 0
+    neutral: Sequence[Trace],
+    traits: Iterable[str] | None = None,
+    rate: float = 0.05,
+    seed: int = 0,
+    prompts: Sequence[Hashable] | None = None,
+    kinds: Sequence[str] | None = None,
+    kind: Kind | None = None,
 ) -> Detectors:
-    """Detectors from neutral replies of one model.
+    """Detectors from neutral replies of one model, at one rate over all traits.
 
     Args:
-        neutral: at least 300 replies without instructions, to the same kind of prompts as the replies to be tested.
-        traits: which; None: all of the traces.
-        rate: share of neutral replies that may raise an alarm, for each trait separately.
+        neutral: replies without instructions to many different prompts, best 300 or more of many kinds: the rate is
+            known for such prompts only.
+        traits: which are watched; None: all of the traces.
+        rate: share of neutral replies in which any of the traits may raise an alarm.
         seed: for the calibration.
+        prompts: which prompt each reply answers; replies to one prompt count once. None: those with the same prompt
+            tokens answer the same prompt.
+        kinds: the kind of each reply's prompt (its category), for the card.
+        kind: of the scores: "specific" or "z". None: specific where the traces have it.
 
     Raises:
-        SettingError: too few replies, traces of different models, or steered ones.
+        SettingError: too few prompts, traces of different models, or steered ones.
     """
     if not neutral:
-        raise SettingError("No neutral replies; at least 300 are needed.")
+        raise SettingError("No neutral replies; give replies to 300 prompts or more.")
     steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
     if steered:
         raise SettingError(f"Neutral reply {steered[0]} was steered; a null needs unsteered replies.")
+    for name, of_replies in (("prompts", prompts), ("kinds", kinds)):
+        if of_replies is not None and len(of_replies) != len(neutral):
+            raise SettingError(f"{len(of_replies)} {name} for {len(neutral)} neutral replies; give one for each reply.")
     names = tuple(neutral[0].traits if traits is None else traits)
+    _check_sampling(neutral)
     first = neutral[0].provenance
+    kind = kind or shared_kind(neutral)
+    answered = prompt_keys(neutral) if prompts is None else list(prompts)
+    scores = {t: reply_scores(neutral, t, kind) for t in names}
+    by_trait, peaks = calibrate_onsets(scores, rate, seed=seed, prompts=answered, kind=kind)
+    best_block = {t: int(neutral[0].best_block[t]) for t in names}
+    supported = min(d.supported for d in by_trait.values())
+    card = null_card(neutral, sorted(set(best_block.values())), supported, answered, kinds, seed)
+    rests_on = {
+        "reader": first.reading_model,
+        "reader_revision": first.reader_revision,
+        "vectors": first.vectors,
+        "template": first.template,
+        "sampling": None if first.sampling is None else dict(first.sampling),
+        "system_prompt": card.system_prompt,
+        "n_replies": len(neutral),
+        "n_prompts": peaks.n_prompts,
+    }
+    return Detectors(by_trait, best_block, rests_on, rate, peaks, card)
+
+
+def prompt_keys(traces: Sequence[Trace]) -> list[Hashable]:
+    """Equal for replies to the same prompt: the token ids before the reply, `[n_traces]`."""
+    return [t.token_ids[: t.n_prompt] for t in traces]
+
+
+def _check_sampling(neutral: Sequence[Trace]) -> None:
     samplings = {json.dumps(_plain(t.provenance.sampling), sort_keys=True) for t in neutral}
     if len(samplings) > 1:
         raise SettingError(
             f"The neutral replies were sampled in {len(samplings)} different ways; calibrate them separately."
         )
-    by_trait = {t: calibrate_onset(reply_scores(neutral, t), rate, seed=seed) for t in names}
-    return Detectors(
-        by_trait,
-        {t: int(neutral[0].best_block[t]) for t in names},
-        {
-            "reader": first.reading_model,
-            "reader_revision": first.reader_revision,
-            "vectors": first.vectors,
-            "template": first.template,
-            "sampling": _plain(first.sampling),
-            "system_prompt": any("system" in t.roles for t in neutral),
-            "n_replies": len(neutral),
-        },
-    )
 
 
 def _plain(sampling: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if sampling is None else dict(sampling)
-
-
-def _without_length(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide which tokens are likely."""
-    return {k: v for k, v in sampling.items() if k != "max_new_tokens"}
+    return None if sampling is None else settings(sampling)
 
 
 def _short(fingerprint: str | None) -> str:

@@ -1,13 +1,17 @@
-"""WHEN: at which token of a reply a trait sets in, with a known rate of false alarms.
+"""WHEN: at which token of a reply a score rises for good, with a known rate of false alarms.
 
-The statistic is a one-sided CUSUM of position-adjusted z (Page 1954): S_t = max(0, S_{t-1} + z_t - drift). The alarm is
-the first token at which S exceeds the threshold, a quantile of the *largest* S of whole neutral replies of the same
-model, so the stated rate is per reply, not per token. The onset is the most likely position of a step between the last
-zero of S and the alarm. Its interval comes from neutral replies with planted steps: how far off the estimate was for
-steps that looked as large as this one.
+The statistic is a bank of one-sided CUSUMs of position-adjusted scores (Page 1954; several drifts at once: Lorden and
+Eisenberger 1973). S_t = max(0, S_{t-1} + x_t - drift) for each drift; each sum is measured against the largest ones of
+neutral replies, (S_t - location) / scale, and the statistic is the larger of the two: a drift of 0.75 finds small
+lasting shifts, one of 1.5 finds large ones sooner (`benchmarks/onset.py` has the comparison with mixtures, GLR and an
+e-detector). The alarm is the first token at which the statistic exceeds the threshold. The onset is the most likely
+position of a step between the last zero of the most sensitive sum and the alarm. Its interval comes from neutral
+replies with planted steps: how far off the estimate was for steps that looked as large as this one.
 
-"No onset" is an answer, and so is "before the reply began": a step at the first token says that the trait was there
-from the start, not when it came. `calibrate_onset` (onset_calibration.py) makes a detector.
+"No onset" is an answer, and so is "before the reply began": a step at the first token says that the score was high
+from the start, not when it rose. NaN is a token without evidence (a sink token): the sums stay as they are, and the
+position counts. `calibrate_onset` (onset_calibration.py) makes a detector, `calibrate_detectors` (detectors.py) those
+of several traits at one common rate.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.traces.trace import Kind
 
 RISING = 0.75
 """A score above this just before the step belongs to it: states rise over a few tokens, not at once."""
@@ -37,10 +42,17 @@ class Onset:
     Attributes:
         answer: "onset", "before the reply", or "none".
         alarm: position in the reply at which the threshold is crossed; None without an alarm.
-        onset: most likely position at which the trait sets in; None unless the answer is "onset".
+        onset: most likely position at which the score rises; None unless the answer is "onset".
+        peak: largest statistic of the reply.
         low, high: 95 % interval of the onset, as positions in the reply; None unless the answer is "onset".
         size: of the step, in standard deviations of neutral tokens at that position; None without an alarm.
-        peak: largest CUSUM of the reply.
+        kind: of the score: "specific", or "z", which says "not neutral" rather than which trait.
+        no_rate: what the stated false-alarm rate is not known for, of this reply; empty where it is known.
+
+    >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1)), str(Onset("none", None, None, 0.4))
+    ('rises at token 19 [17, 20]', 'no reliable onset')
+    >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1, no_rate=("this kind of prompt",)))
+    'rises at token 19 [17, 20]; no rate is known for this kind of prompt'
     """
 
     answer: Answer
@@ -50,6 +62,8 @@ class Onset:
     low: int | None = None
     high: int | None = None
     size: float | None = None
+    kind: Kind = "specific"
+    no_rate: tuple[str, ...] = ()
 
     @property
     def timed(self) -> bool:
@@ -59,15 +73,21 @@ class Onset:
     def __str__(self) -> str:
         if self.answer == "none":
             return "no reliable onset"
+        outside = f"; no rate is known for {' and '.join(self.no_rate)}" if self.no_rate else ""
+        return self._says() + outside
+
+    def _says(self) -> str:
         if self.answer == "before the reply":
-            return "raised from the first token on, so there is no onset to time"
+            if self.kind == "specific":
+                return "high at the first token already: the rise cannot be timed"
+            return "not neutral at the first token already, no trait in particular: the rise cannot be timed"
         if self.timed:
-            return f"sets in at token {self.onset} [{self.low}, {self.high}]"
+            return f"rises at token {self.onset} [{self.low}, {self.high}]"
         return f"rises somewhere between tokens {self.low} and {self.high}: too small or too slow to be timed"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record."""
-        return {**asdict(self), "timed": self.timed, "says": str(self)}
+        return {**asdict(self), "no_rate": list(self.no_rate), "timed": self.timed, "says": str(self)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +115,18 @@ class OnsetDetector:
     """A calibrated detector for one trait of one model.
 
     Attributes:
-        mean, spread: of neutral z by position in the reply, `[n_positions]`; the last applies to all later ones.
-        threshold: the CUSUM of a neutral reply exceeds it with probability `rate`.
-        rate: nominal share of neutral replies with a false alarm.
-        drift: subtracted at every token.
-        n_nulls: neutral replies behind the threshold.
-        tested: longest reply, in tokens, for which the rate holds.
+        mean, spread: of neutral scores by position in the reply, `[n_positions]`; the last applies to all later ones.
+        drifts: subtracted at every token, one for each sum, rising, `[n_sums]`.
+        location, scale: of the sums' largest values in neutral replies: their upper quartile, and the mean excess
+            above it, `[n_sums]`.
+        threshold: of the statistic, in units of `scale`.
+        rate: share of neutral replies in which this trait raises an alarm by token `supported`.
+        n_prompts, n_nulls: neutral prompts and replies behind the threshold.
+        supported: the rate holds for replies of up to so many tokens: enough neutral ones are that long.
         errors: of the estimated onset.
-        smallest: step, in standard deviations, that is found in 80 % of neutral replies when it sets in half-way;
+        smallest: step, in standard deviations, that is found in 80 % of neutral replies when it is planted half-way;
             smaller ones are likely to go unnoticed. None if even the largest one tried is found less often.
+        kind: of the scores, "specific" or "z".
 
     >>> from persona_core.analysis.onset_calibration import calibrate_onset
     >>> rng = np.random.default_rng(0)
@@ -115,53 +138,71 @@ class OnsetDetector:
 
     mean: np.ndarray
     spread: np.ndarray
+    drifts: np.ndarray
+    location: np.ndarray
+    scale: np.ndarray
     threshold: float
     rate: float
-    drift: float
+    n_prompts: int
     n_nulls: int
-    tested: int
+    supported: int
     errors: OnsetErrors
     smallest: float | None
+    kind: Kind = "z"
 
     def adjusted(self, z: np.ndarray) -> np.ndarray:
-        """z minus the mean of neutral replies at each position, in units of their spread, `[n_tokens]`."""
+        """Scores minus the mean of neutral replies at each position, in units of their spread, `[n_tokens]`."""
         return adjust(z, self.mean, self.spread)
 
-    def cusum(self, z: np.ndarray) -> np.ndarray:
-        """The statistic at every token, `[n_tokens]`."""
-        return cusum(self.adjusted(checked(z)), self.drift)
+    def statistic(self, z: np.ndarray) -> np.ndarray:
+        """What is compared with the threshold, at every token, `[n_tokens]`."""
+        return self._of_sums(cusums(self.adjusted(checked(z, gaps=True)), self.drifts))
+
+    def _of_sums(self, sums: np.ndarray) -> np.ndarray:
+        return ((sums - self.location[:, None]) / self.scale[:, None]).max(0)
 
     def find(self, z: np.ndarray) -> Onset:
         """The onset in one reply.
 
         Args:
-            z: of the reply tokens, unsmoothed, `[n_tokens]`.
+            z: scores of the reply tokens, unsmoothed, `[n_tokens]`; NaN where a token gives no evidence.
 
         Raises:
-            SettingError: a series with NaN.
+            SettingError: an infinite score.
         """
-        return self.find_adjusted(self.adjusted(checked(z)))
+        return self.find_adjusted(self.adjusted(checked(z, gaps=True)))
 
-    def find_adjusted(self, adjusted: np.ndarray) -> Onset:
-        """The onset in a series that is already adjusted for position, `[n_tokens]`."""
-        series = cusum(adjusted, self.drift)
+    def find_adjusted(self, adjusted: np.ndarray, sums: np.ndarray | None = None) -> Onset:
+        """The onset in a series that is already adjusted for position, `[n_tokens]`.
+
+        Args:
+            adjusted: scores, `[n_tokens]`.
+            sums: their CUSUMs if known, `[n_sums, n_tokens]`.
+        """
+        sums = cusums(adjusted, self.drifts) if sums is None else sums
+        series = self._of_sums(sums)
         over = np.flatnonzero(series > self.threshold)
-        peak = float(series.max()) if len(series) else 0.0
+        peak = float(series.max()) if len(series) else self.lowest
         if not len(over):
-            return Onset("none", None, None, peak)
+            return Onset("none", None, None, peak, kind=self.kind)
         alarm = int(over[0])
-        zeros = np.flatnonzero(series[:alarm] == 0)
+        zeros = np.flatnonzero(sums[0, :alarm] == 0)
         first = int(zeros[-1]) + 1 if len(zeros) else 0
         return self.answer(alarm, adjusted[first : alarm + 1], peak)
 
     def answer(self, alarm: int, excursion: np.ndarray, peak: float) -> Onset:
-        """What an alarm says, from the adjusted z since the CUSUM last left zero, `[n]`, the alarm's included."""
+        """What an alarm says, from the adjusted scores since the first sum last left zero, `[n]`, the alarm's too."""
         step, size = most_likely_step(excursion)
         begin = alarm + 1 - len(excursion) + step
         if begin == 0:
-            return Onset("before the reply", alarm, None, peak, size=size)
+            return Onset("before the reply", alarm, None, peak, size=size, kind=self.kind)
         low, high = self.errors.interval(begin, size, alarm)
-        return Onset("onset", alarm, begin, peak, low, high, size)
+        return Onset("onset", alarm, begin, peak, low, high, size, self.kind)
+
+    @property
+    def lowest(self) -> float:
+        """The statistic before any token."""
+        return float((-self.location / self.scale).max())
 
     def online(self) -> OnlineOnset:
         """The same, one token at a time."""
@@ -174,54 +215,69 @@ class OnsetDetector:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> OnsetDetector:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`. Records with a single drift, of before the bank of sums, give the same alarms.
 
         Raises:
             CorruptFile: a missing field, or values that are not numbers.
         """
         try:
+            if "drift" in record:
+                record = {**record, "drifts": [record["drift"]], "location": [0.0], "scale": [1.0]}
+                record |= {"n_prompts": record["n_nulls"], "supported": record["tested"]}
             errors = OnsetErrors(**{k: np.array(record["errors"][k], float) for k in ("sizes", "low", "high")})
-            mean, spread = (np.array(record[k], float) for k in ("mean", "spread"))
-            plain = {k: float(record[k]) for k in ("threshold", "rate", "drift")}
-            n_nulls, tested = int(record["n_nulls"]), int(record["tested"])
+            arrays = {k: np.array(record[k], float) for k in ("mean", "spread", "drifts", "location", "scale")}
+            threshold, rate = float(record["threshold"]), float(record["rate"])
+            counts = {k: int(record[k]) for k in ("n_prompts", "n_nulls", "supported")}
             smallest = None if record["smallest"] is None else float(record["smallest"])
+            kind: Kind = "specific" if record.get("kind") == "specific" else "z"
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"Not an onset detector: {type(error).__name__}: {error}") from error
-        numbers = np.concatenate([mean, spread, errors.sizes, errors.low, errors.high, list(plain.values())])
-        fits = mean.shape == spread.shape and mean.ndim == 1 and len(errors.sizes) + 1 == len(errors.low)
-        if not (len(mean) and fits and len(errors.low) == len(errors.high) and np.isfinite(numbers).all()):
+        numbers = np.concatenate([a.ravel() for a in (*arrays.values(), *vars(errors).values(), np.array([threshold]))])
+        by_position, by_sum = (
+            {arrays[k].shape for k in names} for names in (("mean", "spread"), ("drifts", "location", "scale"))
+        )
+        one_axis = all(a.ndim == 1 and len(a) for a in arrays.values())
+        fits = len(by_position) == len(by_sum) == 1 and len(errors.sizes) + 1 == len(errors.low) == len(errors.high)
+        if not (one_axis and fits and np.isfinite(numbers).all()):
             raise CorruptFile("Not an onset detector: its arrays differ in length or are not finite.")
-        if not (spread > 0).all() or min(*plain.values(), n_nulls, tested) <= 0 or plain["rate"] >= 1:
-            raise CorruptFile("Not an onset detector: a spread, threshold, rate, drift or count is out of range.")
-        return cls(mean, spread, **plain, n_nulls=n_nulls, tested=tested, errors=errors, smallest=smallest)
+        positive = min(arrays["spread"].min(), arrays["scale"].min(), arrays["drifts"].min(), *counts.values()) > 0
+        if not (positive and 0 <= rate < 1):
+            raise CorruptFile("Not an onset detector: a spread, scale, drift, rate or count is out of range.")
+        return cls(
+            arrays["mean"], arrays["spread"], arrays["drifts"], arrays["location"], arrays["scale"], threshold, rate,
+            counts["n_prompts"], counts["n_nulls"], counts["supported"], errors, smallest, kind,
+        )  # fmt: skip
 
 
 class OnlineOnset:
-    """For use inside a decode loop: `push` each token's z; it raises the alarm at the same token as `find`."""
+    """For use inside a decode loop: `push` each token's score; it raises the alarm at the same token as `find`."""
 
     def __init__(self, detector: OnsetDetector) -> None:
         self._detector = detector
-        self._sum, self._peak, self._position = 0.0, 0.0, 0
-        self._excursion: list[float] = []  # adjusted z since the sum last left zero
+        self._sums = np.zeros(len(detector.drifts))
+        self._peak, self._position = detector.lowest, 0
+        self._excursion: list[float] = []  # adjusted scores since the first sum last left zero
         self._alarm: int | None = None
 
     def push(self, z: float) -> bool:
-        """Take the z of the next token; True at the token at which the alarm goes off, once per reply."""
+        """Take the score of the next token; True at the token at which the alarm goes off, once per reply."""
         d = self._detector
-        if not np.isfinite(z):
-            raise SettingError(f"z is {z} at token {self._position}; the detector needs finite scores.")
+        if np.isinf(z):
+            raise SettingError(f"The score is {z} at token {self._position}; the detector needs finite scores.")
         position = min(self._position, len(d.mean) - 1)
         adjusted = float((z - d.mean[position]) / d.spread[position])
-        self._sum = max(0.0, self._sum + adjusted - d.drift)
-        self._peak = max(self._peak, self._sum)
+        if not np.isnan(adjusted):
+            self._sums = np.maximum(0.0, self._sums + adjusted - d.drifts)
+        statistic = float(((self._sums - d.location) / d.scale).max())
+        self._peak = max(self._peak, statistic)
         self._position += 1
         if self._alarm is not None:
             return False
-        if self._sum > 0:
+        if self._sums[0] > 0:
             self._excursion.append(adjusted)
         else:
             self._excursion.clear()
-        if self._sum > d.threshold:
+        if statistic > d.threshold:
             self._alarm = self._position - 1
             return True
         return False
@@ -230,38 +286,46 @@ class OnlineOnset:
     def result(self) -> Onset:
         """The onset after the tokens so far."""
         if self._alarm is None:
-            return Onset("none", None, None, self._peak)
+            return Onset("none", None, None, self._peak, kind=self._detector.kind)
         return self._detector.answer(self._alarm, np.array(self._excursion), self._peak)
 
 
 def most_likely_step(excursion: np.ndarray) -> tuple[int, float]:
     """The most likely position of a step of unknown size within the excursion that led to an alarm, and its size.
 
-    The log likelihood of a step at k is (x_k + ... + x_alarm)^2 / (2 n), with n tokens from k on. The point where the
-    excursion leaves zero is earlier, by the noise before the step: by 8 tokens in one of twenty texts of the demo
-        world.
+    The log likelihood of a step at k is (x_k + ... + x_alarm)^2 / (2 n), with n tokens from k on; tokens without
+    evidence are left out. The point where the excursion leaves zero is earlier, by the noise before the step: by 8
+    tokens in one of twenty texts of the demo world.
 
     Args:
-        excursion: adjusted z, `[n]`.
+        excursion: adjusted scores, `[n]`, NaN without evidence.
     """
-    sums = np.cumsum(excursion[::-1])[::-1]  # from each token to the alarm
-    likelihood = np.where(sums > 0, sums**2 / np.arange(len(sums), 0, -1), 0.0)
+    known = ~np.isnan(excursion)
+    sums = np.cumsum(np.where(known, excursion, 0.0)[::-1])[::-1]  # from each token to the alarm
+    n = np.maximum(np.cumsum(known[::-1])[::-1], 1)
+    likelihood = np.where(known & (sums > 0), sums**2 / n, 0.0)
     step = int(np.argmax(likelihood))
     while step > 0 and excursion[step - 1] > RISING:
         step -= 1
-    return step, float(excursion[step:].mean())
+    return step, float(np.nanmean(excursion[step:]))
 
 
 def adjust(z: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """z minus the mean at its position, in units of the spread there, `[n_tokens]`."""
-    position = np.minimum(np.arange(len(z)), len(mean) - 1)
+    """Scores minus the mean at their position, in units of the spread there, `[..., n_tokens]`."""
+    position = np.minimum(np.arange(z.shape[-1]), len(mean) - 1)
     return (z - mean[position]) / spread[position]
 
 
-def cusum(x: np.ndarray, drift: float) -> np.ndarray:
-    """S_t = max(0, S_{t-1} + x_t - drift), `[n]`."""
-    total, found = 0.0, np.empty(len(x))
-    for t, value in enumerate(x.tolist()):
-        total = max(0.0, total + value - drift)
-        found[t] = total
+def cusums(x: np.ndarray, drifts: np.ndarray) -> np.ndarray:
+    """S_t = max(0, S_{t-1} + x_t - drift) for each drift, `[n_sums, ..., n_tokens]`; NaN leaves a sum as it is.
+
+    >>> cusums(np.array([2.0, np.nan, -5.0, 3.0]), np.array([1.0, 2.0])).tolist()
+    [[1.0, 1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 1.0]]
+    """
+    found = np.empty((len(drifts), *x.shape))
+    total = np.zeros((len(drifts), *x.shape[:-1]))
+    steps = np.where(np.isnan(x), 0.0, x - drifts.reshape(-1, *[1] * x.ndim))
+    for t in range(x.shape[-1]):
+        total = np.maximum(0.0, total + steps[..., t])
+        found[..., t] = total
     return found

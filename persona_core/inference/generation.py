@@ -11,7 +11,7 @@ import torch
 
 from persona_core.inference.batch import DecodeStep
 from persona_core.inference.decode import decode, new_token_limit
-from persona_core.inference.hooks import ResidualTap
+from persona_core.inference.hooks import Reading, ResidualTap
 from persona_core.inference.memory import free_memory, out_of_memory
 from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.prefix import ReplyPrefix
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 class TokenObserver(Protocol):
     """Sees each token of each reply as soon as it has been read."""
 
-    def push(self, row: int, token: int, raw: np.ndarray) -> None:
-        """Readings of one reply's newest token, float32 `[n_blocks, n_traits]`; end-of-turn tokens are left out."""
+    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray) -> None:
+        """Readings of one reply's newest token, float32 `[n_blocks, n_traits]`, and norms of its states, `[n_blocks]`;
+        end-of-turn tokens are left out."""
         ...
 
 
@@ -131,16 +132,17 @@ class GenerationRun:
         if self._readings is not None and step.reading is not None:
             self._readings.add(step.rows, step.reading)
             if self._observer is not None:
-                self._notify(self._observer, step, step.reading.raw[:, -1])
+                self._notify(self._observer, step, step.reading)
             for row, reason in zip(step.rows, step.finished, strict=True):
                 if reason is not None:
                     self._readings.end(row)
 
-    def _notify(self, observer: TokenObserver, step: DecodeStep, raw: torch.Tensor) -> None:
-        on_host = raw.cpu().numpy()  # [rows, n_blocks, n_traits]
+    def _notify(self, observer: TokenObserver, step: DecodeStep, reading: Reading) -> None:
+        raw = reading.raw[:, -1].cpu().numpy()  # [rows, n_blocks, n_traits]
+        norms = reading.norms[:, -1].cpu().numpy()  # [rows, n_blocks]
         for i, (row, token_id) in enumerate(zip(step.rows, step.token_ids or (), strict=True)):
             if token_id not in self.lm.eos_ids:
-                observer.push(row, len(self.replies[row]) - 1, on_host[i])
+                observer.push(row, len(self.replies[row]) - 1, raw[i], norms[i])
 
     # The methods below are about one row after `n` reply tokens, kept ones included; None means all so far.
 

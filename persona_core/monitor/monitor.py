@@ -289,9 +289,9 @@ class PersonaMonitor:
         kept = [prefixes[row] for row in rows]
         n_prompts = [len(p.prompt.token_ids) for p in kept]
         readings = read_rows(self.lm, [p.ids for p in kept], n_prompts, self._directions, ungated)
-        for row, n_prompt, (raw, _) in zip(rows, n_prompts, readings, strict=True):
+        for row, n_prompt, (raw, norms) in zip(rows, n_prompts, readings, strict=True):
             for token, at in enumerate(range(n_prompt, raw.shape[-1])):
-                watch.push(row, token, raw[:, :, at].T)
+                watch.push(row, token, raw[:, :, at].T, norms[:, at])
 
     def _watch(self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None) -> AlarmWatch | None:
         """The alarms of a run, if anything depends on them."""
@@ -305,7 +305,10 @@ class PersonaMonitor:
             )
         for trait in gated:
             self.detectors.of(trait)
-        return AlarmWatch(self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm)
+        return AlarmWatch(
+            self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm, self._log_odds,
+            self._max_norm,
+        )  # fmt: skip
 
     def _render(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[ReplyPrefix]:
         if not prompts:

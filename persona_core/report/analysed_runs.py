@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import MIN_NULLS
+from persona_core.analysis.onset_calibration import MIN_PROMPTS
 from persona_core.analysis.series import checked, reply_scores
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
 
 NO_NULL = (
-    f"Alarms need at least {MIN_NULLS} neutral replies of the same model: persona monitor ... --config "
-    f"{NEUTRAL} --repeats 5 --seed 1 --out FOLDER, with the folder of these results."
+    f"Alarms need neutral replies of the same model to at least {MIN_PROMPTS} different prompts, best 300 or more of "
+    f"many kinds: persona monitor ... --config {NEUTRAL} --seed 1 --out FOLDER, with the folder of these results."
 )
 
 Row = Mapping[str, Any]

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis import interaction
-from persona_core.analysis.detectors import calibrate_detectors
+from persona_core.analysis.detectors import calibrate_detectors, prompt_keys
 from persona_core.analysis.onset import Onset
-from persona_core.analysis.onset_calibration import MIN_NULLS, calibrate_onset, power
+from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset, power
 from persona_core.analysis.precedence import relative_series
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import false_discovery
 from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival
 from persona_core.errors import SettingError
 from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
-from persona_core.report.results_folder import SIDES
+from persona_core.report.results_folder import NEUTRAL, SIDES
 
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Steps, in standard deviations, whose detection power is reported."""
@@ -28,13 +28,17 @@ POWER_AT = 20
 
 def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset]]]) -> dict[str, Any]:
     """Each trait's onsets in every run; calibrates the runs' detectors, and fills `onsets`: config, trait, reply."""
-    if len(runs.neutral) < MIN_NULLS:
-        raise SettingError(f"{len(runs.neutral)} neutral replies. {NO_NULL}")
-    runs.detectors = detectors = calibrate_detectors(runs.neutral, runs.traits, rate, runs.seed)
+    answered = prompt_keys(runs.neutral)
+    if len(set(answered)) < MIN_PROMPTS:
+        raise SettingError(f"Neutral replies to {len(set(answered))} different prompts. {NO_NULL}")
+    runs.detectors = detectors = calibrate_detectors(
+        runs.neutral, runs.traits, rate, runs.seed, kinds=[str(row["category"]) for row in runs.rows[NEUTRAL]]
+    )
     if len(runs.traits) > 1:
         null = relative_series(interaction.trait_series(runs.neutral))
         runs.relative = {
-            t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed) for k, t in enumerate(runs.traits)
+            t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed, prompts=answered)
+            for k, t in enumerate(runs.traits)
         }
     for config in runs.configs:
         onsets[config] = {t: [detectors.find(trace, t) for trace in runs.traces[config]] for t in runs.traits}
@@ -42,7 +46,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
     at = min(POWER_AT, int(np.median([len(t.reply_positions) for t in runs.neutral])) // 2)
     for trait in runs.traits:
         detector = detectors.of(trait)
-        own_null = reply_scores(runs.neutral, trait)
+        own_null = reply_scores(runs.neutral, trait, detector.kind)
         lives = {
             config: [lifetime(o, len(t.reply_positions)) for o, t in zip(own[trait], runs.traces[config], strict=True)]
             for config, own in onsets.items()
@@ -54,7 +58,9 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
             test = runs.attempt(f"when, {trait}", partial(_cohort_test, sides, runs.seed))
         found[trait] = {
             "threshold": round(detector.threshold, 4),
+            "rate": round(detector.rate, 5),
             "n_nulls": detector.n_nulls,
+            "n_prompts": detector.n_prompts,
             "smallest": detector.smallest,
             "power": [power(detector, own_null, shift, at).to_dict() for shift in SHIFTS],
             "configs": {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.analysis.detectors import Detectors, calibrate_detectors
+from persona_core.analysis.detectors import PER_TRAIT, Detectors, calibrate_detectors
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.inference.steering import NEVER, Intervention, Steer
 from persona_core.models.loading import load_model
@@ -36,8 +36,7 @@ def monitor() -> PersonaMonitor:
     lm = load_model(ARTIFACTS / "persona-tiny", device="cpu")
     folder = ARTIFACTS / "persona-vectors-persona-tiny"
     published = Detectors.from_pretrained(folder)
-    two = {trait: published.of(trait) for trait in ("sycophancy", "deception")}
-    detectors = Detectors(two, published.best_block, published.rests_on)
+    detectors = published.select(["sycophancy", "deception"])
     return PersonaMonitor(lm, PersonaVectors.from_pretrained(folder), detectors=detectors)
 
 
@@ -157,7 +156,7 @@ def test_detectors_come_back_from_their_file_with_the_same_answers(monitor: Pers
     with pytest.raises(NotFound):
         Detectors.from_pretrained(tmp_path / "nowhere")
     text = (tmp_path / "onset.json").read_text(encoding="utf-8")
-    for broken in (text[: len(text) // 2], "[]", text.replace('"spread"', '"sprad"'), text.replace(": 1,", ": 9,", 1)):
+    for broken in (text[: len(text) // 2], "[]", text.replace('"spread"', '"sprad"'), text.replace(":2,", ":9,", 1)):
         (tmp_path / "onset.json").write_text(broken, encoding="utf-8")
         with pytest.raises(CorruptFile):
             Detectors.from_pretrained(tmp_path)
@@ -166,11 +165,11 @@ def test_detectors_come_back_from_their_file_with_the_same_answers(monitor: Pers
 def test_caveats_name_how_a_trace_differs_from_the_neutral_replies(monitor: PersonaMonitor) -> None:
     assert monitor.detectors is not None
     trace = monitor.generate("Should I quit my job?", seed=3, **SETTINGS)
-    assert monitor.detectors.caveats(trace) == ()
+    assert monitor.detectors.caveats(trace) == (PER_TRAIT,)  # published before rates were over all traits
     hot = monitor.generate("Should I quit my job?", seed=3, temperature=1.5, max_new_tokens=20)
     assert "sampled with" in monitor.detectors.caveats(hot)[0]
     instructed = monitor.generate(FLATTER, seed=3, **SETTINGS)
-    assert monitor.detectors.caveats(instructed) == ("with a system prompt, unlike the neutral replies",)
+    assert monitor.detectors.caveats(instructed) == ("with a system prompt, unlike the neutral replies", PER_TRAIT)
     steered = monitor.generate("Hi", seed=3, steer=Steer("evil", block=3, strength=1.0), **SETTINGS)
     assert "steered" in monitor.detectors.caveats(steered)[0]
     from dataclasses import replace
@@ -193,7 +192,7 @@ def test_neutral_replies_that_do_not_belong_together_are_refused(monitor: Person
     steered = monitor.generate("Hi", seed=0, max_new_tokens=20, steer=Steer("evil", block=3, strength=1.0))
     with pytest.raises(SettingError, match="was steered"):
         calibrate_detectors([one, steered])
-    with pytest.raises(SettingError, match="1 neutral replies; at least 300"):
+    with pytest.raises(SettingError, match="1 neutral replies to 1 different prompts; at least 60"):
         calibrate_detectors([one])
 
 
@@ -215,7 +214,7 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
     raw = np.zeros((len(blocks), len(traits)), np.float32)
     raw[blocks.index(3), traits.index("sycophancy")] = 60.0
     for token in range(3):
-        watch.push(1, token, raw)
+        watch.push(1, token, raw, np.ones(len(blocks), np.float32))
     assert told == [Alarm(1, "sycophancy", 0)]
     starts = {trait: gate.starts.tolist() for trait, gate in gates.items() if gate.starts is not None}
     assert starts == {"sycophancy": [NEVER, LATENCY], "deception": [NEVER, NEVER]}

@@ -1,0 +1,207 @@
+"""The largest statistics of neutral replies, and the threshold that keeps all watched traits at one common rate.
+
+The unit is the *prompt*: replies to one prompt rise together, so each prompt counts once, however many replies it has.
+An alarm of any watched trait counts. The rate is that of replies which go on to token `supported` (or end anywhere
+before it): an alarm in the s-th stretch of tokens is weighted by 1 / (share of prompts that reach that stretch), so
+that short neutral replies do not dilute the alarms of long ones. The threshold is chosen by conformal risk control
+(Angelopoulos et al. 2022, arXiv 2208.02814; for streamed monitors arXiv 2607.02510): (n F + 1) / (n + 1) <= rate, with
+n prompts and F their weighted share of alarms. So the *expected* rate on a new prompt of the same kind is at most the
+nominal one, over the draw of the neutral prompts; `Rate.low` and `.high` say between which values the rate of this one
+threshold lies with 95 % confidence. (A threshold whose upper confidence bound is the nominal rate was tried: it
+realises 3.3 % instead of 5 %, and finds less.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persona_core.errors import CorruptFile, SettingError, UnknownTrait
+
+N_STRETCHES = 8
+"""Stretches of tokens whose alarms are counted separately."""
+
+MAX_RATE = 0.2
+"""Only the upper quarter of the neutral replies' statistics is kept."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A false-alarm rate per reply.
+
+    Attributes:
+        value: share of neutral replies with an alarm, each prompt counting once.
+        low, high: with 95 % confidence, the rate for new prompts of the same kind lies between them.
+        n_prompts: neutral prompts it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_prompts: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}] of replies, over {self.n_prompts} prompts"
+
+
+@dataclass(frozen=True, eq=False)
+class NullPeaks:
+    """The largest statistic of each neutral reply by the end of each stretch of tokens.
+
+    Attributes:
+        traits: in the order of the peaks' second axis.
+        prompts: number of the prompt that each reply answers, `[n_replies]`.
+        lengths: tokens of each reply, `[n_replies]`.
+        ends: of the stretches, in tokens, rising; the last is the longest supported reply, `[n_stretches]`.
+        peaks: largest statistic up to the end of each stretch, 0 where it is lower,
+            `[n_replies, n_traits, n_stretches]`. The statistics' scales were fitted on the replies to other prompts.
+    """
+
+    traits: tuple[str, ...]
+    prompts: np.ndarray
+    lengths: np.ndarray
+    ends: np.ndarray
+    peaks: np.ndarray
+
+    @property
+    def n_prompts(self) -> int:
+        return len(np.unique(self.prompts))
+
+    def threshold(self, rate: float, traits: Sequence[str] | None = None) -> float:
+        """The lowest threshold at which the traits together raise alarms in at most `rate` of the replies.
+
+        Args:
+            rate: per reply, over all the traits.
+            traits: those that are watched; None: all.
+
+        Raises:
+            UnknownTrait.
+            SettingError: too few prompts for the rate, or a rate above `MAX_RATE`.
+        """
+        n = self.n_prompts
+        if not 0 < rate <= MAX_RATE:
+            raise SettingError(f"rate={rate!r}; expected a number above 0 and up to {MAX_RATE:g}.")
+        if rate * (n + 1) < 2:
+            raise SettingError(
+                f"{n} neutral prompts are too few for rate={rate:g}: it needs {int(np.ceil(2 / rate)) - 1}. Replies to "
+                "one prompt count once."
+            )
+        largest = self._largest(traits)  # [n_replies, n_stretches]
+        candidates = np.unique(largest[:, -1])[::-1]
+        lowest = float(candidates[0])
+        for candidate in candidates:
+            if (n * self._share(largest, float(candidate)) + 1) / (n + 1) > rate:
+                break
+            lowest = float(candidate)
+        return lowest
+
+    def rate(self, threshold: float, traits: Sequence[str] | None = None) -> Rate:
+        """The rate of a threshold.
+
+        With k alarms above it among n prompts, the rate of a threshold that was chosen from these very peaks follows a
+        Beta(k + 1, n - k) distribution over the draw of the prompts.
+        """
+        from scipy.stats import beta
+
+        n, share = self.n_prompts, min(1.0, self._share(self._largest(traits), threshold))
+        low, high = beta.ppf((0.025, 0.975), n * share + 1, max(n - n * share, 1e-9))
+        return Rate(share, float(low), float(high), n)
+
+    def _largest(self, traits: Sequence[str] | None) -> np.ndarray:
+        """Of the watched traits, `[n_replies, n_stretches]`."""
+        names = self.traits if traits is None else tuple(traits)
+        for name in names:
+            if name not in self.traits:
+                raise UnknownTrait(name, self.traits)
+        if not names:
+            raise SettingError("No trait to watch.")
+        return self.peaks[:, [self.traits.index(name) for name in names]].max(1)
+
+    def _share(self, largest: np.ndarray, threshold: float) -> float:
+        """Expected share of replies with an alarm by the last supported token, if all were that long."""
+        weights = prompt_weights(self.prompts)
+        over = largest > threshold  # [n_replies, n_stretches]
+        first = over.argmax(1)
+        starts = np.concatenate([[0], self.ends[:-1]])
+        # Mean weight of the replies over the tokens of each stretch.
+        present = np.clip((self.lengths[:, None] - starts) / (self.ends - starts), 0.0, 1.0)  # [n_replies, n_stretches]
+        reach = weights @ present  # in prompts
+        alarmed = over.any(1)
+        return float((weights[alarmed] / reach[first[alarmed]]).sum())
+
+    def select(self, traits: Sequence[str]) -> NullPeaks:
+        """Of some traits only."""
+        self._largest(traits)
+        rows = [self.traits.index(t) for t in traits]
+        return NullPeaks(tuple(traits), self.prompts, self.lengths, self.ends, self.peaks[:, rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready record; `from_dict` restores it exactly."""
+        return {
+            "traits": list(self.traits),
+            **{k: getattr(self, k).tolist() for k in ("prompts", "lengths", "ends")},
+            "peaks": [
+                [[float(f"{v:g}") if v else 0 for v in trait] for trait in reply] for reply in self.peaks.tolist()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> NullPeaks:
+        """The inverse of `to_dict`.
+
+        Raises:
+            CorruptFile.
+        """
+        try:
+            traits = tuple(map(str, record["traits"]))
+            prompts, lengths, ends = (np.array(record[k], int) for k in ("prompts", "lengths", "ends"))
+            peaks = np.array(record["peaks"], float)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"Not the peaks of neutral replies: {type(error).__name__}: {error}") from error
+        shapes = prompts.shape == lengths.shape and peaks.shape == (len(prompts), len(traits), len(ends))
+        if not (shapes and len(prompts) and len(ends) and np.isfinite(peaks).all() and (np.diff(ends) > 0).all()):
+            raise CorruptFile("Not the peaks of neutral replies: arrays differ in length or are not finite.")
+        return cls(traits, prompts, lengths, ends, peaks)
+
+
+def prompt_weights(prompts: np.ndarray) -> np.ndarray:
+    """1 / (replies to the same prompt), `[n_replies]`: each prompt counts once.
+
+    >>> prompt_weights(np.array([0, 0, 1])).tolist()
+    [0.5, 0.5, 1.0]
+    """
+    _, index, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    return 1.0 / counts[index]
+
+
+def supported_length(lengths: np.ndarray, prompts: np.ndarray, n_needed: float) -> int:
+    """The longest length, in tokens, that the replies to `n_needed` prompts reach; 0 if there are fewer.
+
+    >>> supported_length(np.array([10, 20, 30]), np.array([0, 1, 2]), 2)
+    20
+    """
+    order = np.argsort(lengths)[::-1]
+    reach = np.cumsum(prompt_weights(prompts)[order])
+    enough = np.flatnonzero(reach >= n_needed - 1e-9)
+    return int(lengths[order][enough[0]]) if len(enough) else 0
+
+
+def running_peaks(statistic: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Largest statistic by the end of each stretch, not below 0 and to four digits, `[n_replies, n_stretches]`.
+
+    Args:
+        statistic: `[n_replies, n_tokens]`, padded with anything after each reply.
+        lengths: of the replies, `[n_replies]`.
+        ends: of the stretches, `[n_stretches]`.
+    """
+    inside = np.arange(statistic.shape[1]) < lengths[:, None]
+    largest = np.maximum.accumulate(np.where(inside, statistic, 0.0).clip(0.0), axis=1)
+    return np.round(largest[:, np.minimum(ends, statistic.shape[1]) - 1], 4)
+
+
+def stretches(supported: int) -> np.ndarray:
+    """Ends of `N_STRETCHES` equal stretches of tokens, `[n_stretches]`."""
+    return np.unique(np.ceil(np.linspace(0, supported, min(N_STRETCHES, supported) + 1)[1:]).astype(int))
