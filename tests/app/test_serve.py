@@ -37,6 +37,16 @@ def test_a_mistyped_folder_stops_the_app(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert said.startswith(f"{name}: No such folder") and "nothing" in said
 
 
+def test_a_gguf_file_is_a_model_and_two_must_be_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    settings = {"PERSONA_VECTORS": str(tmp_path / "nothing"), "PERSONA_RESULTS": "none", "PERSONA_ADAPTER": "none"}
+    said = refusal(monkeypatch, **settings, PERSONA_MODEL=str(tmp_path / "a.gguf"))
+    assert "PERSONA_MODEL" not in said and said.startswith("No vectors to show (PERSONA_VECTORS)")
+    said = refusal(monkeypatch, **settings, PERSONA_MODEL=str(tmp_path))
+    assert said.startswith("PERSONA_MODEL: ") and "2 GGUF files: a.gguf, b.gguf" in said
+
+
 def test_a_model_without_vectors_of_it_stops_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
     said = refusal(monkeypatch, PERSONA_MODEL="org/model")
     assert "'org/model' needs vectors of that model" in said and "PERSONA_VECTORS" in said
