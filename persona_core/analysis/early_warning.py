@@ -10,7 +10,10 @@ Two questions that are often confused:
 - Would an alarm have gone off in time? Recall, with a threshold that a stated share of whole neutral replies exceeds
   anywhere: a rate per token says little about a reply of 100 tokens.
 
-The score may be z of a trait, a CUSUM, or a baseline (`persona_core.experiments.warning_baselines`). High means alarm.
+The score may be that of a trait, an onset detector's statistic, or a baseline
+(`persona_core.experiments.warning_baselines`). High means alarm; NaN is a token without a score (a sink token). The
+rate is that of this one score by itself: with several traits watched, more neutral replies raise some alarm
+(`persona_core.analysis.detectors.Detectors.rate`).
 """
 
 from __future__ import annotations
@@ -32,9 +35,6 @@ from persona_core.analysis.separation import (
 )
 from persona_core.analysis.statistics import Estimate, exact_share, over_clusters
 from persona_core.errors import SettingError
-
-MIN_NULLS = 300
-"""Neutral replies needed: half set the threshold, half measure the realised rate."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -67,9 +67,9 @@ class EarlyWarning:
     Attributes:
         ahead: for each k.
         threshold: an alarm is a score above it.
-        rate: nominal share of neutral replies with an alarm.
-        false_alarms: the realised share, on the half of the neutral replies that did not set the threshold.
-        alarms_per_1000: upward crossings of the threshold per 1,000 tokens of these replies.
+        rate: nominal share of neutral replies with an alarm, each prompt counting once.
+        false_alarms: the realised share, on the half of the neutral prompts that did not set the threshold.
+        alarms_per_1000: upward crossings of the threshold per 1,000 tokens with a score of these replies.
         lead: of the replies with the trait.
         n_trait, n_calibration, n_held_out: replies with the trait; neutral replies in each half.
     """
@@ -115,23 +115,24 @@ def early_warning(
         neutral_scores: of replies without it, with the same model and decoding, `[n_reply_tokens]` each.
         ahead: k, tokens before t*.
         rate: share of neutral replies that may raise an alarm.
-        groups: prompt (or topic) of each trait reply and of each neutral one; intervals are then over groups. None:
-            every reply is its own group.
+        groups: prompt (or topic) of each trait reply and of each neutral one; intervals are over groups, and each
+            counts once for the threshold. None: every reply is its own group.
         seed: for the split of the neutral replies and for the resampling.
 
     Raises:
-        SettingError: t* outside its reply, an empty, smoothed or not finite series, fewer than `MIN_NULLS` neutral
-            replies, or too few for the rate.
+        SettingError: t* outside its reply, an empty, smoothed or infinite series, or too few neutral prompts for the
+            rate: half of them set the threshold, the other half measure the realised rate.
     """
     trait, positions, neutral = check_inputs(trait_scores, first, neutral_scores)
     of_trait, of_neutral = number_groups(groups, len(trait), len(neutral))
-    if len(neutral) < MIN_NULLS:
+    n, needed = len(np.unique(of_neutral)), 2 * _prompts_needed(rate)
+    if n < needed:
         raise SettingError(
-            f"{len(neutral)} neutral replies; at least {MIN_NULLS} are needed: half set the threshold, the other "
-            "half measure the realised rate."
+            f"{n} neutral prompts; rate={rate:g} needs {needed}: half set the threshold, the other half measure the "
+            "realised rate. Replies to one prompt count once."
         )
     half, rest = _halves(of_neutral, seed)
-    threshold = alarm_threshold([neutral[i] for i in half], rate)
+    threshold = alarm_threshold([neutral[i] for i in half], rate, of_neutral[half])
 
     # 1. Neutral replies that did not set the threshold.
     held_out = [neutral[i] for i in rest]
@@ -143,7 +144,7 @@ def early_warning(
     alarms = [first_alarm(z, threshold) for z in trait]
     found = []
     for one in lead_points(trait, positions, neutral, ahead, of_trait, of_neutral):
-        long = _long(positions, neutral, one.k)
+        long = _counted(trait, positions, neutral, one.k)
         in_time = [a is not None and a <= positions[i] - one.k for i, a in enumerate(alarms) if long[i]]
         recall = _share(in_time, of_trait[long] if groups is not None else None, seed) if one.n else None
         found.append(LeadPoint(one.k, one.n, one.auroc, one.auroc_anywhere, recall))
@@ -158,27 +159,45 @@ def _halves(groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 
-def alarm_threshold(neutral_scores: Series, rate: float = 0.05) -> float:
-    """The threshold that the largest score of a new neutral reply exceeds with probability at most `rate`.
+def alarm_threshold(
+    neutral_scores: Series, rate: float = 0.05, groups: Sequence[object] | np.ndarray | None = None
+) -> float:
+    """The threshold that the largest score of a reply to a new neutral prompt exceeds with probability at most `rate`.
 
-    The (n + 1)(1 - rate)-th smallest of n maxima.
+    With n prompts, the lowest observed maximum t with (n F + 1) / (n + 1) <= rate, where F is the share of replies with
+    a larger maximum and each prompt counts once (conformal risk control, Angelopoulos et al. 2022, arXiv 2208.02814).
+
+    Args:
+        neutral_scores: of each reply; NaN where a token has no score.
+        rate: share of replies that may raise an alarm.
+        groups: prompt of each reply; None: every reply has its own.
 
     Raises:
-        SettingError: too few replies for the rate.
+        SettingError: too few prompts for the rate.
 
     >>> alarm_threshold([np.array([0.0, float(i)]) for i in range(100)], rate=0.05)
     95.0
     """
+    needed = _prompts_needed(rate)
+    of = np.arange(len(neutral_scores)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    n = len(np.unique(of))
+    if n < needed:
+        raise SettingError(
+            f"{n} neutral prompts; a threshold for rate={rate:g} needs {needed}. Replies to one prompt count once."
+        )
+    maxima = np.array([np.nanmax(z) for z in neutral_scores])
+    weights = 1.0 / np.bincount(of)[of]  # [n_replies]
+    order = np.argsort(maxima)[::-1]
+    values, above = maxima[order], np.cumsum(weights[order]) - weights[order]  # weight of the replies listed before
+    allowed = above <= rate * (n + 1) - 1 + 1e-9
+    return float(values[allowed].min())
+
+
+def _prompts_needed(rate: float) -> int:
+    """With fewer, the threshold would be the largest maximum of all."""
     if not 0 < rate < 1:
         raise SettingError(f"rate={rate!r}; expected a number between 0 and 1.")
-    n = len(neutral_scores)
-    if rate * n < 5:
-        raise SettingError(
-            f"rate={rate:g} of {n} neutral replies is {rate * n:.1f}; a threshold needs "
-            f"{int(np.ceil(5 / rate))} replies."
-        )
-    maxima = np.sort([float(z.max()) for z in neutral_scores])
-    return float(maxima[min(n, int(np.ceil((n + 1) * (1 - rate)))) - 1])
+    return int(np.ceil(2 / rate)) - 1
 
 
 def first_alarm(scores: np.ndarray, threshold: float) -> int | None:
@@ -211,10 +230,12 @@ def permuted(
     return chosen, at, left
 
 
-def _long(positions: Sequence[int], neutral: Series, k: int) -> np.ndarray:
-    """Replies whose t* - k lies within them and within the longest neutral reply, bool `[n_trait]`."""
+def _counted(trait: Series, positions: Sequence[int], neutral: Series, k: int) -> np.ndarray:
+    """Replies with a score at t* - k that lies within the longest neutral reply, bool `[n_trait]`."""
     longest = max(map(len, neutral))
-    return np.array([0 <= position - k < longest for position in positions])
+    return np.array(
+        [0 <= at - k < longest and bool(np.isfinite(z[at - k])) for z, at in zip(trait, positions, strict=True)]
+    )
 
 
 # ---- figures ----
@@ -234,9 +255,10 @@ def _share(hits: Sequence[bool], groups: np.ndarray | None, seed: int) -> Estima
 
 def _crossings(series: Series, threshold: float, groups: np.ndarray, seed: int) -> Estimate:
     """Upward crossings of the threshold per 1,000 tokens; with none, the exact Poisson interval."""
-    above = [z > threshold for z in series]
+    known = [z[np.isfinite(z)] for z in series]  # an alarm goes on over a token without a score
+    above = [z > threshold for z in known]
     crossed = np.array([float(a[0]) + float((a[1:] & ~a[:-1]).sum()) for a in above])
-    tokens = np.array([len(z) for z in series], float)
+    tokens = np.array([len(z) for z in known], float)
     found = over_clusters(lambda w: float(1000 * (w @ crossed) / (w @ tokens)), groups, seed=seed)
     if found is None or not crossed.any():
         from scipy.stats import chi2

@@ -3,6 +3,8 @@
 The first trait token of a reply is at position t*. A reply with the trait is compared with neutral replies *at the same
 position*: scores drift over a reply, and t* is seldom its first token. Compared with all neutral tokens
 (`auroc_anywhere`), a score that only counts tokens does well; at the same position it gets exactly 0.5.
+
+NaN is a token without a score (a sink token): it is compared with nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class LeadPoint:
 
     Attributes:
         k: tokens before t*.
-        n: replies with the trait that are long enough and have a neutral reply to be compared with.
+        n: replies with the trait that are long enough, have a score there, and a neutral reply to be compared with.
         auroc: against neutral replies at the same position; None for fewer than two replies.
         auroc_anywhere: against all tokens of neutral replies.
         recall: share of these replies whose first alarm came at t* - k or before; None without a threshold.
@@ -116,14 +118,14 @@ def check_inputs(
         raise SettingError(
             f"{len(trait_scores)} replies with the trait, but {len(first)} positions t*; give one for each."
         )
-    trait = [checked(z, f"Reply {i}") for i, z in enumerate(trait_scores)]
-    neutral = [checked(z, f"Neutral reply {i}") for i, z in enumerate(neutral_scores)]
+    trait = [checked(z, f"Reply {i}", gaps=True) for i, z in enumerate(trait_scores)]
+    neutral = [checked(z, f"Neutral reply {i}", gaps=True) for i, z in enumerate(neutral_scores)]
     if not trait or not neutral:
         raise SettingError(f"{len(trait)} replies with the trait and {len(neutral)} neutral ones; both are needed.")
     for name, series in (("Reply", trait), ("Neutral reply", neutral)):
         for i, z in enumerate(series):
-            if not len(z):
-                raise SettingError(f"{name} {i} has no tokens; leave it out.")
+            if not np.isfinite(z).any():
+                raise SettingError(f"{name} {i} has no token with a score; leave it out.")
     for i, (z, position) in enumerate(zip(trait, first, strict=True)):
         if int(position) != position or not 0 <= position < len(z):
             raise SettingError(f"t* of reply {i} is {position}; the reply has positions 0 to {len(z) - 1}.")
@@ -164,19 +166,23 @@ def lead_points(
     table = np.full((n, lengths.max()), np.nan)  # [n_neutral, longest]
     for row, z in zip(table, neutral, strict=True):
         row[: len(z)] = z
-    flat = np.concatenate(neutral)
-    order = np.argsort(flat, kind="stable")
-    flat, owner = flat[order], np.repeat(np.arange(n), lengths)[order]
+    flat, owner = np.concatenate(neutral), np.repeat(np.arange(n), lengths)
+    known = np.flatnonzero(np.isfinite(flat))
+    order = known[np.argsort(flat[known], kind="stable")]
+    flat, owner = flat[order], owner[order]
+    scored = np.bincount(owner, minlength=n)  # tokens with a score, [n_neutral]
     found = []
     for k in ahead:
         kept, wins, trials, anywhere = [], [], [], []  # [n_neutral] for each kept reply
         for i, position in enumerate(positions):
-            fits = lengths > position - k
-            if starts is not None:
-                fits &= np.array([position in one for one in starts])
-            if position < k or not fits.any():
+            if not 0 <= position - k < table.shape[1] or not np.isfinite(trait[i][position - k]):
                 continue
             score, others = trait[i][position - k], table[:, position - k]
+            fits = np.isfinite(others)  # long enough, with a score there
+            if starts is not None:
+                fits &= np.array([position in one for one in starts])
+            if not fits.any():
+                continue
             kept.append(i)
             trials.append(fits.astype(float))
             wins.append(np.where(fits, (score > others) + (score == others) / 2, 0.0))
@@ -184,7 +190,7 @@ def lead_points(
             anywhere.append(np.bincount(owner[:low], minlength=n) + np.bincount(owner[low:high], minlength=n) / 2)
         of = of_trait[kept]
         same_place = _auroc(wins, trials, of, of_neutral)
-        any_place = _auroc(anywhere, [lengths] * len(kept), of, of_neutral)
+        any_place = _auroc(anywhere, [scored] * len(kept), of, of_neutral)
         found.append(LeadPoint(int(k), len(kept), same_place, any_place))
     return tuple(found)
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, mannwhitneyu, norm
 
 from persona_core.analysis.early_warning import (
-    MIN_NULLS,
     alarm_threshold,
     early_warning,
     first_alarm,
@@ -295,6 +294,61 @@ def test_an_alarm_does_not_know_the_future() -> None:
     assert first_alarm(z, 4.0) == 2 == first_alarm(z[:3], 4.0) and first_alarm(z[:2], 4.0) is None
 
 
+def test_each_prompt_counts_once_for_the_threshold() -> None:
+    rng = np.random.default_rng(11)
+    maxima = rng.normal(size=300)
+    of = (-maxima).argsort().argsort()  # by rank: the 100 highest replies answer 10 prompts, the others one each
+    of = np.where(of < 100, of // 10, of)
+    threshold = alarm_threshold([np.array([-9.0, m]) for m in maxima], 0.1, of.tolist())
+    n, allowed = len(set(of.tolist())), []
+    for candidate in maxima:
+        share = np.mean([np.mean(maxima[of == g] > candidate) for g in set(of.tolist())])
+        if (n * share + 1) / (n + 1) <= 0.1:
+            allowed.append(candidate)
+    assert threshold == min(allowed) < alarm_threshold([np.array([m]) for m in maxima], 0.1) - 0.5
+
+
+# Sink tokens.
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_token_without_a_score_is_compared_with_nothing(k: int) -> None:
+    rng = np.random.default_rng(12)
+    trait, neutral = ([rng.normal(size=12).round(1) for _ in range(n)] for n in (15, 40))
+    for z in (*trait, *neutral):
+        z[rng.integers(0, 12, size=4)] = np.nan
+    first = rng.integers(2, 11, size=15).tolist()
+    (found,) = separation(trait, first, neutral, (k,))
+    shares, anywhere = [], []
+    flat = [v for z in neutral for v in z if v == v]
+    for z, at in zip(trait, first, strict=True):
+        own = z[at - k]
+        others = [v[at - k] for v in neutral if v[at - k] == v[at - k]]
+        if own == own and others:
+            shares.append(np.mean([(own > v) + (own == v) / 2 for v in others]))
+            anywhere.append(np.mean([(own > v) + (own == v) / 2 for v in flat]))
+    assert found.n == len(shares) < 15 and found.auroc is not None and found.auroc_anywhere is not None
+    assert found.auroc.value == pytest.approx(np.mean(shares))
+    assert found.auroc_anywhere.value == pytest.approx(np.mean(anywhere))
+
+
+def test_an_alarm_goes_on_over_a_sink_token_and_none_is_raised_at_one() -> None:
+    rng = np.random.default_rng(13)
+    neutral = [rng.normal(size=30) for _ in range(400)]
+    high = np.full(30, 50.0)
+    high[10] = np.nan
+    neutral[:40] = [high] * 40
+    found = early_warning([high] * 5, [20] * 5, neutral, rate=0.2, seed=2)
+    rest = [neutral[i] for i in np.random.default_rng(2).permutation(400)[1::2]]
+    crossings = sum(1 if z is high else sum(z[t] > found.threshold and (t == 0 or z[t - 1] <= found.threshold)
+                                            for t in range(30)) for z in rest)  # fmt: skip
+    assert found.alarms_per_1000.value == pytest.approx(1000 * crossings / sum(np.isfinite(z).sum() for z in rest))
+    gap = np.full(30, 50.0)
+    gap[:21] = np.nan
+    late = early_warning([gap] * 5, [20] * 5, neutral, rate=0.2, seed=2)
+    assert late.ahead[0].n == 0 and late.ahead[0].recall is None and late.lead.late.value == 1.0
+
+
 # What cannot be judged.
 
 
@@ -319,12 +373,14 @@ def test_a_reply_longer_than_every_neutral_one_is_not_held_against_anything() ->
         ({"first": [5, 40]}, "t\\* of reply 1 is 40; the reply has positions 0 to 39"),
         ({"first": [-1, 5]}, "t\\* of reply 0 is -1"),
         ({"first": [5]}, "2 replies with the trait, but 1 positions"),
-        ({"trait_scores": [np.zeros(40), np.full(40, np.nan)]}, "Reply 1 contains nan at token 0"),
+        ({"trait_scores": [np.zeros(40), np.full(40, np.nan)]}, "Reply 1 has no token with a score"),
+        ({"trait_scores": [np.zeros(40), np.full(40, np.inf)]}, "Reply 1 contains inf at token 0"),
         ({"trait_scores": [np.zeros(40), np.zeros(0)]}, "Reply 1 has no token"),
         ({"neutral_scores": [np.full(9, np.inf)] * 400}, "Neutral reply 0 contains inf"),
         ({"neutral_scores": []}, "both are needed"),
-        ({"neutral_scores": [np.zeros(9)] * (MIN_NULLS - 1)}, f"299 neutral replies; at least {MIN_NULLS}"),
-        ({"rate": 0.01}, "needs 500 replies"),
+        ({"neutral_scores": [np.zeros(9)] * 77}, "77 neutral prompts; rate=0.05 needs 78"),
+        ({"rate": 0.005}, "400 neutral prompts; rate=0.005 needs 798"),
+        ({"groups": ([1, 2], [i % 60 for i in range(400)])}, "60 neutral prompts; rate=0.05 needs 78"),
         ({"rate": 1.0}, "between 0 and 1"),
         ({"ahead": (-1,)}, "from 0"),
         ({"groups": ([1], [1])}, "1 and 1 groups for 2"),
