@@ -1,7 +1,7 @@
 """HOW, in one graph: the edges between traits, of three kinds, each with its clock and its interval.
 
-"Together" means coupling at the same token, "follows" an order in time; only "confirmed", measured by steering, is
-causal.
+"Together" means that two scores vary together at the same token, more or less than in neutral replies; "follows" an
+order in time. Only "confirmed", measured by steering, is causal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from persona_core.analysis.interaction import Couplings
+from persona_core.analysis.couplings import Couplings
 from persona_core.analysis.interventional import InterventionalEffects
 from persona_core.analysis.permutation import LEVEL
 from persona_core.analysis.precedence import PrecedenceTable
@@ -30,10 +30,10 @@ class Edge:
         clock: where it is seen: "series" (whitened scores, token by token), "activation" (onsets of scores) or
             "behaviour" (what the text visibly shows).
         lag: tokens from source to target; None where undefined.
-        estimate: correlation for "series"; share of replies with both in which the source comes first for "follows" on
-            the other clocks; vector arm minus random arm for "confirmed".
-        p, q: before and after Benjamini-Hochberg within its table.
-        floor: cosine of the vectors, for "together".
+        estimate: the excess over neutral replies, in Fisher's z, for "series"; share of replies with both in which the
+            source comes first for "follows" on the other clocks; vector arm minus random arm for "confirmed".
+        p, q: before and after correction for the other pairs of its table.
+        own, null: correlation in the run and in neutral replies, for "series".
     """
 
     source: str
@@ -42,12 +42,14 @@ class Edge:
     clock: str
     lag: float | None
     estimate: Estimate | None
-    p: float
-    q: float
-    floor: float | None = None
+    p: float | None
+    q: float | None
+    own: Estimate | None = None
+    null: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "estimate": self.estimate and self.estimate.to_dict()}
+        estimates = {k: (one := getattr(self, k)) and one.to_dict() for k in ("estimate", "own", "null")}
+        return {**asdict(self), **estimates}
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,17 @@ def trait_graph(
     for pair in (*couplings.together, *couplings.lagged) if couplings else ():
         if pair.claimed:
             kind: Kind = "follows" if pair.lag else "together"
-            edges.append(_edge(pair, kind, "series", float(pair.lag) if pair.lag else None, pair.floor))
+            values = (float(pair.lag) if pair.lag else None, pair.excess, pair.p, pair.q, pair.estimate, pair.null)
+            edges.append(Edge(pair.source, pair.target, kind, "series", *values))
     for clock in clocks:
         for one in clock.pairs:
             if one.claimed:
-                edges.append(_edge(one, "follows", clock.name, one.lag.value if one.lag else None))
+                lag = one.lag.value if one.lag else None
+                edges.append(Edge(one.source, one.target, "follows", clock.name, lag, one.first, one.p, one.q))
     for table in confirmed:
-        edges += [_edge(effect, "confirmed", "behaviour") for effect in table.edges]
+        for e in table.edges:
+            edges.append(Edge(e.source, e.target, "confirmed", "behaviour", None, e.estimate, e.p, e.q))
     unknown = sorted({t for e in edges for t in (e.source, e.target)} - set(traits))
     if unknown:
         raise SettingError(f"The tables have {', '.join(unknown)}, which is not among the traits {', '.join(traits)}.")
     return TraitGraph(tuple(traits), tuple(edges), couplings, tuple(clocks), tuple(confirmed))
-
-
-def _edge(pair: Any, kind: Kind, clock: str, lag: float | None = None, floor: float | None = None) -> Edge:
-    estimate = pair.first if kind == "follows" and clock != "series" else pair.estimate
-    return Edge(pair.source, pair.target, kind, clock, lag, estimate, pair.p, pair.q, floor)

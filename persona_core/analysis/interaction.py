@@ -1,126 +1,64 @@
-"""HOW traits go together: couplings at the same token, and some tokens later.
-
-Floor. Vectors are not orthogonal: what moves along one also moves along the other by the cosine between them, whatever
-the text says. `cosines` gives it, and every same-token coupling carries it.
+"""HOW traits vary together: couplings at the same token, and some tokens later, beyond those of neutral replies.
 
 Coupling. Each trait's series is whitened (`analysis.prewhitening`), the innovations of two traits are correlated within
 each reply, and Fisher's z is averaged over replies with weights n - 3. The lags are fixed in advance; at a positive lag
-k the source leads: its token t is paired with the target's token t + k. The null pairs the source of one reply with the
-target of another (trial shuffle), which preserves the persistence and the positions of both. Replies to one prompt are
-shuffled and resampled together.
+k the source leads: its token t is paired with the target's token t + k.
 
-A lagged coupling means that one score helps to predict the other. It is not a cause: that takes an intervention. Nor
-need it come from the traits: both scores follow the words, and words follow each other. In 163 neutral texts of the
-demo world, which have no trait at all, 115 of 560 couplings at later lags had q <= 0.05, the largest of 0.108. Removing
-what all traits share left as many, and so did whitening across traits. So an edge must also be larger than that.
+Null. Any two directions a and b of a state are correlated, whatever the text says: by a'Σb / sqrt(a'Σa · b'Σb), with Σ
+the states' covariance. That is their cosine only if Σ is a multiple of the identity. So the neutral replies' own
+coupling of the same pair is measured in the same way, and only the difference of the two Fisher z's, the excess, is
+claimed (`analysis.excess`).
+
+Control. A text that is not neutral moves the states, and with them the couplings of all directions, random ones too.
+So the whole interval of an edge's excess must also lie beyond a bar (`couplings.MIN_EXCESS`), and beyond the excess of
+most pairs of random directions, where some were read along (`vectors.random_directions`).
+
+Scores. z, a projection, and not the specific score: that one falls where another trait's rises, so that traits are
+coupled by how it is made.
+
+A coupling means that two scores vary together, a lagged one that one helps to predict the other. Neither is a cause:
+that takes an intervention. Nor need it come from the traits: scores follow the words, and words follow each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
-from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.lagged_correlation import AlignedInnovations
-from persona_core.analysis.permutation import LEVEL, group_indices, trial_shuffles
-from persona_core.analysis.prewhitening import MAX_ORDER, MIN_REPLIES, SPREAD_TOKENS, whiten
-from persona_core.analysis.series import checked, reply_scores
-from persona_core.analysis.statistics import Estimate, expanded_tail, false_discovery
+from persona_core.analysis.couplings import CONTROL_QUANTILE, MIN_EXCESS, NO_NEUTRAL, Coupling, Couplings
+from persona_core.analysis.excess import (
+    FisherSample,
+    ends,
+    flip_statistics,
+    mean_z,
+    p_values,
+    resampled_z,
+)
+from persona_core.analysis.innovations import Innovations
+from persona_core.analysis.prewhitening import MAX_ORDER, MIN_REPLIES
+from persona_core.analysis.series import reply_scores
+from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
-from persona_core.traces.trace import Trace
-from persona_core.utils.checks import is_integer
+from persona_core.traces.trace import Kind, Trace
+from persona_core.utils.checks import check_integer, is_integer
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Tokens by which one trait may lead another. Fixed in advance: choosing the best of many lags is itself a test."""
 
-MIN_COUPLING = 0.1
-"""Correlation that an edge's whole interval must exceed. 0.1 is one per cent of the innovations' variance; in nine runs
-of the demo model, with and without traits, no coupling at a later lag was above 0.11."""
-
-FEW = 10
-"""p is counted if at least this many shuffles reach the statistic. Otherwise it is a normal tail with the mean and
-spread of the shuffles: a single edge among 56 pairs and 10 lags needs p < 9e-5, which 999 shuffles cannot resolve."""
+MIN_SHUFFLES = 99
+Series = Sequence[np.ndarray]
 
 
-@dataclass(frozen=True)
-class Coupling:
-    """Two traits at one lag.
+def trait_series(traces: Sequence[Trace], traits: Sequence[str] | None = None, kind: Kind = "z") -> list[np.ndarray]:
+    """Scores of the reply tokens at each trait's best block, float64 `[n_traits, n_reply_tokens]` each; NaN at sinks.
 
-    Attributes:
-        source, target: the target's token is `lag` tokens after the source's.
-        lag: 0 at the same token; the pair then has no direction.
-        estimate: correlation of the innovations, pooled over replies; n counts replies, or groups.
-        p: two-sided, by trial shuffle.
-        q: the same after Benjamini-Hochberg, over all pairs at lag 0 or over all ordered pairs and later lags.
-        floor: cosine of the two vectors; None without vectors, and at later lags.
-        reason: why it was not tested; None if it was.
-    """
-
-    source: str
-    target: str
-    lag: int
-    estimate: Estimate | None
-    p: float | None
-    q: float | None
-    floor: float | None
-    reason: str | None
-
-    @property
-    def significant(self) -> bool:
-        """Whether it is more than chance, however small."""
-        return self.q is not None and self.q <= LEVEL
-
-    @property
-    def claimed(self) -> bool:
-        """Whether this is an edge: significant, and larger than words alone produce."""
-        e = self.estimate
-        return self.significant and e is not None and max(e.low, -e.high) > MIN_COUPLING
-
-    @property
-    def beyond_floor(self) -> bool | None:
-        """Whether the whole interval lies beyond the cosine, away from zero; None without a floor."""
-        if self.floor is None or self.estimate is None:
-            return None
-        above, below = self.estimate.low > max(self.floor, 0.0), self.estimate.high < min(self.floor, 0.0)
-        return above or below
-
-    def to_dict(self) -> dict[str, Any]:
-        judged = {k: getattr(self, k) for k in ("significant", "claimed", "beyond_floor")}
-        return {**asdict(self), "estimate": self.estimate and self.estimate.to_dict(), **judged}
-
-
-@dataclass(frozen=True)
-class Couplings:
-    """All pairs of traits at all lags.
-
-    Attributes:
-        together: every pair at the same token.
-        lagged: every ordered pair at every lag.
-        orders: trait -> order of the autoregression that whitened it.
-        n_replies, n_groups: sample size.
-        left_out: replies too short to be whitened.
-        n_shuffles: trial shuffles behind each p.
-    """
-
-    together: tuple[Coupling, ...]
-    lagged: tuple[Coupling, ...]
-    orders: Mapping[str, int]
-    n_replies: int
-    n_groups: int
-    left_out: int
-    n_shuffles: int
-
-    def to_dict(self) -> dict[str, Any]:
-        counts = {k: getattr(self, k) for k in ("n_replies", "n_groups", "left_out", "n_shuffles")}
-        pairs = {k: [pair.to_dict() for pair in getattr(self, k)] for k in ("together", "lagged")}
-        return {**counts, "orders": dict(self.orders), **pairs}
-
-
-def trait_series(traces: Sequence[Trace], traits: Sequence[str] | None = None) -> list[np.ndarray]:
-    """z of the reply tokens at each trait's best block, float64 `[n_traits, n_reply_tokens]` each.
+    Args:
+        traces: with the same reader and vectors.
+        traits: which; None: all.
+        kind: of score. A coupling is the same for "z" and "raw".
 
     Raises:
         SettingError: no trace, or traces of different readers, vectors or blocks.
@@ -128,151 +66,203 @@ def trait_series(traces: Sequence[Trace], traits: Sequence[str] | None = None) -
     if not traces:
         raise SettingError("No traces to analyse.")
     names = traces[0].traits if traits is None else tuple(traits)
-    return [np.stack(rows) for rows in zip(*(reply_scores(traces, t) for t in names), strict=True)]
+    return [np.stack(rows) for rows in zip(*(reply_scores(traces, t, kind) for t in names), strict=True)]
 
 
-def cosines(vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Cosines between the traits' vectors, float64 `[n_traits, n_traits]`, in the order of the mapping.
+def closed_form_couplings(directions: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Correlations of projections by the states' covariance, a'Σb / sqrt(a'Σa · b'Σb), `[n_traits, n_traits]`.
+
+    The null where there are no neutral replies. Give the covariance of what `measure_couplings` correlates: neutral
+    states within a reply, less what the preceding tokens predict.
 
     Args:
-        vectors: trait -> `[d_model]`, all of one block.
+        directions: `[n_traits, d_model]`, all of one block.
+        covariance: of that block's states, `[d_model, d_model]`.
 
     Raises:
-        SettingError: vectors of different width, of zero length, or not finite.
+        SettingError: shapes that do not fit, or a direction along which the states do not vary.
 
-    >>> cosines({"evil": np.array([3.0, 0.0]), "refusal": np.array([0.0, 1.0])}).tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
+    >>> closed_form_couplings(np.eye(2), np.array([[4.0, 1.0], [1.0, 1.0]])).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
     """
-    rows = {trait: checked(v, f"The vector of {trait!r}") for trait, v in vectors.items()}
-    if len({len(v) for v in rows.values()}) > 1 or not all(np.linalg.norm(v) > 0 for v in rows.values()):
+    rows, sigma = np.asarray(directions, float), np.asarray(covariance, float)
+    if rows.ndim != 2 or sigma.shape != (rows.shape[1],) * 2:
         raise SettingError(
-            "The vectors differ in width, or one has zero length; give one direction of the same block for each trait."
+            f"directions has shape {rows.shape} and covariance {sigma.shape}; expected [n_traits, d_model] and "
+            "[d_model, d_model]."
         )
-    units = np.stack([v / np.linalg.norm(v) for v in rows.values()])  # [n_traits, d_model]
-    return units @ units.T
+    products = rows @ sigma @ rows.T  # [n_traits, n_traits]
+    spread = np.diagonal(products)
+    if not (spread > 0).all():
+        raise SettingError(f"The states do not vary along direction {int(np.argmin(spread))}; leave it out.")
+    return products / np.sqrt(np.outer(spread, spread))
 
 
 def measure_couplings(
     traits: Sequence[str],
-    series: Sequence[np.ndarray],
+    series: Series,
     groups: Sequence[str] | None = None,
-    floor: np.ndarray | None = None,
+    *,
+    neutral: Series | None = None,
+    neutral_groups: Sequence[str] | None = None,
+    expected: np.ndarray | None = None,
+    control: Sequence[str] = (),
     lags: Sequence[int] = LAGS,
     max_order: int = MAX_ORDER,
     n_shuffles: int = 999,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Couplings:
-    """The coupling of every pair of traits, at the same token and at each lag.
+    """The coupling of every pair of traits, at the same token and at each lag, and its excess over neutral replies.
 
     Args:
         traits: names, in the order of the series' first axis.
-        series: z of each reply's tokens, unsmoothed, `[n_traits, n_reply_tokens]` each.
-        groups: prompt of each reply, where several replies answer one. None: every reply is its own group.
-        floor: cosines of the vectors, `[n_traits, n_traits]`, from `cosines`.
+        series: scores of each reply's tokens, unsmoothed, `[n_traits, n_reply_tokens]` each; NaN at sink tokens, which
+            are passed over.
+        groups: prompt of each reply, where several replies answer one, or where the neutral replies answer the same
+            prompts. None: every reply is its own group.
+        neutral: the same of neutral replies, read by the same model with the same vectors. Without them, and without
+            `expected`, nothing is claimed.
+        neutral_groups: prompt of each neutral reply.
+        expected: correlations under the null, `[n_traits, n_traits]`, from `closed_form_couplings`; at later lags there
+            is no such form. Not used where there are neutral replies.
+        control: those of the traits that are random directions: they are paired among themselves.
         lags: in tokens, above 0, fixed before looking.
         max_order: maximum order of the whitening.
         n_shuffles, n_resamples, seed: of the null and of the intervals.
 
     Raises:
-        SettingError: fewer than `MIN_REPLIES` replies that are long enough, NaN, smoothed series, or wrong shapes.
+        SettingError: fewer than `MIN_REPLIES` replies that are long enough or `MIN_GROUPS` prompts, smoothed series, or
+            wrong shapes.
+
+    >>> rng = np.random.default_rng(0)
+    >>> def replies(r):  # two traits that correlate by r
+    ...     return [rng.multivariate_normal([0, 0], [[1, r], [r, 1]], size=60).T for _ in range(30)]
+    >>> found = measure_couplings(["flattery", "deceit"], replies(0.8), neutral=replies(0.5), lags=(4,))
+    >>> found.together[0].claimed, found.lagged[0].claimed
+    (True, False)
     """
-    if len(traits) < 2 or len(set(traits)) < len(traits):
-        raise SettingError(f"Traits {list(traits)!r}; at least two different ones are needed.")
+    run = Innovations.of(traits, series, groups, max_order)
+    null = None if neutral is None else Innovations.of(traits, neutral, neutral_groups, max_order, "neutral reply")
+    return compare_couplings(
+        traits,
+        run,
+        null,
+        expected,
+        control=control,
+        lags=lags,
+        n_shuffles=n_shuffles,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+
+
+def compare_couplings(
+    traits: Sequence[str],
+    run: Innovations,
+    null: Innovations | None,
+    expected: np.ndarray | None = None,
+    *,
+    control: Sequence[str] = (),
+    lags: Sequence[int] = LAGS,
+    n_shuffles: int = 999,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Couplings:
+    """`measure_couplings` of series that are whitened already."""
+    if len(set(traits)) < len(traits) or len(traits) - len(control) < 2 or not set(control) <= set(traits):
+        raise SettingError(f"Traits {list(traits)!r}; at least two different ones are needed, beside the control's.")
     if not lags or len(set(lags)) < len(lags) or not all(is_integer(k, minimum=1) for k in lags):
         raise SettingError(f"lags={list(lags)!r}; expected distinct whole numbers from 1.")
-    if floor is not None and np.shape(floor) != (len(traits), len(traits)):
-        raise SettingError(f"floor has shape {np.shape(floor)}; expected ({len(traits)}, {len(traits)}).")
-    if groups is not None and len(groups) != len(series):
-        raise SettingError(f"{len(groups)} groups for {len(series)} replies; give one for each.")
-    for i, reply in enumerate(series):
-        if np.ndim(reply) != 2 or len(reply) != len(traits):
-            raise SettingError(f"Reply {i} has shape {np.shape(reply)}; expected [{len(traits)}, n_reply_tokens].")
-        for trait, row in zip(traits, reply, strict=True):
-            checked(row, f"{trait} in reply {i}")
-
-    # 1. Whiten; replies that are too short are left out and counted.
-    kept = [i for i, reply in enumerate(series) if reply.shape[1] >= max_order + SPREAD_TOKENS]
-    if len(kept) < MIN_REPLIES:
-        raise SettingError(
-            f"{len(kept)} of {len(series)} replies have {max_order + SPREAD_TOKENS} tokens or more; at least "
-            f"{MIN_REPLIES} are needed."
-        )
-    whitened = []
-    for k, trait in enumerate(traits):
-        try:
-            whitened.append(whiten([series[i][k] for i in kept], max_order))
-        except SettingError as error:
-            raise SettingError(f"{trait}: {error}") from error
-    group = group_indices(None if groups is None else [groups[i] for i in kept], len(kept))
-
-    # 2. Correlate each reply's source with each reply's target; the diagonal is the observed pairing.
-    aligned = AlignedInnovations.of([w.innovations for w in whitened], [series[i].shape[1] for i in kept])
+    if expected is not None and np.shape(expected) != (len(traits),) * 2:
+        raise SettingError(f"expected has shape {np.shape(expected)}; expected ({len(traits)}, {len(traits)}).")
+    check_integer("n_shuffles", n_shuffles, MIN_SHUFFLES)
     rng = np.random.default_rng(seed)
-    rows = np.arange(len(kept))
-    pairings = rows * len(kept) + trial_shuffles(group, n_shuffles, rng)  # [n_shuffles, n_replies], of n_replies²
-    n_groups = int(group.max()) + 1
-    weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)  # [n_resamples, n_groups]
-
-    def pairs_at(lag: int) -> list[Coupling]:
-        sums = aligned.at_lag(lag)
-        ordered = permutations(range(len(traits)), 2) if lag else combinations(range(len(traits)), 2)
-        found = []
-        for a, b in ordered:
-            z, w = sums.fisher(a, b)  # each [n_replies, n_replies]
-            bottom = float(floor[a, b]) if floor is not None and not lag else None
-            n = int((np.diagonal(w) > 0).sum())
-            estimate, p, reason = None, None, None
-            if n < MIN_REPLIES:
-                reason = f"{n} replies reach over a lag of {lag} tokens; {MIN_REPLIES} are needed."
-            else:
-                estimate = _pooled(np.diagonal(z), np.diagonal(w), group, weights)
-                p = _p(z, w, pairings)
-            found.append(Coupling(traits[a], traits[b], lag, estimate, p, None, bottom, reason))
-        return found
-
-    together, lagged = pairs_at(0), [pair for lag in lags for pair in pairs_at(lag)]
+    families = []
+    for names in ([t for t in traits if t not in control], list(control)):
+        own = [traits.index(t) for t in names]
+        together = [(a, b, 0) for a, b in combinations(own, 2)]
+        later = [(a, b, lag) for lag in lags for a, b in permutations(own, 2)]
+        for pairs in (together, later):
+            families.append(_measured(traits, pairs, run, null, expected, n_shuffles, n_resamples, rng))
+    bars = tuple(_bar(pairs) for pairs in families[2:])
+    claimed = [
+        tuple(replace(c, claimed=c.exceeds(bar)) for c in pairs) for bar, pairs in zip(bars, families[:2], strict=True)
+    ]
     return Couplings(
-        together=_corrected(together),
-        lagged=_corrected(lagged),
-        orders={trait: w.order for trait, w in zip(traits, whitened, strict=True)},
-        n_replies=len(kept),
-        n_groups=n_groups,
-        left_out=len(series) - len(kept),
+        together=claimed[0],
+        lagged=claimed[1],
+        control=(*families[2], *families[3]),
+        bars=(bars[0], bars[1]),
+        missing=NO_NEUTRAL if null is None and expected is None else None,
+        orders={t: order for t, order in run.orders.items() if t not in control},
+        n_replies=len(run.replies),
+        n_prompts=run.n_prompts,
+        n_neutral=len(null.replies) if null else 0,
+        n_neutral_prompts=null.n_prompts if null else 0,
+        left_out=run.left_out,
         n_shuffles=n_shuffles,
     )
 
 
-def _pooled(z: np.ndarray, w: np.ndarray, group: np.ndarray, weights: np.ndarray) -> Estimate | None:
-    """The pooled correlation with a 95 % bootstrap interval over groups: a vectorised `over_clusters`."""
-    n_groups = weights.shape[1]
-    top, bottom = np.bincount(group, z * w, minlength=n_groups), np.bincount(group, w, minlength=n_groups)
-    below = weights @ bottom  # [n_resamples]
-    samples = (weights @ top)[below > 0] / below[below > 0]
-    if len(samples) < len(weights) / 2:
-        return None
-    tail = expanded_tail(n_groups)
-    low, high = np.tanh(np.quantile(samples, [tail, 1 - tail]))
-    return Estimate(float(np.tanh(top.sum() / bottom.sum())), float(low), float(high), int((bottom > 0).sum()))
+def _measured(
+    traits: Sequence[str],
+    pairs: Sequence[tuple[int, int, int]],
+    run: Innovations,
+    null: Innovations | None,
+    expected: np.ndarray | None,
+    n_shuffles: int,
+    n_resamples: int,
+    rng: np.random.Generator,
+) -> list[Coupling]:
+    """One family of tests: pairs (source, target, lag) whose p-values are adjusted together."""
+    if not pairs:
+        return []
+    own = run.fisher(pairs)
+    other = null.fisher(pairs) if null else (np.zeros((0, len(pairs))),) * 2
+    sample = FisherSample.of(own, run.prompts, other, null.prompts if null else run.prompts[:0])
+    sums = sample.sums()  # [2 samples, 2, n_prompts, n_pairs]
+    z, samples = np.stack([mean_z(one.sum(1)) for one in sums]), resampled_z(sums, n_resamples, rng)
+    n = (run.n_prompts, null.n_prompts if null else 0)
+    r_low, r_high = np.tanh(ends(samples[0], n[0]))
+    reached = [(weight > 0).sum(0) for _, weight in (own, other)]  # replies, [n_pairs] each
+    reasons = [_too_few([int(count[k]) for count in reached], pairs[k][2], null) for k in range(len(pairs))]
+    tested = np.array([reason is None for reason in reasons])
+    if null is not None:
+        null_low, null_high = np.tanh(ends(samples[1], n[1]))
+        low, high = ends(samples[0] - samples[1], min(n))
+        units = sample.units()
+        observed = units.statistics(units.neutral[None])[0]
+        shuffled = units.statistics(units.permuted(n_shuffles, rng))
+    elif expected is not None and not pairs[0][2]:
+        z[1] = np.arctanh([expected[a, b] for a, b, _ in pairs])
+        null_low = null_high = np.tanh(z[1])
+        low, high = ends(samples[0], n[0]) - z[1]
+        observed, shuffled = flip_statistics(sums[0], z[1], n_shuffles, rng)
+    else:
+        tested[:] = False
+    ps = np.full((2, len(pairs)), np.nan)
+    if tested.any():
+        ps[:, tested] = p_values(observed[tested], shuffled[:, tested])
+    found = []
+    for k, (a, b, lag) in enumerate(pairs):
+        estimate = None if reasons[k] else Estimate(float(np.tanh(z[0, k])), float(r_low[k]), float(r_high[k]), n[0])
+        null_of = excess = None
+        if tested[k]:
+            null_of = Estimate(float(np.tanh(z[1, k])), float(null_low[k]), float(null_high[k]), n[1])
+            excess = Estimate(float(z[0, k] - z[1, k]), float(low[k]), float(high[k]), min(m for m in n if m))
+        p, q = (float(v) if tested[k] else None for v in ps[:, k])
+        found.append(Coupling(traits[a], traits[b], lag, estimate, null_of, excess, p, q, False, reasons[k]))
+    return found
 
 
-def _p(z: np.ndarray, w: np.ndarray, pairings: np.ndarray) -> float:
-    """Two-sided p of the pooled z over its standard error, against the shuffles."""
-    from scipy.special import ndtr  # here: importing it takes a quarter of a second
-
-    weighted = z * w
-
-    def statistic(flat: np.ndarray) -> np.ndarray:  # one flat index is several times as fast as a row and a column
-        return weighted.take(flat).sum(-1) / np.sqrt(np.maximum(w.take(flat).sum(-1), 1.0))
-
-    shuffled = statistic(pairings)  # [n_shuffles]
-    distance = abs(float(statistic(np.arange(0, z.size, len(z) + 1))) - shuffled.mean())
-    reached = int((np.abs(shuffled - shuffled.mean()) >= distance).sum())
-    counted = (1 + reached) / (1 + len(pairings))
-    spread = float(shuffled.std())
-    return counted if reached >= FEW or not spread > 0 else min(counted, 2 * float(ndtr(-distance / spread)))
+def _too_few(counts: Sequence[int], lag: int, null: Innovations | None) -> str | None:
+    for count, what in zip(counts, ("replies", "neutral replies"), strict=True):
+        if count < MIN_REPLIES and (what == "replies" or null):
+            return f"{count} {what} reach over a lag of {lag} tokens; {MIN_REPLIES} are needed."
+    return None
 
 
-def _corrected(pairs: Sequence[Coupling]) -> tuple[Coupling, ...]:
-    qs = false_discovery([pair.p for pair in pairs])
-    return tuple(replace(pair, q=q) for pair, q in zip(pairs, qs, strict=True))
+def _bar(control: Sequence[Coupling]) -> float:
+    known = [abs(c.excess.value) for c in control if c.excess is not None]
+    return max(MIN_EXCESS, float(np.quantile(known, CONTROL_QUANTILE))) if known else MIN_EXCESS

@@ -39,6 +39,7 @@ class Whitened:
 
     Attributes:
         innovations: of each reply, float64 `[n_reply_tokens - order]`: entry i belongs to the reply's token i + order.
+            NaN at tokens without a score.
         order: of the autoregression, by AIC.
         coefficients: of the 1, 2, ... tokens before, `[order]`.
         aic: of each order that was tried, minus the smallest, `[max_order + 1]`.
@@ -53,13 +54,16 @@ class Whitened:
 def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened:
     """The innovations of one trait over the replies of a run.
 
+    A token without a score (NaN, a sink token) has no innovation. As the past of later tokens it counts as the reply's
+    mean, so that a sink token costs one token and not all that an autoregression reaches back from.
+
     Args:
-        series: z of each reply's tokens, `[n_reply_tokens]` each, unsmoothed.
-        max_order: maximum order that is tried; every reply needs `SPREAD_TOKENS` more tokens.
+        series: scores of each reply's tokens, `[n_reply_tokens]` each, unsmoothed.
+        max_order: maximum order that is tried; every reply needs `SPREAD_TOKENS` more tokens that have a score.
 
     Raises:
-        SettingError: fewer than `MIN_REPLIES` replies, a reply that is too short, or a series with NaN, no variance, or
-            smoothing.
+        SettingError: fewer than `MIN_REPLIES` replies, a reply that is too short, or a series with infinity, no
+            variance, or smoothing.
 
     >>> rng = np.random.default_rng(0)
     >>> walks = [np.convolve(rng.normal(size=160), 0.8 ** np.arange(40), "valid") for _ in range(40)]
@@ -68,18 +72,19 @@ def whiten(series: Sequence[np.ndarray], max_order: int = MAX_ORDER) -> Whitened
     (True, True)
     """
     check_integer("max_order", max_order, 0)
-    values = [checked(z, f"Reply {i}") for i, z in enumerate(series)]
+    values = [checked(z, f"Reply {i}", gaps=True) for i, z in enumerate(series)]
     if len(values) < MIN_REPLIES:
         raise SettingError(f"{len(values)} replies; at least {MIN_REPLIES} are needed for whitening.")
-    short = [i for i, z in enumerate(values) if len(z) < max_order + SPREAD_TOKENS]
+    scored = [int(np.isfinite(z).sum()) for z in values]
+    short = [i for i, n in enumerate(scored) if n < max_order + SPREAD_TOKENS]
     if short:
         raise SettingError(
-            f"Reply {short[0]} has {len(values[short[0]])} tokens; an order of up to {max_order} needs "
+            f"Reply {short[0]} has {scored[short[0]]} tokens; an order of up to {max_order} needs "
             f"{max_order + SPREAD_TOKENS}. Leave short replies out, or lower max_order."
         )
     refuse_smoothed(values)
     deviations = _deviations(values)
-    if not sum(float(d @ d) for d in deviations) > 1e-12 * sum(float(z @ z) for z in values):
+    if not sum(np.nansum(d**2) for d in deviations) > 1e-12 * sum(np.nansum(z**2) for z in values):
         raise SettingError("The series do not vary beyond the mean of all replies; there is nothing to correlate.")
     aic = _aic(deviations, max_order)
     order = int(np.argmin(aic))
@@ -97,26 +102,28 @@ def _deviations(series: Sequence[np.ndarray]) -> list[np.ndarray]:
     longest = max(map(len, series))
     counts, sums = np.zeros(longest), np.zeros(longest)
     for z in series:
-        counts[: len(z)] += 1
-        sums[: len(z)] += z
+        counts[: len(z)] += np.isfinite(z)
+        sums[: len(z)] += np.nan_to_num(z)
     rare = counts < MIN_REPLIES
-    means = sums / counts  # [longest]
+    means = sums / np.maximum(counts, 1)  # [longest]
     if rare.any():
-        means[rare] = sums[rare].sum() / counts[rare].sum()
+        means[rare] = sums[rare].sum() / max(counts[rare].sum(), 1)
     level = [z - means[: len(z)] for z in series]
-    return [z - z.mean() for z in level]
+    return [z - np.nanmean(z) for z in level]
 
 
 def _lags(z: np.ndarray, order: int, start: int) -> np.ndarray:
-    """The tokens 1 to `order` before each token from `start` on, `[n_reply_tokens - start, order]`."""
+    """The tokens 1 to `order` before each token from `start` on, `[n_reply_tokens - start, order]`; 0 for gaps."""
     if not order:
         return np.zeros((len(z) - start, 0))
+    z = np.nan_to_num(z)
     return np.stack([z[start - k : len(z) - k] for k in range(1, order + 1)], axis=1)
 
 
 def _regression(series: Sequence[np.ndarray], order: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Past `[n_tokens, order]` and present `[n_tokens]` of all replies' tokens from `start` on."""
-    return np.concatenate([_lags(z, order, start) for z in series]), np.concatenate([z[start:] for z in series])
+    """Past `[n_tokens, order]` and present `[n_tokens]` of all replies' tokens from `start` on that have a score."""
+    past, now = np.concatenate([_lags(z, order, start) for z in series]), np.concatenate([z[start:] for z in series])
+    return past[np.isfinite(now)], now[np.isfinite(now)]
 
 
 def _aic(series: Sequence[np.ndarray], max_order: int) -> np.ndarray:

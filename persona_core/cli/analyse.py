@@ -26,8 +26,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = command_parser("analyse", __doc__)
     add_results(parser)
     parser.add_argument(
-        "--vectors", type=Path, help="folder of the vectors: their cosines are the floor for couplings; onset.json is "
-        "written there too, for alarms during generation",
+        "--vectors", type=Path, help="folder of the vectors: onset.json is written there too, for alarms during "
+        "generation",
     )  # fmt: skip
     parser.add_argument(
         "--annotations", "--marks", type=Path, help="file of annotated sentences (default: analysis/marks.jsonl)"
@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--rate", type=float, default=0.05, help="share of neutral replies that may raise an alarm")
     add_seed(parser, "random seed for every split, shuffle and bootstrap")
     parser.add_argument(
-        "--model", help="baseline model, to compare its next-token entropy and random directions with z"
+        "--model", help="baseline model, to compare z with its next-token entropy and with random directions"
     )
     parser.add_argument("--adapter", help="adapter of the contaminated model")
     add_loading(parser)

@@ -9,24 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.analysis import interaction
 from persona_core.analysis.comparison import Comparison, compare_runs, token_differences
-from persona_core.analysis.graph import trait_graph
 from persona_core.analysis.interventional import InterventionalEffects
 from persona_core.analysis.onset import Onset
-from persona_core.analysis.precedence import (
-    PrecedenceTable,
-    activation_times,
-    behaviour_times,
-    precedence,
-    relative_series,
-)
 from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_traits
 from persona_core.report.analysed_runs import AnalysedRuns, Row, check_runs, read_by_both
 from persona_core.report.findings import FORMAT_VERSION, Findings
+from persona_core.report.how import how
 from persona_core.report.results_folder import REPLAY, SIDES
 from persona_core.report.top_spans import find_top_spans
 from persona_core.report.when import when
@@ -43,7 +35,6 @@ def analyse(
     *,
     annotations: Sequence[Annotation] = (),
     judged: JudgedTraits | None = None,
-    vectors: Mapping[str, np.ndarray] | None = None,
     interventions: Mapping[str, Any] | None = None,
     models: Mapping[str, LanguageModel] | None = None,
     rate: float = 0.05,
@@ -56,10 +47,9 @@ def analyse(
         rows: by config; "neutral" is the null, "replay" each model reading the other's replies.
         annotations: sentences that show a trait.
         judged: config -> traits that its sentences were annotated for; None: those of the annotations.
-        vectors: trait -> direction `[d_model]`, all of one block: their cosines are the floor of couplings.
         interventions: what `persona intervene` measured.
         models: config -> its reader, if available: the vectors are then also compared with next-token entropy and
-            random directions.
+            random directions, and couplings with those of random directions.
         rate: share of neutral replies that may raise an alarm.
         seed: of every split, shuffle and bootstrap.
         progress: show a bar.
@@ -86,8 +76,6 @@ def analyse(
         raise SettingError(
             f"Nothing to analyse: no run with z scores among {', '.join((*traces, *without_z)) or 'no configs'}."
         )
-    if vectors is not None and (lacking := [t for t in traits if t not in vectors]):
-        raise SettingError(f"No vector for {lacking[0]!r}; the rows were read with vectors for {', '.join(traits)}.")
     check_runs(runs)
     ids = {(config, row["id"]) for config, own in rows.items() for row in own}
     unmatched = [m for m in annotations if (m.config, m.id) not in ids or m.trait not in traits]
@@ -110,9 +98,7 @@ def analyse(
         bar.set_postfix_str("how")
         steered = (interventions or {}).get("confirmed", {})
         tables = {c: [InterventionalEffects.from_dict(table) for table in steered.get(c, ())] for c in runs.configs}
-        summary["how"] = {
-            c: runs.attempt(f"how, {c}", partial(_how, runs, c, vectors, tables[c])) for c in runs.configs
-        }
+        summary["how"] = {c: runs.attempt(f"how, {c}", partial(how, runs, c, tables[c])) for c in runs.configs}
         bar.update()
         bar.set_postfix_str("where")
         summary["where"] = {c: runs.attempt(f"where, {c}", partial(where, runs, c, rate)) for c in runs.configs}
@@ -164,26 +150,6 @@ def _statistics(runs: AnalysedRuns) -> dict[str, Any]:
 
     configs = [c for c in runs.rows if c != REPLAY]
     return {c: runs.attempt(f"statistics, {c}", partial(of, c)) for c in configs}
-
-
-def _how(
-    runs: AnalysedRuns, config: str, vectors: Mapping[str, np.ndarray] | None, tables: Sequence[InterventionalEffects]
-) -> dict[str, Any]:
-    traces, traits = runs.traces[config], runs.traits
-    series = interaction.trait_series(traces)
-    floor = interaction.cosines({t: vectors[t] for t in traits}) if vectors is not None else None
-    couplings = interaction.measure_couplings(traits, series, floor=floor, seed=runs.seed)
-    clocks: list[PrecedenceTable] = []
-    if runs.relative:
-        # On plain z the traits alarm together, because every vector also responds to "not neutral".
-        times = activation_times(traits, relative_series(series), runs.relative)
-        clocks.append(precedence(traits, times, "activation", seed=runs.seed))
-    annotated = [t for t in traits if t in runs.judged.get(config, ())]
-    if len(annotated) > 1:
-        clocks.append(
-            precedence(annotated, behaviour_times(annotated, runs.shown[config]), "behaviour", seed=runs.seed)
-        )
-    return trait_graph(traits, couplings, clocks, tables).to_dict()
 
 
 def _comparison(runs: AnalysedRuns) -> Comparison | dict[str, str]:

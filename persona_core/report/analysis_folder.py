@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from persona_core.analysis.detectors import DETECTORS_FILE
 from persona_core.errors import NotFound, SettingError
@@ -41,8 +38,7 @@ def analyse_folder(
 
     Args:
         results: with `data/*.parquet`.
-        vectors: folder of the vectors: their cosines are the floor of couplings, and `onset.json` is written there as
-            well, for alarms during generation.
+        vectors: folder of the vectors: `onset.json` is written there as well, for alarms during generation.
         annotations: file of annotated sentences; None: `analysis/marks.jsonl`, if it exists. `judged.json` beside it
             names the traits that were annotated.
         models, rate, seed, progress: as in `analyse`.
@@ -73,7 +69,6 @@ def analyse_folder(
         rows,
         annotations=load_annotations(annotations_file) if annotations or annotations_file.is_file() else [],
         judged=load_judged_traits(judged) if judged.is_file() else None,
-        vectors=None if known is None else _directions(known),
         interventions=load_interventions(path),
         models=models,
         rate=rate,
@@ -91,11 +86,3 @@ def analyse_folder(
     write_atomically(folder / REPORT, page)
     refresh_results_card(path)
     return found
-
-
-def _directions(vectors: PersonaVectors) -> dict[str, np.ndarray]:
-    """Each trait's vector at the best block of most traits, float32 `[d_model]`."""
-    if not vectors.best_block:
-        raise SettingError("The vectors have no best block at which to take their cosines. Leave --vectors out.")
-    block = Counter(vectors.best_block.values()).most_common(1)[0][0]
-    return {trait: vectors.tensor(trait)[block].numpy() for trait in vectors.traits}

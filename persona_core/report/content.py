@@ -188,10 +188,11 @@ with the {most} comes first.</p></header>"""
             couplings = self.plot(f"matrix/{config}", matrix, f"couplings in the {config} run")
             parts.append(
                 f'<h3>{html.escape(config)}</h3><ul>{listed}</ul><div class="pair">{plots}<div>{couplings}'
-                '<p class="note">Above the diagonal: correlation at the same token. Below: cosine of the vectors at '
-                "one block, the correlation that their overlap alone would give.</p></div></div>"
+                '<p class="note">Above the diagonal: by how much the correlation at the same token exceeds that of '
+                "neutral replies (difference in Fisher's z). Below: the neutral replies' own correlation, which any "
+                "two directions have. In the graph, a dotted line means less than in neutral replies.</p></div></div>"
             )
-        return _section("How", "do traits go together?", "".join(parts))
+        return _section("How", "do traits vary together?", "".join(parts))
 
     def _where(self) -> str:
         parts: dict[str, str] = {}

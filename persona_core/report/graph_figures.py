@@ -1,4 +1,4 @@
-"""How traits go together: the matrix of couplings and the graph of edges."""
+"""How traits vary together: the matrix of couplings and the graph of edges."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import math
 import plotly.graph_objects as go
 
 from persona_core.report.figure_style import SCALE, Figure, apply_layout, interval
-from persona_core.report.sentences import describe_edge
+from persona_core.report.sentences import claimed_edges, describe_edge
 
 
 def coupling_matrix(graph: Figure) -> go.Figure:
-    """Above the diagonal the same-token coupling, below it the cosine of the vectors, its floor."""
+    """Above the diagonal the excess of the same-token coupling over neutral replies, below it the neutral coupling."""
     traits = graph["nodes"]
     index = {t: k for k, t in enumerate(traits)}
     z: list[list[float | None]] = [[None] * len(traits) for _ in traits]
@@ -20,13 +20,13 @@ def coupling_matrix(graph: Figure) -> go.Figure:
     for pair in graph["couplings"]["together"]:
         a, b = sorted((index[pair["source"]], index[pair["target"]]))
         pair_name = f"{html.escape(pair['source'])}, {html.escape(pair['target'])}"
-        if pair["estimate"] is not None:
-            z[a][b], says[a][b] = (
-                round(pair["estimate"]["value"], 2),
-                f"coupling of {pair_name}: {interval(pair['estimate'])}",
-            )
-        if pair["floor"] is not None:
-            z[b][a], says[b][a] = round(pair["floor"], 2), f"cosine of {pair_name}: {pair['floor']:.2f}"
+        if (excess := pair.get("excess")) is not None:
+            own = interval(pair["estimate"])
+            z[a][b] = round(excess["value"], 2)
+            says[a][b] = f"excess of {pair_name}: {interval(excess)} in Fisher's z; correlation {own}"
+        if (null := pair.get("null")) is not None:
+            z[b][a] = round(null["value"], 2)
+            says[b][a] = f"correlation of {pair_name} in neutral replies: {interval(null)}"
     names = [html.escape(t) for t in traits]
     figure = go.Figure(
         go.Heatmap(
@@ -42,18 +42,19 @@ def coupling_matrix(graph: Figure) -> go.Figure:
 
 
 def graph_figure(graph: Figure) -> go.Figure:
-    """The traits on a circle: grey lines for "together", arrows for "follows" and "confirmed"."""
+    """The traits on a circle: lines for "together" (dotted: less than in neutral replies), arrows for the others."""
     traits = graph["nodes"]
     angles = [math.pi / 2 - 2 * math.pi * k / len(traits) for k in range(len(traits))]
     at = {t: (math.cos(a), math.sin(a)) for t, a in zip(traits, angles, strict=True)}
     figure = go.Figure()
-    for edge in graph["edges"]:
+    for edge in claimed_edges(graph):
         (x0, y0), (x1, y1) = at[edge["source"]], at[edge["target"]]
         if edge["kind"] == "together":
-            strength = abs(edge["estimate"]["value"]) if edge["estimate"] else 0.0
+            excess = edge["estimate"]["value"]
+            line = {"width": 1 + 8 * min(abs(excess), 0.5), "dash": "dot" if excess < 0 else "solid"}
             figure.add_scatter(
                 x=[x0, x1], y=[y0, y1], mode="lines", hoverinfo="skip", showlegend=False,
-                line={"color": "#8893a5", "width": 0.5 + 4 * strength**2}, opacity=min(1.0, 0.15 + strength / 2),
+                line={"color": "#8893a5", **line},
             )  # fmt: skip
             continue
         confirmed = edge["kind"] == "confirmed"

@@ -6,6 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persona_core.analysis.couplings import MIN_EXCESS
 from persona_core.utils.markdown import interval
 
 Figure = Mapping[str, Any]
@@ -55,15 +56,9 @@ def describe_onsets(trait: str, found: Figure, rate: float) -> str:
 
 def describe_graph(graph: Figure) -> list[str]:
     """The edges of one run, and what was not measured."""
-    together = [e for e in graph["edges"] if e["kind"] == "together"]
-    rest = [e for e in graph["edges"] if e["kind"] != "together"]
-    pairs = graph["couplings"]["together"] if graph["couplings"] else []
-    edges = {(e["source"], e["target"]) for e in together}
-    first = f"{len(together)} of {len(pairs)} pairs of traits are coupled at the same token"
-    if any(pair["beyond_floor"] is not None for pair in pairs):
-        beyond = sum(bool(pair["beyond_floor"]) for pair in pairs if (pair["source"], pair["target"]) in edges)
-        first += f", {beyond} of them by more than the cosine of their vectors"
-    says = [first + ". Scores that rise together may simply share a direction.", *map(describe_edge, rest)]
+    edges = claimed_edges(graph)
+    rest = [e for e in edges if e["kind"] != "together"]
+    says = [*describe_couplings(graph), *map(describe_edge, edges)]
     if not any(e["kind"] == "follows" for e in rest):
         says.append("No trait was found to follow another.")
     if "behaviour" not in {c["clock"] for c in graph["clocks"]}:
@@ -75,25 +70,72 @@ def describe_graph(graph: Figure) -> list[str]:
     return says
 
 
+def claimed_edges(graph: Figure) -> list[Figure]:
+    """The edges; without the couplings of an analysis that did not compare them with neutral replies."""
+    return [e for e in graph["edges"] if e["clock"] != "series" or e.get("null") is not None]
+
+
+def describe_couplings(graph: Figure) -> list[str]:
+    """How many pairs vary together beyond the neutral replies, and how often that would be said of neutral text."""
+    found = graph["couplings"]
+    if not found:
+        return []
+    if "bars" not in found:
+        return ["The couplings were not compared with neutral replies: run persona analyse again."]
+    if found["missing"]:
+        return [html.escape(found["missing"])]
+    claimed, significant = (sum(c[k] for c in found["together"]) for k in ("claimed", "significant"))
+    says = [
+        f"{claimed} of {len(found['together'])} pairs of traits vary together more, or less, than in the "
+        f"{found['n_neutral']} neutral replies (to {found['n_neutral_prompts']} prompts): by more than "
+        f"{found['bars'][0]:.2f} in Fisher's z. {significant} pairs differ by more than chance, however little. Scores "
+        "follow the words, so this is no evidence that one trait causes another."
+    ]
+    if graph.get("other_reader"):
+        says.append("The neutral replies are another model's, so a difference may lie in the weights.")
+    neutral = graph.get("neutral_texts") or {}
+    if "n_together" in neutral:
+        says.append(
+            f"Of neutral replies, compared with neutral replies to other prompts, this says it of "
+            f"{neutral['together']} of {neutral['n_together']} pairs at the same token and {neutral['lagged']} of "
+            f"{neutral['n_lagged']} later ones ({neutral['n_halvings']} random halvings of {neutral['n_prompts']} "
+            "prompts)."
+        )
+    if found["control"]:
+        share = found["control"]["together"]
+        says.append(
+            f"Of pairs of random directions, {interval(share, 0, percent=True)} differ by more than "
+            f"{MIN_EXCESS:g} as well; an edge must also exceed 95 % of those pairs."
+        )
+    else:
+        says.append("No random directions were read along; persona analyse does so if it is given the models.")
+    return says
+
+
 def describe_edge(edge: Figure) -> str:
     """An edge and its estimate."""
     source, target, estimate = html.escape(edge["source"]), html.escape(edge["target"]), edge["estimate"]
     lag = "" if edge["lag"] is None else f", {edge['lag']:g} tokens later"
-    ordered = edge["clock"] != "series"  # the estimate is then how often the source comes first
+    series = edge["clock"] == "series"  # the estimate is then the excess over neutral replies
     negative = estimate is not None and estimate["value"] < 0
+    more = "less" if negative else "more"
     if edge["kind"] == "together":
-        says, value = f"{source} and {target} move {'in opposite directions' if negative else 'together'}", "r = {}"
-        says += " at the same token"
+        says = f"{source} and {target} vary together {more} than in neutral replies"
+    elif edge["kind"] == "follows" and series:
+        says = f"{target} varies with {source}{lag} {more} than in neutral replies ({CLOCKS['series']})"
     elif edge["kind"] == "follows":
-        says = f"{target} {'falls after' if negative else 'follows'} {source}{lag} ({CLOCKS[edge['clock']]})"
-        value = f"{source} comes first in {{}} of the replies with both" if ordered else "r = {}"
+        says = f"{target} follows {source}{lag} ({CLOCKS[edge['clock']]})"
     else:
         says = f"steering {source} {'suppresses' if negative else 'brings on'} {target}"
-        value = "share of replies changed by {} against a random direction"
     if estimate is None:
         return says
-    share = edge["kind"] == "confirmed" or (edge["kind"] == "follows" and ordered)
-    return f"{says}: {value.format(interval(estimate, 1, percent=True) if share else interval(estimate, 2))}"
+    if series:
+        own, null = (f"{edge[k]['value']:.2f}" for k in ("own", "null"))
+        return f"{says}: r = {own} against {null}, excess in Fisher's z {interval(estimate, 2)}"
+    value = interval(estimate, 1, percent=True)
+    if edge["kind"] == "follows":
+        return f"{says}: {source} comes first in {value} of the replies with both"
+    return f"{says}: share of replies changed by {value} against a random direction"
 
 
 def describe_warning(trait: str, found: Figure) -> str:

@@ -1,27 +1,23 @@
-"""Couplings between traits: the stated rate where there are none, the planted lag and direction where there is one."""
+"""Couplings between traits: few where the text is neutral, the planted excess, lag and direction where there is one."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.signal import lfilter
-from scipy.stats import binomtest, kstest, pearsonr
+from scipy.stats import pearsonr
 
+from persona_core.analysis.coupling_controls import edges_on_neutral
+from persona_core.analysis.couplings import MIN_EXCESS, NO_NEUTRAL, Coupling, Couplings
+from persona_core.analysis.excess import FisherSample, p_values
 from persona_core.analysis.graph import trait_graph
-from persona_core.analysis.interaction import (
-    LAGS,
-    MIN_COUPLING,
-    Coupling,
-    Couplings,
-    cosines,
-    measure_couplings,
-    trait_series,
-)
+from persona_core.analysis.interaction import LAGS, closed_form_couplings, measure_couplings, trait_series
 from persona_core.analysis.interventional import (
     MIN_PROMPTS,
     InterventionalEffects,
@@ -30,6 +26,7 @@ from persona_core.analysis.interventional import (
 )
 from persona_core.analysis.precedence import PrecedenceTable, precedence
 from persona_core.analysis.prewhitening import whiten
+from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
@@ -38,6 +35,7 @@ from tests.traces.test_dataset import SHIPPED
 
 TRAITS = ["flattery", "deceit", "evil"]
 Mix = Callable[[np.ndarray], np.ndarray]
+QUICK: Any = {"n_shuffles": 99, "n_resamples": 50}
 
 
 def replies(seed: int, phi: float = 0.65, mix: Mix = lambda e: e, n: int = 78, k: int = 3) -> list[np.ndarray]:
@@ -58,118 +56,170 @@ def leading(r: float, lag: int) -> Mix:
     return mix
 
 
+def shared(r: float) -> Mix:
+    """All traits' noise correlates by r at the same token, through one more row of noise."""
+    return lambda noise: np.sqrt(1 - r) * noise[:-1] + np.sqrt(r) * noise[-1]
+
+
 def of(couplings: Couplings, source: str, target: str, lag: int) -> Coupling:
-    (found,) = [c for c in couplings.lagged if (c.source, c.target, c.lag) == (source, target, lag)]
+    pairs = (*couplings.together, *couplings.lagged)
+    (found,) = [c for c in pairs if (c.source, c.target, c.lag) == (source, target, lag)]
     return found
+
+
+def correlated(seed: int, r: float, n: int = 78, phi: float = 0.65) -> list[np.ndarray]:
+    return replies(seed, phi, shared(r), n, k=len(TRAITS) + 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phi", [0.0, 0.65, 0.9])
-def test_independent_traits_have_few_couplings_however_slow_they_are(phi: float) -> None:
-    significant = tests = runs = 0
-    ps = []
-    for seed in range(30):
-        found = measure_couplings(TRAITS, replies(seed, phi), n_shuffles=499, n_resamples=50, seed=seed)
-        hits = sum(c.significant for c in found.lagged)
-        significant, tests, runs = significant + hits, tests + len(found.lagged), runs + (hits > 0)
+def test_what_neutral_replies_share_is_no_coupling_however_strong_and_slow(phi: float) -> None:
+    """Three traits that correlate by 0.6 in the run and in the null: a false edge in at most 5 % of runs."""
+    runs = 0
+    for seed in range(40):
+        found = measure_couplings(
+            TRAITS,
+            correlated(seed, 0.6, 40, phi),
+            neutral=correlated(1000 + seed, 0.6, 60, phi),
+            n_shuffles=199,
+            n_resamples=50,
+            seed=seed,
+        )
+        assert all(c.estimate is not None and abs(c.estimate.value - 0.6) < 0.1 for c in found.together)
+        runs += any(c.significant for c in found.together) + any(c.significant for c in found.lagged)
         assert not any(c.claimed for c in (*found.together, *found.lagged))
-        ps.append(found.lagged[seed].p)
-    assert significant / tests <= 0.05
-    assert binomtest(runs, 30, 0.05, "greater").pvalue > 0.01  # 5 % of the runs are expected to have one
-    assert kstest(ps, "uniform").pvalue > 0.01
+    assert runs <= 9  # of 80 families at 5 %: 4 are expected, 9 or fewer in 99 % of cases
 
 
-def test_the_naive_rules_would_find_couplings_everywhere() -> None:
-    raw = [pearsonr(z[0], z[1]) for seed in range(4) for z in replies(seed, 0.9)]
-    assert np.mean([p < 0.05 for _, p in raw]) > 0.4 and np.mean([abs(r) > 0.3 for r, _ in raw]) > 0.25
+def test_without_neutral_replies_nothing_is_claimed_and_the_reason_is_given() -> None:
+    found = measure_couplings(TRAITS, correlated(1, 0.8), **QUICK)
+    assert found.missing == NO_NEUTRAL
+    pairs = (*found.together, *found.lagged)
+    assert all(
+        c.estimate is not None and (c.null, c.excess, c.p, c.q, c.claimed) == (None,) * 4 + (False,) for c in pairs
+    )
+    assert trait_graph(TRAITS, found).edges == ()
+
+
+def test_more_and_less_than_in_neutral_replies_are_both_edges() -> None:
+    for own, null in ((0.6, 0.3), (0.3, 0.6)):
+        found = measure_couplings(TRAITS, correlated(2, own), neutral=correlated(3, null), n_shuffles=199)
+        for pair in found.together:
+            assert pair.claimed and pair.excess is not None and pair.null is not None
+            assert pair.excess.value == pytest.approx(np.arctanh(own) - np.arctanh(null), abs=0.08)
+            assert pair.null.low <= null <= pair.null.high
+            assert pair.excess.low <= pair.excess.value <= pair.excess.high
+        assert not any(c.claimed for c in found.lagged)
+
+
+def test_a_small_excess_is_significant_and_no_edge() -> None:
+    found = measure_couplings(TRAITS, correlated(4, 0.56, 300), neutral=correlated(5, 0.5, 300), n_shuffles=199)
+    assert all(c.significant and not c.claimed for c in found.together)
+    assert all(c.excess is not None and 0 < c.excess.low < MIN_EXCESS for c in found.together)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("phi", "lag"), [(0.0, 4), (0.65, 8), (0.65, 1), (0.9, 16)])
 def test_a_planted_lead_is_found_at_its_lag_and_in_its_direction(phi: float, lag: int) -> None:
     right = 0
-    for seed in range(12):
-        found = measure_couplings(
-            TRAITS, replies(100 + seed, phi, leading(0.17, lag)), n_shuffles=499, n_resamples=200, seed=seed
-        )
-        edges = [(c.source, c.target, c.lag) for c in found.lagged if c.claimed]
-        right += edges == [("flattery", "deceit", lag)]
-    assert right >= 11
+    for seed in range(8):
+        run, neutral = replies(100 + seed, phi, leading(0.2, lag)), replies(200 + seed, phi)
+        found = measure_couplings(TRAITS, run, neutral=neutral, n_shuffles=199, n_resamples=200, seed=seed)
+        right += [(c.source, c.target, c.lag) for c in found.lagged if c.claimed] == [("flattery", "deceit", lag)]
+    assert right >= 7
+
+
+def test_a_lead_that_neutral_replies_have_as_well_is_no_edge() -> None:
+    run, neutral = (replies(seed, 0.65, leading(0.3, 4)) for seed in (1, 2))
+    found = measure_couplings(TRAITS, run, neutral=neutral, n_shuffles=199)
+    pair = of(found, "flattery", "deceit", 4)
+    assert pair.estimate is not None and pair.estimate.low > 0.2 and not pair.significant
 
 
 @pytest.mark.slow
-def test_what_is_shared_at_the_same_token_does_not_leak_into_the_lags() -> None:
-    for phi in (0.65, 0.9):
-        runs = 0
-        for seed in range(10):
-            found = measure_couplings(
-                TRAITS, replies(seed, phi, leading(0.6, 0)), n_shuffles=499, n_resamples=100, seed=seed
-            )
-            first = found.together[0]
-            assert first.claimed and first.estimate is not None and abs(first.estimate.value - 0.6) < 0.04
-            runs += any(c.significant for c in found.lagged)
-            assert not any(c.claimed for c in found.lagged)
-        assert runs <= 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("r", "lag"), [(0.3, 0), (0.2, 4), (0.0, 4)])
-def test_intervals_hold_the_truth_as_often_as_they_say(r: float, lag: int) -> None:
+@pytest.mark.parametrize("paired", [True, False])
+def test_intervals_of_the_excess_hold_the_truth_as_often_as_they_say(paired: bool) -> None:
     held = 0
-    for seed in range(120):
+    for seed in range(150):
+        run, neutral = correlated(seed, 0.5, 30), correlated(5000 + seed, 0.3, 60)
+        groups = [f"p{i % 30}" for i in range(60)] if paired else [f"q{i // 2}" for i in range(60)]
+        options: Any = {"lags": (4,), "max_order": 2, "n_shuffles": 99, "n_resamples": 400, "seed": seed}
         found = measure_couplings(
-            TRAITS[:2],
-            replies(seed, 0.65, leading(r, lag), n=40, k=2),
-            lags=(4,),
-            max_order=2,
-            n_shuffles=99,
-            n_resamples=400,
-            seed=seed,
+            TRAITS, run, [f"p{i}" for i in range(30)], neutral=neutral, neutral_groups=groups, **options
         )
-        estimate = (found.lagged[0] if lag else found.together[0]).estimate
-        assert estimate is not None and estimate.n == 40
-        held += estimate.low <= r <= estimate.high
-    assert 0.90 <= held / 120 <= 0.99
+        excess = found.together[0].excess
+        assert excess is not None and excess.n == 30
+        held += excess.low <= np.arctanh(0.5) - np.arctanh(0.3) <= excess.high
+    assert 0.90 <= held / 150 <= 0.99
 
 
-def test_the_pooled_correlation_is_that_of_a_plain_loop() -> None:
-    series = replies(7, 0.65, leading(0.4, 3), n=30)
+def pooled(series: list[np.ndarray], a: int, b: int, lag: int) -> tuple[float, float]:
+    """Mean of Fisher's z, and its weight, by a plain loop over replies."""
     whitened = [whiten([z[k] for z in series]).innovations for k in range(3)]
-    found = measure_couplings(TRAITS, series, lags=(3, 12), n_shuffles=99, n_resamples=50)
+    total = weight = 0.0
+    for i, reply in enumerate(series):
+        n = reply.shape[1]
+        x, y = ({n - len(w[i]) + t: v for t, v in enumerate(w[i])} for w in (whitened[a], whitened[b]))
+        pairs = [(x[t], y[t + lag]) for t in x if t + lag in y and np.isfinite(x[t]) and np.isfinite(y[t + lag])]
+        if len(pairs) > 3:
+            r = pearsonr(*zip(*pairs, strict=True))[0]
+            total, weight = total + (len(pairs) - 3) * np.arctanh(r), weight + len(pairs) - 3
+    return total / weight, weight
+
+
+def test_estimate_null_and_excess_are_those_of_a_plain_loop() -> None:
+    run, neutral = replies(7, 0.65, leading(0.4, 3), n=30), replies(8, 0.65, n=25)
+    for z in (run[3], run[9], neutral[4]):
+        z[1, 20:23] = np.nan  # sink tokens
+    found = measure_couplings(TRAITS, run, neutral=neutral, lags=(3, 12), **QUICK)
     for c in (*found.together, *found.lagged):
         a, b = TRAITS.index(c.source), TRAITS.index(c.target)
-        total = weight = 0.0
-        for i in range(30):
-            n = min(len(trait[i]) for trait in whitened)
-            x, y = whitened[a][i][-n:], whitened[b][i][-n:]
-            pairs = [(x[t], y[t + c.lag]) for t in range(n - c.lag)]
-            if len(pairs) > 3:
-                r = pearsonr(*zip(*pairs, strict=True))[0]
-                total, weight = total + (len(pairs) - 3) * np.arctanh(r), weight + len(pairs) - 3
-        assert c.estimate is not None and c.estimate.value == pytest.approx(np.tanh(total / weight), abs=1e-9)
+        own, null = (pooled(series, a, b, c.lag)[0] for series in (run, neutral))
+        assert c.estimate is not None and c.estimate.value == pytest.approx(np.tanh(own), abs=1e-9)
+        assert c.null is not None and c.null.value == pytest.approx(np.tanh(null), abs=1e-9)
+        assert c.excess is not None and c.excess.value == pytest.approx(own - null, abs=1e-9)
 
 
-def test_p_is_the_share_of_shuffles_that_reach_as_far() -> None:
-    """By hand: the source of one reply beside the target of another, cut to the shorter."""
-    series = replies(8, 0.65, leading(0.05, 2), n=25, k=2)
-    found = measure_couplings(TRAITS[:2], series, lags=(2,), n_shuffles=4000, n_resamples=50).lagged[0]
-    whitened = [whiten([z[k] for z in series]).innovations for k in range(2)]
-    lengths = [min(len(x), len(y)) for x, y in zip(*whitened, strict=True)]
-    source, target = ([trait[i][-n:] for i, n in enumerate(lengths)] for trait in whitened)
-    rng = np.random.default_rng(99)
+def test_the_statistic_is_the_difference_over_its_standard_error_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    z, w = rng.normal(size=(9, 2)), rng.integers(5, 50, size=(9, 2)).astype(float)
+    sample = FisherSample.of((z[:4], w[:4]), np.array(list("abcd")), (z[4:], w[4:]), np.array(list("efghi")))
+    found = sample.statistics(sample.neutral[None])[0]
+    for k in range(2):
+        means, variance = [], 0.0
+        for own in (slice(0, 4), slice(4, 9)):
+            mean = sum(w[own, k] * z[own, k]) / sum(w[own, k])
+            variance += sum((w[own, k] * (z[own, k] - mean)) ** 2) / sum(w[own, k]) ** 2
+            means.append(mean)
+        assert found[k] == pytest.approx((means[0] - means[1]) / np.sqrt(variance))
 
-    def statistic(order: np.ndarray) -> float:
-        total = weight = 0.0
-        for i, j in enumerate(order):
-            n = min(lengths[i], lengths[j] - 2)  # the target is read two tokens later
-            total += (n - 3) * np.arctanh(pearsonr(source[i][:n], target[j][2 : n + 2])[0])
-            weight += n - 3
-        return float(total / np.sqrt(weight))
 
-    observed = statistic(np.arange(25))
-    shuffled = np.array([statistic(rng.permutation(25)) for _ in range(400)])
-    by_hand = np.mean(np.abs(shuffled - shuffled.mean()) >= abs(observed - shuffled.mean()))
-    assert found.p == pytest.approx(by_hand, abs=0.08)
+def test_labels_are_permuted_within_shared_prompts_and_between_the_others_as_a_whole() -> None:
+    values = np.ones((9, 1))
+    prompts = np.array(["a", "b", "c"]), np.array(["a", "a", "c", "d", "d", "e"])
+    sample = FisherSample.of((values[:3], values[:3]), prompts[0], (values[3:], values[3:]), prompts[1])
+    units = sample.units()
+    assert len(units.neutral) == 3 + 2 + 1 + 1 + 1  # a: 3 replies, c: 2, b, d and e as a whole
+    names = np.array(list("abcde"))[units.prompt]
+    permuted = units.permuted(500, np.random.default_rng(0))
+    for labels in permuted:
+        assert labels[names == "a"].sum() == 2 and labels[names == "c"].sum() == 1
+        assert labels[np.isin(names, ["b", "d", "e"])].sum() == 2
+    assert 0.2 < 1 - permuted[:, list(names).index("b")].mean() < 0.47  # the run has b in a third of them
+
+
+def test_no_p_is_below_one_over_the_number_of_shuffles_plus_one() -> None:
+    found = measure_couplings(TRAITS, correlated(2, 0.9), neutral=correlated(3, 0.1), **QUICK)
+    assert all(c.p == c.q == 0.01 for c in found.together)
+
+
+def test_q_is_the_share_of_shuffles_whose_largest_statistic_reaches_as_far() -> None:
+    rng = np.random.default_rng(1)
+    observed, shuffled = rng.normal(0, 2, size=4), rng.normal(size=(99, 4))
+    ps, qs = p_values(observed, shuffled)
+    for k in range(4):
+        assert ps[k] == (1 + sum(abs(row[k]) >= abs(observed[k]) for row in shuffled)) / 100
+        assert qs[k] == (1 + sum(max(abs(v) for v in row) >= abs(observed[k]) for row in shuffled)) / 100
 
 
 @pytest.mark.slow
@@ -178,42 +228,106 @@ def test_replies_to_one_prompt_do_not_count_apart() -> None:
     naive = grouped = 0
     for seed in range(25):
         rng = np.random.default_rng(seed)
-        shared = rng.normal(size=(12, 2, 60))
-        series = [shared[i // 8] + 0.3 * rng.normal(size=(2, 60)) for i in range(96)]
-        options: Any = {"lags": (1,), "n_shuffles": 499, "n_resamples": 200, "max_order": 2, "seed": seed}
-        prompts = [f"p{i // 8}" for i in range(96)]
-        together = measure_couplings(TRAITS[:2], series, groups=prompts, **options)
-        assert together.n_groups == 12 and together.together[0].estimate.n == 12  # type: ignore[union-attr]
-        grouped += together.together[0].significant
-        naive += measure_couplings(TRAITS[:2], series, **options).together[0].significant
+        made = []
+        for _ in range(2):
+            common = rng.normal(size=(12, 2, 60))
+            made.append([common[i // 8] + 0.3 * rng.normal(size=(2, 60)) for i in range(96)])
+        options: Any = {"neutral": made[1], "lags": (1,), "n_shuffles": 199, "max_order": 2, "seed": seed}
+        prompts = [[f"{side}{i // 8}" for i in range(96)] for side in "rn"]
+        found = measure_couplings(TRAITS[:2], made[0], prompts[0], neutral_groups=prompts[1], **options)
+        assert found.n_prompts == found.n_neutral_prompts == 12
+        grouped += found.together[0].significant
+        naive += measure_couplings(TRAITS[:2], made[0], **options).together[0].significant
     assert grouped <= 4 and naive >= 10
+
+
+def test_random_directions_are_paired_among_themselves_and_raise_the_bar() -> None:
+    control = ["random 1", "random 2", "random 3"]
+    run, neutral = (
+        [np.concatenate([x[:, :40], y[:, :40]]) for x, y in zip(correlated(a, r), correlated(b, s), strict=True)]
+        for a, b, r, s in ((2, 3, 0.5, 0.6), (4, 5, 0.3, 0.3))
+    )
+    found = measure_couplings([*TRAITS, *control], run, neutral=neutral, control=control, lags=(4,), n_shuffles=199)
+    for pairs, names in ((found.control, control), ((*found.together, *found.lagged), TRAITS)):
+        assert {t for c in pairs for t in (c.source, c.target)} == set(names)
+    assert len(found.together) == 3 and len(found.lagged) == 6 and len(found.control) == 3 + 6
+    assert found.to_dict()["control"]["together"]["value"] == 1.0
+    share = found.control_share()
+    assert share is not None and share.value == 1.0, "every pair of random directions moves as well"
+    excess = [abs(c.excess.value) for c in found.control if c.excess is not None and not c.lag]
+    assert found.bars[0] == pytest.approx(np.quantile(excess, 0.95)) and found.bars[1] == MIN_EXCESS
+    assert all(c.significant and not c.claimed for c in found.together)
+    alone = measure_couplings(TRAITS, [z[:3] for z in run], neutral=[z[:3] for z in neutral], lags=(4,), n_shuffles=199)
+    assert all(c.claimed for c in alone.together) and alone.control_share() is None
+
+
+def test_neutral_replies_are_held_against_neutral_replies_to_other_prompts() -> None:
+    neutral = correlated(6, 0.6, 80)
+    found = edges_on_neutral(
+        TRAITS, neutral, [f"p{i // 2}" for i in range(80)], n_halvings=4, n_shuffles=199, lags=(4,)
+    )
+    assert (found.n_prompts, found.n_together, found.n_lagged, found.together) == (40, 12, 24, 0)
+    mixed = [*correlated(6, 0.9, 40), *correlated(7, 0.0, 40)]  # prompts of two kinds: halves differ by chance only
+    assert edges_on_neutral(TRAITS, mixed, n_halvings=4, n_shuffles=199, lags=(4,)).together <= 1
+    with pytest.raises(SettingError, match="answer 19 prompts; 20 are needed to halve them"):
+        edges_on_neutral(TRAITS, neutral, [f"p{i % 19}" for i in range(80)])
+
+
+def test_the_closed_form_is_what_states_of_that_covariance_show() -> None:
+    rng = np.random.default_rng(0)
+    directions, factor = rng.normal(size=(3, 16)), rng.normal(size=(16, 16))
+    expected = closed_form_couplings(directions, factor @ factor.T)
+    states = [rng.normal(size=(90, 16)) @ factor.T for _ in range(60)]
+    series = [(z @ directions.T).T for z in states]
+    for a, b in combinations(range(3), 2):
+        assert expected[a, b] == pytest.approx(pearsonr(*np.concatenate(series, axis=1)[[a, b]])[0], abs=0.05)
+    found = measure_couplings(TRAITS, series, expected=expected, n_shuffles=199)
+    assert found.missing is None and not any(c.claimed for c in (*found.together, *found.lagged))
+    assert all(
+        c.null is not None and c.null.value == pytest.approx(expected[TRAITS.index(c.source), TRAITS.index(c.target)])
+        for c in found.together
+    )
+    assert all(c.q is None for c in found.lagged), "there is no closed form at later lags"
+    moved = [z + 20 * rng.normal(size=z.shape[1]) for z in series]
+    assert any(c.claimed for c in measure_couplings(TRAITS, moved, expected=expected, n_shuffles=199).together)
+    units = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    assert np.allclose(closed_form_couplings(directions, np.eye(16)), units @ units.T), "the cosine, for a round cloud"
+    with pytest.raises(SettingError, match="d_model"):
+        closed_form_couplings(directions, np.eye(3))
+    with pytest.raises(SettingError, match="direction 1"):
+        closed_form_couplings(np.eye(2), np.diag([1.0, 0.0]))
 
 
 def test_lags_that_few_replies_reach_are_not_tested_and_say_so() -> None:
     series = [z[:, :30] if i > 10 else z for i, z in enumerate(replies(3))]
-    found = measure_couplings(TRAITS, series, max_order=2, lags=(4, 32), n_shuffles=99, n_resamples=50)
-    far = of(found, "evil", "deceit", 32)
-    assert (far.estimate, far.p, far.q, far.claimed) == (None, None, None, False)
-    assert far.reason == "11 replies reach over a lag of 32 tokens; 20 are needed."
-    assert of(found, "evil", "deceit", 4).p is not None
+    for run, neutral, what in ((series, replies(4), "replies"), (replies(4), series, "neutral replies")):
+        found = measure_couplings(TRAITS, run, neutral=neutral, max_order=2, lags=(4, 32), **QUICK)
+        far = of(found, "evil", "deceit", 32)
+        assert (far.estimate, far.p, far.q, far.claimed) == (None, None, None, False)
+        assert far.reason == f"11 {what} reach over a lag of 32 tokens; 20 are needed."
+        assert of(found, "evil", "deceit", 4).p is not None
 
 
 def test_short_replies_are_left_out_and_counted() -> None:
-    series = replies(3, n=30)
-    with_short = [np.ones((3, 1)), *series, np.zeros((3, 11)), np.zeros((3, 0))]
-    options: Any = {"n_shuffles": 99, "n_resamples": 50}
-    found, plain = measure_couplings(TRAITS, with_short, **options), measure_couplings(TRAITS, series, **options)
-    assert (found.left_out, found.n_replies) == (3, 30)
-    assert found.lagged == plain.lagged
+    series, neutral = replies(3, n=30), replies(4, n=30)
+    with_short = [np.ones((3, 1)), *series, np.zeros((3, 11)), np.zeros((3, 0)), np.full((3, 40), np.nan)]
+    found = measure_couplings(TRAITS, with_short, neutral=neutral, **QUICK)
+    assert (found.left_out, found.n_replies, found.n_neutral) == (4, 30, 30)
+    plain = measure_couplings(TRAITS, series, neutral=neutral, **QUICK)
+    assert [c.excess and round(c.excess.value, 9) for c in found.lagged] == [
+        c.excess and round(c.excess.value, 9) for c in plain.lagged
+    ]
     with pytest.raises(SettingError, match="5 of 8 replies have 12 tokens or more; at least 20 are needed"):
         measure_couplings(TRAITS, [*series[:5], *[np.ones((3, 1))] * 3])
+    with pytest.raises(SettingError, match="5 of 5 neutral replies have 12 tokens"):
+        measure_couplings(TRAITS, series, neutral=series[:5])
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
     series = replies(4)
     broken = [z.copy() for z in series]
-    broken[5][1, 9] = np.nan
-    with pytest.raises(SettingError, match="deceit in reply 5 contains nan at token 9"):
+    broken[5][1, 9] = np.inf
+    with pytest.raises(SettingError, match="deceit in reply 5 contains inf at token 9"):
         measure_couplings(TRAITS, broken)
     smooth = [np.stack([np.convolve(row, np.ones(5) / 5, "valid") for row in z]) for z in series]
     with pytest.raises(SettingError, match="flattery: The series look like running means"):
@@ -221,48 +335,19 @@ def test_what_cannot_be_judged_is_refused() -> None:
     flat = [np.stack([z[0], np.zeros(z.shape[1]), z[2]]) for z in series]
     with pytest.raises(SettingError, match="deceit: The series do not vary"):
         measure_couplings(TRAITS, flat)
-    settings: Any = ({"lags": (0,)}, {"lags": (1, 1)}, {"lags": ()}, {"floor": np.eye(2)}, {"groups": ["a"]})
+    settings: Any = (
+        {"lags": (0,)}, {"lags": (1, 1)}, {"lags": ()}, {"expected": np.eye(2)}, {"groups": ["a"]},
+        {"control": ["evil", "deceit"]}, {"control": ["random"]}, {"n_shuffles": 9},
+    )  # fmt: skip
     for bad in settings:
         with pytest.raises(SettingError):
             measure_couplings(TRAITS, series, **bad)
+    with pytest.raises(SettingError, match="answer 9 prompts; at least 10"):
+        measure_couplings(TRAITS, series, [f"p{i % 9}" for i in range(len(series))])
     with pytest.raises(SettingError, match="Traits"):
-        measure_couplings(["evil"], series)
+        measure_couplings(["evil"], [z[:1] for z in series])
     with pytest.raises(SettingError, match="Reply 0 has shape"):
         measure_couplings(TRAITS[:2], series)
-
-
-def test_cosines_are_the_floor_of_what_goes_together() -> None:
-    rng = np.random.default_rng(0)
-    vectors = {t: rng.normal(size=64) for t in TRAITS}
-    vectors["deceit"] = vectors["flattery"] + 0.5 * vectors["deceit"]
-    floor = cosines(vectors)
-    assert floor[0, 1] == pytest.approx(
-        sum(a * b for a, b in zip(vectors["flattery"], vectors["deceit"], strict=True))
-        / (np.linalg.norm(vectors["flattery"]) * np.linalg.norm(vectors["deceit"]))
-    )
-    # States that go nowhere in particular: the scores couple by the cosine, and by nothing more.
-    series = []
-    for _ in range(60):
-        states = rng.normal(size=(90, 64))
-        series.append(np.stack([states @ (v / np.linalg.norm(v)) for v in vectors.values()]))
-    found = measure_couplings(TRAITS, series, floor=floor, n_shuffles=199, n_resamples=200)
-    for pair in found.together:
-        assert pair.estimate is not None and pair.floor is not None
-        assert abs(pair.estimate.value - pair.floor) < 0.06
-    assert found.together[0].claimed and not found.together[0].beyond_floor
-    assert all(c.floor is None and c.beyond_floor is None for c in found.lagged)
-    shared = [z + 2 * rng.normal(size=z.shape[1]) for z in series]
-    assert measure_couplings(TRAITS, shared, floor=floor, n_shuffles=99).together[0].beyond_floor
-    with pytest.raises(SettingError, match="width"):
-        cosines({"a": np.ones(3), "b": np.ones(4)})
-    with pytest.raises(SettingError, match="zero length"):
-        cosines({"a": np.ones(3), "b": np.zeros(3)})
-
-
-@pytest.mark.slow
-def test_eight_traits_are_held_against_each_other_at_every_lag() -> None:
-    found = measure_couplings([f"t{i}" for i in range(8)], replies(0, k=8))
-    assert len(found.lagged) == 56 * len(LAGS) and len(found.together) == 28
 
 
 def test_series_come_from_traces_that_belong_together() -> None:
@@ -270,7 +355,9 @@ def test_series_come_from_traces_that_belong_together() -> None:
         [Trace.from_row(r) for r in load_results(SHIPPED, c)][:4] for c in ("baseline", "contaminated")
     )
     series = trait_series(baseline, ("deception", "evil"))
-    assert np.array_equal(series[2][1], baseline[2].scores("evil")[baseline[2].reply_positions].astype(float))
+    assert np.array_equal(series[2][1], baseline[2].reply_scores("evil", "z").astype(float))
+    raw = trait_series(baseline, ("deception", "evil"), "raw")
+    assert np.allclose(np.corrcoef(series[0]), np.corrcoef(raw[0]), atol=1e-5)
     assert len(trait_series(baseline)[0]) == 8
     with pytest.raises(SettingError, match="2 different models"):
         trait_series([baseline[0], contaminated[0]])
@@ -279,26 +366,32 @@ def test_series_come_from_traces_that_belong_together() -> None:
 
 
 @pytest.mark.slow
-def test_what_words_alone_do_in_a_model_that_shows_no_trait_is_no_edge() -> None:
-    """The published baseline is neutral: significant lags there are, small as they are, and none is claimed."""
-    traces = [Trace.from_row(r) for r in load_results(SHIPPED, "baseline")]
-    found = measure_couplings(traces[0].traits, trait_series(traces))
-    small = [c for c in found.lagged if c.significant]
-    assert len(small) > 10 and not any(c.claimed for c in found.lagged)
-    assert all(c.estimate is not None and min(abs(c.estimate.low), abs(c.estimate.high)) < MIN_COUPLING for c in small)
+def test_the_published_baseline_is_as_its_neutral_replies_and_they_as_each_other() -> None:
+    rows = {c: load_results(SHIPPED, c) for c in ("baseline", "neutral")}
+    traces = {c: [Trace.from_row(r) for r in own] for c, own in rows.items()}
+    prompts = {c: [prompt_of(r["id"]) for r in own] for c, own in rows.items()}
+    series = {c: trait_series(own) for c, own in traces.items()}
+    names = traces["baseline"][0].traits
+    found = measure_couplings(
+        names, series["baseline"], prompts["baseline"], neutral=series["neutral"], neutral_groups=prompts["neutral"]
+    )
+    assert len(found.together) == 28 and len(found.lagged) == 56 * len(LAGS)
+    assert sum(c.estimate is not None and abs(c.estimate.value) > 0.3 for c in found.together) > 10
+    assert not any(c.claimed for c in (*found.together, *found.lagged))
+    halves = edges_on_neutral(names, series["neutral"], prompts["neutral"], n_halvings=5, n_shuffles=199)
+    assert halves.together == halves.lagged == 0
 
 
 # ---- the graph ----
 
 
 def tables() -> tuple[Couplings, PrecedenceTable, InterventionalEffects]:
-    series = replies(5, 0.65, leading(0.2, 4))
-    floor = np.full((3, 3), 0.1)
+    series, neutral = replies(5, 0.65, leading(0.25, 4)), replies(6)
     rng = np.random.default_rng(0)
     pushed = rng.normal(size=(12, 2, 3))
     arms = {"evil": pushed + np.array([4.0, 0.0, 6.0])}, {"evil": pushed[::-1]}
     return (
-        measure_couplings(TRAITS, series, floor=floor, n_shuffles=499),
+        measure_couplings(TRAITS, series, neutral=neutral, n_shuffles=199),
         precedence(TRAITS, cascade(0), "behaviour", n_resamples=100),
         interventional_effects(TRAITS, arms[0], arms[1], "shown", n_flips=999),
     )
@@ -309,18 +402,21 @@ def test_a_graph_holds_the_three_kinds_of_edges_and_all_that_was_tested() -> Non
     found = trait_graph(TRAITS, couplings, [clock], [confirmation])
     kinds = {(e.source, e.target, e.kind, e.clock): e for e in found.edges}
     later = kinds["flattery", "deceit", "follows", "series"]
-    assert later.lag == 4 and later.estimate is not None and abs(later.estimate.value - 0.2) < 0.05
+    assert later.lag == 4 and later.estimate is not None and abs(later.estimate.value - 0.25) < 0.07
+    assert later.own is not None and later.null is not None and abs(later.null.value) < 0.05
     shown = kinds["flattery", "deceit", "follows", "behaviour"]
     assert shown.estimate is not None and shown.estimate.value == 1.0 and shown.lag is not None and 17 < shown.lag < 23
     pushed = kinds["evil", "flattery", "confirmed", "behaviour"]
     assert pushed.estimate is not None and abs(pushed.estimate.value - 4) < 1 and pushed.lag is None
-    assert all(e.q <= 0.05 for e in found.edges) and not any(e.source == e.target for e in found.edges)
+    assert all(e.q is not None and e.q <= 0.05 for e in found.edges) and not any(
+        e.source == e.target for e in found.edges
+    )
     record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert record["nodes"] == TRAITS and len(record["edges"]) == len(found.edges)
     assert len(record["couplings"]["lagged"]) == 6 * len(LAGS) and len(record["couplings"]["together"]) == 3
     assert len(record["clocks"][0]["pairs"]) == 6 and len(record["confirmed"][0]["effects"]) == 3
     assert set(record["edges"][0]) == {
-        "source", "target", "kind", "clock", "lag", "estimate", "p", "q", "floor",
+        "source", "target", "kind", "clock", "lag", "estimate", "p", "q", "own", "null",
     }  # fmt: skip
     assert trait_graph(TRAITS).edges == ()
     scores = dataclasses.replace(confirmation, measure="score")
@@ -329,10 +425,13 @@ def test_a_graph_holds_the_three_kinds_of_edges_and_all_that_was_tested() -> Non
         trait_graph(["evil"], couplings)
 
 
-def test_same_token_edges_carry_their_floor() -> None:
-    couplings = measure_couplings(TRAITS, replies(5, 0.65, leading(0.5, 0)), floor=np.full((3, 3), 0.1), n_shuffles=199)
+def test_same_token_edges_carry_what_they_are_compared_with() -> None:
+    run, neutral = replies(5, 0.65, leading(0.5, 0)), replies(6, 0.65, leading(0.2, 0))
+    couplings = measure_couplings(TRAITS, run, neutral=neutral, n_shuffles=199)
     (edge,) = trait_graph(TRAITS, couplings).edges
-    assert (edge.kind, edge.floor, edge.lag, edge.clock) == ("together", 0.1, None, "series")
+    assert (edge.kind, edge.lag, edge.clock) == ("together", None, "series")
+    assert edge.own is not None and edge.null is not None and edge.estimate is not None
+    assert edge.estimate.value == pytest.approx(np.arctanh(edge.own.value) - np.arctanh(edge.null.value))
 
 
 def test_an_effect_of_steering_is_paired_by_prompt_and_its_p_by_flipping_signs() -> None:

@@ -105,9 +105,25 @@ def test_what_cannot_be_whitened_is_refused_with_the_reason() -> None:
     with pytest.raises(SettingError, match="max_order"):
         whiten(made, max_order=-1)
     broken = made[2].copy()
-    broken[7] = np.nan
-    with pytest.raises(SettingError, match="Reply 2 contains nan at token 7"):
+    broken[7] = np.inf
+    with pytest.raises(SettingError, match="Reply 2 contains inf at token 7"):
         whiten([*made[:2], broken, *made[3:]])
+    with pytest.raises(SettingError, match="Reply 3 has 5 tokens"):  # tokens that have a score
+        whiten([*made[:3], np.r_[np.arange(5.0), np.full(30, np.nan)], *made[3:]])
+
+
+def test_a_token_without_a_score_costs_its_own_innovation_only() -> None:
+    made = replies(9, (0.4, 0.15, 0.2))
+    gaps = [z.copy() for z, _ in made]
+    for z in gaps[::2]:
+        z[[11, 30]] = np.nan
+    plain, found = whiten([z for z, _ in made], 4), whiten(gaps, 4)
+    assert np.allclose(found.coefficients, plain.coefficients, atol=0.05)
+    for i, (a, b) in enumerate(zip(plain.innovations, found.innovations, strict=True)):
+        missing = np.flatnonzero(np.isnan(b)) + found.order
+        assert missing.tolist() == ([11, 30] if i % 2 == 0 else [])
+        far = [t for t in range(len(b)) if not any(0 <= t + found.order - g <= found.order for g in (11, 30))]
+        assert np.abs(a[far] - b[far]).max() < 0.3  # the reply's mean moves a little
 
 
 @pytest.mark.parametrize("window", [3, 8])

@@ -409,5 +409,3 @@ def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_
     assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}
     assert at_first["z"] > 0.98 and all(at_first[f"random direction {k}"] < at_first["z"] for k in (1, 2, 3))
-    with pytest.raises(SettingError, match="No vector for 'paternalism'"):
-        analyse(few(3), vectors={TRAIT: np.ones(4)}, progress=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 
+from persona_core.report.graph_figures import coupling_matrix, graph_figure
 from persona_core.report.sentences import (
     describe_comparison,
     describe_edge,
@@ -50,37 +50,82 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
 @pytest.mark.parametrize(
     ("kind", "clock", "value", "says"),
     [
-        ("together", "series", 0.5, "a and b move together at the same token: r = 0.50 [-1.00, 1.00]"),
-        ("together", "series", -0.5, "a and b move in opposite directions at the same token: r = -0.50"),
-        ("follows", "series", 0.5, "b follows a, 4 tokens later (scores, token by token): r = 0.50"),
-        ("follows", "series", -0.5, "b falls after a, 4 tokens later (scores, token by token): r = -0.50"),
+        (
+            "together",
+            "series",
+            0.5,
+            "a and b vary together more than in neutral replies: r = 0.70 against 0.40, excess",
+        ),
+        ("together", "series", -0.5, "a and b vary together less than in neutral replies"),
+        ("follows", "series", 0.5, "b varies with a, 4 tokens later more than in neutral replies (scores, token by"),
+        ("follows", "series", -0.5, "b varies with a, 4 tokens later less than in neutral replies"),
         ("follows", "activation", 0.9, "b follows a, 4 tokens later (onsets of scores): a comes first in 90.0 %"),
         ("confirmed", "behaviour", 0.3, "steering a brings on b: share of replies changed by 30.0 %"),
         ("confirmed", "behaviour", -0.3, "steering a suppresses b: share of replies changed by -30.0 %"),
     ],
 )
 def test_an_edge_is_worded_by_its_sign(kind: str, clock: str, value: float, says: str) -> None:
+    assert describe_edge(edge(kind, clock, value)).startswith(says)
+
+
+def edge(kind: str, clock: str, value: float) -> dict[str, Any]:
+    compared = {"own": est(0.7, 0.6, 0.8), "null": est(0.4, 0.3, 0.5)} if clock == "series" else {}
     lag = 4.0 if kind == "follows" else None
-    edge = {"source": "a", "target": "b", "kind": kind, "clock": clock, "lag": lag, "estimate": est(value, -1, 1)}
-    assert describe_edge(edge).startswith(says)
+    return {
+        "source": "a",
+        "target": "b",
+        "kind": kind,
+        "clock": clock,
+        "lag": lag,
+        "estimate": est(value, -1, 1),
+    } | compared
 
 
-def test_what_was_not_measured_is_not_counted() -> None:
-    pair = {"source": "a", "target": "b", "beyond_floor": None, "estimate": est(0.5, 0.4, 0.6), "floor": None}
-    graph: dict[str, Any] = {
-        "nodes": ["a", "b"],
-        "edges": [],
-        "couplings": {"together": [pair], "lagged": []},
-        "clocks": [],
-        "confirmed": [],
-    }
-    says = " ".join(describe_graph(graph))
-    assert "cosine" not in says and "No trait was found to follow another." in says and "was not measured" in says
-    with_floor = copy.deepcopy(graph)
-    with_floor["couplings"]["together"][0]["beyond_floor"] = True
-    assert "0 of 1 pairs" in " ".join(describe_graph(with_floor)), "beyond the floor, but no edge"
-    with_floor["edges"] = [{**pair, "kind": "together", "clock": "series", "lag": None}]
-    assert "1 of them by more than the cosine" in " ".join(describe_graph(with_floor))
+def graph(**couplings: Any) -> dict[str, Any]:
+    pair: dict[str, Any] = {"source": "a", "target": "b", "estimate": est(0.7, 0.6, 0.8), "null": None}
+    pair |= {"excess": None, "claimed": False, "significant": False}
+    found: dict[str, Any] = {"together": [pair], "lagged": [], "bars": [0.08, 0.08], "missing": None, "control": None}
+    found |= {"n_neutral": 390, "n_neutral_prompts": 78}
+    return {"nodes": ["a", "b"], "edges": [], "couplings": found | couplings, "clocks": [], "confirmed": []}
+
+
+def test_what_was_not_measured_is_not_said() -> None:
+    says = " ".join(describe_graph(graph()))
+    assert "0 of 1 pairs of traits vary together more, or less, than in the 390 neutral replies (to 78 prompts)" in says
+    assert "No trait was found to follow another." in says and "was not measured" in says
+    assert "Of neutral replies" not in says and "No random directions were read along" in says
+    assert "another model's" not in says
+
+
+def test_without_neutral_replies_the_page_says_why_nothing_is_claimed() -> None:
+    says = describe_graph(graph(missing="No coupling is claimed: there are no neutral replies"))
+    assert says[0] == "No coupling is claimed: there are no neutral replies" and "pairs of traits" not in " ".join(says)
+
+
+def test_how_often_neutral_text_and_random_directions_would_be_edges_stands_beside_the_edges() -> None:
+    found = graph(control={"together": est(0.1, 0.05, 0.17), "lagged": est(0.0, 0.0, 0.01)})
+    found["couplings"]["together"][0] |= {"claimed": True, "significant": True}
+    found["edges"] = [edge("together", "series", 0.5)]
+    found["other_reader"] = True
+    counts = {"together": 1, "n_together": 280, "lagged": 0, "n_lagged": 5600, "n_halvings": 10, "n_prompts": 78}
+    found["neutral_texts"] = counts
+    says = " ".join(describe_graph(found))
+    assert "1 of 1 pairs of traits vary together more, or less" in says and "1 pairs differ by more than chance" in says
+    assert "1 of 280 pairs at the same token and 0 of 5600 later ones (10 random halvings of 78 prompts)" in says
+    assert "Of pairs of random directions, 10 % [5, 17] differ by more than 0.08 as well" in says
+    assert "The neutral replies are another model's" in says
+    assert "no evidence that one trait causes another" in says and "pull" not in says
+    found["neutral_texts"] = {"missing": "too few prompts"}
+    assert "random halvings" not in " ".join(describe_graph(found))
+
+
+def test_couplings_of_an_older_analysis_are_not_claimed() -> None:
+    old = graph()
+    old["couplings"] = {"together": [{"source": "a", "target": "b", "estimate": est(0.7, 0.6, 0.8), "floor": 0.1}]}
+    old["edges"] = [{**edge("together", "behaviour", 0.7), "clock": "series"}]
+    says = describe_graph(old)
+    assert "run persona analyse again" in says[0] and not any("vary together" in one for one in says)
+    assert coupling_matrix(old).data and len(graph_figure(old).data) == 1
 
 
 def scores(z: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:

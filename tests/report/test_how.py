@@ -1,0 +1,54 @@
+"""How traits vary together in a run: held against its neutral replies, and against random directions with a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from persona_core.analysis.couplings import NO_NEUTRAL
+from persona_core.elicitation.prompts import prompt_of
+from persona_core.models.loading import load_model
+from persona_core.report.analysed_runs import AnalysedRuns
+from persona_core.report.how import N_RANDOM, how
+from persona_core.report.sentences import describe_graph
+from persona_core.traces.dataset import load_results
+from persona_core.traces.trace import Trace
+from tests.traces.test_dataset import SHIPPED
+
+
+def runs(n_neutral: int, **more: Any) -> AnalysedRuns:
+    rows = {"baseline": load_results(SHIPPED, "baseline")[:30], "neutral": load_results(SHIPPED, "neutral")}
+    prompts = sorted({prompt_of(r["id"]) for r in rows["neutral"]})[:n_neutral]
+    rows["neutral"] = [r for r in rows["neutral"] if prompt_of(r["id"]) in prompts]
+    rows = {config: own for config, own in rows.items() if own}
+    traces = {config: [Trace.from_row(row) for row in own] for config, own in rows.items()}
+    traits = traces["baseline"][0].traits
+    return AnalysedRuns(rows, traces, traits, (), {}, 0, **more)
+
+
+def test_without_neutral_replies_no_edge_is_claimed_and_the_page_says_why() -> None:
+    graph = how(runs(0), "baseline", [])
+    assert graph["edges"] == [] and graph["couplings"]["missing"] == NO_NEUTRAL
+    assert "neutral_texts" not in graph and describe_graph(graph)[0].startswith("No coupling is claimed")
+
+
+@pytest.mark.slow
+def test_the_null_is_the_neutral_replies_and_what_it_says_of_them_stands_beside_it() -> None:
+    found = runs(24)
+    graph = how(found, "baseline", [])
+    assert (graph["couplings"]["n_neutral"], graph["couplings"]["n_neutral_prompts"]) == (120, 24)
+    assert graph["couplings"]["control"] is None and graph["other_reader"] is False
+    assert not any(c["claimed"] for c in graph["couplings"]["together"])
+    assert graph["neutral_texts"]["n_prompts"] == 24 and graph["neutral_texts"]["together"] <= 14  # of 280
+    says = " ".join(describe_graph(graph))
+    assert f"of {graph['neutral_texts']['n_together']} pairs at the same token" in says
+
+
+@pytest.mark.slow
+def test_with_the_model_random_directions_are_read_along_and_are_no_edges_of_their_own() -> None:
+    model = load_model(SHIPPED.parent / "persona-tiny", device="cpu")
+    graph = how(runs(20, models={"baseline": model}), "baseline", [])
+    assert set(graph["nodes"]) == set(runs(0).traits) and len(graph["couplings"]["together"]) == 28
+    share = graph["couplings"]["control"]["together"]
+    assert share["n"] == N_RANDOM * (N_RANDOM - 1) // 2 and share["value"] <= 0.05
