@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import MIN_NULLS, calibrate_onset, power
+from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset, power
 from persona_core.analysis.series import refuse_smoothed, reply_scores
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.traces.dataset import load_results
@@ -114,7 +115,7 @@ def test_an_effect_too_small_to_be_timed_is_reported_as_such(detector: OnsetDete
     small, large = answers(1.2), answers(6.0)
     assert np.mean([f.timed for f in small]) < 0.3 and np.mean([f.timed for f in large]) > 0.85
     assert all("too small or too slow to be timed" in str(f) for f in small if not f.timed)
-    assert all(str(f).startswith(f"sets in at token {f.onset} [") for f in large if f.timed)
+    assert all(str(f).startswith(f"rises at token {f.onset} [") for f in large if f.timed)
     assert detector.smallest is not None and 0.75 <= detector.smallest <= 2.0
     assert np.median([f.size for f in large]) == pytest.approx(6.0, abs=0.7)
 
@@ -125,7 +126,10 @@ def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDe
     assert answers.count("before the reply") > 80 and "none" not in answers
     assert detector.find(np.zeros(60)).answer == "none" and detector.find(np.zeros(0)).answer == "none"
     assert str(detector.find(np.array([0.1]))) == "no reliable onset"
-    assert str(detector.find(np.full(60, 5.0))) == "raised from the first token on, so there is no onset to time"
+    early = detector.find(np.full(60, 5.0))
+    assert str(early) == "not neutral at the first token already, no trait in particular: the rise cannot be timed"
+    specific = replace(detector, kind="specific").find(np.full(60, 5.0))
+    assert str(specific) == "high at the first token already: the rise cannot be timed"
 
 
 def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:
@@ -142,6 +146,70 @@ def test_the_online_detector_agrees(detector: OnsetDetector, seed: int, n: int, 
     assert (online.result.low, online.result.high) == (whole.low, whole.high)
     assert alarms == ([] if whole.alarm is None else [whole.alarm])
     assert online.result.peak == pytest.approx(whole.peak)
+
+
+def slow_statistic(detector: OnsetDetector, z: np.ndarray) -> list[float]:
+    """The larger of the scaled sums after each token, token by token."""
+    sums, found = [0.0] * len(detector.drifts), []
+    for t, value in enumerate(z):
+        if not np.isnan(value):
+            position = min(t, len(detector.mean) - 1)
+            x = (value - detector.mean[position]) / detector.spread[position]
+            sums = [max(0.0, s + x - drift) for s, drift in zip(sums, detector.drifts, strict=True)]
+        found.append(max((s - a) / b for s, a, b in zip(sums, detector.location, detector.scale, strict=True)))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), gaps=st.sets(st.integers(0, 79)), size=st.floats(0, 8))
+def test_a_token_without_evidence_leaves_the_sums_as_they_are_and_counts_as_a_position(
+    detector: OnsetDetector, seed: int, gaps: set[int], size: float
+) -> None:
+    z = noise(np.random.default_rng(seed), 80) + size * (np.arange(80) >= 30)
+    z[list(gaps)] = np.nan
+    expected = slow_statistic(detector, z)
+    np.testing.assert_allclose(detector.statistic(z), expected)
+    over = [t for t, value in enumerate(expected) if value > detector.threshold]
+    found, online = detector.find(z), detector.online()
+    assert found.alarm == (over[0] if over else None)
+    for value in z:
+        online.push(float(value))
+    again = online.result
+    assert (again.answer, again.onset, again.low, again.size) == (found.answer, found.onset, found.low, found.size)
+    if found.onset is not None:
+        assert found.onset not in gaps
+
+
+def test_a_large_step_is_found_sooner_than_by_a_small_drift_alone_and_a_small_one_as_often() -> None:
+    """The reason for two sums: each drift alone loses at one end."""
+    rng = np.random.default_rng(0)
+    nulls = replies(rng, 400)
+    bank, slow, fast = (calibrate_onset(nulls, rate=0.01, drifts=d) for d in ((0.75, 1.5), (0.75,), (1.5,)))
+    held_out = replies(rng, 300)
+
+    def delay(detector: OnsetDetector) -> float:
+        return power(detector, held_out, 6.0, at=20).delay or 0.0
+
+    def found(detector: OnsetDetector) -> float:
+        return power(detector, held_out, 1.5, at=20).found
+
+    assert delay(bank) < delay(slow) and found(bank) > found(fast)
+
+
+def test_records_with_a_single_drift_give_the_alarms_they_always_gave(detector: OnsetDetector) -> None:
+    old = {
+        "mean": [0.0] * 32, "spread": [1.0] * 32, "threshold": 9.0, "rate": 0.05, "drift": 0.75, "n_nulls": 400,
+        "tested": 139, "errors": detector.to_dict()["errors"], "smallest": 1.0,
+    }  # fmt: skip
+    restored = OnsetDetector.from_dict(old)
+    z = noise(np.random.default_rng(2), 90) + 3.0 * (np.arange(90) >= 30)
+    total, alarm = 0.0, None
+    for t, value in enumerate(z):
+        total = max(0.0, total + value - 0.75)
+        if total > 9.0 and alarm is None:
+            alarm = t
+    assert alarm is not None and restored.find(z).alarm == alarm
+    assert (restored.kind, restored.supported, restored.n_prompts) == ("z", 139, 400)
 
 
 def test_the_alarm_does_not_know_the_future(detector: OnsetDetector) -> None:
@@ -164,10 +232,14 @@ def test_small_effects_are_seldom_found_and_the_detector_says_so(detector: Onset
 
 def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(SettingError, match=f"at least {MIN_NULLS}"):
-        calibrate_onset(replies(rng, 60))
-    with pytest.raises(SettingError, match="needs 500 neutral replies"):
-        calibrate_onset(replies(rng, 320), rate=0.01)
+    with pytest.raises(SettingError, match=f"at least {MIN_PROMPTS}"):
+        calibrate_onset(replies(rng, MIN_PROMPTS - 1))
+    with pytest.raises(SettingError, match="400 neutral replies to 5 different prompts; at least 60"):
+        calibrate_onset(replies(rng, 400), prompts=[i % 5 for i in range(400)])
+    with pytest.raises(SettingError, match=r"100 neutral prompts are too few for rate=0\.01: it needs 199"):
+        calibrate_onset(replies(rng, 100), rate=0.01)
+    with pytest.raises(SettingError, match="99 prompts for 100 neutral replies"):
+        calibrate_onset(replies(rng, 100), prompts=list(range(99)))
     with pytest.raises(SettingError, match="rate"):
         calibrate_onset(replies(rng, 320), rate=1.0)
     with pytest.raises(SettingError, match="do not vary"):
@@ -178,15 +250,14 @@ def test_too_few_neutral_replies_say_how_many_are_needed() -> None:
 
 def test_series_that_cannot_be_judged_are_refused(detector: OnsetDetector) -> None:
     rng = np.random.default_rng(0)
-    for bad in (np.nan, np.inf):
-        z = noise(rng, 50)
-        z[7] = bad
-        with pytest.raises(SettingError, match="at token 7"):
-            detector.find(z)
-        with pytest.raises(SettingError, match="Neutral reply 2"):
-            calibrate_onset([*replies(rng, 2), z, *replies(rng, 320)])
-        with pytest.raises(SettingError, match="token 0"):
-            detector.online().push(bad)
+    z = noise(rng, 50)
+    z[7] = np.inf
+    with pytest.raises(SettingError, match="at token 7"):
+        detector.find(z)
+    with pytest.raises(SettingError, match="Neutral reply 2"):
+        calibrate_onset([*replies(rng, 2), z, *replies(rng, 320)])
+    with pytest.raises(SettingError, match="token 0"):
+        detector.online().push(np.inf)
     with pytest.raises(SettingError, match="shape"):
         detector.find(np.zeros((2, 5)))
 
@@ -223,6 +294,8 @@ def test_a_detector_survives_json_to_the_last_digit(detector: OnsetDetector) -> 
         {"threshold": "high"},
         {"threshold": None},
         {"errors": {}},
+        {"scale": [0.0, 1.0]},
+        {"drifts": [0.75]},
     ]
     for change in changes:
         with pytest.raises(CorruptFile):
