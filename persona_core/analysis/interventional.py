@@ -4,11 +4,12 @@ Two arms write replies to the same prompts with the same seeds, one steered alon
 direction of the same norm at the same block. The effect on B is vector arm minus random arm, paired by prompt. Only
 such an edge permits causal language, and only about steering: it says what steering A does to the replies.
 
-Scores alone confirm nothing. A text that shows A, or is merely odd, raises the scores of all traits: steering three
-traits of the demo model moved the mean z of another in 21 of 21 pairs. `relative_to_others` removes what all but the
-steered trait share; 17 of 21 remained, because the vectors overlap. What the text visibly showed rose in three pairs:
-the three that the grammar links. So the tables of scores are kept, but only visible effects become edges. That takes
-many replies: a brought-on trait showed in 6 to 11 % of them, which 500 replies per arm detected and 200 did not.
+Scores alone confirm nothing. A text that shows A, or is merely odd, raises the z of every trait: steering three traits
+of the demo model moved the mean z of another in 21 of 21 pairs. Less the mean of the others (`relative_to_others`, for
+vectors without specific scores) 17 of 21 remained, because the vectors overlap. What the text visibly showed rose in
+three pairs: the three that the grammar links. So the tables of scores are kept, but only visible effects become edges.
+That takes many replies: the linked trait showed in 6 to 11 % of them, which 500 replies per arm detected and 200 did
+not.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from persona_core.analysis.permutation import LEVEL
 from persona_core.analysis.statistics import Estimate, false_discovery, over_clusters, sign_flip_p
 from persona_core.errors import SettingError
 
-Measure = Literal["score", "relative", "shown"]
-MEASURES = ("score", "relative", "shown")
+Measure = Literal["score", "specific", "relative", "shown"]
+MEASURES: tuple[Measure, ...] = ("score", "specific", "relative", "shown")
 
 MIN_PROMPTS = 10
 """Prompts that both arms answered: the signs of 10 can be flipped in 1,024 ways, of 5 in 32."""
@@ -67,8 +68,9 @@ class InterventionalEffects:
     """The effects of steering on all pairs of traits.
 
     Attributes:
-        measure: "score": mean z over the reply tokens, read without steering; "relative": the same after
-            `relative_to_others`; "shown": share of replies that visibly show the trait.
+        measure: "score": mean z over the reply tokens, read without steering and without sink tokens; "specific": the
+            same of the specific score; "relative": of z after `relative_to_others`; "shown": share of replies that
+            visibly show the trait.
         effects: every steered trait on every trait, itself included.
         n_flips: sign flips behind each p.
     """

@@ -1,4 +1,4 @@
-"""Survival curves of onsets: the share of replies in which a trait has not set in yet, and a test for two cohorts.
+"""Survival curves of onsets: the share of replies in which a score has not risen yet, and a test for two cohorts.
 
 Replies end at different tokens, so a reply without an onset is censored at its end: Kaplan-Meier (1958) with the
 exponential Greenwood interval, from scipy. Two cohorts that answered the same prompts are compared by the log-rank

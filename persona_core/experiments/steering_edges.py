@@ -1,13 +1,13 @@
-"""Does steering along trait A bring on trait B? Compared with replies steered along random directions.
+"""Does steering along trait A make the text show trait B? Compared with replies steered along random directions.
 
 The pitfall. Adding s along A's vector at a block moves the reading of B at that block by s times the cosine of the two
 vectors, whatever the text becomes. So the steered replies are read again by their ids, without steering, and B is
 measured there. The random arm adds directions of the same norm at the same block, a new one for each steered trait and
 seed, and both arms generate with the same seeds.
 
-What remains of it: a steered text that is merely odd raises every score a little ("not neutral"), and a text that shows
-A raises the score of B: on the demo model nearly every pair moves. A judge of what the text visibly shows is not
-misled; give one if available.
+What remains of it: a steered text that is merely odd raises every z a little ("not neutral"), and a text that shows A
+raises the z of B: on the demo model nearly every pair moves. Specific scores leave out what all traits share, but only
+a judge of what the text visibly shows is not misled; give one if available.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import torch
 from tqdm import tqdm
 
 from persona_core.analysis.interventional import (
+    MEASURES,
     MIN_PROMPTS,
     N_FLIPS,
     InterventionalEffects,
+    Measure,
     interventional_effects,
     relative_to_others,
 )
@@ -31,7 +33,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.models.chat import Messages
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.checks import check_integer, is_number
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -104,8 +106,8 @@ def steering_edges(
         n_flips, n_resamples: for p-values and intervals.
 
     Returns:
-        The tables of mean z, of mean z minus the other traits' (with three traits or more), and, with `shown`, of
-        visible traits.
+        The tables of mean z, of the mean specific score (without it: mean z minus the other traits', with three traits
+        or more), and, with `shown`, of visible traits. Sink tokens count in no mean.
 
     Raises:
         SettingError: too few prompts.
@@ -121,28 +123,32 @@ def steering_edges(
     if len(prompts) < MIN_PROMPTS:
         raise SettingError(f"{len(prompts)} prompts; at least {MIN_PROMPTS} are needed.")
     shape = (len(prompts), plan.seeds, len(names))
-    scores: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
-    visible: dict[str, dict[str, np.ndarray]] = {"vector": {}, "random": {}}
+    measures: list[Measure] = ["score"]
+    measures += ["specific"] if monitor.vectors.has_specific else []
+    measures += ["shown"] if shown is not None else []
+    measured: dict[Measure, dict[str, dict[str, np.ndarray]]] = {m: {"vector": {}, "random": {}} for m in measures}
     with tqdm(total=2 * len(steered) * plan.seeds * len(prompts), unit="reply", disable=not progress) as bar:
         for source, arms in zip(steered, _directions(monitor, steered, plan), strict=True):
             for arm, changes in arms.items():
                 bar.set_description(f"steering {source}, {arm}")
-                z, shows = np.full(shape, np.nan), np.full(shape, np.nan)
+                for measure in measures:
+                    measured[measure][arm][source] = np.full(shape, np.nan)
                 for k, change in enumerate(changes):
                     for q, trace in enumerate(_steered(monitor, prompts, change, plan, k)):
-                        z[q, k], shows[q, k] = _measured(trace, names, shown)
+                        for measure, values in _measured(trace, names, shown).items():
+                            measured[measure][arm][source][q, k] = values
                     bar.update(len(prompts))
-                scores[arm][source], visible[arm][source] = z, shows
+    if "specific" not in measures and len(names) > 2:
+        measured["relative"] = {
+            arm: {source: relative_to_others(z, names.index(source)) for source, z in own.items()}
+            for arm, own in measured["score"].items()
+        }
     options = {"n_flips": n_flips, "n_resamples": n_resamples, "seed": plan.seed}
-    found = [interventional_effects(names, scores["vector"], scores["random"], "score", **options)]
-    if len(names) > 2:
-        relative = [
-            {source: relative_to_others(z, names.index(source)) for source, z in scores[arm].items()} for arm in scores
-        ]
-        found.append(interventional_effects(names, relative[0], relative[1], "relative", **options))
-    if shown is not None:
-        found.append(interventional_effects(names, visible["vector"], visible["random"], "shown", **options))
-    return tuple(found)
+    return tuple(
+        interventional_effects(names, measured[m]["vector"], measured[m]["random"], m, **options)
+        for m in MEASURES
+        if m in measured
+    )
 
 
 def _directions(monitor: PersonaMonitor, steered: Sequence[str], plan: EdgePlan) -> list[dict[str, list[Intervention]]]:
@@ -179,11 +185,20 @@ def _steered(monitor: PersonaMonitor, prompts: Prompts, change: Intervention, pl
     return monitor.read_batch(written)
 
 
-def _measured(trace: Trace, names: Sequence[str], shown: VisibleTraits | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean z and visibility of each trait, `[n_traits]` each; NaN for an empty or incoherent reply."""
-    nothing, positions = np.full(len(names), np.nan), trace.reply_positions
-    visible = shown(trace) if shown is not None and positions else None
-    if not positions or (shown is not None and visible is None):
-        return nothing, nothing
-    z = np.array([trace.scores(trait)[positions].astype(float).mean() for trait in names])
-    return z, nothing if visible is None else np.array([float(visible.get(trait, False)) for trait in names])
+def _measured(trace: Trace, names: Sequence[str], shown: VisibleTraits | None) -> dict[Measure, np.ndarray]:
+    """Each measure of every trait, `[n_traits]`; empty for an empty or incoherent reply."""
+    visible = shown(trace) if shown is not None and trace.reply_positions else None
+    if not trace.reply_positions or (shown is not None and visible is None):
+        return {}
+    found: dict[Measure, np.ndarray] = {"score": _means(trace, names, "z")}
+    if trace.has_specific:
+        found["specific"] = _means(trace, names, "specific")
+    if visible is not None:
+        found["shown"] = np.array([float(visible.get(trait, False)) for trait in names])
+    return found
+
+
+def _means(trace: Trace, names: Sequence[str], kind: Kind) -> np.ndarray:
+    """Mean score of each trait over the reply tokens without sink tokens, `[n_traits]`; NaN without any."""
+    scores = [trace.reply_scores(trait, kind).astype(float) for trait in names]
+    return np.array([np.nanmean(z) if np.isfinite(z).any() else np.nan for z in scores])

@@ -1,8 +1,9 @@
 """Baselines for early warning: position, n-grams, next-token entropy, the last prompt token, random directions.
 
 Each baseline gives series of the same shape as a trait's: one number for each reply token, `[n_reply_tokens]`, known
-once that token has been read. `persona_core.analysis.early_warning` accepts them. A warning that one of these gives as
-well says nothing about the residual stream: n-grams often match probes within a distribution.
+once that token has been read; those that come from states have NaN at sink tokens.
+`persona_core.analysis.early_warning` accepts them. A warning that one of these gives as well says nothing about the
+residual stream: n-grams often match probes within a distribution.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.analysis.series import reply_scores
+from persona_core.analysis.series import reply_scores, shared_kind
 from persona_core.errors import SettingError
 from persona_core.inference.prefill import each_batch
 from persona_core.monitor.monitor import PersonaMonitor
@@ -24,7 +25,7 @@ from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
-    from persona_core.traces.trace import Trace
+    from persona_core.traces.trace import Kind, Trace
 
 Series = list[np.ndarray]
 
@@ -34,17 +35,32 @@ def position_scores(traces: Sequence[Trace]) -> Series:
     return [np.arange(len(trace.reply_positions), dtype=float) for trace in traces]
 
 
-def last_prompt_scores(traces: Sequence[Trace], trait: str) -> Series:
-    """z at the last token of the prompt, before the reply begins: constant over the reply.
+def last_prompt_scores(traces: Sequence[Trace], trait: str, kind: Kind | None = None) -> Series:
+    """The score before the reply begins, at the last prompt token that is no sink token: constant over the reply.
+
+    Args:
+        traces: of one reader.
+        trait: which.
+        kind: of score; None: "specific" where all traces have it, else "z".
 
     Raises:
-        SettingError: a trace without a prompt, or traces of different readers, vectors or blocks.
+        SettingError: a trace without such a token, or traces of different readers, vectors or blocks.
         UnknownTrait, NotCalibrated: as `Trace.scores`.
     """
-    if any(not trace.n_prompt for trace in traces):
-        raise SettingError("A trace has no prompt, so no last prompt token; leave it out.")
-    own = reply_scores(traces, trait)
-    return [np.full(len(z), float(t.scores(trait)[t.n_prompt - 1])) for z, t in zip(own, traces, strict=True)]
+    kind = kind or shared_kind(traces)
+    own = reply_scores(traces, trait, kind)
+    found = []
+    for z, trace in zip(own, traces, strict=True):
+        before = np.flatnonzero(~_sinks(trace, trace.best_block[trait])[: trace.n_prompt])
+        if not len(before):
+            raise SettingError("A trace has no prompt token with a score; leave it out.")
+        found.append(np.full(len(z), float(trace.scores(trait, kind)[before[-1]])))
+    return found
+
+
+def _sinks(trace: Trace, block: int) -> np.ndarray:
+    """Sink tokens at a block, bool `[n_tokens]`; none where the trace lacks the block."""
+    return trace.sinks[trace.blocks.index(block)] if block in trace.blocks else np.zeros(trace.n_tokens, bool)
 
 
 @torch.inference_mode()
@@ -97,8 +113,8 @@ def random_direction_scores(
 ) -> list[Series]:
     """z along isotropic random directions at one block, read like a trait's vector: a list of series for each draw.
 
-    Each direction is standardised over the tokens of the neutral replies. A random direction has no sign: choose it on
-    other texts.
+    Each direction is standardised over the tokens of the neutral replies. Sink tokens of the given traces count in no
+    mean and have no score. A random direction has no sign: choose it on other texts.
 
     Args:
         lm: the reader.
@@ -135,10 +151,18 @@ def random_direction_scores(
         null = PersonaMonitor(null_reader, drawn).read_batch(neutral, progress=progress)
     found = []
     for name in names:
-        values = np.concatenate([t.scores(name, kind="raw")[t.reply_positions].astype(float) for t in null])
-        mean, std = values.mean(), values.std(ddof=1)
-        found.append([(t.scores(name, kind="raw")[t.reply_positions].astype(float) - mean) / std for t in read])
+        null_values = np.concatenate(_raw(null, neutral, name, number))
+        mean, std = np.nanmean(null_values), np.nanstd(null_values, ddof=1)
+        found.append([(z - mean) / std for z in _raw(read, traces, name, number)])
     return found
+
+
+def _raw(readings: Sequence[Trace], traces: Sequence[Trace], name: str, block: int) -> Series:
+    """The readings' projections at the reply tokens; NaN at the sink tokens of the traces, of the same ids."""
+    return [
+        np.where(_sinks(trace, block), np.nan, reading.scores(name, kind="raw").astype(float))[reading.reply_positions]
+        for reading, trace in zip(readings, traces, strict=True)
+    ]
 
 
 def ngram_scores(

@@ -17,7 +17,7 @@ from persona_core.inference.generation import GenerationRun
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests.inference.test_steering import with_null
 from tests.support.tiny import hooks_on, random_vectors, tiny_lm
@@ -129,7 +129,7 @@ def test_what_shows_is_counted_and_noise_counts_in_no_measure() -> None:
     assert visible.pair("malice", "flattery").vector == 0.0  # what is not named does not show
 
 
-def test_a_trait_that_the_push_brings_on_in_the_text_is_found() -> None:
+def test_a_trait_that_the_steered_text_shows_is_found() -> None:
     """Candour's vector is the direction that makes one token likely, and the judge looks for that token."""
     monitor = monitor_of()
     lm = monitor.lm
@@ -145,6 +145,29 @@ def test_a_trait_that_the_push_brings_on_in_the_text_is_found() -> None:
     table = edges(changed, dataclasses.replace(PLAN, strength=1.0), sources=["candour"], shown=shown)[-1]
     found = table.pair("candour", "malice")
     assert found.estimate is not None and found.estimate.value > 0.5 and table.edges == (found,)
+
+
+def test_with_specific_scores_their_table_stands_beside_that_of_z_and_no_mean_counts_a_sink_token() -> None:
+    plain = monitor_of()
+    n = plain.vectors.n_blocks
+    rng = np.random.default_rng(0)
+    odds, null = ({t: rng.uniform(0.5, 1.5, (n, 2)).astype("f4") for t in TRAITS} for _ in range(2))
+    norms = np.concatenate([t.norms for t in plain.read_batch(steered(plain, "malice", 0.8, 0))], axis=1)
+    limits = np.quantile(norms, 0.8, axis=1).astype("f4")  # every fifth token is a sink token
+    vectors = dataclasses.replace(plain.vectors, log_odds=odds, specific_null=null, max_norm=limits)
+    monitor = PersonaMonitor(plain.lm, vectors)
+    score, specific = edges(monitor, sources=["malice"])
+    assert (score.measure, specific.measure) == ("score", "specific")
+    runs = [monitor.read_batch(steered(monitor, "malice", 0.8, seed)) for seed in (0, 1)]
+    kinds: tuple[Kind, Kind] = ("z", "specific")
+    for table, kind in zip((score, specific), kinds, strict=True):
+        means, n_sinks = [], 0
+        for trace in (trace for run in runs for trace in run):
+            column = trace.blocks.index(vectors.best_block["candour"])
+            kept = [t for t in trace.reply_positions if trace.norms[column, t] <= limits[trace.blocks[column]]]
+            means.append(trace.scores("candour", kind)[kept].astype(float).mean())
+            n_sinks += len(trace.reply_positions) - len(kept)
+        assert n_sinks > 0 and table.pair("malice", "candour").vector == pytest.approx(np.mean(means), abs=1e-4)
 
 
 def test_two_traits_have_no_others_to_be_compared_with() -> None:

@@ -105,6 +105,18 @@ def test_the_last_prompt_token_is_the_one_before_the_reply(traces: list[Trace]) 
         assert set(found.tolist()) == {float(trace.scores("malice")[trace.reply_positions[0] - 1])}
 
 
+def test_a_sink_token_at_the_end_of_the_prompt_is_passed_over(traces: list[Trace]) -> None:
+    trace = traces[1]
+    column = trace.blocks.index(trace.best_block["malice"])
+    norms = np.ones_like(trace.norms)
+    norms[column, trace.n_prompt - 2 : trace.n_prompt] = 99.0
+    sunk = trace.replace(norms=norms, max_norm=np.full(len(trace.blocks), 9.0, "f4"))
+    (found,) = last_prompt_scores([sunk], "malice")
+    assert set(found.tolist()) == {float(trace.scores("malice")[trace.n_prompt - 3])}
+    with pytest.raises(SettingError, match="no prompt token with a score"):
+        last_prompt_scores([sunk.replace(norms=np.full_like(norms, 99.0))], "malice")
+
+
 def test_traces_that_do_not_belong_together_are_refused(traces: list[Trace]) -> None:
     other = traces[1].replace(provenance=replace(traces[1].provenance, reader="another"))
     with pytest.raises(SettingError, match="2 different models"):
@@ -127,6 +139,21 @@ def test_random_directions_are_standardised_by_the_neutral_replies_and_differ(
     assert len({round(series[0][0], 4) for series in draws}) == 3
     again, other = (random_direction_scores(monitor.lm, 1, traces, null, 1, seed=s)[0] for s in (4, 5))
     assert again[0] == pytest.approx(draws[0][0], rel=1e-4) and again[0] != pytest.approx(other[0])
+
+
+def test_random_directions_leave_out_the_sink_tokens_of_the_traces(
+    monitor: PersonaMonitor, traces: list[Trace]
+) -> None:
+    column, limit = traces[0].blocks.index(1), np.full(len(traces[0].blocks), np.inf, "f4")
+    limit[column] = np.median(np.concatenate([t.norms[column, t.n_prompt :] for t in traces]))
+    sunk = [t.replace(max_norm=limit) for t in traces]
+    (plain,), (found,) = (random_direction_scores(monitor.lm, 1, own, own, n_draws=1) for own in (traces, sunk))
+    kept = [t.norms[column, t.reply_positions] <= limit[column] for t in traces]
+    for z, keep in zip(found, kept, strict=True):
+        np.testing.assert_array_equal(np.isfinite(z), keep)
+    flat = np.concatenate([z[keep] for z, keep in zip(plain, kept, strict=True)])
+    wanted = [(z[keep] - flat.mean()) / flat.std(ddof=1) for z, keep in zip(plain, kept, strict=True)]
+    assert np.concatenate([z[np.isfinite(z)] for z in found]) == pytest.approx(np.concatenate(wanted), abs=1e-4)
 
 
 def test_random_directions_are_read_at_the_requested_block(monitor: PersonaMonitor, traces: list[Trace]) -> None:
