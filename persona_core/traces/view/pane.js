@@ -11,7 +11,7 @@ function makePane(hooks) {
   const warnings = make("p", "tv-warnings");
   const onsetLine = make("p", "tv-says");
   const caveats = make("details", "tv-caveats");
-  caveats.append(make("summary", "", "Why is the timing less certain here?"), make("p"));
+  caveats.append(make("summary", "", "Why is this less certain here?"), make("p"));
   const text = make("div", "tv-text");
   warnings.setAttribute("role", "note");
   text.tabIndex = 0;
@@ -84,7 +84,9 @@ function makePane(hooks) {
     const onset = side.onsets?.[trait];
     // While the reply is written the line is reserved, so that nothing below jumps at the end.
     const sentence = onset ? onset.says : side.done ? "" : "the onset is estimated once the reply has ended";
-    onsetLine.textContent = sentence && trait + ": " + sentence;
+    // One that is found on plain z, or that says "no trait in particular", is not about the trait.
+    const about = onset?.named === false ? "" : trait + (onset?.kind === "z" ? ", plain z: " : ": ");
+    onsetLine.textContent = sentence && (about ? about + sentence : sentence[0].toUpperCase() + sentence.slice(1));
     onsetLine.hidden = !sentence;
     const known = onset ? side.caveats ?? [] : [];
     caveats.lastElementChild.textContent = known.join("; ");

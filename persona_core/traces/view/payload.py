@@ -8,7 +8,8 @@
             "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
             "null_mean": "float32 [n_traits, n_blocks]", "null_std": "…",
             "log_odds": "float32 [4, n_traits, n_blocks]" | null, "max_norm": "float32 [n_blocks]",
-            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "says": "…"}}, "caveats": ["…"],
+            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "says": "…", "kind": "specific"}},
+            "caveats": ["…"],
             "done": true, "finish": "eos|length|context|stopped|read|null", "warnings": ["…"],
             "meta": {"reader": "…"}}, …]}
 ```
@@ -34,6 +35,7 @@ import numpy as np
 from persona_core.errors import SettingError
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import short_name
+from persona_core.traces.statements import with_not_neutral
 from persona_core.traces.trace import UNITS, Alignment, Kind, Trace
 
 Payload: TypeAlias = dict[str, Any]
@@ -67,7 +69,8 @@ def trace_payload(
         block: the initial block; None reads each trait at its best block.
         done: False while more tokens follow.
         meta: short facts shown under the title; None takes reader, writer and seed.
-        onsets: trait -> "onset", "low" and "high" (tokens of the reply, or None) and "says", as text.
+        onsets: trait -> "onset", "low" and "high" (tokens of the reply, or None), "answer" and "says", as text; see
+            `with_not_neutral` for what is made of them.
         caveats: why the onsets' stated error rate may not hold for this trace.
 
     Returns:
@@ -95,7 +98,7 @@ def trace_payload(
         "alignment": trace.alignment,
         **{array: _packed(getattr(trace, array)) for array in ARRAYS},
         "log_odds": None if trace.log_odds is None else _packed(np.stack(list(vars(trace.log_odds).values()))),
-        "onsets": {well_formed(trait): dict(onset) for trait, onset in (onsets or {}).items()},
+        "onsets": {well_formed(trait): onset for trait, onset in with_not_neutral(trace, onsets or {}).items()},
         "caveats": [well_formed(caveat) for caveat in caveats],
         "done": done,
         "finish": trace.finish if done else None,

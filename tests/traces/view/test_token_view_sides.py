@@ -279,7 +279,7 @@ def test_an_onset_is_marked_and_described_and_so_is_its_absence(show: Callable[.
     page = show(payload)
     page.locator(".tv-chip").nth(1).click()
     assert page.locator(".tv-says").inner_text() == "flattery: sets in at token 10 [8, 12]"
-    page.get_by_text("Why is the timing less certain here?").click()
+    page.get_by_text("Why is this less certain here?").click()
     assert "with a system prompt" in page.locator(".tv-pane-head").inner_text()
     page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 5")
     shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.x0, s.x1])")
