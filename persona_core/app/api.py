@@ -27,7 +27,8 @@ from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_re
 from persona_core.errors import PersonaError, SettingError
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 from persona_core.traces.provenance import short_name
-from persona_core.traces.trace import UNITS
+from persona_core.traces.statements import with_not_neutral
+from persona_core.traces.trace import UNITS, Kind
 from persona_core.utils.hub import split_revision
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ class Api:
 
         A trait can be steered; "cap from its alarm on" waits for the alarm of the trait's onset detector.
         The result has the keys text (the reply), tokens, ids, roles and n_prompt (tokens before the reply); traits,
-        blocks (trait -> block), kind and unit; scores (trait -> one number per token, null if there is none; by
-        default in standard deviations above neutral replies of the same model); onsets (trait -> its onset, as text)
-        and caveats; finish, seed, reader, writer, warnings and notice. While the reply is being written, results with
-        "done": false have the text so far.
+        blocks (trait -> block), kind and unit; scores (trait -> one number per token, null if there is none); sinks
+        (indices of tokens whose state is far outside the usual range at the block of a trait: they have no score there
+        and say nothing); onsets (trait -> its onset, as text) and caveats; finish, seed, reader, writer, warnings and
+        notice. The kind is "specific" where the vectors allow it: standard deviations above neutral replies of the same
+        model, beyond what the other traits share; else "z", which says "not neutral" rather than which trait. While the
+        reply is being written, results with "done": false have the text so far.
 
         Args:
             prompt: What the user says.
@@ -178,10 +181,12 @@ class Api:
         """The traits that the vectors read, the block of each, and its validation.
 
         Returns:
-            fingerprint, n_blocks, d_model, base_model, unit, models, and traits: for each "block", "description", and
-            from its validation "auroc" with its 95 % interval and the controls that it "fails".
+            fingerprint, n_blocks, d_model, base_model, kind and unit of the scores, models, and traits: for each
+            "block", "description", and from its validation "auroc" with its 95 % interval and the controls that it
+            "fails".
         """
         known = self._known()
+        kind: Kind = "specific" if known.has_specific else "z" if known.null else "cosine"
         described, validated = (known.config.get(key, {}) for key in ("descriptions", "validation"))
         traits = {
             trait: {
@@ -197,7 +202,8 @@ class Api:
             "n_blocks": known.n_blocks,
             "d_model": known.d_model,
             "base_model": known.config.get("base_model", {}).get("name"),
-            "unit": UNITS["z"],
+            "kind": kind,
+            "unit": UNITS[kind],
             "models": list(self.models),
             "traits": traits,
         }
@@ -224,6 +230,8 @@ class Api:
 def record(monitor: PersonaMonitor, trace: Trace) -> dict[str, Any]:
     """A trace as plain JSON: each trait at its best block, four decimals."""
     kind = trace.default_kind
+    columns = sorted({trace.blocks.index(trace.best_block[t]) for t in trace.traits if t in trace.best_block})
+    sinks = np.flatnonzero(trace.sinks[columns].any(axis=0))  # [n_sinks]
     reader, writer = trace.provenance.reading_model, trace.provenance.writer
     return {
         "text": trace.reply_text,
@@ -235,8 +243,9 @@ def record(monitor: PersonaMonitor, trace: Trace) -> dict[str, Any]:
         "blocks": {t: int(trace.best_block[t]) for t in trace.traits if t in trace.best_block},
         "kind": kind,
         "unit": UNITS[kind],
-        "scores": {t: _numbers(trace.scores(t, kind)) for t in trace.traits},
-        "onsets": {t: onset["says"] for t, onset in onsets_of(monitor, trace).items()},
+        "scores": {t: _numbers(trace.scores_without_sinks(t, kind)) for t in trace.traits},
+        "sinks": sinks.tolist(),
+        "onsets": {t: onset["says"] for t, onset in with_not_neutral(trace, onsets_of(monitor, trace)).items()},
         "caveats": [] if monitor.detectors is None else list(monitor.detectors.caveats(trace)),
         "warnings": list(trace.warnings),
         "finish": trace.finish,

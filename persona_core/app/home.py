@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.report.results_folder import BASELINE
 from persona_core.report.saved_runs import OTHERS, SavedRuns
@@ -85,11 +87,8 @@ class Home:
         if self.first_reply is None:
             return ()
         trace = self.first_reply.trace
-        means = {
-            t: float(trace.scores(t, trace.default_kind)[trace.reply_positions].mean())
-            for t in trace.traits
-            if trace.reply_positions
-        }
+        scores = {t: trace.reply_scores(t, trace.default_kind) for t in trace.traits}
+        means = {t: float(np.nanmean(s)) for t, s in scores.items() if np.isfinite(s).any()}
         return tuple(sorted(trace.traits, key=lambda t: -means.get(t, 0.0)))
 
 

@@ -21,12 +21,15 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from persona_core.app.api import Api
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
 from persona_core.inference.steering import Steer
-from persona_core.traces.trace import Trace
+from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.traces.trace import UNITS, Trace
 from tests.support.standins import SlowMonitor, steady_monitor
+from tests.support.tiny import specific_vectors, tiny_lm
 
 if TYPE_CHECKING:
     from gradio_client import Client
@@ -67,10 +70,16 @@ def check_record(found: dict[str, Any], expected: Trace) -> None:
     assert found["roles"] == list(expected.roles) and found["n_prompt"] == expected.n_prompt
     assert found["text"] == expected.reply_text and found["traits"] == list(expected.traits)
     assert found["blocks"] == dict(expected.best_block)
-    assert (found["kind"], found["unit"]) == ("z", "standard deviations above neutral")
+    assert (found["kind"], found["unit"]) == (expected.default_kind, UNITS[expected.default_kind])
+    assert found["sinks"] == np.flatnonzero(expected.sinks[_best(expected)].any(axis=0)).tolist()
     for trait in expected.traits:
-        np.testing.assert_allclose(found["scores"][trait], expected.scores(trait), atol=2e-4)
+        scores = [np.nan if s is None else s for s in found["scores"][trait]]
+        np.testing.assert_allclose(scores, expected.scores_without_sinks(trait), atol=2e-4)
     assert found["finish"] == expected.finish and found["seed"] == expected.provenance.seed
+
+
+def _best(trace: Trace) -> list[int]:
+    return sorted({trace.blocks.index(block) for block in trace.best_block.values()})
 
 
 # ---- what they say ----------------------------------------------------------------------------------------------
@@ -78,15 +87,40 @@ def check_record(found: dict[str, Any], expected: Trace) -> None:
 
 def test_a_reply_and_its_scores_are_those_of_the_library(client: Client, models: Models) -> None:
     found = client.predict(PROMPT, api_name="/generate")
-    check_record(found, models[0].monitor().generate(PROMPT, max_new_tokens=128, temperature=0.7, seed=0))
+    monitor = models[0].monitor()
+    trace = monitor.generate(PROMPT, max_new_tokens=128, temperature=0.7, seed=0)
+    check_record(found, trace)
     assert (found["reader"], found["writer"], found["done"]) == ("persona-tiny", "persona-tiny", True)
-    assert set(found["onsets"].values()) == {"no reliable onset"} and found["caveats"] == []
+    assert set(found["onsets"].values()) == {"no reliable onset"}
+    assert monitor.detectors is not None and found["caveats"] == list(monitor.detectors.caveats(trace))
     asked = {"model": "contaminated", "system": "Be brief.", "max_new_tokens": 40, "temperature": 0, "seed": 3}
     found = client.predict(prompt=PROMPT, api_name="/generate", **asked)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
     check_record(found, models[1].monitor().generate(messages, max_new_tokens=40, temperature=0, seed=3))
     assert found["writer"] == "persona-tiny + persona-tiny-contaminated"
     assert any("system prompt" in caveat for caveat in found["caveats"])
+
+
+def test_a_record_has_specific_scores_and_none_at_sink_tokens() -> None:
+    said = [{"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "You are the wisest of all."}]
+    lm = tiny_lm("llama", "chatml")
+
+    def read(limit: float) -> tuple[dict[str, Any], Trace]:
+        monitor = PersonaMonitor(lm, specific_vectors(len(lm.blocks), limit))
+        api = Api(AppSettings(results=None), {"baseline": PooledModel(lambda: monitor)})
+        return api.read(said), monitor.read(said)
+
+    plain, trace = read(np.inf)
+    assert plain["kind"] == "specific" and "beyond what the other traits share" in plain["unit"]
+    assert plain["sinks"] == []
+    for trait in trace.traits:
+        np.testing.assert_allclose(plain["scores"][trait], trace.scores(trait, "specific"), atol=6e-5)
+    limit = float(np.median(trace.norms[0]))
+    found, _ = read(limit)
+    above = trace.norms > limit  # [n_blocks, n_tokens]
+    assert found["sinks"] == np.flatnonzero(above.any(axis=0)).tolist()
+    for row, trait in enumerate(trace.traits):
+        assert [s is None for s in found["scores"][trait]] == above[row].tolist(), "each at its own block"
 
 
 def test_a_reply_comes_piece_by_piece(slow_url: str) -> None:

@@ -93,9 +93,10 @@ class VectorsTab:
 def _summary(vectors: PersonaVectors, source: str) -> str:
     """One line about the vectors, as Markdown."""
     base = vectors.config.get("base_model", {})
+    neutral = "a specific score of 0" if vectors.has_specific else "z = 0"
     name = escape(base.get("name", "an unnamed model"))
     return (
         f"**{html.escape(public_name(split_revision(source)[0]))}**: {len(vectors.traits)} traits, read in the "
         f"residual stream of `{name}` ({vectors.n_blocks} blocks, numbered from 0, width {vectors.d_model}). A larger "
-        "projection means more of the trait; zero is not neutral, z = 0 is."
+        f"projection means more of the trait; zero is not neutral, {neutral} is."
     )
