@@ -351,6 +351,19 @@ def test_without_a_single_error_the_interval_is_exact_with_a_question_as_the_tri
     assert same is not None and (same.value, same.low, same.high) == pytest.approx((0, exact.low - 1, 1 - exact.low))
 
 
+def test_what_two_figures_share_cancels_in_their_difference() -> None:
+    """In the middle of the range the interval is that of the jackknife of the difference itself."""
+    rng, n = np.random.default_rng(15), 30
+    question, shows = np.repeat(np.arange(n), 4), np.arange(4 * n) % 2 == 0
+    shared = rng.normal(size=4 * n)
+    a, b = (rank_auroc(0.9 * shows + shared + 0.2 * rng.normal(size=4 * n), shows) for _ in range(2))
+    found, plain = bounded_difference(a, b, question), jackknifed(lambda w: a(w) - b(w), question)
+    alone = bounded(a, question)
+    assert found is not None and plain is not None and alone is not None
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.1)
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+
+
 def test_two_clusters_have_no_interval_of_any_kind() -> None:
     values, shows = np.arange(8.0), np.arange(8) % 4 < 2
     statistic = rank_auroc(values, shows)

@@ -360,6 +360,20 @@ def test_over_two_questions_there_is_no_interval_and_the_text_says_why() -> None
     assert "to 2 questions" in says["auroc"] and "3 questions are needed" in says["auroc"]
 
 
+def test_sink_tokens_that_change_the_auroc_are_flagged_and_their_figures_stand_side_by_side() -> None:
+    """With them the states hold a huge number that has nothing to do with the trait."""
+    read = judged(2)
+    late = read.question >= 10
+    kept = read.states[late].copy()
+    same = figures(judged(1), read, with_sinks=ArrayStates(kept))
+    assert same["sinks"]["with"] == same["sinks"]["without"] == same["auroc"] and "sinks" not in failed(same)
+    kept[:, :, TRAIT] += np.random.default_rng(0).normal(0, 20, (len(kept), 1))
+    found = figures(judged(1), read, with_sinks=ArrayStates(kept))
+    assert found["sinks"]["without"] == found["auroc"] and found["sinks"]["with"]["value"] < 0.8
+    assert found["sinks"]["with_minus_without"]["high"] < 0 and failed(found) == {"sinks"}
+    assert figures(judged(1), read)["sinks"] is None
+
+
 def test_a_vector_passes_every_control_only_where_each_was_measured() -> None:
     matched = {"effect": {"value": 18.0, "low": 6.0, "high": 30.0, "n": 10}}
     steering = {"effect": {"value": 20.0, "low": 8.0, "high": 30.0, "n": 10}, "matched": matched}
