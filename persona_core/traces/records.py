@@ -1,11 +1,14 @@
-"""A trace as plain values: a JSON record, and a row of a results dataset. Both restore it bit for bit."""
+"""A trace as plain values: a JSON record, and a row of a results dataset. Both restore it bit for bit.
+
+`Trace` is built on these functions, so they do not import it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +17,6 @@ from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.specific import LogOdds
 
-if TYPE_CHECKING:
-    from persona_core.traces.trace import Kind, Trace
-
 FORMAT_VERSION = 1
 JSON_FIELDS = ("sampling", "steering", "written", "versions")
 """Fields of a provenance that a row stores as JSON texts, because their shape varies."""
@@ -24,7 +24,7 @@ LATER = ("specific", "max_norm", "log_odds")
 """Fields that older records and rows lack."""
 
 
-def record_of(trace: Trace) -> dict[str, Any]:
+def record_of(trace: Any) -> dict[str, Any]:
     """A JSON-ready record."""
     record = {f.name: getattr(trace, f.name) for f in fields(trace)}
     record |= {name: _nested(record[name]) for name in ("raw", "norms", "null_mean", "null_std")}
@@ -65,7 +65,7 @@ def fields_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
         raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
 
 
-def row_of(trace: Trace, id: str, messages: Sequence[Mapping[str, str]], set: str, category: str) -> dict[str, Any]:
+def row_of(trace: Any, id: str, messages: Sequence[Mapping[str, str]], set: str, category: str) -> dict[str, Any]:
     """A row of a results dataset; arguments as for `Trace.to_row`."""
     known = asdict(trace.provenance)
     z, specific = ({t: _stored(trace, t, kind) for t in trace.traits} for kind in ("z", "specific"))
@@ -179,7 +179,7 @@ def _log_odds_of_row(row: Mapping[str, Any] | None, traits: Sequence[str], shape
     return LogOdds(*(parts[:, i] for i in range(4)))
 
 
-def _stored(trace: Trace, trait: str, kind: Kind) -> np.ndarray | None:
+def _stored(trace: Any, trait: str, kind: str) -> np.ndarray | None:
     """A score at the trait's best block, float32 `[n_tokens]`; None without what it needs."""
     try:
         return trace.scores(trait, kind, alignment=trace.alignment)
@@ -187,7 +187,7 @@ def _stored(trace: Trace, trait: str, kind: Kind) -> np.ndarray | None:
         return None
 
 
-def _summary(trace: Trace, trait: str) -> dict[str, Any]:
+def _summary(trace: Any, trait: str) -> dict[str, Any]:
     """Mean and maximum of the default score over the reply's tokens, sinks left out, and where the maximum is."""
     nothing = {"mean": None, "max": None, "at": None}
     if _stored(trace, trait, "z") is None:

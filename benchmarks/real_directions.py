@@ -1,0 +1,132 @@
+"""Which direction reads best on a real model: what was tried, and what won on held-out sentences, topics and phrasings.
+
+Fitting and choosing happen on one half of the demo world (the block on its odd sentences, with directions of its even
+ones); the figures are those of the other half, which shares no sentence, topic or phrasing with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.labelled_states import NEUTRAL, LabelledStates, table_row
+from persona_core.traces.specific import log_odds
+from persona_core.vectors.whitening import Reading, reading_directions, within_class_covariance
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Directions and log odds of all traits at some blocks, from labelled tokens.
+
+    Attributes:
+        difference: trait -> mean state of its tokens minus that of neutral ones, `[n_blocks, d_model]`.
+        reading: whitened.
+    """
+
+    difference: Mapping[str, np.ndarray]
+    reading: Reading
+
+
+def fit(states: LabelledStates, traits: list[str], labels: np.ndarray | None = None) -> Fitted:
+    """Directions from the tokens of each trait and of neutral text.
+
+    Args:
+        labels: of each token; None: those of its sentence.
+    """
+    label = states.label if labels is None else labels
+
+    def tokens(k: int) -> Callable[[int], np.ndarray]:
+        return lambda row: states.states[row, label == k].astype(np.float32)
+
+    neutral = tokens(NEUTRAL)
+    rows = range(len(states.blocks))
+    difference = {
+        t: np.stack([tokens(k)(row).mean(0) - neutral(row).mean(0) for row in rows]) for k, t in enumerate(traits)
+    }
+    return Fitted(difference, reading_directions(difference, {t: tokens(k) for k, t in enumerate(traits)}, [], neutral))
+
+
+def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) -> np.ndarray:
+    """Log odds of each trait against neutral and all others, `[n_traits, n_tokens]`."""
+    row = states.blocks.index(block)
+    raw = np.stack([states.at(block) @ fitted.reading.directions[t][row] for t in traits])
+    slope, offset = np.stack([fitted.reading.log_odds[t][row] for t in traits]).T
+    return log_odds(raw, slope, offset)
+
+
+def choose_block(states: LabelledStates, traits: list[str]) -> tuple[int, dict[int, float]]:
+    """The block whose odds tell traits best from everything else on sentences that the directions have not seen."""
+    even = states.sentence % 2 == 0
+    fitted, rest = fit(states.take(even), traits), states.take(~even)
+    found = {}
+    for block in states.blocks:
+        scores = odds(fitted, rest, block, traits)
+        found[block] = float(table_row(lambda k, s=scores: s[k], rest, len(traits))["else"]["mean"])  # type: ignore[index, misc]
+    return max(found, key=lambda b: found[b]), found
+
+
+def tried(fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int) -> dict[str, Any]:
+    """AUROC of each direction or score that was tried, at one block, on the held-out half."""
+    n, fitted = len(traits), fit(fitting, traits)
+    row = fitting.blocks.index(block)
+    at = held_out.at(block)
+    d = np.stack([fitted.difference[t][row] for t in traits])  # [n_traits, d_model]
+    w = np.stack([fitted.reading.directions[t][row] for t in traits])
+
+    def along(directions: np.ndarray) -> dict[str, Any]:
+        scores = at @ directions.T  # [n_tokens, n_traits]
+        return table_row(lambda k: scores[:, k], held_out, n)
+
+    covariance = within_class_covariance(fitting.at(block)[fitting.label == k] for k in range(NEUTRAL, n))
+    neutral_only = within_class_covariance([fitting.at(block)[fitting.label == NEUTRAL]])
+    rest = np.stack([d[[i for i in range(n) if i != k]].mean(0) for k in range(n)])
+    z = at @ (w / np.sqrt(neutral_only.along(w))[:, None]).T
+    less_others = np.stack([z[:, k] - np.delete(z, k, 1).mean(1) for k in range(n)], 1)
+    specific = odds(fitted, held_out, block, traits)
+    by_reply = fit(fitting, traits, fitting.requested)
+    few = fit(fitting.take(_a_few(fitting)), traits)
+    several = _several_blocks(fitting, held_out, traits, block)
+    return {
+        "mean difference": along(d),
+        "whitened, within-class covariance": along(w),
+        "whitened, covariance of neutral tokens": along(neutral_only.solve(d)),
+        "whitened, trait minus the other traits": along(covariance.solve(d - rest)),
+        "whitened, less the mean of the others": table_row(lambda k: less_others[:, k], held_out, n),
+        "specific (odds against neutral and the others)": table_row(lambda k: specific[k], held_out, n),
+        "specific, three blocks together": table_row(lambda k: several[k], held_out, n),
+        "specific, 16 tokens of each reply": table_row(lambda k: odds(few, held_out, block, traits)[k], held_out, n),
+        "whitened, labels by reply": _readings(by_reply, held_out, traits, block),
+        "specific, labels by reply": table_row(lambda k: odds(by_reply, held_out, block, traits)[k], held_out, n),
+    }
+
+
+def _readings(fitted: Fitted, states: LabelledStates, traits: list[str], block: int) -> dict[str, Any]:
+    row = states.blocks.index(block)
+    scores = np.stack([states.at(block) @ fitted.reading.directions[t][row] for t in traits])
+    return table_row(lambda k: scores[k], states, len(traits))
+
+
+def _several_blocks(fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int) -> np.ndarray:
+    """The odds from the sum of the log likelihoods at the block and its two neighbours, `[n_traits, n_tokens]`."""
+    at = fitting.blocks.index(block)
+    near = fitting.blocks[max(0, at - 1) : at + 2]
+    fitted = fit(fitting, traits)
+    total = np.zeros((len(traits), len(held_out.label)))
+    for b in near:
+        row = held_out.blocks.index(b)
+        raw = np.stack([held_out.at(b) @ fitted.reading.directions[t][row] for t in traits])
+        slope, offset = np.stack([fitted.reading.log_odds[t][row] for t in traits]).T
+        total += (slope[:, None] * raw + offset[:, None]) / len(near)
+    return log_odds(total, np.ones(len(traits)), np.zeros(len(traits)))
+
+
+def _a_few(states: LabelledStates, n: int = 16) -> np.ndarray:
+    """About `n` tokens of each reply, spread evenly over it, bool `[n_tokens]`."""
+    kept = np.zeros(len(states.reply), bool)
+    for reply in np.unique(states.reply):
+        tokens = np.flatnonzero(states.reply == reply)
+        kept[tokens[:: max(1, -(-len(tokens) // n))]] = True
+    return kept
