@@ -1,8 +1,6 @@
 // The text beside the bars: which token the cursor is at, its role and id, whether it is scored, the unit of the scores;
 // and what screen readers hear of it.
 
-const NOT_SCORED = " · sink token, not scored";
-
 function makeReadout(part) {
   // model, trait, choices; position or span; texts and values (trait -> score) for each side; pinned, quiet
   function show({ model, trait, choices, position, span, texts, values, pinned, quiet }) {
@@ -20,7 +18,7 @@ function makeReadout(part) {
     part("pin").setAttribute("aria-pressed", String(pinned));
     const scores = model.sides
       .map((side, s) => (model.sides.length > 1 ? side.name + " " : "") + texts[s] + " " + scoreText(values[s](trait)))
-      .join(", ") + (facts.includes(NOT_SCORED) ? NOT_SCORED : "");
+      .join(", ") + (facts.endsWith(" · sink") ? ", " + SINK : "");
     const thumb = part("thumb");
     thumb.setAttribute("aria-valuemax", model.length);
     thumb.setAttribute("aria-valuenow", position + 1);
@@ -35,7 +33,7 @@ function makeReadout(part) {
     const i = position - side.shift;
     const sink = sinksOf(side, blockOf(model, trait, choices), choices.alignment)[i] === 1;
     const facts = side.roles[i] + (side.special[i] ? " · special" : "") + (side.ids[i] < 0 ? "" : " · id " + side.ids[i]);
-    return facts + (sink ? NOT_SCORED : "");
+    return facts + (sink ? " · sink" : ""); // one word: a third line would move what is below it
   }
 
   // Screen readers hear where a movement ended, not every token of a drag.

@@ -45,8 +45,8 @@ def test_a_sink_token_is_hatched_and_has_no_colour_and_no_score(show: Callable[.
     token(page, SINK).click()
     page.mouse.move(2, 2)
     assert bars(page) == ["–"] * 3 and scores(page) == ["–"]
-    assert "sink token, not scored" in page.locator(".tv-position").inner_text()
-    assert "sink token" in page.locator("[role=slider]").get_attribute("aria-valuetext")
+    assert page.locator(".tv-position").inner_text().endswith(f"id {100 + SINK} · sink")
+    assert "so it is not scored" in page.locator("[role=slider]").get_attribute("aria-valuetext")
     page.locator(".tv-text").press("ArrowRight")
     assert bars(page) == ["+0.10"] * 3
     assert "sink" not in page.locator(".tv-position").inner_text()
@@ -118,6 +118,24 @@ def test_a_payload_of_before_specific_scores_shows_z(show: Callable[..., Any]) -
     assert bars(page) == ["+0.10"] * 3 and page.locator(".tv-sink").count() == 0
     update(page, pair_payload({**old, "view": {}}, make_payload(words(6), log_odds=odds(3), name="new")))
     assert page.locator("select[name=kind]").input_value() == "z", "a score that both sides have"
+
+
+def test_a_statement_that_names_no_trait_stands_without_its_name(show: Callable[..., Any]) -> None:
+    onsets = {
+        "deception": {"answer": "none", "says": "not neutral, no trait in particular", "named": False},
+        "flattery": {"answer": "onset", "onset": 2, "says": "rises at token 2 [1, 3]", "kind": "z"},
+        "malice": {"answer": "onset", "onset": 2, "says": "rises at token 2 [1, 3]", "kind": "specific"},
+    }
+    page = show(make_payload(words(6), onsets=onsets), plotly=False)
+    said = []
+    for i in range(3):
+        page.locator(".tv-chip").nth(i).click()
+        said.append(page.locator(".tv-says").inner_text())
+    assert said == [
+        "Not neutral, no trait in particular",
+        "flattery, plain z: rises at token 2 [1, 3]",
+        "malice: rises at token 2 [1, 3]",
+    ]
 
 
 def test_log_odds_of_another_length_are_refused(show: Callable[..., Any]) -> None:
