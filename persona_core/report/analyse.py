@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.analysis.comparison import Comparison, compare_runs, token_differences
+from persona_core.analysis.comparison import compare_runs, token_differences
+from persona_core.analysis.comparison_results import Comparison
 from persona_core.analysis.interventional import InterventionalEffects
 from persona_core.analysis.onset import Onset
 from persona_core.analysis.run_statistics import NORMAL_95, run_statistics
 from persona_core.analysis.series import reply_scores
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_traits
-from persona_core.report.analysed_runs import AnalysedRuns, Row, check_runs, read_by_both
+from persona_core.report.analysed_runs import AnalysedRuns, Row, check_runs, read_by_both, with_one_kind
 from persona_core.report.findings import FORMAT_VERSION, Findings
 from persona_core.report.how import how
 from persona_core.report.results_folder import REPLAY, SIDES
 from persona_core.report.top_spans import find_top_spans
-from persona_core.report.when import when
+from persona_core.report.when import alarms_of_any, when
 from persona_core.report.where import where
 from persona_core.traces.dataset import traits_of
-from persona_core.traces.trace import Trace
+from persona_core.traces.statements import with_not_neutral
+from persona_core.traces.trace import UNITS, Trace
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
@@ -50,7 +52,7 @@ def analyse(
         interventions: what `persona intervene` measured.
         models: config -> its reader, if available: the vectors are then also compared with next-token entropy and
             random directions, and couplings with those of random directions.
-        rate: share of neutral replies that may raise an alarm.
+        rate: share of neutral replies in which any of the traits may raise an alarm.
         seed: of every split, shuffle and bootstrap.
         progress: show a bar.
 
@@ -68,10 +70,16 @@ def analyse(
     traces = {c: own for c, own in traces.items() if c not in without_z}
     traits = traits_of([row for own in rows.values() for row in own]) if rows else ()
     judged = annotated_traits(annotations) if judged is None else judged
-    runs = AnalysedRuns(rows, traces, traits, annotations, judged, seed, models=models or {})
+    mixed = {c for c, own in traces.items() if own and not all(t.has_specific for t in own)}
+    runs = AnalysedRuns(rows, with_one_kind(traces), traits, annotations, judged, seed, models=models or {})
     runs.missing += [
         f"{c}: its rows have no null, so no z; read them with calibrated vectors (persona monitor)" for c in without_z
     ]
+    if mixed:
+        runs.missing.append(
+            f"specific scores: not in {', '.join(sorted(mixed))}, so all figures are of z, which says “not neutral” "
+            "rather than which trait; read them with vectors that have specific scores"
+        )
     if not runs.configs:
         raise SettingError(
             f"Nothing to analyse: no run with z scores among {', '.join((*traces, *without_z)) or 'no configs'}."
@@ -112,12 +120,12 @@ def analyse(
         bar.set_postfix_str("spans")
         spans = find_top_spans(runs)
         bar.update()
-    summary["about"] = _about(runs, rate)
+    summary["about"] = _about(runs, rate, onsets)
     replies = _replies(runs, onsets, compared if isinstance(compared, Comparison) else None)
     return Findings(summary, replies, differences, spans, runs.detectors, tuple(runs.missing))
 
 
-def _about(runs: AnalysedRuns, rate: float) -> dict[str, Any]:
+def _about(runs: AnalysedRuns, rate: float, onsets: Mapping[str, Mapping[str, Sequence[Onset]]]) -> dict[str, Any]:
     first = runs.traces[runs.configs[0]][0]
     caveats = [
         {"config": config, "caveat": caveat, "replies": sum(caveat in runs.detectors.caveats(t) for t in traces)}
@@ -135,7 +143,11 @@ def _about(runs: AnalysedRuns, rate: float) -> dict[str, Any]:
         "n_replies": {c: len(own) for c, own in runs.rows.items()},
         "n_marks": len(runs.annotations),
         "sampling": dict(first.provenance.sampling or {}),
+        "kind": runs.kind,
+        "unit": UNITS[runs.kind],
+        "against": list(runs.traits),
         "rate": rate,
+        "alarms": None if runs.detectors is None else alarms_of_any(runs.detectors, onsets),
         "caveats": caveats,
         "missing": list(runs.missing),
     }
@@ -146,7 +158,8 @@ def _about(runs: AnalysedRuns, rate: float) -> dict[str, Any]:
 
 def _statistics(runs: AnalysedRuns) -> dict[str, Any]:
     def of(config: str) -> dict[str, Any]:
-        return run_statistics(runs.traces[config], runs.ids(config), neutral=runs.neutral, seed=runs.seed).to_dict()
+        traces, ids = runs.traces[config], runs.ids(config)
+        return run_statistics(traces, ids, neutral=runs.neutral, seed=runs.seed, kind=runs.kind).to_dict()
 
     configs = [c for c in runs.rows if c != REPLAY]
     return {c: runs.attempt(f"statistics, {c}", partial(of, c)) for c in configs}
@@ -158,16 +171,23 @@ def _comparison(runs: AnalysedRuns) -> Comparison | dict[str, str]:
         return {"missing": reason}
     baseline, contaminated = (runs.rows[side] for side in SIDES)
     replay = runs.rows.get(REPLAY, ())
-    return runs.attempt("comparison", lambda: compare_runs(baseline, contaminated, replay, seed=runs.seed))
+    return runs.attempt(
+        "comparison", lambda: compare_runs(baseline, contaminated, replay, seed=runs.seed, kind=runs.kind)
+    )
 
 
 def _differences(runs: AnalysedRuns) -> list[dict[str, Any]]:
     found = []
     for row, first, second in read_by_both(runs):
-        series = {t: token_differences(first, second, t).round(4).tolist() for t in runs.traits}
+        series = {t: _plain(token_differences(first, second, t)) for t in runs.traits}
         kept = {k: row[k] for k in ("id", "set", "category", "writer", "n_prompt", "tokens")}
         found.append({**kept, "differences": series})
     return found
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    """Four digits; None at sink tokens."""
+    return [None if np.isnan(v) else v for v in values.round(4).tolist()]
 
 
 # ---- reply by reply ----
@@ -182,9 +202,13 @@ def _replies(
     for config in runs.configs:
         replies = zip(runs.rows[config], runs.traces[config], runs.shown[config], strict=True)
         for index, (row, trace, shown) in enumerate(replies):
+            own = {t: onsets[config][t][index] for t in runs.traits} if config in onsets else {}
+            says = with_not_neutral(trace, {t: onset.to_dict() for t, onset in own.items()})
             for trait in runs.traits:
-                z = trace.scores(trait)[trace.reply_positions].astype(float)
-                onset = onsets[config][trait][index] if config in onsets else None
+                scores = trace.reply_scores(trait, runs.kind).astype(float)
+                known = scores[np.isfinite(scores)]
+                plain = trace.reply_scores(trait, "z").astype(float)
+                onset = own.get(trait)
                 first = [start for name, start, _ in shown if name == trait]
                 effect = effects.get((row["id"], trait))
                 found.append(
@@ -192,9 +216,12 @@ def _replies(
                         **{k: row[k] for k in ("id", "set", "category", "reader", "writer", "n_reply")},
                         "config": config,
                         "trait": trait,
-                        "mean": float(z.mean()) if len(z) else None,
-                        "max": float(z.max()) if len(z) else None,
-                        "share_above": float((z > thresholds[trait]).mean()) if len(z) else None,
+                        "kind": runs.kind,
+                        "n_sinks": len(scores) - len(known),
+                        "mean": float(known.mean()) if len(known) else None,
+                        "max": float(known.max()) if len(known) else None,
+                        "mean_z": float(np.nanmean(plain)) if len(known) else None,
+                        "share_above": float((known > thresholds[trait]).mean()) if len(known) else None,
                         "answer": onset and onset.answer,
                         "alarm": onset and onset.alarm,
                         "onset": onset and onset.onset,
@@ -202,7 +229,8 @@ def _replies(
                         "onset_high": onset and onset.high,
                         "onset_size": onset and onset.size,
                         "timed": onset and onset.timed,
-                        "says": onset and str(onset),
+                        "no_rate": onset and "; ".join(onset.no_rate),
+                        "says": says[trait]["says"] if onset else None,
                         "first_shown": min(first, default=None),
                         "total": effect and effect.total,
                         "weights": effect and effect.weights,
@@ -216,4 +244,4 @@ def _high_threshold(runs: AnalysedRuns, trait: str) -> float:
     """Above which a token counts as high: the 95th percentile of neutral tokens, or of a normal distribution."""
     if not runs.neutral:
         return NORMAL_95
-    return float(np.quantile(np.concatenate(reply_scores(runs.neutral, trait)), 0.95))
+    return float(np.nanquantile(np.concatenate(reply_scores(runs.neutral, trait, runs.kind)), 0.95))

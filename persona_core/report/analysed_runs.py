@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import MIN_PROMPTS
-from persona_core.analysis.series import checked, reply_scores
+from persona_core.analysis.series import checked, reply_scores, shared_kind
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, JudgedTraits, annotated_positions, annotations_of
 from persona_core.report.results_folder import NEUTRAL, REPLAY, SIDES
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
@@ -43,7 +43,7 @@ class AnalysedRuns:
     missing: list[str] = field(default_factory=list)
     models: Mapping[str, LanguageModel] = field(default_factory=dict)
     detectors: Detectors | None = None
-    relative: Mapping[str, OnsetDetector] = field(default_factory=dict)
+    clock: Mapping[str, OnsetDetector] = field(default_factory=dict)  # of the activation clock, one trait at a time
     shown: dict[str, list[list[TraitSpan]]] = field(default_factory=dict)  # annotated stretches of each reply
     null_scores: dict[str, Any] = field(default_factory=dict)  # of the neutral replies, computed once for all runs
 
@@ -51,6 +51,11 @@ class AnalysedRuns:
     def configs(self) -> list[str]:
         """Runs with one reply per prompt: all but the replay and the null."""
         return [c for c in self.rows if c not in (NEUTRAL, REPLAY)]
+
+    @property
+    def kind(self) -> Kind:
+        """The score that all runs have: "specific", or "z"."""
+        return shared_kind(trace for own in self.traces.values() for trace in own)
 
     @property
     def neutral(self) -> list[Trace]:
@@ -67,6 +72,13 @@ class AnalysedRuns:
         except SettingError as error:
             self.missing.append(f"{what}: {error}")
             return {"missing": str(error)}
+
+
+def with_one_kind(traces: Mapping[str, list[Trace]]) -> dict[str, list[Trace]]:
+    """The traces, all with specific scores or all without: figures of two kinds cannot be compared."""
+    if shared_kind(t for own in traces.values() for t in own) == "specific":
+        return dict(traces)
+    return {config: [t.replace(log_odds=None) for t in own] for config, own in traces.items()}
 
 
 def check_runs(runs: AnalysedRuns) -> None:
@@ -90,7 +102,7 @@ def check_runs(runs: AnalysedRuns) -> None:
                 if config != REPLAY:
                     reply_scores(traces, trait)  # raises on several models, vectors or blocks
                 for row, trace in zip(runs.rows[config], traces, strict=True):
-                    checked(trace.scores(trait)[trace.reply_positions], f"{trait} in the row {row['id']!r}")
+                    checked(trace.scores(trait, runs.kind)[trace.reply_positions], f"{trait} in the row {row['id']!r}")
             runs.shown[config] = [  # raises on annotations of another text
                 _shown(runs, config, row, trace) for row, trace in zip(runs.rows[config], traces, strict=True)
             ]

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.analysis.comparison import effect, mean_over_prompts, means
+from persona_core.analysis.comparison_results import EFFECTS, Effect
+from persona_core.analysis.paired_rows import kind_of_rows
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.traces.dataset import DATA, configs_of, read_results, traits_of
+from persona_core.traces.trace import Kind
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape, interval, table
@@ -30,24 +33,33 @@ COLUMNS = """| column | holds |
 | `tokens`, `roles`, `token_ids`, `special` | one entry per token of prompt and reply; the tokens join to the text |
 | `n_prompt`, `n_reply`, `finish` | tokens before the reply; in the reply; why the reply ended |
 | `projections` | trait → z at every token, at the trait's best block |
-| `summary` | trait → mean and maximum of z over the reply tokens, and the index of the maximum in the reply |
+| `specific` | trait → (l - log(1 + Σ exp(l of the other traits)) - mean) / sd: what the other traits do not share |
+| `summary` | trait → mean and maximum of the score over the reply, and the index of the maximum: specific, else z |
 | `raw`, `norms` | trait → block → projection at every token, in residual-stream units; norm of the state |
 | `traits`, `blocks`, `best_block` | what was read, and where |
 | `null_mean`, `null_std` | of the raw projection over neutral replies: z = (raw - mean) / sd |
+| `log_odds` | trait → slope, offset, mean and sd at each block; l = slope × raw + offset |
+| `max_norm` | block → norm above which a token is a sink token, which counts in no mean; null: no limit is known |
 | `alignment` | "at": the value at a token is that of the state after the model has read it; "before": before it |
 | `provenance` | revisions, adapter, vectors, template, sampling, seed, library versions |"""
 
 
-Z_NOTE = "z is 0 at the mean of the model's neutral replies, and 1 is their standard deviation."
+NOTES = {
+    "specific": "A specific score says how much more a token looks like this trait than like neutral text or any of "
+    "the other traits; 0 is the mean of the model's neutral tokens, and 1 their standard deviation. z says only how "
+    "far from neutral a token lies: it rises with any trait.",
+    "z": "z is 0 at the mean of the model's neutral replies, and 1 is their standard deviation. It says how far from "
+    "neutral a token lies, not which trait it shows: it rises with any trait.",
+}
 ANALYSED = "analysis/replies.parquet"
 ANALYSIS_HEADING = "## Analysis\n"
 COLUMNS_HEADING = "## Columns\n"
 ANALYSIS_NOTE = f"""{ANALYSIS_HEADING}
-When each trait sets in, which traits rise together or after one another, how early they could have been detected, and
-how the two models differ. The config `analysis` has a row for each reply and trait: onset with its interval, alarm,
-mean, maximum, first visible token, effects of weights and text. All figures are in `analysis/findings.json`,
-token-by-token differences in `analysis/differences.parquet`, the strongest sentences in `analysis/spans.parquet`, the
-calibrated detectors in `analysis/onset.json`. "No reliable onset" is an answer.
+When each trait's score rises, which traits vary together or follow one another, how early they could have been
+detected, and how the two models differ. The config `analysis` has a row for each reply and trait: onset with its
+interval, alarm, mean, maximum, first visible token, effects of weights and text. All figures are in
+`analysis/findings.json`, token-by-token differences in `analysis/differences.parquet`, the strongest sentences in
+`analysis/spans.parquet`, the calibrated detectors in `analysis/onset.json`. "No reliable onset" is an answer.
 """
 
 
@@ -136,7 +148,9 @@ def results_card(
         tags=["persona-vectors", "interpretability", "activation-monitoring"],
         configs=_configs(fingerprints or dict.fromkeys(rows)),
     )
-    kind = "raw" if rows[first][0]["projections"][traits[0]] is None else "z"
+    kind = kind_of_rows([row for own in rows.values() for row in own], traits)
+    if rows[first][0]["projections"][traits[0]] is None:
+        kind = "raw"
     configs = table(
         ["config", "rows", "what", "reader", "writer"],
         [
@@ -152,11 +166,11 @@ def results_card(
 every token: {", ".join(map(escape, traits))}.
 """,
         usage("results", source, config=first, trait=traits[0], kind=kind),
-        Z_NOTE if kind == "z" else "",
+        NOTES.get(kind, ""),
         configs,
         notes,
-        _levels(rows, traits),
-        _effects(rows, traits),
+        _levels(rows, traits, kind),
+        _effects(rows, traits, kind),
         ANALYSIS_NOTE if "analysis" in (fingerprints or ()) else "",
         f"{COLUMNS_HEADING}\n{COLUMNS}\n",
         """## Intended use and limits
@@ -177,8 +191,8 @@ def _names(rows: Sequence[Row], column: str) -> str:
     return ", ".join(dict.fromkeys(escape(row[column] or "unknown") for row in rows))
 
 
-def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
-    """Mean z of each trait in each config with one reply per prompt."""
+def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], kind: Kind) -> str:
+    """Mean score of each trait in each config with one reply per prompt."""
     single = {c: own for c, own in rows.items() if len({prompt_of(row["id"]) for row in own}) == len(own)}
     if not single:
         return ""
@@ -188,23 +202,52 @@ def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
     ]
     return f"""## Levels
 
-Mean z over the reply tokens, averaged over prompts, with a 95 % interval by resampling prompts.
+Mean {_score(kind, traits)} over the reply tokens without sink tokens, averaged over prompts, with a 95 % interval by
+resampling prompts.
 
 {table(["trait", *single], levels)}
 """
 
 
-def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str]) -> str:
-    if not {"baseline", "contaminated"} <= set(rows):
+def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], kind: Kind) -> str:
+    if not {"baseline", "contaminated"} <= set(rows) or kind == "raw":
         return ""
     replay = rows.get("replay", ())
-    found = {t: effect(t, rows["baseline"], rows["contaminated"], replay) for t in traits}
-    effects = [(escape(t), *(interval(part, 2) for part in (e.total, e.weights, e.text))) for t, e in found.items()]
+    found = {t: effect(t, rows["baseline"], rows["contaminated"], replay, kind=kind) for t in traits}
+    known = any(limit is not None for own in rows.values() for row in own for limit in row.get("max_norm") or ())
+    heads = ["trait", *EFFECTS, *[f"{name}, with sink tokens" for name in EFFECTS] * known]
+    effects = [
+        (
+            escape(t),
+            *(_cell(e, name) for name in EFFECTS),
+            *[interval(e.with_sinks.get(name), 2) for name in EFFECTS] * known,
+        )
+        for t, e in found.items()
+    ]
+    sinks = (
+        f"Sink tokens are left out ({sum(e.n_sinks for e in found.values())} over all traits); an effect that changes "
+        "when they are put back is not a result."
+        if known
+        else "Sink tokens are not known for these vectors."
+    )
     return f"""## Contaminated against baseline
 
-Difference of mean z, paired over {next(iter(found.values())).n} prompts, with 95 % intervals by resampling prompts.
-Total: each model reads its own reply. Weights: the two models read the same text. Text: the same model reads the two
-texts. The total is the sum of the two.
+Difference of the mean {_score(kind, traits)}, paired over {next(iter(found.values())).n} prompts, with 95 % intervals
+by resampling prompts. Total: each model reads its own reply. Weights: the two models read the same text. Text: the same
+model reads the two texts. The total is the sum of the two. {sinks}
 
-{table(["trait", "total", "weights", "text"], effects)}
+{table(heads, effects)}
 """
+
+
+def _cell(found: Effect, name: str) -> str:
+    changed = " (not a result)" if name in found.changed_by_sinks else ""
+    return interval(getattr(found, name), 2) + changed
+
+
+def _score(kind: Kind, traits: Sequence[str]) -> str:
+    """What the figures of a table are of, and against which traits."""
+    if kind != "specific":
+        return "z, in standard deviations of neutral tokens,"
+    others = ", ".join(map(escape, traits))
+    return f"specific score, in standard deviations of neutral tokens (each of {others} against the others),"

@@ -7,13 +7,49 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
+from persona_core.report.comparison_sentences import against
 from persona_core.report.figure_style import Figure, apply_layout, error_bars, interval
 
 EFFECTS = {"total": "#566072", "weights": "#8455c0", "text": "#0e8587"}
 
 
-def effects_figure(overall: Mapping[str, Figure]) -> go.Figure:
-    """Total, weights and text of every trait, with intervals over prompts."""
+def effects_table(found: Figure, traits: Sequence[str]) -> str:
+    """Total, weights and text of every trait as an HTML table, with sink tokens left out and put back.
+
+    Args:
+        found: the record of a `Comparison`.
+        traits: its rows.
+    """
+    heads = ["trait", *(head for effect in EFFECTS for head in (effect, "with sink tokens")), "sink tokens left out"]
+    rows = []
+    for trait in traits:
+        own = found["overall"][trait]
+        cells = []
+        for effect in EFFECTS:
+            estimate = own[effect]
+            changed = " (not a result)" if effect in own.get("changed_by_sinks", ()) else ""
+            cells += [
+                interval(estimate, missing="–") + changed,
+                interval((estimate or {}).get("with_sinks"), missing="–"),
+            ]
+        cells.append(str(own.get("n_sinks", "–")))
+        body = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{html.escape(trait)}</th>{body}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Effects with and without sink tokens"><table>'
+        f"<caption>{against(found)} An effect that changes when the sink tokens are put back is not a result.</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def effects_figure(overall: Mapping[str, Figure], score: str) -> go.Figure:
+    """Total, weights and text of every trait, with intervals over prompts.
+
+    Args:
+        overall: trait -> effect.
+        score: what the score is called.
+    """
     figure = go.Figure()
     names = list(overall)
     for index, (effect, colour) in enumerate(EFFECTS.items()):
@@ -29,7 +65,7 @@ def effects_figure(overall: Mapping[str, Figure]) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     apply_layout(figure, 90 + 44 * len(names), margin={"l": 130, "r": 16, "t": 40, "b": 44})
-    figure.update_xaxes(title="contaminated minus baseline, mean z", zeroline=True)
+    figure.update_xaxes(title=f"contaminated minus baseline, mean {score}", zeroline=True)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
         ticktext=[html.escape(t) for t in names],
@@ -40,8 +76,8 @@ def effects_figure(overall: Mapping[str, Figure]) -> go.Figure:
     return figure
 
 
-def category_figure(categories: Mapping[str, Figure]) -> go.Figure:
-    """One trait's total effect by category of the prompt."""
+def category_figure(categories: Mapping[str, Figure], score: str) -> go.Figure:
+    """One trait's total effect by category of the prompt; `score`: what the score is called."""
     rows = [(name, found["total"], found["n"]) for name, found in categories.items() if found["total"] is not None]
     figure = go.Figure(
         go.Scatter(
@@ -55,7 +91,7 @@ def category_figure(categories: Mapping[str, Figure]) -> go.Figure:
         )
     )
     apply_layout(figure, 90 + 26 * max(1, len(rows)), margin={"l": 110, "r": 16, "t": 10, "b": 44})
-    figure.update_xaxes(title="difference of mean z", zeroline=True)
+    figure.update_xaxes(title=f"difference of mean {score}", zeroline=True)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 

@@ -7,17 +7,27 @@ static/report.js draws into it.
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from persona_core.report import comparison_figures, graph_figures, onset_figures, score_figures, warning_figures
-from persona_core.report.figure_style import interval
+from persona_core.report.comparison_sentences import against, describe_comparison
 from persona_core.report.findings import Findings
+from persona_core.report.markup import (
+    brackets,
+    figure_json,
+    listed_spans,
+    plot_placeholder,
+    reader_name,
+    section,
+    spans_source,
+    statistic_cell,
+)
 from persona_core.report.sentences import (
-    describe_comparison,
+    SCORES,
+    describe_alarms,
     describe_graph,
     describe_onsets,
     describe_warning,
@@ -25,19 +35,16 @@ from persona_core.report.sentences import (
 )
 from persona_core.traces.figure import shown
 from persona_core.traces.trace import Trace
-from persona_core.utils.markdown import interval as plain_interval
 
 Row = Mapping[str, Any]
 WARNING_NOTE = (
     "AUROC: the probability that a reply that will show the trait scores above a neutral one at the same position; 0.5 "
-    "is chance. CUSUM: accumulated z, from which the onset detector raises its alarm. In parentheses: the replies "
-    "that are long enough, so points along the axis are of different replies."
+    "is chance. CUSUM: the accumulated score, from which the onset detector raises its alarm. In parentheses: the "
+    "replies that are long enough, so points along the axis are of different replies."
 )
-N_SHOWN = 8
-"""Sentences listed for each search; the file holds all."""
-
 COLUMNS = {
     "mean": "mean",
+    "with_sinks": "mean with sink tokens",
     "between": "SD between replies",
     "within": "SD within a reply",
     "share_above": "share above the null's 95th percentile",
@@ -63,6 +70,8 @@ class _Content:
         self.rows = {c: own for c, own in rows.items() if c in self.summary["how"]}
         self.traces = {c: [Trace.from_row(row) for row in own] for c, own in self.rows.items()}
         self.figures: dict[str, Any] = {}
+        self.kind = self.summary["about"].get("kind", "z")
+        self.score = SCORES[self.kind]
         self.traits = self._ranked()
 
     def _ranked(self) -> list[str]:
@@ -108,28 +117,30 @@ class _Content:
     def _head(self) -> str:
         about = self.summary["about"]
         runs = ", ".join(
-            f"{html.escape(c)} ({about['n_replies'][c]} replies by {_reader(about, c)})" for c in self.rows
+            f"{html.escape(c)} ({about['n_replies'][c]} replies by {reader_name(about, c)})" for c in self.rows
         )
         null = about["n_replies"].get("neutral", 0)
         compared = "missing" not in self.summary["comparison"]
         most = "largest difference" if compared else "most alarms"
-        return f"""<header><p>{runs}. Null: {null} neutral replies. z = 0 is the mean of the baseline's neutral
-tokens, and z = 1 is their standard deviation. Brackets are 95 % intervals over prompts. The trait
-with the {most} comes first.</p></header>"""
+        return f"""<header><p>{runs}. Null: {null} neutral replies. {against(about)} 0 is the mean of the baseline's
+neutral tokens, and 1 is their standard deviation. Sink tokens count in no figure. Brackets are 95 % intervals over
+prompts. The trait with the {most} comes first.</p></header>"""
 
     def _cards(self, trait: str) -> str:
         cards = []
         when, compared = self.summary["when"], self.summary["comparison"]
         if "missing" not in compared and compared["overall"][trait]["total"]:
             total = compared["overall"][trait]["total"]
-            cards.append((f"{total['value']:+.1f} SD", f"{trait}, contaminated minus baseline {_brackets(total)}"))
+            says = f"{trait}, contaminated minus baseline, {self.score} {brackets(total)}"
+            cards.append((f"{total['value']:+.1f} SD", says))
         if "missing" not in when:
             rate = self.summary["about"]["rate"]
             for config, own in when[trait]["configs"].items():
                 alarms = f"{own['n'] - own['none']} of {own['n']}"
                 annotated = "" if own["shown"] is None else f"; annotated sentences show it in {own['shown']}"
-                chance = f"about {rate * own['n']:.0f} expected by chance{annotated}"
-                cards.append((alarms, f"{config}: replies with an alarm on {trait}, {chance}"))
+                chance = f"about {when[trait].get('rate', rate) * own['n']:.1f} expected by chance{annotated}"
+                of = trait if self.kind == "specific" else f"the z of {trait}"
+                cards.append((alarms, f"{config}: replies with an alarm on {of}, {chance}"))
         return "".join(
             f'<div class="card"><b>{html.escape(a)}</b><span>{html.escape(b)}</span></div>' for a, b in cards
         )
@@ -144,7 +155,7 @@ with the {most} comes first.</p></header>"""
     def _when(self) -> str:
         when = self.summary["when"]
         if "missing" in when:
-            return _section("When", "does the trait set in?", f'<p class="note">{html.escape(when["missing"])}</p>')
+            return section("When", "does the score rise?", f'<p class="note">{html.escape(when["missing"])}</p>')
         onsets: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for r in self.found.replies:
             onsets.setdefault((r["config"], r["trait"]), []).append(
@@ -155,11 +166,11 @@ with the {most} comes first.</p></header>"""
         for trait in self.traits:
             says = describe_onsets(trait, when[trait], self.summary["about"]["rate"])
             maps = []
-            series = {c: [t.scores(trait)[t.reply_positions] for t in traces] for c, traces in self.traces.items()}
+            series = {c: [t.reply_scores(trait, self.kind) for t in traces] for c, traces in self.traces.items()}
             scale = score_figures.common_scale([z for own in series.values() for z in own])
             for config, own in series.items():
                 figure = score_figures.heat_map(
-                    own, [r["id"] for r in self.rows[config]], onsets[config, trait], *scale
+                    own, [r["id"] for r in self.rows[config]], onsets[config, trait], *scale, self.score
                 )
                 figure.update_layout(meta={**figure.layout.meta, "config": config})
                 plot = self.plot(f"heat/{config}/{trait}", figure, f"{trait} in every reply of the {config} run")
@@ -170,10 +181,12 @@ with the {most} comes first.</p></header>"""
             parts[trait] = (
                 f'<p>{says}</p><div class="pair">{"".join(maps)}</div><p class="note">Each row is a reply, each column '
                 "a token. A tick marks the onset, a thin line its interval; replies without an onset are at the "
-                f'bottom.</p><div class="pair"><div><h3>Replies without an onset so far</h3>{curves}</div>'
+                'bottom, sink tokens are blank.</p><div class="pair">'
+                f"<div><h3>Replies without an onset so far</h3>{curves}</div>"
                 f"<div><h3>What a single reply would reveal</h3>{found}</div></div>"
             )
-        return _section("When", "does the trait set in?", self._per_trait(parts))
+        together = describe_alarms(self.summary["about"].get("alarms"))
+        return section("When", "does the score rise?", f"<p>{together}</p>{self._per_trait(parts)}")
 
     def _how(self) -> str:
         parts = []
@@ -192,7 +205,7 @@ with the {most} comes first.</p></header>"""
                 "neutral replies (difference in Fisher's z). Below: the neutral replies' own correlation, which any "
                 "two directions have. In the graph, a dotted line means less than in neutral replies.</p></div></div>"
             )
-        return _section("How", "do traits vary together?", "".join(parts))
+        return section("How", "do traits vary together?", "".join(parts))
 
     def _where(self) -> str:
         parts: dict[str, str] = {}
@@ -217,7 +230,7 @@ with the {most} comes first.</p></header>"""
                 if trait in traits:
                     own.append(self._window(config, trait, traits[trait]))
             parts[trait] = "".join(own)
-        return _section("Where", "was there time to step in?", self._per_trait(parts))
+        return section("Where", "was there time to step in?", self._per_trait(parts))
 
     def _window(self, config: str, trait: str, window: Mapping[str, Any]) -> str:
         cells = window["cells"]
@@ -238,21 +251,22 @@ with the {most} comes first.</p></header>"""
     def _comparison(self) -> str:
         found = self.summary["comparison"]
         if "missing" in found:
-            return _section("Two models", "", f'<p class="note">{html.escape(found["missing"])}</p>')
-        says = describe_comparison(found["overall"])
-        effects = comparison_figures.effects_figure({t: found["overall"][t] for t in self.traits})
+            return section("Two models", "", f'<p class="note">{html.escape(found["missing"])}</p>')
+        says = describe_comparison(found)
+        effects = comparison_figures.effects_figure({t: found["overall"][t] for t in self.traits}, self.score)
+        table = comparison_figures.effects_table(found, self.traits)
         overall = self.plot("effects", effects, says)
         parts = {}
         for trait in self.traits:
-            by_category = comparison_figures.category_figure(found["categories"][trait])
+            by_category = comparison_figures.category_figure(found["categories"][trait], self.score)
             by_prompt = comparison_figures.prompt_figure([p for p in found["prompts"] if p["trait"] == trait])
             plots = (
                 ("By category", self.plot(f"categories/{trait}", by_category, f"{trait} by category")),
                 ("By prompt", self.plot(f"prompts/{trait}", by_prompt, f"{trait} by prompt")),
             )
             parts[trait] = f'<div class="pair">{"".join(f"<div><h3>{h}</h3>{plot}</div>" for h, plot in plots)}</div>'
-        return _section(
-            "Two models", "is it the text or the weights?", f"<p>{says}</p>{overall}{self._per_trait(parts)}"
+        return section(
+            "Two models", "is it the text or the weights?", f"<p>{says}</p>{overall}{table}{self._per_trait(parts)}"
         )
 
     def _spans(self) -> str:
@@ -262,7 +276,7 @@ with the {most} comes first.</p></header>"""
         parts = {}
         for trait in self.traits:
             lists = [
-                f"<div><h3>{html.escape(_source(config, of))}</h3>{_listed(own)}</div>"
+                f"<div><h3>{html.escape(spans_source(config, of))}</h3>{listed_spans(own)}</div>"
                 for (name, config, of, unit), own in groups.items()
                 if name == trait and unit == "sentence"
             ]
@@ -272,7 +286,7 @@ with the {most} comes first.</p></header>"""
             "stretches of neutral text, with as many sentences as the reply, whose highest sentence scores as high. A "
             "sentence that occurs in several replies is listed once, where it scores highest.</p>"
         )
-        return _section("Sentences", "where the trait is strongest", self._per_trait(parts) + note)
+        return section("Sentences", "where the trait is strongest", self._per_trait(parts) + note)
 
     def _statistics(self) -> str:
         statistics = {c: s for c, s in self.summary["statistics"].items() if "missing" not in s}
@@ -280,19 +294,21 @@ with the {most} comes first.</p></header>"""
         parts = {}
         for trait in self.traits:
             of_trait = {c: s["traits"][trait] for c, s in statistics.items()}
-            plot = self.plot(f"position/{trait}", score_figures.position_figure(of_trait), f"mean {trait} by position")
+            plot = self.plot(
+                f"position/{trait}", score_figures.position_figure(of_trait, self.score), f"mean {trait} by position"
+            )
             rows = "".join(
                 f'<tr><th scope="row">{html.escape(config)}</th>'
-                + "".join(f"<td>{interval(own[k], missing='–')}</td>" for k in COLUMNS)
+                + "".join(f"<td>{statistic_cell(own, k)}</td>" for k in COLUMNS)
                 + "</tr>"
                 for config, own in of_trait.items()
             )
             label = html.escape(f"{trait}: statistics of the runs")
             parts[trait] = (
-                f'{plot}<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead><tr>{head}'
-                f"</tr></thead><tbody>{rows}</tbody></table></div>"
+                f'{plot}<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+                f"<caption>{against(self.summary['about'])}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
             )
-        return _section("Run statistics", "by position in the reply", self._per_trait(parts))
+        return section("Run statistics", "by position in the reply", self._per_trait(parts))
 
     def _limits(self) -> str:
         about = self.summary["about"]
@@ -300,58 +316,10 @@ with the {most} comes first.</p></header>"""
             html.escape(one) for one in group_reasons(self.found.missing)
         ]
         listed = "".join(f"<li>{one}</li>" for one in says)
-        return _section(
+        return section(
             "What this cannot say",
             "",
             "<p>A projection says which direction a state points in, not why. An alarm proves nothing, and neither "
             "does its absence: small rises go unnoticed. Each prompt has one reply: the intervals cover the choice of "
             f"prompts and seeds, not of models.</p><ul>{listed}</ul>",
         )
-
-
-def figure_json(figure: go.Figure) -> dict[str, Any]:
-    """A figure as JSON, without Plotly's template: report.js knows the theme."""
-    record: dict[str, Any] = json.loads(figure.to_json())
-    record["layout"].pop("template", None)
-    return record
-
-
-def plot_placeholder(name: str, figure: go.Figure, says: str) -> str:
-    """Where report.js draws a figure. The figure's height is reserved, so that nothing jumps when it is drawn."""
-    return (
-        f'<div class="plot" data-figure="{html.escape(name)}" data-height="{figure.layout.height:g}" role="img" '
-        f'aria-label="{html.escape(says)}"></div>'
-    )
-
-
-def _section(title: str, question: str, body: str) -> str:
-    return f"<section><h2>{title} <small>{question}</small></h2>{body}</section>"
-
-
-def _reader(about: Mapping[str, Any], config: str) -> str:
-    return html.escape(about["readers"].get(config) or "an unknown model")
-
-
-def _brackets(estimate: Mapping[str, Any]) -> str:
-    return plain_interval(estimate, 1).partition(" ")[2]
-
-
-def _source(config: str, of: str) -> str:
-    return f"{config}, by z" if of == "z" else f"{config}'s text, by the difference between the two readers"
-
-
-def _listed(spans: Sequence[Mapping[str, Any]]) -> str:
-    items = []
-    for s in spans[:N_SHOWN]:
-        share = s["unusual"]
-        null = (
-            ""
-            if share is None
-            else ", < 1 % of neutral text"
-            if share < 0.01
-            else f", {100 * share:.0f} % of neutral text"
-        )
-        often = "" if s["replies"] <= 1 else f", in {s['replies']} replies"
-        text, where = html.escape(s["text"].strip()), html.escape(s["id"] + often + null)
-        items.append(f'<li><b>{s["value"]:+.1f}</b><span><q dir="auto">{text}</q><small>{where}</small></span></li>')
-    return f'<ol class="spans">{"".join(items)}</ol>'

@@ -1,4 +1,4 @@
-"""How traits go together in each run: couplings beyond those of the neutral replies, orders in time, steering."""
+"""How traits vary together in each run: couplings beyond those of the neutral replies, orders in time, steering."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from persona_core.analysis.precedence import (
     activation_times,
     behaviour_times,
     precedence,
-    relative_series,
 )
 from persona_core.experiments.warning_baselines import random_direction_scores
 from persona_core.report.analysed_runs import AnalysedRuns
 from persona_core.report.results_folder import NEUTRAL, SIDES
+from persona_core.report.when import clock_series
 
 N_RANDOM = 16
 """Random directions that are read along if the model is available: 120 pairs."""
@@ -42,9 +42,8 @@ def how(runs: AnalysedRuns, config: str, tables: Sequence[InterventionalEffects]
         seed=runs.seed,
     )
     clocks: list[PrecedenceTable] = []
-    if runs.relative:
-        # On plain z the traits alarm together, because every vector also responds to "not neutral".
-        times = activation_times(traits, relative_series(series), runs.relative)
+    if runs.clock:
+        times = activation_times(traits, clock_series(runs.kind, series), runs.clock)
         clocks.append(precedence(traits, times, "activation", seed=runs.seed))
     annotated = [t for t in traits if t in runs.judged.get(config, ())]
     if len(annotated) > 1:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.detectors import Detectors
+from persona_core.analysis.series import shared_kind
 from persona_core.errors import NotFound
 from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
 from persona_core.traces.dataset import REPLIES
@@ -27,7 +28,8 @@ READS_CONTAMINATED, READS_BASELINE = "baseline reads contaminated", "contaminate
 STEPS = 127
 """Scores of small multiples are whole multiples of a step, -127 to 127: one byte a token."""
 Z_STEP = 0.1
-"""For z: exact to a twentieth of a standard deviation, clipped at 12.7, far beyond the end of the colour scale."""
+"""For z and specific scores: exact to a twentieth of a standard deviation, clipped at 12.7, far beyond the end of the
+colour scale."""
 
 
 class SavedRuns:
@@ -112,17 +114,16 @@ class SavedRuns:
     @cached_property
     def _analysed(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
         """(config, id) -> trait -> onset; empty without an analysis."""
-        wanted = ("config", "id", "trait", "answer", "onset", "onset_low", "onset_high", "says")
         found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        for one in self._folder.table(REPLIES, wanted):
+        for one in self._folder.table(REPLIES):
             if one["answer"] is not None:  # None: too few neutral replies
                 onset = {"answer": one["answer"], "onset": one["onset"], "low": one["onset_low"]}
-                onset |= {"high": one["onset_high"], "says": one["says"]}
+                onset |= {"high": one["onset_high"], "says": one["says"], "kind": one.get("kind") or "z"}
                 found.setdefault((one["config"], one["id"]), {})[one["trait"]] = onset
         return found
 
     def onsets(self, config: str, id: str) -> dict[str, dict[str, Any]]:
-        """Trait -> onset in one reply ("answer", "onset", "low", "high", "says"); empty without an analysis."""
+        """Trait -> onset in one reply ("answer", "onset", "low", "high", "says", "kind"); empty without an analysis."""
         with self._lock:
             return self._analysed.get((config, id), {})
 
@@ -143,16 +144,15 @@ class SavedRuns:
     def _table(self) -> dict[str, Any]:
         traces = {c: {row["id"]: Trace.from_row(row) for row in self.rows(c)} for c in self.configs}
         every = [trace for own in traces.values() for trace in own.values()]
-        kind = "z" if all(trace.calibrated for trace in every) else every[0].default_kind
+        kind = shared_kind(every) if all(trace.calibrated for trace in every) else every[0].default_kind
         series = {
-            c: {
-                id: {t: trace.scores(t, kind)[trace.reply_positions] for t in trace.traits} for id, trace in own.items()
-            }
+            c: {id: {t: trace.reply_scores(t, kind) for t in trace.traits} for id, trace in own.items()}
             for c, own in traces.items()
         }
         scores = np.concatenate([z for own in series.values() for one in own.values() for z in one.values()])
         most = float(np.nanmax(np.abs(scores), initial=0.0)) or 1.0
-        step = Z_STEP if kind == "z" else most / STEPS
+        in_sds = kind in ("specific", "z")
+        step = Z_STEP if in_sds else most / STEPS
         prompts = []
         for id, prompt in self.titles.items():
             rows = {c: row for c in self.configs for row in self.rows(c) if row["id"] == id}
@@ -165,7 +165,7 @@ class SavedRuns:
             "kind": kind,
             "unit": UNITS[kind],
             "step": step,
-            "scale": 8.0 if kind == "z" else most,
+            "scale": 8.0 if in_sds else most,
             "configs": list(self.configs),
             "traits": list(self.traits),
             "analysed": bool(self._analysed),
@@ -173,7 +173,7 @@ class SavedRuns:
         }
 
     def _cell(self, config: str, id: str, series: Mapping[str, np.ndarray], step: float) -> dict[str, Any]:
-        """One reply: a byte per token and trait for the picture, and the numbers that replies are sorted by."""
+        """One reply: a byte per token and trait for the picture (0 at sink tokens), and what replies are sorted by."""
         known = self.onsets(config, id)
         traits = {}
         for trait, z in series.items():

@@ -12,34 +12,39 @@ import plotly.graph_objects as go
 from persona_core.report.figure_style import SCALE, Figure, apply_layout, error_bars, interval, side_colour
 
 MIN_SCALE = 4.0
-"""The colour scale of z reaches at least this far to both sides, so that pure noise looks pale."""
+"""The colour scale reaches at least this far to both sides, so that pure noise looks pale."""
 
 
 def common_scale(series: Sequence[np.ndarray]) -> tuple[float, int]:
     """The end of the colour scale, and the longest reply: shared by all maps that are shown together."""
     flat = np.abs(np.concatenate(series)) if series else np.zeros(1)
-    return max(MIN_SCALE, float(np.ceil(np.quantile(flat, 0.95)))), max((len(z) for z in series), default=1)
+    high = float(np.ceil(np.nanquantile(flat, 0.95))) if np.isfinite(flat).any() else 0.0
+    return max(MIN_SCALE, high), max((len(z) for z in series), default=1)
 
 
 def heat_map(
-    series: Sequence[np.ndarray], ids: Sequence[str], onsets: Sequence[Figure], scale: float, longest: int
+    series: Sequence[np.ndarray], ids: Sequence[str], onsets: Sequence[Figure], scale: float, longest: int, score: str
 ) -> go.Figure:
-    """Every reply as a row of tokens, coloured by z, with its onset: earliest at the top, replies without one below.
+    """Every reply as a row of tokens, coloured by score, with its onset: earliest at the top, those without one below.
 
     Args:
-        series: z of each reply's tokens, `[n_reply_tokens]`.
+        series: scores of each reply's tokens, `[n_reply_tokens]`; NaN at sink tokens, which stay blank.
         ids: of the replies.
         onsets: "answer", "onset", "low", "high" and "says" of each reply.
         scale, longest: from `common_scale`.
+        score: what the score is called.
     """
 
     def when(k: int) -> tuple[float, float]:
         answer = onsets[k].get("answer")
         first = {"before the reply": -1.0, "onset": float(onsets[k].get("onset") or 0)}.get(str(answer), math.inf)
-        return first, -float(series[k].mean()) if len(series[k]) else 0.0
+        return first, -float(np.nanmean(series[k])) if np.isfinite(series[k]).any() else 0.0
 
     order = sorted(range(len(series)), key=when)
-    rows = [[round(float(v), 1) for v in series[k]] + [None] * (longest - len(series[k])) for k in order]
+    rows = [
+        [None if np.isnan(v) else round(float(v), 1) for v in series[k]] + [None] * (longest - len(series[k]))
+        for k in order
+    ]
     figure = go.Figure()
     figure.add_heatmap(
         z=rows,
@@ -47,8 +52,8 @@ def heat_map(
         zmin=-scale,
         zmax=scale,
         colorscale=SCALE,
-        hovertemplate="%{text}  z %{z:+.1f}<br>%{customdata}, token %{x}<extra></extra>",
-        colorbar={"title": {"text": "z", "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01},
+        hovertemplate=f"%{{text}}  {score} %{{z:+.1f}}<br>%{{customdata}}, token %{{x}}<extra></extra>",
+        colorbar={"title": {"text": score, "side": "right"}, "thickness": 10, "outlinewidth": 0, "x": 1.01},
         hoverongaps=False,
     )
     marked = [
@@ -84,8 +89,8 @@ def heat_map(
     return figure
 
 
-def position_figure(statistics: Mapping[str, Figure]) -> go.Figure:
-    """Mean z by position in the reply."""
+def position_figure(statistics: Mapping[str, Figure], score: str) -> go.Figure:
+    """Mean score by position in the reply; `score`: what it is called."""
     figure = go.Figure()
     for index, (config, found) in enumerate(statistics.items()):
         bins = [b for b in found["positions"] if b["mean"] is not None]
@@ -101,5 +106,5 @@ def position_figure(statistics: Mapping[str, Figure]) -> go.Figure:
         )
     apply_layout(figure, 300)
     figure.update_xaxes(title="token of the reply", type="category")
-    figure.update_yaxes(title="mean z", zeroline=True)
+    figure.update_yaxes(title=f"mean {score}", zeroline=True)
     return figure

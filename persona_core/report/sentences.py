@@ -13,27 +13,42 @@ Figure = Mapping[str, Any]
 SIGNIFICANT = 0.05
 """The largest q at which a difference is called one."""
 
+SCORES = {"specific": "specific score", "z": "z"}
+"""What the kinds of scores are called."""
+
 CLOCKS = {"series": "scores, token by token", "activation": "onsets of scores", "behaviour": "what the text shows"}
-NOT_NEUTRAL = "every vector also responds to “not neutral”"
+NOT_NEUTRAL = "z also rises with every other departure from neutral text, so it does not tell which trait"
 
 
 def describe_onsets(trait: str, found: Figure, rate: float) -> str:
-    """One trait's onsets in every run, and whether the two models differ."""
-    name = html.escape(trait)
+    """One trait's onsets in every run, and whether the two models differ.
+
+    Args:
+        trait: which.
+        found: its figures.
+        rate: nominal share of neutral replies with an alarm, for analyses that did not measure the trait's own.
+    """
+    name, kind = html.escape(trait), found.get("kind", "z")
+    own_rate = found.get("rate", rate)
+    of = name if kind == "specific" else f"the z of {name}"
     parts = []
     for config, own in found["configs"].items():
         alarms = own["n"] - own["none"]
-        says = f"{html.escape(config).capitalize()}: {alarms} of {own['n']} replies raise an alarm on {name}"
+        says = f"{html.escape(config).capitalize()}: {alarms} of {own['n']} replies raise an alarm on {of}"
         if own["before the reply"]:
-            says += f", {own['before the reply']} of them from the first token on"
-        says += f"; about {rate * own['n']:.0f} would by chance."
+            says += f", {own['before the reply']} of them at the first token already"
+        says += f"; about {own_rate * own['n']:.1f} would by chance."
+        if own.get("no_rate"):
+            says += f" For {own['no_rate']} of these replies no rate is known: they are unlike the neutral ones."
         if own["onset"]:
             says += f" {own['timed']} of {own['onset']} onsets can be timed to within 20 tokens."
         if own["shown"] is not None:
             says += f" Annotated sentences show it in {own['shown']} replies."
-            if alarms > 2 * own["shown"] + 2 * rate * own["n"]:
-                says += f" The text does not account for most of these alarms: {NOT_NEUTRAL}."
+            if alarms > 2 * own["shown"] + 2 * own_rate * own["n"]:
+                says += " The text does not account for most of these alarms."
         parts.append(says)
+    if kind != "specific":
+        parts.append(f"An alarm on z means “not neutral”: {NOT_NEUTRAL}.")
     test = found.get("test")
     if test and "missing" not in test:
         order = "earlier or more often" if test["statistic"] > 0 else "later or less often"
@@ -138,13 +153,39 @@ def describe_edge(edge: Figure) -> str:
     return f"{says}: share of replies changed by {value} against a random direction"
 
 
+def describe_alarms(alarms: Figure | None) -> str:
+    """How many replies of each run raise any alarm, beside the share of neutral replies that do."""
+    if not alarms or not alarms["neutral"]:
+        return ""
+    says = [
+        f"{html.escape(config).capitalize()}: {own['any']} of {own['n']} replies raise an alarm on at least one trait"
+        + (
+            f"; for {own['no_rate']} of them no rate is known, because they are unlike the neutral ones"
+            * bool(own["no_rate"])
+        )
+        + "."
+        for config, own in alarms["replies"].items()
+    ]
+    neutral = alarms["neutral"]
+    says.append(
+        f"Of neutral replies {interval(neutral, 1, percent=True)} do (nominal {100 * alarms['rate']:g} % over all "
+        f"traits together; {neutral['n_prompts']} prompts)."
+    )
+    for what, share in alarms["held_out"].items():
+        if {"value", "low", "high"} <= set(share):
+            figure = interval(share, 1, percent=True)
+            says.append(f"Of replies to {html.escape(what)} that had no part in the calibration: {figure}.")
+    return " ".join(says)
+
+
 def describe_warning(trait: str, found: Figure) -> str:
     """How early one trait could have been known, and whether that takes its vector."""
-    z, name = found["scores"]["z"], html.escape(trait)
-    lead = z["lead"]
+    kind, name = found.get("kind", "z"), html.escape(trait)
+    own, label = found["scores"][kind], SCORES[kind]
+    lead = own["lead"]
     says = [
-        f"{found['n']} replies show {name}, first at token {found['first']:g} (median). z exceeds {z['threshold']:.1f} "
-        f"before that token in {interval(lead['early'], 0, percent=True)} of them."
+        f"{found['n']} replies show {name}, first at token {found['first']:g} (median). Its {label} exceeds "
+        f"{own['threshold']:.1f} before that token in {interval(lead['early'], 0, percent=True)} of them."
     ]
     if lead["quantiles"]:
         tokens = lead["quantiles"]["0.5"]
@@ -153,17 +194,23 @@ def describe_warning(trait: str, found: Figure) -> str:
     if found["at_start"]:
         says.append(f"In {found['at_start']} replies the first token already exceeds it.")
     says.append(
-        f"Of neutral replies that the threshold was not chosen on, {interval(z['false_alarms'], 0, percent=True)} "
-        f"exceed it (nominal {100 * z['rate']:.0f} %), {z['alarms_per_1000']['value']:.1f} times per 1,000 tokens."
+        f"Of neutral replies that the threshold was not chosen on, {interval(own['false_alarms'], 0, percent=True)} "
+        f"exceed it (nominal {100 * own['rate']:.0f} %, for this score by itself), "
+        f"{own['alarms_per_1000']['value']:.1f} times per 1,000 tokens."
     )
+    if (watched := found.get("detector")) and watched["any"]:
+        says.append(
+            f"The onset detectors, with all traits watched, alarm in {interval(watched['any'], 1, percent=True)} of "
+            f"neutral replies, on {name} in {100 * watched['rate']:.1f} %."
+        )
     if found["other_reader"]:
         says.append(
             "The neutral replies are another model's, so the warning may tell the two models apart rather than "
             f"announce {name}."
         )
     rivals: dict[str, list[int]] = {}
-    for one in z["ahead"]:
-        for rival in [n for n in found["scores"] if n not in ("z", "cusum")]:
+    for one in own["ahead"]:
+        for rival in [n for n in found["scores"] if n not in (kind, "cusum")]:
             other = next((o for o in found["scores"][rival]["ahead"] if o["k"] == one["k"]), None)
             if not (other and one["auroc"] and other["auroc"]):
                 continue
@@ -172,27 +219,10 @@ def describe_warning(trait: str, found: Figure) -> str:
                 rivals.setdefault(rival, []).append(one["k"])
     if rivals:
         listed = "; ".join(f"{rival} ({', '.join(map(str, ks))})" for rival, ks in rivals.items())
-        says.append(f"The AUROC of z is not clearly above that of (tokens before the trait in parentheses): {listed}.")
-    return " ".join(says)
-
-
-def describe_comparison(overall: Mapping[str, Figure]) -> str:
-    """Which traits differ, and whether by text or weights."""
-    moved = [t for t, e in overall.items() if e["total"] and (e["total"]["q"] or 1) <= SIGNIFICANT]
-    if not moved:
-        return "No trait differs significantly between the two models."
-    most = max(moved, key=lambda t: abs(overall[t]["total"]["value"]))
-    found = overall[most]
-    says = (
-        f"{len(moved)} of {len(overall)} traits differ significantly, {html.escape(most)} most: "
-        f"{interval(found['total'], 2)} standard deviations over {found['n']} prompts"
-    )
-    if found["weights"] and found["text"]:
-        says += (
-            f", of which {interval(found['text'], 2)} are due to the text (one reader, two texts) and "
-            f"{interval(found['weights'], 2)} to the weights (one text, two readers)"
+        says.append(
+            f"The AUROC of the {label} is not clearly above that of (tokens before the trait in parentheses): {listed}."
         )
-    return f"{says}. Compare a trait's rise with that of the others: {NOT_NEUTRAL}."
+    return " ".join(says)
 
 
 def group_reasons(reasons: Sequence[str]) -> list[str]:

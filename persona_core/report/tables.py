@@ -54,9 +54,9 @@ def _rounded(value: Any) -> Any:
 def _replies_schema() -> pa.Schema:
     import pyarrow as pa
 
-    texts = ("config", "id", "set", "category", "reader", "writer", "trait", "answer", "says")
-    counts = ("n_reply", "alarm", "onset", "onset_low", "onset_high", "first_shown")
-    numbers = ("mean", "max", "share_above", "onset_size", "total", "weights", "text")
+    texts = ("config", "id", "set", "category", "reader", "writer", "trait", "kind", "answer", "says", "no_rate")
+    counts = ("n_reply", "n_sinks", "alarm", "onset", "onset_low", "onset_high", "first_shown")
+    numbers = ("mean", "max", "mean_z", "share_above", "onset_size", "total", "weights", "text")
     return pa.schema(
         [
             *((name, pa.string()) for name in texts),

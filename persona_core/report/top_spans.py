@@ -17,12 +17,13 @@ N_SEARCHED = 120
 
 
 def find_top_spans(runs: AnalysedRuns) -> list[dict[str, Any]]:
-    """The highest windows and sentences of each run by z, and of each text by the difference of its readers."""
+    """The highest windows and sentences of each run by its score, and of each text by the difference of its readers."""
     found: list[dict[str, Any]] = []
+    kind = str(runs.kind)
     for trait in runs.traits:
         null = score_series({f"{k}": t for k, t in enumerate(runs.neutral)}, trait) if runs.neutral else []
         searched = {
-            (config, "z"): score_series(dict(zip(runs.ids(config), runs.traces[config], strict=True)), trait)
+            (config, kind): score_series(dict(zip(runs.ids(config), runs.traces[config], strict=True)), trait)
             for config in runs.configs
         }
         texts = list(read_by_both(runs))
@@ -32,7 +33,7 @@ def find_top_spans(runs: AnalysedRuns) -> list[dict[str, Any]]:
             firsts, seconds = {i: a for i, a, _ in own}, {i: b for i, _, b in own}
             searched[config, "difference"] = difference_series(firsts, seconds, trait)
         for (config, of), series in searched.items():
-            against = null if of == "z" else []
+            against = null if of == kind else []
             tops = {"sentence": top_sentences(series, N_SEARCHED, against)}
             tops |= {f"{width} tokens": top_windows(series, width, N_SEARCHED, against) for width in WIDTHS}
             for unit, top in tops.items():

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from persona_core.report.figure_style import Figure, apply_layout, error_bars, interval
 
 SCORES = {
-    "z": "#d1495b",
+    "specific": "#d1495b",
+    "z": "#b26a72",
     "cusum": "#a87400",
     "last prompt token": "#2f6fb5",
     "n-grams": "#2b8a57",
@@ -42,7 +43,13 @@ LEAD_AXIS = {"text": "tokens before the first one that shows the trait (replies)
 
 
 def warning_figure(scores: Mapping[str, Figure], measure: str, title: str) -> go.Figure:
-    """A measure of each score against the number of tokens before the first one that shows the trait."""
+    """A measure of each score against the number of tokens before the first one that shows the trait.
+
+    Args:
+        scores: by name; the first is the trait's own.
+        measure: of each number of tokens.
+        title: of the axis.
+    """
     figure = go.Figure()
     for name, found in scores.items():
         points = [one for one in found["ahead"] if one[measure] is not None]

@@ -1,15 +1,16 @@
-"""When each trait sets in, in every run: detectors calibrated on the neutral replies, onsets, survival curves."""
+"""When each trait's score rises, in every run: detectors calibrated on the neutral replies, onsets, survival curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from persona_core.analysis import interaction
-from persona_core.analysis.detectors import calibrate_detectors, prompt_keys
+from persona_core.analysis.detectors import Detectors, calibrate_detectors, prompt_keys
 from persona_core.analysis.onset import Onset
 from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset, power
 from persona_core.analysis.precedence import relative_series
@@ -19,6 +20,7 @@ from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, 
 from persona_core.errors import SettingError
 from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
 from persona_core.report.results_folder import NEUTRAL, SIDES
+from persona_core.traces.trace import Kind
 
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Steps, in standard deviations, whose detection power is reported."""
@@ -31,13 +33,14 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
     answered = prompt_keys(runs.neutral)
     if len(set(answered)) < MIN_PROMPTS:
         raise SettingError(f"Neutral replies to {len(set(answered))} different prompts. {NO_NULL}")
+    kinds = [str(row["category"]) for row in runs.rows[NEUTRAL]]
     runs.detectors = detectors = calibrate_detectors(
-        runs.neutral, runs.traits, rate, runs.seed, kinds=[str(row["category"]) for row in runs.rows[NEUTRAL]]
+        runs.neutral, runs.traits, rate, runs.seed, kinds=kinds, kind=runs.kind
     )
     if len(runs.traits) > 1:
-        null = relative_series(interaction.trait_series(runs.neutral))
-        runs.relative = {
-            t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed, prompts=answered)
+        null = clock_series(runs.kind, interaction.trait_series(runs.neutral))
+        runs.clock = {
+            t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed, prompts=answered, kind=runs.kind)
             for k, t in enumerate(runs.traits)
         }
     for config in runs.configs:
@@ -57,6 +60,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
             sides = [[lives[side][pair[k]] for pair in pairs] for k, side in enumerate(SIDES)]
             test = runs.attempt(f"when, {trait}", partial(_cohort_test, sides, runs.seed))
         found[trait] = {
+            "kind": detector.kind,
             "threshold": round(detector.threshold, 4),
             "rate": round(detector.rate, 5),
             "n_nulls": detector.n_nulls,
@@ -68,6 +72,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
                     "n": len(own[trait]),
                     **{a: sum(o.answer == a for o in own[trait]) for a in ("onset", "before the reply", "none")},
                     "timed": sum(o.timed for o in own[trait]),
+                    "no_rate": sum(bool(o.no_rate) for o in own[trait]),
                     "shown": _n_showing(runs, config, trait),
                     "survival": runs.attempt(f"when, {trait}, {config}", partial(_curve, lives[config])),
                 }
@@ -79,6 +84,37 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
     for one, q in zip(tests, false_discovery([one["p"] for one in tests]), strict=True):  # one test for each trait
         one["q"] = q
     return found
+
+
+def clock_series(kind: Kind, series: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What the activation clock runs on: specific scores as they are, z less the mean of the other traits.
+
+    On plain z all traits alarm together, because every vector also responds to "not neutral".
+    """
+    return list(series) if kind == "specific" else relative_series(series)
+
+
+def alarms_of_any(detectors: Detectors, onsets: Mapping[str, Mapping[str, Sequence[Onset]]]) -> dict[str, Any]:
+    """Replies in which any of the traits alarms, and the share of neutral replies in which one does.
+
+    Returns:
+        "rate" (nominal), "neutral" (the share on the neutral replies, with "low", "high" and "n_prompts"), "held_out"
+        (shares on prompts, or kinds of prompts, that had no part in the calibration), and by config "replies" ("n",
+        "any" with an alarm, "no_rate" for which no rate is known).
+    """
+    rate = detectors.rate()
+    replies = {}
+    for config, own in onsets.items():
+        each = list(zip(*own.values(), strict=True))  # the onsets of every reply
+        alarmed = [[o for o in reply if o.alarm is not None] for reply in each]
+        unknown = sum(bool(own) and all(o.no_rate for o in own) for own in alarmed)
+        replies[config] = {"n": len(each), "any": sum(map(bool, alarmed)), "no_rate": unknown}
+    return {
+        "rate": detectors.rate_any,
+        "neutral": rate and asdict(rate),
+        "held_out": {} if detectors.card is None else {k: dict(v) for k, v in detectors.card.held_out.items()},
+        "replies": replies,
+    }
 
 
 def _cohort_test(sides: Sequence[Sequence[Lifetime]], seed: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from persona_core.experiments.warning_baselines import (
 )
 from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
 from persona_core.report.results_folder import NEUTRAL, SIDES
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import UNITS, Trace
 
 NOT_ANNOTATED = "No sentence is annotated. Run persona mark to find those that show a trait."
 N_RANDOM = 3
@@ -40,7 +41,7 @@ def where(runs: AnalysedRuns, config: str, rate: float) -> dict[str, Any]:
 
 
 def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[str, Any]:
-    """The trait's own z and CUSUM as warnings, beside baselines that need no vector of it."""
+    """The trait's own score and its detector's statistic as warnings, beside baselines that need no vector of it."""
     if trait not in runs.judged.get(config, ()):
         raise SettingError(f"The sentences of this run were not annotated for {trait}. Run persona mark.")
     showing: list[tuple[Trace, int, str]] = []
@@ -57,14 +58,17 @@ def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[s
     groups = [one[2] for one in showing], runs.ids(NEUTRAL)
     assert runs.detectors is not None
     detector = runs.detectors.of(trait)
-    z = reply_scores(traces, trait), reply_scores(runs.neutral, trait)
+    kind = runs.kind
+    own = reply_scores(traces, trait, kind), reply_scores(runs.neutral, trait, kind)
     scores = {
-        "z": z,
-        "cusum": tuple([detector.cusum(one) for one in side] for side in z),
+        str(kind): own,
+        "cusum": tuple([detector.statistic(one) for one in side] for side in own),
         "position": (position_scores(traces), position_scores(runs.neutral)),
         "other traits": (_of_others(runs, traces, trait), _of_others(runs, runs.neutral, trait)),
-        "last prompt token": (last_prompt_scores(traces, trait), last_prompt_scores(runs.neutral, trait)),
+        "last prompt token": (last_prompt_scores(traces, trait, kind), last_prompt_scores(runs.neutral, trait, kind)),
     }
+    if kind == "specific":
+        scores["z"] = reply_scores(traces, trait, "z"), reply_scores(runs.neutral, trait, "z")
     scores |= _with_model(runs, config, trait, traces)
     ngrams = runs.attempt(f"where, {trait}, n-grams", lambda: ngram_scores(traces, runs.neutral, groups))
     if not isinstance(ngrams, dict):
@@ -73,19 +77,26 @@ def _warning(runs: AnalysedRuns, config: str, trait: str, rate: float) -> dict[s
         name: early_warning(shows, first, null, rate=rate, groups=groups, seed=runs.seed).to_dict()
         for name, (shows, null) in scores.items()
     }
-    threshold = found["z"]["threshold"]
+    threshold, any_trait = found[kind]["threshold"], runs.detectors.rate()
     return {
+        "kind": kind,
+        "unit": UNITS[kind],
+        "against": list(runs.traits),
+        "detector": {"rate": detector.rate, "any": any_trait and asdict(any_trait)},
         "n": len(showing),
         "first": float(np.median(first)),
-        "at_start": sum(bool(one[0] > threshold) for one in z[0]),
+        "at_start": sum(bool(one[0] > threshold) for one in own[0]),
         "other_reader": traces[0].provenance.reading_model != runs.neutral[0].provenance.reading_model,
         "scores": found,
     }
 
 
 def _of_others(runs: AnalysedRuns, traces: Sequence[Trace], trait: str) -> list[np.ndarray]:
-    """Mean z of all other traits, `[n_reply_tokens]` each: it knows "not neutral", but nothing of this trait."""
-    others = [reply_scores(traces, t) for t in runs.traits if t != trait] or [reply_scores(traces, trait)]
+    """Mean z of all other traits, `[n_reply_tokens]` each: it knows "not neutral", but nothing of this trait.
+
+    NaN where a token is a sink token for one of them.
+    """
+    others = [reply_scores(traces, t, "z") for t in runs.traits if t != trait] or [reply_scores(traces, trait, "z")]
     return [np.mean(series, axis=0) for series in zip(*others, strict=True)]
 
 
@@ -106,6 +117,6 @@ def _with_model(runs: AnalysedRuns, config: str, trait: str, traces: Sequence[Tr
         )
     for k, (one, null) in enumerate(zip(shows, runs.null_scores[key], strict=True), 1):
         # A random direction has no sign: it takes the one that suits it best over whole replies.
-        sign = 1.0 if np.concatenate(one).mean() >= np.concatenate(null).mean() else -1.0
+        sign = 1.0 if np.nanmean(np.concatenate(one)) >= np.nanmean(np.concatenate(null)) else -1.0
         found[f"random direction {k}"] = ([sign * z for z in one], [sign * z for z in null])
     return found

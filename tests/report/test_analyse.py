@@ -24,9 +24,11 @@ from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, load_annotations, save_annotations
 from persona_core.models.loading import load_model
 from persona_core.report.analyse import analyse
+from persona_core.report.card import results_card
 from persona_core.report.findings import Findings
 from persona_core.report.page import report_page
 from persona_core.traces.dataset import load_results, write_results
+from persona_core.traces.specific import LogOdds, log_odds
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests.support import pages
@@ -299,22 +301,84 @@ def missing_of(rows: Rows, **more: Any) -> tuple[Findings, str]:
     return found, " ".join(found.missing)
 
 
+def with_specific(rows: Rows, sinks: float = 0.02) -> Rows:
+    """The rows as vectors with log odds and norm limits would have read them: a share of the tokens are sink tokens."""
+    traces = {c: [(row, Trace.from_row(row)) for row in own] for c, own in rows.items()}
+    first = next(iter(traces.values()))[0][1]
+    mean, std = first.null_mean, first.null_std
+    slope, offset = 3 / std, -3 * mean / std - 4.5  # of two normal distributions that lie 3 SD apart
+    neutral = np.concatenate([t.raw[..., t.reply_positions] for _, t in traces["baseline"]], axis=2)
+    odds = np.stack([log_odds(neutral[:, b], slope[:, b], offset[:, b]) for b in range(len(first.blocks))], axis=1)
+    known = LogOdds(*(x.astype(np.float32) for x in (slope, offset, odds.mean(2), odds.std(2))))
+    norms = np.concatenate([t.norms[:, t.reply_positions] for own in traces.values() for _, t in own], axis=1)
+    limits = np.quantile(norms, 1 - sinks, axis=1).astype(np.float32)
+    return {
+        c: [
+            t.replace(log_odds=known, max_norm=limits).to_row(row["id"], row["messages"], row["set"], row["category"])
+            for row, t in own
+        ]
+        for c, own in traces.items()
+    }
+
+
+def test_specific_scores_are_analysed_where_the_rows_have_them_and_sink_tokens_count_in_nothing() -> None:
+    rows = few(14, "baseline", "contaminated")
+    ids = {row["id"] for row in rows["baseline"]}
+    rows["replay"] = [row for row in load_results(SHIPPED, "replay") if row["id"] in ids]
+    rows = with_specific(rows)
+    found = analyse(rows, progress=False)
+    summary = found.summary
+    assert (summary["about"]["kind"], summary["about"]["against"]) == ("specific", list(rows["baseline"][0]["traits"]))
+    assert {part["kind"] for part in (summary["comparison"], *summary["statistics"].values())} == {"specific"}
+    by_id = {(c, row["id"]): Trace.from_row(row) for c, own in rows.items() if c != "replay" for row in own}
+    for record in found.replies[::29]:
+        trace = by_id[record["config"], record["id"]]
+        own, z = (trace.reply_scores(record["trait"], kind) for kind in ("specific", "z"))
+        assert record["mean"] == pytest.approx(np.nanmean(own)) and record["max"] == pytest.approx(np.nanmax(own))
+        assert record["mean_z"] == pytest.approx(np.nanmean(z)) and record["n_sinks"] == np.isnan(own).sum()
+    assert any(r["n_sinks"] for r in found.replies) and {span["of"] for span in found.spans} == {
+        "specific",
+        "difference",
+    }
+    assert any(None in one["differences"][TRAIT] for one in found.differences)
+    compared = summary["comparison"]["overall"][TRAIT]
+    assert compared["n_sinks"] > 0 and compared["total"]["with_sinks"]["value"] != compared["total"]["value"]
+    assert summary["comparison"]["plain"][TRAIT]["total"]["value"] > 4
+
+    page = report_page(found, rows)
+    assert "Scores are specific, in standard deviations over neutral tokens: what each of paternalism" in page
+    assert "with sink tokens" in page and "specific score" in page
+    card = results_card(rows, "me/results")
+    assert 'kind="specific"' in card and "Difference of the mean specific score" in card
+    assert "| trait | total | weights | text | total, with sink tokens |" in card
+    assert "Sink tokens are not known" in results_card(few(14, "baseline", "contaminated"), "me/results")
+
+
+def test_one_run_without_specific_scores_makes_all_figures_those_of_z() -> None:
+    rows = with_specific(few(14, "baseline", "contaminated"))
+    rows["contaminated"] = few(14, "contaminated")["contaminated"]
+    found, says = missing_of(rows)
+    assert found.summary["about"]["kind"] == found.summary["comparison"]["kind"] == "z"
+    assert "specific scores: not in contaminated, so all figures are of z" in says
+    assert {r["kind"] for r in found.replies} == {"z"}
+
+
 def test_missing_parts_are_named_and_the_rest_is_done(tmp_path: Path) -> None:
     found, says = missing_of(few(14))
-    assert "0 neutral replies" in says and "--repeats 5" in says
+    assert "Neutral replies to 0 different prompts" in says and "--config neutral" in says
     assert "comparison: it needs the configs baseline and contaminated" in says
     assert "14 of 14 replies" in says or "at least 20" in says  # too few for couplings
     assert found.detectors is None and found.differences == []
     assert found.summary["statistics"]["baseline"]["n_replies"] == 14
     assert {r["answer"] for r in found.replies} == {None}
     page = report_page(found, few(14))
-    assert "Alarms need at least 300 neutral replies" in page
+    assert "Alarms need neutral replies" in page
 
 
 @pytest.mark.slow
 def test_too_few_neutral_replies_are_no_null() -> None:
     found, says = missing_of(few(30, "baseline", "neutral"))
-    assert "30 neutral replies" in says and "missing" in found.summary["when"]
+    assert "Neutral replies to 6 different prompts" in says and "missing" in found.summary["when"]
 
 
 def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from persona_core.report.comparison_figures import effects_table
+from persona_core.report.comparison_sentences import against, describe_comparison
 from persona_core.report.graph_figures import coupling_matrix, graph_figure
 from persona_core.report.sentences import (
-    describe_comparison,
+    describe_alarms,
     describe_edge,
     describe_graph,
     describe_onsets,
@@ -33,9 +35,10 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
         "smallest": 1.25,
     }
     says = describe_onsets("deception", found, 0.05)
-    assert "Baseline: 4 of 78 replies raise an alarm on deception; about 4 would by chance." in says
+    assert "Baseline: 4 of 78 replies raise an alarm on the z of deception; about 3.9 would by chance." in says
     assert "1 of 4 onsets can be timed" in says
-    assert "Contaminated: 74 of 78" in says and "54 of them from the first token on" in says
+    assert "Contaminated: 74 of 78" in says and "54 of them at the first token already" in says
+    assert "An alarm on z means “not neutral”" in says
     assert "show it in 6 replies. The text does not account for most of these alarms" in says
     assert "the contaminated model's onsets come earlier or more often" in says
     assert "A step of 1.25 SD half-way through a reply is detected at least 80 % of the time" in says
@@ -43,6 +46,11 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
     assert "do not differ significantly" in describe_onsets("deception", found, 0.05)
     found["test"] |= {"q": 0.01, "statistic": -3.0}
     assert "later or less often" in describe_onsets("deception", found, 0.05)
+    specific = describe_onsets("deception", {**found, "kind": "specific", "rate": 0.008}, 0.05)
+    assert "4 of 78 replies raise an alarm on deception; about 0.6 would by chance." in specific
+    assert "not neutral" not in specific
+    found["configs"]["contaminated"]["no_rate"] = 9
+    assert "For 9 of these replies no rate is known" in describe_onsets("deception", found, 0.05)
     found["configs"]["contaminated"]["shown"] = 70
     assert "account for" not in describe_onsets("deception", found, 0.05)
 
@@ -128,6 +136,19 @@ def test_couplings_of_an_older_analysis_are_not_claimed() -> None:
     assert coupling_matrix(old).data and len(graph_figure(old).data) == 1
 
 
+def test_any_alarm_stands_beside_the_rate_over_all_traits() -> None:
+    replies = {"baseline": {"n": 78, "any": 5, "no_rate": 0}, "contaminated": {"n": 78, "any": 70, "no_rate": 12}}
+    neutral = {"value": 0.049, "low": 0.03, "high": 0.08, "n_prompts": 410}
+    alarms: dict[str, Any] = {"rate": 0.05, "neutral": neutral, "held_out": {}, "replies": replies}
+    says = describe_alarms(alarms)
+    assert "Baseline: 5 of 78 replies raise an alarm on at least one trait. Contaminated: 70 of 78" in says
+    assert "for 12 of them no rate is known" in says
+    assert "Of neutral replies 4.9 % [3.0, 8.0] do (nominal 5 % over all traits together; 410 prompts)." in says
+    alarms["held_out"] = {"kinds": est(0.06, 0.04, 0.1)}
+    assert "Of replies to kinds that had no part in the calibration: 6.0 % [4.0, 10.0]." in describe_alarms(alarms)
+    assert describe_alarms(None) == "" == describe_alarms({**alarms, "neutral": None})
+
+
 def scores(z: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
     def of(auroc: dict[str, Any]) -> dict[str, Any]:
         lead = {"early": est(0.9, 0.8, 1.0), "quantiles": {"0.5": 6.0}}
@@ -149,7 +170,7 @@ def test_a_rival_is_named_where_z_is_not_clearly_above_it() -> None:
     assert "n-grams" not in describe_warning("evil", clear)
     close = scores(est(0.99, 0.97, 1.0), est(0.96, 0.93, 0.98))
     assert (
-        "The AUROC of z is not clearly above that of (tokens before the trait in parentheses): n-grams (4)"
+        "The AUROC of the z is not clearly above that of (tokens before the trait in parentheses): n-grams (4)"
         in describe_warning("evil", close)
     )
     better = scores(est(0.7, 0.45, 0.9), est(0.99, 0.97, 1.0))
@@ -165,13 +186,62 @@ def test_another_models_null_and_the_start_of_the_reply_are_named_beside_the_fig
     assert "another model's" in says and "nominal 5 %" in says and "5 % [3, 8]" in says
 
 
-def test_only_what_is_significant_differs() -> None:
-    def effect(total: float, q: float) -> dict[str, Any]:
-        return {"n": 40, "total": est(total, total - 0.2, total + 0.2, p=q, q=q), "weights": None, "text": None}
+def test_a_warning_by_the_specific_score_is_held_against_plain_z_and_says_what_all_traits_raise() -> None:
+    found = scores(est(0.97, 0.95, 0.99), est(0.6, 0.5, 0.7))
+    found["scores"]["specific"] = found["scores"]["z"]
+    found |= {"kind": "specific", "detector": {"rate": 0.0083, "any": est(0.049, 0.03, 0.08)}}
+    says = describe_warning("evil", found)
+    assert "Its specific score exceeds 3.2 before that token" in says
+    assert "The AUROC of the specific score is not clearly above that of" in says and ": z (4)." in says
+    assert "alarm in 4.9 % [3.0, 8.0] of neutral replies, on evil in 0.8 %" in says
 
-    assert describe_comparison({"a": effect(0.1, 0.4), "b": effect(0.2, 0.2)}).startswith("No trait differs")
-    says = describe_comparison({"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)})
-    assert says.startswith("1 of 2 traits differ significantly, b most: -2.00 [-2.20, -1.80]")
+
+def effect(total: float, q: float, changed: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    one = est(total, total - 0.2, total + 0.2, p=q, q=q, with_sinks=est(total + 1, total + 0.8, total + 1.2))
+    found = {"n": 40, "n_sinks": 5, "changed_by_sinks": list(changed), "total": one, "weights": None, "text": None}
+    return found | more
+
+
+def test_only_what_is_significant_differs() -> None:
+    assert describe_comparison({"overall": {"a": effect(0.1, 0.4), "b": effect(0.2, 0.2)}}).startswith(
+        "No trait differs"
+    )
+    found: dict[str, Any] = {"overall": {"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)}}
+    says = describe_comparison(found)
+    assert says.startswith("1 of 2 traits differ significantly in z, b most: -2.00 [-2.20, -1.80]")
+    assert "not neutral" in says, "z does not tell which trait"
+    found |= {"kind": "specific", "against": ["a", "b"], "plain": found["overall"]}
+    says = describe_comparison(found)
+    assert says.startswith("1 of 2 traits differ significantly in their specific score, b most")
+    assert "not neutral" not in says and "what each of a, b does not share" in against(found)
+
+
+def test_where_only_z_differs_no_trait_is_named() -> None:
+    plain = {"a": effect(3.0, 0.001), "b": effect(2.0, 0.001)}
+    found = {"kind": "specific", "overall": {"a": effect(0.1, 0.4), "b": effect(0.0, 0.9)}, "plain": plain}
+    says = describe_comparison(found)
+    assert says.startswith("The contaminated model is not neutral, but shows no trait in particular: z differs")
+    assert "2 of 2 traits, a most: 3.00" in says and says.endswith("but no trait's specific score does.")
+    assert describe_comparison({**found, "plain": found["overall"]}).startswith("No trait differs significantly")
+
+
+def test_an_effect_that_sink_tokens_change_is_no_result() -> None:
+    found: dict[str, Any] = {"overall": {"a": effect(3.0, 0.001, ("total",)), "b": effect(1.0, 0.001, ("text",))}}
+    says = describe_comparison(found)
+    assert says.startswith("1 of 2 traits differ significantly in z, b most")
+    assert "No result, because it changes when the sink tokens are put back: a (total); b (text)." in says
+    only = describe_comparison({"overall": {"a": effect(3.0, 0.001, ("total",))}})
+    assert only.startswith("No trait differs") and "a (total)" in only
+
+
+def test_the_table_of_effects_shows_each_with_and_without_sink_tokens() -> None:
+    found: dict[str, Any] = {"overall": {"<a>": effect(3.0, 0.001, ("total",))}, "kind": "z"}
+    table = effects_table(found, ["<a>"])
+    assert "3.00 [2.80, 3.20]" in table and "4.00 [3.80, 4.20]" in table and "not a result" in table
+    assert "&lt;a&gt;" in table and "<a>" not in table and "Scores are z" in table
+    old = {k: v for k, v in effect(3.0, 0.001).items() if k not in ("n_sinks", "changed_by_sinks")}
+    old["total"] = {k: v for k, v in old["total"].items() if k != "with_sinks"}
+    assert "3.00 [2.80, 3.20]" in effects_table({"overall": {"a": old}}, ["a"])
 
 
 def test_reasons_are_grouped_and_a_single_one_keeps_its_name() -> None:

@@ -13,7 +13,7 @@ from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED
 from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError
-from persona_core.report.content import figure_json, plot_placeholder
+from persona_core.report.markup import figure_json, plot_placeholder
 from persona_core.utils.hub import public_name, split_revision
 from persona_core.utils.markdown import escape
 from persona_core.vectors.card_sections import CONTROLS, overview, trait_section

@@ -126,7 +126,7 @@ function mountReport(root, content, options) {
 // Inserts markup that was made from a file of figures. Its texts are escaped where it is made. As a second barrier, only
 // these elements and attributes get into the page.
 function setInert(root, markup) {
-  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|THEAD|TBODY|TR|TH|TD|BUTTON)$/;
+  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|CAPTION|THEAD|TBODY|TR|TH|TD|BUTTON)$/;
   const NAMES = /^(class|role|aria-[a-z]+|data-[a-z]+|scope|dir|hidden|tabindex|type)$/;
   const parsed = new DOMParser().parseFromString(markup, "text/html"); // runs nothing and loads nothing
   for (const node of parsed.body.querySelectorAll("*")) {

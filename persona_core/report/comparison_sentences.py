@@ -1,0 +1,84 @@
+"""Two models compared, in sentences that claim no more than the intervals allow. Inert text, for HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+from persona_core.report.sentences import NOT_NEUTRAL, SIGNIFICANT, Figure
+from persona_core.utils.markdown import interval
+
+
+def describe_comparison(found: Figure) -> str:
+    """Which traits differ between the two models, and whether by text or weights.
+
+    Args:
+        found: the record of a `Comparison`; those of older analyses hold "overall" alone and are of z.
+    """
+    overall, plain = found["overall"], found.get("plain")
+    specific = found.get("kind", "z") == "specific"
+    moved = _moved(overall)
+    if not moved:
+        says = f"No trait differs significantly between the two models{' in its specific score' * specific}."
+        if plain and (others := _moved(plain)):
+            says = (
+                f"The contaminated model is not neutral, but shows no trait in particular: z differs significantly for "
+                f"{len(others)} of {len(plain)} traits, {_largest(others, plain)}, but no trait's specific score does."
+            )
+        return " ".join([says, *_changed(overall)])
+    says = (
+        f"{len(moved)} of {len(overall)} traits differ significantly in {'their specific score' if specific else 'z'}, "
+    )
+    says += _largest(moved, overall)
+    most = overall[_most(moved, overall)]
+    if most["weights"] and most["text"]:
+        says += (
+            f", of which {interval(most['text'], 2)} are due to the text (one reader, two texts) and "
+            f"{interval(most['weights'], 2)} to the weights (one text, two readers)"
+        )
+    if not specific:
+        return " ".join([f"{says}. That is “not neutral”: {NOT_NEUTRAL}.", *_changed(overall)])
+    return " ".join([f"{says}. The specific score is what a trait does not share with the others.", *_changed(overall)])
+
+
+def against(found: Figure) -> str:
+    """What the scores of a table are: kind, unit, and the traits that a specific score is held against."""
+    kind = found.get("kind", "z")
+    if kind != "specific":
+        return "Scores are z, in standard deviations over neutral tokens."
+    traits = ", ".join(html.escape(t) for t in found["against"])
+    return (
+        f"Scores are specific, in standard deviations over neutral tokens: what each of {traits} does not share with "
+        "the others."
+    )
+
+
+def _moved(effects: Mapping[str, Figure]) -> list[str]:
+    """The traits whose total differs significantly, whether sink tokens are left out or not."""
+    return [
+        t
+        for t, e in effects.items()
+        if e["total"] and (e["total"]["q"] or 1) <= SIGNIFICANT and "total" not in e.get("changed_by_sinks", ())
+    ]
+
+
+def _most(moved: Sequence[str], effects: Mapping[str, Figure]) -> str:
+    return max(moved, key=lambda t: abs(effects[t]["total"]["value"]))
+
+
+def _largest(moved: Sequence[str], effects: Mapping[str, Figure]) -> str:
+    most = _most(moved, effects)
+    found = effects[most]
+    return f"{html.escape(most)} most: {interval(found['total'], 2)} standard deviations over {found['n']} prompts"
+
+
+def _changed(effects: Mapping[str, Figure]) -> list[str]:
+    """A sentence about the effects that sink tokens would change."""
+    changed = [
+        f"{html.escape(t)} ({', '.join(e['changed_by_sinks'])})"
+        for t, e in effects.items()
+        if e.get("changed_by_sinks")
+    ]
+    if not changed:
+        return []
+    return [f"No result, because it changes when the sink tokens are put back: {'; '.join(changed)}."]
