@@ -24,10 +24,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import PROJECT_ROOT
-from scripts.docs import architecture, demo_model, errors, prompts, published_runs, speed
+from scripts.docs import answers, architecture, demo_model, errors, prompts, published_runs, speed
 from scripts.docs.stored import number
 
-TABLES = architecture.TABLES | demo_model.TABLES | errors.TABLES | prompts.TABLES | published_runs.TABLES | speed.TABLES
+TABLES = (
+    answers.TABLES
+    | architecture.TABLES
+    | demo_model.TABLES
+    | errors.TABLES
+    | prompts.TABLES
+    | published_runs.TABLES
+    | speed.TABLES
+)
 INSIDE = r"((?:(?!<!-- ).)*)"  # a marked part ends at the next comment, which must be its end
 TABLE = re.compile(rf"^<!-- table: (\S+) -->\n{INSIDE}^<!-- end -->$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(rf"(?<=[^\n])<!-- = ([^>]+) -->{INSIDE}<!-- / -->", re.DOTALL)  # a comment cannot begin a line

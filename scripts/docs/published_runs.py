@@ -33,12 +33,14 @@ def _traits() -> Sequence[str]:
 
 
 def effects() -> str:
-    """Total difference of the two models, and what of it comes of the weights and of the text."""
+    """Total difference of the two models, what of it comes of the weights and of the text, and what of sink tokens."""
     rows = []
     for trait in _traits():
         found = effect(trait, _rows("baseline"), _rows("contaminated"), _rows("replay"))
-        rows.append((trait, estimate(found.total), estimate(found.weights), estimate(found.text)))
-    return table(("trait", "total", "weights", "text"), rows)
+        changed = " (not a result)" if found.changed_by_sinks else ""
+        total = estimate(found.with_sinks["total"]) + changed
+        rows.append((trait, estimate(found.total), estimate(found.weights), estimate(found.text), total))
+    return table(("trait", "total", "weights", "text", "total with sink tokens"), rows)
 
 
 def truth() -> str:
@@ -50,11 +52,11 @@ def truth() -> str:
     rows = []
     for trait in _traits():
         shown = np.array([v.trait(trait) for found in verdicts.values() for v in found])
-        z = np.array([row["summary"][trait]["mean"] for row in both], float)
-        correlation = over_clusters(lambda w, a=z, b=shown: pearson(a, b, w), ids)  # type: ignore[misc]
+        means = np.array([row["summary"][trait]["mean"] for row in both], float)
+        correlation = over_clusters(lambda w, a=means, b=shown: pearson(a, b, w), ids)  # type: ignore[misc]
         shares = (percent(trait_share(found, trait)) for found in verdicts.values())
         rows.append((trait, *shares, estimate(correlation)))
-    return table(("trait", *SIDES, "correlation with mean z"), rows)
+    return table(("trait", *SIDES, "correlation with the mean score"), rows)
 
 
 def categories() -> str:
@@ -66,7 +68,7 @@ def categories() -> str:
 
 
 def fifths() -> str:
-    """Mean z of sycophancy in each fifth of a reply."""
+    """Mean score of sycophancy in each fifth of a reply."""
     parts = {side: [p for row in _rows(side) if (p := _in_fifths(row))] for side in SIDES}
     rows = [
         (k + 1, *(estimate(mean_over_prompts([part[k] for part in found])) for found in parts.values()))
@@ -76,10 +78,9 @@ def fifths() -> str:
 
 
 def _in_fifths(row: Row) -> list[float]:
-    """Mean z of each fifth of the reply; empty for a reply of fewer tokens than that."""
-    trace = Trace.from_row(row)
-    z = trace.scores(TRAIT)[trace.reply_positions]
-    return [float(part.mean()) for part in np.array_split(z, FIFTHS)] if len(z) >= FIFTHS else []
+    """Mean score of each fifth of the reply; empty where a fifth has no token, or none but sink tokens."""
+    parts = np.array_split(Trace.from_row(row).reply_scores(TRAIT), FIFTHS)
+    return [float(np.nanmean(part)) for part in parts] if all(np.isfinite(part).any() for part in parts) else []
 
 
 def against_itself() -> str:
@@ -92,7 +93,7 @@ def against_itself() -> str:
 
 
 def alarms() -> str:
-    """When each trait sets in, by the published analysis."""
+    """When each trait's score rises, by the published analysis."""
     rows = [
         (
             trait,
@@ -100,12 +101,25 @@ def alarms() -> str:
             f"{one['n'] - one['none']} of {one['n']}",
             one["before the reply"],
             f"{one['timed']} of {one['onset']}",
+            one.get("no_rate", "not measured"),
         )
         for trait, found in stored("findings")["when"].items()
         for config, one in found["configs"].items()
     ]
-    heads = ("trait", "run", "replies with an alarm", "raised from the first token on", "onsets that can be timed")
-    return table(heads, rows)
+    heads = ("trait", "run", "replies with an alarm", "high at the first token", "onsets that can be timed")
+    return table((*heads, "alarms without a known rate"), rows)
+
+
+def null() -> str:
+    """What the thresholds of the published alarms rest on."""
+    found = stored("findings")
+    about, when = found["about"], next(iter(found["when"].values()))
+    of_any = f"on any of the {len(about['traits'])} traits" if about.get("alarms") else "on each trait by itself"
+    prompts = f" to {when['n_prompts']} prompts" if "n_prompts" in when else " to the same prompts"
+    return (
+        f"The thresholds come from {when['n_nulls']} further replies of the baseline{prompts}, and are set so that "
+        f"{100 * about['rate']:g} % of neutral replies raise an alarm {of_any}."
+    )
 
 
 def confirmed() -> str:
@@ -115,7 +129,7 @@ def confirmed() -> str:
     pairs = [e for e in shown["effects"] if e["source"] != e["target"]]
     lowest = min((e["p"] for e in pairs if e["p"] is not None), default=1.0)
     heads = ("traits steered", "pairs", "significant after correction", "lowest p before it")
-    return table(heads, [(len(nodes["nodes"]), len(pairs), sum(e["significant"] for e in pairs), f"{lowest:.3f}")])
+    return table(heads, [(len(nodes["nodes"]), len(pairs), sum(e["significant"] for e in pairs), f"{lowest:.4f}")])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -124,6 +138,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "runs-categories": categories,
     "runs-fifths": fifths,
     "runs-against-itself": against_itself,
+    "runs-null": null,
     "runs-alarms": alarms,
     "runs-confirmed": confirmed,
 }

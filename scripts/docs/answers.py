@@ -1,0 +1,133 @@
+"""The page of answers: each question in one or two sentences, from stored figures, by what their intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from persona_core.analysis.statistics import exact_share
+from persona_core.report.comparison_sentences import against, describe_comparison
+from persona_core.report.results_folder import ResultsFolder
+from persona_core.report.sentences import NOT_NEUTRAL, SCORES, SIGNIFICANT, describe_couplings
+from persona_core.traces.dataset import REPLIES
+from scripts.docs.published_runs import TRAIT
+from scripts.docs.stored import RUNS, Figure, percent, stored
+
+AHEAD = 4
+"""Tokens before the trait at which an intervention is quoted."""
+
+
+def scores() -> str:
+    """What the published figures are of."""
+    about = stored("findings")["about"]
+    says = against(about)
+    return says if about.get("kind") == "specific" else f"{says} Mind that {NOT_NEUTRAL}."
+
+
+def when() -> str:
+    found = stored("findings")["when"]
+    if "missing" in found:
+        return str(found["missing"])
+    own = found[TRAIT]
+    kind, runs = own.get("kind", "z"), own["configs"]
+    alarms = {config: one["n"] - one["none"] for config, one in runs.items()}
+    rate = own.get("rate", stored("findings")["about"]["rate"])
+    here = runs["contaminated"]
+    says = (
+        f"The {SCORES[kind]} of {TRAIT} rises in {alarms['contaminated']} of {here['n']} replies of the contaminated "
+        f"model (in {here['before the reply']} it is high at the first token already) and in {alarms['baseline']} of "
+        f"{runs['baseline']['n']} of the baseline, where chance gives about {rate * runs['baseline']['n']:.1f}. "
+        f"{here['timed']} of the {here['onset']} rises can be timed to within 20 tokens."
+    )
+    near = stored("onset")["texts"]["cued"]["near"]
+    return (
+        f"{says} In texts with a known onset, announced by a cue, {percent(near)} of the estimates lie within "
+        f"{stored('onset')['near']} tokens of it."
+    )
+
+
+def how() -> str:
+    graph = stored("findings")["how"]["contaminated"]
+    says = graph["missing"] if "missing" in graph else describe_couplings(graph)[0]
+    shown = [
+        one
+        for run in stored("findings")["how"].values()
+        for table in run.get("confirmed", ())
+        if table["measure"] == "shown"
+        for one in table["effects"]
+        if one["source"] != one["target"]
+    ]
+    if not shown:
+        return f"{says} Steering was not measured in these runs, so nothing is said about causes."
+    links = sum(one["significant"] for one in shown)
+    return f"{says} In {links} of {len(shown)} pairs, steering one trait changed whether the text shows another."
+
+
+def where() -> str:
+    found = stored("findings")
+    warned = found["where"]["contaminated"]
+    warned = warned.get(TRAIT, warned)
+    if "missing" in warned:
+        return str(warned["missing"])
+    lead = warned["scores"][warned.get("kind", "z")]["lead"]
+    says = (
+        f"In {percent(lead['early'])} of the contaminated replies that show {TRAIT}, its score crosses the threshold "
+        "before the first word that shows it"
+    )
+    says += f", in the median {lead['quantiles']['0.5']:g} tokens before it." if lead["quantiles"] else "."
+    if warned["other_reader"]:
+        says += " The threshold is that of the baseline's replies, so this may tell the two models apart."
+    window = found["window"].get("contaminated", {}).get(TRAIT)
+    return says if window is None else f"{says} {_intervention(window)}"
+
+
+def _intervention(window: Figure) -> str:
+    cells = {cell["arm"]: cell for cell in window["cells"] if cell["k"] == AHEAD}
+    cap, random, none = (cells[arm] for arm in ("cap", "cap, random", "none"))
+    share = f"{percent(cap['share'])} of the tokens that follow show it, and {percent(random['share'])} when the state"
+    says = f"With a cap on it from {AHEAD} tokens before that word on, {share} is moved as far in a random direction"
+    if not cap["share"]["high"] < random["share"]["low"]:
+        return f"{says}: no clear effect."
+    coherence = [f"{cell['coherence']['value']:.0f}" for cell in (cap, none)]
+    return f"{says}, at a coherence of {coherence[0]} of 100 instead of {coherence[1]}."
+
+
+def differs() -> str:
+    return describe_comparison(stored("findings")["comparison"])
+
+
+def sure() -> str:
+    about = stored("findings")["about"]
+    replies = [one for one in ResultsFolder(RUNS).table(REPLIES) if one["config"] == "baseline"]
+    ids = {one["id"] for one in replies}
+    alarmed = {one["id"] for one in replies if one["alarm"] is not None}
+    share = exact_share(len(alarmed), len(ids))
+    says = (
+        f"Of the baseline's own {len(ids)} replies, {percent(share)} raise an alarm on at least one of "
+        f"{len(about['traits'])} traits (nominal {100 * about['rate']:g} %"
+    )
+    alarms = about.get("alarms")
+    if not alarms:
+        return f"{says} for each trait by itself)."
+    return f"{says} for all together; {percent(alarms['neutral'])} of the neutral replies do)."
+
+
+def links() -> str:
+    """How many pairs of traits a significant effect of steering links, in the benchmark with a known truth."""
+    found = stored("interaction")["steering"]
+    planted = {tuple(pair) for pair in found["planted"]}
+    edges = {tuple(pair) for pair in found["edges"]}
+    return (
+        f"In a larger experiment steering found {len(edges & planted)} of the {len(planted)} links that the grammar "
+        f"contains, and {len(edges - planted)} of {found['n_pairs'] - len(planted)} that it does not "
+        f"(q ≤ {SIGNIFICANT:g})."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "answer-scores": scores,
+    "answer-when": when,
+    "answer-how": lambda: f"{how()} {links()}",
+    "answer-where": where,
+    "answer-difference": differs,
+    "answer-sure": sure,
+}
