@@ -276,11 +276,12 @@ def _scores(rng: np.random.Generator, n: int, kind: str) -> Intervals:
     def mean(w: np.ndarray) -> float:
         return float(w @ values / w.sum())
 
-    methods = {LIBRARY: over_clusters, "jackknife": lambda f, c, _: jackknifed(f, c)}
-    found = {
-        "mean over questions": {m: of(mean, question, 200) for m, of in methods.items()},
+    correlation = partial(pearson, projection, score)
+    found: dict[str, Mapping[str, Estimate | None]] = {
+        "mean over questions": {LIBRARY: over_clusters(mean, question, 200), "jackknife": jackknifed(mean, question)},
         "correlation over questions": {
-            m: of(partial(pearson, projection, score), question, 200) for m, of in methods.items()
+            LIBRARY: bounded(correlation, question, -1, 1),
+            "bootstrap": over_clusters(correlation, question, 200),
         },
     }
     return found if kind == "normal" else {"mean over questions": found["mean over questions"]}

@@ -239,7 +239,7 @@ def test_repeating_every_observation_three_times_adds_no_certainty() -> None:
 
 
 def test_the_names_of_clusters_do_not_matter_and_the_seed_does() -> None:
-    question, shows, values = asked_twice(np.random.default_rng(9), 12, 0.5)
+    question, shows, values = asked_twice(np.random.default_rng(9), 24, 0.5)
     one = estimate(rank_auroc(values, shows), question, 100)
     assert estimate(rank_auroc(values, shows), question * 7 + 3, 100) == one
     assert estimate(rank_auroc(values, shows), question, 100, seed=1) != one
@@ -257,8 +257,8 @@ def test_what_is_not_defined_has_no_estimate() -> None:
 
 
 def test_resamples_without_one_of_the_classes_are_left_out() -> None:
-    values, shows = np.arange(12.0), np.array([True] + [False] * 11)  # a third of the resamples miss the only one
-    found = estimate(rank_auroc(values, shows), np.arange(12), 400)
+    values, shows = np.arange(24.0), np.array([True] + [False] * 23)  # a third of the resamples miss the only one
+    found = estimate(rank_auroc(values, shows), np.arange(24), 400)
     assert found.value == found.low == found.high == 0.0
 
 
@@ -360,8 +360,8 @@ def test_what_two_figures_share_cancels_in_their_difference() -> None:
     found, plain = bounded_difference(a, b, question), jackknifed(lambda w: a(w) - b(w), question)
     alone = bounded(a, question)
     assert found is not None and plain is not None and alone is not None
-    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.1)
-    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+    assert found.high - found.low == pytest.approx(plain.high - plain.low, rel=0.2)
+    assert found.high - found.low < 0.6 * (alone.high - alone.low)
 
 
 def test_two_clusters_have_no_interval_of_any_kind() -> None:
