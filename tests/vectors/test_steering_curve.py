@@ -43,7 +43,7 @@ class World:
         return self.cell("random", strength)
 
 
-@pytest.mark.parametrize("slope", [3.0, 10.0, 25.0, 90.0])
+@pytest.mark.parametrize("slope", [3.0, 10.0, 25.0, 90.0, 300.0])
 def test_the_match_has_the_coherence_of_the_vector_arm_whether_random_pushes_do_less_or_more_harm(slope: float) -> None:
     world = World(slope)
     found = matched_on_coherence(world.grid(), 1.0, world.more)
