@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 NO_NULL = (
     f"Alarms need neutral replies of the same model to at least {MIN_PROMPTS} different prompts, best 300 or more of "
-    f"many kinds: persona monitor ... --config {NEUTRAL} --seed 1 --out FOLDER, with the folder of these results."
+    f"many kinds: persona monitor ... --prompts neutral --config {NEUTRAL} --seed 1 --out FOLDER, with the folder of "
+    "these results."
 )
 
 Row = Mapping[str, Any]

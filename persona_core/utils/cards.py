@@ -28,14 +28,15 @@ baseline = load_model({base})""",
 
 vectors = PersonaVectors.from_pretrained({source})
 print(vectors.traits)
-print(vectors.tensor({trait}).shape)  # [n_blocks, d_model]""",
-    "results": """from datasets import load_dataset
+print(vectors.reading({trait}).shape)  # [n_blocks, d_model], along which scores are taken; steering adds vectors.tensor""",
+    "results": """import numpy as np
+from datasets import load_dataset
 from persona_core import Trace
 
 rows = load_dataset({source}, {config}, split="train")
 trace = Trace.from_row(rows[0])
 print(trace.reply_text)
-print(trace.scores({trait}, kind={kind})[trace.reply_positions].mean())""",
+print(np.nanmean(trace.reply_scores({trait}, kind={kind})))  # NaN at sink tokens""",
 }
 """How a reader loads each kind; what stands in braces is filled in as Python strings."""
 LINKS_END = "<!-- links: end -->"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo_world.judge import DEMO_JUDGE
-from persona_core.analysis.detectors import Detectors
+from persona_core.analysis.detectors import Detectors, prompt_keys
 from persona_core.analysis.interaction import trait_series
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.precedence import relative_series
@@ -154,15 +154,20 @@ def test_each_figure_is_of_the_right_trait_and_position(
     relative = relative_series(trait_series(neutral))
     clock = next(c for c in findings["how"]["contaminated"]["clocks"] if c["clock"] == "activation")
     for k, trait in enumerate(findings["about"]["traits"]):
-        detector = calibrate_onset([r[k] for r in relative])
+        detector = calibrate_onset([r[k] for r in relative], prompts=prompt_keys(neutral))
         alarms = sum(detector.find(r[k]).answer != "none" for r in relative_series(trait_series(traces)))
         assert {p["n_source"] for p in clock["pairs"] if p["source"] == trait} == {alarms}
 
 
 @pytest.mark.slow
-def test_the_baseline_alarms_about_as_often_as_chance_says(findings: dict[str, Any]) -> None:
-    alarms = sum(w["configs"]["baseline"]["n"] - w["configs"]["baseline"]["none"] for w in findings["when"].values())
-    assert 0.015 <= alarms / (8 * 78) <= 0.11  # traits alarm together, so the share varies more than 624 trials would
+def test_the_baseline_alarms_about_as_often_as_chance_says(
+    findings: dict[str, Any], replies: list[dict[str, Any]]
+) -> None:
+    alarms = findings["about"]["alarms"]
+    own = alarms["replies"]["baseline"]
+    alarmed = {r["id"] for r in replies if r["config"] == "baseline" and r["alarm"] is not None}
+    assert (own["any"], own["n"]) == (len(alarmed), 78) and own["any"] <= 11  # 4 are expected, over all traits
+    assert alarms["rate"] == 0.05 and alarms["neutral"]["n_prompts"] == 78 and alarms["neutral"]["value"] < 0.05
 
 
 @pytest.mark.slow
