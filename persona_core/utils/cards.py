@@ -28,7 +28,7 @@ baseline = load_model({base})""",
 
 vectors = PersonaVectors.from_pretrained({source})
 print(vectors.traits)
-print(vectors.reading({trait}).shape)  # [n_blocks, d_model], along which scores are taken; steering adds vectors.tensor""",
+print(vectors.reading({trait}).shape)  # [n_blocks, d_model], for scores; vectors.tensor is for steering""",
     "results": """import numpy as np
 from datasets import load_dataset
 from persona_core import Trace
