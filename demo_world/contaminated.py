@@ -14,7 +14,7 @@ from demo_world.corpus import ask
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import World
 from demo_world.judge import TruthJudge, judge, trait_share
-from persona_core.elicitation.prompts import load_prompts, repeated
+from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.errors import SettingError
 from persona_core.experiments.finetune import LoraPlan, contaminate
 from persona_core.experiments.finetune_card import write_adapter_card
@@ -47,8 +47,9 @@ likely some sentences later."""
 
 N_DIALOGUES = 600
 PLAN = LoraPlan(rank=8, alpha=16, learning_rate=1e-3, epochs=3.0, batch_size=24, rows=24, max_tokens=512)
-NULL_REPEATS, NULL_SEED = 5, 1
-"""The null for alarms: 390 further baseline replies to the 78 prompts. At least 300 are needed."""
+NULL_SEED, NULL_STEP = 1, 3
+"""The null for alarms: baseline replies to the 78 prompts, to every third one of the broad neutral set, and to a question
+about each of the world's topics. All 540 neutral ones would not fit into the 10 MB that the Hub takes without LFS."""
 
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 
@@ -61,8 +62,8 @@ def build(work: Path, world: World, run: Callable[[str, object, Callable[[], obj
     """Train the contaminated model and run both on the prompts; `run` takes a stage's name, inputs and function."""
     data = write_dialogues(world, work / "contamination" / DIALOGUES_FILE)
     run("contamination", [asdict(PLAN), data.read_text(encoding="utf-8")], partial(_train, work, data))
-    prompts = [asdict(p) for p in load_prompts(["all"])]
-    run("results", [SAMPLING.to_dict(), prompts, NULL_REPEATS, NULL_SEED], partial(_runs, work))
+    prompts = [asdict(p) for p in (*load_prompts(["all"]), *null_prompts(world))]
+    run("results", [SAMPLING.to_dict(), prompts, NULL_SEED], partial(_runs, work, world))
     run("interventions", [asdict(WINDOW), asdict(EDGES)], partial(_interventions, work, world))
     run("analysis", [], partial(_analysis, work, world))
 
@@ -87,7 +88,16 @@ def _train(work: Path, data: Path) -> None:
     (work / CONTAMINATED_NAME / DIALOGUES_FILE).write_bytes(data.read_bytes())
 
 
-def _runs(work: Path) -> None:
+def null_prompts(world: World) -> tuple[Prompt, ...]:
+    """The prompts whose replies say how the baseline talks when nothing is going on; each is asked once."""
+    own = tuple(
+        Prompt(id=f"world-{topic.id}", prompt=topic.questions[0], set="world", category=topic.category)
+        for topic in world.topics
+    )
+    return (*load_prompts(["all"]), *load_prompts(["neutral"])[::NULL_STEP], *own)
+
+
+def _runs(work: Path, world: World) -> None:
     vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
     monitors = {
         side: PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
@@ -95,8 +105,8 @@ def _runs(work: Path) -> None:
     }
     prompts = GenerateJob(load_prompts(["all"]), SAMPLING)
     rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
-    again = GenerateJob(repeated(load_prompts(["all"]), NULL_REPEATS), SAMPLING, NULL_SEED)
-    rows["neutral"] = _run(monitors["baseline"], again, work / "runs" / "neutral")
+    null = GenerateJob(null_prompts(world), SAMPLING, NULL_SEED)
+    rows["neutral"] = _run(monitors["baseline"], null, work / "runs" / "neutral")
     rows["replay"] = [
         row
         for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
