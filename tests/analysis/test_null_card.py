@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.analysis.detectors import Detectors, calibrate_detectors
+from persona_core.analysis.detectors import Detectors, calibrate_detectors, held_out_alarms, prompt_keys
 from persona_core.analysis.null_card import NullCard, fit_novelty, prompt_features
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError
 from persona_core.traces.provenance import Provenance
@@ -203,7 +203,8 @@ def test_detectors_with_their_card_survive_the_file(detectors: Detectors, neutra
         assert all(again.find(trace, t) == detectors.find(trace, t) for t in TRAITS)
     assert again.rate() == detectors.rate() and again.select(["evil"]).rate() == detectors.select(["evil"]).rate()
     record = json.loads((tmp_path / "onset.json").read_text(encoding="utf-8"))
-    for change in ({"novelty": {}}, {"lengths": 3}, {"surplus": 1}):
+    changes: list[dict[str, Any]] = [{"novelty": {}}, {"lengths": 3}, {"surplus": 1}]
+    for change in changes:
         with pytest.raises(CorruptFile):
             NullCard.from_dict({**record["card"], **change})
 
@@ -213,3 +214,15 @@ def test_neutral_replies_of_two_models_are_refused(neutral: list[Trace]) -> None
         calibrate_detectors([*neutral[:-1], changed(neutral[-1], reader="other")])
     with pytest.raises(SettingError, match="3 kinds for 240"):
         calibrate_detectors(neutral, kinds=["a", "b", "c"])
+
+
+def test_held_out_replies_are_judged_by_detectors_that_never_saw_their_group(neutral: list[Trace]) -> None:
+    """Forty strange replies of one kind alarm where their kind is left out, and set the threshold where it is not."""
+    strange = [raised(t, at=0) if i % 6 == 0 else t for i, t in enumerate(neutral)]
+    kinds = ["strange" if i % 6 == 0 else f"kind {i % 5}" for i in range(240)]
+    own = [prompt for prompt, _ in enumerate(neutral)]
+    by_kind = held_out_alarms(strange, kinds, prompts=own)
+    assert by_kind[::6].all() and by_kind[np.arange(240) % 6 > 0].mean() <= 0.06
+    by_prompt = held_out_alarms(strange, own, prompts=own)
+    assert by_prompt[::6].mean() < 0.5
+    assert held_out_alarms(neutral, prompt_keys(neutral)).mean() <= 0.08

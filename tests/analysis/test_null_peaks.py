@@ -4,6 +4,7 @@ thresholds."""
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,7 @@ def test_peaks_survive_json() -> None:
     again = NullPeaks.from_dict(record)
     assert again.threshold(0.05) == peaks.threshold(0.05)
     np.testing.assert_array_equal(again.peaks, peaks.peaks)
-    for change in ({"peaks": []}, {"ends": [3, 2]}, {"prompts": "many"}, {"lengths": [1]}):
+    changes: list[dict[str, Any]] = [{"peaks": []}, {"ends": [3, 2]}, {"prompts": "many"}, {"lengths": [1]}]
+    for change in changes:
         with pytest.raises(CorruptFile):
             NullPeaks.from_dict({**record, **change})
