@@ -30,7 +30,7 @@ from persona_core.analysis.early_warning import early_warning, permuted
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.separation import AHEAD, separation
-from persona_core.analysis.series import reply_scores
+from persona_core.analysis.series import reply_scores, shared_kind
 from persona_core.analysis.statistics import over_clusters, rank_auroc
 from persona_core.elicitation.prompts import load_prompts
 from persona_core.experiments.intervention_window import Marker, WindowPlan, cap_side_effects, intervention_window
@@ -43,11 +43,13 @@ from persona_core.experiments.warning_baselines import (
 )
 from persona_core.monitor.jobs import seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.trace import Trace
+from persona_core.traces.trace import Kind, Trace
 
 SEEDS = (21, 22, 23)
 N_NEUTRAL, N_TEXTS = 240, 20  # for each seed; texts for each trait too
 N_DETECTOR = 400  # neutral texts that the CUSUM is calibrated on, and used for nothing else
+TOLD = ("specific", "z", "cusum", "ngram")
+"""The scores that are followed up to the cue: specific where the vectors have it, of which the CUSUM then is."""
 N_DRAWS = 3
 N_PERMUTATIONS = 12
 RUNS = 400
@@ -168,8 +170,12 @@ class Neutral:
     @classmethod
     def of(cls, monitor: PersonaMonitor, world: World) -> Neutral:
         traces, topics = read(monitor, world, None, VARIANTS["cued"], N_NEUTRAL * len(SEEDS), seed=SEEDS[0])
-        other, _ = read(monitor, world, None, VARIANTS["cued"], N_DETECTOR, seed=SEEDS[0] - 1)
-        detectors = {t: calibrate_onset(reply_scores(other, t)) for t in monitor.vectors.traits}
+        other, answered = read(monitor, world, None, VARIANTS["cued"], N_DETECTOR, seed=SEEDS[0] - 1)
+        kind = shared_kind(other)
+        detectors = {
+            t: calibrate_onset(reply_scores(other, t, kind), prompts=answered, kind=kind)
+            for t in monitor.vectors.traits
+        }
         starts = [starts_of(trace, world) for trace in traces]
         return cls(traces, topics, starts, detectors, entropy_scores(monitor.lm, traces))
 
@@ -225,7 +231,6 @@ def texts(monitor: PersonaMonitor, world: World, variant: str, neutral: Neutral)
         for i, trait in enumerate(monitor.vectors.traits)
     }
     scores = all_scores(monitor, shown, neutral)
-    z, cusum = scores["z"], scores["cusum"]
     return {
         "n_texts": sum(len(s.traces) for s in shown.values()),
         "n_neutral": len(neutral.traces),
@@ -233,11 +238,12 @@ def texts(monitor: PersonaMonitor, world: World, variant: str, neutral: Neutral)
         "lead": quantiles([p - c for s in shown.values() for p, c in zip(s.first, s.cue, strict=True)]),
         "scores": {name: pooled(found, shown, neutral) for name, found in scores.items()},
         "same_sentence_start": {
-            name: matched(scores[name], shown, neutral, "first", BEFORE) for name in ("z", "cusum", "ngram")
+            name: matched(scores[name], shown, neutral, "first", BEFORE) for name in TOLD if name in scores
         },
         "by_seed": {
-            name: [pooled(found, shown, neutral, seed)["ahead"] for seed in range(len(SEEDS))]
-            for name, found in (("z", z), ("cusum", cusum))
+            name: [pooled(scores[name], shown, neutral, seed)["ahead"] for seed in range(len(SEEDS))]
+            for name in ("specific", "z", "cusum")
+            if name in scores
         },
         **(lead(scores, shown, neutral) if variant == "cued" else {}),
     }
@@ -261,10 +267,15 @@ def shown_texts(monitor: PersonaMonitor, world: World, trait: str, process: Any,
 def all_scores(monitor: PersonaMonitor, shown: dict[str, Shown], neutral: Neutral) -> dict[str, Scores]:
     null = neutral.traces
     scores: dict[str, Scores] = {}
-    scores["z"] = {t: (reply_scores(s.traces, t), reply_scores(null, t)) for t, s in shown.items()}
+    kinds: list[Kind] = ["specific", "z"] if monitor.vectors.has_specific else ["z"]
+    for kind in kinds:
+        scores[kind] = {t: (reply_scores(s.traces, t, kind), reply_scores(null, t, kind)) for t, s in shown.items()}
     scores["cusum"] = {
-        t: ([neutral.detectors[t].statistic(z) for z in shown_z], [neutral.detectors[t].statistic(z) for z in null_z])
-        for t, (shown_z, null_z) in scores["z"].items()
+        t: (
+            [neutral.detectors[t].statistic(z) for z in with_trait],
+            [neutral.detectors[t].statistic(z) for z in without],
+        )
+        for t, (with_trait, without) in scores[kinds[0]].items()
     }
     scores["position"] = {t: (position_scores(s.traces), position_scores(null)) for t, s in shown.items()}
     scores["ngram"] = {t: ngram_scores(s.traces, null, (s.topics, neutral.topics)) for t, s in shown.items()}
@@ -347,8 +358,9 @@ def matched(
 def lead(scores: dict[str, Scores], shown: dict[str, Shown], neutral: Neutral) -> dict[str, Any]:
     """Scores before the cue, where nothing can be known, and after each of its first tokens."""
     found: dict[str, Any] = {"before_the_cue": {}, "into_the_cue": {}, "before_the_cue_by_trait": {}, "traits": {}}
-    found["permuted"] = permutations(scores["z"], shown)
-    for name in ("z", "cusum", "ngram"):
+    own = "specific" if "specific" in scores else "z"
+    found["permuted"] = permutations(scores[own], shown)
+    for name in [name for name in TOLD if name in scores]:
         trait, first, null, groups, cue, _ = together(scores[name], shown, neutral)
         found["before_the_cue"][name] = {
             "same_place": [a.to_dict() for a in separation(trait, cue, null, BEFORE, groups)],
@@ -367,15 +379,15 @@ def lead(scores: dict[str, Scores], shown: dict[str, Shown], neutral: Neutral) -
             steps.append({"tokens_read": step + 1, **one.to_dict()})
         found["into_the_cue"][name] = steps
     for t, s in shown.items():
-        with_trait, without = scores["z"][t]
+        with_trait, without = scores[own][t]
         before = separation(with_trait, s.cue, without, BEFORE, (s.topics, neutral.topics), neutral.starts)
         found["before_the_cue_by_trait"][t] = [a.to_dict() for a in before]
-        found["traits"][t] = {name: by_trait(scores[name][t], s, neutral) for name in ("z", "cusum")}
+        found["traits"][t] = {name: by_trait(scores[name][t], s, neutral) for name in (own, "cusum")}
     return found
 
 
 def permutations(scores: Scores, shown: dict[str, Shown]) -> dict[str, Any]:
-    """AUROC of z with permuted labels of the replies: mean over traits, its 95 % range over permutations."""
+    """AUROC of the score with permuted labels of the replies: mean over traits, its 95 % range over permutations."""
     runs = []
     for seed in range(N_PERMUTATIONS):
         values = []

@@ -9,11 +9,12 @@ from persona_core.utils.markdown import table
 from scripts.docs.stored import Figure, estimate, percent, stored
 
 SCORES = {
+    "specific": "specific score of the trait",
     "z": "z of the trait",
-    "cusum": "CUSUM of z",
+    "cusum": "CUSUM",
     "ngram": "n-grams of the text",
     "entropy": "next-token entropy",
-    "last_prompt": "z at the last prompt token",
+    "last_prompt": "score at the last prompt token",
     "position": "position",
 }
 CLOCKS = {
@@ -168,12 +169,18 @@ def _ahead(first: str, last: str | None = None) -> tuple[str, ...]:
     return (first, *ks) if last is None else (first, *ks, last)
 
 
+def _own(scores: Figure) -> Any:
+    """Those of the trait's own score: specific, or z where the vectors have no specific scores."""
+    return scores["specific"] if "specific" in scores else scores["z"]
+
+
 def warning_auroc() -> str:
     scores = _cued()["scores"]
     names = SCORES | {n: f"random direction {n.removeprefix('random_')}" for n in scores if n.startswith("random_")}
     rows = [
         (says, *(estimate(one["auroc"]) for one in scores[name]["ahead"]), percent(scores[name]["false_alarms"]))
         for name, says in names.items()
+        if name in scores
     ]
     return table(_ahead("score", "false alarms"), rows)
 
@@ -181,13 +188,15 @@ def warning_auroc() -> str:
 def warning_recall() -> str:
     scores = _cued()["scores"]
     rows = [
-        (SCORES[name], *(percent(one["recall"]) for one in scores[name]["ahead"])) for name in ("z", "cusum", "ngram")
+        (SCORES[name], *(percent(one["recall"]) for one in scores[name]["ahead"]))
+        for name in ("specific", "z", "cusum", "ngram")
+        if name in scores
     ]
     return table(_ahead("score"), rows)
 
 
 def warning_into_cue() -> str:
-    rows = [(one["tokens_read"], estimate(one["auroc"], 3)) for one in _cued()["into_the_cue"]["z"]]
+    rows = [(one["tokens_read"], estimate(one["auroc"], 3)) for one in _own(_cued()["into_the_cue"])]
     return table(("tokens read", "AUROC"), rows)
 
 
@@ -205,7 +214,8 @@ def warning_permuted() -> str:
 def warning_other_texts() -> str:
     texts = stored("early_warning")["texts"]
     rows = [
-        (name, *(estimate(one["auroc"]) for one in texts[name]["scores"]["z"]["ahead"])) for name in ("uncued", "drift")
+        (name, *(estimate(one["auroc"]) for one in _own(texts[name]["scores"])["ahead"]))
+        for name in ("uncued", "drift")
     ]
     return table(_ahead("texts"), rows)
 
