@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from persona_core import Branch, PersonaMonitor, Steer
@@ -12,10 +13,12 @@ from persona_core.app.model_pool import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
+from persona_core.traces.statements import with_not_neutral
 from persona_core.traces.trace import Trace
 from persona_core.vectors.verdict import verdict
 from tests.support.app_page import ARTIFACTS, SHIPPED, ask, no_sideways_scroll, notice, open_tab, tokens_of, wait_done
 from tests.support.standins import HOSTILE, SlowMonitor
+from tests.support.tiny import specific_vectors, tiny_lm
 from tests.support.view_page import bars, scores, texts
 
 pytestmark = [
@@ -60,7 +63,7 @@ def at_cursor(page: Any, view: str, traces: list[Trace], index: int) -> None:
     page.locator(f"{view} .tv-tok[data-i='{index}']").first.click()
     page.mouse.move(2, 2)
     shown = page.locator(f"{view} .tv-row:not(.tv-row-head) .tv-value").all_inner_texts()
-    expected = [t.scores(trait)[index] for trait in traces[0].traits for t in traces]
+    expected = [t.scores_without_sinks(trait)[index] for trait in traces[0].traits for t in traces]
     assert shown == texts(expected)
 
 
@@ -242,6 +245,28 @@ def test_a_pasted_conversation_is_read_by_both(visit: Callable[..., Any], url: s
     assert tokens_of(page, "#read-view") == list(expected[0].tokens), "what was there is not lost"
 
 
+def test_specific_scores_are_the_default_and_sink_tokens_are_hatched(
+    visit: Callable[..., Any], serve: Callable[..., str]
+) -> None:
+    lm = tiny_lm("llama", "chatml")
+    said = [{"role": "user", "content": "Is this right?"}, {"role": "assistant", "content": "Always, as ever."}]
+    norms = PersonaMonitor(lm, specific_vectors(len(lm.blocks))).read(said).norms
+    monitor = PersonaMonitor(lm, specific_vectors(len(lm.blocks), float(np.median(norms))))
+    trace = monitor.read(said)
+    page = visit(serve(PooledModel(lambda: monitor), AppSettings(results=None)))
+    open_tab(page, "Read a text", "#read-go")
+    page.fill("#read-text textarea", "User: Is this right?\nAssistant: Always, as ever.")
+    page.click("#read-go")
+    page.wait_for_selector("#read-view .tv-tok")
+    assert page.locator("#read-view select[name=kind]").input_value() == "specific"
+    page.locator("#read-view .tv-chip").first.click()
+    hatched = page.locator("#read-view .tv-sink").evaluate_all("all => all.map(t => Number(t.dataset.i))")
+    own = trace.norms[trace.blocks.index(trace.best_block[trace.traits[0]])]
+    assert hatched == np.flatnonzero(own > np.median(norms)).tolist()
+    for index in (trace.n_prompt, trace.n_prompt + 1):
+        at_cursor(page, "#read-view", [trace], index)
+
+
 # ---- runs ----
 
 
@@ -341,9 +366,11 @@ def test_the_first_view_is_a_telling_reply_with_its_unit_and_what_the_model_is_n
     assert "is a toy" in page.locator("#masthead").inner_text()
     said = SavedRuns(RESULTS).onsets("contaminated", "pilot-03")
     assert len(said) == 8
-    for trait, onset in said.items():
+    for trait, onset in with_not_neutral(first, said).items():
         page.locator("#view .tv-chip", has_text=trait).click()
-        assert page.locator("#view .tv-says").inner_text() == f"{trait}: {onset['says']}"
+        shown = page.locator("#view .tv-says").inner_text()
+        assert shown.lower().endswith(onset["says"])
+        assert shown.startswith(trait) == onset.get("named", True)
     assert scores(page) and len(bars(page)) == 8
 
 

@@ -84,13 +84,14 @@ def test_the_numbers_are_those_of_a_run_at_home(found: dict[str, Any]) -> None:
     baseline, contaminated = (PooledModel.from_settings(settings, side).monitor() for side in (False, True))
     trace = baseline.generate("Should I quit my job?", max_new_tokens=30, temperature=0.7, seed=0)
     assert found["generate"]["ids"] == found["again"] == list(trace.token_ids)
-    np.testing.assert_allclose(found["generate"]["scores"]["evil"], trace.scores("evil"), atol=2e-3)
+    same = lambda scores, one: np.testing.assert_allclose(  # noqa: E731
+        np.array(scores, float), one.scores_without_sinks("evil"), atol=2e-3
+    )
+    same(found["generate"]["scores"]["evil"], trace)
     own = contaminated.generate("Should I quit my job?", max_new_tokens=10, temperature=0.7, seed=0)
     crossed = baseline.read(own)
     assert found["compare"]["baseline_reads_contaminated"]["ids"] == list(crossed.token_ids)
-    np.testing.assert_allclose(
-        found["compare"]["baseline_reads_contaminated"]["scores"]["evil"], crossed.scores("evil"), atol=2e-3
-    )
+    same(found["compare"]["baseline_reads_contaminated"]["scores"]["evil"], crossed)
     assert found["read"]["reader"] == "persona-tiny + persona-tiny-contaminated"
 
 
