@@ -1,15 +1,17 @@
 """How often the edges between traits are wrong, and how often planted ones are found.
 
-    python -m benchmarks.interaction
+    python -m benchmarks.interaction [PART ...]
 
-Simulated series whose coupling is known (none, at the same token, at a lag), first times that are independent or
-follow each other, and the demo world: texts in which flattery leads to deceit, texts with independent traits, and the
-model steered along the traits that lead to others. Writes `benchmarks/results/interaction.json`.
-About ten minutes on one core.
+Simulated series whose coupling is known (none beyond what neutral replies have, at a lag), first times that are
+independent or follow each other, and the demo world: texts in which flattery leads to deceit, texts with independent
+traits, random directions in place of traits, and the model steered along the traits that lead to others. Writes
+`benchmarks/results/interaction.json`; given some of the parts, it measures only those and keeps the others.
+About 15 minutes on one core.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -19,15 +21,14 @@ import numpy as np
 from scipy.signal import lfilter
 from scipy.stats import kstest, pearsonr
 
-from benchmarks.common import ARTIFACTS, demo_monitor, save, share
-from demo_world.contaminated import RESULTS_NAME
+from benchmarks.common import RESULTS, demo_monitor, save, share
+from benchmarks.couplings import rates
 from demo_world.corpus import Turn, ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
 from demo_world.process import VARIANTS, Process
 from demo_world.truth_labels import reply_truth
-from persona_core.analysis.graph import trait_graph
-from persona_core.analysis.interaction import Couplings, cosines, measure_couplings, trait_series
+from persona_core.analysis.interaction import measure_couplings, trait_series
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onset
 from persona_core.analysis.precedence import (
@@ -37,16 +38,16 @@ from persona_core.analysis.precedence import (
     precedence,
     relative_series,
 )
-from persona_core.analysis.statistics import pearson
 from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
+from persona_core.utils.files import read_json
 
 PROCESSES = {"white noise": 0.0, "AR(0.65)": 0.65, "AR(0.9)": 0.9}
-N_REPLIES, N_TRAITS, RUNS, COVERED_RUNS, PLANTED_RUNS = 78, 4, 100, 400, 40
+N_REPLIES, N_TRAITS, RUNS, COVERED_RUNS, PLANTED_RUNS = 78, 4, 40, 100, 24
+SHARED = 0.6
 PLANTED_LAG = 8
 SEEDS = (11, 12, 13)  # of the demo world's texts
 N_NULLS = 400
@@ -57,17 +58,20 @@ Series = list[np.ndarray]
 
 
 def main() -> int:
-    figures: dict[str, Any] = {"n_replies": N_REPLIES, "n_traits": N_TRAITS}
-    figures["independent"] = {name: independent(phi) for name, phi in PROCESSES.items()}
-    figures["same_token_only"] = {name: same_token_only(phi) for name, phi in PROCESSES.items()}
-    figures["planted_lag"] = {str(r): planted(r) for r in (0.06, 0.1, 0.15, 0.2)}
-    figures["coverage"] = [coverage(phi, r, lag) for phi in (0.65, 0.9) for r, lag in ((0.3, 0), (0.2, 4))]
-    figures["first_times"] = first_times()
-    world = load_world()
-    monitor = demo_monitor()
-    figures |= texts(monitor, world)
-    figures["shipped_runs"] = {c: shipped(monitor, c) for c in ("baseline", "contaminated")}
-    figures["steering"] = steered(monitor, world)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "simulated": simulated,
+        "first_times": lambda: {"first_times": first_times()},
+        "texts": lambda: texts(demo_monitor(), load_world()),
+        "couplings": lambda: {"couplings": couplings(demo_monitor(), load_world())},
+        "steering": lambda: {"steering": steered(demo_monitor(), load_world())},
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    chosen = parser.parse_args().parts or list(parts)
+    stored = RESULTS / "interaction.json"
+    figures: dict[str, Any] = read_json(stored) if stored.is_file() and set(chosen) < set(parts) else {}
+    for part in chosen:
+        figures |= parts[part]()
     save("interaction", figures)
     return 0
 
@@ -100,27 +104,44 @@ def names(n: int = N_TRAITS) -> list[str]:
     return [f"trait {i}" for i in range(n)]
 
 
-def independent(phi: float) -> dict[str, Any]:
-    """Nothing is coupled: edges, runs with an edge, p-values; and two naive rules on the raw series."""
-    edges = tests = runs = runs_together = large = 0
+def simulated() -> dict[str, Any]:
+    return {
+        "n_replies": N_REPLIES,
+        "n_traits": N_TRAITS,
+        "independent": {name: as_neutral(phi, 0.0) for name, phi in PROCESSES.items()},
+        "shared": {name: as_neutral(phi, SHARED) for name, phi in PROCESSES.items()},
+        "planted_lag": {str(r): planted(r) for r in (0.1, 0.15, 0.2, 0.25)},
+        "coverage": [coverage(phi, r, lag) for phi in (0.65, 0.9) for r, lag in ((0.3, 0), (0.2, 4))],
+    }
+
+
+def sharing(r: float) -> Callable[[np.ndarray], np.ndarray]:
+    """All traits' innovations correlate by r, through the first row of noise, which is dropped."""
+    return lambda noise: np.sqrt(1 - r) * noise[1:] + np.sqrt(r) * noise[0]
+
+
+def as_neutral(phi: float, r: float) -> dict[str, Any]:
+    """The run is coupled as the neutral replies are, by r at the same token: false edges; two naive rules beside it."""
+    tests = lagged = runs = runs_together = large = 0
     ps: list[float] = []
     over = significant = pairs = 0
     for seed in range(RUNS):
-        series = run_of(np.random.default_rng([1, seed]), phi, lambda e: e, N_TRAITS)
-        found = measure_couplings(names(), series, seed=seed, n_resamples=100)
-        significant_ones = sum(c.significant for c in found.lagged)
-        edges, tests, runs = edges + significant_ones, tests + len(found.lagged), runs + (significant_ones > 0)
+        run, null = (run_of(np.random.default_rng([1, seed, k]), phi, sharing(r), N_TRAITS + 1) for k in (0, 1))
+        found = measure_couplings(names(), run, neutral=null, seed=seed, n_shuffles=499, n_resamples=100)
+        hits = sum(c.significant for c in found.lagged)
+        lagged, tests, runs = lagged + hits, tests + len(found.lagged), runs + (hits > 0)
         runs_together += any(c.significant for c in found.together)
         large += any(c.claimed for c in (*found.together, *found.lagged))
         ps.append(float(found.lagged[seed % len(found.lagged)].p or 0))  # one a run: those of one run share series
         if seed < 20:
-            for reply in series:
+            for reply in run:
                 for a, b in combinations(range(N_TRAITS), 2):
-                    r = pearsonr(reply[a], reply[b])
-                    over, significant, pairs = over + (abs(r[0]) > 0.3), significant + (r[1] < 0.05), pairs + 1
+                    own = pearsonr(reply[a], reply[b])
+                    over, significant, pairs = over + (abs(own[0]) > 0.3), significant + (own[1] < 0.05), pairs + 1
     return {
+        "r": r,
         "runs": RUNS,
-        "lagged_with_q_below_0.05": share(edges, tests),
+        "lagged_with_q_below_0.05": share(lagged, tests),
         "runs_with_such_a_lag": share(runs, RUNS),
         "runs_with_such_a_same_token_pair": share(runs_together, RUNS),
         "runs_with_an_edge": share(large, RUNS),
@@ -130,34 +151,14 @@ def independent(phi: float) -> dict[str, Any]:
     }
 
 
-def same_token_only(phi: float, r: float = 0.6) -> dict[str, Any]:
-    """Two of the traits share their tokens and nothing else: does it leak into the lags?"""
-    edges = tests = runs = found_together = large = 0
-    n_runs = RUNS // 2
-    for seed in range(n_runs):
-        series = run_of(np.random.default_rng([2, seed]), phi, leading(r, 0), N_TRAITS)
-        found = measure_couplings(names(), series, seed=seed, n_resamples=100)
-        claimed = sum(c.significant for c in found.lagged)
-        edges, tests, runs = edges + claimed, tests + len(found.lagged), runs + (claimed > 0)
-        found_together += found.together[0].claimed
-        large += any(c.claimed for c in found.lagged)
-    return {
-        "r": r,
-        "runs": n_runs,
-        "found": share(found_together, n_runs),
-        "lagged_with_q_below_0.05": share(edges, tests),
-        "runs_with_such_a_lag": share(runs, n_runs),
-        "runs_with_a_lagged_edge": share(large, n_runs),
-    }
-
-
 def planted(r: float) -> dict[str, Any]:
-    """One trait leads another by 8 tokens: is that the strongest edge, with the right direction and lag?"""
+    """One trait leads another by 8 tokens, in the run only: is that the strongest edge, with direction and lag?"""
     right = others = tests = edges = 0
     for seed in range(PLANTED_RUNS):
-        series = run_of(np.random.default_rng([3, seed]), 0.65, leading(r, PLANTED_LAG), N_TRAITS)
-        found = measure_couplings(names(), series, seed=seed, n_resamples=200)
-        claimed = [(c.source, c.target, c.lag) for c in sorted(found.lagged, key=lambda c: c.p or 0) if c.significant]
+        run = run_of(np.random.default_rng([3, seed]), 0.65, leading(r, PLANTED_LAG), N_TRAITS)
+        null = run_of(np.random.default_rng([6, seed]), 0.65, lambda e: e, N_TRAITS)
+        found = measure_couplings(names(), run, neutral=null, seed=seed, n_shuffles=499, n_resamples=200)
+        claimed = [(c.source, c.target, c.lag) for c in sorted(found.lagged, key=lambda c: c.q or 0) if c.significant]
         wanted = ("trait 0", "trait 1", PLANTED_LAG)
         edges += [(c.source, c.target, c.lag) for c in found.lagged if c.claimed] == [wanted]
         right += claimed[:1] == [wanted]
@@ -173,22 +174,24 @@ def planted(r: float) -> dict[str, Any]:
 
 
 def coverage(phi: float, r: float, lag: int) -> dict[str, Any]:
-    """How often the 95 % interval of the pooled coupling covers the true one."""
-    held, values = 0, []
+    """How often the 95 % interval of the excess covers the true one; neutral replies have no coupling."""
+    held, values, truth = 0, [], float(np.arctanh(r))
     for seed in range(COVERED_RUNS):
-        series = run_of(np.random.default_rng([4, seed]), phi, leading(r, lag), 2)
-        found = measure_couplings(names(2), series, lags=(max(lag, 1),), n_shuffles=99, seed=seed)
-        estimate = (found.lagged[0] if lag else found.together[0]).estimate
-        if estimate is not None:
-            held += estimate.low <= r <= estimate.high
-            values.append(estimate.value)
+        run = run_of(np.random.default_rng([4, seed]), phi, leading(r, lag), 2)
+        null = run_of(np.random.default_rng([7, seed]), phi, lambda e: e, 2)
+        found = measure_couplings(names(2), run, neutral=null, lags=(max(lag, 1),), n_shuffles=99, seed=seed)
+        excess = (found.lagged[0] if lag else found.together[0]).excess
+        if excess is not None:
+            held += excess.low <= truth <= excess.high
+            values.append(excess.value)
     return {
         "phi": phi,
         "r": r,
         "lag": lag,
         "runs": COVERED_RUNS,
         "covered": share(held, COVERED_RUNS),
-        "mean_estimate": round(float(np.mean(values)), 5),
+        "true_excess": round(truth, 5),
+        "mean_excess": round(float(np.mean(values)), 5),
     }
 
 
@@ -228,33 +231,47 @@ def first_times() -> dict[str, Any]:
 # ---- the demo world ----
 
 
+LATE = (0.0, 0.5, 0.5)  # onset after one or two neutral sentences, so that there is something to find
+
+
 def texts(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
-    """Texts of the grammar with and without a planted cascade, on both clocks and as series."""
+    """Texts of the grammar with and without a planted cascade, on both clocks."""
     rng = np.random.default_rng(10)
     nulls = trait_series(_read(monitor, [_turn(world, None, rng) for _ in range(N_NULLS)]))
     detectors = [_calibrated(monitor.vectors.traits, series) for series in (nulls, relative_series(nulls))]
-    late = (0.0, 0.5, 0.5)  # after one or two neutral sentences, so that there is something to find
-    alone = replace(VARIANTS["independent"], onset=late)
     cascade, none = [], []
     for seed in SEEDS:
-        rng = np.random.default_rng(seed)
+        cascade.append(_both_clocks(monitor, world, mixed(world, "cued", seed, cascade=0.8), detectors, seed))
+        none.append(_both_clocks(monitor, world, mixed(world, "independent", seed), detectors, seed))
+    return {"cascade": {"source": CAUSE, "target": EFFECT, "runs": cascade}, "no_cascade": {"runs": none}}
+
+
+def mixed(world: World, variant: str, seed: int, cascade: float | None = None) -> list[Turn]:
+    """Texts of a variant of the demo world, mixed with neutral ones: a planted cascade, or 15 texts of each trait."""
+    rng = np.random.default_rng(seed)
+    alone = replace(VARIANTS["independent"], onset=LATE)
+    mix: list[tuple[str, Process]]
+    if cascade is not None:
+        planted = replace(VARIANTS[variant], cascade=cascade, onset=LATE)
         others = [t for t in world.traits if t not in (CAUSE, EFFECT)]
-        planted = replace(VARIANTS["cued"], cascade=0.8, onset=late)
-        mix: list[tuple[str | None, Process]] = [(CAUSE, planted)] * N_CASCADES
-        mix += [(EFFECT, alone)] * N_EFFECT_ALONE
+        mix = [(CAUSE, planted)] * N_CASCADES + [(EFFECT, alone)] * N_EFFECT_ALONE
         mix += [(t, alone) for t in others] * N_OTHERS
-        turns = [_turn(world, t, rng, p) for t, p in [*mix, *[(None, alone)] * N_NEUTRAL]]
-        cascade.append(_both_clocks(monitor, world, turns, detectors, seed))
-        each = [(t, alone) for t in world.traits] * 15
-        turns = [_turn(world, t, rng, p) for t, p in [*each, *[(None, alone)] * N_NEUTRAL]]
-        none.append(_both_clocks(monitor, world, turns, detectors, seed))
-    some = nulls[: cascade[0]["n_texts"]]
-    neutral = {
-        name: _of_couplings(measure_couplings(monitor.vectors.traits, form, floor=_floor(monitor)))
-        for name, form in (("as read", some), ("relative", relative_series(some)))
-    }
-    planted_pair = {"source": CAUSE, "target": EFFECT, "runs": cascade}
-    return {"cascade": planted_pair, "no_cascade": {"runs": none}, "neutral_texts": neutral}
+    else:
+        own = VARIANTS[variant]
+        mix = [(t, own if own.drift else replace(own, onset=LATE)) for t in world.traits] * 15
+    return [_turn(world, t, rng, p) for t, p in [*mix, *[(None, alone)] * N_NEUTRAL]]
+
+
+def couplings(monitor: PersonaMonitor, world: World) -> dict[str, Any]:
+    """Random directions and traits in texts of every variant; the bar is chosen on one set, the others report it."""
+    rng = np.random.default_rng(10)
+    sets = {"neutral": [_turn(world, None, rng) for _ in range(N_NULLS)]}
+    null = [_turn(world, None, rng) for _ in range(N_NULLS)]
+    for seed in SEEDS[:2]:
+        sets[f"cued, {seed}"] = mixed(world, "cued", seed, cascade=0.8)
+        sets |= {f"{variant}, {seed}": mixed(world, variant, seed) for variant in ("uncued", "drift", "independent")}
+    pairs = {name: [(t.question, t.text) for t in turns] for name, turns in sets.items()}
+    return rates(monitor, [(t.question, t.text) for t in null], pairs, chosen_on=f"cued, {SEEDS[0]}")
 
 
 def _turn(world: World, trait: str | None, rng: np.random.Generator, process: Process | None = None) -> Turn:
@@ -292,16 +309,12 @@ def _both_clocks(
     cause, effect = (traits.index(t) for t in (CAUSE, EFFECT))
     marked = behaviour[:, effect] - behaviour[:, cause]
     known = [(m, c) for m, c in zip(marked, counted, strict=True) if c is not None]
-    found = trait_graph(
-        traits, measure_couplings(traits, series, floor=_floor(monitor), seed=seed), list(clocks.values())
-    )
     return {
         "seed": seed,
         "n_texts": len(turns),
         "clocks": {name: _of_clock(clock) for name, clock in clocks.items()},
         "counted_lag": float(np.median([c for _, c in known])) if known else None,
         "marked_as_counted": share(sum(m == c for m, c in known), len(known)) if known else None,
-        "couplings": _of_couplings(found.couplings),
     }
 
 
@@ -333,46 +346,6 @@ def _of_clock(clock: PrecedenceTable) -> dict[str, Any]:
         "other_edges": [[p.source, p.target, p.lag and p.lag.value] for p in others],
         "n_pairs": len(clock.pairs),
     }
-
-
-def _of_couplings(couplings: Couplings | None) -> dict[str, Any]:
-    if couplings is None:
-        return {}
-    together, lagged = couplings.together, couplings.lagged
-    first = [c for c in lagged if (c.source, c.target) == (CAUSE, EFFECT)]
-    return {
-        "n_replies": couplings.n_replies,
-        "left_out": couplings.left_out,
-        "orders": dict(couplings.orders),
-        "together_edges": sum(c.claimed for c in together),
-        "together_with_q_below_0.05": sum(c.significant for c in together),
-        "together_beyond_floor": sum(bool(c.claimed and c.beyond_floor) for c in together),
-        "together_pairs": len(together),
-        "floor_against_estimate_r": round(
-            pearson(
-                np.array([c.floor for c in together], float),
-                np.array([c.estimate.value if c.estimate else np.nan for c in together]),
-            ),
-            3,
-        ),
-        "lagged_edges": sum(c.claimed for c in lagged),
-        "lagged_with_q_below_0.05": sum(c.significant for c in lagged),
-        "lagged_largest": round(max(abs(c.estimate.value) for c in lagged if c.estimate), 4),
-        "lagged_tests": len(lagged),
-        "planted_pair": [[c.lag, c.estimate and c.estimate.to_dict(), c.q] for c in first],
-    }
-
-
-def _floor(monitor: PersonaMonitor, block: int = 3) -> np.ndarray:
-    """Cosines at the block at which most traits are read."""
-    vectors = monitor.vectors
-    return cosines({t: vectors.direction(t, block).numpy() for t in vectors.traits})
-
-
-def shipped(monitor: PersonaMonitor, config: str) -> dict[str, Any]:
-    """The couplings in the published results of one model on the 78 prompts."""
-    traces = [Trace.from_row(row) for row in load_results(ARTIFACTS / RESULTS_NAME, config)]
-    return _of_couplings(measure_couplings(traces[0].traits, trait_series(traces), floor=_floor(monitor)))
 
 
 def steered(monitor: PersonaMonitor, world: World) -> dict[str, Any]:

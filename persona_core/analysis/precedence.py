@@ -137,11 +137,12 @@ def activation_times(
 
     Args:
         traits: names, in the order of the series' first axis.
-        series: z of each reply's tokens, `[n_traits, n_reply_tokens]` each, unsmoothed; or `relative_series` of them.
+        series: z of each reply's tokens, `[n_traits, n_reply_tokens]` each, unsmoothed, NaN at sink tokens; or
+            `relative_series` of them.
         detectors: trait -> its detector, calibrated on the same form. "Before the reply" counts as token 0.
 
     Raises:
-        SettingError: a trait without a detector, or a series with NaN.
+        SettingError: a trait without a detector.
     """
     missing = [t for t in traits if t not in detectors]
     if missing:

@@ -13,11 +13,19 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import pearsonr
 
+from persona_core.analysis import coupling_controls
 from persona_core.analysis.coupling_controls import edges_on_neutral
 from persona_core.analysis.couplings import MIN_EXCESS, NO_NEUTRAL, Coupling, Couplings
 from persona_core.analysis.excess import FisherSample, p_values
 from persona_core.analysis.graph import trait_graph
-from persona_core.analysis.interaction import LAGS, closed_form_couplings, measure_couplings, trait_series
+from persona_core.analysis.innovations import Innovations
+from persona_core.analysis.interaction import (
+    LAGS,
+    closed_form_couplings,
+    compare_couplings,
+    measure_couplings,
+    trait_series,
+)
 from persona_core.analysis.interventional import (
     MIN_PROMPTS,
     InterventionalEffects,
@@ -26,6 +34,7 @@ from persona_core.analysis.interventional import (
 )
 from persona_core.analysis.precedence import PrecedenceTable, precedence
 from persona_core.analysis.prewhitening import whiten
+from persona_core.analysis.statistics import Estimate
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
@@ -261,7 +270,7 @@ def test_random_directions_are_paired_among_themselves_and_raise_the_bar() -> No
     assert all(c.claimed for c in alone.together) and alone.control_share() is None
 
 
-def test_neutral_replies_are_held_against_neutral_replies_to_other_prompts() -> None:
+def test_neutral_replies_are_held_against_those_to_other_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     neutral = correlated(6, 0.6, 80)
     found = edges_on_neutral(
         TRAITS, neutral, [f"p{i // 2}" for i in range(80)], n_halvings=4, n_shuffles=199, lags=(4,)
@@ -269,6 +278,16 @@ def test_neutral_replies_are_held_against_neutral_replies_to_other_prompts() -> 
     assert (found.n_prompts, found.n_together, found.n_lagged, found.together) == (40, 12, 24, 0)
     mixed = [*correlated(6, 0.9, 40), *correlated(7, 0.0, 40)]  # prompts of two kinds: halves differ by chance only
     assert edges_on_neutral(TRAITS, mixed, n_halvings=4, n_shuffles=199, lags=(4,)).together <= 1
+    compared = []
+
+    def recorded(traits: list[str], run: Innovations, null: Innovations, **options: Any) -> Couplings:
+        compared.append((set(run.prompts), set(null.prompts)))
+        return compare_couplings(traits, run, null, **options)
+
+    monkeypatch.setattr(coupling_controls, "compare_couplings", recorded)
+    edges_on_neutral(TRAITS, neutral, [f"p{i // 2}" for i in range(80)], n_halvings=3, n_shuffles=99, lags=(4,))
+    assert all((len(run), len(null), len(run | null)) == (20, 20, 40) for run, null in compared)
+    assert compared[0] != compared[1]
     with pytest.raises(SettingError, match="answer 19 prompts; 20 are needed to halve them"):
         edges_on_neutral(TRAITS, neutral, [f"p{i % 19}" for i in range(80)])
 
@@ -321,6 +340,16 @@ def test_short_replies_are_left_out_and_counted() -> None:
         measure_couplings(TRAITS, [*series[:5], *[np.ones((3, 1))] * 3])
     with pytest.raises(SettingError, match="5 of 5 neutral replies have 12 tokens"):
         measure_couplings(TRAITS, series, neutral=series[:5])
+
+
+def test_an_edge_is_both_significant_and_beyond_the_bar_with_its_whole_interval() -> None:
+    def pair(low: float, high: float, q: float | None) -> Coupling:
+        excess = Estimate((low + high) / 2, low, high, 20)
+        return Coupling("a", "b", 0, excess, excess, excess, q, q, claimed=False, reason=None)
+
+    assert pair(0.2, 0.4, 0.05).exceeds(0.1) and pair(-0.4, -0.2, 0.01).exceeds(0.1)
+    assert not pair(0.2, 0.4, 0.06).exceeds(0.1) and not pair(0.2, 0.4, None).exceeds(0.1)
+    assert not pair(0.05, 0.4, 0.01).exceeds(0.1) and not pair(-0.4, 0.4, 0.01).exceeds(0.1)
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
