@@ -79,6 +79,15 @@ def test_what_all_replies_share_at_a_position_is_taken_off() -> None:
     assert np.mean(same) > 0.95
 
 
+def test_what_replies_share_at_a_position_is_the_mean_of_those_that_have_a_score_there() -> None:
+    made = [z.copy() for z, _ in replies(4, (0.65,))]
+    for i, z in enumerate(made):
+        z[20] = np.nan if i % 2 else z[20] + 10
+    found = whiten(made)
+    there = [e[20 - found.order] for e in found.innovations]
+    assert abs(np.nanmean(there)) < 0.5 and np.isnan(there).sum() == len(made) // 2
+
+
 def test_a_level_per_reply_does_not_pass_for_persistence() -> None:
     made = [z for z, _ in replies(5, (0.65,))]
     rng = np.random.default_rng(0)
