@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from persona_core.analysis.held_out_alarms import held_out_rates
 from persona_core.analysis.null_card import NullCard, null_card, settings
 from persona_core.analysis.null_peaks import NullPeaks, Rate
 from persona_core.analysis.onset import Onset, OnsetDetector
@@ -211,6 +210,7 @@ def calibrate_detectors(
     prompts: Sequence[Hashable] | None = None,
     kinds: Sequence[str] | None = None,
     kind: Kind | None = None,
+    measured: bool = False,
 ) -> Detectors:
     """Detectors from neutral replies of one model, at one rate over all traits.
 
@@ -224,6 +224,8 @@ def calibrate_detectors(
             tokens answer the same prompt.
         kinds: the kind of each reply's prompt (its category), for the card.
         kind: of the scores: "specific" or "z". None: specific where the traces have it.
+        measured: also measure the rate on held-out prompts and, with `kinds`, on held-out kinds, for the card; it takes
+            as long again.
 
     Raises:
         SettingError: too few prompts, traces of different models, or steered ones.
@@ -246,6 +248,8 @@ def calibrate_detectors(
     best_block = {t: int(neutral[0].best_block[t]) for t in names}
     supported = min(d.supported for d in by_trait.values())
     card = null_card(neutral, sorted(set(best_block.values())), supported, answered, kinds, seed)
+    if measured:
+        card = replace(card, held_out=held_out_rates(neutral, names, rate, seed, answered, kinds, kind))
     rests_on = {
         "reader": first.reading_model,
         "reader_revision": first.reader_revision,
@@ -257,50 +261,6 @@ def calibrate_detectors(
         "n_prompts": peaks.n_prompts,
     }
     return Detectors(by_trait, best_block, rests_on, rate, peaks, card)
-
-
-def held_out_alarms(
-    neutral: Sequence[Trace],
-    groups: Sequence[Hashable],
-    traits: Iterable[str] | None = None,
-    rate: float = 0.05,
-    seed: int = 0,
-    prompts: Sequence[Hashable] | None = None,
-    n_folds: int = 5,
-) -> np.ndarray:
-    """Whether each neutral reply raises an alarm of any trait with detectors that were calibrated without its group.
-
-    What a stated rate is worth: with `groups=prompt_keys(neutral)` on new prompts, with the prompts' categories on new
-    kinds of prompts.
-
-    Args:
-        neutral, traits, rate, seed, prompts: as in `calibrate_detectors`.
-        groups: of each reply; a group is never split.
-        n_folds: parts of the groups, left out in turn.
-
-    Returns:
-        bool `[n_replies]`; alarms after the supported length, for which no rate is stated, are left out.
-
-    Raises:
-        SettingError: as in `calibrate_detectors`, for what is left without a fold.
-    """
-    names = list(dict.fromkeys(groups))
-    fold = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % n_folds, strict=True))
-    part = np.array([fold[group] for group in groups])
-    watched = tuple(neutral[0].traits if traits is None else traits)
-    kind = shared_kind(neutral)
-    scores = {t: reply_scores(neutral, t, kind) for t in watched}
-    answered = prompt_keys(neutral) if prompts is None else list(prompts)
-    found = np.zeros(len(neutral), bool)
-    for k in np.unique(part):
-        kept = np.flatnonzero(part != k)
-        by_trait, _ = calibrate_onsets(
-            {t: [own[i] for i in kept] for t, own in scores.items()}, rate, seed=seed,
-            prompts=[answered[i] for i in kept], kind=kind, timed=False,
-        )  # fmt: skip
-        for i in np.flatnonzero(part == k):
-            found[i] = any((d.statistic(scores[t][i])[: d.supported] > d.threshold).any() for t, d in by_trait.items())
-    return found
 
 
 def prompt_keys(traces: Sequence[Trace]) -> list[Hashable]:

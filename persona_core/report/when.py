@@ -35,7 +35,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
         raise SettingError(f"Neutral replies to {len(set(answered))} different prompts. {NO_NULL}")
     kinds = [str(row["category"]) for row in runs.rows[NEUTRAL]]
     runs.detectors = detectors = calibrate_detectors(
-        runs.neutral, runs.traits, rate, runs.seed, kinds=kinds, kind=runs.kind
+        runs.neutral, runs.traits, rate, runs.seed, kinds=kinds, kind=runs.kind, measured=True
     )
     if len(runs.traits) > 1:
         null = clock_series(runs.kind, interaction.trait_series(runs.neutral))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.analysis.detectors import Detectors, calibrate_detectors, held_out_alarms, prompt_keys
+from persona_core.analysis.detectors import Detectors, calibrate_detectors, prompt_keys
+from persona_core.analysis.held_out_alarms import held_out_alarms
 from persona_core.analysis.null_card import NullCard, fit_novelty, prompt_features
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError
 from persona_core.traces.provenance import Provenance
@@ -221,8 +222,16 @@ def test_held_out_replies_are_judged_by_detectors_that_never_saw_their_group(neu
     strange = [raised(t, at=0) if i % 6 == 0 else t for i, t in enumerate(neutral)]
     kinds = ["strange" if i % 6 == 0 else f"kind {i % 5}" for i in range(240)]
     own = [prompt for prompt, _ in enumerate(neutral)]
-    by_kind = held_out_alarms(strange, kinds, prompts=own)
+    by_kind = held_out_alarms(strange, kinds, own)
     assert by_kind[::6].all() and by_kind[np.arange(240) % 6 > 0].mean() <= 0.06
-    by_prompt = held_out_alarms(strange, own, prompts=own)
+    by_prompt = held_out_alarms(strange, own, own)
     assert by_prompt[::6].mean() < 0.5
-    assert held_out_alarms(neutral, prompt_keys(neutral)).mean() <= 0.08
+    assert held_out_alarms(neutral, prompt_keys(neutral), prompt_keys(neutral)).mean() <= 0.08
+
+
+def test_the_card_tells_the_rate_on_held_out_prompts_and_kinds(neutral: list[Trace]) -> None:
+    kinds = [KINDS[i // 2 % 3] for i in range(240)]
+    found = card(calibrate_detectors(neutral, ["evil"], kinds=kinds, measured=True)).held_out
+    alarmed = held_out_alarms(neutral, kinds, prompt_keys(neutral), ["evil"])
+    assert found["kinds"]["value"] == pytest.approx(alarmed.mean(), abs=1e-4) and found["kinds"]["n"] == 3
+    assert found["prompts"]["n"] == 120 and found["prompts"]["low"] <= found["prompts"]["value"] <= 0.08
