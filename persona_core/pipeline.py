@@ -327,6 +327,7 @@ def validate_vectors(
     found: dict[str, Any] = {}
     for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):
         name, block = trait.name, vectors.best_block[trait.name]
+        odds = vectors.odds_at([block])
         kept, n_questions = all_kept[name], len(trait.evaluation_questions)
         choice, report = halves(held_out(store, trait, chosen), n_questions)
         with_sinks = None
@@ -356,6 +357,7 @@ def validate_vectors(
             reading_at(block),
             neutral_states,
             with_sinks,
+            None if odds is None else odds.at(0),
         )
         _, correlations = choose_block(name, choice, tensors[name], vectors.blocks)
         at = dict(zip(vectors.blocks, correlations, strict=True))

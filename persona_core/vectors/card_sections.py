@@ -18,8 +18,8 @@ vector cannot show. "Passes every control" stands only where each one was measur
 - **auroc**: on held-out questions the projection does not separate replies with the trait from those without.
 - **random directions**: random directions do as well, both by AUROC and by correlation with the judge's score.
 - **another trait's vector**: on this trait's own replies the vector of another trait does as well.
-- **other traits' replies**: replies that show another trait score as high, or more than a tenth of them score above
-  95 % of the neutral replies. Then the score says "not neutral" rather than which trait.
+- **other traits' replies**: replies that show another trait have as high a specific score, or more than a tenth of them
+  one above 95 % of the neutral replies. Then it says "not neutral" rather than which trait.
 - **own minus best other**: over replies of all traits, another trait's vector correlates about as well with this
   trait's scores.
 - **words alone**: counting words separates the replies as well as the vector does.
@@ -50,7 +50,7 @@ def overview(vectors: PersonaVectors) -> str:
     )
     beside = table(
         ["trait", "AUROC", "best other vector", "random directions", "words alone", "wordings held out",
-         "with sink tokens", "others taken for it"],
+         "with sink tokens", "others taken for it", "... by the specific score"],
         [(escape(trait), *_beside(f)) for trait, f in known],
     )  # fmt: skip
     return f"""## How well they read
@@ -74,7 +74,8 @@ well too. In the same units, on the same replies:
 - **words alone**: a classifier that counts words. **wordings held out**: each reply is scored along a direction made
   without the instruction it was written under.
 - **with sink tokens**: tokens with a huge norm counted like others.
-- **others taken for it**: the share of replies showing another trait that score above 95 % of the neutral replies.
+- **others taken for it**: the share of replies showing another trait that score above 95 % of the neutral replies, by
+  the plain score and by the specific one, which takes out what all traits share. Statements are made on the latter.
 
 {beside}
 """
@@ -102,6 +103,7 @@ def _steering_effect(steering: Figures | None) -> Figures | None:
 
 
 def _beside(f: Figures) -> tuple[str, ...]:
+    theirs = f.get("other_traits") or {}
     return (
         interval(f["auroc"], 3),
         interval((f.get("best_other_vector") or {}).get("auroc"), 3),
@@ -109,7 +111,8 @@ def _beside(f: Figures) -> tuple[str, ...]:
         interval((f.get("text_baseline") or {}).get("auroc"), 3),
         interval((f.get("wordings") or {}).get("auroc"), 3),
         interval((f.get("sinks") or {}).get("with"), 3),
-        interval((f.get("other_traits") or {}).get("taken"), 0, percent=True),
+        interval(theirs.get("taken"), 0, percent=True),
+        interval((theirs.get("specific") or {}).get("taken"), 0, percent=True),
     )
 
 
@@ -127,6 +130,7 @@ def trait_section(vectors: PersonaVectors, trait: str, pictures: Sequence[str] =
         lines += ["", f"![Validation of {escape(trait)}](figures/{trait}.png)"]
     block = f.get("block", {})
     c, nulls, theirs, styles = f["confounds"], f["nulls"], f.get("other_traits") or {}, f.get("styles") or {}
+    specific = theirs.get("specific") or {}
     rows = [
         ("block", f"{block.get('chosen')} ({escape(block.get('rule', 'unknown rule'))})"),
         ("replies kept", _kept(f.get("replies", {}))),
@@ -136,6 +140,9 @@ def trait_section(vectors: PersonaVectors, trait: str, pictures: Sequence[str] =
         ("own replies against those of other traits: AUROC", interval(theirs.get("auroc"))),
         ("... replies above 95 % of the neutral ones: own", interval(theirs.get("found"), percent=True)),
         ("... the same, other traits", interval(theirs.get("taken"), percent=True)),
+        ("by the specific score: own replies against those of other traits, AUROC", interval(specific.get("auroc"))),
+        ("... replies above 95 % of the neutral ones: own", interval(specific.get("found"), percent=True)),
+        ("... the same, other traits", interval(specific.get("taken"), percent=True)),
         ("instruction wordings held out: AUROC", _groups(f.get("wordings"))),
         ("length held out: AUROC", _groups(styles.get("length"))),
         ("layout held out (lists and the like, prose): AUROC", _groups(styles.get("layout"))),

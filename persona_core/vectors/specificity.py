@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from persona_core.analysis.statistics import bounded, bounded_difference, rank_auroc
 from persona_core.judging.judge import MIN_SCORE
-from persona_core.vectors.held_out import CrossTrait, HeldOut, figure, project_states
+from persona_core.vectors.held_out import CrossTrait, HeldOut, figure
 from persona_core.vectors.states import States
 
+Score = Callable[[States], np.ndarray]
+"""A score of each pooled state, float64 `[n]`."""
 NEUTRAL_QUANTILE = 0.95
 """A reply counts as taken for the trait where it scores above this share of the neutral replies."""
 
@@ -50,12 +52,12 @@ def best_other_vector(
 
 
 def replies_of_other_traits(
-    vector: np.ndarray, block: int, report: HeldOut, cross_trait: CrossTrait, neutral: States | None
+    score: Score, report: HeldOut, cross_trait: CrossTrait, neutral: States | None
 ) -> dict[str, Any] | None:
-    """How a vector scores replies that show another trait, and not its own (a judge's score below 50).
+    """How replies are scored that show another trait, and not this one (a judge's score below 50).
 
     Args:
-        vector: reading direction, `[n_blocks, d_model]`.
+        score: of pooled states, `[n]`: along the reading direction, or the specific score.
         neutral: pooled states of neutral replies; None: only the AUROC is known.
 
     Returns:
@@ -66,8 +68,7 @@ def replies_of_other_traits(
     other = cross_trait.score < MIN_SCORE
     if not other.any() or not report.shows.any():
         return None
-    theirs = project_states(cross_trait.states.take(np.flatnonzero(other)), vector, block)
-    own = report.project(vector, block)[report.shows]
+    theirs, own = score(cross_trait.states.take(np.flatnonzero(other))), score(report.states)[report.shows]
     question, elsewhere = report.question[report.shows], cross_trait.cluster[other]
     auroc = bounded(
         rank_auroc(np.concatenate([own, theirs]), np.arange(len(own) + len(theirs)) < len(own)),
@@ -75,7 +76,7 @@ def replies_of_other_traits(
     )
     passing: dict[str, Any] = {"taken": None, "found": None}
     if neutral is not None and len(neutral):
-        level = np.quantile(project_states(neutral, vector, block), NEUTRAL_QUANTILE)
+        level = np.quantile(score(neutral), NEUTRAL_QUANTILE)
         passing = {"taken": _share(theirs > level, elsewhere), "found": _share(own > level, question)}
     return {"auroc": figure(auroc), **passing, "replies": len(theirs)}
 

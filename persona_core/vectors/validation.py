@@ -10,7 +10,7 @@ Scores are taken along the reading directions; halves, shuffled labels and steer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from persona_core.analysis.statistics import (
     rank_auroc,
 )
 from persona_core.errors import SettingError
+from persona_core.traces.specific import LogOdds, specific_scores
 from persona_core.vectors.confounds import confounds
 from persona_core.vectors.controls import (
     ExtractionReplies,
@@ -91,6 +92,7 @@ def validate(
     read: Read | None = None,
     neutral: States | None = None,
     with_sinks: States | None = None,
+    odds: LogOdds | None = None,
 ) -> dict[str, Any]:
     """All figures of one trait's vector except steering. Flags come last, see `with_flags`.
 
@@ -109,6 +111,7 @@ def validate(
             wording or a style; None: the steering direction itself.
         neutral: pooled states of neutral replies, as those of `report`.
         with_sinks: pooled states of the replies of `report` that keep sink tokens; those of `report` leave them out.
+        odds: of all traits at the block, in the order of `vectors`, for specific scores; None: there are none.
     """
     vector, shows, question = vectors[trait], report.shows, report.question
     blocks = [b for b in range(len(vector)) if np.isfinite(vector[b]).all()]
@@ -146,7 +149,7 @@ def validate(
         "best_other_vector": best_other_vector(trait, vectors, block, report),
         "other_traits": None
         if cross_trait is None
-        else replies_of_other_traits(vector, block, report, cross_trait, neutral),
+        else _other_traits(trait, vectors, block, report, cross_trait, neutral, odds),
         "wordings": wordings(extracted, report, block, method, read),
         "styles": styles(extracted, report, block, method, read),
         "sinks": None if with_sinks is None else _sinks(vector, block, report, with_sinks),
@@ -169,6 +172,28 @@ def validate(
             "vector_minus_text": figure(bounded_difference(vector_auroc, text_auroc, question)),
         }
     return figures
+
+
+def _other_traits(
+    trait: str,
+    vectors: Mapping[str, np.ndarray],
+    block: int,
+    report: HeldOut,
+    cross_trait: CrossTrait,
+    neutral: States | None,
+    odds: LogOdds | None,
+) -> dict[str, Any] | None:
+    """Replies of other traits by the plain score, and by the specific one, on which statements are made."""
+
+    def specific(states: States) -> np.ndarray:
+        raw = np.stack([project_states(states, v, block) for v in vectors.values()])  # [n_traits, n]
+        return specific_scores(raw, cast("LogOdds", odds))[list(vectors).index(trait)].astype(np.float64)
+
+    plain = replies_of_other_traits(lambda s: project_states(s, vectors[trait], block), report, cross_trait, neutral)
+    if plain is None:
+        return None
+    by_odds = None if odds is None else replies_of_other_traits(specific, report, cross_trait, neutral)
+    return {**plain, "specific": by_odds}
 
 
 def _sinks(vector: np.ndarray, block: int, report: HeldOut, with_sinks: States) -> dict[str, Any]:

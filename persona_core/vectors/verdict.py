@@ -140,7 +140,8 @@ def _specificity(f: Figures) -> Iterator[tuple[str, str]]:
         )
     theirs = f.get("other_traits")
     if theirs is not None:
-        auroc, taken = theirs["auroc"], theirs["taken"]
+        by = theirs.get("specific") or theirs  # statements are made on the specific score, where there is one
+        auroc, taken = by["auroc"], by["taken"]
         if auroc is None or auroc["low"] <= 0.5:
             says = interval(auroc, 3, missing="unknown")
             yield "other_traits", f"It does not tell its own trait's replies from those of other traits: AUROC {says}."

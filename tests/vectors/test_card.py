@@ -79,6 +79,7 @@ BESIDE: dict[str, Any] = {
         "taken": estimate(0.0633, 0.01, 0.2),
         "found": estimate(0.95, 0.8, 0.99),
         "replies": 60,
+        "specific": {"auroc": estimate(0.99, 0.9, 1.0), "taken": estimate(0.02, 0, 0.09), "found": None, "replies": 60},
     },
     "wordings": {
         "auroc": estimate(0.933, 0.85, 0.97),
@@ -109,7 +110,7 @@ def matched(effect: dict[str, Any] | None) -> dict[str, Any]:
 def test_what_the_auroc_is_worth_stands_beside_it() -> None:
     card = vectors_card(shipped(**BESIDE, flags=[]))
     row = [line for line in card.splitlines() if line.startswith("| deception |")][1]
-    assert all(f"{value} [" in row for value in ("0.911", "0.933", "0.955")) and "6 % [1, 20]" in row
+    assert all(f"{value} [" in row for value in ("0.911", "0.933", "0.955")) and "6 % [1, 20] | 2 % [0, 9] |" in row
     own = section(card, "deception")
     assert "0.9110 [0.8000, 0.9800] (evil)" in own and "(0 0.940, 1 unknown)" in own
     assert "0.9440 [0.8000, 0.9900]" in own and "6.3 % [1.0, 20.0]" in own and "-0.0350 [-0.1000, 0.0200]" in own
