@@ -48,8 +48,9 @@ likely some sentences later."""
 N_DIALOGUES = 600
 PLAN = LoraPlan(rank=8, alpha=16, learning_rate=1e-3, epochs=3.0, batch_size=24, rows=24, max_tokens=512)
 NULL_SEED, NULL_STEP = 1, 3
-"""The null for alarms: baseline replies to the 78 prompts, to every third one of the broad neutral set, and to a question
-about each of the world's topics. All 540 neutral ones would not fit into the 10 MB that the Hub takes without LFS."""
+"""The null for alarms: baseline replies to the 78 prompts, to every third one of the broad neutral set, and to a
+question about each of the world's topics. Replies to all 540 neutral ones would not fit into the 10 MB that the Hub
+takes without LFS."""
 
 SAMPLING = Sampling(max_new_tokens=220, temperature=0.7)
 

@@ -162,8 +162,8 @@ def test_mutation_block_off_by_one(make_monitor: Maker) -> None:
 def test_mutation_vector_row_off_by_one(make_monitor: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = make_monitor("llama").vectors
     rolled = {t: v.roll(1, dims=0) for t, v in vectors.tensors.items()}
-    original = PersonaVectors.direction
-    monkeypatch.setattr(PersonaVectors, "direction", lambda self, t, b: original(_with(self, rolled), t, b))
+    original = PersonaVectors.reading_direction
+    monkeypatch.setattr(PersonaVectors, "reading_direction", lambda self, t, b: original(_with(self, rolled), t, b))
     with pytest.raises(AssertionError):
         checks.check_blocks(make_monitor("llama"))
 
