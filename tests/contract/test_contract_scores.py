@@ -146,9 +146,7 @@ def check_specific() -> None:
             column = trace.blocks.index(trace.best_block[trait])
             for t in range(trace.n_tokens):
                 raw = trace.raw[:, column, t].astype(float)
-                likelihood = [
-                    np.exp(known.slope[j, column] * raw[j] + known.offset[j, column]) for j in range(len(raw))
-                ]
+                likelihood = np.exp(known.slope[:, column].astype(float) * raw + known.offset[:, column])
                 odds = np.log(likelihood[k]) - np.log(1 + likelihood.sum() - likelihood[k])
                 wanted = (odds - float(known.mean[k, column])) / float(known.std[k, column])
                 assert abs(trace.scores(trait)[t] - wanted) < 1e-3 * max(1, abs(wanted))
