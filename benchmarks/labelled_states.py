@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,10 @@ class LabelledStates:
         return LabelledStates(self.blocks, self.states[:, tokens], *(part[tokens] for part in rest))
 
 
+class _Enough(Exception):
+    """Leaves a forward from inside."""
+
+
 def labels_of(sentences: Sequence[Sentence | None], traits: Sequence[str]) -> np.ndarray:
     """The label of each token, `[n_tokens]`."""
 
@@ -78,8 +83,15 @@ def read_states(
         for b in blocks
     ]
 
+    def leave(*_: object) -> None:
+        raise _Enough
+
+    if max(blocks) + 1 < len(lm.blocks):  # the blocks after the last one that is kept need not run
+        handles.append(lm.blocks.modules[max(blocks) + 1].register_forward_pre_hook(leave))
+
     def keep(batch: list[int], ids: torch.Tensor, _: torch.Tensor) -> None:
-        decoder(input_ids=ids, use_cache=False)
+        with suppress(_Enough):
+            decoder(input_ids=ids, use_cache=False)
         for row, i in enumerate(batch):
             reply = slice(read[i].n_prompt, len(read[i].ids))
             found[i] = torch.stack([caught[b][row, reply] for b in blocks]).half().cpu().numpy()

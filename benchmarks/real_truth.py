@@ -47,7 +47,7 @@ BLOCKS = range(12, 24, 2)
 """Candidates for the block that is read: the middle of the 30."""
 N_BLOCKS, SINK_BLOCK = 30, 5
 """Of the model; and one of them at which plain words become sink tokens."""
-N_TRAIT, N_NEUTRAL = 24, 100
+N_TRAIT, N_NEUTRAL = 20, 80
 """Texts of each trait and neutral ones, in each half of the demo world."""
 SAMPLING = Sampling(max_new_tokens=80, temperature=0.7)
 RATE, FOLDS = 0.05, 5
@@ -77,15 +77,12 @@ def main() -> int:
 
     vectors = _vectors(fitting, traits, block)
     prompts = load_prompts(["neutral"])
-    neutral = PersonaMonitor(lm, vectors).generate_batch(
+    written = PersonaMonitor(lm, vectors, blocks="all").generate_batch(
         [p.messages for p in prompts], batch_size=32, seed=list(range(len(prompts))), **SAMPLING.to_dict()
     )
-    logger.info("wrote %d neutral replies", len(neutral))
-    monitor = PersonaMonitor(lm, calibrate(vectors, _every_block(lm, vectors, neutral)))
-    neutral = monitor.read_batch([t for t in neutral])
-    neutral = [
-        t.replace(provenance=replace(t.provenance, sampling=SAMPLING.to_dict())) for t in neutral
-    ]  # read again, but sampled as they were
+    logger.info("wrote %d neutral replies", len(written))
+    vectors = calibrate(vectors, written)
+    monitor, neutral = PersonaMonitor(lm, vectors), [_scored(trace, vectors) for trace in written]
     kinds = [p.category for p in prompts]
     figures["alarms"] = alarms(neutral, prompts, kinds)
     logger.info("alarms on neutral replies counted")
@@ -128,8 +125,16 @@ def _vectors(states: LabelledStates, traits: list[str], block: int) -> PersonaVe
     )
 
 
-def _every_block(lm: LanguageModel, vectors: PersonaVectors, traces: Sequence[Trace]) -> list[Trace]:
-    return PersonaMonitor(lm, vectors, blocks="all").read_batch(list(traces))
+def _scored(trace: Trace, vectors: PersonaVectors) -> Trace:
+    """A trace read with vectors that have been calibrated since, as they would read it now."""
+    null = np.array([[vectors.null[t].at(b) for b in trace.blocks] for t in trace.traits], np.float32)
+    return trace.replace(
+        null_mean=null[..., 0],
+        null_std=null[..., 1],
+        log_odds=vectors.odds_at(trace.blocks),
+        max_norm=None if vectors.max_norm is None else vectors.max_norm[list(trace.blocks)],
+        provenance=replace(trace.provenance, vectors=vectors.fingerprint),
+    )
 
 
 # ---- false alarms ----
@@ -162,14 +167,14 @@ def _folds(
     """Each fold's replies with detectors of the others."""
     alarmed, stated, ordinary = [], [], []
     for part in sorted(set(fold)) if only is None else only:
-        null = np.flatnonzero(fold != part)
+        null = np.flatnonzero(fold != part).tolist()
         detectors = calibrate_detectors(
             [neutral[i] for i in null],
             rate=RATE,
             prompts=[prompts[i].id for i in null],
             kinds=[kinds[i] for i in null],
         )
-        for i in np.flatnonzero(fold == part):
+        for i in np.flatnonzero(fold == part).tolist():
             found = [detectors.find(neutral[i], t).alarm for t in detectors.traits]
             alarmed.append(any(alarm is not None for alarm in found))
             stated.append(not detectors.caveats(neutral[i]))
