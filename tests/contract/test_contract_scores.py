@@ -56,7 +56,8 @@ def with_sinks() -> tuple[PersonaMonitor, list[Trace]]:
 
 def check_sinks() -> None:
     monitor, traces = with_sinks()
-    limits, n_marked = monitor.vectors.max_norm, 0
+    limits: Any = monitor.vectors.max_norm
+    n_marked = 0
     for trace in traces:
         marked = np.array([[norm > limits[b] for norm in trace.norms[row]] for row, b in enumerate(trace.blocks)])
         n_marked += int(marked[:, trace.reply_positions].sum())
@@ -80,7 +81,7 @@ def check_the_null_leaves_sinks_out() -> None:
     raw, norms = traces[0].raw.copy(), traces[0].norms.copy()
     raw[..., position], norms[:, position] = 1e4, 1e5
     spoilt = [traces[0].replace(raw=raw, norms=norms), *traces[1:]]
-    found = calibrate(monitor.vectors, spoilt)
+    found: Any = calibrate(monitor.vectors, spoilt)
     for k, trait in enumerate(monitor.vectors.traits):
         for block in monitor.vectors.blocks:
             values = [
@@ -95,7 +96,8 @@ def check_the_null_leaves_sinks_out() -> None:
 
 def check_pooling_leaves_sinks_out() -> None:
     monitor, traces = with_sinks()
-    limits, trace = monitor.vectors.max_norm, traces[1]
+    limits: Any = monitor.vectors.max_norm
+    trace = traces[1]
     means, _ = read_pooled(
         monitor.lm, [trace.token_ids], [trace.n_prompt], [parse_position("reply_mean")], max_norm=limits
     )
@@ -141,7 +143,7 @@ def check_specific() -> None:
     _, traces = with_sinks()
     for trace in traces:
         assert trace.default_kind == "specific"
-        known = trace.log_odds
+        known: Any = trace.log_odds
         for k, trait in enumerate(trace.traits):
             column = trace.blocks.index(trace.best_block[trait])
             for t in range(trace.n_tokens):
@@ -206,7 +208,7 @@ def noise(n_prompts: int, repeats: int, seed: int) -> tuple[list[Trace], list[st
 
 def check_one_rate(make: Callable[..., Detectors] = calibrate_detectors) -> None:
     null, prompts = noise(120, 3, seed=1)
-    detectors = make(null, rate=0.1, prompts=prompts)
+    detectors: Any = make(null, rate=0.1, prompts=prompts)
     test, _ = noise(400, 1, seed=2)
     any_alarm = np.mean([any(detectors.find(t, trait).alarm is not None for trait in detectors.traits) for t in test])
     assert any_alarm < 0.1 + 3 * np.sqrt(0.1 * 0.9 / 400) + 0.03  # the threshold is a draw, too

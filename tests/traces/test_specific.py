@@ -26,7 +26,7 @@ def calibrated(**changes: Any) -> Trace:
     return make(**(null | {"log_odds": odds()} | changes))
 
 
-def by_hand(raw: np.ndarray, known: LogOdds, column: int, k: int, t: int) -> float:
+def by_hand(raw: np.ndarray, known: Any, column: int, k: int, t: int) -> float:
     """Log of: the likelihood of trait k over the sum of those of neutral text (1) and of every other trait."""
     likelihood = [math.exp(float(known.slope[j, column]) * float(raw[j, t]) + float(known.offset[j, column]))
                   for j in range(len(raw))]  # fmt: skip
