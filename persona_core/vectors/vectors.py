@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ from persona_core.vectors.files import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 CONVENTION = "row b is the output of block b; blocks are numbered from 0 in running order"
 
@@ -94,7 +97,8 @@ class PersonaVectors:
         known = self.config.get("base_model", {}).get("name")
         return (
             f"PersonaVectors({', '.join(self.tensors)}; {self.n_blocks} blocks × {self.d_model}"
-            f"{f', of {known}' if known else ''}{'' if self.null else ', not calibrated'})"
+            f"{f', of {known}' if known else ''}{'' if self.null else ', not calibrated'}"
+            f"{', read along the mean difference' if self.null and not self.readings else ''})"
         )
 
     def __post_init__(self) -> None:
@@ -280,7 +284,10 @@ class PersonaVectors:
         """
         check_kind(source, "vectors", revision)
         config = read_config(fetch(source, CONFIG_FILE, revision))
-        return _from_parts(config, fetch(source, TENSORS_FILE, revision))
+        vectors = _from_parts(config, fetch(source, TENSORS_FILE, revision))
+        if not vectors.readings:
+            logger.info("%s has no reading directions: scores are read along the mean difference.", source)
+        return vectors
 
     @classmethod
     def from_reference(

@@ -30,7 +30,7 @@ SIDES = {"contaminated": "contaminated model", "instructed": "baseline, instruct
 def onset_false_alarms() -> str:
     found = stored("onset")
     series = {f"simulated: {name}": one for name, one in found["simulated"].items()}
-    series |= {f"demo model: {trait}": one for trait, one in found["model"].items()}
+    series |= {f"demo model: {trait}": one for trait, one in found["model"].get("by_trait", found["model"]).items()}
     rows = [(name, percent(one["false_alarms"]), percent(one["naive_rule"])) for name, one in series.items()]
     return table(("series", "false alarms", "naive rule"), rows)
 
@@ -89,9 +89,24 @@ def edges_independent() -> str:
         "naive_p_below_0.05",
     )
     rows = [
-        (name, *(percent(one[key]) for key in shares)) for name, one in stored("interaction")["independent"].items()
+        (name, f"{one['r']:g}", *(percent(one[key]) for key in shares))
+        for kind in ("independent", "shared")
+        for name, one in stored("interaction")[kind].items()
     ]
-    heads = ("series", "tests with q ≤ 0.05", "runs with any", "runs with an edge", "plain r > 0.3", "plain p < 0.05")
+    heads = (
+        "series", "shared r", "tests with q ≤ 0.05", "runs with any", "runs with an edge", "plain r > 0.3",
+        "plain p < 0.05",
+    )  # fmt: skip
+    return table(heads, rows)
+
+
+def edges_random() -> str:
+    found = stored("interaction")["couplings"]["sets"]
+    shares = ("random", "random_lagged", "traits", "traits_lagged", "traits_differ")
+    rows = [(name, one["n_texts"], *(percent(one[key]) for key in shares)) for name, one in found.items()]
+    heads = (
+        "texts, seed", "n", "random directions", "random, later", "traits", "traits, later", "traits that differ",
+    )  # fmt: skip
     return table(heads, rows)
 
 
@@ -256,6 +271,9 @@ def window_untouched() -> str:
 def coverage_intervals() -> str:
     found, rows = stored("coverage"), []
     for one in found["intervals"]:
+        of_cards = "question" in one["what"] or one["what"].startswith("own minus")
+        if of_cards and (one["n"] in (5, 20) or "other" in one["what"]):
+            continue  # between the others, and much like "own minus equal"
         others = sorted(one["others"].items(), key=lambda o: abs(o[1]["covered"]["value"] - found["nominal"]))
         nearest = f"{others[0][0]}: {percent(others[0][1]['covered'])}" if others else ""
         rows.append((one["what"], one["kind"], one["n"], percent(one["covered"]), nearest))
@@ -277,6 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "onset-intervals": onset_intervals,
     "onset-cohorts": onset_cohorts,
     "edges-independent": edges_independent,
+    "edges-random": edges_random,
     "edges-planted": edges_planted,
     "edges-cascade": edges_cascade,
     "edges-steering": edges_steering,

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import PROJECT_ROOT
-from scripts.docs import answers, architecture, demo_model, errors, prompts, published_runs, speed
+from scripts.docs import answers, architecture, demo_model, errors, prompts, published_runs, real_model, speed
 from scripts.docs.stored import number
 
 TABLES = (
@@ -34,6 +34,7 @@ TABLES = (
     | errors.TABLES
     | prompts.TABLES
     | published_runs.TABLES
+    | real_model.TABLES
     | speed.TABLES
 )
 INSIDE = r"((?:(?!<!-- ).)*)"  # a marked part ends at the next comment, which must be its end

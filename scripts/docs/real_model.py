@@ -1,0 +1,121 @@
+"""Tables of docs/real_model.md: what the scores of a real model are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from persona_core.utils.markdown import interval, table
+from scripts.docs.stored import stored
+
+
+def directions() -> str:
+    """AUROC of each direction that was tried, mean and worst trait."""
+    rows = []
+    for name, found in _stored()["directions"].items():
+        cells = [name]
+        for against in ("neutral", "else"):
+            cells += [f"{found[against]['mean']:.3f}", interval(found[against]["worst"], 3)]
+        rows.append(tuple(cells))
+    return table(
+        ("read along", "against neutral, mean", "worst trait", "against everything else, mean", "worst trait"), rows
+    )
+
+
+def traits() -> str:
+    """For each trait, how often its own replies raise an alarm, and how often those of other traits do."""
+    found = _stored()["traits"]
+    rows = [
+        (
+            trait,
+            interval(found["token_auroc"]["z"][trait], 3),
+            interval(found["token_auroc"]["specific"][trait], 3),
+            interval(found["found"][trait], 0, percent=True),
+            interval(found["taken_for_another"][trait], 1, percent=True),
+        )
+        for trait in found["found"]
+    ]
+    return table(
+        ("trait", "token AUROC, z", "token AUROC, specific", "alarms on its own replies", "on other traits' replies"),
+        rows,
+    )
+
+
+ALARMS = {
+    "other_prompts": "other prompts of the same kinds",
+    "other_kinds": "kinds of prompts that the null has not seen",
+    "tasks_by_an_everyday_null": "tasks (code, maths, poems, ...), null of everyday prompts only",
+}
+
+
+def alarms() -> str:
+    """Neutral replies with an alarm, over all traits, and how often no rate is stated."""
+    rows = []
+    for key, name in ALARMS.items():
+        found = _stored()["alarms"][key]
+        everyday = found["no_rate_stated_everyday"]
+        rows.append(
+            (
+                name,
+                interval(found["any_alarm"], 1, percent=True),
+                interval(found["any_alarm_where_a_rate_is_stated"], 1, percent=True),
+                interval(found["no_rate_stated"], 0, percent=True),
+                interval(everyday, 0, percent=True) if everyday["n"] > 1 else "–",
+            )
+        )
+    return table(
+        (
+            "neutral replies to",
+            "any alarm",
+            "any alarm, where a rate is stated",
+            "no rate stated",
+            "of everyday prompts",
+        ),
+        rows,
+    )
+
+
+def sinks() -> str:
+    """Contaminated minus baseline with sink tokens and without them."""
+    rows = []
+    for block, by_trait in _stored()["sinks"].items():
+        if not isinstance(by_trait, Mapping):
+            continue
+        for trait, found in by_trait.items():
+            rows.append(
+                (
+                    f"{block}",
+                    trait,
+                    found["sink_tokens"],
+                    interval(found["without_sinks"], 3),
+                    interval(found["with_sinks"], 3),
+                )
+            )
+    return table(("block", "trait", "sink tokens", "contaminated minus baseline, z", "with sink tokens put back"), rows)
+
+
+def couplings() -> str:
+    """Edges that are claimed on neutral text, where there are none."""
+    rows = [
+        (
+            "the eight traits" if part == "traits" else part,
+            f"{found['together']} of {found['n_together']}",
+            f"{found['lagged']} of {found['n_lagged']}",
+        )
+        for part, found in _stored()["couplings"]["neutral_halves"].items()
+    ]
+    return table(("pairs of", "claimed at the same token", "claimed at later tokens"), rows)
+
+
+def _stored() -> dict[str, Any]:
+    found: dict[str, Any] = stored("real_truth")
+    return found
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "real-directions": directions,
+    "real-traits": traits,
+    "real-alarms": alarms,
+    "real-sinks": sinks,
+    "real-couplings": couplings,
+}
