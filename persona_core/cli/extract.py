@@ -60,6 +60,9 @@ def arguments() -> argparse.ArgumentParser:
     add_reply_sampling(replies, temperature=1.0)
     add_seed(replies)
     replies.add_argument("--batch-size", type=int, default=32, help="replies generated at once")
+    replies.add_argument(
+        "--tokens-per-reply", type=int, default=16, help="states of single tokens stored of each reply, to whiten by"
+    )
     replies.add_argument("--base-url", help="OpenAI-compatible server that writes the replies for the model to read")
     replies.add_argument("--served-model", help="the model's name on that server (default: --model)")
     replies.add_argument("--ray", type=int, metavar="N", help="run on N Ray workers, each with its own model")
@@ -142,7 +145,7 @@ def run(options: argparse.Namespace) -> list[str]:
 def _plan(options: argparse.Namespace, traits: tuple[TraitDefinition, ...]) -> ElicitationPlan:
     from persona_core.elicitation.elicit import ElicitationPlan
     from persona_core.inference.sampling import Sampling
-    from persona_core.pipeline import READ_POSITION
+    from persona_core.pipeline import READ_POSITION, SINKS_POSITION
 
     return ElicitationPlan(
         traits=traits,
@@ -153,7 +156,8 @@ def _plan(options: argparse.Namespace, traits: tuple[TraitDefinition, ...]) -> E
         pairs_per_question=options.pairs_per_question,
         seed=options.seed,
         batch_size=options.batch_size,
-        positions=tuple(dict.fromkeys((READ_POSITION, options.position))),
+        positions=tuple(dict.fromkeys((READ_POSITION, SINKS_POSITION, options.position))),
+        tokens_per_reply=options.tokens_per_reply,
     )
 
 

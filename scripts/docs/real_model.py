@@ -107,6 +107,16 @@ def couplings() -> str:
     return table(("pairs of", "claimed at the same token", "claimed at later tokens"), rows)
 
 
+def whitening() -> str:
+    """Seconds, memory and disk of the covariance, by width."""
+    rows = [
+        (width, f"{one['seconds_a_block']} s", f"{one['minutes_for_all_blocks']} min", f"{one['megabytes']} MB",
+         f"{one['stored_megabytes_a_reply']} MB")
+        for width, one in stored("whitening")["widths"].items()
+    ]  # fmt: skip
+    return table(("width", "one block", "32 blocks", "memory beside the states", "sampled tokens of a reply"), rows)
+
+
 def _stored() -> dict[str, Any]:
     found: dict[str, Any] = stored("real_truth")
     return found
@@ -118,4 +128,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "real-alarms": alarms,
     "real-sinks": sinks,
     "real-couplings": couplings,
+    "whitening": whitening,
 }
