@@ -93,7 +93,7 @@ class NullPeaks:
         candidates = np.unique(largest[:, -1])[::-1]
         lowest = float(candidates[0])
         for candidate in candidates:
-            if (n * self._share(largest, float(candidate)) + 1) / (n + 1) > rate:
+            if (n * self._share(largest, float(candidate)) + 1) / (n + 1) > rate + 1e-12:
                 break
             lowest = float(candidate)
         return lowest
