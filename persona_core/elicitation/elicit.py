@@ -103,6 +103,8 @@ class ElicitationPlan:
     def to_dict(self) -> dict[str, Any]:
         """All that the replies depend on, as plain values."""
         record = {k: v for k, v in asdict(self).items() if k not in ("traits", "sampling")}
+        if not self.tokens_per_reply:  # as in folders from before tokens were kept, which can be continued with 0
+            del record["tokens_per_reply"]
         return {
             **record,
             "positions": list(self.positions),

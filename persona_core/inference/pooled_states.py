@@ -165,6 +165,8 @@ class PooledStates:
 
     def samples(self) -> np.ndarray:
         """Sampled states, float16 `[rows, n_sampled, n_blocks, d_model]` on the host; NaN where there is none."""
+        if not self._n_sampled:
+            return np.empty((0, 0, self._n_blocks, 0), np.float16)
         return self._stacked([None if s is None else s[:, : self._n_sampled] for s in self._samples]).cpu().numpy()
 
     def _stacked(self, of_blocks: Sequence[torch.Tensor | None]) -> torch.Tensor:

@@ -412,3 +412,15 @@ def test_plans_and_stores_print_as_one_line(store_folder: Path) -> None:
         assert repr(store) == f"ReplyStore({str(store_folder)!r}; {n} replies, 1 judged)"
     assert "\n" not in repr(plan()) and repr(plan()).startswith("ElicitationPlan(") and len(repr(plan())) < 120
     assert all("\n" not in repr(trait) and len(repr(trait)) < 120 for trait in plan().traits)
+
+
+def test_a_folder_from_before_tokens_were_kept_is_continued_without_them(tmp_path: Path) -> None:
+    lm, older = tiny_lm("llama", "chatml"), plan(tokens_per_reply=0)
+    assert "tokens_per_reply" not in older.to_dict()
+    with ReplyStore(tmp_path) as store:
+        elicit(lm, older, store, progress=False)
+        with pytest.raises(SettingError, match="tokens_per_reply"):
+            elicit(lm, plan(), store, progress=False)
+        assert not elicit(lm, older, store, progress=False)
+        with pytest.raises(SettingError, match="'tokens'"):
+            store.states(store.replies(), TOKENS).block(0)
