@@ -84,8 +84,9 @@ function makePane(hooks) {
     const onset = side.onsets?.[trait];
     // While the reply is written the line is reserved, so that nothing below jumps at the end.
     const sentence = onset ? onset.says : side.done ? "" : "the onset is estimated once the reply has ended";
-    // One that is found on plain z, or that says "no trait in particular", is not about the trait.
-    const about = onset?.named === false ? "" : trait + (onset?.kind === "z" ? ", plain z: " : ": ");
+    // What was found on plain z, or says "no trait in particular", is not about the trait.
+    const onZ = onset?.kind === "z" && onset.answer !== "none";
+    const about = onset?.named === false ? "" : trait + (onZ ? ", plain z: " : ": ");
     onsetLine.textContent = sentence && (about ? about + sentence : sentence[0].toUpperCase() + sentence.slice(1));
     onsetLine.hidden = !sentence;
     const known = onset ? side.caveats ?? [] : [];
