@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -317,7 +318,8 @@ def test_the_analysis_says_when_how_and_where_with_its_uncertainty(visit: Callab
     page.wait_for_selector("#analysis .plot .main-svg")
     page.locator("#analysis nav button", has_text="refusal").click()
     page.wait_for_timeout(300)
-    assert "replies raise an alarm on refusal" in page.locator("#analysis section").first.inner_text()
+    said = page.locator("#analysis section").first.inner_text()
+    assert re.search(r"replies raise an alarm on (the z of )?refusal", said)
     again = visit(page.url)
     again.wait_for_selector("#analysis section")
     assert again.locator("#analysis nav button[aria-pressed=true]").inner_text() == "refusal"
