@@ -72,6 +72,19 @@ def cells(weights: float, text: float, n: int = 40, noise: float = 0.3, seed: in
     return of("B", "B"), of("C", "C"), of("C", "B") + of("B", "C")
 
 
+def default_scores(r: Any, trait: str) -> list[float]:
+    """The row's own score at every token: specific, or z in rows of older vectors."""
+    specific = (r.get("specific") or {}).get(trait)
+    return r["projections"][trait] if specific is None else specific
+
+
+def sinks_of(r: Any, trait: str) -> set[int]:
+    """The row's sink tokens at the trait's best block, by a plain loop."""
+    column = list(r["blocks"]).index(r["best_block"][trait])
+    limit = (r.get("max_norm") or {column: None})[column]
+    return {t for t, norm in enumerate(r["norms"][column]) if limit is not None and norm > limit}
+
+
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Rows, Rows, Rows]:
     baseline, contaminated, replay = (load_results(SHIPPED, c) for c in ("baseline", "contaminated", "replay"))
@@ -110,8 +123,10 @@ def test_the_effects_of_a_prompt_are_those_of_a_plain_loop(shipped: tuple[Rows, 
         cell: dict[str, list[float]] = {}
         for name, reader, writer in (("bb", 0, 0), ("cc", 1, 1), ("cb", 1, 0), ("bc", 0, 1)):
             r = of[record.id, bool(reader), bool(writer)]
-            z = r["projections"]["deception"]
-            cell[name] = [z[t] for t in range(r["n_prompt"], len(z)) if r["roles"][t] == "assistant"]
+            z, other = default_scores(r, "deception"), of[record.id, not reader, bool(writer)]
+            sinks = sinks_of(r, "deception") | sinks_of(other, "deception")
+            own = [t for t in range(r["n_prompt"], len(z)) if r["roles"][t] == "assistant" and t not in sinks]
+            cell[name] = [z[t] for t in own]
             assert getattr(record, name) == pytest.approx(sum(cell[name]) / len(cell[name]))
         by_token = [
             sum(c - b for b, c in zip(cell[one], cell[other], strict=True)) / len(cell[one])
@@ -441,12 +456,14 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
     a, b = Trace.from_row(record), Trace.from_row(contaminated[3])
     found = token_differences(a, b, CONTAMINANT)
     assert found.shape == (b.n_tokens,) and found.dtype == np.float64
-    for t in (0, 7, b.n_tokens - 1):
+    sunk = sinks_of(record, CONTAMINANT) | sinks_of(contaminated[3], CONTAMINANT)
+    assert set(np.flatnonzero(np.isnan(found))) == sunk
+    for t in {7, 20, b.n_tokens - 1} - sunk:
         assert found[t] == pytest.approx(
-            float(contaminated[3]["projections"][CONTAMINANT][t]) - float(record["projections"][CONTAMINANT][t])
+            float(default_scores(contaminated[3], CONTAMINANT)[t]) - float(default_scores(record, CONTAMINANT)[t])
         )
     np.testing.assert_array_equal(token_differences(b, a, CONTAMINANT), -found)
-    assert not token_differences(a, a, CONTAMINANT).any()
+    assert not np.nan_to_num(token_differences(a, a, CONTAMINANT)).any()
     with pytest.raises(SettingError, match="different ids"):
         token_differences(Trace.from_row(baseline[3]), b, CONTAMINANT)
     with pytest.raises(SettingError, match="different nulls"):
@@ -460,7 +477,7 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
     limit = np.full(len(b.blocks), np.inf, np.float32)
     column = b.blocks.index(b.best_block[CONTAMINANT])
     limit[column] = np.sort(b.norms[column])[-3]
-    sinks = np.isnan(token_differences(a, b.replace(max_norm=limit), CONTAMINANT))
+    sinks = np.isnan(token_differences(a.replace(max_norm=None), b.replace(max_norm=limit), CONTAMINANT))
     assert sorted(np.flatnonzero(sinks)) == sorted(np.argsort(b.norms[column])[-2:])
     holed = b.raw.copy()
     holed[b.traits.index(CONTAMINANT), :, 9] = np.nan
@@ -470,6 +487,7 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
 
 def test_the_mean_of_a_row_is_over_its_reply_tokens(shipped: tuple[Rows, Rows, Rows]) -> None:
     for r in shipped[1][:5]:
-        z = np.array(r["projections"][CONTAMINANT])
-        own = [role == "assistant" and i >= r["n_prompt"] for i, role in enumerate(r["roles"])]
+        z = np.array(default_scores(r, CONTAMINANT))
+        sunk = sinks_of(r, CONTAMINANT)
+        own = [role == "assistant" and i >= r["n_prompt"] and i not in sunk for i, role in enumerate(r["roles"])]
         assert means([r], CONTAMINANT)[r["id"]] == pytest.approx(z[own].mean(), rel=1e-5)

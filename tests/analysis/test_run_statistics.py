@@ -330,7 +330,8 @@ def test_the_shipped_runs_say_what_was_planted() -> None:
     extreme = high[CONTAMINANT].highest
     row = rows["contaminated"][extreme.reply]
     assert row["id"] == extreme.id and row["tokens"][extreme.position] == extreme.token
-    assert row["projections"][CONTAMINANT][extreme.position] == pytest.approx(extreme.value)
+    scores = row["projections" if found["contaminated"].kind == "z" else "specific"][CONTAMINANT]
+    assert scores[extreme.position] == pytest.approx(extreme.value)
     record = json.loads(json.dumps(found["contaminated"].to_dict(), allow_nan=False))
     assert set(record) == {
         *("n_prompts", "n_replies", "n_tokens", "n_neutral", "empty", "traits", "kind", "unit", "against", "sinks"),

@@ -78,14 +78,24 @@ def few(n: int = 14, *configs: str) -> Rows:
 
 def about(rows: Rows, *traits: str) -> Rows:
     """The rows as they were had only these traits been read."""
-    of_trait = ("projections", "summary", "best_block", "raw", "null_mean", "null_std")
+    known = {config: [(row, Trace.from_row(row)) for row in own] for config, own in rows.items()}
     return {
         config: [
-            {**row, "traits": [*traits], **{field: {t: row[field][t] for t in traits} for field in of_trait}}
-            for row in own
+            only(trace, traits).to_row(row["id"], row["messages"], row["set"], row["category"]) for row, trace in own
         ]
-        for config, own in rows.items()
+        for config, own in known.items()
     }
+
+
+def only(trace: Trace, traits: tuple[str, ...]) -> Trace:
+    at = [trace.traits.index(t) for t in traits]
+    return trace.replace(
+        traits=traits,
+        raw=trace.raw[at],
+        null_mean=trace.null_mean[at],
+        null_std=trace.null_std[at],
+        log_odds=trace.log_odds and trace.log_odds.select(at, range(len(trace.blocks))),
+    )
 
 
 @pytest.mark.slow
@@ -97,11 +107,12 @@ def test_there_is_a_record_for_every_reply_and_trait_and_it_is_that_of_the_row(
     rows = {(c, r["id"]): r for c in ("baseline", "contaminated") for r in load_results(folder, c)}
     for record in replies[::37]:
         trace = Trace.from_row(rows[record["config"], record["id"]])
-        z = trace.scores(record["trait"])[trace.reply_positions].astype(float)
-        assert record["mean"] == pytest.approx(z.mean()) and record["max"] == pytest.approx(z.max())
+        own = trace.reply_scores(record["trait"]).astype(float)
+        assert record["mean"] == pytest.approx(np.nanmean(own)) and record["max"] == pytest.approx(np.nanmax(own))
         found = detectors.find(trace, record["trait"])
         assert (record["alarm"], record["onset"], record["answer"]) == (found.alarm, found.onset, found.answer)
-        assert (record["onset_low"], record["onset_high"], record["says"]) == (found.low, found.high, str(found))
+        assert (record["onset_low"], record["onset_high"]) == (found.low, found.high)
+        assert record["says"] == str(found) or record["says"].startswith("not neutral")
         if record["first_shown"] is not None:
             assert 0 <= record["first_shown"] < record["n_reply"]
 
@@ -116,7 +127,7 @@ def test_the_contamination_is_found_when_where_and_by_its_weights_and_its_text(f
     assert total == pytest.approx(weights + text, abs=1e-4)
     assert total > 1.5 * max(e["total"]["high"] for t, e in overall.items() if t != TRAIT)
     warned = findings["where"]["contaminated"][TRAIT]
-    assert warned["n"] >= 60 and warned["scores"]["z"]["ahead"][1]["auroc"]["value"] > 0.98
+    assert warned["n"] >= 60 and warned["scores"][warned["kind"]]["ahead"][1]["auroc"]["value"] > 0.98
     assert all(one["auroc"]["value"] == 0.5 for one in warned["scores"]["position"]["ahead"])
 
 
@@ -137,25 +148,28 @@ def test_each_figure_is_of_the_right_trait_and_position(
         assert shown[row["id"]] == wanted
 
     # 2. AUROC at t* - 4 of the trait's own z, by loops.
-    own = {r["id"]: t.scores(TRAIT)[t.reply_positions] for r, t in zip(rows, traces, strict=True)}
-    null = [t.scores(TRAIT)[t.reply_positions] for t in neutral]
+    own = {r["id"]: t.reply_scores(TRAIT) for r, t in zip(rows, traces, strict=True)}
+    null = [t.reply_scores(TRAIT) for t in neutral]
     shares = []
     for reply_id, first in shown.items():
-        if first is not None and first >= 4:
-            other = [z[first - 4] for z in null if len(z) > first - 4]
+        if first is not None and first >= 4 and np.isfinite(own[reply_id][first - 4]):
+            other = [z[first - 4] for z in null if len(z) > first - 4 and np.isfinite(z[first - 4])]
             shares.append(np.mean([own[reply_id][first - 4] > v for v in other]))
-    ahead = {one["k"]: one for one in findings["where"]["contaminated"][TRAIT]["scores"]["z"]["ahead"]}
+    warned = findings["where"]["contaminated"][TRAIT]
+    ahead = {one["k"]: one for one in warned["scores"][warned["kind"]]["ahead"]}
     assert ahead[4]["n"] == len(shares) and ahead[4]["auroc"]["value"] == pytest.approx(np.mean(shares), abs=1e-4)
 
     # 3. The contaminated model's onsets are earlier.
     assert findings["when"][TRAIT]["test"]["statistic"] > 5
 
-    # 4. The clock of scores less the others': alarms of each trait's own relative detector.
-    relative = relative_series(trait_series(neutral))
+    # 4. The clock of specific scores, or of z less the others': alarms of each trait's own detector.
+    kind = findings["about"]["kind"]
+    form = list if kind == "specific" else relative_series
+    relative = form(trait_series(neutral))
     clock = next(c for c in findings["how"]["contaminated"]["clocks"] if c["clock"] == "activation")
     for k, trait in enumerate(findings["about"]["traits"]):
-        detector = calibrate_onset([r[k] for r in relative], prompts=prompt_keys(neutral))
-        alarms = sum(detector.find(r[k]).answer != "none" for r in relative_series(trait_series(traces)))
+        detector = calibrate_onset([r[k] for r in relative], prompts=prompt_keys(neutral), kind=kind)
+        alarms = sum(detector.find(r[k]).answer != "none" for r in form(trait_series(traces)))
         assert {p["n_source"] for p in clock["pairs"] if p["source"] == trait} == {alarms}
 
 
@@ -180,8 +194,10 @@ def test_differences_are_those_of_two_readings_of_the_same_ids(folder: Path) -> 
         assert row["writer"] == "persona-tiny"
         mine, other = baseline[row["id"]], replay[row["id"], "persona-tiny"]
         assert row["tokens"] == mine["tokens"]
-        wanted = np.array(other["projections"][TRAIT]) - np.array(mine["projections"][TRAIT])
-        np.testing.assert_allclose(row["differences"][TRAIT], wanted, atol=1e-4)
+        a, b = (Trace.from_row(one) for one in (mine, other))
+        column = a.blocks.index(a.best_block[TRAIT])
+        wanted = np.where(a.sinks[column] | b.sinks[column], np.nan, b.scores(TRAIT) - a.scores(TRAIT))
+        np.testing.assert_allclose(np.array(row["differences"][TRAIT], float), wanted, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -234,8 +250,9 @@ def test_the_page_shows_one_trait_at_a_time_and_requests_nothing(
     drawn = page.evaluate(
         "document.querySelector('[data-figure=\"heat/contaminated/deception\"]').data[0].z.map(r => r[0])"
     )
-    z = [float(r["projections"]["deception"][r["n_prompt"]]) for r in load_results(folder, "contaminated")]
-    assert sorted(drawn) == sorted(round(v, 1) for v in z)
+    rows = load_results(folder, "contaminated")
+    first = [float(Trace.from_row(r).reply_scores("deception")[0]) for r in rows]
+    assert sorted(v for v in drawn if v is not None) == sorted(round(v, 1) for v in first if np.isfinite(v))
 
 
 @pytest.mark.slow
@@ -383,7 +400,7 @@ def test_missing_parts_are_named_and_the_rest_is_done(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_too_few_neutral_replies_are_no_null() -> None:
     found, says = missing_of(few(30, "baseline", "neutral"))
-    assert "Neutral replies to 6 different prompts" in says and "missing" in found.summary["when"]
+    assert "Neutral replies to 30 different prompts" in says and "missing" in found.summary["when"]
 
 
 def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -477,4 +494,5 @@ def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_
     scores = found.summary["where"]["contaminated"][TRAIT]["scores"]
     assert {"entropy", "random direction 1", "random direction 2", "random direction 3"} <= set(scores)
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}
-    assert at_first["z"] > 0.98 and all(at_first[f"random direction {k}"] < at_first["z"] for k in (1, 2, 3))
+    own = at_first[found.summary["about"]["kind"]]
+    assert own > 0.98 and all(at_first[f"random direction {k}"] < own for k in (1, 2, 3))

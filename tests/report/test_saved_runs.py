@@ -53,18 +53,19 @@ def test_the_order_of_the_replay_decides_nothing(tmp_path: Path, runs: SavedRuns
 
 def test_the_small_multiples_are_the_scores_to_a_twentieth(runs: SavedRuns) -> None:
     table = runs.table()
-    assert (table["kind"], table["step"], table["scale"], table["analysed"]) == ("z", 0.1, 8.0, True)
+    kind = next(iter(runs.traces("pilot-01").values())).default_kind
+    assert (table["kind"], table["step"], table["scale"], table["analysed"]) == (kind, 0.1, 8.0, True)
     assert [p["id"] for p in table["prompts"]] == [row["id"] for row in load_results(SHIPPED)]
     for prompt in table["prompts"][:8]:
         for run in prompt["runs"]:
             trace = runs.traces(prompt["id"])[run["config"]]
             for trait, shown in run["traits"].items():
-                z = trace.scores(trait)[trace.reply_positions]
+                z = trace.reply_scores(trait)
                 drawn = np.frombuffer(base64.b64decode(shown["scores"]), np.int8) * table["step"]
                 assert run["n"] == len(z) == len(drawn)
-                np.testing.assert_allclose(drawn, np.clip(z, -12.7, 12.7), atol=0.0501)
-                assert shown["mean"] == pytest.approx(z.mean(), abs=1e-4)
-                assert shown["max"] == pytest.approx(z.max(), abs=1e-4)
+                np.testing.assert_allclose(drawn, np.clip(np.nan_to_num(z), -12.7, 12.7), atol=0.0501)
+                assert shown["mean"] == pytest.approx(np.nanmean(z), abs=1e-4)
+                assert shown["max"] == pytest.approx(np.nanmax(z), abs=1e-4)
                 assert shown["onset"] == runs.onsets(run["config"], prompt["id"])[trait]
 
 
