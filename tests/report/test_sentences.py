@@ -120,7 +120,7 @@ def test_how_often_neutral_text_and_random_directions_would_be_edges_stands_besi
     says = " ".join(describe_graph(found))
     assert "1 of 1 pairs of traits vary together more, or less" in says and "1 pairs differ by more than chance" in says
     assert "1 of 280 pairs at the same token and 0 of 5600 later ones (10 random halvings of 78 prompts)" in says
-    assert "Of pairs of random directions, 10 % [5, 17] differ by more than 0.08 as well" in says
+    assert "Of pairs of random directions, 10 % [5, 17] differ by more than 0.1 as well" in says
     assert "The neutral replies are another model's" in says
     assert "no evidence that one trait causes another" in says and "pull" not in says
     found["neutral_texts"] = {"missing": "too few prompts"}
