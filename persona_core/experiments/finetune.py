@@ -70,7 +70,7 @@ def contaminate(
     """Train an adapter and save it with a record of how.
 
     Args:
-        lm: the model, without an adapter. It carries the new adapter afterwards: load it again for other uses.
+        lm: the model, without an adapter. It is left as it was.
         data: `.jsonl` of conversations (see `prompts.load_transcripts`) that end with the assistant's reply.
         folder: for the adapter.
         work: for checkpoints; an interrupted training resumes from the last one.
@@ -97,7 +97,8 @@ def contaminate(
     held_out, training = ([examples[i] for i in part] for part in (order[:n_held_out], order[n_held_out:]))
     work_folder = Path(work)
     work_folder.mkdir(parents=True, exist_ok=True)
-    held = lock(work_folder)
+    held, model = lock(work_folder), None
+    trainable = [p.requires_grad for p in lm.model.parameters()]
     try:
         fingerprint = hashlib.sha256(Path(data).read_bytes()).hexdigest()
         check_plan(work_folder, {"model": lm.identity, "data": fingerprint, **asdict(chosen)})
@@ -135,17 +136,27 @@ def contaminate(
             checkpoints = sorted((work_folder / "checkpoints").glob("checkpoint-*"))
             trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
             after = trainer.evaluate()["eval_loss"]
+        record = {
+            "base_model": lm.record,
+            "data": {
+                "sha256": fingerprint,
+                "dialogues": len(dialogues),
+                "too_long": too_long,
+                "trained_on": len(training),
+            },
+            "plan": asdict(chosen),
+            "steps": steps,
+            "held_out_loss": {"dialogues": n_held_out, "before": round(before, 4), "after": round(after, 4)},
+        }
+        _save(lm, model, Path(folder), record)
+        return record
     finally:
+        if model is not None:
+            model.unload()  # PEFT puts its layers into the model itself, and freezes the others
+            lm.model.eval()
+            for parameter, was in zip(lm.model.parameters(), trainable, strict=True):
+                parameter.requires_grad_(was)
         held.release()
-    record = {
-        "base_model": lm.record,
-        "data": {"sha256": fingerprint, "dialogues": len(dialogues), "too_long": too_long, "trained_on": len(training)},
-        "plan": asdict(chosen),
-        "steps": steps,
-        "held_out_loss": {"dialogues": n_held_out, "before": round(before, 4), "after": round(after, 4)},
-    }
-    _save(lm, model, Path(folder), record)
-    return record
 
 
 def encode(

@@ -155,3 +155,16 @@ def test_the_shipped_contaminated_model_was_made_by_this_recipe_from_its_dialogu
     assert record["plan"] == asdict(SHIPPED_PLAN)
     assert record["data"]["sha256"] == hashlib.sha256((CONTAMINATED / DIALOGUES_FILE).read_bytes()).hexdigest()
     assert record["data"]["dialogues"] == N_DIALOGUES
+
+
+def test_the_model_is_left_as_it_was(data: Path, tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    ids = torch.tensor([lm.chat.render("Should I quit my job?").token_ids])
+    names, requires = [n for n, _ in lm.model.named_modules()], [p.requires_grad for p in lm.model.parameters()]
+    with torch.inference_mode():
+        before = lm.model(ids).logits
+    contaminate(lm, data, tmp_path / "adapter", tmp_path / "work", replace(PLAN, epochs=1.0))
+    assert [n for n, _ in lm.model.named_modules()] == names and not lm.model.training
+    assert [p.requires_grad for p in lm.model.parameters()] == requires
+    with torch.inference_mode():
+        torch.testing.assert_close(lm.model(ids).logits, before, rtol=0, atol=0)
