@@ -68,13 +68,29 @@ def labels_of(sentences: Sequence[Sentence | None], traits: Sequence[str]) -> np
     return np.array([label(s) for s in sentences], int)
 
 
-@torch.inference_mode()
 def read_states(
     lm: LanguageModel, texts: Sequence[LabelledText], world: World, blocks: Sequence[int]
 ) -> LabelledStates:
     """Read texts, and keep the states at their reply tokens."""
     traits = list(world.traits)
     read = [as_transcript(lm, text.messages, None) for text in texts]
+    states = reply_states(lm, read, blocks)
+    sentences = [_sentences(text, world) for text in read]
+    numbers: dict[str, int] = {}
+    lengths = [len(s) for s in sentences]
+    return LabelledStates(
+        tuple(blocks),
+        np.concatenate(states, axis=1),
+        np.concatenate([labels_of(s, traits) for s in sentences]),
+        np.repeat([NEUTRAL if t.trait is None else traits.index(t.trait) for t in texts], lengths),
+        np.array([numbers.setdefault(s.text if s else "", len(numbers)) for reply in sentences for s in reply]),
+        np.repeat(np.arange(len(read)), lengths),
+    )
+
+
+@torch.inference_mode()
+def reply_states(lm: LanguageModel, read: Sequence[Transcript], blocks: Sequence[int]) -> list[np.ndarray]:
+    """The states at each text's reply tokens, float16 `[n_blocks, n_tokens, d_model]`."""
     found: dict[int, np.ndarray] = {}
     decoder = unwrap(lm.model).get_decoder()
     caught: dict[int, torch.Tensor] = {}
@@ -101,17 +117,7 @@ def read_states(
     finally:
         for handle in handles:
             handle.remove()
-    sentences = [_sentences(text, world) for text in read]
-    numbers: dict[str, int] = {}
-    lengths = [len(s) for s in sentences]
-    return LabelledStates(
-        tuple(blocks),
-        np.concatenate([found[i] for i in range(len(read))], axis=1),
-        np.concatenate([labels_of(s, traits) for s in sentences]),
-        np.repeat([NEUTRAL if t.trait is None else traits.index(t.trait) for t in texts], lengths),
-        np.array([numbers.setdefault(s.text if s else "", len(numbers)) for reply in sentences for s in reply]),
-        np.repeat(np.arange(len(read)), lengths),
-    )
+    return [found[i] for i in range(len(read))]
 
 
 def _sentences(text: Transcript, world: World) -> list[Sentence | None]:

@@ -30,10 +30,14 @@ class Fitted:
     reading: Reading
 
 
-def fit(states: LabelledStates, traits: list[str], labels: np.ndarray | None = None) -> Fitted:
+def fit(states: LabelledStates, traits: list[str], own: np.ndarray, labels: np.ndarray | None = None) -> Fitted:
     """Directions from the tokens of each trait and of neutral text.
 
+    The covariance and the log odds also see the model's own neutral replies, as those of `make_vectors` do: how it
+    talks about everything else is no sign of a trait.
+
     Args:
+        own: states of the model's own neutral replies, `[n_blocks, n_tokens, d_model]`.
         labels: of each token; None: those of its sentence.
     """
     label = states.label if labels is None else labels
@@ -42,11 +46,16 @@ def fit(states: LabelledStates, traits: list[str], labels: np.ndarray | None = N
         return lambda row: states.states[row, label == k].astype(np.float32)
 
     neutral = tokens(NEUTRAL)
+
+    def every_neutral(row: int) -> np.ndarray:
+        return np.concatenate([neutral(row), own[row].astype(np.float32)])
+
     rows = range(len(states.blocks))
     difference = {
         t: np.stack([tokens(k)(row).mean(0) - neutral(row).mean(0) for row in rows]) for k, t in enumerate(traits)
     }
-    return Fitted(difference, reading_directions(difference, {t: tokens(k) for k, t in enumerate(traits)}, [], neutral))
+    positive = {t: tokens(k) for k, t in enumerate(traits)}
+    return Fitted(difference, reading_directions(difference, positive, [], every_neutral))
 
 
 def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) -> np.ndarray:
@@ -57,10 +66,10 @@ def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) 
     return log_odds(raw, slope, offset)
 
 
-def choose_block(states: LabelledStates, traits: list[str]) -> tuple[int, dict[int, float]]:
+def choose_block(states: LabelledStates, traits: list[str], own: np.ndarray) -> tuple[int, dict[int, float]]:
     """The block whose odds tell traits best from everything else on sentences that the directions have not seen."""
     even = states.sentence % 2 == 0
-    fitted, rest = fit(states.take(even), traits), states.take(~even)
+    fitted, rest = fit(states.take(even), traits, own), states.take(~even)
     found = {}
     for block in states.blocks:
         scores = odds(fitted, rest, block, traits)
@@ -68,9 +77,11 @@ def choose_block(states: LabelledStates, traits: list[str]) -> tuple[int, dict[i
     return max(found, key=lambda b: found[b]), found
 
 
-def tried(fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int) -> dict[str, Any]:
+def tried(
+    fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int, own: np.ndarray
+) -> dict[str, Any]:
     """AUROC of each direction or score that was tried, at one block, on the held-out half."""
-    n, fitted = len(traits), fit(fitting, traits)
+    n, fitted = len(traits), fit(fitting, traits, own)
     row = fitting.blocks.index(block)
     at = held_out.at(block)
     d = np.stack([fitted.difference[t][row] for t in traits])  # [n_traits, d_model]
@@ -86,9 +97,10 @@ def tried(fitting: LabelledStates, held_out: LabelledStates, traits: list[str], 
     z = at @ (w / np.sqrt(neutral_only.along(w))[:, None]).T
     less_others = np.stack([z[:, k] - np.delete(z, k, 1).mean(1) for k in range(n)], 1)
     specific = odds(fitted, held_out, block, traits)
-    by_reply = fit(fitting, traits, fitting.requested)
-    few = fit(fitting.take(_a_few(fitting)), traits)
-    several = _several_blocks(fitting, held_out, traits, block)
+    by_reply = fit(fitting, traits, own, fitting.requested)
+    few = fit(fitting.take(_a_few(fitting)), traits, own)
+    grammar_only = fit(fitting, traits, own[:, :0])
+    several = _several_blocks(fitted, held_out, traits, block)
     return {
         "mean difference": along(d),
         "whitened, within-class covariance": along(w),
@@ -96,6 +108,9 @@ def tried(fitting: LabelledStates, held_out: LabelledStates, traits: list[str], 
         "whitened, trait minus the other traits": along(covariance.solve(d - rest)),
         "whitened, less the mean of the others": table_row(lambda k: less_others[:, k], held_out, n),
         "specific (odds against neutral and the others)": table_row(lambda k: specific[k], held_out, n),
+        "specific, without the model's own neutral replies": table_row(
+            lambda k: odds(grammar_only, held_out, block, traits)[k], held_out, n
+        ),
         "specific, three blocks together": table_row(lambda k: several[k], held_out, n),
         "specific, 16 tokens of each reply": table_row(lambda k: odds(few, held_out, block, traits)[k], held_out, n),
         "whitened, labels by reply": _readings(by_reply, held_out, traits, block),
@@ -109,11 +124,10 @@ def _readings(fitted: Fitted, states: LabelledStates, traits: list[str], block: 
     return table_row(lambda k: scores[k], states, len(traits))
 
 
-def _several_blocks(fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int) -> np.ndarray:
-    """The odds from the sum of the log likelihoods at the block and its two neighbours, `[n_traits, n_tokens]`."""
-    at = fitting.blocks.index(block)
-    near = fitting.blocks[max(0, at - 1) : at + 2]
-    fitted = fit(fitting, traits)
+def _several_blocks(fitted: Fitted, held_out: LabelledStates, traits: list[str], block: int) -> np.ndarray:
+    """The odds from the mean log likelihood at the block and its two neighbours, `[n_traits, n_tokens]`."""
+    at = held_out.blocks.index(block)
+    near = held_out.blocks[max(0, at - 1) : at + 2]
     total = np.zeros((len(traits), len(held_out.label)))
     for b in near:
         row = held_out.blocks.index(b)

@@ -25,19 +25,21 @@ import torch
 
 from benchmarks import couplings
 from benchmarks.common import save, share
-from benchmarks.labelled_states import LabelledStates, labels_of, read_states
+from benchmarks.labelled_states import LabelledStates, labels_of, read_states, reply_states
 from benchmarks.real_directions import choose_block, fit, tried
 from demo_world.grammar import World, load_world
 from demo_world.split import LabelledText, labelled_texts
 from demo_world.truth_labels import reply_truth
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.statistics import over_clusters, rank_auroc
+from persona_core.elicitation.elicit import write_replies
 from persona_core.elicitation.prompts import EVERYDAY, Prompt, load_prompts
 from persona_core.experiments.finetune import LoraPlan, contaminate
 from persona_core.inference.sampling import Sampling
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.monitor.transcripts import written_by
 from persona_core.traces.trace import Kind, Trace
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.vectors import PersonaVectors
@@ -66,23 +68,38 @@ def main() -> int:
     texts = [labelled_texts(world, side, N_TRAIT, N_NEUTRAL, seed=1 + side) for side in (0, 1)]
     fitting, held_out = (read_states(lm, some, world, (SINK_BLOCK, *BLOCKS)) for some in texts)
     logger.info("read %d and %d labelled tokens", len(fitting.label), len(held_out.label))
-    block, by_block = choose_block(_at(fitting, BLOCKS), traits)
+    prompts = load_prompts(["neutral"])
+    written = [
+        written_by(lm, prompts[reply.index].messages, reply.token_ids, lm.writer_name)
+        for reply in write_replies(lm, [p.messages for p in prompts], SAMPLING, 0)
+    ]
+    logger.info("wrote %d neutral replies", len(written))
+    names = list(dict.fromkeys(p.category for p in prompts))
+    fitted_on = set(names[::3])  # a third of the kinds is for the vectors, the others for the null and the rates
+    own = np.concatenate(
+        reply_states(
+            lm,
+            [t for t, p in zip(written, prompts, strict=True) if p.category in fitted_on],
+            (SINK_BLOCK, *BLOCKS),
+        ),
+        axis=1,
+    )
+    block, by_block = choose_block(_at(fitting, BLOCKS), traits, own[1:])
     figures: dict[str, Any] = {
         "model": lm.record,
         "texts": {"fitted": len(texts[0]), "held_out": len(texts[1])},
+        "kinds_for_the_vectors": sorted(fitted_on),
         "block": {"chosen": block, "auroc_against_else_by_block": {b: round(v, 4) for b, v in by_block.items()}},
-        "directions": tried(fitting, held_out, traits, block),
+        "directions": tried(fitting, held_out, traits, block, own),
     }
     logger.info("block %d; directions compared", block)
 
-    vectors = _vectors(fitting, traits, block)
-    prompts = load_prompts(["neutral"])
-    written = PersonaMonitor(lm, vectors, blocks="all").generate_batch(
-        [p.messages for p in prompts], batch_size=32, seed=list(range(len(prompts))), **SAMPLING.to_dict()
-    )
-    logger.info("wrote %d neutral replies", len(written))
-    vectors = calibrate(vectors, written)
-    monitor, neutral = PersonaMonitor(lm, vectors), [_scored(trace, vectors) for trace in written]
+    vectors = _vectors(fitting, traits, block, own)
+    kept = [i for i, p in enumerate(prompts) if p.category not in fitted_on]
+    prompts = tuple(prompts[i] for i in kept)
+    traces = PersonaMonitor(lm, vectors, blocks="all").read_batch([written[i] for i in kept])
+    vectors = calibrate(vectors, traces)
+    monitor, neutral = PersonaMonitor(lm, vectors), [_scored(trace, vectors) for trace in traces]
     kinds = [p.category for p in prompts]
     figures["alarms"] = alarms(neutral, prompts, kinds)
     logger.info("alarms on neutral replies counted")
@@ -105,9 +122,9 @@ def _at(states: LabelledStates, blocks: Sequence[int]) -> LabelledStates:
     return replace(states, blocks=tuple(blocks), states=states.states[rows])
 
 
-def _vectors(states: LabelledStates, traits: list[str], block: int) -> PersonaVectors:
+def _vectors(states: LabelledStates, traits: list[str], block: int, own: np.ndarray) -> PersonaVectors:
     """Vectors at the chosen block and at the one with sink tokens; other blocks are absent."""
-    fitted = fit(states, traits)
+    fitted = fit(states, traits, own)
     n_blocks, d_model = N_BLOCKS, states.states.shape[-1]
 
     def placed(rows: np.ndarray, width: int) -> np.ndarray:
@@ -133,7 +150,7 @@ def _scored(trace: Trace, vectors: PersonaVectors) -> Trace:
         null_std=null[..., 1],
         log_odds=vectors.odds_at(trace.blocks),
         max_norm=None if vectors.max_norm is None else vectors.max_norm[list(trace.blocks)],
-        provenance=replace(trace.provenance, vectors=vectors.fingerprint),
+        provenance=replace(trace.provenance, vectors=vectors.fingerprint, sampling=SAMPLING.to_dict()),
     )
 
 
