@@ -190,8 +190,8 @@ def over_clusters(
 
     With few clusters a percentile interval is too narrow: over 10 questions it covered the truth in 86 to 90 % of 300
     simulated data sets. So wider quantiles are used, those at which the interval of a mean would be Student's
-    (Hesterberg 2015, arXiv 1411.5279): coverage of a mean 93 % over 10 questions, but 91 % over 5 and 72 % over 3. Below
-    `FEW_CLUSTERS` the interval is therefore extended to the jackknife's: 94 to 95 % from 3 clusters on.
+    (Hesterberg 2015, arXiv 1411.5279): coverage of a mean 93 % over 10 questions, but 91 % over 5 and 72 % over 3.
+    Below `FEW_CLUSTERS` the interval is therefore extended to the jackknife's: 94 to 95 % from 3 clusters on.
 
     Not for figures near an end of their range, such as an AUROC or a share: see `bounded`.
 

@@ -11,7 +11,8 @@ from persona_core.errors import SettingError
 from persona_core.inference.sinks import norm_limits
 from persona_core.traces.specific import log_odds
 from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import Null, PersonaVectors
+from persona_core.vectors.null import Null
+from persona_core.vectors.vectors import PersonaVectors
 
 PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MIN_TOKENS = 2
@@ -80,7 +81,7 @@ def calibrate_steering(vectors: PersonaVectors, neutral: Sequence[Trace]) -> Per
         vectors: calibrated.
         neutral: the neutral replies, read with `vectors.along_steering()` at every block.
     """
-    found = calibrate(replace(vectors.along_steering(), null={}), neutral)
+    found = calibrate(vectors.along_steering(), neutral)
     return replace(vectors, steering_null=found.null)
 
 

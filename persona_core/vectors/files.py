@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.utils.files import read_json
+from persona_core.vectors.null import Null
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, FIRST_VERSION = 2, 1
+"""Folders of the first version have no reading directions; their null is that of the steering directions."""
 TENSORS_FILE = "vectors.safetensors"
 CONFIG_FILE = "config.json"
 
@@ -20,8 +24,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """The config, checked: its format version, and the fields that the tensors are read by."""
     config = read_json(path)
     version = config.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CorruptFile(f"{path}: format_version is {version!r}; this library reads {FORMAT_VERSION}.")
+    if version not in (FIRST_VERSION, FORMAT_VERSION):
+        raise CorruptFile(
+            f"{path}: format_version is {version!r}; this library reads {FIRST_VERSION} and {FORMAT_VERSION}."
+        )
     missing = [k for k in ("traits", "best_block", "absent_blocks", "null_probabilities") if k not in config]
     if missing:
         raise CorruptFile(f"{path}: missing {', '.join(missing)}.")
@@ -42,6 +48,58 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{path}: truncated or not a safetensors file: {error}. Download it again.") from error
+
+
+def arrays_of(vectors: Any) -> dict[str, torch.Tensor]:
+    """The tensors of `PersonaVectors`, by their names in the file; copies, since safetensors lets none share memory."""
+    arrays = {f"vector/{t}": v for t, v in vectors.tensors.items()}
+    arrays |= {f"reading/{t}": v for t, v in vectors.readings.items()}
+    for prefix, nulls in (("null", vectors.null), ("steering_null", vectors.steering_null)):
+        for trait, null in nulls.items():
+            for part in ("mean", "std", "quantiles"):
+                arrays[f"{prefix}_{part}/{trait}"] = torch.tensor(getattr(null, part))
+    for name, pairs in (("log_odds", vectors.log_odds), ("specific_null", vectors.specific_null)):
+        arrays |= {f"{name}/{trait}": torch.tensor(pair) for trait, pair in pairs.items()}
+    if vectors.max_norm is not None:
+        arrays["max_norm"] = torch.tensor(vectors.max_norm)
+    return arrays
+
+
+def fields_of(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    """The fields of the `PersonaVectors` that `arrays_of` took apart.
+
+    Raises:
+        CorruptFile: a tensor that the config names is missing.
+    """
+    traits = config["traits"]
+
+    def numbers(name: str) -> np.ndarray:
+        return arrays[name].float().numpy()
+
+    def null(prefix: str) -> dict[str, Null]:
+        mean, std, quantiles = (f"{prefix}_{part}/" for part in ("mean", "std", "quantiles"))
+        probabilities = tuple(config["null_probabilities"])
+        return {
+            t: Null(numbers(mean + t), numbers(std + t), numbers(quantiles + t), probabilities)
+            for t in traits
+            if mean + t in arrays
+        }
+
+    try:
+        return {
+            "tensors": {t: arrays[f"vector/{t}"] for t in traits},
+            "best_block": config["best_block"],
+            "null": null("null"),
+            "absent_blocks": tuple(config["absent_blocks"]),
+            "config": config,
+            "readings": {t: arrays[f"reading/{t}"] for t in traits if f"reading/{t}" in arrays},
+            "steering_null": null("steering_null"),
+            "log_odds": {t: numbers(f"log_odds/{t}") for t in traits if f"log_odds/{t}" in arrays},
+            "specific_null": {t: numbers(f"specific_null/{t}") for t in traits if f"specific_null/{t}" in arrays},
+            "max_norm": numbers("max_norm") if "max_norm" in arrays else None,
+        }
+    except KeyError as error:
+        raise CorruptFile(f"{path}: no tensor {error}, which {CONFIG_FILE} names.") from error
 
 
 def read_pt(path: Path) -> torch.Tensor:

@@ -27,7 +27,18 @@ from persona_core.errors import CorruptFile, PersonaWarning, UnknownTrait, Vecto
 from persona_core.traces.specific import LogOdds
 from persona_core.utils.checks import known_block
 from persona_core.utils.hub import check_kind, fetch
-from persona_core.vectors.files import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE, read_config, read_pt, read_tensors
+from persona_core.vectors.files import (
+    CONFIG_FILE,
+    FIRST_VERSION,
+    FORMAT_VERSION,
+    TENSORS_FILE,
+    arrays_of,
+    fields_of,
+    read_config,
+    read_pt,
+    read_tensors,
+)
+from persona_core.vectors.null import Null
 
 if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
@@ -35,27 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONVENTION = "row b is the output of block b; blocks are numbered from 0 in running order"
-
-
-@dataclass(frozen=True)
-class Null:
-    """How one trait's raw projection is distributed over the tokens of neutral replies, for each block.
-
-    Attributes:
-        mean, std: float32 `[n_blocks]`, residual-stream units.
-        quantiles: float32 `[n_blocks, n_probabilities]`.
-        probabilities: the quantiles' probabilities, e.g. (0.01, 0.05, ..., 0.99).
-    """
-
-    mean: np.ndarray
-    std: np.ndarray
-    quantiles: np.ndarray
-    probabilities: tuple[float, ...]
-
-    def at(self, block: int) -> tuple[float, float]:
-        """Mean and standard deviation at one block."""
-        number = known_block(block, range(len(self.mean)), "The null holds")
-        return float(self.mean[number]), float(self.std[number])
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,7 +274,13 @@ class PersonaVectors:
         """
         check_kind(source, "vectors", revision)
         config = read_config(fetch(source, CONFIG_FILE, revision))
-        vectors = _from_parts(config, fetch(source, TENSORS_FILE, revision))
+        path = fetch(source, TENSORS_FILE, revision)
+        vectors = cls(**fields_of(config, read_tensors(path), path))
+        if config.get("fingerprint") not in (None, vectors.fingerprint):
+            raise CorruptFile(
+                f"{path}: the tensors do not match the fingerprint in {CONFIG_FILE}; the two files do not belong "
+                "together."
+            )
         if not vectors.readings:
             logger.info("%s has no reading directions: scores are read along the mean difference.", source)
         return vectors
@@ -327,21 +323,10 @@ class PersonaVectors:
 
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        arrays = {f"vector/{t}": v for t, v in self.tensors.items()}
-        arrays |= {f"reading/{t}": v for t, v in self.readings.items()}
-        for prefix, nulls in (("null", self.null), ("steering_null", self.steering_null)):
-            for trait, null in nulls.items():
-                arrays[f"{prefix}_mean/{trait}"] = torch.from_numpy(null.mean)
-                arrays[f"{prefix}_std/{trait}"] = torch.from_numpy(null.std)
-                arrays[f"{prefix}_quantiles/{trait}"] = torch.from_numpy(null.quantiles)
-        for name, pairs in (("log_odds", self.log_odds), ("specific_null", self.specific_null)):
-            arrays |= {f"{name}/{trait}": torch.from_numpy(pair) for trait, pair in pairs.items()}
-        if self.max_norm is not None:
-            arrays["max_norm"] = torch.from_numpy(self.max_norm)
-        save_file({k: v.contiguous() for k, v in arrays.items()}, str(path / TENSORS_FILE), {"format": "pt"})
+        save_file({k: v.contiguous() for k, v in arrays_of(self).items()}, str(path / TENSORS_FILE), {"format": "pt"})
         config = {
             **self.config,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.readings else FIRST_VERSION,
             "block_convention": CONVENTION,
             "traits": list(self.traits),
             "n_blocks": self.n_blocks,
@@ -379,48 +364,3 @@ class PersonaVectors:
         self.tensor(trait)
         whose = f"{trait!r} has directions for"
         return known_block(block, self.blocks, whose, self.absent_blocks)
-
-
-def _from_parts(config: dict[str, Any], path: Path) -> PersonaVectors:
-    arrays = read_tensors(path)
-    try:
-        traits = config["traits"]
-        tensors = {t: arrays[f"vector/{t}"] for t in traits}
-        readings = {t: arrays[f"reading/{t}"] for t in traits if f"reading/{t}" in arrays}
-        null, steering_null = (
-            {
-                t: Null(
-                    mean=arrays[f"{prefix}_mean/{t}"].float().numpy(),
-                    std=arrays[f"{prefix}_std/{t}"].float().numpy(),
-                    quantiles=arrays[f"{prefix}_quantiles/{t}"].float().numpy(),
-                    probabilities=tuple(config["null_probabilities"]),
-                )
-                for t in traits
-                if f"{prefix}_mean/{t}" in arrays
-            }
-            for prefix in ("null", "steering_null")
-        )
-        log_odds, specific_null = (
-            {t: arrays[f"{name}/{t}"].float().numpy() for t in traits if f"{name}/{t}" in arrays}
-            for name in ("log_odds", "specific_null")
-        )
-        max_norm = arrays["max_norm"].float().numpy() if "max_norm" in arrays else None
-    except KeyError as error:
-        raise CorruptFile(f"{path}: no tensor {error}, which {CONFIG_FILE} names.") from error
-    vectors = PersonaVectors(
-        tensors,
-        config["best_block"],
-        null,
-        tuple(config["absent_blocks"]),
-        config,
-        readings,
-        steering_null,
-        log_odds,
-        specific_null,
-        max_norm,
-    )
-    if config.get("fingerprint") not in (None, vectors.fingerprint):
-        raise CorruptFile(
-            f"{path}: the tensors do not match the fingerprint in {CONFIG_FILE}; the two files do not belong together."
-        )
-    return vectors

@@ -18,7 +18,8 @@ from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import Null, PersonaVectors
+from persona_core.vectors.null import Null
+from persona_core.vectors.vectors import PersonaVectors
 from tests.inference.test_steering import monitor_of
 from tests.support import oracle
 from tests.support.families import BY_NAME

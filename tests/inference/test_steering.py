@@ -13,7 +13,8 @@ import torch
 from persona_core.errors import NotCalibrated, SettingError, UnknownBlock, UnknownTrait
 from persona_core.inference.steering import PAD_INDEX, Intervention, Steer
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.vectors.vectors import Null, PersonaVectors
+from persona_core.vectors.null import Null
+from persona_core.vectors.vectors import PersonaVectors
 from tests.support import oracle
 from tests.support.tiny import random_vectors, tiny_lm
 

@@ -20,7 +20,8 @@ from persona_core.inference.sampling import Sampling
 from persona_core.monitor.jobs import GenerateJob, ReadJob, ReplayJob, Row, run_job, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from persona_core.vectors.vectors import Null, PersonaVectors
+from persona_core.vectors.null import Null
+from persona_core.vectors.vectors import PersonaVectors
 from tests.support.forks import Fork, forking
 from tests.support.tiny import tiny_lm
 

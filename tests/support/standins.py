@@ -162,7 +162,8 @@ class SlowMonitor:
 def steady_monitor() -> Any:
     """A monitor of a tiny random model: calibrated, and each reply has its maximum length."""
     from persona_core.monitor.monitor import PersonaMonitor
-    from persona_core.vectors.vectors import Null, PersonaVectors
+    from persona_core.vectors.null import Null
+    from persona_core.vectors.vectors import PersonaVectors
     from tests.support.tiny import random_vectors, tiny_lm
 
     lm = dataclasses.replace(tiny_lm("llama", "chatml"), eos_ids=frozenset())

@@ -39,7 +39,8 @@ def random_vectors(n_blocks: int, traits: tuple[str, ...] = ("candour", "malice"
 
 def specific_vectors(n_blocks: int, max_norm: float = np.inf, seed: int = 5) -> Any:
     """Vectors that allow specific scores: reading directions, a null, log odds and norm limits, all set by hand."""
-    from persona_core.vectors.vectors import Null, PersonaVectors
+    from persona_core.vectors.null import Null
+    from persona_core.vectors.vectors import PersonaVectors
 
     bare, other = random_vectors(n_blocks, seed=seed), random_vectors(n_blocks, seed=seed + 1)
     rng = np.random.default_rng(seed)

@@ -29,7 +29,8 @@ from persona_core.errors import (
     VectorsMismatch,
 )
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.vectors.vectors import Null, PersonaVectors
+from persona_core.vectors.null import Null
+from persona_core.vectors.vectors import PersonaVectors
 from tests.support.tiny import Maker, random_vectors
 
 PROBABILITIES = (0.05, 0.5, 0.95)
@@ -331,7 +332,7 @@ def test_a_null_of_another_depth_is_refused(saved: Path) -> None:
         PersonaVectors.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, ...], ids=["0", "2", "text", "null", "missing"])
+@pytest.mark.parametrize("version", [0, 3, "1", None, ...], ids=["0", "3", "text", "null", "missing"])
 def test_a_config_of_another_version_is_refused(saved: Path, version: Any) -> None:
     edit_config(saved, format_version=version)
     with pytest.raises(CorruptFile, match=r"config\.json.*format_version"):
