@@ -44,16 +44,17 @@ def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
         SettingError: the series look like running means.
     """
     steps = [np.nan_to_num(np.diff(z)) for z in series if len(z) > 3]
-    total = sum(float(d @ d) for d in steps)
-    if not total > 0:
+    if not any(step.any() for step in steps):
         return
+    gap = np.zeros(LONGEST_WINDOW)  # keeps the replies apart at every lag
+    flat = np.concatenate([part for step in steps for part in (step, gap)])
+    inside = np.concatenate([part for step in steps for part in (np.ones(len(step)), gap)])
     for lag in range(2, LONGEST_WINDOW + 1):
-        long = [d for d in steps if len(d) > lag]
-        own = sum(float(d[:-lag] @ d[:-lag] + d[lag:] @ d[lag:]) / 2 for d in long)
-        n = sum(len(d) - lag for d in long)
-        if n < 1000:  # too few to estimate the anticorrelation to within 0.1
+        both = inside[:-lag] * inside[lag:]
+        if both.sum() < 1000:  # too few to estimate the anticorrelation to within 0.1
             break
-        found = sum(float(d[:-lag] @ d[lag:]) for d in long) / own
+        own = float(both @ (flat[:-lag] ** 2 + flat[lag:] ** 2)) / 2
+        found = float(flat[:-lag] @ flat[lag:]) / own if own else 0.0
         if found < MIN_ANTICORRELATION:
             raise SettingError(
                 f"The series look like running means over {lag} tokens (their steps correlate by {found:.2f} at that "
