@@ -39,8 +39,8 @@ class PooledStates:
     ) -> None:
         self._pools, self._n_blocks, self._n_rows, self._n_sampled = tuple(pools), n_blocks, n_rows, n_sampled
         self._max_norm = None if max_norm is None else [float(limit) for limit in max_norm]
-        self._keeps_sinks = torch.tensor([pool.keeps_sinks for pool in self._pools])
-        # Of the positions, then of their sink tokens alone: [rows, 2 * n_pools, d_model] and [rows, 2 * n_pools].
+        self._leaves_out: torch.Tensor | None = None  # bool [n_pools], which positions leave sink tokens out
+        # Of the positions and, with limits, then of their sink tokens alone: [rows, 2 * n_pools, d_model].
         self._sums: list[torch.Tensor | None] = [None] * n_blocks
         self._counts: list[torch.Tensor | None] = [None] * n_blocks
         self._samples: list[torch.Tensor | None] = [None] * n_blocks
@@ -57,6 +57,9 @@ class PooledStates:
         if self._pools:
             masks = [pool.mask(reply_index, reply_mask) for pool in self._pools]
             self._mask = torch.stack(masks, dim=-1).float()  # [rows, tokens, n_pools]
+            if self._leaves_out is None:  # once: a copy from the host waits for what the device is doing
+                chosen = [not pool.keeps_sinks for pool in self._pools]
+                self._leaves_out = torch.tensor(chosen, device=reply_index.device)
         if self._n_sampled:
             self._sampled = self._slots(reply_index, reply_mask & (reply_index >= 0))
 
@@ -96,31 +99,34 @@ class PooledStates:
 
     def add(self, block: int, hidden: torch.Tensor) -> None:
         """Take one block's output, float32 `[rows, tokens, d_model]`."""
-        limit = torch.inf if self._max_norm is None else self._max_norm[block]
-        sink = torch.linalg.vector_norm(hidden, dim=-1) > limit  # [rows, tokens]
+        sink = None
+        if self._max_norm is not None:
+            sink = torch.linalg.vector_norm(hidden, dim=-1) > self._max_norm[block]  # [rows, tokens]
         if self._mask is not None:
             mask = self._mask.to(hidden.device)
-            out = sink[..., None] & ~self._keeps_sinks.to(hidden.device)  # [rows, tokens, n_pools]
-            mask = torch.cat([mask * ~out, mask * out], dim=-1)  # [rows, tokens, 2 * n_pools]
+            if sink is not None and self._leaves_out is not None:
+                out = sink[..., None] & self._leaves_out.to(hidden.device)  # [rows, tokens, n_pools]
+                mask = torch.cat([mask * ~out, mask * out], dim=-1)  # [rows, tokens, 2 * n_pools]
             self._sums[block] = self._added(self._sums[block], torch.bmm(mask.transpose(1, 2), hidden))
             self._counts[block] = self._added(self._counts[block], mask.sum(1))
         if self._sampled is not None:
             self._keep_samples(block, hidden, sink, *self._sampled)
 
     def _keep_samples(
-        self, block: int, hidden: torch.Tensor, sink: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor
+        self, block: int, hidden: torch.Tensor, sink: torch.Tensor | None, tokens: torch.Tensor, slots: torch.Tensor
     ) -> None:
         tokens, slots = tokens.to(hidden.device), slots.to(hidden.device)  # [rows, k] each
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
         states = hidden[row, tokens].clamp(-LARGEST_HALF, LARGEST_HALF)  # [rows, k, d_model]
-        states = states.masked_fill(sink[row, tokens][..., None], torch.nan).half()
+        if sink is not None:
+            states = states.masked_fill(sink[row, tokens][..., None], torch.nan)
         kept = self._samples[block]
         if kept is None:
             n = len(hidden) if self._n_rows is None else self._n_rows
-            kept = states.new_full((n, self._n_sampled + 1, hidden.shape[-1]), torch.nan)
+            kept = states.new_full((n, self._n_sampled + 1, hidden.shape[-1]), torch.nan, dtype=torch.float16)
             self._samples[block] = kept
         texts = row if self._rows is None else self._rows.to(hidden.device)[:, None]
-        kept[texts, slots] = states
+        kept[texts, slots] = states.half()
 
     def _added(self, before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         """Sums `[texts, ...]` with those of this forward's rows `[rows, ...]` added."""
@@ -156,6 +162,8 @@ class PooledStates:
 
     def _without_sinks(self) -> tuple[torch.Tensor, torch.Tensor]:
         sums, counts = self._stacked(self._sums), self._stacked(self._counts)
+        if self._max_norm is None:
+            return sums, counts
         n = len(self._pools)
         only = counts[:, :n] == 0  # nothing but sink tokens, or nothing at all
         return (
