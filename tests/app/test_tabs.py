@@ -327,7 +327,9 @@ def test_the_analysis_says_when_how_and_where_with_its_uncertainty(visit: Callab
 
 def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitors: Any) -> None:
     page = visit(url)
-    open_tab(page, "Vectors", "#vectors-figures .plot .main-svg")
+    open_tab(page, "Vectors", "#vectors-figures .plot")
+    page.locator("#vectors-figures").scroll_into_view_if_needed()  # figures are drawn once they are in sight
+    page.wait_for_selector("#vectors-figures .plot .main-svg")
     summary = page.locator("#vectors-summary").inner_text()
     validation = monitors["baseline"].vectors.config["validation"]
     assert all(str(verdict(figures)) in summary for figures in validation.values())
