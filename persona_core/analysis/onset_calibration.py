@@ -174,9 +174,9 @@ def _scale(padded: np.ndarray, lengths: np.ndarray, drifts: np.ndarray, supporte
     mean, spread = _by_position(padded)
     inside = np.arange(padded.shape[1]) < np.minimum(lengths, supported)[:, None]
     largest = np.where(inside, cusums(adjust(padded, mean, spread), drifts), 0.0).max(-1)  # [n_sums, n_replies]
-    location = np.quantile(largest, 0.75, axis=1)
-    excess = (largest - location[:, None]).clip(0.0)
-    width = excess.sum(1) / np.maximum((excess > 0).sum(1), 1)
+    # Of an exponential tail, by its median: the mean is that of the few neutral replies that do show a trait.
+    location, half = np.quantile(largest, (0.75, 0.875), axis=1)  # [n_sums] each
+    width = (half - location) / np.log(2)
     return mean, spread, location, np.where(width > 0, width, 1.0)
 
 
@@ -194,17 +194,27 @@ def _statistic(
 
 
 def _by_position(padded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread of the scores at the first positions, and of all later ones together, each `[n_positions]`."""
+    """Middle and spread of the scores at the first positions, and of all later ones together, each `[n_positions]`.
+
+    Both are of the middle 68 % of the tokens (mean and standard deviation of a normal distribution): a few neutral
+    replies do show a trait, at many times the usual score, and would set the standard deviation by themselves.
+    """
     known = padded[~np.isnan(padded)]
-    overall, pooled = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+    overall, pooled = _middle(known) if len(known) else (0.0, 0.0)
     if not pooled > 0:
         raise SettingError("The neutral replies do not vary, so there is no null to compare with.")
     n = max(1, min(POSITIONS, padded.shape[1]))
     groups = [column[~np.isnan(column)] for column in (*padded[:, : n - 1].T, padded[:, n - 1 :].ravel())]
     few = [len(g) < 30 for g in groups]  # too few replies are that long: use the pooled values
-    mean = [overall if bad else g.mean() for g, bad in zip(groups, few, strict=True)]
-    spread = [pooled if bad or not g.std() > 0 else g.std() for g, bad in zip(groups, few, strict=True)]
-    return np.array(mean, float), np.array(spread, float)
+    found = [(overall, pooled) if bad else _middle(g) for g, bad in zip(groups, few, strict=True)]
+    mean, spread = np.array(found, float).T
+    return mean, np.where(spread > 0, spread, pooled)
+
+
+def _middle(scores: np.ndarray) -> tuple[float, float]:
+    """Median and half the width of the middle 68.27 %."""
+    low, middle, high = np.quantile(scores, (0.158655, 0.5, 0.841345))
+    return float(middle), float(high - low) / 2
 
 
 @dataclass(frozen=True)
