@@ -15,6 +15,9 @@ MIN_ANTICORRELATION = -0.25
 for AR(0.65). The steps of an unsmoothed AR process stay above -0.125 at every lag from 2 on. Running means over a few
 tokens of a slow process (AR(0.9), 5 tokens) look like a slower process and are not detected."""
 
+MAX_STEP = 4.0
+"""Steps are cut off at so many times their median size: in white noise that is one step in 140."""
+
 
 def checked(z: np.ndarray, of: str = "The series", gaps: bool = False) -> np.ndarray:
     """The series as float64 `[n_tokens]`.
@@ -49,6 +52,9 @@ def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
     gap = np.zeros(LONGEST_WINDOW)  # keeps the replies apart at every lag
     flat = np.concatenate([part for step in steps for part in (step, gap)])
     inside = np.concatenate([part for step in steps for part in (np.ones(len(step)), gap)])
+    # Where a specific score jumps by sixty, for two tokens and back, a few such jumps would decide the correlation.
+    usual = MAX_STEP * np.median(np.abs(flat[inside.astype(bool)]))
+    flat = flat.clip(-usual, usual)
     for lag in range(2, LONGEST_WINDOW + 1):
         both = inside[:-lag] * inside[lag:]
         if both.sum() < 1000:  # too few to estimate the anticorrelation to within 0.1
