@@ -206,10 +206,12 @@ def cohorts(traits: Sequence[str]) -> dict[str, Any]:
     }
     traces = {config: [Trace.from_row(row) for row in found] for config, found in rows.items()}
     n = len(rows["baseline"])
-    again = [traces["neutral"][start : start + n] for start in range(0, len(traces["neutral"]), n)]
+    # Parts of the null, dealt at random, so that no part has other kinds of prompts than the others.
+    dealt = [traces["neutral"][i] for i in np.random.default_rng(0).permutation(len(traces["neutral"]))]
+    again = [dealt[start : start + n] for start in range(0, len(dealt) - n + 1, n)]
     same, against = [], {}
     for trait in traits:
-        # The detector is calibrated on replies that are not compared: two of the five parts are left out each time.
+        # The detector is calibrated on replies that are not compared: two of the parts are left out each time.
         for one, other in combinations(range(len(again)), 2):
             rest = [t for k, part in enumerate(again) if k not in (one, other) for t in part] + traces["baseline"]
             detectors = calibrate_detectors(rest, [trait])
