@@ -3,8 +3,8 @@
 The activation clock is when a trait's scores rise (the onsets of `OnsetDetector`); the behaviour clock is when the text
 first shows it (spans of a judge, or the truth). A score may rise long before anything shows, or because another trait
 does: every vector also responds to "not neutral". Where flattery brings on deceit 40 tokens later (three sets of 163
-texts of the demo world), the activation clock finds a lag of 2 tokens and claims 8 to 12 edges; where no trait brings
-on another, 4 to 8. On `relative_series` it claims only the planted edge, with a lag of 40 to 42 tokens, and no other.
+texts of the demo world), the activation clock finds a lag of 4 to 6 tokens and claims 9 to 13 edges; where no trait
+brings on another, 1 to 7. On `relative_series` it claims only the planted edge, with a lag of 37 tokens, and no other.
 
 An edge "B follows A" means: B's first time lies after A's in more replies than under trial shuffle, which pairs A's
 time in one reply with B's in another. That preserves how often, and when, each trait occurs, and breaks only that the
