@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from persona_core.analysis.permutation import LEVEL
@@ -14,6 +14,10 @@ MIN_EXCESS = 0.1
 (variant "cued"): the smallest multiple of 0.02 that no pair of 16 random directions exceeds. At 0, 32 % of their pairs
 would be edges there, at 0.06 5 %. What it does on other texts is measured by `benchmarks.interaction`."""
 
+OTHER_MODEL = (
+    "No coupling is claimed: the neutral replies are another model's, and a fine-tune moves the couplings of all "
+    "directions. Analyse with both models: random directions are then read along, and show by how much."
+)
 CONTROL_QUANTILE = 0.95
 """Share of the pairs of random directions whose excess an edge must lie beyond."""
 
@@ -102,6 +106,11 @@ class Couplings:
         """
         pairs = [c for c in self.control if bool(c.lag) == lagged and c.q is not None]
         return exact_share(sum(c.exceeds(MIN_EXCESS) for c in pairs), len(pairs)) if pairs else None
+
+    def withheld(self, reason: str) -> Couplings:
+        """The same without any claim."""
+        together, lagged = (tuple(replace(c, claimed=False) for c in own) for own in (self.together, self.lagged))
+        return replace(self, together=together, lagged=lagged, missing=reason)
 
     def to_dict(self) -> dict[str, Any]:
         pairs = {k: [pair.to_dict() for pair in getattr(self, k)] for k in ("together", "lagged")}

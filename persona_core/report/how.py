@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.coupling_controls import edges_on_neutral
+from persona_core.analysis.couplings import OTHER_MODEL
 from persona_core.analysis.graph import trait_graph
 from persona_core.analysis.interaction import measure_couplings, trait_series
 from persona_core.analysis.interventional import InterventionalEffects
@@ -41,6 +42,9 @@ def how(runs: AnalysedRuns, config: str, tables: Sequence[InterventionalEffects]
         control=names,
         seed=runs.seed,
     )
+    other_reader = null is not None and _reader(traces) != _reader(runs.neutral)
+    if other_reader and not control:
+        couplings = couplings.withheld(OTHER_MODEL)
     clocks: list[PrecedenceTable] = []
     if runs.clock:
         times = activation_times(traits, clock_series(runs.kind, series), runs.clock)
@@ -58,7 +62,7 @@ def how(runs: AnalysedRuns, config: str, tables: Sequence[InterventionalEffects]
                 lambda: edges_on_neutral(traits, null, runs.ids(NEUTRAL), seed=runs.seed).to_dict(),
             )
         found["neutral_texts"] = runs.null_scores["neutral_edges"]
-        found["other_reader"] = _reader(traces) != _reader(runs.neutral)
+        found["other_reader"] = other_reader
     return found
 
 

@@ -10,6 +10,8 @@ from persona_core.analysis.couplings import MIN_EXCESS
 from persona_core.utils.markdown import interval
 
 Figure = Mapping[str, Any]
+N_SHOWN = 5
+"""Pairs at the same token that are described; the figure shows all."""
 SIGNIFICANT = 0.05
 """The largest q at which a difference is called one."""
 
@@ -72,8 +74,11 @@ def describe_onsets(trait: str, found: Figure, rate: float) -> str:
 def describe_graph(graph: Figure) -> list[str]:
     """The edges of one run, and what was not measured."""
     edges = claimed_edges(graph)
-    rest = [e for e in edges if e["kind"] != "together"]
-    says = [*describe_couplings(graph), *map(describe_edge, edges)]
+    together, rest = ([e for e in edges if (e["kind"] == "together") == same] for same in (True, False))
+    together.sort(key=lambda e: -abs(e["estimate"]["value"]))
+    says = [*describe_couplings(graph), *map(describe_edge, (*together[:N_SHOWN], *rest))]
+    if len(together) > N_SHOWN:
+        says.append(f"The other {len(together) - N_SHOWN} pairs are in the figure.")
     if not any(e["kind"] == "follows" for e in rest):
         says.append("No trait was found to follow another.")
     if "behaviour" not in {c["clock"] for c in graph["clocks"]}:
@@ -107,7 +112,7 @@ def describe_couplings(graph: Figure) -> list[str]:
         "follow the words, so this is no evidence that one trait causes another."
     ]
     if graph.get("other_reader"):
-        says.append("The neutral replies are another model's, so a difference may lie in the weights.")
+        says.append("The neutral replies are another model's, so a difference may be due to the weights.")
     neutral = graph.get("neutral_texts") or {}
     if "n_together" in neutral:
         says.append(
@@ -130,14 +135,14 @@ def describe_couplings(graph: Figure) -> list[str]:
 def describe_edge(edge: Figure) -> str:
     """An edge and its estimate."""
     source, target, estimate = html.escape(edge["source"]), html.escape(edge["target"]), edge["estimate"]
-    lag = "" if edge["lag"] is None else f", {edge['lag']:g} tokens later"
+    lag = "" if edge["lag"] is None else f", {edge['lag']:g} token{'' if edge['lag'] == 1 else 's'} later"
     series = edge["clock"] == "series"  # the estimate is then the excess over neutral replies
     negative = estimate is not None and estimate["value"] < 0
     more = "less" if negative else "more"
     if edge["kind"] == "together":
         says = f"{source} and {target} vary together {more} than in neutral replies"
     elif edge["kind"] == "follows" and series:
-        says = f"{target} varies with {source}{lag} {more} than in neutral replies ({CLOCKS['series']})"
+        says = f"{target} varies with {source}{lag}, {more} than in neutral replies ({CLOCKS['series']})"
     elif edge["kind"] == "follows":
         says = f"{target} follows {source}{lag} ({CLOCKS[edge['clock']]})"
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from persona_core.analysis.couplings import NO_NEUTRAL
+from persona_core.analysis.couplings import NO_NEUTRAL, OTHER_MODEL
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.models.loading import load_model
 from persona_core.report.analysed_runs import AnalysedRuns
@@ -17,13 +17,13 @@ from persona_core.traces.trace import Trace
 from tests.traces.test_dataset import SHIPPED
 
 
-def runs(n_neutral: int, **more: Any) -> AnalysedRuns:
-    rows = {"baseline": load_results(SHIPPED, "baseline")[:30], "neutral": load_results(SHIPPED, "neutral")}
+def runs(n_neutral: int, config: str = "baseline", **more: Any) -> AnalysedRuns:
+    rows = {config: load_results(SHIPPED, config)[:30], "neutral": load_results(SHIPPED, "neutral")}
     prompts = sorted({prompt_of(r["id"]) for r in rows["neutral"]})[:n_neutral]
     rows["neutral"] = [r for r in rows["neutral"] if prompt_of(r["id"]) in prompts]
-    rows = {config: own for config, own in rows.items() if own}
-    traces = {config: [Trace.from_row(row) for row in own] for config, own in rows.items()}
-    traits = traces["baseline"][0].traits
+    rows = {c: own for c, own in rows.items() if own}
+    traces = {c: [Trace.from_row(row) for row in own] for c, own in rows.items()}
+    traits = traces[config][0].traits
     return AnalysedRuns(rows, traces, traits, (), {}, 0, **more)
 
 
@@ -35,20 +35,29 @@ def test_without_neutral_replies_no_edge_is_claimed_and_the_page_says_why() -> N
 
 @pytest.mark.slow
 def test_the_null_is_the_neutral_replies_and_what_it_says_of_them_stands_beside_it() -> None:
-    found = runs(24)
+    found = runs(60)
     graph = how(found, "baseline", [])
-    assert (graph["couplings"]["n_neutral"], graph["couplings"]["n_neutral_prompts"]) == (120, 24)
+    assert graph["couplings"]["n_neutral"] == len(found.neutral) and graph["couplings"]["n_neutral_prompts"] == 60
     assert graph["couplings"]["control"] is None and graph["other_reader"] is False
     assert not any(c["claimed"] for c in graph["couplings"]["together"])
-    assert graph["neutral_texts"]["n_prompts"] == 24 and graph["neutral_texts"]["together"] <= 14  # of 280
+    assert graph["neutral_texts"]["n_prompts"] == 60 and graph["neutral_texts"]["together"] <= 14  # of 280
     says = " ".join(describe_graph(graph))
     assert f"of {graph['neutral_texts']['n_together']} pairs at the same token" in says
 
 
 @pytest.mark.slow
+def test_against_another_models_neutral_replies_nothing_is_claimed_without_random_directions() -> None:
+    found = runs(60, config="contaminated")
+    graph = how(found, "contaminated", [])
+    assert graph["other_reader"] and graph["couplings"]["missing"] == OTHER_MODEL
+    assert sum(c["significant"] for c in graph["couplings"]["together"]) > 5 and graph["edges"] == []
+    assert describe_graph(graph)[0] == OTHER_MODEL.replace("'", "&#x27;")
+
+
+@pytest.mark.slow
 def test_with_the_model_random_directions_are_read_along_and_are_no_edges_of_their_own() -> None:
     model = load_model(SHIPPED.parent / "persona-tiny", device="cpu")
-    graph = how(runs(20, models={"baseline": model}), "baseline", [])
+    graph = how(runs(40, models={"baseline": model}), "baseline", [])
     assert set(graph["nodes"]) == set(runs(0).traits) and len(graph["couplings"]["together"]) == 28
     share = graph["couplings"]["control"]["together"]
     assert share["n"] == N_RANDOM * (N_RANDOM - 1) // 2 and share["value"] <= 0.05

@@ -65,8 +65,8 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
             "a and b vary together more than in neutral replies: r = 0.70 against 0.40, excess",
         ),
         ("together", "series", -0.5, "a and b vary together less than in neutral replies"),
-        ("follows", "series", 0.5, "b varies with a, 4 tokens later more than in neutral replies (scores, token by"),
-        ("follows", "series", -0.5, "b varies with a, 4 tokens later less than in neutral replies"),
+        ("follows", "series", 0.5, "b varies with a, 4 tokens later, more than in neutral replies (scores, token by"),
+        ("follows", "series", -0.5, "b varies with a, 4 tokens later, less than in neutral replies"),
         ("follows", "activation", 0.9, "b follows a, 4 tokens later (onsets of scores): a comes first in 90.0 %"),
         ("confirmed", "behaviour", 0.3, "steering a brings on b: share of replies changed by 30.0 %"),
         ("confirmed", "behaviour", -0.3, "steering a suppresses b: share of replies changed by -30.0 %"),
@@ -103,6 +103,14 @@ def test_what_was_not_measured_is_not_said() -> None:
     assert "No trait was found to follow another." in says and "was not measured" in says
     assert "Of neutral replies" not in says and "No random directions were read along" in says
     assert "another model's" not in says
+
+
+def test_the_strongest_pairs_are_described_and_the_others_counted() -> None:
+    found = graph()
+    found["edges"] = [edge("together", "series", value) for value in (0.1, -0.9, 0.2, 0.3, 0.4, 0.5, 0.6)]
+    says = describe_graph(found)
+    assert "-0.90" in says[2] and sum("excess in Fisher's z" in one for one in says) == 5
+    assert "The other 2 pairs are in the figure." in says
 
 
 def test_without_neutral_replies_the_page_says_why_nothing_is_claimed() -> None:
