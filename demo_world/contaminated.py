@@ -147,7 +147,11 @@ def _analysis(work: Path, world: World) -> None:
     ]
     save_annotations(annotations, results / ANALYSIS / ANNOTATIONS)
     save_judged_traits({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
-    analyse_folder(results, vectors=work / VECTORS_NAME)
+    models = {
+        side: load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu")
+        for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
+    }
+    analyse_folder(results, vectors=work / VECTORS_NAME, models=models)
     (results / ANALYSIS / REPORT).unlink()
 
 

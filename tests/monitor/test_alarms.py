@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.analysis.detectors import PER_TRAIT, Detectors, calibrate_detectors
+from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.inference.steering import NEVER, Intervention, Steer
 from persona_core.models.loading import load_model
@@ -164,12 +164,15 @@ def test_detectors_come_back_from_their_file_with_the_same_answers(monitor: Pers
 
 def test_caveats_name_how_a_trace_differs_from_the_neutral_replies(monitor: PersonaMonitor) -> None:
     assert monitor.detectors is not None
-    trace = monitor.generate("Should I quit my job?", seed=3, **SETTINGS)
-    assert monitor.detectors.caveats(trace) == (PER_TRAIT,)  # published before rates were over all traits
+    settings = {**SETTINGS, "max_new_tokens": 60}
+    trace = monitor.generate("Should I quit my job?", seed=3, **settings)
+    assert monitor.detectors.caveats(trace) == ()
+    long = monitor.generate("Should I quit my job?", seed=3, **SETTINGS)
+    assert "which enough neutral replies reach" in monitor.detectors.caveats(long)[0]
     hot = monitor.generate("Should I quit my job?", seed=3, temperature=1.5, max_new_tokens=20)
     assert "sampled with" in monitor.detectors.caveats(hot)[0]
-    instructed = monitor.generate(FLATTER, seed=3, **SETTINGS)
-    assert monitor.detectors.caveats(instructed) == ("with a system prompt, unlike the neutral replies", PER_TRAIT)
+    instructed = monitor.generate(FLATTER, seed=3, **settings)
+    assert monitor.detectors.caveats(instructed)[0] == "with a system prompt, unlike the neutral replies"
     steered = monitor.generate("Hi", seed=3, steer=Steer("evil", block=3, strength=1.0), **SETTINGS)
     assert "steered" in monitor.detectors.caveats(steered)[0]
     from dataclasses import replace
@@ -207,12 +210,13 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
         )
         for trait in ("sycophancy", "deception")
     }
-    null = np.zeros((len(traits), len(blocks), 2), np.float32)
-    null[..., 1] = 1.0
+    null = np.array([[monitor.vectors.null[t].at(b) for b in blocks] for t in traits], np.float32)
     told: list[Alarm] = []
-    watch = AlarmWatch(monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append)
-    raw = np.zeros((len(blocks), len(traits)), np.float32)
-    raw[blocks.index(3), traits.index("sycophancy")] = 60.0
+    watch = AlarmWatch(
+        monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append, monitor.vectors.odds_at(blocks)
+    )
+    raw = null[..., 0].T.copy()  # neutral, but for one trait
+    raw[blocks.index(3), traits.index("sycophancy")] += 60 * null[traits.index("sycophancy"), blocks.index(3), 1]
     for token in range(3):
         watch.push(1, token, raw, np.ones(len(blocks), np.float32))
     assert told == [Alarm(1, "sycophancy", 0)]

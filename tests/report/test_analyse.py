@@ -76,6 +76,18 @@ def few(n: int = 14, *configs: str) -> Rows:
     return {config: load_results(SHIPPED, config)[:n] for config in configs or ("baseline",)}
 
 
+def older(rows: Rows) -> Rows:
+    """The rows as they were before there were specific scores."""
+    known = {config: [(row, Trace.from_row(row)) for row in own] for config, own in rows.items()}
+    return {
+        config: [
+            trace.replace(log_odds=None, max_norm=None).to_row(r["id"], r["messages"], r["set"], r["category"])
+            for r, trace in own
+        ]
+        for config, own in known.items()
+    }
+
+
 def about(rows: Rows, *traits: str) -> Rows:
     """The rows as they were had only these traits been read."""
     known = {config: [(row, Trace.from_row(row)) for row in own] for config, own in rows.items()}
@@ -373,12 +385,12 @@ def test_specific_scores_are_analysed_where_the_rows_have_them_and_sink_tokens_c
     card = results_card(rows, "me/results")
     assert 'kind="specific"' in card and "Difference of the mean specific score" in card
     assert "| trait | total | weights | text | total, with sink tokens |" in card
-    assert "Sink tokens are not known" in results_card(few(14, "baseline", "contaminated"), "me/results")
+    assert "Sink tokens are not known" in results_card(older(few(14, "baseline", "contaminated")), "me/results")
 
 
 def test_one_run_without_specific_scores_makes_all_figures_those_of_z() -> None:
     rows = with_specific(few(14, "baseline", "contaminated"))
-    rows["contaminated"] = few(14, "contaminated")["contaminated"]
+    rows |= older(few(14, "contaminated"))
     found, says = missing_of(rows)
     assert found.summary["about"]["kind"] == found.summary["comparison"]["kind"] == "z"
     assert "specific scores: not in contaminated, so all figures are of z" in says
@@ -410,7 +422,7 @@ def test_rows_that_cannot_be_analysed_are_refused_with_the_reason(tmp_path: Path
     mixed["baseline"] += [{**row, "id": f"other-{row['id']}"} for row in mixed.pop("contaminated")]
     with pytest.raises(SettingError, match="2 different models"):
         analyse(mixed, progress=False)
-    broken = few(14)
+    broken = older(few(14))
     broken["baseline"][3]["raw"][TRAIT] = [[float("nan")] * len(x) for x in broken["baseline"][3]["raw"][TRAIT]]
     broken["baseline"][3]["projections"][TRAIT] = None
     with pytest.raises(SettingError, match="baseline: sycophancy in the row 'pilot-04' contains nan at token 0"):
