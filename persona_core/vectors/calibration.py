@@ -42,6 +42,8 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
     readers = {(t.provenance.reader, t.provenance.reader_adapter, t.provenance.template) for t in neutral}
     if len(readers) > 1:
         raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
+    if sum(len(t.reply_positions) for t in neutral) < MIN_TOKENS:
+        raise SettingError("The neutral replies hold no tokens to calibrate on.")
     for trace in neutral:
         if not (np.isfinite(trace.raw[..., trace.reply_positions]).all() and np.isfinite(trace.norms).all()):
             raise SettingError(f"A neutral trace (seed {trace.provenance.seed}) holds NaN or infinity.")

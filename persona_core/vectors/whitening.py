@@ -67,7 +67,7 @@ def within_class_covariance(classes: Iterable[np.ndarray]) -> Covariance:
 
     >>> rng = np.random.default_rng(0)
     >>> found = within_class_covariance([rng.normal(size=(400, 3)) + 9, rng.normal(size=(400, 3))])
-    >>> abs(found.sample - np.eye(3)).max() < 0.15, found.n_tokens
+    >>> bool(abs(found.sample - np.eye(3)).max() < 0.15), found.n_tokens
     (True, 800)
     """
     total: np.ndarray | None = None

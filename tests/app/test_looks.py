@@ -176,7 +176,8 @@ def test_choices_by_keyboard_change_every_panel(visit: Callable[..., Any], url: 
     page.wait_for_selector("#view .js-plotly-plot")
     page.locator("#view [data-part=options] summary").press("Enter")
     page.keyboard.press("Tab")
-    page.keyboard.press("ArrowDown")  # the kind of score
+    page.keyboard.press("ArrowDown")  # the kind of score: from specific to z
+    page.keyboard.press("ArrowDown")
     assert page.locator("#view [data-part=key-unit]").inner_text() == "cosine"
     page.keyboard.press("Escape")
     page.locator("#view .tv-text").first.focus()

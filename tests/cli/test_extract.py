@@ -195,7 +195,7 @@ def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
     said = capsys.readouterr().out
     assert "0 questions, no cost" in said
     # 2 traits x 3 arms and strengths x 2 questions x 2 scores.
-    assert "up to 24 more questions" in said
+    assert "up to 120 more questions" in said
 
 
 # Bad input.

@@ -231,6 +231,7 @@ def test_the_best_block_is_the_best_on_the_split_that_chose_it() -> None:
 @cache
 def block_states(block: int) -> list[np.ndarray]:
     """Output of one block at the reply's own tokens, float64 `[n_tokens, d_model]` for each fresh reply."""
+    replies()  # written before the hook is there
     caught: list[np.ndarray] = []
 
     def hook(_module: Any, _args: Any, output: Any) -> None:
@@ -277,7 +278,7 @@ def test_the_null_is_that_of_neutral_replies() -> None:
     arrays = load_file(str(VECTORS / "vectors.safetensors"))
     for trait in (TRAIT, "evil"):
         block = config()["best_block"][trait]
-        vector = arrays[f"vector/{trait}"][block].astype("f8")
+        vector = arrays[f"reading/{trait}"][block].astype("f8")
         own = [s for s, r in zip(block_states(block), replies(), strict=True) if r.trait is None]
         raw = np.concatenate(own) @ vector / np.linalg.norm(vector)
         z = (raw - arrays[f"null_mean/{trait}"][block]) / arrays[f"null_std/{trait}"][block]

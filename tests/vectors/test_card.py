@@ -35,7 +35,8 @@ def section(card: str, trait: str) -> str:
 
 
 def test_a_failed_control_stands_in_the_overview_and_in_the_section_of_its_trait() -> None:
-    card = vectors_card(shipped(flags=[{"control": "length", "says": "Length alone tells it."}]))
+    flags = [{"control": "length", "says": "Length alone tells it."}]
+    card = vectors_card(shipped(flags=flags, not_measured=["best_other_vector"], best_other_vector=None))
     row = next(line for line in card.splitlines() if line.startswith("| deception |"))
     assert "**fails length; not measured:" in row and "⚠ **length**: Length alone tells it." in section(
         card, "deception"
@@ -117,8 +118,9 @@ def test_what_the_auroc_is_worth_stands_beside_it() -> None:
 
 
 def test_every_control_passed_is_said_only_where_every_control_was_measured() -> None:
-    """The shipped figures are of an older version, without the controls in `BESIDE`."""
-    older, newer = (section(vectors_card(shipped(**more, flags=[])), "deception") for more in ({}, BESIDE))
+    """Figures of an older version are without the controls in `BESIDE`."""
+    without = {**dict.fromkeys(BESIDE), "not_measured": ["best_other_vector"]}
+    older, newer = (section(vectors_card(shipped(**more, flags=[])), "deception") for more in (without, BESIDE))
     assert "passes every control" not in older and "not measured: another trait's vector" in older
     assert "This vector passes every control." in newer
 
@@ -181,6 +183,9 @@ def test_the_name_of_a_trait_never_leads_out_of_the_folder(tmp_path: Path, monke
         tensors={name: vectors.tensors["evil"]},
         best_block={name: vectors.best_block["evil"]},
         null={name: vectors.null["evil"]},
+        readings={},
+        steering_null={},
+        log_odds={},
         config={**vectors.config, "validation": {name: vectors.config["validation"]["evil"]}},
     )
     written: list[Path] = []
