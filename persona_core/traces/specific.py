@@ -55,7 +55,7 @@ def specific_scores(raw: np.ndarray, at: LogOdds) -> np.ndarray:
         at: `[n_traits]` each.
 
     >>> at = LogOdds(np.ones(2), np.zeros(2), np.zeros(2), np.ones(2))
-    >>> specific_scores(np.array([[9.0], [9.0]]), at).astype(int).tolist()  # neutral no, but neither trait in particular
+    >>> specific_scores(np.array([[9.0], [9.0]]), at).astype(int).tolist()  # not neutral, but neither in particular
     [[0], [0]]
     >>> specific_scores(np.array([[9.0], [0.0]]), at).astype(int).tolist()
     [[8], [-9]]
