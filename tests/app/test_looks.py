@@ -58,6 +58,11 @@ def nothing(page: Any) -> None:
     del page
 
 
+def figures(page: Any) -> None:
+    page.locator("#vectors-figures").scroll_into_view_if_needed()  # they are drawn once they are in sight
+    page.wait_for_selector("#vectors-figures .plot .main-svg")
+
+
 # name: tab, what is there once it is open, what is done then
 TABS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
     "live": ("Live", "#view .tv-tok", live),
@@ -65,7 +70,7 @@ TABS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
     "read": ("Read a text", "#read-go", read),
     "runs": ("Runs", "#explorer .ex-cell", runs),
     "analysis": ("When / How / Where", "#analysis .plot .main-svg", nothing),
-    "vectors": ("Vectors", "#vectors-figures .plot .main-svg", nothing),
+    "vectors": ("Vectors", "#vectors-figures .plot", figures),
 }
 
 
