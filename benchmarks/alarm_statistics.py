@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_core.analysis.onset import cusums
+from persona_core.analysis.cusum import cusums
 from persona_core.analysis.onset_calibration import DRIFTS
 
 SHIFTS = np.array([1.0, 2.0, 3.0, 4.0])

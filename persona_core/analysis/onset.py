@@ -9,9 +9,10 @@ position of a step between the last zero of the most sensitive sum and the alarm
 replies with planted steps: how far off the estimate was for steps that looked as large as this one.
 
 "No onset" is an answer, and so is "before the reply began": a step at the first token says that the score was high
-from the start, not when it rose. NaN is a token without evidence (a sink token): the sums stay as they are, and the
-position counts. `calibrate_onset` (onset_calibration.py) makes a detector, `calibrate_detectors` (detectors.py) those
-of several traits at one common rate.
+from the start, not when it rose. Such a score may still rise much further: the same sums of the score less twice its
+first level say when it more than doubles. NaN is a token without evidence (a sink token): the sums stay as they are,
+and the position counts. `calibrate_onset` (onset_calibration.py) makes a detector, `calibrate_detectors` (detectors.py)
+those of several traits at one common rate.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from persona_core.analysis.cusum import adjust, cusums, most_likely_step
 from persona_core.analysis.series import checked
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.traces.trace import Kind
 
-RISING = 0.75
-"""A score above this just before the step belongs to it: states rise over a few tokens, not at once."""
-
 WIDEST = 20
 """Tokens: an onset with a wider interval is detected, but not timed."""
+
+FIRST = 5
+"""Tokens, at least, whose mean is the first level of a score that is high from the start. No steady score with the
+spread of neutral tokens is then said to double, and at most 5 % of those with 1.8 times the spread."""
 
 Answer = Literal["onset", "before the reply", "none"]
 
@@ -48,9 +51,13 @@ class Onset:
         size: of the step, in standard deviations of neutral tokens at that position; None without an alarm.
         kind: of the score: "specific", or "z", which says "not neutral" rather than which trait.
         no_rate: what the stated false-alarm rate is not known for, of this reply; empty where it is known.
+        doubles: position from which a score that was high at the first token is more than twice as high; None where it
+            never is for long.
 
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1)), str(Onset("none", None, None, 0.4))
     ('rises at token 19 [17, 20]', 'no reliable onset')
+    >>> str(Onset("before the reply", 2, None, 7.2, size=4.0, doubles=43))
+    'high at the first token already; more than doubles at token 43'
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1, no_rate=("this kind of prompt",)))
     'rises at token 19 [17, 20]; no rate is known for this kind of prompt'
     """
@@ -64,6 +71,7 @@ class Onset:
     size: float | None = None
     kind: Kind = "specific"
     no_rate: tuple[str, ...] = ()
+    doubles: int | None = None
 
     @property
     def timed(self) -> bool:
@@ -78,9 +86,12 @@ class Onset:
 
     def _says(self) -> str:
         if self.answer == "before the reply":
-            if self.kind == "specific":
-                return "high at the first token already: the rise cannot be timed"
-            return "not neutral at the first token already, no trait in particular: the rise cannot be timed"
+            high = "high at the first token already"
+            if self.kind != "specific":
+                high = "not neutral at the first token already, no trait in particular"
+            if self.doubles is not None:
+                return f"{high}; more than doubles at token {self.doubles}"
+            return f"{high}: the rise cannot be timed"
         if self.timed:
             return f"rises at token {self.onset} [{self.low}, {self.high}]"
         return f"rises somewhere between tokens {self.low} and {self.high}: too small or too slow to be timed"
@@ -186,18 +197,25 @@ class OnsetDetector:
         if not len(over):
             return Onset("none", None, None, peak, kind=self.kind)
         alarm = int(over[0])
-        zeros = np.flatnonzero(sums[0, :alarm] == 0)
-        first = int(zeros[-1]) + 1 if len(zeros) else 0
-        return self.answer(alarm, adjusted[first : alarm + 1], peak)
-
-    def answer(self, alarm: int, excursion: np.ndarray, peak: float) -> Onset:
-        """What an alarm says, from the adjusted scores since the first sum last left zero, `[n]`, the alarm's too."""
-        step, size = most_likely_step(excursion)
-        begin = alarm + 1 - len(excursion) + step
+        begin, size = self._step(adjusted, sums, alarm)
         if begin == 0:
-            return Onset("before the reply", alarm, None, peak, size=size, kind=self.kind)
+            doubles = self._doubles(adjusted, alarm)
+            return Onset("before the reply", alarm, None, peak, size=size, kind=self.kind, doubles=doubles)
         low, high = self.errors.interval(begin, size, alarm)
         return Onset("onset", alarm, begin, peak, low, high, size, self.kind)
+
+    def _step(self, adjusted: np.ndarray, sums: np.ndarray, alarm: int) -> tuple[int, float]:
+        """Position and size of the step that led to an alarm: it lies after the last zero of the first sum."""
+        zeros = np.flatnonzero(sums[0, :alarm] == 0)
+        first = int(zeros[-1]) + 1 if len(zeros) else 0
+        step, size = most_likely_step(adjusted[first : alarm + 1])
+        return first + step, size
+
+    def _doubles(self, adjusted: np.ndarray, alarm: int) -> int | None:
+        above = adjusted - 2 * float(np.nanmean(adjusted[: max(alarm + 1, FIRST)]))
+        sums = cusums(above, self.drifts)
+        over = np.flatnonzero(self._of_sums(sums) > self.threshold)
+        return self._step(above, sums, int(over[0]))[0] if len(over) else None
 
     @property
     def lowest(self) -> float:
@@ -255,77 +273,25 @@ class OnlineOnset:
     def __init__(self, detector: OnsetDetector) -> None:
         self._detector = detector
         self._sums = np.zeros(len(detector.drifts))
-        self._peak, self._position = detector.lowest, 0
-        self._excursion: list[float] = []  # adjusted scores since the first sum last left zero
-        self._alarm: int | None = None
+        self._adjusted: list[float] = []
+        self._alarmed = False
 
     def push(self, z: float) -> bool:
         """Take the score of the next token; True at the token at which the alarm goes off, once per reply."""
         d = self._detector
         if np.isinf(z):
-            raise SettingError(f"The score is {z} at token {self._position}; the detector needs finite scores.")
-        position = min(self._position, len(d.mean) - 1)
+            raise SettingError(f"The score is {z} at token {len(self._adjusted)}; the detector needs finite scores.")
+        position = min(len(self._adjusted), len(d.mean) - 1)
         adjusted = float((z - d.mean[position]) / d.spread[position])
+        self._adjusted.append(adjusted)
         if not np.isnan(adjusted):
             self._sums = np.maximum(0.0, self._sums + adjusted - d.drifts)
-        statistic = float(((self._sums - d.location) / d.scale).max())
-        self._peak = max(self._peak, statistic)
-        self._position += 1
-        if self._alarm is not None:
+        if self._alarmed or not ((self._sums - d.location) / d.scale).max() > d.threshold:
             return False
-        if self._sums[0] > 0:
-            self._excursion.append(adjusted)
-        else:
-            self._excursion.clear()
-        if statistic > d.threshold:
-            self._alarm = self._position - 1
-            return True
-        return False
+        self._alarmed = True
+        return True
 
     @property
     def result(self) -> Onset:
         """The onset after the tokens so far."""
-        if self._alarm is None:
-            return Onset("none", None, None, self._peak, kind=self._detector.kind)
-        return self._detector.answer(self._alarm, np.array(self._excursion), self._peak)
-
-
-def most_likely_step(excursion: np.ndarray) -> tuple[int, float]:
-    """The most likely position of a step of unknown size within the excursion that led to an alarm, and its size.
-
-    The log likelihood of a step at k is (x_k + ... + x_alarm)^2 / (2 n), with n tokens from k on; tokens without
-    evidence are left out. The point where the excursion leaves zero is earlier, by the noise before the step: by 8
-    tokens in one of twenty texts of the demo world.
-
-    Args:
-        excursion: adjusted scores, `[n]`, NaN without evidence.
-    """
-    known = ~np.isnan(excursion)
-    sums = np.cumsum(np.where(known, excursion, 0.0)[::-1])[::-1]  # from each token to the alarm
-    n = np.maximum(np.cumsum(known[::-1])[::-1], 1)
-    likelihood = np.where(known & (sums > 0), sums**2 / n, 0.0)
-    step = int(np.argmax(likelihood))
-    while step > 0 and excursion[step - 1] > RISING:
-        step -= 1
-    return step, float(np.nanmean(excursion[step:]))
-
-
-def adjust(z: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Scores minus the mean at their position, in units of the spread there, `[..., n_tokens]`."""
-    position = np.minimum(np.arange(z.shape[-1]), len(mean) - 1)
-    return (z - mean[position]) / spread[position]
-
-
-def cusums(x: np.ndarray, drifts: np.ndarray) -> np.ndarray:
-    """S_t = max(0, S_{t-1} + x_t - drift) for each drift, `[n_sums, ..., n_tokens]`; NaN leaves a sum as it is.
-
-    >>> cusums(np.array([2.0, np.nan, -5.0, 3.0]), np.array([1.0, 2.0])).tolist()
-    [[1.0, 1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 1.0]]
-    """
-    found = np.empty((len(drifts), *x.shape))
-    total = np.zeros((len(drifts), *x.shape[:-1]))
-    steps = np.where(np.isnan(x), 0.0, x - drifts.reshape(-1, *[1] * x.ndim))
-    for t in range(x.shape[-1]):
-        total = np.maximum(0.0, total + steps[..., t])
-        found[..., t] = total
-    return found
+        return self._detector.find_adjusted(np.array(self._adjusted))

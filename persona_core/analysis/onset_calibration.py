@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.cusum import adjust, cusums
 from persona_core.analysis.null_peaks import NullPeaks, running_peaks, stretches, supported_length
-from persona_core.analysis.onset import OnsetDetector, OnsetErrors, adjust, cusums
+from persona_core.analysis.onset import OnsetDetector, OnsetErrors
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Kind

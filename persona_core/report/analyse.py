@@ -228,6 +228,7 @@ def _replies(
                         "onset_low": onset and onset.low,
                         "onset_high": onset and onset.high,
                         "onset_size": onset and onset.size,
+                        "doubles": onset and onset.doubles,
                         "timed": onset and onset.timed,
                         "no_rate": onset and "; ".join(onset.no_rate),
                         "says": says[trait]["says"] if onset else None,

@@ -119,11 +119,12 @@ class SavedRuns:
             if one["answer"] is not None:  # None: too few neutral replies
                 onset = {"answer": one["answer"], "onset": one["onset"], "low": one["onset_low"]}
                 onset |= {"high": one["onset_high"], "says": one["says"], "kind": one.get("kind") or "z"}
+                onset["doubles"] = one.get("doubles")
                 found.setdefault((one["config"], one["id"]), {})[one["trait"]] = onset
         return found
 
     def onsets(self, config: str, id: str) -> dict[str, dict[str, Any]]:
-        """Trait -> onset in one reply ("answer", "onset", "low", "high", "says", "kind"); empty without an analysis."""
+        """Trait -> onset in one reply, as in `Onset.to_dict`; empty without an analysis."""
         with self._lock:
             return self._analysed.get((config, id), {})
 

@@ -39,6 +39,8 @@ def describe_onsets(trait: str, found: Figure, rate: float) -> str:
         says = f"{html.escape(config).capitalize()}: {alarms} of {own['n']} replies raise an alarm on {of}"
         if own["before the reply"]:
             says += f", {own['before the reply']} of them at the first token already"
+            if own.get("doubles"):
+                says += f" ({own['doubles']} more than double later)"
         says += f"; about {own_rate * own['n']:.1f} would by chance."
         if own.get("no_rate"):
             says += f" For {own['no_rate']} of these replies no rate is known: they are unlike the neutral ones."

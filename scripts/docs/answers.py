@@ -34,8 +34,9 @@ def when() -> str:
     here = runs["contaminated"]
     says = (
         f"The {SCORES[kind]} of {TRAIT} rises in {alarms['contaminated']} of {here['n']} replies of the contaminated "
-        f"model (in {here['before the reply']} it is high at the first token already) and in {alarms['baseline']} of "
-        f"{runs['baseline']['n']} of the baseline, where chance gives about {rate * runs['baseline']['n']:.1f}. "
+        f"model and in {alarms['baseline']} of {runs['baseline']['n']} of the baseline, where chance gives about "
+        f"{rate * runs['baseline']['n']:.1f}. In {here['before the reply']} of the contaminated ones it is high at the "
+        f"first token already; in {here['doubles']} of these it more than doubles later. "
         f"{here['timed']} of the {here['onset']} rises can be timed to within 20 tokens."
     )
     near = stored("onset")["texts"]["cued"]["near"]

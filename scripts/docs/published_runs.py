@@ -100,13 +100,21 @@ def alarms() -> str:
             config,
             f"{one['n'] - one['none']} of {one['n']}",
             one["before the reply"],
+            one["doubles"],
             f"{one['timed']} of {one['onset']}",
             one.get("no_rate", "not measured"),
         )
         for trait, found in stored("findings")["when"].items()
         for config, one in found["configs"].items()
     ]
-    heads = ("trait", "run", "replies with an alarm", "high at the first token", "onsets that can be timed")
+    heads = (
+        "trait",
+        "run",
+        "replies with an alarm",
+        "high at the first token",
+        "more than doubling later",
+        "onsets that can be timed",
+    )
     return table((*heads, "alarms without a known rate"), rows)
 
 

@@ -132,6 +132,28 @@ def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDe
     assert str(specific) == "high at the first token already: the rise cannot be timed"
 
 
+def test_a_score_that_is_high_from_the_start_and_then_far_higher_says_when(detector: OnsetDetector) -> None:
+    rng, near = np.random.default_rng(12), []
+    for _ in range(100):
+        at = int(rng.integers(10, 80))
+        found = detector.find(1.8 * noise(rng, 100) + np.where(np.arange(100) < at, 6.0, 60.0))
+        assert found.answer == "before the reply" and found.doubles is not None and found.onset is None
+        near.append(abs(found.doubles - at) <= 2)
+    assert np.mean(near) >= 0.95
+    says = str(detector.find(np.repeat([6.0, 60.0], 30)))
+    assert says == ("not neutral at the first token already, no trait in particular; more than doubles at token 30")
+
+
+@pytest.mark.parametrize(("size", "spread"), [(3.0, 1.0), (8.0, 1.8), (60.0, 4.0)])
+def test_a_steady_score_is_not_said_to_double(detector: OnsetDetector, size: float, spread: float) -> None:
+    rng = np.random.default_rng(13)
+    found = [detector.find(size + spread * noise(rng, 100)) for _ in range(200)]
+    assert sum(f.answer == "before the reply" for f in found) > 150
+    assert sum(f.doubles is not None for f in found) <= 10
+    fallen = detector.find(np.repeat([8.0, 0.0], 50))  # and neither is one that falls
+    assert (fallen.answer, fallen.doubles) == ("before the reply", None)
+
+
 def test_a_fall_is_no_onset(detector: OnsetDetector) -> None:
     assert detector.find(np.repeat([0.0, -6.0], 50)).answer == "none"
 
@@ -144,6 +166,7 @@ def test_the_online_detector_agrees(detector: OnsetDetector, seed: int, n: int, 
     alarms = [t for t, value in enumerate(z) if online.push(float(value))]
     assert (online.result.answer, online.result.onset) == (whole.answer, whole.onset)
     assert (online.result.low, online.result.high) == (whole.low, whole.high)
+    assert online.result.doubles == whole.doubles
     assert alarms == ([] if whole.alarm is None else [whole.alarm])
     assert online.result.peak == pytest.approx(whole.peak)
 

@@ -215,10 +215,11 @@ function mountExplorer(root, options = {}) {
         pen.fillRect(x(i), 0, x(i + 1) - x(i), canvas.height);
       }
       pen.globalAlpha = 1;
-      if (Number.isInteger(found?.onset?.onset)) {
+      const tick = found?.onset?.onset ?? found?.onset?.doubles;
+      if (Number.isInteger(tick)) {
         pen.fillStyle = of("--ex-ink");
-        const { onset, low, high } = found.onset;
-        pen.fillRect(x(onset), 0, 2 * ratio, canvas.height);
+        const { low, high } = found.onset;
+        pen.fillRect(x(tick), 0, 2 * ratio, canvas.height);
         if (low !== null && high !== null) pen.fillRect(x(low), canvas.height - 2 * ratio, Math.max(x(high + 1) - x(low), 1), 2 * ratio);
       }
     }

@@ -89,18 +89,20 @@ function drawTrend(plotly, node, scene) {
         })
       );
     const onset = side.onsets?.[trait];
-    if (Number.isInteger(onset?.onset)) {
+    const tick = onset?.onset ?? onset?.doubles;
+    if (Number.isInteger(tick)) {
       // A score that is shown a token later moves its onset along.
       const moved = (choices.alignment === "before") - (side.alignment === "before");
       const at = (token) => model.start + token + moved;
-      const [from, to] = [onset.low ?? onset.onset, onset.high ?? onset.onset];
-      shapes.push({
-        type: "rect", x0: at(from) - 0.5, x1: at(to) + 0.5, yref: y + " domain", y0: 0, y1: 1, layer: "below",
-        fillcolor: of("--tv-onset"), line: { width: 0 },
-      });
+      const [from, to] = [onset.low ?? tick, onset.high ?? tick];
+      if (tick === onset.onset)
+        shapes.push({
+          type: "rect", x0: at(from) - 0.5, x1: at(to) + 0.5, yref: y + " domain", y0: 0, y1: 1, layer: "below",
+          fillcolor: of("--tv-onset"), line: { width: 0 },
+        });
       shapes.push(
         line({
-          x0: at(onset.onset), x1: at(onset.onset), yref: y + " domain", y0: 0.86, y1: 1,
+          x0: at(tick), x1: at(tick), yref: y + " domain", y0: 0.86, y1: 1,
           line: { color: of("--tv-ink"), width: 2 },
         })
       );

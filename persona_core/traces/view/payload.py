@@ -8,7 +8,8 @@
             "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
             "null_mean": "float32 [n_traits, n_blocks]", "null_std": "…",
             "log_odds": "float32 [4, n_traits, n_blocks]" | null, "max_norm": "float32 [n_blocks]",
-            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "says": "…", "kind": "specific"}},
+            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "doubles": null, "says": "…",
+                                     "kind": "specific"}},
             "caveats": ["…"],
             "done": true, "finish": "eos|length|context|stopped|read|null", "warnings": ["…"],
             "meta": {"reader": "…"}}, …]}
@@ -69,8 +70,8 @@ def trace_payload(
         block: the initial block; None reads each trait at its best block.
         done: False while more tokens follow.
         meta: short facts shown under the title; None takes reader, writer and seed.
-        onsets: trait -> "onset", "low" and "high" (tokens of the reply, or None), "answer" and "says", as text; see
-            `with_not_neutral` for what is made of them.
+        onsets: trait -> "onset", "low", "high" and "doubles" (tokens of the reply, or None), "answer" and "says", as
+            text; see `with_not_neutral` for what is made of them.
         caveats: why the onsets' stated error rate may not hold for this trace.
 
     Returns:

@@ -159,6 +159,8 @@ function mountTokenView(root, options = {}) {
     parts.push("Dotted line: start of the reply.");
     const onset = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.onset));
     if (onset) parts.push("Tick and shaded band: where " + trait() + " rises, with its interval.");
+    const doubles = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.doubles));
+    if (doubles) parts.push((onset ? "Tick alone" : "Tick") + ": where " + trait() + ", high at the first token, more than doubles.");
     if (sinks) parts.push("Hatched: sink tokens, whose state is far outside the usual range; they have no score.");
     return parts.join(" ");
   }

@@ -296,6 +296,17 @@ def test_an_onset_is_marked_and_described_and_so_is_its_absence(show: Callable[.
     assert page.locator(".tv-says").is_hidden()
 
 
+def test_a_score_that_is_high_from_the_start_has_a_tick_where_it_doubles_and_no_band(show: Callable[..., Any]) -> None:
+    says = "high at the first token already; more than doubles at token 12"
+    onset = {"answer": "before the reply", "onset": None, "low": None, "high": None, "doubles": 12, "says": says}
+    page = show(make_payload(words(40), onsets={"flattery": onset}))
+    page.locator(".tv-chip").nth(1).click()
+    page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 4")
+    shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.type, s.x0, s.x1])")
+    assert ["line", FIRST + 12, FIRST + 12] in shapes
+    assert "Tick: where flattery, high at the first token, more than doubles." in page.locator("body").inner_text()
+
+
 # ---- export ----
 
 
