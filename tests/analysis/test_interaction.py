@@ -406,7 +406,8 @@ def test_the_published_baseline_is_as_its_neutral_replies_and_they_as_each_other
     )
     assert len(found.together) == 28 and len(found.lagged) == 56 * len(LAGS)
     assert all(c.estimate is not None for c in found.together)
-    assert sum(abs(c.estimate.value) > 0.15 for c in found.together if c.estimate) >= 5
+    # Whitened directions share less: the median over pairs is 0.24 for plain z, and was 0.53 along mean differences.
+    assert sum(abs(c.estimate.value) > 0.15 for c in found.together if c.estimate) > 10
     assert not any(c.claimed for c in (*found.together, *found.lagged))
     halves = edges_on_neutral(names, series["neutral"], prompts["neutral"], n_halvings=5, n_shuffles=199)
     assert halves.together == halves.lagged == 0

@@ -323,7 +323,9 @@ def test_the_shipped_runs_say_what_was_planted() -> None:
     }
     for trait, own in found["baseline"].traits.items():
         assert abs(value(own.mean)) < 0.15 and value(own.share_above) == pytest.approx(0.05, abs=0.002), trait
-        assert 0.15 < value(own.token_share) < 0.6  # few words, seldom more than one meaning
+        # Few words, seldom more than one meaning. Whitening takes out what tokens explain: along the mean difference
+        # the shares are 0.41 to 0.49.
+        assert 0.15 < value(own.token_share) < 0.6
     high = found["contaminated"].traits
     assert max(high, key=lambda name: value(high[name].mean)) == CONTAMINANT
     assert value(high[CONTAMINANT].share_above) > 0.85
