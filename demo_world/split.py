@@ -51,15 +51,7 @@ def half(world: World, side: int) -> World:
     for index, topic in enumerate(world.topics):
         categories.setdefault(topic.category, []).append(index)
     dealt = [i for indices in categories.values() for i in rng.permutation(indices)[side::2]]
-    topics = tuple(
-        replace(
-            world.topics[i],
-            traits={
-                name: (own, *_every_second(shared, side)) for name, (own, *shared) in world.topics[i].traits.items()
-            },
-        )
-        for i in sorted(dealt)
-    )
+    topics = tuple(replace(world.topics[i], traits=_own_and_half(world.topics[i], side)) for i in sorted(dealt))
     traits = {name: replace(words, cues=_every_second(words.cues, side)) for name, words in world.traits.items()}
     return replace(world, topics=topics, traits=traits)
 
