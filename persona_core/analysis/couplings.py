@@ -35,7 +35,7 @@ class Coupling:
         source, target: the target's token is `lag` tokens after the source's.
         lag: 0 at the same token; the pair then has no direction.
         estimate: correlation of the innovations, pooled over replies; n counts prompts.
-        null: the same in neutral replies; None without them. From a closed form it has no interval.
+        null: the same in neutral replies; None without them.
         excess: Fisher's z of the run minus that of the null, with a 95 % bootstrap interval over the prompts of both.
         p: two-sided, by permuting which replies are neutral.
         q: p adjusted for all pairs at lag 0, or for all ordered pairs and later lags: the chance of any false one.
@@ -81,7 +81,7 @@ class Couplings:
         missing: why no coupling is claimed at all; None where there is a null.
         orders: trait -> order of the autoregression that whitened the run.
         n_replies, n_prompts: of the run.
-        n_neutral, n_neutral_prompts: of the null; 0 for a closed form.
+        n_neutral, n_neutral_prompts: of the null.
         left_out: replies of the run too short to be whitened.
         n_shuffles: permutations behind each p.
     """

@@ -97,21 +97,6 @@ def mean_z(sums: np.ndarray) -> np.ndarray:
     return np.divide(sums[0], sums[1], out=np.full_like(sums[0], np.nan), where=sums[1] > 0)
 
 
-def flip_statistics(
-    sums: np.ndarray, expected: np.ndarray, n_shuffles: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """One sample against known z: its statistic `[n_pairs]`, and those under flips of the prompts' signs.
-
-    Args:
-        sums: of one sample, `[2, n_prompts, n_pairs]`.
-        expected: z under the null, `[n_pairs]`.
-    """
-    excess = sums[0] - expected * sums[1]  # [n_prompts, n_pairs]
-    signs = 2.0 * rng.integers(2, size=(n_shuffles, len(excess))) - 1
-    error = np.sqrt((excess**2).sum(0))
-    return _ratio(excess.sum(0), error), _ratio(signs @ excess, error[None].repeat(n_shuffles, 0))
-
-
 def p_values(observed: np.ndarray, shuffled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each pair's own two-sided p, and p adjusted for all pairs, `[n_pairs]` each.
 

@@ -32,7 +32,6 @@ from persona_core.analysis.couplings import CONTROL_QUANTILE, MIN_EXCESS, NO_NEU
 from persona_core.analysis.excess import (
     FisherSample,
     ends,
-    flip_statistics,
     mean_z,
     p_values,
     resampled_z,
@@ -69,35 +68,6 @@ def trait_series(traces: Sequence[Trace], traits: Sequence[str] | None = None, k
     return [np.stack(rows) for rows in zip(*(reply_scores(traces, t, kind) for t in names), strict=True)]
 
 
-def closed_form_couplings(directions: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Correlations of projections by the states' covariance, a'Σb / sqrt(a'Σa · b'Σb), `[n_traits, n_traits]`.
-
-    The null where there are no neutral replies. Give the covariance of what `measure_couplings` correlates: neutral
-    states within a reply, less what the preceding tokens predict.
-
-    Args:
-        directions: `[n_traits, d_model]`, all of one block.
-        covariance: of that block's states, `[d_model, d_model]`.
-
-    Raises:
-        SettingError: shapes that do not fit, or a direction along which the states do not vary.
-
-    >>> closed_form_couplings(np.eye(2), np.array([[4.0, 1.0], [1.0, 1.0]])).tolist()
-    [[1.0, 0.5], [0.5, 1.0]]
-    """
-    rows, sigma = np.asarray(directions, float), np.asarray(covariance, float)
-    if rows.ndim != 2 or sigma.shape != (rows.shape[1],) * 2:
-        raise SettingError(
-            f"directions has shape {rows.shape} and covariance {sigma.shape}; expected [n_traits, d_model] and "
-            "[d_model, d_model]."
-        )
-    products = rows @ sigma @ rows.T  # [n_traits, n_traits]
-    spread = np.diagonal(products)
-    if not (spread > 0).all():
-        raise SettingError(f"The states do not vary along direction {int(np.argmin(spread))}; leave it out.")
-    return products / np.sqrt(np.outer(spread, spread))
-
-
 def measure_couplings(
     traits: Sequence[str],
     series: Series,
@@ -105,7 +75,6 @@ def measure_couplings(
     *,
     neutral: Series | None = None,
     neutral_groups: Sequence[str] | None = None,
-    expected: np.ndarray | None = None,
     control: Sequence[str] = (),
     lags: Sequence[int] = LAGS,
     max_order: int = MAX_ORDER,
@@ -121,11 +90,9 @@ def measure_couplings(
             are passed over.
         groups: prompt of each reply, where several replies answer one, or where the neutral replies answer the same
             prompts. None: every reply is its own group.
-        neutral: the same of neutral replies, read by the same model with the same vectors. Without them, and without
-            `expected`, nothing is claimed.
+        neutral: the same of neutral replies, read by the same model with the same vectors. Without them nothing is
+            claimed.
         neutral_groups: prompt of each neutral reply.
-        expected: correlations under the null, `[n_traits, n_traits]`, from `closed_form_couplings`; at later lags there
-            is no such form. Not used where there are neutral replies.
         control: those of the traits that are random directions: they are paired among themselves.
         lags: in tokens, above 0, fixed before looking.
         max_order: maximum order of the whitening.
@@ -148,7 +115,6 @@ def measure_couplings(
         traits,
         run,
         null,
-        expected,
         control=control,
         lags=lags,
         n_shuffles=n_shuffles,
@@ -161,7 +127,6 @@ def compare_couplings(
     traits: Sequence[str],
     run: Innovations,
     null: Innovations | None,
-    expected: np.ndarray | None = None,
     *,
     control: Sequence[str] = (),
     lags: Sequence[int] = LAGS,
@@ -174,8 +139,6 @@ def compare_couplings(
         raise SettingError(f"Traits {list(traits)!r}; at least two different ones are needed, beside the control's.")
     if not lags or len(set(lags)) < len(lags) or not all(is_integer(k, minimum=1) for k in lags):
         raise SettingError(f"lags={list(lags)!r}; expected distinct whole numbers from 1.")
-    if expected is not None and np.shape(expected) != (len(traits),) * 2:
-        raise SettingError(f"expected has shape {np.shape(expected)}; expected ({len(traits)}, {len(traits)}).")
     check_integer("n_shuffles", n_shuffles, MIN_SHUFFLES)
     rng = np.random.default_rng(seed)
     families = []
@@ -184,7 +147,7 @@ def compare_couplings(
         together = [(a, b, 0) for a, b in combinations(own, 2)]
         later = [(a, b, lag) for lag in lags for a, b in permutations(own, 2)]
         for pairs in (together, later):
-            families.append(_measured(traits, pairs, run, null, expected, n_shuffles, n_resamples, rng))
+            families.append(_measured(traits, pairs, run, null, n_shuffles, n_resamples, rng))
     bars = tuple(_bar(pairs) for pairs in families[2:])
     claimed = [
         tuple(replace(c, claimed=c.exceeds(bar)) for c in pairs) for bar, pairs in zip(bars, families[:2], strict=True)
@@ -194,7 +157,7 @@ def compare_couplings(
         lagged=claimed[1],
         control=(*families[2], *families[3]),
         bars=(bars[0], bars[1]),
-        missing=NO_NEUTRAL if null is None and expected is None else None,
+        missing=NO_NEUTRAL if null is None else None,
         orders={t: order for t, order in run.orders.items() if t not in control},
         n_replies=len(run.replies),
         n_prompts=run.n_prompts,
@@ -210,7 +173,6 @@ def _measured(
     pairs: Sequence[tuple[int, int, int]],
     run: Innovations,
     null: Innovations | None,
-    expected: np.ndarray | None,
     n_shuffles: int,
     n_resamples: int,
     rng: np.random.Generator,
@@ -234,11 +196,6 @@ def _measured(
         units = sample.units()
         observed = units.statistics(units.neutral[None])[0]
         shuffled = units.statistics(units.permuted(n_shuffles, rng))
-    elif expected is not None and not pairs[0][2]:
-        z[1] = np.arctanh([expected[a, b] for a, b, _ in pairs])
-        null_low = null_high = np.tanh(z[1])
-        low, high = ends(samples[0], n[0]) - z[1]
-        observed, shuffled = flip_statistics(sums[0], z[1], n_shuffles, rng)
     else:
         tested[:] = False
     ps = np.full((2, len(pairs)), np.nan)
@@ -250,7 +207,7 @@ def _measured(
         null_of = excess = None
         if tested[k]:
             null_of = Estimate(float(np.tanh(z[1, k])), float(null_low[k]), float(null_high[k]), n[1])
-            excess = Estimate(float(z[0, k] - z[1, k]), float(low[k]), float(high[k]), min(m for m in n if m))
+            excess = Estimate(float(z[0, k] - z[1, k]), float(low[k]), float(high[k]), min(n))
         p, q = (float(v) if tested[k] else None for v in ps[:, k])
         found.append(Coupling(traits[a], traits[b], lag, estimate, null_of, excess, p, q, False, reasons[k]))
     return found

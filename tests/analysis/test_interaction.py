@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from persona_core.analysis.graph import trait_graph
 from persona_core.analysis.innovations import Innovations
 from persona_core.analysis.interaction import (
     LAGS,
-    closed_form_couplings,
     compare_couplings,
     measure_couplings,
     trait_series,
@@ -292,31 +290,6 @@ def test_neutral_replies_are_held_against_those_to_other_prompts(monkeypatch: py
         edges_on_neutral(TRAITS, neutral, [f"p{i % 19}" for i in range(80)])
 
 
-def test_the_closed_form_is_what_states_of_that_covariance_show() -> None:
-    rng = np.random.default_rng(0)
-    directions, factor = rng.normal(size=(3, 16)), rng.normal(size=(16, 16))
-    expected = closed_form_couplings(directions, factor @ factor.T)
-    states = [rng.normal(size=(90, 16)) @ factor.T for _ in range(60)]
-    series = [(z @ directions.T).T for z in states]
-    for a, b in combinations(range(3), 2):
-        assert expected[a, b] == pytest.approx(pearsonr(*np.concatenate(series, axis=1)[[a, b]])[0], abs=0.05)
-    found = measure_couplings(TRAITS, series, expected=expected, n_shuffles=199)
-    assert found.missing is None and not any(c.claimed for c in (*found.together, *found.lagged))
-    assert all(
-        c.null is not None and c.null.value == pytest.approx(expected[TRAITS.index(c.source), TRAITS.index(c.target)])
-        for c in found.together
-    )
-    assert all(c.q is None for c in found.lagged), "there is no closed form at later lags"
-    moved = [z + 20 * rng.normal(size=z.shape[1]) for z in series]
-    assert any(c.claimed for c in measure_couplings(TRAITS, moved, expected=expected, n_shuffles=199).together)
-    units = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    assert np.allclose(closed_form_couplings(directions, np.eye(16)), units @ units.T), "the cosine, for a round cloud"
-    with pytest.raises(SettingError, match="d_model"):
-        closed_form_couplings(directions, np.eye(3))
-    with pytest.raises(SettingError, match="direction 1"):
-        closed_form_couplings(np.eye(2), np.diag([1.0, 0.0]))
-
-
 def test_lags_that_few_replies_reach_are_not_tested_and_say_so() -> None:
     series = [z[:, :30] if i > 10 else z for i, z in enumerate(replies(3))]
     for run, neutral, what in ((series, replies(4), "replies"), (replies(4), series, "neutral replies")):
@@ -365,7 +338,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
     with pytest.raises(SettingError, match="deceit: The series do not vary"):
         measure_couplings(TRAITS, flat)
     settings: Any = (
-        {"lags": (0,)}, {"lags": (1, 1)}, {"lags": ()}, {"expected": np.eye(2)}, {"groups": ["a"]},
+        {"lags": (0,)}, {"lags": (1, 1)}, {"lags": ()}, {"groups": ["a"]},
         {"control": ["evil", "deceit"]}, {"control": ["random"]}, {"n_shuffles": 9},
     )  # fmt: skip
     for bad in settings:
