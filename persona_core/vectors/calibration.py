@@ -53,8 +53,6 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
     specific = {t: np.full((vectors.n_blocks, 2), np.nan, np.float32) for t in vectors.traits if odds_of_all}
     for block in vectors.blocks:
         raw = _raw(vectors, neutral, block, max_norm[block])  # [n_traits, n_all_tokens]
-        if raw.shape[1] < MIN_TOKENS:
-            raise SettingError("The neutral replies hold no tokens to calibrate on.")
         for trait, values in zip(vectors.traits, raw, strict=True):
             std = values.std(ddof=1)
             if not std > 0:
