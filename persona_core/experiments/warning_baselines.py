@@ -21,6 +21,7 @@ from persona_core.inference.prefill import each_batch
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.utils.checks import check_integer
+from persona_core.vectors.random_directions import random_tensors
 from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
@@ -134,12 +135,9 @@ def random_direction_scores(
     check_integer("n_draws", n_draws)
     if not neutral:
         raise SettingError("No neutral replies; a random direction needs them for its mean and spread.")
-    generator = torch.Generator().manual_seed(seed)
-    number, shape = lm.blocks.check(block), (len(lm.blocks), lm.blocks.d_model)
-    names = [f"random-{i}" for i in range(n_draws)]
-    drawn = PersonaVectors.from_tensors(
-        {name: torch.randn(shape, generator=generator) for name in names}, dict.fromkeys(names, number)
-    )
+    number, names = lm.blocks.check(block), [f"random {k}" for k in range(1, n_draws + 1)]
+    tensors = random_tensors(n_draws, len(lm.blocks), lm.blocks.d_model, seed)
+    drawn = PersonaVectors.from_tensors(dict(zip(names, tensors, strict=True)), dict.fromkeys(names, number))
     monitor = PersonaMonitor(lm, drawn)
     if null_reader is None:
         once = {id(trace): trace for trace in (*neutral, *traces)}  # neutral replies are often among the traces

@@ -11,6 +11,11 @@ from persona_core.utils.checks import check_integer
 from persona_core.vectors.vectors import PersonaVectors
 
 
+def random_tensors(n: int, n_blocks: int, d_model: int, seed: int = 0) -> torch.Tensor:
+    """Isotropic random directions for every block, float32 `[n, n_blocks, d_model]`, not normalised."""
+    return torch.randn((n, n_blocks, d_model), generator=torch.Generator().manual_seed(seed))
+
+
 def random_vectors(vectors: PersonaVectors, n: int = 16, seed: int = 0) -> PersonaVectors:
     """Isotropic random directions, as many "traits" named "random 1", "random 2", ..., read at one block.
 
@@ -34,7 +39,7 @@ def random_vectors(vectors: PersonaVectors, n: int = 16, seed: int = 0) -> Perso
         raise SettingError("The vectors have no best block at which random directions could be read; validate them.")
     block = Counter(vectors.best_block.values()).most_common(1)[0][0]
     norms = torch.stack([vectors.reading(t).norm(dim=-1) for t in vectors.traits]).mean(0)  # [n_blocks]
-    drawn = torch.randn((n, vectors.n_blocks, vectors.d_model), generator=torch.Generator().manual_seed(seed))
+    drawn = random_tensors(n, vectors.n_blocks, vectors.d_model, seed)
     drawn *= (norms / drawn.norm(dim=-1))[..., None]  # NaN at absent blocks, as in the vectors
     names = [f"random {k}" for k in range(1, n + 1)]
     return PersonaVectors(
