@@ -81,8 +81,8 @@ def _wrapped(model: Any, name: str) -> LanguageModel:
     return replace(lm, eos_ids=frozenset())
 
 
-def random_vectors(lm: LanguageModel, n_traits: int = 8) -> PersonaVectors:
-    """Random directions."""
+def placeholder_vectors(lm: LanguageModel, n_traits: int = 8) -> PersonaVectors:
+    """Random directions, to measure time with: what they read means nothing."""
     generator = torch.Generator().manual_seed(1)
     drawn = {f"trait-{i}": torch.randn(len(lm.blocks), lm.blocks.d_model, generator=generator) for i in range(n_traits)}
     return PersonaVectors.from_tensors(drawn, dict.fromkeys(drawn, len(lm.blocks) // 2))
@@ -90,7 +90,7 @@ def random_vectors(lm: LanguageModel, n_traits: int = 8) -> PersonaVectors:
 
 def directions(lm: LanguageModel, n_traits: int = 8) -> dict[int, torch.Tensor]:
     """Unit directions at all blocks, float32 `[d_model, n_traits]` each, as the hooks take them."""
-    vectors = random_vectors(lm, n_traits)
+    vectors = placeholder_vectors(lm, n_traits)
     return {b: torch.stack([vectors.direction(t, b) for t in vectors.traits], dim=1) for b in range(len(lm.blocks))}
 
 

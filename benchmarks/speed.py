@@ -17,7 +17,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.measuring import in_rounds, in_turn, ratio, stepwise
-from benchmarks.models import directions, prompts, random_vectors, separate
+from benchmarks.models import directions, placeholder_vectors, prompts, separate
 from persona_core.inference.generation import GenerationRun
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, choose, draws
@@ -213,7 +213,7 @@ def given_texts(lm: LanguageModel, n: int, rounds: int) -> dict[str, Any]:
     """Reading `n` replies of mixed length at once, over one at a time with `output_hidden_states`: a plain call of the
     model, its language-model head included."""
     mine, other = separate(lm), separate(lm)
-    monitor = PersonaMonitor(mine, random_vectors(lm), "all")
+    monitor = PersonaMonitor(mine, placeholder_vectors(lm), "all")
     rows = prompts(n, 60, 260)
     read = directions(lm)
     vectors = torch.stack([read[b] for b in sorted(read)]).to(lm.device)
