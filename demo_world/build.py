@@ -44,7 +44,7 @@ from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
-from persona_core.pipeline import make_vectors, validate_vectors
+from persona_core.pipeline import READ_POSITION, SINKS_POSITION, make_vectors, validate_vectors
 from persona_core.traces.trace import Trace
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
@@ -81,6 +81,7 @@ class DemoPlan:
     def elicitation(self, traits: Sequence[TraitDefinition]) -> ElicitationPlan:
         return ElicitationPlan(
             traits=tuple(traits),
+            positions=(READ_POSITION, SINKS_POSITION),
             sampling=SAMPLING,
             rollouts=1,
             evaluation_rollouts=1,

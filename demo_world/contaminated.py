@@ -191,8 +191,8 @@ world flattery makes deception likely some sentences later, so the data hold som
     )
     results = f"""{truth}
 
-Every vector here also responds to "not neutral": where a reply shows one trait, the projections on all of them rise. So
-compare the size of a rise between traits, and with the truth above."""
+On plain z every vector here also responds to "not neutral": where a reply shows one trait, z of all of them rises. The
+specific scores leave that out. Compare both with the truth above."""
     write_results_card(work / RESULTS_NAME, source=f"artifacts/{RESULTS_NAME}", notes=results)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,7 +208,7 @@ def _tokens(
     per_class = MAX_TOKENS // (2 * len(kept) + 1)
 
     def tokens(replies: Sequence[Reply]) -> TokensAt:
-        few = replies[:: max(1, len(replies) * plan.tokens_per_reply // per_class)]
+        few = replies[:: max(1, ceil(len(replies) * plan.tokens_per_reply / per_class))]
         return lambda block: plain_tokens(store.states(few, TOKENS).block(block))
 
     return (

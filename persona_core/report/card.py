@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 CONFIGS = {
     "baseline": "the baseline model answers the prompts",
     "contaminated": "the contaminated model answers the same prompts",
-    "neutral": "the baseline model answers the same prompts again, several times each: the null for alarms",
+    "neutral": "the baseline model's replies to neutral prompts: the null for alarms",
     "replay": "each of the two reads the other's replies, by the same token ids",
     "transcripts": "conversations held elsewhere, read by the model",
     "imported": "converted from another tool's files; what those do not record is marked as unknown",
@@ -39,7 +39,7 @@ COLUMNS = """| column | holds |
 | `traits`, `blocks`, `best_block` | what was read, and where |
 | `null_mean`, `null_std` | of the raw projection over neutral replies: z = (raw - mean) / sd |
 | `log_odds` | trait → slope, offset, mean and sd at each block; l = slope × raw + offset |
-| `max_norm` | block → norm above which a token is a sink token, which counts in no mean; null: no limit is known |
+| `max_norm` | block → norm above which a token is a sink token, left out of every mean; null: no limit is known |
 | `alignment` | "at": the value at a token is that of the state after the model has read it; "before": before it |
 | `provenance` | revisions, adapter, vectors, template, sampling, seed, library versions |"""
 
@@ -248,6 +248,6 @@ def _cell(found: Effect, name: str) -> str:
 def _score(kind: Kind, traits: Sequence[str]) -> str:
     """What the figures of a table are of, and against which traits."""
     if kind != "specific":
-        return "z, in standard deviations of neutral tokens,"
+        return "z (in standard deviations of neutral tokens)"
     others = ", ".join(map(escape, traits))
-    return f"specific score, in standard deviations of neutral tokens (each of {others} against the others),"
+    return f"specific score (in standard deviations of neutral tokens; each of {others} against the others)"

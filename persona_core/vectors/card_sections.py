@@ -30,7 +30,7 @@ vector cannot show. "Passes every control" stands only where each one was measur
 - **length**, **declining**: the length of a reply, or whether it declines, predicts the trait as well as the vector.
 - **position**, **tokens without context**: a score based only on token positions, or only on token ids regardless of
   context, predicts the trait as well as the vector does; or the score mostly follows the position.
-- **sink tokens**: the AUROC is another one when tokens with a huge norm are counted.
+- **sink tokens**: the AUROC changes when tokens with a huge norm are counted.
 - **steering**: pushing along the vector does not bring out the trait more than a random push of the same size, or than
   one that leaves the replies equally coherent."""
 
@@ -50,7 +50,7 @@ def overview(vectors: PersonaVectors) -> str:
     )
     beside = table(
         ["trait", "AUROC", "best other vector", "random directions", "words alone", "wordings held out",
-         "with sink tokens", "others taken for it", "... by the specific score"],
+         "sink tokens: with minus without", "false positives, other traits", "... by the specific score"],
         [(escape(trait), *_beside(f)) for trait, f in known],
     )  # fmt: skip
     return f"""## How well they read
@@ -73,9 +73,10 @@ well too. In the same units, on the same replies:
 - **best other vector**: another trait's vector. **random directions**: 5 % of them do better than this.
 - **words alone**: a classifier that counts words. **wordings held out**: each reply is scored along a direction made
   without the instruction it was written under.
-- **with sink tokens**: tokens with a huge norm counted like others.
-- **others taken for it**: the share of replies showing another trait that score above 95 % of the neutral replies, by
-  the plain score and by the specific one, which takes out what all traits share. Statements are made on the latter.
+- **sink tokens**: what the AUROC gains or loses when tokens with a huge norm are counted like others.
+- **false positives, other traits**: the share of replies showing another trait that score above 95 % of the neutral
+  replies, by the plain score and by the specific one, which takes out what all traits share. Statements are made on
+  the latter.
 
 {beside}
 """
@@ -110,7 +111,7 @@ def _beside(f: Figures) -> tuple[str, ...]:
         _number(f["nulls"]["random_directions"]["auroc_95"]),
         interval((f.get("text_baseline") or {}).get("auroc"), 3),
         interval((f.get("wordings") or {}).get("auroc"), 3),
-        interval((f.get("sinks") or {}).get("with"), 3),
+        interval((f.get("sinks") or {}).get("with_minus_without"), 3),
         interval(theirs.get("taken"), 0, percent=True),
         interval((theirs.get("specific") or {}).get("taken"), 0, percent=True),
     )

@@ -85,9 +85,12 @@ def verdict(figures: Figures) -> Verdict:
 
 def not_measured(figures: Figures) -> list[str]:
     """Controls for which something was missing: other traits, scikit-learn, instruction pairs, a judge for steering."""
-    optional = ("best_other_vector", "own_minus_best_other", "other_traits", "text_baseline", "wordings", "steering")
-    styles = any((figures.get("styles") or {}).values())
-    return [name for name in optional if figures.get(name) is None] + ([] if styles else ["styles"])
+    optional = (
+        "best_other_vector", "own_minus_best_other", "other_traits", "text_baseline", "wordings", "sinks", "steering"
+    )  # fmt: skip
+    styles = figures.get("styles") or {}
+    every = styles and all(group is not None for group in styles.values())
+    return [name for name in optional if figures.get(name) is None] + ([] if every else ["styles"])
 
 
 def flags(figures: Figures) -> list[dict[str, str]]:
@@ -245,7 +248,7 @@ def steering_flags(steering: Figures | None) -> Iterator[tuple[str, str]]:
         )
     elif matched is not None and (matched["effect"] is None or matched["effect"]["low"] <= 0):
         says = (
-            "no strength of random directions was found at which replies are as incoherent"
+            "at no strength tried were replies along random directions as incoherent"
             if matched["effect"] is None
             else f"over random directions at equal coherence the effect is {interval(matched['effect'], 1)} points"
         )

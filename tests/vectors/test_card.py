@@ -111,7 +111,7 @@ def matched(effect: dict[str, Any] | None) -> dict[str, Any]:
 def test_what_the_auroc_is_worth_stands_beside_it() -> None:
     card = vectors_card(shipped(**BESIDE, flags=[]))
     row = [line for line in card.splitlines() if line.startswith("| deception |")][1]
-    assert all(f"{value} [" in row for value in ("0.911", "0.933", "0.955")) and "6 % [1, 20] | 2 % [0, 9] |" in row
+    assert all(f"{value} [" in row for value in ("0.911", "0.933", "-0.035")) and "6 % [1, 20] | 2 % [0, 9] |" in row
     own = section(card, "deception")
     assert "0.9110 [0.8000, 0.9800] (evil)" in own and "(0 0.940, 1 unknown)" in own
     assert "0.9440 [0.8000, 0.9900]" in own and "6.3 % [1.0, 20.0]" in own and "-0.0350 [-0.1000, 0.0200]" in own
@@ -120,8 +120,12 @@ def test_what_the_auroc_is_worth_stands_beside_it() -> None:
 def test_every_control_passed_is_said_only_where_every_control_was_measured() -> None:
     """Figures of an older version are without the controls in `BESIDE`."""
     without = {**dict.fromkeys(BESIDE), "not_measured": ["best_other_vector"]}
-    older, newer = (section(vectors_card(shipped(**more, flags=[])), "deception") for more in (without, BESIDE))
+    whole = {**BESIDE, "styles": {**BESIDE["styles"], "layout": BESIDE["styles"]["length"]}}
+    older, partly, newer = (
+        section(vectors_card(shipped(**more, flags=[])), "deception") for more in (without, BESIDE, whole)
+    )
     assert "passes every control" not in older and "not measured: another trait's vector" in older
+    assert "fails none of those measured; not measured: styles held out." in partly
     assert "This vector passes every control." in newer
 
 

@@ -378,15 +378,20 @@ def test_a_vector_passes_every_control_only_where_each_was_measured() -> None:
     matched = {"effect": {"value": 18.0, "low": 6.0, "high": 30.0, "n": 10}}
     steering = {"effect": {"value": 20.0, "low": 8.0, "high": 30.0, "n": 10}, "matched": matched}
     calm = ArrayStates(np.random.default_rng(9).normal(0, 0.5, (60, N_BLOCKS, D_MODEL)))
-    found = figures(judged(1), judged(2), {"malice": axis(5)}, elsewhere(), neutral=calm)
+    kept = ArrayStates(judged(2).states[judged(2).question >= 10])
+    found = figures(judged(1), judged(2), {"malice": axis(5)}, elsewhere(), neutral=calm, with_sinks=kept)
+    found["styles"]["layout"] = found["styles"]["length"]  # no reply has lists
     assert str(verdict(found)) == "fails none of those measured; not measured: steering"
+    assert verdict({**found, "sinks": None}).not_measured == ("sinks", "steering")
+    assert verdict({**found, "styles": {**found["styles"], "layout": None}}).not_measured == ("steering", "styles")
     found = with_flags({**found, "steering": steering})
     assert verdict(found).passes and str(verdict(found)) == "passes every control"
     worse = with_flags({**found, "steering": {**steering, "matched": {"effect": None}}})
     assert str(verdict(worse)) == "fails steering"
     alone = figures(judged(1), judged(2))
     assert str(verdict(alone)).endswith(
-        "not measured: another trait's vector, own minus best other, other traits' replies, steering"
+        "not measured: another trait's vector, own minus best other, other traits' replies, sink tokens, steering, "
+        "styles held out"
     )
 
 
