@@ -48,7 +48,7 @@ from persona_core.vectors.extraction import (
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.held_out_groups import Read
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
-from persona_core.vectors.validation import SIDE_KEYS, choose_block, validate, with_flags
+from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
 from persona_core.vectors.whitening import (
     MAX_TOKENS,
@@ -343,22 +343,19 @@ def validate_vectors(
             positive_pairs=_pairs(kept.positive),
             negative_pairs=_pairs(kept.negative),
         )
+        data = ValidationData(
+            choice=choice,
+            report=report,
+            tables=token_tables(neutral, name, block),
+            extracted=extracted,
+            cross_trait=_cross_trait(store, name),
+            neutral=neutral_states,
+            with_sinks=with_sinks,
+            odds=None if odds is None else odds.at(0),
+            read=reading_at(block),
+        )
         figures = validate(
-            name,
-            tensors,
-            block,
-            choice,
-            report,
-            _cross_trait(store, name),
-            token_tables(neutral, name, block),
-            extracted,
-            chosen.function,
-            chosen.n_resamples,
-            chosen.seed,
-            reading_at(block),
-            neutral_states,
-            with_sinks,
-            None if odds is None else odds.at(0),
+            name, tensors, block, data, chosen.function, n_resamples=chosen.n_resamples, seed=chosen.seed
         )
         _, correlations = choose_block(name, choice, tensors[name], vectors.blocks)
         at = dict(zip(vectors.blocks, correlations, strict=True))

@@ -10,6 +10,7 @@ Scores are taken along the reading directions; halves, shuffled labels and steer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -77,22 +78,42 @@ def choose_block(trait: str, choice: HeldOut, vector: np.ndarray, blocks: Sequen
 # ---- the figures ----
 
 
+@dataclass(frozen=True, eq=False)
+class ValidationData:
+    """What one trait's vector is validated on.
+
+    Attributes:
+        choice, report: the two splits.
+        tables: the trait's, at the chosen block.
+        extracted: the replies that the vector was extracted from.
+        cross_trait: replies elicited for other traits; None without other traits.
+        neutral: pooled states of neutral replies, as those of `report`.
+        with_sinks: pooled states of the replies of `report` that keep sink tokens; those of `report` leave them out.
+        odds: of all traits at the block, in the order of the vectors, for specific scores; None: there are none.
+        read: from a steering direction at the block to the reading direction there, for directions made without a
+            wording or a style; None: the steering direction itself.
+    """
+
+    choice: HeldOut
+    report: HeldOut
+    tables: TokenTables
+    extracted: ExtractionReplies
+    cross_trait: CrossTrait | None = None
+    neutral: States | None = None
+    with_sinks: States | None = None
+    odds: LogOdds | None = None
+    read: Read | None = None
+
+
 def validate(
     trait: str,
     vectors: Mapping[str, np.ndarray],
     block: int,
-    choice: HeldOut,
-    report: HeldOut,
-    cross_trait: CrossTrait | None,
-    tables: TokenTables,
-    extracted: ExtractionReplies,
+    data: ValidationData,
     method: Method,
+    *,
     n_resamples: int = 1000,
     seed: int = 0,
-    read: Read | None = None,
-    neutral: States | None = None,
-    with_sinks: States | None = None,
-    odds: LogOdds | None = None,
 ) -> dict[str, Any]:
     """All figures of one trait's vector except steering. Flags come last, see `with_flags`.
 
@@ -100,19 +121,12 @@ def validate(
         trait: one of `vectors`.
         vectors: trait -> reading directions `[n_blocks, d_model]`; the other traits' vectors are compared with.
         block: the chosen block.
-        choice, report: the two splits.
-        cross_trait: replies elicited for other traits; None without other traits.
-        tables: the trait's, at the chosen block.
-        extracted: the replies that the vector was extracted from.
+        data: the replies to measure on.
         method: the extraction method.
         n_resamples: of the bootstrap of `own_minus_best_other`.
         seed: of resampling, halvings, random directions and shuffled labels.
-        read: from a steering direction at the block to the reading direction there, for directions made without a
-            wording or a style; None: the steering direction itself.
-        neutral: pooled states of neutral replies, as those of `report`.
-        with_sinks: pooled states of the replies of `report` that keep sink tokens; those of `report` leave them out.
-        odds: of all traits at the block, in the order of `vectors`, for specific scores; None: there are none.
     """
+    report, extracted = data.report, data.extracted
     vector, shows, question = vectors[trait], report.shows, report.question
     blocks = [b for b in range(len(vector)) if np.isfinite(vector[b]).all()]
 
@@ -147,17 +161,13 @@ def validate(
             SIDE_KEYS["negative"]: correlation(~report.positive),
         },
         "best_other_vector": best_other_vector(trait, vectors, block, report),
-        "other_traits": None
-        if cross_trait is None
-        else _other_traits(trait, vectors, block, report, cross_trait, neutral, odds),
-        "wordings": wordings(extracted, report, block, method, read),
-        "styles": styles(extracted, report, block, method, read),
-        "sinks": None if with_sinks is None else _sinks(vector, block, report, with_sinks),
-        "own_minus_best_other": None
-        if cross_trait is None
-        else _against_others(trait, vectors, block, report, cross_trait, n_resamples, seed),
+        "other_traits": _other_traits(trait, vectors, block, data),
+        "wordings": wordings(extracted, report, block, method, data.read),
+        "styles": styles(extracted, report, block, method, data.read),
+        "sinks": None if data.with_sinks is None else _sinks(vector, block, report, data.with_sinks),
+        "own_minus_best_other": _against_others(trait, vectors, block, data, n_resamples, seed),
         "cosine": {t: _rounded(cosine_of(vector[block], other[block])) for t, other in vectors.items() if t != trait},
-        "confounds": confounds(projections, choice, report, tables),
+        "confounds": confounds(projections, data.choice, report, data.tables),
         "nulls": {
             "random_directions": {**_null(random, "auroc"), **_null(random_r, "correlation")},
             "shuffled_labels": {"gap": _rounded(gap), **_null(gaps, "gap")},
@@ -175,24 +185,21 @@ def validate(
 
 
 def _other_traits(
-    trait: str,
-    vectors: Mapping[str, np.ndarray],
-    block: int,
-    report: HeldOut,
-    cross_trait: CrossTrait,
-    neutral: States | None,
-    odds: LogOdds | None,
+    trait: str, vectors: Mapping[str, np.ndarray], block: int, data: ValidationData
 ) -> dict[str, Any] | None:
     """Replies of other traits by the plain score, and by the specific one, on which statements are made."""
+    if data.cross_trait is None:
+        return None
+    odds, replies = data.odds, (data.report, data.cross_trait, data.neutral)
 
     def specific(states: States) -> np.ndarray:
         raw = np.stack([project_states(states, v, block) for v in vectors.values()])  # [n_traits, n]
         return specific_scores(raw, cast("LogOdds", odds))[list(vectors).index(trait)].astype(np.float64)
 
-    plain = replies_of_other_traits(lambda s: project_states(s, vectors[trait], block), report, cross_trait, neutral)
+    plain = replies_of_other_traits(lambda s: project_states(s, vectors[trait], block), *replies)
     if plain is None:
         return None
-    by_odds = None if odds is None else replies_of_other_traits(specific, report, cross_trait, neutral)
+    by_odds = None if odds is None else replies_of_other_traits(specific, *replies)
     return {**plain, "specific": by_odds}
 
 
@@ -209,21 +216,16 @@ def _sinks(vector: np.ndarray, block: int, report: HeldOut, with_sinks: States) 
 
 
 def _against_others(
-    trait: str,
-    vectors: Mapping[str, np.ndarray],
-    block: int,
-    report: HeldOut,
-    cross_trait: CrossTrait,
-    n_resamples: int,
-    seed: int,
+    trait: str, vectors: Mapping[str, np.ndarray], block: int, data: ValidationData, n_resamples: int, seed: int
 ) -> dict[str, Any] | None:
     """r(score, own projection) minus the largest r(score, projection on another trait's vector).
 
     Over the trait's replies and those elicited for other traits: only there does a vector of "something is odd" differ
     from one of the trait.
     """
+    report, cross_trait = data.report, data.cross_trait
     others = [t for t in vectors if t != trait and np.isfinite(vectors[t][block]).all()]
-    if not others:
+    if cross_trait is None or not others:
         return None
     score = np.concatenate([report.score, cross_trait.score])
     clusters = np.concatenate([report.question, report.question.max(initial=0) + 1 + cross_trait.cluster])

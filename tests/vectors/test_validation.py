@@ -15,7 +15,7 @@ from persona_core.vectors.controls import TokenTables, token_tables
 from persona_core.vectors.extraction import mean_difference
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
 from persona_core.vectors.states import ArrayStates
-from persona_core.vectors.validation import choose_block, validate, with_flags
+from persona_core.vectors.validation import ValidationData, choose_block, validate, with_flags
 from persona_core.vectors.verdict import verdict
 from tests.support.judged import (
     BEST,
@@ -42,18 +42,16 @@ def figures(
     across: CrossTrait | None = None,
     token: TokenTables | None = None,
     block: int = BEST,
-    **settings: Any,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+    **more: Any,
 ) -> dict[str, Any]:
     """Extract from `made_of`, validate on `read`."""
     source = extracted(made_of)
     vectors = {"candour": mean_difference(source.sides), **(others or {})}
     choice, report = halves(held_out(read), N_QUESTIONS)
-    settings = {"n_resamples": N_RESAMPLES, **settings}
-    return with_flags(
-        validate(
-            "candour", vectors, block, choice, report, across, token or tables(), source, mean_difference, **settings
-        )
-    )
+    data = ValidationData(choice, report, token or tables(), source, across, **more)
+    return with_flags(validate("candour", vectors, block, data, mean_difference, n_resamples=n_resamples, seed=seed))
 
 
 def failed(found: dict[str, Any]) -> set[str]:
@@ -498,7 +496,8 @@ def test_an_absent_block_has_no_figure() -> None:
     vector = mean_difference(source.sides)
     vector[2] = np.nan
     choice, report = halves(read, N_QUESTIONS)
-    found = validate("candour", {"candour": vector}, BEST, choice, report, None, tables(), source, mean_difference, 20)
+    data = ValidationData(choice, report, tables(), source)
+    found = validate("candour", {"candour": vector}, BEST, data, mean_difference, n_resamples=20)
     assert found["auroc_by_block"][2] is None and found["auroc_by_block"][BEST] is not None
     assert found["own_minus_best_other"] is None
 
@@ -519,5 +518,6 @@ def test_states_are_read_one_block_at_a_time() -> None:
     read: HeldOut = replace(held_out(judged(2)), states=Files(judged(2).states))
     choice, report = halves(read, N_QUESTIONS)
     vector = {"candour": mean_difference(source.sides)}
-    found = validate("candour", vector, BEST, choice, report, None, tables(), lazy, mean_difference, 20)
+    data = ValidationData(choice, report, tables(), lazy)
+    found = validate("candour", vector, BEST, data, mean_difference, n_resamples=20)
     assert found["auroc"]["value"] > 0.9
