@@ -49,11 +49,11 @@ class AlarmWatch:
         traits: in the order of the readings' trait axis.
         blocks: in the order of the readings' block axis.
         null: mean and standard deviation of the raw projection, float32 `[n_traits, n_blocks, 2]`.
-        log_odds: of the vectors, for detectors of specific scores; None where they have none.
-        max_norm: ‖h‖ above which a token is a sink token, `[n_blocks]`; None: no limits.
         n_rows: replies of the run.
         interventions: those with `when="alarm"` start to act in a row after that row's alarm.
         on_alarm: called at each alarm, in the generating thread.
+        log_odds: of the vectors, for detectors of specific scores; None where they have none.
+        max_norm: ‖h‖ above which a token is a sink token, `[n_blocks]`; None: no limits.
 
     Raises:
         SettingError: a detector needs a block that is not read.
@@ -66,6 +66,7 @@ class AlarmWatch:
         traits: Sequence[str],
         blocks: Sequence[int],
         null: np.ndarray,
+        *,
         n_rows: int,
         interventions: Sequence[Intervention] = (),
         on_alarm: OnAlarm | None = None,

@@ -306,9 +306,16 @@ class PersonaMonitor:
         for trait in gated:
             self.detectors.of(trait)
         return AlarmWatch(
-            self.detectors, self.vectors.traits, self.blocks, self._null, n_rows, changes, on_alarm, self._log_odds,
-            self._max_norm,
-        )  # fmt: skip
+            self.detectors,
+            self.vectors.traits,
+            self.blocks,
+            self._null,
+            n_rows=n_rows,
+            interventions=changes,
+            on_alarm=on_alarm,
+            log_odds=self._log_odds,
+            max_norm=self._max_norm,
+        )
 
     def _render(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[ReplyPrefix]:
         if not prompts:

@@ -213,7 +213,14 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
     null = np.array([[monitor.vectors.null[t].at(b) for b in blocks] for t in traits], np.float32)
     told: list[Alarm] = []
     watch = AlarmWatch(
-        monitor.detectors, traits, blocks, null, 2, list(gates.values()), told.append, monitor.vectors.odds_at(blocks)
+        monitor.detectors,
+        traits,
+        blocks,
+        null,
+        n_rows=2,
+        interventions=list(gates.values()),
+        on_alarm=told.append,
+        log_odds=monitor.vectors.odds_at(blocks),
     )
     raw = null[..., 0].T.copy()  # neutral, but for one trait
     raw[blocks.index(3), traits.index("sycophancy")] += 60 * null[traits.index("sycophancy"), blocks.index(3), 1]
