@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.labelled_states import NEUTRAL, LabelledStates, table_row
-from persona_core.traces.specific import log_odds
-from persona_core.vectors.whitening import Reading, reading_directions, within_class_covariance
+from persona_core.traces.specific import odds_against_rest
+from persona_core.vectors.whitening import ReadingDirections, reading_directions, within_class_covariance
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Fitted:
     """
 
     difference: Mapping[str, np.ndarray]
-    reading: Reading
+    reading: ReadingDirections
 
 
 def fit(states: LabelledStates, traits: list[str], own: np.ndarray, labels: np.ndarray | None = None) -> Fitted:
@@ -63,7 +63,7 @@ def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) 
     row = states.blocks.index(block)
     raw = np.stack([states.at(block) @ fitted.reading.directions[t][row] for t in traits])
     slope, offset = np.stack([fitted.reading.log_odds[t][row] for t in traits]).T
-    return log_odds(raw, slope, offset)
+    return odds_against_rest(raw, slope, offset)
 
 
 def choose_block(states: LabelledStates, traits: list[str], own: np.ndarray) -> tuple[int, dict[int, float]]:
@@ -134,7 +134,7 @@ def _several_blocks(fitted: Fitted, held_out: LabelledStates, traits: list[str],
         raw = np.stack([held_out.at(b) @ fitted.reading.directions[t][row] for t in traits])
         slope, offset = np.stack([fitted.reading.log_odds[t][row] for t in traits]).T
         total += (slope[:, None] * raw + offset[:, None]) / len(near)
-    return log_odds(total, np.ones(len(traits)), np.zeros(len(traits)))
+    return odds_against_rest(total, np.ones(len(traits)), np.zeros(len(traits)))
 
 
 def _a_few(states: LabelledStates, n: int = 16) -> np.ndarray:

@@ -52,7 +52,7 @@ from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_bl
 from persona_core.vectors.vectors import PersonaVectors
 from persona_core.vectors.whitening import (
     MAX_TOKENS,
-    Reading,
+    ReadingDirections,
     TokensAt,
     plain_tokens,
     reading_directions,
@@ -192,7 +192,7 @@ def _reading(
     tensors: dict[str, np.ndarray],
     kept: dict[str, KeptReplies],
     settings: Settings,
-) -> Reading | None:
+) -> ReadingDirections | None:
     """Reading directions from the sampled tokens of the kept replies; None where the plan kept none."""
     if not plan.tokens_per_reply:
         return None

@@ -94,7 +94,7 @@ def within_class_covariance(classes: Iterable[np.ndarray]) -> Covariance:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class ReadingDirections:
     """What scores are taken along.
 
     Attributes:
@@ -126,7 +126,7 @@ def reading_directions(
     others: Sequence[TokensAt],
     neutral: TokensAt,
     whiten: bool = True,
-) -> Reading:
+) -> ReadingDirections:
     """Reading directions of all traits at all blocks, and their log odds against neutral.
 
     Args:
@@ -152,7 +152,7 @@ def reading_directions(
         for trait, direction, spread in zip(vectors, found, variance, strict=True):
             directions[trait][block] = direction
             odds[trait][block] = _log_odds(direction, float(spread), means.get(trait), plain)
-    return Reading(directions, odds, shrinkage, int(fewest))
+    return ReadingDirections(directions, odds, shrinkage, int(fewest))
 
 
 def _classes(

@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from persona_core.analysis.statistics import auroc
 from persona_core.errors import SettingError
-from persona_core.vectors.whitening import Reading, plain_tokens, reading_directions, within_class_covariance
+from persona_core.vectors.whitening import ReadingDirections, plain_tokens, reading_directions, within_class_covariance
 
 
 def anisotropic(n: int, mean: np.ndarray, seed: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def two_traits(n: int, seed: int) -> dict[str, np.ndarray]:
     return {name: anisotropic(n, mean, seed + i) for i, (name, mean) in enumerate(means.items())}
 
 
-def reading(states: dict[str, np.ndarray], whiten: bool = True) -> tuple[dict[str, np.ndarray], Reading]:
+def reading(states: dict[str, np.ndarray], whiten: bool = True) -> tuple[dict[str, np.ndarray], ReadingDirections]:
     vectors = {t: (states[t].mean(0) - states["neutral"].mean(0))[None] for t in ("candour", "malice")}
     positive = {t: (lambda _, t=t: states[t]) for t in vectors}
     return vectors, reading_directions(vectors, positive, [], lambda _: states["neutral"], whiten)
