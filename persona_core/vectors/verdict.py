@@ -46,12 +46,12 @@ def control_words(control: str) -> str:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ControlVerdict:
     """Which controls a vector failed, and which were not measured.
 
-    >>> print(Verdict(("length", "text_baseline"), ("steering",)))
+    >>> print(ControlVerdict(("length", "text_baseline"), ("steering",)))
     fails length, words alone; not measured: steering
-    >>> print(Verdict((), ())), print(Verdict((), ("steering",)))
+    >>> print(ControlVerdict((), ())), print(Verdict((), ("steering",)))
     passes every control
     fails none of those measured; not measured: steering
     (None, None)
@@ -73,14 +73,14 @@ class Verdict:
         return f"{head}; not measured: {unknown}" if unknown else head
 
 
-def verdict(figures: Figures) -> Verdict:
+def verdict(figures: Figures) -> ControlVerdict:
     """The verdict on a trait's vector, from its validation as stored in `config.json`.
 
     Figures of older versions lack controls; those count as not measured.
     """
     stored = figures.get("flags")
     failed = flags(figures) if stored is None else stored
-    return Verdict(tuple(flag["control"] for flag in failed), tuple(not_measured(figures)))
+    return ControlVerdict(tuple(flag["control"] for flag in failed), tuple(not_measured(figures)))
 
 
 def not_measured(figures: Figures) -> list[str]:
