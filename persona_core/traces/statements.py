@@ -9,7 +9,7 @@ import numpy as np
 
 from persona_core.traces.trace import Trace
 
-NOT_NEUTRAL = 2.0
+MIN_MEAN_Z = 2.0
 """Mean z of a reply from which it is called not neutral: where a single neutral token is rare, and the mean of a whole
 reply, which spreads less, is rarer still."""
 
@@ -17,7 +17,7 @@ reply, which spreads less, is rarer still."""
 def with_not_neutral(trace: Trace, onsets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The onsets in a reply, where each statement names its trait only if the specific score bears it.
 
-    A trait without an onset whose z is `NOT_NEUTRAL` on average gets another sentence, and "named": False, since it is
+    A trait without an onset whose z is `MIN_MEAN_Z` on average gets another sentence, and "named": False, since it is
     not about the trait.
 
     Args:
@@ -34,7 +34,7 @@ def with_not_neutral(trace: Trace, onsets: Mapping[str, Mapping[str, Any]]) -> d
             continue
         z = trace.reply_scores(trait, "z")
         mean = float(z[np.isfinite(z)].mean()) if np.isfinite(z).any() else 0.0
-        if mean >= NOT_NEUTRAL:
+        if mean >= MIN_MEAN_Z:
             which = f"but not {trait} in particular" if rising else "no trait in particular"
             onset |= {"named": False, "says": f"not neutral, {which} (mean z of {trait} {mean:+.1f})"}
     return found
