@@ -60,12 +60,12 @@ def specific_scores(raw: np.ndarray, at: LogOdds) -> np.ndarray:
     >>> specific_scores(np.array([[9.0], [0.0]]), at).astype(int).tolist()
     [[8], [-9]]
     """
-    odds = log_odds(raw, at.slope, at.offset)
+    odds = odds_against_rest(raw, at.slope, at.offset)
     return ((odds - at.mean[:, None]) / at.std[:, None]).astype(np.float32)
 
 
-def log_odds(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """o_k of all traits, float64 `[n_traits, n_tokens]`.
+def odds_against_rest(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """The log odds o_k of each trait against all the rest, float64 `[n_traits, n_tokens]`.
 
     Args:
         raw: `[n_traits, n_tokens]`.

@@ -9,7 +9,7 @@ import numpy as np
 
 from persona_core.errors import SettingError
 from persona_core.inference.sinks import norm_limits
-from persona_core.traces.specific import log_odds
+from persona_core.traces.specific import odds_against_rest
 from persona_core.traces.trace import Trace
 from persona_core.vectors.null import Null
 from persona_core.vectors.vectors import PersonaVectors
@@ -61,7 +61,7 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
             null[trait].quantiles[block] = np.quantile(values, PROBABILITIES)
         if specific:
             slope, offset = np.stack([vectors.log_odds[t][block] for t in vectors.traits]).T
-            for trait, values in zip(vectors.traits, log_odds(raw, slope, offset), strict=True):
+            for trait, values in zip(vectors.traits, odds_against_rest(raw, slope, offset), strict=True):
                 # A trait that its vector does not tell from neutral has no spread of its own, and no specific score.
                 specific[trait][block] = values.mean(), values.std(ddof=1)
     counts = {"null": {"n_replies": len(neutral), "n_tokens": sum(len(t.reply_positions) for t in neutral)}}

@@ -28,7 +28,7 @@ from persona_core.report.card import results_card
 from persona_core.report.findings import Findings
 from persona_core.report.page import report_page
 from persona_core.traces.dataset import load_results, write_results
-from persona_core.traces.specific import LogOdds, log_odds
+from persona_core.traces.specific import LogOdds, odds_against_rest
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
 from tests.support import pages
@@ -342,7 +342,9 @@ def with_specific(rows: Rows, sinks: float = 0.02) -> Rows:
     mean, std = first.null_mean, first.null_std
     slope, offset = 3 / std, -3 * mean / std - 4.5  # of two normal distributions that lie 3 SD apart
     neutral = np.concatenate([t.raw[..., t.reply_positions] for _, t in traces["baseline"]], axis=2)
-    odds = np.stack([log_odds(neutral[:, b], slope[:, b], offset[:, b]) for b in range(len(first.blocks))], axis=1)
+    odds = np.stack(
+        [odds_against_rest(neutral[:, b], slope[:, b], offset[:, b]) for b in range(len(first.blocks))], axis=1
+    )
     known = LogOdds(*(x.astype(np.float32) for x in (slope, offset, odds.mean(2), odds.std(2))))
     norms = np.concatenate([t.norms[:, t.reply_positions] for own in traces.values() for _, t in own], axis=1)
     limits = np.quantile(norms, 1 - sinks, axis=1).astype(np.float32)
