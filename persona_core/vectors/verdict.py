@@ -51,7 +51,7 @@ class ControlVerdict:
 
     >>> print(ControlVerdict(("length", "text_baseline"), ("steering",)))
     fails length, words alone; not measured: steering
-    >>> print(ControlVerdict((), ())), print(Verdict((), ("steering",)))
+    >>> print(ControlVerdict((), ())), print(ControlVerdict((), ("steering",)))
     passes every control
     fails none of those measured; not measured: steering
     (None, None)
