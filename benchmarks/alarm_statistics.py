@@ -95,8 +95,8 @@ def compare(
         for trait, x in neutral.items():
             largest = np.stack([np.where(np.isnan(x), -np.inf, part(x)).max(1) for part in parts])  # [n_parts, n]
             location = np.quantile(largest, 0.75, axis=1)
-            width = [(row[row > at] - at).mean() for row, at in zip(largest, location, strict=True)]
-            scale[trait] = location, np.array(width), largest
+            width = (np.quantile(largest, 0.875, axis=1) - location) / np.log(2)
+            scale[trait] = location, width, largest
         peaks = np.max([((top - a[:, None]) / b[:, None]).max(0) for a, b, top in scale.values()], axis=0)
         threshold = np.quantile(peaks, 1 - rate)
         delays = []

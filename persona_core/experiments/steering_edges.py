@@ -107,7 +107,7 @@ def steering_edges(
 
     Returns:
         The tables of mean z, of the mean specific score (without it: mean z minus the other traits', with three traits
-        or more), and, with `shown`, of visible traits. Sink tokens count in no mean.
+        or more), and, with `shown`, of visible traits. Sink tokens are left out of every mean.
 
     Raises:
         SettingError: too few prompts.

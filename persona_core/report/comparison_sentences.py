@@ -42,7 +42,7 @@ def describe_comparison(found: Figure) -> str:
 
 
 def against(found: Figure) -> str:
-    """What the scores of a table are: kind, unit, and the traits that a specific score is held against."""
+    """What the scores of a table are: kind, unit, and the traits that a specific score is compared with."""
     kind = found.get("kind", "z")
     if kind != "specific":
         return "Scores are z, in standard deviations over neutral tokens."
@@ -58,7 +58,10 @@ def _moved(effects: Mapping[str, Figure]) -> list[str]:
     return [
         t
         for t, e in effects.items()
-        if e["total"] and (e["total"]["q"] or 1) <= SIGNIFICANT and "total" not in e.get("changed_by_sinks", ())
+        if e["total"]
+        and e["total"]["q"] is not None
+        and e["total"]["q"] <= SIGNIFICANT
+        and "total" not in e.get("changed_by_sinks", ())
     ]
 
 

@@ -123,7 +123,7 @@ class _Content:
         compared = "missing" not in self.summary["comparison"]
         most = "largest difference" if compared else "most alarms"
         return f"""<header><p>{runs}. Null: {null} neutral replies. {against(about)} 0 is the mean of the baseline's
-neutral tokens, and 1 is their standard deviation. Sink tokens count in no figure. Brackets are 95 % intervals over
+neutral tokens, and 1 is their standard deviation. Sink tokens are left out. Brackets are 95 % intervals over
 prompts. The trait with the {most} comes first.</p></header>"""
 
     def _cards(self, trait: str) -> str:

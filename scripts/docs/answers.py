@@ -33,15 +33,16 @@ def when() -> str:
     rate = own.get("rate", stored("findings")["about"]["rate"])
     here = runs["contaminated"]
     says = (
-        f"The {SCORES[kind]} of {TRAIT} rises in {alarms['contaminated']} of {here['n']} replies of the contaminated "
-        f"model and in {alarms['baseline']} of {runs['baseline']['n']} of the baseline, where chance gives about "
-        f"{rate * runs['baseline']['n']:.1f}. In {here['before the reply']} of the contaminated ones it is high at the "
-        f"first token already; in {here['doubles']} of these it more than doubles later. "
-        f"{here['timed']} of the {here['onset']} rises can be timed to within 20 tokens."
+        f"The {SCORES[kind]} of {TRAIT} is raised in {alarms['contaminated']} of {here['n']} replies of the "
+        f"contaminated model and in {alarms['baseline']} of {runs['baseline']['n']} of the baseline, where chance "
+        f"gives about {rate * runs['baseline']['n']:.1f}. In {here['before the reply']} of the contaminated ones it is "
+        f"high at the first token already; in {here['doubles']} of these it more than doubles later. "
     )
+    if here["onset"]:
+        says += f"{here['timed']} of the {here['onset']} later rises can be timed to within 20 tokens. "
     near = stored("onset")["texts"]["cued"]["near"]
     return (
-        f"{says} In texts with a known onset, announced by a cue, {percent(near)} of the estimates lie within "
+        f"{says}In texts with a known onset, announced by a cue, {percent(near)} of the estimates lie within "
         f"{stored('onset')['near']} tokens of it."
     )
 
@@ -84,12 +85,14 @@ def where() -> str:
 def _intervention(window: Figure) -> str:
     cells = {cell["arm"]: cell for cell in window["cells"] if cell["k"] == AHEAD}
     cap, random, none = (cells[arm] for arm in ("cap", "cap, random", "none"))
-    share = f"{percent(cap['share'])} of the tokens that follow show it, and {percent(random['share'])} when the state"
-    says = f"With a cap on it from {AHEAD} tokens before that word on, {share} is moved as far in a random direction"
+    says = (
+        f"A cap from {AHEAD} tokens before that word on leaves {percent(cap['share'])} of the following tokens "
+        f"showing it; moving the state as far in a random direction leaves {percent(random['share'])}"
+    )
     if not cap["share"]["high"] < random["share"]["low"]:
         return f"{says}: no clear effect."
     coherence = [f"{cell['coherence']['value']:.0f}" for cell in (cap, none)]
-    return f"{says}, at a coherence of {coherence[0]} of 100 instead of {coherence[1]}."
+    return f"{says}. With the cap, coherence is {coherence[0]} of 100 instead of {coherence[1]}."
 
 
 def differs() -> str:

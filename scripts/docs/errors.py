@@ -30,9 +30,40 @@ SIDES = {"contaminated": "contaminated model", "instructed": "baseline, instruct
 def onset_false_alarms() -> str:
     found = stored("onset")
     series = {f"simulated: {name}": one for name, one in found["simulated"].items()}
-    series |= {f"demo model: {trait}": one for trait, one in found["model"].get("by_trait", found["model"]).items()}
+    series |= {f"demo model: {trait}": one for trait, one in found["model"]["by_trait"].items()}
     rows = [(name, percent(one["false_alarms"]), percent(one["naive_rule"])) for name, one in series.items()]
+    rows.append(("demo model: any of these traits", percent(found["model"]["any_trait"]), ""))
     return table(("series", "false alarms", "naive rule"), rows)
+
+
+def onset_lengths() -> str:
+    rows = [
+        (
+            *(f"{first} to {end - 1}" for first, end in (one["null"], one["test"])),
+            percent(one["alarms"]),
+            percent(one["alarms_without_a_rate"]),
+        )
+        for one in stored("onset")["lengths"]
+    ]
+    heads = ("neutral replies, tokens", "tested, tokens", "alarms by the length covered", "later, without a rate")
+    return table(heads, rows)
+
+
+def onset_statistics() -> str:
+    found = stored("onset")["statistics"]
+    rows = [
+        (
+            texts,
+            one["statistic"],
+            f"{100 * one['found']:.1f} %",
+            *(f"{100 * one['within'][k]:.0f} %" for k in ("2", "4", "8")),
+            f"{one['median_delay']:g}",
+        )
+        for texts, tried in found.items()
+        for one in tried
+    ]
+    heads = ("texts", "statistic", "alarm", "within 2 tokens", "within 4", "within 8", "median delay")
+    return table(heads, rows)
 
 
 def onset_power() -> str:
@@ -42,7 +73,7 @@ def onset_power() -> str:
 
 
 def onset_texts() -> str:
-    shares = ("near", "missed", "before_the_reply", "covered", "timed")
+    shares = ("near", "missed", "before_the_reply", "covered", "timed", "another_trait_alarms")
     rows = [
         (
             name,
@@ -52,7 +83,7 @@ def onset_texts() -> str:
         )
         for name, one in stored("onset")["texts"].items()
     ]
-    heads = ("texts", "replies", "near", "missed", "placed at the first token", "covered", "timed")
+    heads = ("texts", "replies", "near", "missed", "placed at the first token", "covered", "timed", "another alarms")
     return table((*heads, "distance: 5 %, median, 95 %"), rows)
 
 
@@ -291,6 +322,8 @@ def coverage_p_values() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "onset-false-alarms": onset_false_alarms,
     "onset-power": onset_power,
+    "onset-lengths": onset_lengths,
+    "onset-statistics": onset_statistics,
     "onset-texts": onset_texts,
     "onset-intervals": onset_intervals,
     "onset-cohorts": onset_cohorts,

@@ -12,13 +12,16 @@ from scripts.docs.stored import stored
 def headline() -> str:
     """What whitening and specific scores gain, and what false alarms cost."""
     found, alarmed = _stored()["directions"], _stored()["alarms"]
-    before = found["mean difference"]
-    now = {
-        "neutral": found["whitened, within-class covariance"],
-        "else": found["specific (odds against neutral and the others)"],
-    }
+    read = [
+        found[name]
+        for name in (
+            "mean difference",
+            "whitened, within-class covariance",
+            "specific (odds against neutral and the others)",
+        )
+    ]
     rows = [
-        (name, *(f"{one[key]['mean']:.3f} / {one[key]['worst']['value']:.3f}" for one in (before, now[key])))
+        (name, *(f"{one[key]['mean']:.3f} / {one[key]['worst']['value']:.3f}" for one in read))
         for key, name in (
             ("neutral", "AUROC of a trait's tokens against neutral text, mean over 8 traits / worst"),
             ("else", "the same against everything else, other traits included"),
@@ -28,10 +31,12 @@ def headline() -> str:
         (
             "neutral replies with an alarm of any of 8 traits (nominal 5 %), kinds of prompts not in the null",
             "–",
+            "–",
             interval(alarmed["other_kinds"]["any_alarm_where_a_rate_is_stated"], 1, percent=True),
         )
     )
-    return table(("SmolLM2-135M-Instruct, held-out texts", "along the mean difference", "as read now"), rows)
+    heads = ("SmolLM2-135M-Instruct, held-out texts", "z along the mean difference", "z, whitened")
+    return table((*heads, "specific (the default)"), rows)
 
 
 def directions() -> str:
@@ -121,9 +126,10 @@ def sinks() -> str:
 
 def couplings() -> str:
     """Edges that are claimed on neutral text, where there are none."""
+    n_directions = _stored()["couplings"]["n_directions"]
     rows = [
         (
-            "the eight traits" if part == "traits" else part,
+            "the eight traits" if part == "traits" else f"{n_directions} random directions",
             f"{found['together']} of {found['n_together']}",
             f"{found['lagged']} of {found['n_lagged']}",
         )
