@@ -181,7 +181,8 @@ def describe_alarms(alarms: Figure | None) -> str:
     for what, share in alarms["held_out"].items():
         if {"value", "low", "high"} <= set(share):
             figure = interval(share, 1, percent=True)
-            says.append(f"Of replies to {html.escape(what)} left out of the calibration, {figure} do.")
+            groups = "kinds of prompts" if what == "kinds" else html.escape(what)
+            says.append(f"Of replies to {groups} left out of the calibration, {figure} do.")
     return " ".join(says)
 
 

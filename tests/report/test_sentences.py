@@ -155,7 +155,7 @@ def test_any_alarm_stands_beside_the_rate_over_all_traits() -> None:
     assert "for 12 of them no rate is known" in says
     assert "Of neutral replies 4.9 % [3.0, 8.0] do (nominal 5 % over all traits together; 410 prompts)." in says
     alarms["held_out"] = {"kinds": est(0.06, 0.04, 0.1)}
-    assert "Of replies to kinds left out of the calibration, 6.0 % [4.0, 10.0] do." in describe_alarms(alarms)
+    assert "Of replies to kinds of prompts left out of the calibration, 6.0 % [4.0, 10.0] do." in describe_alarms(alarms)
     assert describe_alarms(None) == "" == describe_alarms({**alarms, "neutral": None})
 
 
