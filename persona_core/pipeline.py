@@ -46,7 +46,7 @@ from persona_core.vectors.extraction import (
     mean_difference_without_neutral_components,
 )
 from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
-from persona_core.vectors.held_out_groups import Read
+from persona_core.vectors.held_out_groups import ToReading
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
 from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
@@ -220,7 +220,7 @@ def _tokens(
 
 def _whitening(
     plan: ElicitationPlan, store: ReplyStore, kept: Mapping[str, KeptReplies], settings: Settings, block: int
-) -> Read | None:
+) -> ToReading | None:
     """From a steering direction at one block to the reading direction; None where both are the same."""
     if not plan.tokens_per_reply or not settings.whitened:
         return None
@@ -352,7 +352,7 @@ def validate_vectors(
             neutral=neutral_states,
             with_sinks=with_sinks,
             odds=None if odds is None else odds.at(0),
-            read=reading_at(block),
+            to_reading=reading_at(block),
         )
         figures = validate(
             name, tensors, block, data, chosen.function, n_resamples=chosen.n_resamples, seed=chosen.seed

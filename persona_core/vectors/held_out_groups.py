@@ -19,7 +19,7 @@ from persona_core.vectors.controls import ExtractionReplies, one_block
 from persona_core.vectors.extraction import MIN_REPLIES, Method, Sides
 from persona_core.vectors.held_out import HeldOut, figure, project_rows
 
-Read = Callable[[np.ndarray], np.ndarray]
+ToReading = Callable[[np.ndarray], np.ndarray]
 """From a steering direction `[d_model]` at the chosen block to the reading direction there."""
 
 _LAYOUT = re.compile(r"^\s*(?:[-*•+]\s|\d{1,2}[.)]\s|#{1,6}\s|```|\|)|\*\*", re.MULTILINE)
@@ -35,25 +35,25 @@ def has_layout(text: str) -> bool:
 
 
 def wordings(
-    extracted: ExtractionReplies, report: HeldOut, block: int, method: Method, read: Read | None = None
+    extracted: ExtractionReplies, report: HeldOut, block: int, method: Method, to_reading: ToReading | None = None
 ) -> dict[str, Any] | None:
     """Each instruction pair left out of the direction and tried; None where the pairs are unknown, or there is one.
 
     Args:
-        extracted: the extraction replies; `read` may rest on all of them.
+        extracted: the extraction replies; `to_reading` may rest on all of them.
         report: held-out replies.
         block: the chosen block.
         method: makes a direction from the extraction replies of the other pairs.
-        read: None: the steering direction is read along as it is.
+        to_reading: None: the steering direction is read along as it is.
     """
     positive, negative, own = extracted.positive_pairs, extracted.negative_pairs, report.pair
     if positive is None or negative is None or own is None:
         return None
-    return _left_out(extracted, (positive, negative), report, own, block, method, read)
+    return _left_out(extracted, (positive, negative), report, own, block, method, to_reading)
 
 
 def styles(
-    extracted: ExtractionReplies, report: HeldOut, block: int, method: Method, read: Read | None = None
+    extracted: ExtractionReplies, report: HeldOut, block: int, method: Method, to_reading: ToReading | None = None
 ) -> dict[str, dict[str, Any] | None]:
     """Reply styles left out of the direction and tried: "length" (by the median of the words) and "layout".
 
@@ -67,7 +67,7 @@ def styles(
         "layout": [np.array(["layout" if has_layout(text) else "prose" for text in of], str) for of in texts],
     }
     return {
-        name: _left_out(extracted, (positive, negative), report, own, block, method, read)
+        name: _left_out(extracted, (positive, negative), report, own, block, method, to_reading)
         for name, (positive, negative, own) in kinds.items()
     }
 
@@ -79,7 +79,7 @@ def _left_out(
     group: np.ndarray,
     block: int,
     method: Method,
-    read: Read | None,
+    to_reading: ToReading | None,
 ) -> dict[str, Any] | None:
     """AUROC over pairs of replies of the same group, each scored without its group; and of each group.
 
@@ -97,7 +97,7 @@ def _left_out(
         if not seen or not shows[rows].any() or shows[rows].all():
             continue
         direction = method(Sides(sides.positive.take(positive), sides.negative.take(negative), sides.neutral))[0]
-        scores = project_rows(states[rows], (read or np.asarray)(direction))
+        scores = project_rows(states[rows], (to_reading or np.asarray)(direction))
         parts.append((rows, rank_auroc(scores, shows[rows])))
         auroc = bounded(parts[-1][1], report.question[rows])
         found[str(name)] = {"replies": len(rows), "auroc": figure(auroc)}

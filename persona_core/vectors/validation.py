@@ -38,7 +38,7 @@ from persona_core.vectors.controls import (
 )
 from persona_core.vectors.extraction import Method
 from persona_core.vectors.held_out import CrossTrait, HeldOut, figure, project_states
-from persona_core.vectors.held_out_groups import Read, styles, wordings
+from persona_core.vectors.held_out_groups import ToReading, styles, wordings
 from persona_core.vectors.specificity import best_other_vector, replies_of_other_traits
 from persona_core.vectors.states import States
 from persona_core.vectors.verdict import flags, not_measured, notes
@@ -90,8 +90,8 @@ class ValidationData:
         neutral: pooled states of neutral replies, as those of `report`.
         with_sinks: pooled states of the replies of `report` that keep sink tokens; those of `report` leave them out.
         odds: of all traits at the block, in the order of the vectors, for specific scores; None: there are none.
-        read: from a steering direction at the block to the reading direction there, for directions made without a
-            wording or a style; None: the steering direction itself.
+        to_reading: from a steering direction at the block to the reading direction there, for directions made without
+            a wording or a style; None: the steering direction itself.
     """
 
     choice: HeldOut
@@ -102,7 +102,7 @@ class ValidationData:
     neutral: States | None = None
     with_sinks: States | None = None
     odds: LogOdds | None = None
-    read: Read | None = None
+    to_reading: ToReading | None = None
 
 
 def validate(
@@ -162,8 +162,8 @@ def validate(
         },
         "best_other_vector": best_other_vector(trait, vectors, block, report),
         "other_traits": _other_traits(trait, vectors, block, data),
-        "wordings": wordings(extracted, report, block, method, data.read),
-        "styles": styles(extracted, report, block, method, data.read),
+        "wordings": wordings(extracted, report, block, method, data.to_reading),
+        "styles": styles(extracted, report, block, method, data.to_reading),
         "sinks": None if data.with_sinks is None else _sinks(vector, block, report, data.with_sinks),
         "own_minus_best_other": _against_others(trait, vectors, block, data, n_resamples, seed),
         "cosine": {t: _rounded(cosine_of(vector[block], other[block])) for t, other in vectors.items() if t != trait},

@@ -66,7 +66,7 @@ def test_directions_are_whitened_before_they_are_read_along() -> None:
     weights = np.ones(D_MODEL)
     weights[7] = 1 / 900
     plain = found_for(made_of, read)
-    whitened = found_for(made_of, read, read=lambda direction: weights * direction)
+    whitened = found_for(made_of, read, to_reading=lambda direction: weights * direction)
     assert whitened["auroc"]["value"] > 0.95 > 0.9 > plain["auroc"]["value"]
 
 
