@@ -10,6 +10,7 @@ import numpy as np
 
 from persona_core.analysis.series import checked
 from persona_core.errors import SettingError
+from persona_core.traces.sinks import is_sink, read_limits
 from persona_core.traces.trace import Kind, Trace
 
 Row = Mapping[str, Any]
@@ -60,15 +61,12 @@ def by_prompt(rows: Sequence[Row], trait: str, kind: Kind) -> dict[str, ReplyRea
 
 def _sinks(row: Row, trait: str) -> np.ndarray:
     """Sink tokens at the trait's best block, bool `[n_tokens]`; none where no limit was stored."""
-    none = np.zeros(len(row["roles"]), bool)
-    limits, block = row.get("max_norm"), row["best_block"][trait]
-    if limits is None or block not in row["blocks"]:
-        return none
-    column = list(row["blocks"]).index(block)
-    if limits[column] is None:
-        return none
-    norms = np.array(row["norms"][column], np.float32)
-    return norms > np.float32(limits[column])
+    blocks, block = list(row["blocks"]), row["best_block"][trait]
+    if block not in blocks:
+        return np.zeros(len(row["roles"]), bool)
+    column = blocks.index(block)
+    limits = read_limits(row.get("max_norm"), len(blocks))
+    return is_sink(np.array(row["norms"][column], np.float32), limits[column])
 
 
 def one_per_prompt(rows: Sequence[Row], trait: str) -> Iterable[Row]:

@@ -17,6 +17,7 @@ import torch
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import NotCalibrated, SettingError
 from persona_core.inference.steering import Intervention
+from persona_core.traces.sinks import is_sink
 from persona_core.traces.specific import LogOdds, specific_scores
 
 LATENCY = 2
@@ -49,11 +50,11 @@ class AlarmWatch:
         traits: in the order of the readings' trait axis.
         blocks: in the order of the readings' block axis.
         null: mean and standard deviation of the raw projection, float32 `[n_traits, n_blocks, 2]`.
+        max_norm: ‖h‖ above which a token is a sink token, `[n_blocks]`.
         n_rows: replies of the run.
         interventions: those with `when="alarm"` start to act in a row after that row's alarm.
         on_alarm: called at each alarm, in the generating thread.
         log_odds: of the vectors, for detectors of specific scores; None where they have none.
-        max_norm: ‖h‖ above which a token is a sink token, `[n_blocks]`; None: no limits.
 
     Raises:
         SettingError: a detector needs a block that is not read.
@@ -67,11 +68,11 @@ class AlarmWatch:
         blocks: Sequence[int],
         null: np.ndarray,
         *,
+        max_norm: np.ndarray,
         n_rows: int,
         interventions: Sequence[Intervention] = (),
         on_alarm: OnAlarm | None = None,
         log_odds: LogOdds | None = None,
-        max_norm: np.ndarray | None = None,
     ) -> None:
         watched = [t for t in detectors.traits if t in traits]
         unread = [t for t in watched if detectors.best_block[t] not in blocks]
@@ -87,7 +88,7 @@ class AlarmWatch:
             )
         self._kinds = {t: detectors.of(t).kind for t in watched}
         self._log_odds = log_odds
-        self._max_norm = np.full(len(blocks), np.inf) if max_norm is None else max_norm
+        self._max_norm = max_norm
         self._axes = {t: (traits.index(t), blocks.index(detectors.best_block[t])) for t in watched}
         self._null = null
         self._online = [{t: detectors.of(t).online() for t in watched} for _ in range(n_rows)]
@@ -100,20 +101,21 @@ class AlarmWatch:
     def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray) -> None:
         """Take the readings of one reply's newest token: float32 `[n_blocks, n_traits]`, and norms `[n_blocks]`."""
         scores: dict[tuple[str, int], np.ndarray] = {}  # (kind, block) -> [n_traits], computed once
+        sinks = is_sink(norms[:, None], self._max_norm)[:, 0]  # [n_blocks]
         for trait, online in self._online[row].items():
             i, j = self._axes[trait]
             key = self._kinds[trait], j
             if key not in scores:
-                scores[key] = self._scores(*key, raw[j], float(norms[j]))
+                scores[key] = self._scores(*key, raw[j], bool(sinks[j]))
             if online.push(float(scores[key][i])):
                 for starts, earliest in self._gates[trait]:
                     starts[row] = max(token + LATENCY, earliest)
                 if self._on_alarm is not None:
                     self._on_alarm(Alarm(row, trait, token))
 
-    def _scores(self, kind: str, j: int, raw: np.ndarray, norm: float) -> np.ndarray:
+    def _scores(self, kind: str, j: int, raw: np.ndarray, sink: bool) -> np.ndarray:
         """All traits' scores of one token at the j-th block, as in `Trace.reply_scores`, float32 `[n_traits]`."""
-        if norm > self._max_norm[j]:
+        if sink:
             return np.full(len(raw), np.nan, np.float32)
         if kind == "specific" and self._log_odds is not None:
             return specific_scores(raw[:, None], self._log_odds.at(j))[:, 0]

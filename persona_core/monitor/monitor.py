@@ -86,7 +86,7 @@ class PersonaMonitor:
         }
         self._null = null_array(vectors, self.blocks)  # [n_traits, n_blocks, 2]
         self._log_odds = vectors.odds_at(self.blocks)
-        self._max_norm = None if vectors.max_norm is None else vectors.max_norm[list(self.blocks)]  # [n_blocks]
+        self._max_norm = vectors.limits_at(self.blocks)  # [n_blocks]
 
     def __repr__(self) -> str:
         traits = ", ".join(self.vectors.traits)

@@ -15,6 +15,7 @@ import numpy as np
 from persona_core.errors import CorruptFile, NotCalibrated, UnknownBlock
 from persona_core.models.detokenize import well_formed
 from persona_core.traces.provenance import Provenance
+from persona_core.traces.sinks import read_limits, stored_limits
 from persona_core.traces.specific import LogOdds
 
 FORMAT_VERSION = 1
@@ -28,7 +29,7 @@ def record_of(trace: Any) -> dict[str, Any]:
     """A JSON-ready record."""
     record = {f.name: getattr(trace, f.name) for f in fields(trace)}
     record |= {name: _nested(record[name]) for name in ("raw", "norms", "null_mean", "null_std")}
-    record["max_norm"] = _finite(trace._max_norm)
+    record["max_norm"] = stored_limits(trace.max_norm)
     record["log_odds"] = trace.log_odds and {k: _nested(v) for k, v in vars(trace.log_odds).items()}
     record |= {"best_block": dict(trace.best_block), "provenance": asdict(trace.provenance)}
     return {"format_version": FORMAT_VERSION, **record}
@@ -58,7 +59,7 @@ def fields_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
             finish=str(record["finish"]),
             provenance=Provenance(**provenance),
             alignment=record["alignment"],
-            max_norm=_limits(record.get("max_norm")),
+            max_norm=read_limits(record.get("max_norm"), n_blocks),
             log_odds=_log_odds(record.get("log_odds"), (n_traits, n_blocks)),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -95,7 +96,7 @@ def row_of(trace: Any, id: str, messages: Sequence[Mapping[str, str]], set: str,
         "norms": trace.norms.tolist(),
         "null_mean": {t: trace.null_mean[i].tolist() for i, t in enumerate(trace.traits)},
         "null_std": {t: trace.null_std[i].tolist() for i, t in enumerate(trace.traits)},
-        "max_norm": _finite(trace._max_norm),
+        "max_norm": stored_limits(trace.max_norm),
         "log_odds": None
         if trace.log_odds is None
         else {t: [part[i].tolist() for part in vars(trace.log_odds).values()] for i, t in enumerate(trace.traits)},
@@ -136,7 +137,7 @@ def fields_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
             finish=row["finish"],
             provenance=Provenance(**known),
             alignment=row["alignment"],
-            max_norm=_limits(row.get("max_norm")),
+            max_norm=read_limits(row.get("max_norm"), len(blocks)),
             log_odds=_log_odds_of_row(row.get("log_odds"), traits, shape),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,15 +158,6 @@ def _array(nested: Any, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape:
         raise ValueError(f"expected numbers of shape {shape}, got {array.shape}")
     return array
-
-
-def _finite(limits: np.ndarray) -> list[float | None]:
-    """Norm limits with None where there is none."""
-    return [float(limit) if np.isfinite(limit) else None for limit in limits]
-
-
-def _limits(values: Sequence[float | None] | None) -> np.ndarray | None:
-    return None if values is None else np.array([np.inf if v is None else v for v in values], np.float32)
 
 
 def _log_odds(record: Mapping[str, Any] | None, shape: tuple[int, int]) -> LogOdds | None:

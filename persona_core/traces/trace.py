@@ -13,6 +13,7 @@ import numpy as np
 from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingError, UnknownBlock, UnknownTrait
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.records import fields_of_record, fields_of_row, record_of, row_of
+from persona_core.traces.sinks import is_sink
 from persona_core.traces.specific import LogOdds, specific_scores
 from persona_core.utils.checks import known_block
 from persona_core.utils.files import read_json
@@ -72,21 +73,21 @@ class Trace:
     finish: str
     provenance: Provenance = field(default_factory=Provenance)
     alignment: Alignment = "at"
-    max_norm: np.ndarray | None = None
+    max_norm: np.ndarray = field(default_factory=lambda: np.array(np.inf, np.float32))
     log_odds: LogOdds | None = None
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
-        if self.max_norm is None:
-            object.__setattr__(self, "max_norm", np.full(len(self.blocks), np.inf, np.float32))
+        if not self.max_norm.ndim:  # one limit for all blocks: infinity, where none is known
+            object.__setattr__(self, "max_norm", np.full(len(self.blocks), self.max_norm, np.float32))
         shape = (len(self.traits), len(self.blocks), n)
         nulls = {self.null_mean.shape, self.null_std.shape}
         if nulls != {shape[:2]}:
             raise CorruptFile(f"A trace of shape {shape} needs a null of {shape[:2]}; got {sorted(nulls)}.")
         if self.log_odds is not None and self.log_odds.shape != shape[:2]:
             raise CorruptFile(f"A trace of shape {shape} needs log odds of {shape[:2]}; got {self.log_odds.shape}.")
-        if self._max_norm.shape != shape[1:2]:
-            raise CorruptFile(f"A trace of {shape[1]} blocks needs as many norm limits; got {self._max_norm.shape}.")
+        if self.max_norm.shape != shape[1:2]:
+            raise CorruptFile(f"A trace of {shape[1]} blocks needs as many norm limits; got {self.max_norm.shape}.")
         if not 0 <= self.n_prompt <= n:
             raise CorruptFile(f"n_prompt is {self.n_prompt}; a trace of {n} tokens has 0 to {n} before the reply.")
         if self.alignment not in ("at", "before"):
@@ -103,11 +104,6 @@ class Trace:
         traits = f"{len(self.traits)} trait{'' if len(self.traits) == 1 else 's'}"
         reader = self.provenance.reading_model or "unknown"
         return f"Trace({tokens}, {traits} at {list_blocks(self.blocks)}, read by {reader})"
-
-    @property
-    def _max_norm(self) -> np.ndarray:
-        assert self.max_norm is not None  # set by __post_init__
-        return self.max_norm
 
     @property
     def n_tokens(self) -> int:
@@ -140,8 +136,7 @@ class Trace:
         A sink token's state has a norm far outside the block's own range. It is shown and kept in `raw`, but no mean,
         null or comparison counts it.
         """
-        with np.errstate(invalid="ignore"):
-            return self.norms > self._max_norm[:, None]
+        return is_sink(self.norms, self.max_norm)
 
     def scores(
         self, trait: str, kind: Kind | None = None, block: int | None = None, alignment: Alignment = "at"

@@ -9,6 +9,7 @@ import numpy as np
 
 from persona_core.errors import SettingError
 from persona_core.inference.sinks import norm_limits
+from persona_core.traces.sinks import is_sink
 from persona_core.traces.specific import odds_against_rest
 from persona_core.traces.trace import Trace
 from persona_core.vectors.null import Null
@@ -104,6 +105,7 @@ def _raw(vectors: PersonaVectors, neutral: Sequence[Trace], block: int, max_norm
     found = []
     for trace in neutral:
         column, rows = trace.blocks.index(block), [trace.traits.index(t) for t in vectors.traits]
-        plain = [t for t in trace.reply_positions if trace.norms[column, t] <= max_norm]
+        sink = is_sink(trace.norms[column], max_norm)  # [n_tokens]
+        plain = [t for t in trace.reply_positions if not sink[t]]
         found.append(trace.raw[rows, column][:, plain])
     return np.concatenate(found, axis=1).astype(np.float64)

@@ -205,6 +205,11 @@ class PersonaVectors:
         array = np.array(parts, np.float32)[:, :, list(blocks)]  # [n_traits, 2, n_blocks, 2]
         return LogOdds(array[:, 0, :, 0], array[:, 0, :, 1], array[:, 1, :, 0], array[:, 1, :, 1])
 
+    def limits_at(self, blocks: Sequence[int]) -> np.ndarray:
+        """The norm limits at these blocks, float32 `[n_blocks]`; infinity where none is known."""
+        limits = np.full(self.n_blocks, np.inf, np.float32) if self.max_norm is None else self.max_norm
+        return limits[list(blocks)]
+
     def select(self, traits: Sequence[str]) -> PersonaVectors:
         """The same vectors with only these traits.
 

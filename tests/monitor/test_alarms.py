@@ -217,6 +217,7 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
         traits,
         blocks,
         null,
+        max_norm=monitor.vectors.limits_at(blocks),
         n_rows=2,
         interventions=list(gates.values()),
         on_alarm=told.append,
