@@ -61,11 +61,10 @@ def by_prompt(rows: Sequence[Row], trait: str, kind: Kind) -> dict[str, ReplyRea
 
 def _sinks(row: Row, trait: str) -> np.ndarray:
     """Sink tokens at the trait's best block, bool `[n_tokens]`; none where no limit was stored."""
-    blocks, block = list(row["blocks"]), row["best_block"][trait]
-    if block not in blocks:
+    blocks, block, stored = list(row["blocks"]), row["best_block"][trait], row.get("max_norm")
+    if block not in blocks or stored is None:
         return np.zeros(len(row["roles"]), bool)
-    column = blocks.index(block)
-    limits = read_limits(row.get("max_norm"), len(blocks))
+    column, limits = blocks.index(block), read_limits(stored, len(blocks))
     return is_sink(np.array(row["norms"][column], np.float32), limits[column])
 
 

@@ -54,7 +54,8 @@ class Trace:
         finish: "eos", "length", "context", "stopped" (by the caller) or "read" (nothing was generated).
         provenance: writer, reader and settings.
         alignment: of `raw` and `norms`; "at" for every trace that this library reads.
-        max_norm: ‖h‖ above which a token is a sink token, float32 `[n_blocks]`; infinite where no limit is known.
+        max_norm: ‖h‖ above which a token is a sink token, float32 `[n_blocks]`; infinite where no limit is known. A
+            single number holds for all blocks.
         log_odds: what turns projections into specific scores; None: there are no specific scores.
     """
 

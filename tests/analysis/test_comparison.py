@@ -477,7 +477,7 @@ def test_differences_by_token_are_the_second_reader_minus_the_first(shipped: tup
     limit = np.full(len(b.blocks), np.inf, np.float32)
     column = b.blocks.index(b.best_block[CONTAMINANT])
     limit[column] = np.sort(b.norms[column])[-3]
-    sinks = np.isnan(token_differences(a.replace(max_norm=None), b.replace(max_norm=limit), CONTAMINANT))
+    sinks = np.isnan(token_differences(a.replace(max_norm=np.array(np.inf)), b.replace(max_norm=limit), CONTAMINANT))
     assert sorted(np.flatnonzero(sinks)) == sorted(np.argsort(b.norms[column])[-2:])
     holed = b.raw.copy()
     holed[b.traits.index(CONTAMINANT), :, 9] = np.nan

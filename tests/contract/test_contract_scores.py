@@ -166,7 +166,7 @@ def test_mutation_scores_that_are_not_specific(monkeypatch: pytest.MonkeyPatch, 
             return each
         return np.stack([e - np.logaddexp.reduce(np.delete(each, k, 0), axis=0) for k, e in enumerate(each)])
 
-    monkeypatch.setattr(specific, "log_odds", wrong)
+    monkeypatch.setattr(specific, "odds_against_rest", wrong)
     with pytest.raises(AssertionError):
         check_specific()
 

@@ -81,7 +81,9 @@ def older(rows: Rows) -> Rows:
     known = {config: [(row, Trace.from_row(row)) for row in own] for config, own in rows.items()}
     return {
         config: [
-            trace.replace(log_odds=None, max_norm=None).to_row(r["id"], r["messages"], r["set"], r["category"])
+            trace.replace(log_odds=None, max_norm=np.array(np.inf)).to_row(
+                r["id"], r["messages"], r["set"], r["category"]
+            )
             for r, trace in own
         ]
         for config, own in known.items()
