@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, PersonaWarning, SettingError, UnsupportedModel
+from persona_core.models.checkpoint import explained, read_checkpoint
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.utils.hub import commit_of, fetch, resolve_source
 
@@ -135,8 +136,6 @@ def _convert(file: GgufFile, dtype: str, folder: Path) -> None:
         raise SettingError("Reading a GGUF file needs the package gguf: pip install 'persona-trace[gguf]'.")
     from transformers import GgufConfig
 
-    from persona_core.models.checkpoint import read_checkpoint
-
     what = f"the GGUF file {file.name!r}"
     logger.info("Converting %s to %s in %s; later loads read it from there.", what, dtype, folder)
     metadata, quantization = _header(file, what)
@@ -172,16 +171,14 @@ def _header(file: GgufFile, what: str) -> tuple[dict[str, Any], str]:
     """The file's metadata without its vocabulary, and its quantization as llama.cpp names it."""
     from gguf import GGUFReader, LlamaFileType
 
-    from persona_core.models.checkpoint import explained
-
     with explained(what):
         reader = GGUFReader(file.path)
         metadata = {k: f.contents() for k, f in reader.fields.items() if len(f.data) <= 1}
         sizes: Counter[str] = Counter()
         for tensor in reader.tensors:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
-        if not sizes:
-            raise ValueError("it holds no tensors")
+    if not sizes:
+        raise CorruptFile(f"The GGUF file {file.name!r} holds no tensors; download it again.")
     if (parts := int(metadata.get("split.count", 1))) > 1:
         raise SettingError(f"{file.name!r} is one of {parts} parts; merge them with llama-gguf-split --merge.")
     try:

@@ -303,6 +303,18 @@ def test_a_file_that_lacks_a_tensor_is_corrupt(tmp_path: Path) -> None:
         load_model(path)
 
 
+def test_a_file_without_tensors_is_corrupt(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CorruptFile, match=r"model\.gguf' holds no tensors; download it again"):
+        load_model(tmp_path / "model.gguf")
+
+
 def test_an_architecture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", build("llama"), tokenizer_for("llama3"), architecture="grok")
     with pytest.raises(UnsupportedModel, match="grok"):
