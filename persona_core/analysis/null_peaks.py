@@ -117,7 +117,7 @@ class NullPeaks:
             if name not in self.traits:
                 raise UnknownTrait(name, self.traits)
         if not names:
-            raise SettingError("No trait to watch.")
+            raise SettingError(f"No trait to watch; name at least one of {', '.join(self.traits)}.")
         return self.peaks[:, [self.traits.index(name) for name in names]].max(1)
 
     def _share(self, largest: np.ndarray, threshold: float) -> float:

@@ -40,8 +40,15 @@ def norm_limits(norms: np.ndarray) -> np.ndarray:
     >>> norm_limits(norms).tolist()
     [3.0]
     """
-    if not norms.shape[1] or not np.isfinite(norms).all():
-        raise NumericalError("The range of a block's norms needs tokens with finite states.")
+    if not norms.shape[1]:
+        raise NumericalError("No token to measure norms on.")
+    wrong = (~np.isfinite(norms)).sum(axis=1)  # [n_blocks]
+    if wrong.any():
+        block = int(np.argmax(wrong > 0))
+        raise NumericalError(
+            f"Block {block}: {wrong[block]} of {norms.shape[1]} norms are NaN or infinite; read the texts in float32 "
+            "or bfloat16."
+        )
     middle = np.maximum(np.median(norms, axis=1), np.finfo(np.float32).tiny)  # [n_blocks]
     away = np.abs(np.log(np.maximum(norms, np.finfo(np.float32).tiny) / middle[:, None]))  # [n_blocks, n_tokens]
     spread = MAD_TO_SD * np.median(away, axis=1)

@@ -32,9 +32,11 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
     Raises:
         SettingError: no reply tokens, a block that was not read, or traces of different readers.
     """
-    unread = sorted({b for b in vectors.blocks for t in neutral if b not in t.blocks})
-    if not neutral or unread:
-        raise SettingError(f"Calibration needs neutral traces of all blocks; got {len(neutral)}, unread {unread}.")
+    if not neutral:
+        raise SettingError("No neutral replies to calibrate on; pass their traces.")
+    if unread := sorted({b for b in vectors.blocks for t in neutral if b not in t.blocks}):
+        which = f"Block {unread[0]} was" if len(unread) == 1 else f"Blocks {', '.join(map(str, unread))} were"
+        raise SettingError(f"{which} not read in the neutral traces; read them with blocks='all'.")
     if any(t.provenance.vectors != vectors.fingerprint for t in neutral):
         raise SettingError("A neutral trace was read with other vectors; read it with the vectors to calibrate.")
     steered = [i for i, t in enumerate(neutral) if t.provenance.steering]
@@ -45,9 +47,11 @@ def calibrate(vectors: PersonaVectors, neutral: Sequence[Trace]) -> PersonaVecto
         raise SettingError(f"The neutral traces come from different readers or templates: {sorted(map(str, readers))}.")
     if sum(len(t.reply_positions) for t in neutral) < MIN_TOKENS:
         raise SettingError("The neutral replies hold no tokens to calibrate on.")
-    for trace in neutral:
+    for i, trace in enumerate(neutral):
         if not (np.isfinite(trace.raw[..., trace.reply_positions]).all() and np.isfinite(trace.norms).all()):
-            raise SettingError(f"A neutral trace (seed {trace.provenance.seed}) holds NaN or infinity.")
+            raise SettingError(
+                f"Neutral trace {i} holds NaN or infinity; read it in float32 or bfloat16, or leave it out."
+            )
     max_norm = _limits(vectors, neutral)
     null: dict[str, Null] = {t: _empty(vectors.n_blocks) for t in vectors.traits}
     odds_of_all = set(vectors.log_odds) == set(vectors.traits) and len(vectors.traits) > 1

@@ -103,9 +103,15 @@ class PersonaVectors:
         present = [b for b in range(next(iter(shapes.values()))[0]) if b not in self.absent_blocks]
         for trait, tensor in directions:
             if tuple(tensor.shape) != shapes[trait]:
-                raise VectorsMismatch(f"The reading direction of {trait!r} has shape {tuple(tensor.shape)}.")
-            if not torch.isfinite(tensor[present]).all():
-                raise VectorsMismatch(f"The vector of {trait!r} holds NaN or infinity.")
+                raise VectorsMismatch(
+                    f"The reading direction of {trait!r} has shape {tuple(tensor.shape)}; expected {shapes[trait]}, as "
+                    "its steering direction."
+                )
+            if wrong := [b for b in present if not torch.isfinite(tensor[b]).all()]:
+                raise VectorsMismatch(
+                    f"The vector of {trait!r} holds NaN or infinity at block {wrong[0]}; mark the block as absent, or "
+                    "make the vector again."
+                )
             if (tensor[present].norm(dim=-1) == 0).any():
                 raise VectorsMismatch(f"The vector of {trait!r} is zero at a block; mark that block as absent.")
         for name in ("tensors", "readings"):
@@ -116,15 +122,16 @@ class PersonaVectors:
         best = {trait: self._check(trait, block) for trait, block in self.best_block.items()}
         object.__setattr__(self, "best_block", MappingProxyType(best))
         for trait, null in [*self.null.items(), *self.steering_null.items()]:
-            self.tensor(trait)
+            self._known(trait)
             shape = (self.n_blocks, len(null.probabilities))
             if (null.mean.shape, null.std.shape, null.quantiles.shape) != (shape[:1], shape[:1], shape):
                 raise VectorsMismatch(f"The null of {trait!r} does not cover {self.n_blocks} blocks.")
         for trait, pairs in [*self.log_odds.items(), *self.specific_null.items()]:
-            if self.tensor(trait) is None or pairs.shape != (self.n_blocks, 2):
-                raise VectorsMismatch(f"The log odds of {trait!r} have shape {pairs.shape}; expected one pair a block.")
+            self._known(trait)
+            if pairs.shape != (self.n_blocks, 2):
+                raise _other_file(f"log odds of {trait!r} have", pairs.shape, (self.n_blocks, 2))
         if self.max_norm is not None and self.max_norm.shape != (self.n_blocks,):
-            raise VectorsMismatch(f"The norm limits have shape {self.max_norm.shape}; expected one a block.")
+            raise _other_file("norm limits have", self.max_norm.shape, (self.n_blocks,))
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -163,8 +170,7 @@ class PersonaVectors:
 
     def tensor(self, trait: str) -> torch.Tensor:
         """The steering directions of one trait, float32 `[n_blocks, d_model]`, not normalised."""
-        if trait not in self.tensors:
-            raise UnknownTrait(trait, self.traits)
+        self._known(trait)
         return self.tensors[trait]
 
     def reading(self, trait: str) -> torch.Tensor:
@@ -217,7 +223,7 @@ class PersonaVectors:
         out; `persona_core.vectors.calibration.calibrate` measures it again for those that stay.
         """
         for trait in traits:
-            self.tensor(trait)
+            self._known(trait)
 
         def some(of: Mapping[str, Any]) -> dict[str, Any]:
             return {t: of[t] for t in traits if t in of}
@@ -365,7 +371,17 @@ class PersonaVectors:
 
         return str(vectors.push_vectors(self, repo_id, private=private, tag=tag, token=token))
 
+    def _known(self, trait: str) -> None:
+        if trait not in self.tensors:
+            raise UnknownTrait(trait, self.traits)
+
     def _check(self, trait: str, block: object) -> int:
-        self.tensor(trait)
+        self._known(trait)
         whose = f"{trait!r} has directions for"
         return known_block(block, self.blocks, whose, self.absent_blocks)
+
+
+def _other_file(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> VectorsMismatch:
+    return VectorsMismatch(
+        f"The {what} shape {shape}; expected {expected}. The file belongs to other vectors; save or download it again."
+    )

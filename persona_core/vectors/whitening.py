@@ -86,7 +86,10 @@ def within_class_covariance(classes: Iterable[np.ndarray]) -> Covariance:
     d = len(sample)
     scale = float(np.trace(sample) / d)
     if not scale > 0:
-        raise SettingError("All sampled states of a class are the same; there is nothing to whiten by.")
+        raise SettingError(
+            "Within every class all sampled states are the same, so there is nothing to whiten by. Elicit more varied "
+            "replies."
+        )
     spread = float((sample**2).sum()) - d * scale**2  # ‖S - scale I‖²
     error = (fourth / n - float((sample**2).sum())) / n
     shrinkage = 1.0 if spread <= 0 else min(1.0, max(error, 0.0) / spread)

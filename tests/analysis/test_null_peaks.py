@@ -150,7 +150,7 @@ def test_what_cannot_be_kept_is_refused() -> None:
             peaks.threshold(rate)
     with pytest.raises(UnknownTrait, match="greed"):
         peaks.threshold(0.05, ["greed"])
-    with pytest.raises(SettingError, match="No trait"):
+    with pytest.raises(SettingError, match="No trait to watch; name at least one of "):
         peaks.threshold(0.05, [])
     with pytest.raises(SettingError, match="differ in number or length"):
         calibrate_onsets({"a": [np.zeros(5)] * 80, "b": [np.zeros(6)] * 80})

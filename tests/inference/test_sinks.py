@@ -45,9 +45,15 @@ def test_a_block_whose_norms_spread_widely_has_a_wider_limit() -> None:
     assert limit > 8 and (norms > limit).mean() < 1e-3
 
 
-@pytest.mark.parametrize("norms", [np.empty((1, 0)), np.array([[1.0, np.nan]])])
-def test_a_limit_needs_finite_norms(norms: np.ndarray) -> None:
-    with pytest.raises(NumericalError, match="finite"):
+@pytest.mark.parametrize(
+    ("norms", "says"),
+    [
+        (np.empty((1, 0)), "No token"),
+        (np.array([[1.0, 2.0, 3.0], [1.0, np.nan, np.inf]]), "Block 1: 2 of 3 norms are NaN or infinite"),
+    ],
+)
+def test_a_limit_needs_finite_norms(norms: np.ndarray, says: str) -> None:
+    with pytest.raises(NumericalError, match=says):
         norm_limits(norms)
 
 

@@ -132,9 +132,12 @@ def test_fewer_traits_have_no_specific_score_until_they_are_calibrated(monitor: 
     ("changes", "says"),
     [
         ({"readings": {"candour": torch.ones(3, 4)}}, "only one of the two"),
-        ({"readings": {"candour": torch.ones(2, 4), "malice": torch.ones(2, 4)}}, "reading direction of 'candour'"),
-        ({"log_odds": {"candour": np.ones((2, 2), "f4")}}, "log odds of 'candour'"),
-        ({"max_norm": np.ones(2, "f4")}, "norm limits"),
+        (
+            {"readings": {"candour": torch.ones(2, 4), "malice": torch.ones(2, 4)}},
+            r"'candour' has shape \(2, 4\); expected \(3, 4\)",
+        ),
+        ({"log_odds": {"candour": np.ones((2, 2), "f4")}}, r"'candour' have shape \(2, 2\); expected \(3, 2\)"),
+        ({"max_norm": np.ones(2, "f4")}, r"norm limits have shape \(2,\); expected \(3,\)"),
     ],
 )
 def test_directions_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) -> None:

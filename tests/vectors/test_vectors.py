@@ -193,7 +193,7 @@ def test_a_direction_has_length_one_and_points_along_its_row() -> None:
 def test_nan_and_infinity_in_a_vector_are_refused(value: float) -> None:
     tensor = torch.eye(3)
     tensor[1, 2] = value
-    with pytest.raises(VectorsMismatch, match=r"'x'.*NaN or infinity"):
+    with pytest.raises(VectorsMismatch, match=r"'x' holds NaN or infinity at block 1"):
         PersonaVectors.from_tensors({"x": tensor}, {"x": 0})
 
 

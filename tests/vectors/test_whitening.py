@@ -41,6 +41,11 @@ def test_a_handful_of_tokens_is_refused(n: int) -> None:
         within_class_covariance([np.zeros((n, 4), "f4")])
 
 
+def test_states_that_do_not_vary_are_refused() -> None:
+    with pytest.raises(SettingError, match="nothing to whiten by"):
+        within_class_covariance([np.full((600, 4), value, "f4") for value in (1.0, 2.0)])
+
+
 def two_traits(n: int, seed: int) -> dict[str, np.ndarray]:
     means = {"candour": np.eye(16)[0] * 2.0, "malice": np.eye(16)[5] * 2.0, "neutral": np.zeros(16)}
     return {name: anisotropic(n, mean, seed + i) for i, (name, mean) in enumerate(means.items())}
