@@ -8,7 +8,8 @@ varies otherwise (Fisher's linear discriminant). A model is read along u and ste
 
 W is the pooled covariance around the mean of each class (each side of each trait, and the neutral replies), shrunk
 towards a multiple of the identity by the rule of Ledoit and Wolf (2004). It is accumulated one class and one block at
-a time: memory for one `[d_model, d_model]` matrix, whatever the number of replies.
+a time: memory for about four `[d_model, d_model]` matrices in float64, whatever the number of replies (558 MB at a
+width of 4,096).
 """
 
 from __future__ import annotations
