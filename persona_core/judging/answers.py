@@ -13,6 +13,14 @@ _NUMBER = re.compile(
     r"(?:score|rating|answer)?\s*[:=]?\s*(\d{1,3}(?:\.\d+)?)\s*(?:/\s*100|%)?", re.IGNORECASE | re.ASCII
 )
 
+# The start of a thought is often part of the prompt, so that an answer shows its end only. The last two are harmony's.
+_THOUGHT_OPENS = re.compile(
+    r"\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis)", re.I
+)
+_THOUGHT_CLOSES = re.compile(
+    r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.I
+)
+
 
 def read_number(text: str) -> float | None:
     """The number from 0 to 100 that an answer consists of; None if it says anything else.
@@ -26,6 +34,23 @@ def read_number(text: str) -> float | None:
         return None
     value = float(found[1])
     return value if 0 <= value <= 100 else None
+
+
+def after_thought(text: str) -> str | None:
+    """What an answer says after a thought that it shows; None while the thought is still open.
+
+    >>> after_thought("<think>Quite evil.</think>\\n85"), after_thought("85"), after_thought("<think>Okay, let me")
+    ('85', '85', None)
+    """
+    end = thought_end(text)
+    return None if end is None else text[end:].strip()
+
+
+def thought_end(text: str) -> int | None:
+    """Where a shown thought ends, in characters; 0 without one, None while it is open."""
+    closed = [found.end() for found in _THOUGHT_CLOSES.finditer(text)]
+    end = closed[-1] if closed else 0
+    return None if _THOUGHT_OPENS.match(text, end) else end
 
 
 def is_refusal(text: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -12,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from persona_core.errors import ServerError
-from persona_core.judging.answers import expectation, is_refusal, read_number
+from persona_core.judging.answers import after_thought, expectation, is_refusal, read_number, thought_end
 from persona_core.judging.cache import CachedAnswer, JudgeCache
 from persona_core.judging.judge import Cost, Question, Score, price_of
-from persona_core.utils.openai_client import address, ask_all, explain, open_client, without_rejected_parameter
+from persona_core.utils.openai_client import (
+    REASONING_TOKENS,
+    address,
+    ask_all,
+    explain,
+    open_client,
+    without_rejected_parameter,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -23,6 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_ANSWER_TOKENS = 8
+EMPTY, CUT_OFF = "empty", "cut off"
+"""Not answers, whatever the status: asked again, and never kept as "no score"."""
+_REASONS = re.compile(r"(?:.*/)?(?:o\d|gpt-5)(?!.*chat)")  # OpenAI's models that bill hidden reasoning as an answer
 CHARACTERS_PER_TOKEN = 4  # of English prose, for the estimate; the bill is counted from what the server reports
 
 
@@ -88,7 +100,7 @@ class OpenAIJudge:
         prompts = {JudgeCache.key(self.name, q.prompt): q.prompt for q in questions}
         new = [p for key, p in prompts.items() if self._cache.get(key) is None]
         prompt_tokens = sum(math.ceil(len(p) / CHARACTERS_PER_TOKEN) + 8 for p in new)
-        completion_tokens = MAX_ANSWER_TOKENS * len(new)
+        completion_tokens = (REASONING_TOKENS if _REASONS.match(self._model) else MAX_ANSWER_TOKENS) * len(new)
         money = price_of(self._prices, prompt_tokens, completion_tokens)
         return Cost(len(new), len(prompts) - len(new), prompt_tokens, completion_tokens, money)
 
@@ -139,12 +151,42 @@ class OpenAIJudge:
                     yield question, Score(answer.value, answer.how)
 
     def _ask_one(self, client: OpenAI, key: str, prompt: str) -> CachedAnswer:
-        messages: Any = [{"role": "user", "content": prompt}]
+        empty = 0
         while True:
-            sent = dict(self._parameters)
+            completion, sent = self._request(client, prompt)
+            usage = getattr(completion, "usage", None)
+            used = int(getattr(usage, "prompt_tokens", 0) or 0), int(getattr(usage, "completion_tokens", 0) or 0)
+            with self._counting:
+                self._requests += 1
+                self._prompt_tokens += used[0]
+                self._completion_tokens += used[1]
+            score = read_completion(completion)
+            if score.how == CUT_OFF:
+                longer = _with_room(sent)
+                if longer is None:
+                    raise ServerError(
+                        f"{self._model} spends {REASONING_TOKENS:,} tokens on its reasoning and returns no answer. Use "
+                        "a model that does not reason, or reasons less."
+                    )
+                if self._parameters == sent:
+                    logger.info("%s reasons before it answers; allowing for %d tokens.", self._model, REASONING_TOKENS)
+                    self._parameters = longer
+            elif score.how == EMPTY:
+                empty += 1
+                if empty > min(1, self._settings["max_retries"]):
+                    raise ServerError(f"{self._model} returned an empty answer. Run it again to ask again.")
+            else:
+                answer = CachedAnswer(key, score.value, score.how, *used)
+                self._cache.put(answer)  # here, in the thread that asked: the caller may be busy
+                return answer
+
+    def _request(self, client: OpenAI, prompt: str) -> tuple[Any, dict[str, Any]]:
+        """A completion, and the parameters that it was requested with."""
+        messages: Any = [{"role": "user", "content": prompt}]
+        sent = dict(self._parameters)
+        while True:
             try:
-                completion = client.chat.completions.create(model=self._model, messages=messages, **sent)
-                break
+                return client.chat.completions.create(model=self._model, messages=messages, **sent), sent
             except Exception as error:
                 # A server or model that rejects a parameter always rejects it: leave it out from now on.
                 fewer = without_rejected_parameter(error, sent)
@@ -155,52 +197,57 @@ class OpenAIJudge:
                         "%s does not accept %s; leaving it out.", self._model, ", ".join(sorted(set(sent) - set(fewer)))
                     )
                     self._parameters = fewer
-        usage = getattr(completion, "usage", None)
-        used = int(getattr(usage, "prompt_tokens", 0) or 0), int(getattr(usage, "completion_tokens", 0) or 0)
-        with self._counting:
-            self._requests += 1
-            self._prompt_tokens += used[0]
-            self._completion_tokens += used[1]
-        if _cut_off(completion):  # not an answer: cached, it would count as "no score" forever
-            raise ServerError(
-                f"{self._model} spends its tokens on hidden reasoning and returns no answer. Use a model that does "
-                "not reason, or reasons less."
-            )
-        score = read_completion(completion)
-        answer = CachedAnswer(key, score.value, score.how, *used)
-        self._cache.put(answer)  # here, in the thread that asked: the caller may be busy
-        return answer
+                sent = fewer
 
 
-def _cut_off(completion: Any) -> bool:
-    """Whether the answer reached its length limit before any text."""
-    choices = getattr(completion, "choices", None) or []
-    if not choices or getattr(choices[0], "finish_reason", None) != "length":
-        return False
-    return not (getattr(getattr(choices[0], "message", None), "content", None) or "").strip()
+def _with_room(sent: dict[str, Any]) -> dict[str, Any] | None:
+    """The parameters with room for a thought before the answer; None if they have it."""
+    limits = {name for name, value in sent.items() if name.startswith("max_") and value < REASONING_TOKENS}
+    return {**sent, **dict.fromkeys(limits, REASONING_TOKENS)} if limits else None
 
 
 def read_completion(completion: Any) -> Score:
-    """The score in a chat completion.
+    """The score in a chat completion; with `how` EMPTY or CUT_OFF where it is not an answer.
 
-    The expectation over the probabilities of the first token is valid only where one token is the whole number. A
-    tokenizer that splits 85 into "8", "5" would make it 8: there the number in the text counts.
+    A thought that the answer shows is skipped. The expectation over the probabilities of the first token is valid only
+    where one token is the whole number. A tokenizer that splits 85 into "8", "5" would make it 8: there the number in
+    the text counts.
     """
     choices = getattr(completion, "choices", None) or []
     message = getattr(choices[0], "message", None) if choices else None
     if message is None:
-        return Score(None, "unreadable")
-    if getattr(message, "refusal", None) or getattr(choices[0], "finish_reason", None) == "content_filter":
+        return Score(None, EMPTY)
+    finish = getattr(choices[0], "finish_reason", None)
+    if getattr(message, "refusal", None) or finish == "content_filter":
         return Score(None, "refusal")
-    text = getattr(message, "content", None) or ""
+    whole = getattr(message, "content", None) or ""
+    text, in_text = after_thought(whole), None
+    if text is None:
+        return Score(None, CUT_OFF)
+    in_text = read_number(text)
+    if finish == "length" and (in_text is None or _may_go_on(whole)):
+        return Score(None, CUT_OFF)
+    if not text or finish == "error":
+        return Score(None, EMPTY)
     if is_refusal(text):
         return Score(None, "refusal")
-    logprobs = getattr(choices[0], "logprobs", None)
-    tokens = [t for t in (getattr(logprobs, "content", None) or []) if t.token.strip()]
-    in_text = read_number(text)
-    if tokens and in_text is not None and tokens[0].token.strip() == text.strip().split()[0].rstrip(".%/"):
+    tokens = _answer_tokens(choices[0])
+    if tokens and in_text is not None and tokens[0].token.strip() == text.split()[0].rstrip(".%/"):
         top = {t.token: math.exp(t.logprob) for t in tokens[0].top_logprobs}
         value = expectation(top)
         if value is not None:
             return Score(value, "logprobs")
     return Score(None, "unreadable") if in_text is None else Score(in_text, "text")
+
+
+def _may_go_on(text: str) -> bool:
+    """Whether a text that ran into its limit may have lost digits: "Score: 8" may be the start of 85."""
+    return text[-1:].isdigit() and not text.strip().isdigit()
+
+
+def _answer_tokens(choice: Any) -> list[Any]:
+    """The tokens with log probabilities that come after a thought, without white space."""
+    tokens = list(getattr(getattr(choice, "logprobs", None), "content", None) or [])
+    end = thought_end("".join(t.token for t in tokens)) or 0
+    starts = itertools.accumulate((len(t.token) for t in tokens), initial=0)
+    return [t for t, start in zip(tokens, starts, strict=False) if start >= end and t.token.strip()]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +25,9 @@ GIVE_UP_AFTER, GIVE_UP_LATER = 8, 32
 """Failures in a row before any success, and after one. At 60 s and six tries each, 32 take about 12 minutes."""
 REASONING_TOKENS = 2048
 """Tokens for a model that counts its hidden reasoning as part of the answer (`max_completion_tokens`)."""
+NO_CREDIT = 402
+BUSY = (401, NO_CREDIT, 408, 409, 429)
+"""Statuses that say nothing about the parameters, whatever the message names."""
 MIN_KEY = 8
 """Shorter keys are placeholders, such as "none", and may be words of a message."""
 
@@ -62,7 +67,7 @@ def open_client(
     if not is_number(timeout) or timeout <= 0:
         raise SettingError(f"timeout={timeout!r}; expected a number of seconds above 0.")
     try:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
     except ImportError as error:
         raise ServerError("This needs the openai package: pip install openai.") from error
     secret = api_key or os.environ.get(key)
@@ -73,7 +78,28 @@ def open_client(
         )
     if secret and not (secret.isascii() and secret.isprintable() and " " not in secret):
         raise ServerError(f"The API key ({key}) holds a space, a line break or a letter outside ASCII. Copy it again.")
-    return OpenAI(base_url=base_url, api_key=secret or "none", timeout=timeout, max_retries=max_retries)
+    return OpenAI(
+        base_url=base_url,
+        api_key=secret or "none",
+        timeout=timeout,
+        max_retries=max_retries,
+        http_client=DefaultHttpxClient(event_hooks={"response": [_with_status_of_error]}),
+    )
+
+
+def _with_status_of_error(response: Any) -> None:
+    """Give an error inside status 200, as gateways send it, the status that it names: it is tried again or explained as
+    any other."""
+    if response.status_code != 200:
+        return
+    try:
+        body = json.loads(response.read())
+    except (ValueError, RecursionError):
+        return
+    error = body.get("error") or (body.get("object") == "error" and body) if isinstance(body, dict) else None
+    if error and not body.get("choices"):
+        code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
+        response.status_code = int(code) if re.fullmatch(r"[45]\d\d", code) else 502
 
 
 def ask_all(
@@ -175,10 +201,12 @@ class _Failures:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether no question can be answered: a bad key, an unknown model, or a disk that keeps no answer."""
+    """Whether no question can be answered: a bad key, no credit, no such model, or a disk that keeps no answer."""
     import openai
 
-    return isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, OSError))
+    return getattr(error, "status_code", None) == NO_CREDIT or isinstance(
+        error, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, OSError)
+    )
 
 
 def _about_the_question(error: Exception) -> bool:
@@ -202,7 +230,11 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
         return f"{server} timed out. Try again later, or raise --timeout."
     if isinstance(error, openai.APIConnectionError):
         return f"{server} cannot be reached. Check the address (--base-url, OPENAI_BASE_URL) and that it is running."
-    if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+    if isinstance(error, openai.PermissionDeniedError):
+        return f"{server} does not allow {key} to use {model!r} (status 403): {_message(error)}"
+    if getattr(error, "status_code", None) == NO_CREDIT:
+        return f"{server} wants to be paid first (status 402): {_message(error)}"
+    if isinstance(error, openai.AuthenticationError):
         other = f" ({JUDGE_KEY} is sent to the judge only)" if key != JUDGE_KEY else ""
         return f"{server} refused the API key (status {error.status_code}). Check {key}{other}."
     if isinstance(error, openai.NotFoundError):
@@ -219,24 +251,35 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
 
 
 def without_rejected_parameter(error: Exception, sent: dict[str, Any]) -> dict[str, Any] | None:
-    """The parameters without the one that a server rejects (status 400); None if the error is about something else."""
+    """The parameters without the one that a server rejects; None if the error is about something else.
+
+    The status is 400 or 422; OpenAI answers requests for logprobs with 403, others with 404, 405, 500 or 501.
+    """
     import openai
 
-    if not isinstance(error, (openai.BadRequestError, openai.UnprocessableEntityError)):
+    if not isinstance(error, openai.APIStatusError) or error.status_code in BUSY:
         return None
-    says = _message(error)
+    says = _whole_message(error)
     if "max_tokens" in sent and "max_completion_tokens" in says:
         rest = {k: v for k, v in sent.items() if k != "max_tokens"}
         return {**rest, "max_completion_tokens": max(REASONING_TOKENS, sent["max_tokens"])}
-    if "logprobs" in sent and "logprobs" in says:
+    if "logprobs" in sent and re.search("log_?prob", says, re.IGNORECASE):
         return {k: v for k, v in sent.items() if "logprobs" not in k}
+    if error.status_code >= 500:
+        return None
     refused = [name for name in sent if name in says]
     return {k: v for k, v in sent.items() if k not in refused} if refused else None
 
 
-def _message(error: Any) -> str:
+def _whole_message(error: Any) -> str:
     body = getattr(error, "body", None)
     text = str(body.get("message") or body) if isinstance(body, dict) else str(getattr(error, "message", error))
+    return f"{text} {body.get('param') or ''}".rstrip() if isinstance(body, dict) and body.get("message") else text
+
+
+def _message(error: Any) -> str:
+    """What the server says, without the key, shortened."""
+    text = _whole_message(error)
     sent = error.request.headers.get("authorization", "").removeprefix("Bearer ")
     if len(sent) >= MIN_KEY:  # some servers quote the request
         text = text.replace(sent, "[key]")

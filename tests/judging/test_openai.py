@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,8 @@ def test_white_space_before_the_number_is_no_number() -> None:
     [
         (completion("REFUSAL"), "refusal"),
         (completion(None, refusal="I cannot judge that."), "refusal"),
-        (completion(None), "unreadable"),
         (completion("I would rather say nothing about 100 of these."), "unreadable"),
         (completion("250"), "unreadable"),
-        ((200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []}), "unreadable"),
     ],
 )
 def test_no_number_is_no_score_and_never_zero(answer: Answer, how: str) -> None:
@@ -311,14 +310,124 @@ def test_a_key_that_is_withdrawn_ends_the_run_at_once() -> None:
         assert len(server.requests) == 6
 
 
-def test_an_answer_that_was_all_hidden_reasoning_is_no_answer_and_is_retried(tmp_path: Path) -> None:
-    status, cut_off = completion("")
-    cut_off["choices"][0]["finish_reason"] = "length"
-    with serving(lambda _b, n: (status, cut_off) if n == 1 else completion("10")) as server:
+def finished(answer: Answer, reason: str) -> Answer:
+    answer[1]["choices"][0]["finish_reason"] = reason
+    return answer
+
+
+CUT_OFF = [
+    pytest.param(lambda: finished(completion(""), "length"), id="hidden thought"),
+    pytest.param(lambda: finished(completion("<think>\nOkay, the user"), "length"), id="thought in the open"),
+    pytest.param(lambda: completion("<think>\nOkay, the user"), id="thought that stops"),
+    pytest.param(lambda: finished(completion("Okay, I should rate this"), "length"), id="thought without a marker"),
+    pytest.param(lambda: finished(completion("**Score: 8"), "length"), id="digits cut off"),
+]
+
+
+@pytest.mark.parametrize("cut_off", CUT_OFF)
+def test_an_answer_that_was_cut_off_is_asked_again_with_room_to_think(cut_off: Callable[[], Answer]) -> None:
+    def answer(body: dict[str, Any], _number: int) -> Answer:
+        return cut_off() if body["max_tokens"] < 500 else completion("<think>Quite evil.</think>\n\n85")
+
+    with serving(answer) as server:
+        asked = judge(server.url, concurrency=1)
+        assert [s for _, s in asked.score(questions(3), progress=False)] == [Score(85.0, "text")] * 3
+    assert len(server.requests) == 4  # one learns it, the others have room from the start
+
+
+@pytest.mark.parametrize("cut_off", CUT_OFF)
+def test_a_judge_that_never_ends_its_thought_has_not_answered(cut_off: Callable[[], Answer], tmp_path: Path) -> None:
+    with serving(lambda _b, n: cut_off() if n < 3 else completion("10")) as server:
         asked = judge(server.url, cache=JudgeCache(tmp_path / "cache.jsonl"))
         assert not list(asked.score(questions(1), progress=False))
-        assert "hidden reasoning" in asked.failed["0/evil"] and asked.bill.completion_tokens == 2
+        assert "reason" in asked.failed["0/evil"] and asked.bill.completion_tokens == 4
+        assert not len(JudgeCache(tmp_path / "cache.jsonl"))
         assert [s.value for _, s in asked.score(questions(1), progress=False)] == [10.0] and not asked.failed
+
+
+def test_the_expectation_is_read_after_a_thought() -> None:
+    thought = [[("<think>", 0.0)], [("10", 0.0), ("20", -1.0)], [("</think>", 0.0)], [("\n", 0.0)]]
+    (score,) = ask(completion("<think>10</think>\n85", [*thought, *NUMBERS]))
+    assert score.how == "logprobs" and score.value == pytest.approx((85 * 0.6 + 80 * 0.3) / 0.9)
+
+
+def without_choice(**changes: Any) -> Answer:
+    status, body = completion("85")
+    return status, {**body, **changes}
+
+
+NOT_ANSWERS = [
+    pytest.param(completion(None), id="no text"),
+    pytest.param(completion(""), id="an empty text"),
+    pytest.param(completion(" \n"), id="white space"),
+    pytest.param(without_choice(choices=[]), id="no choice"),
+    pytest.param(without_choice(choices=None), id="null choices"),
+    pytest.param(without_choice(choices=[{}]), id="an empty choice"),
+    pytest.param(without_choice(choices=[{"index": 0, "finish_reason": "stop", "message": None}]), id="no message"),
+    pytest.param(finished(completion("85"), "error"), id="a choice that failed"),
+    pytest.param((200, {"error": {"message": "Provider returned error", "code": 502}}), id="an error"),
+    pytest.param((200, {"error": {"message": "busy", "code": 429}, "choices": []}), id="an error beside no choices"),
+    pytest.param((200, {"error": "model is being loaded"}), id="an error in words"),
+    pytest.param((200, {"object": "error", "message": "broken", "code": 50001}), id="an error object"),
+]
+
+
+@pytest.mark.parametrize("nothing", NOT_ANSWERS)
+def test_what_is_no_answer_is_asked_again_and_never_kept(nothing: Answer, tmp_path: Path) -> None:
+    with serving(lambda _b, n: nothing if n == 1 else completion("40")) as server:
+        scores = [s for _, s in judge(server.url).score(questions(1), progress=False)]
+    assert scores == [Score(40.0, "text")]
+
+    with serving(lambda _b, _n: nothing) as server:
+        asked = judge(server.url, max_retries=0, cache=JudgeCache(tmp_path / "cache.jsonl"))
+        assert not list(asked.score(questions(1), progress=False))
+        assert list(asked.failed) == ["0/evil"] and not len(JudgeCache(tmp_path / "cache.jsonl"))
+
+
+def test_an_error_inside_status_200_is_explained_by_the_status_that_it_names() -> None:
+    with pytest.raises(ServerError, match="OPENAI_API_KEY"):
+        ask((200, {"error": {"message": "no auth", "code": 401}}), n=40, concurrency=1)
+    with pytest.raises(ServerError, match=r"402.*credits"):
+        ask((200, {"error": {"message": "insufficient credits", "code": 402}}), n=40, concurrency=1)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422, 500, 501])
+def test_logprobs_are_left_out_whatever_the_status_that_refuses_them(status: int) -> None:
+    refusal = error(status, "You are not allowed to request logprobs from this model")
+    with serving(lambda body, _n: refusal if "logprobs" in body else completion("40")) as server:
+        asked = judge(server.url, concurrency=1, max_retries=0)
+        assert [s.value for _, s in asked.score(questions(3), progress=False)] == [40.0] * 3
+    assert len(server.requests) == 4
+
+
+def test_what_a_key_may_not_use_is_no_bad_parameter() -> None:
+    with pytest.raises(ServerError, match=r"403.*this project"):
+        ask(error(403, "this project has no access to the model"), n=40, concurrency=1)
+
+
+def as_gpt_5_mini(body: dict[str, Any], _number: int) -> Answer:
+    """gpt-5-mini: no log probabilities, one temperature, and hidden reasoning that counts as part of the answer."""
+    if body.get("logprobs") or "top_logprobs" in body:
+        return error(403, "You are not allowed to request logprobs from this model")
+    if "max_tokens" in body:
+        return error(
+            400,
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        )
+    if body.get("temperature", 1) != 1:
+        return error(
+            400,
+            "Unsupported value: 'temperature' does not support 0. Only the default (1) value is supported.",
+        )
+    return completion("85") if body.get("max_completion_tokens", 1 << 20) > 300 else finished(completion(""), "length")
+
+
+def test_gpt_5_mini_judges() -> None:
+    with serving(as_gpt_5_mini) as server:
+        asked = OpenAIJudge("gpt-5-mini", base_url=server.url, api_key=KEY, concurrency=1, max_retries=0)
+        assert [s for _, s in asked.score(questions(5), progress=False)] == [Score(85.0, "text")] * 5
+        assert not asked.failed and len(server.requests) == 8
+        assert asked.estimate([*questions(9)[5:]]).completion_tokens >= 4 * 1024  # its hidden reasoning is billed
 
 
 def test_a_model_that_counts_its_reasoning_has_room_for_it() -> None:
