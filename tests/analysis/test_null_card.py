@@ -153,7 +153,7 @@ def test_a_sink_token_in_the_prompt_does_not_make_it_novel(neutral: list[Trace])
     raw, norms = neutral[0].raw.copy(), neutral[0].norms.copy()
     raw[..., 4], norms[:, 4] = 500.0, 1e4
     limit = np.full(2, 100.0, np.float32)
-    marked, plain = (neutral[0].replace(raw=raw, norms=norms, max_norm=m) for m in (limit, None))
+    marked, plain = (neutral[0].replace(raw=raw, norms=norms, max_norm=m) for m in (limit, np.array(np.inf)))
     novelty = fit_novelty(neutral[::2], BLOCKS)
     assert novelty is not None
     assert novelty.of(marked) < novelty.limit < novelty.of(plain)
