@@ -20,7 +20,7 @@ from persona_core.errors import CorruptFile
 from persona_core.traces.trace import Trace
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-LIMIT = 0.95
+MAX_QUANTILE = 0.95
 """Prompts more novel than this share of the neutral ones are of another kind."""
 FOLDS = 5
 
@@ -51,7 +51,7 @@ class Novelty:
 
     @property
     def limit(self) -> float:
-        return self.quantiles[LIMIT]
+        return self.quantiles[MAX_QUANTILE]
 
     def of(self, trace: Trace) -> float:
         """The novelty of a trace's prompt; NaN where its states are unknown."""
@@ -124,8 +124,8 @@ class NullCard:
                 found.append(
                     Reason(
                         "this kind of prompt",
-                        f"the prompt's novelty is {distance:.2f}; that of {LIMIT:.0%} of neutral prompts is at most "
-                        f"{self.novelty.limit:.2f}",
+                        f"the prompt's novelty is {distance:.2f}; that of {MAX_QUANTILE:.0%} of neutral prompts is at "
+                        f"most {self.novelty.limit:.2f}",
                     )
                 )
         return tuple(found)

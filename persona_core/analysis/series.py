@@ -9,7 +9,7 @@ import numpy as np
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Kind, Trace
 
-LONGEST_WINDOW = 30
+MAX_WINDOW = 30
 MIN_ANTICORRELATION = -0.25
 """A running mean over w tokens makes the steps of a series anticorrelated at lag w: -0.5 for white noise, -0.29 to -0.5
 for AR(0.65). The steps of an unsmoothed AR process stay above -0.125 at every lag from 2 on. Running means over a few
@@ -49,13 +49,13 @@ def refuse_smoothed(series: Sequence[np.ndarray]) -> None:
     steps = [np.nan_to_num(np.diff(z)) for z in series if len(z) > 3]
     if not any(step.any() for step in steps):
         return
-    gap = np.zeros(LONGEST_WINDOW)  # keeps the replies apart at every lag
+    gap = np.zeros(MAX_WINDOW)  # keeps the replies apart at every lag
     flat = np.concatenate([part for step in steps for part in (step, gap)])
     inside = np.concatenate([part for step in steps for part in (np.ones(len(step)), gap)])
     # Where a specific score jumps by sixty, for two tokens and back, a few such jumps would decide the correlation.
     usual = MAX_STEP * np.median(np.abs(flat[inside.astype(bool)]))
     flat = flat.clip(-usual, usual)
-    for lag in range(2, LONGEST_WINDOW + 1):
+    for lag in range(2, MAX_WINDOW + 1):
         both = inside[:-lag] * inside[lag:]
         if both.sum() < 1000:  # too few to estimate the anticorrelation to within 0.1
             break

@@ -25,7 +25,7 @@ from persona_core.analysis.series import checked_replies, refuse_smoothed, share
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Kind, Trace
 
-WIDEST = 100
+MAX_WIDTH = 100
 
 _END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？]+[”’」』）]*|\n")
 Cut = list[tuple[int, int]]  # first and last + 1, counted over the reply tokens
@@ -154,8 +154,8 @@ def top_windows(
     Raises:
         SettingError: a width or number out of range, or neutral series of another kind.
     """
-    if not 1 <= width <= WIDEST:
-        raise SettingError(f"width={width}; expected 1 to {WIDEST} tokens.")
+    if not 1 <= width <= MAX_WIDTH:
+        raise SettingError(f"width={width}; expected 1 to {MAX_WIDTH} tokens.")
     return _top(series, lambda s: [(k, k + width) for k in range(len(s.values) - width + 1)], n, neutral)
 
 

@@ -14,8 +14,8 @@ import torch
 
 from persona_core.inference.pooling import Pool
 
-LONGEST = 2**17  # reply tokens for which the sampling table is made; longer replies are sampled up to here
-LARGEST_HALF = 65504.0  # of float16
+MAX_REPLY_TOKENS = 2**17  # reply tokens for which the sampling table is made; longer replies are sampled up to here
+MAX_FLOAT16 = 65504.0
 
 
 class PooledStates:
@@ -66,8 +66,8 @@ class PooledStates:
     def _slots(self, reply_index: torch.Tensor, in_reply: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which tokens are kept, `[rows, k]`, and in which slot; slot `n_sampled` is thrown away."""
         table = _table(self._n_sampled).to(reply_index.device)
-        slots = table[reply_index.clamp(0, LONGEST - 1)]  # [rows, tokens]
-        slots = torch.where(in_reply & (reply_index < LONGEST), slots, self._n_sampled)
+        slots = table[reply_index.clamp(0, MAX_REPLY_TOKENS - 1)]  # [rows, tokens]
+        slots = torch.where(in_reply & (reply_index < MAX_REPLY_TOKENS), slots, self._n_sampled)
         if reply_index.shape[1] == 1:
             return torch.zeros_like(slots), slots
         # Several tokens of a reply at once: of those with the same slot the last one stays, as it would one by one.
@@ -117,7 +117,7 @@ class PooledStates:
     ) -> None:
         tokens, slots = tokens.to(hidden.device), slots.to(hidden.device)  # [rows, k] each
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
-        states = hidden[row, tokens].clamp(-LARGEST_HALF, LARGEST_HALF)  # [rows, k, d_model]
+        states = hidden[row, tokens].clamp(-MAX_FLOAT16, MAX_FLOAT16)  # [rows, k, d_model]
         if sink is not None:
             states = states.masked_fill(sink[row, tokens][..., None], torch.nan)
         kept = self._samples[block]
@@ -186,18 +186,20 @@ class PooledStates:
 
 @lru_cache(maxsize=8)
 def _table(n_sampled: int) -> torch.Tensor:
-    """The slot of each reply token in a sample of `n_sampled`, long `[LONGEST]`; `n_sampled` is no slot.
+    """The slot of each reply token in a sample of `n_sampled`, long `[MAX_REPLY_TOKENS]`; `n_sampled` is no slot.
 
     The first tokens fill the slots. Then every second one is given up for later tokens, twice as far apart, and so on:
     a reply of any length ends with tokens spread evenly over it, without its length being known.
     """
-    slots = np.full(LONGEST, n_sampled)
+    slots = np.full(MAX_REPLY_TOKENS, n_sampled)
     slots[:n_sampled] = np.arange(n_sampled)
     stride = 1
-    while n_sampled * stride < LONGEST:
+    while n_sampled * stride < MAX_REPLY_TOKENS:
         given_up = range(stride, n_sampled * stride, 2 * stride)
         first = -(-n_sampled // 2) * 2 * stride  # the first multiple of 2 * stride from n_sampled * stride on
-        for old, new in zip(given_up, range(first, min(LONGEST, 2 * n_sampled * stride), 2 * stride), strict=False):
+        for old, new in zip(
+            given_up, range(first, min(MAX_REPLY_TOKENS, 2 * n_sampled * stride), 2 * stride), strict=False
+        ):
             slots[new] = slots[old]
         stride *= 2
     return torch.from_numpy(slots)

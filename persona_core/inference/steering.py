@@ -27,7 +27,7 @@ from persona_core.utils.checks import check_integer, is_number
 
 Unit = Literal["residual", "sd"]
 When = Literal["start", "alarm"]
-LARGEST = 1e30  # float32 ends at 3.4e38, and a change is multiplied once more
+MAX_SIZE = 1e30  # float32 ends at 3.4e38, and a change is multiplied once more
 PAD_INDEX = -(2**31)  # reply index of a padding token: no intervention reaches it
 NEVER = 2**62  # a start beyond any reply
 
@@ -61,9 +61,9 @@ class Steer:
         if self.unit not in ("residual", "sd"):
             raise SettingError(f"Steer unit {self.unit!r}; expected 'residual' or 'sd'.")
         given = self.threshold if self.mode == "cap" else self.strength
-        if not is_number(given) or not abs(given) < LARGEST:
+        if not is_number(given) or not abs(given) < MAX_SIZE:
             name = "threshold" if self.mode == "cap" else "strength"
-            raise SettingError(f"Steer {name} {given!r}; expected a number below {LARGEST:g} in size.")
+            raise SettingError(f"Steer {name} {given!r}; expected a number below {MAX_SIZE:g} in size.")
         if self.start is not None:
             check_integer("Steer start", self.start, 0, otherwise="None for the prompt too")
 
