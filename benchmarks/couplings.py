@@ -46,20 +46,20 @@ def rates(
     reader, names = PersonaMonitor(monitor.lm, together), together.traits
 
     def read(some: Texts) -> list[np.ndarray]:
-        asked = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in some]
-        return trait_series(reader.read_batch(asked), names, "raw")  # a coupling is the same for z
+        conversations = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in some]
+        return trait_series(reader.read_batch(conversations), names, "raw")  # a coupling is the same for z
 
-    null, asked = read(neutral), [q for q, _ in neutral]
+    null, questions = read(neutral), [q for q, _ in neutral]
     n = len(vectors.traits)
     found: dict[str, Any] = {"n_neutral": len(neutral), "n_directions": N_DIRECTIONS, "sets": {}}
     for part, names_of, own in (
         ("traits", vectors.traits, [z[:n] for z in null]),
         ("random", random.traits, [z[n:] for z in null]),
     ):
-        found.setdefault("neutral_halves", {})[part] = edges_on_neutral(names_of, own, asked).to_dict()
+        found.setdefault("neutral_halves", {})[part] = edges_on_neutral(names_of, own, questions).to_dict()
     for name, some in texts.items():
         measured = measure_couplings(
-            names, read(some), [q for q, _ in some], neutral=null, neutral_groups=asked, control=random.traits
+            names, read(some), [q for q, _ in some], neutral=null, neutral_groups=questions, control=random.traits
         )
         found["sets"][name] = {"n_texts": len(some), **_of(measured)}
     if chosen_on is not None:

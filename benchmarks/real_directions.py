@@ -30,14 +30,14 @@ class Fitted:
     reading: ReadingDirections
 
 
-def fit(states: LabelledStates, traits: list[str], own: np.ndarray, labels: np.ndarray | None = None) -> Fitted:
+def fit(states: LabelledStates, traits: list[str], own_neutral: np.ndarray, labels: np.ndarray | None = None) -> Fitted:
     """Directions from the tokens of each trait and of neutral text.
 
     The covariance and the log odds also see the model's own neutral replies, as those of `make_vectors` do: how it
     talks about everything else is no sign of a trait.
 
     Args:
-        own: states of the model's own neutral replies, `[n_blocks, n_tokens, d_model]`.
+        own_neutral: states of the model's own neutral replies, `[n_blocks, n_tokens, d_model]`.
         labels: of each token; None: those of its sentence.
     """
     label = states.label if labels is None else labels
@@ -48,7 +48,7 @@ def fit(states: LabelledStates, traits: list[str], own: np.ndarray, labels: np.n
     neutral = tokens(NEUTRAL)
 
     def every_neutral(row: int) -> np.ndarray:
-        return np.concatenate([neutral(row), own[row].astype(np.float32)])
+        return np.concatenate([neutral(row), own_neutral[row].astype(np.float32)])
 
     rows = range(len(states.blocks))
     difference = {
@@ -66,10 +66,10 @@ def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) 
     return odds_against_rest(raw, slope, offset)
 
 
-def choose_block(states: LabelledStates, traits: list[str], own: np.ndarray) -> tuple[int, dict[int, float]]:
+def choose_block(states: LabelledStates, traits: list[str], own_neutral: np.ndarray) -> tuple[int, dict[int, float]]:
     """The block whose odds tell traits best from everything else on sentences that the directions have not seen."""
     even = states.sentence % 2 == 0
-    fitted, rest = fit(states.take(even), traits, own), states.take(~even)
+    fitted, rest = fit(states.take(even), traits, own_neutral), states.take(~even)
     found = {}
     for block in states.blocks:
         scores = odds(fitted, rest, block, traits)
@@ -78,10 +78,10 @@ def choose_block(states: LabelledStates, traits: list[str], own: np.ndarray) -> 
 
 
 def tried(
-    fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int, own: np.ndarray
+    fitting: LabelledStates, held_out: LabelledStates, traits: list[str], block: int, own_neutral: np.ndarray
 ) -> dict[str, Any]:
     """AUROC of each direction or score that was tried, at one block, on the held-out half."""
-    n, fitted = len(traits), fit(fitting, traits, own)
+    n, fitted = len(traits), fit(fitting, traits, own_neutral)
     row = fitting.blocks.index(block)
     at = held_out.at(block)
     d = np.stack([fitted.difference[t][row] for t in traits])  # [n_traits, d_model]
@@ -97,9 +97,9 @@ def tried(
     z = at @ (w / np.sqrt(neutral_only.along(w))[:, None]).T
     less_others = np.stack([z[:, k] - np.delete(z, k, 1).mean(1) for k in range(n)], 1)
     specific = odds(fitted, held_out, block, traits)
-    by_reply = fit(fitting, traits, own, fitting.requested)
-    few = fit(fitting.take(_a_few(fitting)), traits, own)
-    grammar_only = fit(fitting, traits, own[:, :0])
+    by_reply = fit(fitting, traits, own_neutral, fitting.requested)
+    sampled = fit(fitting.take(_evenly_spaced(fitting)), traits, own_neutral)
+    grammar_only = fit(fitting, traits, own_neutral[:, :0])
     several = _several_blocks(fitted, held_out, traits, block)
     return {
         "mean difference": along(d),
@@ -112,7 +112,9 @@ def tried(
             lambda k: odds(grammar_only, held_out, block, traits)[k], held_out, n
         ),
         "specific, three blocks together": table_row(lambda k: several[k], held_out, n),
-        "specific, 16 tokens of each reply": table_row(lambda k: odds(few, held_out, block, traits)[k], held_out, n),
+        "specific, 16 tokens of each reply": table_row(
+            lambda k: odds(sampled, held_out, block, traits)[k], held_out, n
+        ),
         "whitened, labels by reply": _readings(by_reply, held_out, traits, block),
         "specific, labels by reply": table_row(lambda k: odds(by_reply, held_out, block, traits)[k], held_out, n),
     }
@@ -137,7 +139,7 @@ def _several_blocks(fitted: Fitted, held_out: LabelledStates, traits: list[str],
     return odds_against_rest(total, np.ones(len(traits)), np.zeros(len(traits)))
 
 
-def _a_few(states: LabelledStates, n: int = 16) -> np.ndarray:
+def _evenly_spaced(states: LabelledStates, n: int = 16) -> np.ndarray:
     """About `n` tokens of each reply, spread evenly over it, bool `[n_tokens]`."""
     kept = np.zeros(len(states.reply), bool)
     for reply in np.unique(states.reply):

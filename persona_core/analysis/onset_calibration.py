@@ -43,14 +43,21 @@ PLANTED = (0.75, 9.0)
 """Sizes of planted steps, in standard deviations. Smaller ones are hardly ever found, larger ones at once."""
 
 RISE = (0.4, 4.0)
-LIVELIER = (1.0, 1.8)
-"""How a planted trait rises: over 1 to 10 tokens, with 1 to 1.8 times the spread of neutral tokens. In texts of the
-demo world a cued trait peaks after 4 tokens and an uncued one after 20, with 1.8 times the spread; with sudden steps
-and unchanged spread, the interval covered the cue in only 74 % of texts."""
+"""Time constants of a planted rise, in tokens: it takes 1 to 10 tokens. In texts of the demo world a cued trait peaks
+after 4 tokens and an uncued one after 20."""
+
+SPREAD_FACTOR = (1.0, 1.8)
+"""Spread of a planted trait's scores over that of neutral tokens; 1.8 in texts of the demo world. With sudden steps and
+unchanged spread, the interval covered the cue in only 74 % of texts."""
 
 CLASSES = 8
+"""Classes of apparent size, equally many planted rises in each, whose errors are measured apart."""
+
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+"""Steps, in standard deviations, among which the smallest that is found is looked for."""
+
 FOUND = 0.8
+"""Share of the replies in which a step must raise an alarm to count as found."""
 
 
 def calibrate_onset(
@@ -304,12 +311,12 @@ def with_rise(x: np.ndarray, at: int, size: float, rng: np.random.Generator) -> 
         x: adjusted z of a neutral reply, `[n_tokens]`.
         at: position of the first raised token.
         size: of the rise, in standard deviations.
-        rng: draws how fast it rises and how much more it varies, within `RISE` and `LIVELIER`.
+        rng: draws how fast it rises and how much more it varies, within `RISE` and `SPREAD_FACTOR`.
     """
     since = np.arange(len(x)) - at
-    pace, livelier = np.exp(rng.uniform(*np.log(RISE))), rng.uniform(*LIVELIER)
-    rise = np.where(since >= 0, size * -np.expm1(-(since.clip(0) + 1) / pace), 0.0)
-    return np.where(since >= 0, livelier, 1.0) * x + rise
+    time_constant, factor = np.exp(rng.uniform(*np.log(RISE))), rng.uniform(*SPREAD_FACTOR)
+    rise = np.where(since >= 0, size * -np.expm1(-(since.clip(0) + 1) / time_constant), 0.0)
+    return np.where(since >= 0, factor, 1.0) * x + rise
 
 
 def _smallest(detector: OnsetDetector, series: Sequence[np.ndarray]) -> float | None:
