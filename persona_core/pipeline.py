@@ -33,6 +33,7 @@ from persona_core.judging.judge import MIN_SCORE
 from persona_core.judging.replies import check_judge, judge_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
+from persona_core.utils.numbering import numbered
 from persona_core.vectors.calibration import calibrate, calibrate_steering
 from persona_core.vectors.controls import ExtractionReplies, token_tables
 from persona_core.vectors.extraction import (
@@ -383,11 +384,10 @@ def _cross_trait(store: ReplyStore, trait: str) -> CrossTrait | None:
     replies = [r for r in store.replies(split="evaluation", side="positive") if r.request.index in scores]
     if not replies:
         return None
-    names = {name: i for i, name in enumerate(dict.fromkeys((r.request.trait, r.request.question) for r in replies))}
     return CrossTrait(
         states=store.states(replies, READ_POSITION),
         score=np.array([scores[r.request.index] for r in replies], float),
-        cluster=np.array([names[r.request.trait, r.request.question] for r in replies]),
+        cluster=numbered((r.request.trait, r.request.question) for r in replies),
     )
 
 

@@ -12,6 +12,7 @@ from persona_core.analysis.onset_calibration import calibrate_onsets
 from persona_core.analysis.series import reply_scores, shared_kind
 from persona_core.analysis.statistics import bounded
 from persona_core.traces.trace import Kind, Trace
+from persona_core.utils.numbering import numbered
 
 
 def held_out_alarms(
@@ -74,17 +75,11 @@ def held_out_rates(
         if groups is None or len(set(groups)) < 2:
             continue
         alarmed = held_out_alarms(neutral, groups, prompts, traits, rate, seed, kind)
-        weights = prompt_weights(_numbered(prompts))
+        weights = prompt_weights(numbered(prompts))
         share = bounded(
             lambda w, hits=alarmed * weights, of=weights: float(w @ hits / (w @ of)),  # type: ignore[misc]
-            _numbered(groups),
+            numbered(groups),
         )
         if share is not None:
             found[name] = share.to_dict()
     return found
-
-
-def _numbered(groups: Sequence[Hashable]) -> np.ndarray:
-    """The same number for the same group, `[n]`."""
-    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[group] for group in groups])

@@ -15,6 +15,7 @@ import numpy as np
 
 from persona_core.analysis.statistics import Estimate, over_clusters
 from persona_core.errors import SettingError
+from persona_core.utils.numbering import numbered
 
 Arm = Literal["none", "cap", "cap, random", "steer", "steer, random"]
 ARMS: tuple[Arm, ...] = ("none", "cap", "cap, random", "steer", "steer, random")
@@ -152,15 +153,15 @@ def mean_over_groups(
     """
     known = [(v, g) for v, g in zip(values, groups, strict=True) if v is not None]
     array = np.array([v for v, _ in known], float)
-    numbers: dict[object, int] = {}
-    of = np.array([numbers.setdefault(g, len(numbers)) for _, g in known], int)
-    if len(numbers) < 2:
+    of = numbered(g for _, g in known)
+    n_groups = len(set(of))
+    if n_groups < 2:
         return None
     low, high = ends
     for end, other in ((low, high), (high, low)):
         if (array == end).all():
-            reach = end + (other - end) * (1 - 0.025 ** (1 / len(numbers)))
-            return Estimate(end, min(end, reach), max(end, reach), len(numbers))
+            reach = end + (other - end) * (1 - 0.025 ** (1 / n_groups))
+            return Estimate(end, min(end, reach), max(end, reach), n_groups)
     return over_clusters(lambda w: float(w @ array / w.sum()), of, n_resamples, seed)
 
 

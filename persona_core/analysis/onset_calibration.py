@@ -16,6 +16,7 @@ from persona_core.analysis.onset import OnsetDetector, OnsetErrors
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.errors import SettingError
 from persona_core.traces.trace import Kind
+from persona_core.utils.numbering import numbered
 
 MIN_PROMPTS = 60
 """Neutral *prompts* needed: several replies to one prompt count once. With 60 and a nominal 5 %, the rate of the one
@@ -162,8 +163,7 @@ def _clusters(series: Mapping[str, Sequence[np.ndarray]], prompts: Sequence[Hash
     keys = range(len(lengths)) if prompts is None else prompts
     if len(keys) != len(lengths):
         raise SettingError(f"{len(keys)} prompts for {len(lengths)} neutral replies; give one for each reply.")
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key, n in zip(keys, lengths, strict=True) if n], int)
+    return numbered(key for key, n in zip(keys, lengths, strict=True) if n)
 
 
 def _padded(series: Sequence[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from persona_core.analysis.series import checked, refuse_smoothed
 from persona_core.analysis.statistics import Estimate
 from persona_core.errors import SettingError
+from persona_core.utils.numbering import numbered
 
 AHEAD = (0, 1, 2, 4, 8, 16)
 """Tokens before the first token of the trait."""
@@ -142,8 +143,7 @@ def number_groups(groups: Groups | None, n_trait: int, n_neutral: int) -> tuple[
             f"{len(groups[0])} and {len(groups[1])} groups for {n_trait} replies with the trait and {n_neutral} "
             "neutral ones; give one for each."
         )
-    number: dict[object, int] = {}
-    numbers = np.array([number.setdefault(g, len(number)) for g in (*groups[0], *groups[1])])
+    numbers = numbered((*groups[0], *groups[1]))
     return numbers[:n_trait], numbers[n_trait:]
 
 

@@ -21,6 +21,7 @@ from persona_core.inference.prefill import each_batch
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.utils.checks import check_integer
+from persona_core.utils.numbering import numbered
 from persona_core.vectors.random_directions import random_tensors
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -201,11 +202,11 @@ def ngram_scores(
         raise SettingError("Give a group for each reply: a classifier must not score replies that it was fitted to.")
     ids = [[t.token_ids[position] for position in t.reply_positions] for t in (*trait, *neutral)]
     labels = np.arange(len(ids)) < len(trait)
-    numbers: dict[object, int] = {}
-    of = np.array([numbers.setdefault(g, len(numbers)) for g in (*groups[0], *groups[1])])
-    folds = min(n_folds, len(numbers))
+    of = numbered((*groups[0], *groups[1]))
+    n_groups = len(set(of))
+    folds = min(n_folds, n_groups)
     if folds < 2:
-        raise SettingError(f"{len(numbers)} group of replies and {n_folds} folds; at least two of each are needed.")
+        raise SettingError(f"{n_groups} group of replies and {n_folds} folds; at least two of each are needed.")
     found: dict[int, np.ndarray] = {}
     for fitted, scored in GroupKFold(folds).split(ids, groups=of):
         if len(set(labels[fitted].tolist())) < 2:
