@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,42 +26,45 @@ import torch
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, plan_record
-from persona_core.elicitation.stored_states import TOKENS
 from persona_core.errors import SettingError
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.judging.replies import check_judge, judge_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
-from persona_core.utils.numbering import numbered
 from persona_core.vectors.calibration import calibrate, calibrate_steering
-from persona_core.vectors.controls import ExtractionReplies, token_tables
+from persona_core.vectors.controls import token_tables
 from persona_core.vectors.extraction import (
     METHODS,
     KeptReplies,
     Method,
-    Sides,
     extract,
-    keep,
     mean_difference,
     mean_difference_without_neutral_components,
 )
-from persona_core.vectors.held_out import CrossTrait, HeldOut, halves
+from persona_core.vectors.held_out import halves
 from persona_core.vectors.held_out_groups import ToReading
 from persona_core.vectors.steering_effect import SteeringPlan, steering_effect
+from persona_core.vectors.stored_replies import (
+    READ_POSITION,
+    SINKS_POSITION,
+    cross_trait,
+    extraction_replies,
+    held_out,
+    kept_replies,
+    neutral_replies,
+    sampled_tokens,
+    sides,
+)
 from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
 from persona_core.vectors.whitening import (
-    MAX_TOKENS,
     ReadingDirections,
-    TokensAt,
-    plain_tokens,
     reading_directions,
     within_class_covariance,
 )
 
 if TYPE_CHECKING:
-    from persona_core.elicitation.store import Reply, ReplyStore
-    from persona_core.elicitation.traits import TraitDefinition
+    from persona_core.elicitation.store import ReplyStore
     from persona_core.judging.judge import Judge
     from persona_core.models.language_model import LanguageModel
     from persona_core.traces.trace import Trace
@@ -71,10 +73,6 @@ SPLITS = (
     "extraction questions for the vector; the first half of the evaluation questions for the choice of the block; the "
     "second half for the figures. The instructions are the same in all splits, but for the figures on wordings held out"
 )
-READ_POSITION = "reply_mean"
-"""Held-out replies are scored by the mean over their tokens, as a monitor reads them, whatever the position."""
-SINKS_POSITION = "reply_mean_with_sinks"
-"""If the plan has it, the card says what sink tokens would change."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +145,15 @@ def make_vectors(
     best: dict[str, int] = {}
     counts, all_kept = {}, {}
     for trait in plan.traits:
-        kept = kept_replies(store, trait, chosen)
-        tensors[trait.name] = extract(trait.name, _sides(store, kept, chosen), chosen.function)
+        kept = kept_replies(store, trait.name, chosen.min_trait, chosen.min_coherence)
+        tensors[trait.name] = extract(trait.name, sides(store, kept, chosen.position), chosen.function)
         counts[trait.name] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
         all_kept[trait.name] = kept
     reading = _reading(plan, store, tensors, all_kept, chosen)
     directions = tensors if reading is None else reading.directions
     for trait in plan.traits:
-        choice, _ = halves(held_out(store, trait, chosen), len(trait.evaluation_questions))
+        replies = held_out(store, trait.name, chosen.min_coherence)
+        choice, _ = halves(replies, len(trait.evaluation_questions))
         along = directions[trait.name]
         best[trait.name], _ = choose_block(trait.name, choice, along, range(len(along)))
     config = {
@@ -197,26 +196,8 @@ def _reading(
     """Reading directions from the sampled tokens of the kept replies; None where the plan kept none."""
     if not plan.tokens_per_reply:
         return None
-    positive, negative, neutral = _tokens(plan, store, kept)
+    positive, negative, neutral = sampled_tokens(plan, store, kept)
     return reading_directions(tensors, positive, negative, neutral, settings.whitened)
-
-
-def _tokens(
-    plan: ElicitationPlan, store: ReplyStore, kept: Mapping[str, KeptReplies]
-) -> tuple[dict[str, TokensAt], list[TokensAt], TokensAt]:
-    """The sampled tokens of each trait's positive replies, of each one's negative replies, and of neutral ones."""
-    # About as many tokens of each side, so that the covariance of a large plan fits into minutes.
-    per_class = MAX_TOKENS // (2 * len(kept) + 1)
-
-    def tokens(replies: Sequence[Reply]) -> TokensAt:
-        few = replies[:: max(1, ceil(len(replies) * plan.tokens_per_reply / per_class))]
-        return lambda block: plain_tokens(store.states(few, TOKENS).block(block))
-
-    return (
-        {t: tokens(k.positive) for t, k in kept.items()},
-        [tokens(k.negative) for k in kept.values()],
-        tokens([r for r in store.replies(split="neutral") if r.n_tokens]),
-    )
 
 
 def _whitening(
@@ -225,47 +206,10 @@ def _whitening(
     """From a steering direction at one block to the reading direction; None where both are the same."""
     if not plan.tokens_per_reply or not settings.whitened:
         return None
-    positive, negative, neutral = _tokens(plan, store, kept)
+    positive, negative, neutral = sampled_tokens(plan, store, kept)
     classes = (tokens(block) for tokens in (*positive.values(), *negative, neutral))
     covariance = within_class_covariance(classes)
     return lambda direction: covariance.solve(direction[None])[0]
-
-
-def kept_replies(store: ReplyStore, trait: TraitDefinition, settings: Settings) -> KeptReplies:
-    """The extraction replies that pass the filter."""
-    replies = store.replies(split="extraction", trait=trait.name)
-    return keep(trait.name, replies, store.scores(), settings.min_trait, settings.min_coherence)
-
-
-def held_out(store: ReplyStore, trait: TraitDefinition, settings: Settings, position: str = READ_POSITION) -> HeldOut:
-    """Coherent evaluation replies with a score, as a monitor reads them: by the mean over their tokens."""
-    scores = store.scores()
-    replies = []
-    for reply in store.replies(split="evaluation", trait=trait.name):
-        score = scores.get(reply.request.index)
-        judged = score is not None and score.trait is not None and score.coherence is not None
-        if reply.n_tokens and judged and score.coherence >= settings.min_coherence:  # type: ignore[union-attr, operator]
-            replies.append(reply)
-    if not replies:
-        raise SettingError(
-            f"No evaluation reply of {trait.name!r} has both scores and is coherent. Judge the replies, or elicit more."
-        )
-    return HeldOut(
-        states=store.states(replies, position),
-        texts=tuple(r.text for r in replies),
-        n_tokens=np.array([r.n_tokens for r in replies]),
-        token_ids=tuple(r.token_ids[: r.n_tokens] for r in replies),
-        positive=np.array([r.request.side == "positive" for r in replies]),
-        question=np.array([r.request.question for r in replies]),
-        score=np.array([scores[r.request.index].trait for r in replies], float),
-        pair=_pairs(replies),
-    )
-
-
-def _pairs(replies: Sequence[Reply]) -> np.ndarray | None:
-    """Which instruction pair each reply was written under; None where one is unknown."""
-    pairs = [r.request.pair for r in replies]
-    return None if None in pairs else np.array(pairs, int)
 
 
 def neutral_traces(
@@ -276,16 +220,11 @@ def neutral_traces(
     progress: bool = True,
 ) -> list[Trace]:
     """The neutral replies, read with these vectors by their token ids."""
-    replies = [r for r in store.replies(split="neutral") if r.n_tokens]
+    replies = neutral_replies(store)
     if not replies:
         raise SettingError("The store holds no neutral replies, so there is no null. Elicit neutral replies.")
     texts = [written_by(lm, r.request.messages, r.token_ids, r.writer) for r in replies]
     return PersonaMonitor(lm, vectors, blocks).read_batch(texts, progress=progress)
-
-
-def _sides(store: ReplyStore, kept: KeptReplies, settings: Settings) -> Sides:
-    neutral = [r for r in store.replies(split="neutral") if r.n_tokens]
-    return Sides(*(store.states(group, settings.position) for group in (kept.positive, kept.negative, neutral)))
 
 
 # ---- validation ----
@@ -323,37 +262,29 @@ def validate_vectors(
         check_judge(store, judge.name, plan.traits)
     tensors = {t: vectors.reading(t).numpy() for t in vectors.traits}
     neutral = neutral_traces(lm, vectors, store, blocks=sorted(set(vectors.best_block.values())), progress=progress)
-    all_kept = {t.name: kept_replies(store, t, chosen) for t in plan.traits}
-    reading_at = cache(lambda block: _whitening(plan, store, all_kept, chosen, block))
-    neutral_states = store.states([r for r in store.replies(split="neutral") if r.n_tokens], READ_POSITION)
+    all_kept = {t.name: kept_replies(store, t.name, chosen.min_trait, chosen.min_coherence) for t in plan.traits}
+    to_reading_at = cache(lambda block: _whitening(plan, store, all_kept, chosen, block))
+    neutral_states = store.states(neutral_replies(store), READ_POSITION)
     found: dict[str, Any] = {}
     for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):
         name, block = trait.name, vectors.best_block[trait.name]
         odds = vectors.odds_at([block])
         kept, n_questions = all_kept[name], len(trait.evaluation_questions)
-        choice, report = halves(held_out(store, trait, chosen), n_questions)
+        choice, report = halves(held_out(store, name, chosen.min_coherence), n_questions)
         with_sinks = None
         if SINKS_POSITION in plan.positions:
-            with_sinks = halves(held_out(store, trait, chosen, SINKS_POSITION), n_questions)[1].states
-        extracted = ExtractionReplies(
-            sides=_sides(store, kept, chosen),
-            positive_questions=np.array([r.request.question for r in kept.positive]),
-            negative_questions=np.array([r.request.question for r in kept.negative]),
-            positive_texts=tuple(r.text for r in kept.positive),
-            negative_texts=tuple(r.text for r in kept.negative),
-            positive_pairs=_pairs(kept.positive),
-            negative_pairs=_pairs(kept.negative),
-        )
+            kept_sinks = held_out(store, name, chosen.min_coherence, SINKS_POSITION)
+            with_sinks = halves(kept_sinks, n_questions)[1].states
         data = ValidationData(
             choice=choice,
             report=report,
             tables=token_tables(neutral, name, block),
-            extracted=extracted,
-            cross_trait=_cross_trait(store, name),
+            extracted=extraction_replies(store, kept, chosen.position),
+            cross_trait=cross_trait(store, name),
             neutral=neutral_states,
             with_sinks=with_sinks,
             odds=None if odds is None else odds.at(0),
-            to_reading=reading_at(block),
+            to_reading=to_reading_at(block),
         )
         figures = validate(
             name, tensors, block, data, chosen.function, n_resamples=chosen.n_resamples, seed=chosen.seed
@@ -374,21 +305,6 @@ def validate_vectors(
             )
     validation = {name: with_flags(figures) for name, figures in found.items()}
     return replace(vectors, config={**vectors.config, "validation": validation})
-
-
-def _cross_trait(store: ReplyStore, trait: str) -> CrossTrait | None:
-    """Positive replies of other traits that were judged on this one."""
-    scores = {
-        index: s.value for (index, t), s in store.cross_trait_scores().items() if t == trait and s.value is not None
-    }
-    replies = [r for r in store.replies(split="evaluation", side="positive") if r.request.index in scores]
-    if not replies:
-        return None
-    return CrossTrait(
-        states=store.states(replies, READ_POSITION),
-        score=np.array([scores[r.request.index] for r in replies], float),
-        cluster=numbered((r.request.trait, r.request.question) for r in replies),
-    )
 
 
 def _check_settings(vectors: PersonaVectors, settings: Settings, store: ReplyStore) -> None:
