@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persona_core.errors import CorruptFile, NotFound
+from persona_core.errors import CorruptFile, NotFound, VectorsMismatch
 from persona_core.utils.files import read_json
 from persona_core.vectors.null import Null
 
@@ -100,6 +100,27 @@ def fields_of(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor], pat
         }
     except KeyError as error:
         raise CorruptFile(f"{path}: no tensor {error}, which {CONFIG_FILE} names.") from error
+
+
+def read_reference(files: Mapping[str, str | Path], convention: str) -> dict[str, torch.Tensor]:
+    """Trait -> `[n_blocks, d_model]` from `.pt` files of `[n_blocks + 1, d_model]`; the last row is NaN.
+
+    Raises:
+        NotFound, CorruptFile, VectorsMismatch: see `PersonaVectors.from_reference`.
+    """
+    if convention != "hidden_states":
+        raise VectorsMismatch(f"Unknown convention {convention!r}; expected 'hidden_states'.")
+    if not files:
+        raise VectorsMismatch("No files; pass one .pt file per trait.")
+    tensors = {}
+    for trait, path in files.items():
+        rows = read_pt(Path(path))  # [n_blocks + 1, d_model]
+        if rows.ndim != 2 or rows.shape[0] < 3:
+            raise CorruptFile(f"{path}: expected a [n_blocks + 1, d_model] tensor, got {tuple(rows.shape)}.")
+        vector = rows[1:].float().clone()  # [n_blocks, d_model]
+        vector[-1] = torch.nan
+        tensors[trait] = vector
+    return tensors
 
 
 def read_pt(path: Path) -> torch.Tensor:

@@ -27,6 +27,7 @@ from persona_core.errors import CorruptFile, PersonaWarning, UnknownTrait, Vecto
 from persona_core.traces.specific import LogOdds
 from persona_core.utils.checks import known_block
 from persona_core.utils.hub import check_kind, fetch
+from persona_core.vectors.direction_checks import check_directions, check_null, check_shape
 from persona_core.vectors.files import (
     CONFIG_FILE,
     FIRST_VERSION,
@@ -35,7 +36,7 @@ from persona_core.vectors.files import (
     arrays_of,
     fields_of,
     read_config,
-    read_pt,
+    read_reference,
     read_tensors,
 )
 from persona_core.vectors.null import Null
@@ -92,28 +93,7 @@ class PersonaVectors:
         )
 
     def __post_init__(self) -> None:
-        if not self.tensors:
-            raise VectorsMismatch("No vectors; pass at least one trait's [n_blocks, d_model] tensor.")
-        directions = [*self.tensors.items(), *self.readings.items()]
-        shapes = {trait: tuple(tensor.shape) for trait, tensor in self.tensors.items()}
-        if lacking := sorted(set(self.tensors) ^ set(self.readings)) if self.readings else []:
-            raise VectorsMismatch(f"{lacking[0]!r} has only one of the two directions; every trait needs both or none.")
-        if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 2:
-            raise VectorsMismatch(f"Every trait needs one [n_blocks, d_model] tensor of the same shape; got {shapes}.")
-        present = [b for b in range(next(iter(shapes.values()))[0]) if b not in self.absent_blocks]
-        for trait, tensor in directions:
-            if tuple(tensor.shape) != shapes[trait]:
-                raise VectorsMismatch(
-                    f"The reading direction of {trait!r} has shape {tuple(tensor.shape)}; expected {shapes[trait]}, as "
-                    "its steering direction."
-                )
-            if wrong := [b for b in present if not torch.isfinite(tensor[b]).all()]:
-                raise VectorsMismatch(
-                    f"The vector of {trait!r} holds NaN or infinity at block {wrong[0]}; mark the block as absent, or "
-                    "make the vector again."
-                )
-            if (tensor[present].norm(dim=-1) == 0).any():
-                raise VectorsMismatch(f"The vector of {trait!r} is zero at a block; mark that block as absent.")
+        check_directions(self.tensors, self.readings, self.absent_blocks)
         for name in ("tensors", "readings"):
             kept = {t: v.detach().to("cpu", torch.float32).contiguous() for t, v in getattr(self, name).items()}
             object.__setattr__(self, name, MappingProxyType(kept))
@@ -121,17 +101,15 @@ class PersonaVectors:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         best = {trait: self._check(trait, block) for trait, block in self.best_block.items()}
         object.__setattr__(self, "best_block", MappingProxyType(best))
+        for name in ("null", "steering_null", "log_odds", "specific_null"):
+            for trait in getattr(self, name):
+                self._known(trait)
         for trait, null in [*self.null.items(), *self.steering_null.items()]:
-            self._known(trait)
-            shape = (self.n_blocks, len(null.probabilities))
-            if (null.mean.shape, null.std.shape, null.quantiles.shape) != (shape[:1], shape[:1], shape):
-                raise VectorsMismatch(f"The null of {trait!r} does not cover {self.n_blocks} blocks.")
+            check_null(trait, null, self.n_blocks)
         for trait, pairs in [*self.log_odds.items(), *self.specific_null.items()]:
-            self._known(trait)
-            if pairs.shape != (self.n_blocks, 2):
-                raise _other_file(f"log odds of {trait!r} have", pairs.shape, (self.n_blocks, 2))
-        if self.max_norm is not None and self.max_norm.shape != (self.n_blocks,):
-            raise _other_file("norm limits have", self.max_norm.shape, (self.n_blocks,))
+            check_shape(f"log odds of {trait!r} have", pairs, (self.n_blocks, 2))
+        if self.max_norm is not None:
+            check_shape("norm limits have", self.max_norm, (self.n_blocks,))
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -313,18 +291,7 @@ class PersonaVectors:
         Raises:
             NotFound, CorruptFile, VectorsMismatch.
         """
-        if convention != "hidden_states":
-            raise VectorsMismatch(f"Unknown convention {convention!r}; expected 'hidden_states'.")
-        tensors = {}
-        for trait, path in files.items():
-            rows = read_pt(Path(path))  # [n_blocks + 1, d_model]
-            if rows.ndim != 2 or rows.shape[0] < 3:
-                raise CorruptFile(f"{path}: expected a [n_blocks + 1, d_model] tensor, got {tuple(rows.shape)}.")
-            vector = rows[1:].float().clone()  # [n_blocks, d_model]
-            vector[-1] = torch.nan
-            tensors[trait] = vector
-        if not tensors:
-            raise VectorsMismatch("No files; pass one .pt file per trait.")
+        tensors = read_reference(files, convention)
         last = next(iter(tensors.values())).shape[0] - 1
         return cls(tensors, best_block or {}, absent_blocks=(last,), config={"imported_from": "hidden_states rows"})
 
@@ -379,9 +346,3 @@ class PersonaVectors:
         self._known(trait)
         whose = f"{trait!r} has directions for"
         return known_block(block, self.blocks, whose, self.absent_blocks)
-
-
-def _other_file(what: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> VectorsMismatch:
-    return VectorsMismatch(
-        f"The {what} shape {shape}; expected {expected}. The file belongs to other vectors; save or download it again."
-    )

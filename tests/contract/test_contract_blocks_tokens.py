@@ -174,7 +174,7 @@ def _with(vectors: PersonaVectors, tensors: dict[str, torch.Tensor]) -> PersonaV
 
 def test_mutation_import_without_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of a hidden_states file taken as they come: row 0, the embeddings, becomes block 0."""
-    import persona_core.vectors.vectors as module
+    import persona_core.vectors.files as module
 
     original = module.read_pt
     monkeypatch.setattr(module, "read_pt", lambda path: original(path).roll(1, dims=0))
