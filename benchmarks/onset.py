@@ -24,9 +24,10 @@ from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
 from demo_world.process import VARIANTS
 from demo_world.truth_labels import reply_truth
+from persona_core.analysis.detection_power import power, with_rise
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import calibrate_onset, calibrate_onsets, power, with_rise
+from persona_core.analysis.onset_calibration import calibrate_onset, calibrate_onsets
 from persona_core.analysis.series import reply_scores, shared_kind
 from persona_core.analysis.statistics import bounded
 from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, survival

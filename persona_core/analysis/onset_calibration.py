@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from persona_core.analysis.cusum import adjust, cusums
+from persona_core.analysis.detection_power import with_rise
 from persona_core.analysis.null_peaks import NullPeaks, running_peaks, stretches, supported_length
 from persona_core.analysis.onset import OnsetDetector, OnsetErrors
 from persona_core.analysis.series import checked, refuse_smoothed
@@ -42,14 +42,6 @@ N_PLANTED = 4000
 
 PLANTED = (0.75, 9.0)
 """Sizes of planted steps, in standard deviations. Smaller ones are hardly ever found, larger ones at once."""
-
-RISE = (0.4, 4.0)
-"""Time constants of a planted rise, in tokens: it takes 1 to 10 tokens. In texts of the demo world a cued trait peaks
-after 4 tokens and an uncued one after 20."""
-
-SPREAD_FACTOR = (1.0, 1.8)
-"""Spread of a planted trait's scores over that of neutral tokens; 1.8 in texts of the demo world. With sudden steps and
-unchanged spread, the interval covered the cue in only 74 % of texts."""
 
 CLASSES = 8
 """Classes of apparent size, equally many planted rises in each, whose errors are measured apart."""
@@ -225,52 +217,6 @@ def _middle(scores: np.ndarray) -> tuple[float, float]:
     return float(middle), float(high - low) / 2
 
 
-@dataclass(frozen=True)
-class DetectionPower:
-    """The detection power at one size of step.
-
-    Attributes:
-        shift: in standard deviations.
-        found: share of replies with an alarm at or after the step.
-        delay: median tokens from the step to the alarm; None if none is found.
-        error: median distance of the estimated onset from the step.
-        n: replies.
-    """
-
-    shift: float
-    found: float
-    delay: float | None
-    error: float | None
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready record."""
-        return asdict(self)
-
-
-def power(detector: OnsetDetector, nulls: Sequence[np.ndarray], shift: float, at: int) -> DetectionPower:
-    """How often and how late a shift of a given size would be found, in neutral replies with a step added.
-
-    Args:
-        nulls: as in `calibrate_onset`; those that end before `at` are left out.
-        shift: added from `at` on, in standard deviations of the null.
-        at: position in the reply.
-
-    Raises:
-        SettingError: no neutral reply is long enough.
-    """
-    long = [z for z in nulls if len(z) > at]
-    if not long:
-        raise SettingError(f"No neutral reply is longer than {at} tokens.")
-    found = [detector.find(np.asarray(z, float) + shift * (np.arange(len(z)) >= at)) for z in long]
-    delays = [f.alarm - at for f in found if f.alarm is not None and f.alarm >= at]
-    errors = [abs(f.onset - at) for f in found if f.onset is not None and f.alarm is not None and f.alarm >= at]
-    return DetectionPower(
-        shift, len(delays) / len(long), float(np.median(delays)) if delays else None,
-        float(np.median(errors)) if errors else None, len(long),
-    )  # fmt: skip
-
-
 def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.random.Generator) -> OnsetErrors:
     """Plant rises of all sizes at all positions of neutral replies, and measure the errors of the estimates.
 
@@ -302,21 +248,6 @@ def _errors(detector: OnsetDetector, series: Sequence[np.ndarray], rng: np.rando
     low = [np.quantile(g, 0.025, method="lower") for g in groups]
     high = [np.quantile(g, 0.975, method="higher") for g in groups]
     return OnsetErrors(np.array(ends), np.array(low), np.array(high))
-
-
-def with_rise(x: np.ndarray, at: int, size: float, rng: np.random.Generator) -> np.ndarray:
-    """A neutral reply with a planted trait: z rises over a few tokens and varies more from then on, `[n_tokens]`.
-
-    Args:
-        x: adjusted z of a neutral reply, `[n_tokens]`.
-        at: position of the first raised token.
-        size: of the rise, in standard deviations.
-        rng: draws how fast it rises and how much more it varies, within `RISE` and `SPREAD_FACTOR`.
-    """
-    since = np.arange(len(x)) - at
-    time_constant, factor = np.exp(rng.uniform(*np.log(RISE))), rng.uniform(*SPREAD_FACTOR)
-    rise = np.where(since >= 0, size * -np.expm1(-(since.clip(0) + 1) / time_constant), 0.0)
-    return np.where(since >= 0, factor, 1.0) * x + rise
 
 
 def _smallest(detector: OnsetDetector, series: Sequence[np.ndarray]) -> float | None:

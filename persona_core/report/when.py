@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis import interaction
+from persona_core.analysis.detection_power import power
 from persona_core.analysis.detectors import Detectors, calibrate_detectors, prompt_keys
 from persona_core.analysis.onset import Onset
-from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset, power
+from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset
 from persona_core.analysis.precedence import relative_series
 from persona_core.analysis.series import reply_scores
 from persona_core.analysis.statistics import false_discovery

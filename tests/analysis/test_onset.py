@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from persona_core.analysis.detection_power import power
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset, power
+from persona_core.analysis.onset_calibration import MIN_PROMPTS, calibrate_onset
 from persona_core.analysis.series import refuse_smoothed, reply_scores
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.traces.dataset import load_results
