@@ -60,10 +60,14 @@ def fit(states: LabelledStates, traits: list[str], own_neutral: np.ndarray, labe
 
 def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) -> np.ndarray:
     """Log odds of each trait against neutral and all others, `[n_traits, n_tokens]`."""
+    slope, offset = np.stack([fitted.reading.log_odds[t][states.blocks.index(block)] for t in traits]).T
+    return odds_against_rest(project(fitted, states, block, traits), slope, offset)
+
+
+def project(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) -> np.ndarray:
+    """Projections on the reading directions, `[n_traits, n_tokens]`."""
     row = states.blocks.index(block)
-    raw = np.stack([states.at(block) @ fitted.reading.directions[t][row] for t in traits])
-    slope, offset = np.stack([fitted.reading.log_odds[t][row] for t in traits]).T
-    return odds_against_rest(raw, slope, offset)
+    return np.stack([states.at(block) @ fitted.reading.directions[t][row] for t in traits])
 
 
 def choose_block(states: LabelledStates, traits: list[str], own_neutral: np.ndarray) -> tuple[int, dict[int, float]]:
@@ -121,8 +125,7 @@ def tried(
 
 
 def _readings(fitted: Fitted, states: LabelledStates, traits: list[str], block: int) -> dict[str, Any]:
-    row = states.blocks.index(block)
-    scores = np.stack([states.at(block) @ fitted.reading.directions[t][row] for t in traits])
+    scores = project(fitted, states, block, traits)
     return table_row(lambda k: scores[k], states, len(traits))
 
 
@@ -133,9 +136,8 @@ def _several_blocks(fitted: Fitted, held_out: LabelledStates, traits: list[str],
     total = np.zeros((len(traits), len(held_out.label)))
     for b in near:
         row = held_out.blocks.index(b)
-        raw = np.stack([held_out.at(b) @ fitted.reading.directions[t][row] for t in traits])
         slope, offset = np.stack([fitted.reading.log_odds[t][row] for t in traits]).T
-        total += (slope[:, None] * raw + offset[:, None]) / len(near)
+        total += (slope[:, None] * project(fitted, held_out, b, traits) + offset[:, None]) / len(near)
     return odds_against_rest(total, np.ones(len(traits)), np.zeros(len(traits)))
 
 

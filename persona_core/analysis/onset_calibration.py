@@ -1,5 +1,5 @@
 """Calibrate onset detectors on neutral replies: one threshold for all traits watched, the errors of the onsets, and
-the detection power."""
+the smallest step that is found."""
 
 from __future__ import annotations
 
