@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from persona_core.judging.judge import Question
-from persona_core.judging.local import LocalJudge, digit_tokens, number_tree
+from persona_core.judging.local import LocalJudge
+from persona_core.judging.number_tree import digit_tokens, number_tree
+from persona_core.models.loading import wrap_model
+from tests.support.chat_templates import tokenizer_for
+from tests.support.families import BY_NAME, build
 from tests.support.tiny import tiny_lm
 
 
@@ -20,20 +24,24 @@ class Tilted:
 
     def __init__(self, lm: Any, by: float) -> None:
         self._lm, self._tilt = lm, torch.where(digit_tokens(lm), by, 0.0)
-        self.most_rows = 0
+        self.shapes: list[tuple[int, int]] = []
+        self.room = 100
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lm.model, name)
 
     def __call__(self, **inputs: Any) -> Any:
-        self.most_rows = max(self.most_rows, inputs["input_ids"].shape[0])
+        rows, columns = inputs["input_ids"].shape
+        if rows > self.room:
+            raise torch.OutOfMemoryError("too many rows")
+        self.shapes.append((rows, columns))
         out = self._lm.model(**inputs)
         out.logits = 3 * out.logits + self._tilt
         return out
 
 
-def tilted(by: float = 9.0) -> Any:
-    lm = tiny_lm("llama", "chatml")
+def tilted(by: float = 9.0, family: str = "llama") -> Any:
+    lm = tiny_lm(family, "chatml")
     return replace(lm, model=Tilted(lm, by))
 
 
@@ -81,8 +89,65 @@ def test_the_expectation_is_that_of_every_number_written_out(prompt: str) -> Non
 
 def test_numbers_are_written_in_several_tokens_here() -> None:
     """Otherwise the test above would not try what it is for."""
-    root = number_tree(tiny_lm("llama", "chatml"))
-    assert any(child.children for child in root.children.values())
+    assert number_tree(tiny_lm("llama", "chatml")).branches
+
+
+RUBRIC = "Rate how evil this is. 0 is kind, 100 is evil."
+
+
+def asked(n: int) -> list[Question]:
+    """Questions of one rubric with answers of different lengths."""
+    return [replace(question(f"{RUBRIC} {'word ' * k}{k} Number:"), key=str(k)) for k in range(1, n + 1)]
+
+
+def scores(judge: LocalJudge, questions: list[Question]) -> dict[str, float | None]:
+    return {q.key: s.value for q, s in judge.score(questions, progress=False)}
+
+
+@pytest.mark.parametrize("family", BY_NAME)
+def test_every_family_is_read_as_each_prompt_alone_is(family: str) -> None:
+    """Where sharing would be wrong (sliding windows, recurrent states, distances in the mask), it is not done."""
+    lm = tilted(200.0, family)
+    shared, whole = (scores(LocalJudge(lm, 4, share), asked(5)) for share in (True, False))
+    assert None not in whole.values() and shared == pytest.approx(whole, abs=0.05)
+
+
+def test_a_sliding_window_counts_as_soon_as_a_prompt_exceeds_it() -> None:
+    model = build("mistral")
+    model.config.sliding_window = 60
+    lm = wrap_model(model, tokenizer_for("chatml"), name="a model with a window")
+    lm = replace(lm, model=Tilted(lm, 200.0))
+    short, long = ([replace(question(f"{k} " * n), key=str(k)) for k in range(3)] for n in (5, 30))
+    assert all(len(lm.chat.render(q.prompt).token_ids) < 50 for q in short)
+    judge = LocalJudge(lm, 4)
+    for asking in (short, long):
+        assert scores(judge, asking) == pytest.approx(scores(LocalJudge(lm, 4, share_prefix=False), asking), abs=0.05)
+
+
+def test_the_rubric_is_read_once_and_every_prompt_in_one_forward() -> None:
+    lm = tilted()
+    judge = LocalJudge(lm, batch_size=4)
+    list(judge.score(asked(6), progress=False))
+    lm.model.shapes.clear()
+    list(judge.score(asked(6), progress=False))
+    whole = max(len(lm.chat.render(q.prompt).token_ids) for q in asked(5))
+    assert [rows for rows, _ in lm.model.shapes] == [4, 2]  # the rubric is known from the first call
+    assert all(columns < whole + len(number_tree(lm).branches) - 20 for _, columns in lm.model.shapes)
+
+
+def test_two_rubrics_share_nothing_with_each_other() -> None:
+    lm = tilted()
+    both = [q for one in asked(5) for q in (one, replace(one, trait="coherence", prompt="How clear? " + one.prompt))]
+    found = {(q.key, q.trait): s.value for q, s in LocalJudge(lm, 4).score(both, progress=False)}
+    for one in both:
+        assert found[one.key, one.trait] == pytest.approx(by_hand(lm, one.prompt)[0], abs=1.0)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_judged_in_halves() -> None:
+    lm = tilted()
+    wanted = scores(LocalJudge(lm, 4), asked(8))
+    lm.model.room = 2
+    assert scores(LocalJudge(lm, 4), asked(8)) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_no_score_where_numbers_are_unlikely() -> None:
@@ -102,7 +167,7 @@ def test_scores_do_not_depend_on_the_batch() -> None:
     one, many = (
         {q.key: s.value for q, s in LocalJudge(lm, batch_size=size).score(questions, progress=False)} for size in (1, 4)
     )
-    assert one == pytest.approx(many, abs=1e-3) and lm.model.most_rows == 4
+    assert one == pytest.approx(many, abs=1e-3) and max(rows for rows, _ in lm.model.shapes) == 4
 
 
 def test_the_two_questions_about_a_reply_come_soon_after_each_other() -> None:
