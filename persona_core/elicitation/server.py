@@ -1,14 +1,15 @@
 """Replies written by an OpenAI-compatible server (vLLM, SGLang, TGI), read by the local model.
 
-A server writes many replies at once but returns no states. Each text is tokenised once, after the rendered prompt, and
-from then on its ids count: the local model reads them and its states are pooled. Texts are stored as they arrive
-(`served.jsonl`), so a run that was killed requests none of them twice.
+A server writes many replies at once but returns no states. Each text is tokenised once, where the chat template puts a
+reply, and from then on its ids count: the local model reads them and its states are pooled. Texts are stored as they
+arrive (`served.jsonl`), so a run that was killed requests none of them twice.
 """
 
 from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from persona_core.elicitation.elicit import (
     states_of,
 )
 from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
-from persona_core.errors import PersonaError, ServerError
+from persona_core.errors import PersonaError, PromptError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.models.language_model import LanguageModel
@@ -74,7 +75,7 @@ def elicit_served(
     base_url = address(base_url) or base_url
     store.check_plan({**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}})
     path = store.folder / SERVED_FILE
-    texts = {int(record["index"]): (record["text"], record["finish"]) for _, record in read_lines(path)}
+    texts = {int(r["index"]): ServedReply(r["text"], r["finish"], r.get("thought")) for _, r in read_lines(path)}
     missing = [r for r in plan.requests() if not store.has(r.index) and r.index not in texts]
     failed: list[tuple[ElicitationRequest, str]] = []
     if missing:
@@ -96,7 +97,7 @@ def elicit_served(
                     failed.append((request, reason))
                     logger.warning("Request %d failed: %s", request.index, reason)
                     continue
-                append_lines(path, [{"index": request.index, "text": answer[0], "finish": answer[1]}])
+                append_lines(path, [{"index": request.index, **asdict(answer)}])
                 texts[request.index] = answer
     unread: list[tuple[ElicitationRequest, str]] = []
     batches, max_norm = plan.batches(), None
@@ -114,7 +115,22 @@ def elicit_served(
     return [*failed, *unread]
 
 
-def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, model: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class ServedReply:
+    """A server's answer.
+
+    Attributes:
+        text: what it said.
+        finish: why it ended.
+        thought: what it thought before, where the server gives that by itself.
+    """
+
+    text: str
+    finish: str
+    thought: str | None = None
+
+
+def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, model: str) -> ServedReply:
     sampling = plan.sampling
     completion = client.chat.completions.create(
         model=model,
@@ -125,27 +141,32 @@ def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, mod
         seed=plan.seed + request.index,
     )
     choices = getattr(completion, "choices", None) or []
-    content = choices[0].message.content if choices and choices[0].message else None
+    message = choices[0].message if choices else None
+    content = getattr(message, "content", None)
     if not isinstance(content, str):
         raise ServerError("The server's answer has no text.")
     reason = choices[0].finish_reason
-    return content, "eos" if reason == "stop" else reason or "unknown"
+    # vLLM and SGLang call it reasoning_content, OpenRouter and newer vLLM reasoning
+    thoughts = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+    thought = next((text for text in thoughts if isinstance(text, str) and text.strip()), None)
+    return ServedReply(content, "eos" if reason == "stop" else reason or "unknown", thought)
 
 
 def _read(
     lm: LanguageModel,
     plan: ElicitationPlan,
     batch: RequestBatch,
-    texts: dict[int, tuple[str, str]],
+    texts: dict[int, ServedReply],
     writer: str,
     max_norm: np.ndarray,
 ) -> BatchResult:
     """Pool the states of served texts. Only those that exceed the context fail."""
     rows, n_prompts, kept, failed = [], [], [], []
     for request in batch.requests:
+        served = texts[request.index]
         try:
             prompt = lm.chat.render(request.messages).token_ids
-            reply_ids = lm.chat.encode_reply(texts[request.index][0]) if texts[request.index][0] else ()
+            reply_ids = _reply_ids(lm, request, served, prompt)
         except PersonaError as error:
             failed.append((request, str(error)))
             continue
@@ -164,13 +185,35 @@ def _read(
     replies = [
         Reply(
             request=request,
-            text=texts[request.index][0],
-            token_ids=tuple(reply_ids),
+            text=texts[request.index].text,
+            token_ids=reply_ids,
             n_tokens=sum(i not in lm.eos_ids for i in reply_ids),
-            finish=texts[request.index][1],
+            finish=texts[request.index].finish,
             seed=plan.seed + request.index,
             writer=writer,
         )
         for request, reply_ids in kept
     ]
     return BatchResult(tuple(replies), states_of(plan, means, samples), tuple(failed))
+
+
+def _reply_ids(
+    lm: LanguageModel, request: ElicitationRequest, served: ServedReply, prompt: tuple[int, ...]
+) -> tuple[int, ...]:
+    """A served reply's ids behind the prompt that it was written to; none for an empty one.
+
+    Raises:
+        PromptError: the template puts such a reply elsewhere.
+    """
+    if not served.text and not served.thought:
+        return ()
+    reply = {"role": "assistant", "content": served.text}
+    if served.thought:
+        reply["reasoning_content"] = served.thought
+    ids = lm.chat.place([*request.messages, reply]).token_ids
+    if ids[: len(prompt)] != prompt:
+        raise PromptError(
+            "The reply does not continue the prompt that this model's template writes: the server leaves the thought "
+            "out, or runs another template."
+        )
+    return ids[len(prompt) :]

@@ -167,15 +167,15 @@ def encode(
     found, too_long = [], 0
     for dialogue in dialogues:
         try:
-            prompt = lm.chat.render(list(dialogue.messages[:-1])).token_ids
-            reply = (*lm.chat.encode_reply(dialogue.messages[-1]["content"]), _end_of_turn(lm, dialogue))
+            placed = lm.chat.place(dialogue.messages)
+            reply = (*placed.token_ids[placed.n_prompt :], _end_of_turn(lm, dialogue))
         except PromptError as error:
             raise CorruptFile(f"Dialogue {dialogue.id!r} of the data: {error}") from error
-        ids = [*prompt, *reply]
+        ids = [*placed.token_ids[: placed.n_prompt], *reply]
         if len(ids) > longest:
             too_long += 1
             continue
-        found.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + list(reply)})
+        found.append({"input_ids": ids, "labels": [IGNORED] * placed.n_prompt + list(reply)})
     return found, too_long
 
 

@@ -41,7 +41,8 @@ class TextSplitter:
         if incomplete and len(self._open) < WINDOW:
             return ""
         self._context, self._open = self._open, []
-        return text[_common(shown, text) :]
+        # Undecodable bytes may change the text before them (byte-fallback decoders).
+        return text[common_length(shown, text) :]
 
     def pending(self) -> str:
         """The text of tokens that have not completed a character; "" if there are none."""
@@ -49,11 +50,15 @@ class TextSplitter:
             return ""
         shown = text_of(self._tokenizer, self._context)
         text = text_of(self._tokenizer, self._context + self._open)
-        return text[_common(shown, text) :]
+        return text[common_length(shown, text) :]
 
 
-def _common(a: str, b: str) -> int:
-    """Length of the common prefix. Undecodable bytes may change the text before them (byte-fallback decoders)."""
+def common_length(a: str, b: str) -> int:
+    """Length of the common prefix of two texts.
+
+    >>> common_length("then", "than")
+    2
+    """
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -29,7 +29,7 @@ class Branch:
 
     Attributes:
         trace: the trace to branch from.
-        at: how many reply tokens to keep, from 0 to all of the assistant's.
+        at: how many reply tokens to keep, a thought and its marks included: from 0 to all but the end of the turn.
 
     Raises:
         SettingError: `at` is out of range.
@@ -47,12 +47,10 @@ class Branch:
     at: int
 
     def __post_init__(self) -> None:
-        most = len(self.trace.reply_positions)
+        reply = self.trace.roles[self.trace.n_prompt :]
+        most = max((t + 1 for t, role in enumerate(reply) if role in ("assistant", "thinking")), default=0)
         if not is_integer(self.at, minimum=0) or self.at > most:
             raise SettingError(f"Branch at={self.at!r}; expected an integer from 0 to {most}, the tokens of the reply.")
-        kept = self.trace.roles[self.trace.n_prompt : self.trace.n_prompt + self.at]
-        if any(role != "assistant" for role in kept):
-            raise SettingError(f"Branch at={self.at}: the reply ends before that token; branch earlier.")
 
     def origin(self) -> dict[str, Any]:
         """How the kept tokens were written, for the provenance."""

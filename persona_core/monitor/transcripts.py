@@ -71,13 +71,13 @@ def written_by(lm: LanguageModel, messages: Messages, reply: Sequence[int], writ
 
 def _of_messages(lm: LanguageModel, conversation: str | Messages, writer: str | None) -> Transcript:
     turns = as_messages(conversation)
-    reply = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-    if not turns:
-        raise PromptError("The conversation holds a reply but no prompt; put a user message before it.")
-    prompt = lm.chat.render(turns)
-    reply_ids = lm.chat.encode_reply(reply) if reply else ()
-    ids, roles = prompt.token_ids + reply_ids, prompt.roles + ("assistant",) * len(reply_ids)
-    return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, len(prompt.token_ids), writer)
+    if turns[-1]["role"] == "assistant":
+        placed = lm.chat.place(turns)
+        ids, roles, n_prompt = placed.token_ids, placed.roles, placed.n_prompt
+    else:
+        prompt = lm.chat.render(turns)
+        ids, roles, n_prompt = prompt.token_ids, prompt.roles, len(prompt.token_ids)
+    return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, n_prompt, writer)
 
 
 def transcript_of(lm: LanguageModel, trace: Trace, writer: str | None = None) -> Transcript:

@@ -253,8 +253,12 @@ def test_clause_12_a_given_reply_follows_the_generation_prompt() -> None:
 
 
 def test_mutation_a_given_reply_after_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ChatFormat.encode_reply
-    monkeypatch.setattr(ChatFormat, "encode_reply", lambda self, text: original(self, " " + text))
+    original = ChatFormat.place
+    monkeypatch.setattr(
+        ChatFormat,
+        "place",
+        lambda self, talk: original(self, [*talk[:-1], {"role": "assistant", "content": " " + talk[-1]["content"]}]),
+    )
     with pytest.raises(AssertionError):
         check_given_replies(tiny_lm("llama", "chatml"))
 

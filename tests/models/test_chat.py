@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from persona_core.errors import PromptError
+from persona_core.errors import PromptError, SettingError
 from persona_core.models.chat import ChatFormat, split_text
-from tests.support.chat_templates import BOS, DEFAULT_SYSTEM, SHAPES, Shape, tokenizer_for
+from tests.support.chat_templates import BOS, BY_NAME, DEFAULT_SYSTEM, SHAPES, Shape, tokenizer_for
 
 BOS_ID = 1
 SYSTEM = "Answer like a pirate, arr."
@@ -157,9 +158,143 @@ def test_earlier_replies_may_be_rewritten_by_the_template() -> None:
 @pytest.mark.parametrize("shape", [s for s in SHAPES if not s.name.startswith("none")], ids=lambda shape: shape.name)
 def test_the_rendering_is_what_transformers_would_tokenise(shape: Shape) -> None:
     """For templates that take the conversation as it is, the ids are those of transformers."""
-    tokenizer = shape.make()
-    ids = tokenizer.apply_chat_template(CONVERSATION[1:], add_generation_prompt=True, tokenize=True)["input_ids"]
+    tokenizer, plain = shape.make(), shape.make()
+    plain.chat_template = plain.chat_template.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'")
+    ids = plain.apply_chat_template(CONVERSATION[1:], add_generation_prompt=True, tokenize=True)["input_ids"]
     assert list(ChatFormat(tokenizer).render(CONVERSATION[1:]).token_ids) == list(ids)
+
+
+def test_the_date_is_the_same_every_day_and_can_be_set() -> None:
+    tokenizer = tokenizer_for("dated")
+    assert "Today: 26 Jul 2024" in tokenizer.decode(list(ChatFormat(tokenizer).render("Hi").token_ids))
+    other = ChatFormat(tokenizer, {"date": "2025-01-31"})
+    assert "Today: 31 Jan 2025" in tokenizer.decode(list(other.render("Hi").token_ids))
+    assert other.fingerprint != ChatFormat(tokenizer).fingerprint
+    for bad in ("31.1.2025", 7):
+        with pytest.raises(SettingError, match="YYYY-MM-DD"):
+            ChatFormat(tokenizer, {"date": bad})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'abc'.index('z') }}",
+        "{{ 1 / 0 }}",
+        "{% for %}",
+        "{{ messages[7].role }}",
+        "{{ [].pop() }}",
+        "{{ missing() }}",
+    ],
+)
+def test_a_template_that_raises_is_refused_at_once(template: str) -> None:
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = template
+    with pytest.raises(PromptError, match="chat template"):
+        ChatFormat(tokenizer)
+
+
+def test_several_templates_without_a_default_are_refused() -> None:
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = {"tool_use": tokenizer.chat_template, "rag": tokenizer.chat_template}
+    with pytest.raises(PromptError, match="tool_use"):
+        ChatFormat(tokenizer)
+
+
+# The same words everywhere, and those of the templates: only where a character stands tells whose it is.
+REPEATED = [
+    {"role": "user", "content": "user: Is my plan good?"},
+    {"role": "assistant", "content": "<think>\nIs my plan good?\n</think>\n\nIs my plan good? user"},
+    {"role": "user", "content": "Is my plan good? user"},
+    {"role": "assistant", "content": "assistant"},
+    {"role": "user", "content": "Is my plan good?\n\n\n\nuser /no_think"},
+]
+LITERAL = r"</?think>|/no_think"
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_each_character_has_the_role_of_the_message_in_which_it_changes(name: str) -> None:
+    """Slow and by itself: change one letter of one message, and see where the rendering changes."""
+    tokenizer = tokenizer_for(name)
+    chat = ChatFormat(tokenizer)
+    text = tokenizer.decode(list(chat.render(REPEATED).token_ids))
+    owner = ["template"] * len(text)
+    for number, message in enumerate(REPEATED):
+        content = message["content"]
+        kept = {i for found in re.finditer(LITERAL, content) for i in range(*found.span())}
+        for at, letter in enumerate(content):
+            if letter.isalpha() and at not in kept:
+                changed = [dict(m) for m in REPEATED]
+                changed[number]["content"] = content[:at] + ("Q" if letter != "Q" else "q") + content[at + 1 :]
+                other = tokenizer.decode(list(chat.render(changed).token_ids))
+                assert len(other) == len(text)
+                for i, (a, b) in enumerate(zip(text, other, strict=True)):
+                    if a != b:
+                        owner[i] = message["role"]
+    literal = {i for found in re.finditer(LITERAL, text) for i in range(*found.span())}
+    rendered, at = chat.render(REPEATED), 0
+    for piece, role in zip(split_text(tokenizer, list(rendered.token_ids)), rendered.roles, strict=True):
+        owners = {owner[i] for i in range(at, at + len(piece)) if text[i].isalpha() and i not in literal}
+        at += len(piece)
+        if owners:
+            assert role.replace("thinking", "assistant") in owners, (piece, role, owners)
+
+
+def test_white_space_that_a_template_strips_is_not_the_messages() -> None:
+    tokenizer = tokenizer_for("opens-thought")
+    rendered = ChatFormat(tokenizer).render(REPEATED)
+    assert text_of_role(tokenizer, rendered, "assistant") == "Is my plan good? userassistant"
+    kept = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "\n Because.\n"}, REPEATED[0]]
+    assert text_of_role(tokenizer_for("chatml"), ChatFormat(tokenizer_for("chatml")).render(kept), "assistant") == (
+        "\n Because.\n"
+    )
+
+
+def test_an_edited_message_keeps_its_role() -> None:
+    tokenizer = tokenizer_for("edits")
+    rendered = ChatFormat(tokenizer).render(
+        [
+            {"role": "system", "content": "/no_think Be brief."},
+            {"role": "user", "content": "One\n\ntwo /no_think three"},
+        ]
+    )
+    assert text_of_role(tokenizer, rendered, "system").strip() == "Be brief."
+    assert text_of_role(tokenizer, rendered, "user") == "One\ntwo  three"
+
+
+def test_words_that_cannot_be_told_apart_are_refused() -> None:
+    """The template looks at the whole message, so marks change what it writes, and the words occur twice."""
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message['content']", "message['content'] + ('!' if message['content'] == 'yes' else '')"
+    )
+    chat = ChatFormat(tokenizer)
+    with pytest.raises(PromptError, match="2 times"):
+        chat.render(
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "yes"},
+                {"role": "user", "content": "yes"},
+            ]
+        )
+    assert "user" in chat.render("yes").roles
+
+
+def test_a_rewritten_message_does_not_hide_the_others() -> None:
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", "message['content'] | lower")
+    chat = ChatFormat(tokenizer)
+    asked = {"role": "user", "content": "is it good?"}
+    with pytest.raises(PromptError, match="drops the text of a 'assistant' message: 'YES'"):
+        chat.render([asked, {"role": "assistant", "content": "YES"}, asked])
+    assert text_of_role(tokenizer, chat.render(asked["content"]), "user") == asked["content"]
+
+
+def test_the_thought_of_an_earlier_reply_has_a_role_of_its_own() -> None:
+    tokenizer = tokenizer_for("brackets")
+    said = {"role": "assistant", "content": "[THINK]Hm, hm.[/THINK]Yes. [THINK] is a mark."}
+    rendered = ChatFormat(tokenizer).render([REPEATED[0], said, REPEATED[0]])
+    assert text_of_role(tokenizer, rendered, "thinking") == "Hm, hm."
+    assert text_of_role(tokenizer, rendered, "assistant") == "Yes. [THINK] is a mark."
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if not s.takes_system], ids=lambda shape: shape.name)

@@ -158,7 +158,76 @@ DROPS_THOUGHTS = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
+# As Llama 3.2, Granite 3.3 and gpt-oss: asks the clock.
+DATED = """{{- bos_token -}}Today: {{ strftime_now('%d %b %Y') }}
+{% for message in messages -%}
+{{- '<|head|>' + message['role'] + '<|tail|>' + message['content'] + '<|eot|>' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|head|>assistant<|tail|>' -}}{%- endif -%}"""
+
+# As DeepSeek R1's distills: earlier replies lose their thoughts, and the generation prompt opens one.
+OPENS_THOUGHT = DROPS_THOUGHTS.replace(
+    "{{- '<|im_start|>assistant\\n' -}}{%- endif -%}", "{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"
+)
+
+# As Qwen 3: the last reply gets its thought back, an empty one if it has none.
+EMPTY_THOUGHT = """{%- for message in messages -%}
+{%- set text = message['content'] -%}{%- set thought = '' -%}
+{%- if message.reasoning_content is defined -%}{%- set thought = message.reasoning_content -%}
+{%- elif '</think>' in text -%}
+{%- set thought = text.split('</think>')[0].split('<think>')[-1].strip('\\n') -%}
+{%- set text = text.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' and loop.last -%}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}{%- endif -%}
+{{- text + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}
+{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}"""
+
+# As Nemotron: the last reply stands inside the thought that the template opens.
+INSIDE_THOUGHT = """{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' and loop.last -%}{{- '<think>\\n' -}}{%- endif -%}
+{{- message['content'].replace('/no_think', '').strip() + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"""
+
+# As gpt-oss: a reply stands in a channel that the generation prompt does not name; thoughts have one of their own.
+CHANNELS = """{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{%- if loop.last and message.thinking is defined -%}
+{{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' -}}
+{%- endif -%}
+{{- '<|start|>assistant<|channel|>final<|message|>' + message['content'] + '<|end|>' -}}
+{%- else -%}
+{{- '<|start|>' + message['role'] + '<|message|>' + message['content'] + '<|end|>' -}}
+{%- endif -%}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"""
+
+# As Functionary: a reply names its recipient first.
+RECIPIENT = """{%- for message in messages -%}
+{{- '<|head|>' + message['role'] + '<|tail|>' + ('>>>all\\n' if message['role'] == 'assistant' else '') -}}
+{{- message['content'] + '<|eot|>' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|head|>assistant<|tail|>>>>' -}}{%- endif -%}"""
+
+# As Magistral: marks in brackets, named only where the template explains them.
+BRACKETS = (
+    """{{- '<|im_start|>system\\nThink first: [THINK]your thoughts[/THINK]Here, your answer.<|im_end|>\\n' -}}"""
+    + CHATML
+)
+
+# Takes blank lines and a switch out of the messages.
+EDITS = """{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{{- message['content'].replace('/no_think', '').replace('\\n\\n', '\\n') | trim -}}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
+
 _IM = ("<|im_start|>", "<|im_end|>")
+_CHANNEL = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+_THINK = ("<think>", "</think>")
 _HEADERS = ("<|head|>", "<|tail|>", "<|eot|>")
 _TURNS = ("<start_of_turn>", "<end_of_turn>")
 _INST = ("[INST]", "[/INST]")
@@ -195,10 +264,20 @@ SHAPES: tuple[Shape, ...] = (
     _shape("gemma", GEMMA, _TURNS, 1, adds_bos=True, kind="metaspace", takes_system=False),
     _shape("ignores-system", IGNORES_SYSTEM, _INST, 1, adds_bos=True, kind="metaspace", takes_system=False),
     _shape("system-last", SYSTEM_LAST, _INST, 1, adds_bos=True),
+    _shape("dated", DATED, _HEADERS, 1, adds_bos=True),
+    _shape("opens-thought", OPENS_THOUGHT, (*_IM, *_THINK), 0),
+    _shape("empty-thought", EMPTY_THOUGHT, _IM, 0),
+    _shape("channels", CHANNELS, _CHANNEL, 0),
+    _shape("recipient", RECIPIENT, _HEADERS, 0),
+    _shape("brackets", BRACKETS, _IM, 0),
     _shape("none", None, (), 0),
     _shape("none-adds-bos", None, (), 1, adds_bos=True, kind="metaspace"),
 )
 BY_NAME: dict[str, Shape] = {shape.name: shape for shape in SHAPES}
+BY_NAME |= {  # they change the messages
+    "inside-thought": _shape("inside-thought", INSIDE_THOUGHT, _IM, 0),
+    "edits": _shape("edits", EDITS, _IM, 0),
+}
 
 
 def tokenizer_for(name: str = "llama3", **kwargs: Any) -> PreTrainedTokenizerFast:

@@ -1,0 +1,125 @@
+"""Where a given reply stands: where the template puts a reply, and with its thought where the model wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from persona_core.errors import PromptError
+from persona_core.models.detokenize import common_length
+from persona_core.models.thinking import reply_sections
+from persona_core.models.turns import ConversationText
+
+
+@dataclass(frozen=True)
+class PlacedText:
+    """A conversation up to the end of its reply.
+
+    Attributes:
+        text: of prompt and reply.
+        roles: one for each character.
+        start: where the reply starts, with what the template writes before its text.
+    """
+
+    text: str
+    roles: list[str]
+    start: int
+
+
+def by_template(
+    reply: Mapping[str, str], prompt: ConversationText, whole: ConversationText, header: str
+) -> PlacedText | None:
+    """The reply where the template puts it in the whole conversation; None if its thought is missing there.
+
+    Args:
+        reply: the assistant's message.
+        prompt: the conversation before it, with the generation prompt.
+        whole: the conversation with it.
+        header: what the template writes before an answer; see `ChatFormat.answer_header`.
+
+    Raises:
+        PromptError: the template does not show the reply as it is, or puts it inside a thought.
+    """
+    last = len(prompt.parts) - 1
+    own = [span for span in whole.spans if span.part > last]
+    shown = "".join(whole.text[s.start : s.end] for s in own)
+    if not own or _bare(shown, prompt) != _bare(reply.get("reasoning_content", "") + reply["content"], prompt):
+        if _has_thought(reply, prompt):
+            return None
+        raise PromptError(
+            f"The chat template does not show the reply {reply['content'][:60]!r} as it is, so it cannot be read "
+            "where the model would have written it."
+        )
+    asked, start, end = prompt.end_of(last), whole.end_of(last, own[0].start), own[-1].end
+    common = common_length(prompt.text[asked:], whole.text[start:end])
+    generated = asked + common == len(prompt.text)  # the reply stands behind the whole generation prompt
+    region = start + common if generated else min(start + common, own[0].start)
+    text, roles = whole.text[:end], whole.roles()
+    if whole.dropped:  # Mistral's template drops system text where a reply follows the question
+        text, roles = prompt.text[:asked] + whole.text[start:end], prompt.roles()[:asked]
+        region += asked - start
+    shift = len(text) - end
+    owned = {at + shift for span in own for at in range(span.start, span.end)}
+    placed = _placed(prompt, text, roles, region, owned, in_thought=generated and _opens_thought(prompt), header=header)
+    if "assistant" not in placed.roles[region:] and not _has_thought(reply, prompt):
+        raise PromptError(
+            "The chat template puts this reply inside a thought. Give its thought too, or turn thinking off: "
+            "template_kwargs={'enable_thinking': False}, or the model's own switch in a message."
+        )
+    return placed
+
+
+def as_generated(reply: Mapping[str, str], prompt: ConversationText, header: str) -> PlacedText:
+    """The reply, a thought included, behind the generation prompt.
+
+    Raises:
+        PromptError: a thought, and the model does not think, or thinking is turned off.
+    """
+    marks, content = prompt.marks, reply["content"]
+    in_thought = _opens_thought(prompt)
+    if _has_thought(reply, prompt):
+        if marks is None or prompt.text.rstrip().endswith(marks.closing):
+            why = "has no place for it" if marks is None else "turns thinking off"
+            raise PromptError(f"The reply comes with a thought, and the chat template {why}; give the answer alone.")
+        if "reasoning_content" in reply:
+            content = f"{marks.opening}\n{reply['reasoning_content']}\n{marks.closing}\n\n{content}"
+        if in_thought:
+            content = re.sub(rf"^\s*{re.escape(marks.opening)}\n?", "", content)
+    text, start = prompt.text + content, len(prompt.text)
+    owned = set(range(start, len(text)))
+    return _placed(prompt, text, prompt.roles(), start, owned, in_thought=in_thought, header=header)
+
+
+def _placed(
+    prompt: ConversationText,
+    text: str,
+    roles: list[str],
+    region: int,
+    owned: set[int],
+    *,
+    in_thought: bool,
+    header: str,
+) -> PlacedText:
+    """Roles before the reply as given, from `region` on by thought and answer; what is not the reply's is template."""
+    roles = roles[:region]
+    roles += ["template"] * (len(text) - len(roles))
+    for role, start, end in reply_sections(text[region:], prompt.marks, in_thought=in_thought, header=header):
+        for at in range(region + start, region + end):
+            roles[at] = role if at in owned else "template"
+    return PlacedText(text, roles, region)
+
+
+def _opens_thought(prompt: ConversationText) -> bool:
+    return prompt.marks is not None and prompt.marks.is_open(prompt.text)
+
+
+def _has_thought(reply: Mapping[str, str], prompt: ConversationText) -> bool:
+    return "reasoning_content" in reply or (prompt.marks is not None and prompt.marks.closing in reply["content"])
+
+
+def _bare(text: str, prompt: ConversationText) -> str:
+    """A reply's text without white space and marks, which templates rewrite."""
+    if prompt.marks is not None and prompt.marks.closing in text:
+        text = text.replace(prompt.marks.opening, "", 1).replace(prompt.marks.closing, "", 1)
+    return "".join(text.split())

@@ -1,0 +1,83 @@
+"""A chat template: Jinja source from a model's repository, rendered as transformers renders it.
+
+The environment is transformers' own, with its functions (`raise_exception`, `strftime_now`, …). Only the clock is
+fixed, so that a prompt is the same from day to day.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from persona_core.errors import PromptError, SettingError
+
+# Llama 3.1 and later, gpt-oss, Granite and others write today's date. This one is the date that Llama's templates fall
+# back to. `template_kwargs={"date": "2025-01-31"}` sets another.
+PROMPT_DATE = datetime.date(2024, 7, 26)
+
+
+class ChatTemplate:
+    """One template with its arguments.
+
+    Args:
+        source: the template.
+        special_tokens: names such as "bos_token" -> text.
+        arguments: passed to the template, e.g. `{"enable_thinking": False}`. "date" (YYYY-MM-DD) is also the date that
+            `strftime_now` writes.
+
+    Raises:
+        SettingError: a date in another form.
+        PromptError: the source is no template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+        from transformers.utils.chat_template_utils import (
+            _compile_jinja_template,
+        )  # the public functions hide the clock
+
+        self.source = source
+        date = _date(arguments.get("date"))
+        self._arguments = {**special_tokens, "strftime_now": lambda form: date.strftime(form), **arguments}
+        try:
+            self._compiled: jinja2.Template = _compile_jinja_template(source)
+        except Exception as error:  # the source is anybody's: not only syntax errors come out of the compiler
+            raise PromptError(f"The chat template cannot be compiled: {error}") from error
+
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        """The text of a conversation.
+
+        Raises:
+            PromptError: the template rejects it.
+        """
+        try:
+            return self._compiled.render(
+                messages=[dict(m) for m in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._arguments,
+            )
+        except Exception as error:  # a template can raise anything that Python can
+            roles = ", ".join(str(m["role"]) for m in messages)
+            reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            raise PromptError(f"The chat template rejects a conversation with the roles {roles}: {reason}") from error
+
+    def literals(self) -> tuple[str, ...]:
+        """The strings in the template's code, which it may look for in a message; longest first."""
+        tree = self._compiled.environment.parse(self.source)
+        found = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+        return tuple(sorted((text for text in found if text.strip()), key=lambda text: (-len(text), text)))
+
+
+def _date(given: Any) -> datetime.date:
+    if given is None:
+        return PROMPT_DATE
+    try:
+        return datetime.date.fromisoformat(given)
+    except (TypeError, ValueError):
+        raise SettingError(
+            f"date={given!r} for the chat template; expected YYYY-MM-DD, such as '2025-01-31'."
+        ) from None
