@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from persona_core.errors import CorruptFile, NotFound
+from persona_core.errors import CorruptFile, NotFound, PersonaError
+from persona_core.utils.files import read_json
+from persona_core.utils.hub import fetch
 
 # transformers 5.23 ties weights under process-wide switches: of two threads that load at once, one reports
 # "lm_head.weight" as missing (8 of 8 times with the demo model).
 _load_lock = threading.Lock()
+
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def read_checkpoint(source: str, what: str, options: dict[str, Any], **model_options: Any) -> tuple[Any, Any]:
@@ -29,6 +33,8 @@ def read_checkpoint(source: str, what: str, options: dict[str, Any], **model_opt
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if "gguf_file" not in options:
+        check_configs(source, options.get("revision"))
     with explained(what):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         with _load_lock:
@@ -42,14 +48,30 @@ def read_checkpoint(source: str, what: str, options: dict[str, Any], **model_opt
     return model, tokenizer
 
 
+def check_configs(source: str, revision: str | None = None) -> None:
+    """Refuse a checkpoint whose small JSON files cannot be read: transformers passes over some of them in silence.
+
+    A truncated `generation_config.json` would leave a model that does not know how its replies end.
+
+    Raises:
+        CorruptFile: one that is not a JSON object.
+    """
+    for name in CONFIGS:
+        try:
+            path = fetch(source, name, revision)
+        except NotFound:
+            continue
+        read_json(path)
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Name what could not be loaded, and distinguish missing from corrupt."""
-    from safetensors import SafetensorError
-
     try:
         yield
+    except (PersonaError, MemoryError):
+        raise
     except OSError as error:
         raise NotFound(f"Could not load {what}: {error}") from error
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # tokenizers raises plain exceptions
         raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {error}") from error

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persona_core.errors import NotFound, PersonaWarning, SettingError
+from persona_core.models.adapters import own_tokenizer, with_adapter
 from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
-from persona_core.models.checkpoint import explained, read_checkpoint
+from persona_core.models.checkpoint import read_checkpoint
 from persona_core.models.gguf import converted, find_gguf
 from persona_core.models.language_model import LanguageModel
-from persona_core.utils.hub import at_revision, check_kind, commit_of, fetch, resolve_source
+from persona_core.utils.hub import at_revision, check_kind, commit_of, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,8 @@ def load_model(
     Args:
         name: a Hub id such as "Qwen/Qwen2.5-1.5B-Instruct", a folder, or a GGUF file.
         revision: commit, tag or branch on the Hub.
-        adapter: a PEFT adapter, Hub id or folder, applied without merging (a merge would round bf16 weights).
+        adapter: a PEFT adapter, Hub id or folder, applied without merging (a merge would round bf16 weights). If it was
+            trained with added tokens or another chat template, its own tokenizer is used.
         adapter_revision: as `revision`, for the adapter.
         dtype: "auto" keeps the checkpoint's (float16 becomes float32 on a CPU; GGUF is read as float32); or "float32",
             "bfloat16", "float16".
@@ -59,7 +61,7 @@ def load_model(
 
     Raises:
         NotFound: no such repository, revision, folder or file, or its weights are not safetensors.
-        CorruptFile: a file that is truncated or no model, or weights are missing.
+        CorruptFile: a file that is truncated or no model, weights are missing, or an adapter's do not all fit.
         SettingError: an unknown setting, a missing package, or several GGUF files and none named.
         UnsupportedModel: its residual stream cannot be read, or its GGUF architecture.
 
@@ -101,7 +103,9 @@ def load_model(
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
         model = model.to(target)
     if adapter is not None:
-        model, adapter_revision = _with_adapter(model, adapter, adapter_revision)
+        model, commit_of_adapter = with_adapter(model, adapter, adapter_revision)
+        tokenizer = own_tokenizer(model, tokenizer, adapter, adapter_revision)
+        adapter_revision = commit_of_adapter
     lm = wrap_model(
         model,
         tokenizer,
@@ -139,7 +143,6 @@ def wrap_model(
         )
         model.eval()
     config = base.config.get_text_config(decoder=True)
-    context = getattr(config, "max_position_embeddings", None)
     return LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -150,7 +153,7 @@ def wrap_model(
         adapter=adapter or _adapter_name(model),
         adapter_revision=adapter_revision,
         eos_ids=_eos_ids(base, tokenizer),
-        context_length=context if isinstance(context, int) and context > 0 else None,
+        context_length=_context_length(config),
         forward_arguments=frozenset(inspect.signature(base.forward).parameters),
         static_cache=static_cache,
     )
@@ -186,19 +189,20 @@ def _pick_device(device: str) -> torch.device | None:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _with_adapter(model: Any, adapter: str | Path, revision: str | None) -> tuple[Any, str | None]:
-    """The model with the adapter on top, and the adapter's commit on the Hub; a folder has none."""
-    from peft import PeftModel
+def _context_length(config: Any) -> int | None:
+    """Longest text in tokens; None where the config does not say.
 
-    source = resolve_source(adapter, revision)
-    commit = commit_of(source, "adapter_config.json", revision)
-    fetch(source, "adapter_model.safetensors", revision)  # otherwise PEFT would open a pickle
-    with explained(f"the adapter {source!r}{at_revision(revision)}"), warnings.catch_warnings():
-        # PEFT 0.21 reads a property of transformers 5.23 by its old name; users cannot change that.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        # Load on the CPU and move to the model's device: PEFT would take the first GPU, wherever the model is, and on
-        # ZeroGPU there is none yet.
-        return PeftModel.from_pretrained(model, source, revision=revision, torch_device="cpu").eval(), commit
+    With longrope (Phi 3, Phi 4 mini) it ends at the original length: the frequencies change there for all tokens, those
+    before it too, so what was read while a longer reply was written could not be read again.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        longest = original or longest
+    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def _adapter_name(model: Any) -> str | None:
