@@ -6,6 +6,7 @@ after the model has read token t: `[rows, tokens, d_model]`, before the final no
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from persona_core.errors import UnknownBlock, UnsupportedModel
+from persona_core.errors import NumericalError, UnknownBlock, UnsupportedModel
 from persona_core.utils.checks import known_block
 
 # The attribute that holds a decoder's blocks: Llama and most others; GPT-2, GPT-J, Falcon, Bloom; MPT.
 BLOCK_LISTS = ("layers", "h", "blocks")
+
+TOKENS = (0, 1)
+LONGER = (2, 3, 4, 5, 6, 7)
+"""Token ids of the two texts that a model is tried with when it is loaded."""
+
+PADDED = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
+"""By how much of its norm a state may differ when its text is padded. 25 families that are read right differ by up to
+1e-6 in float32 and 0.007 in bfloat16; RecurrentGemma differs by 1.1."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,14 @@ def block_output(output: Any) -> torch.Tensor:
 
 
 def find_blocks(model: Any) -> Blocks:
-    """Find the blocks of a causal language model and verify them with one forward of two tokens.
+    """Find the blocks of a causal language model and verify them with two forwards of two tokens.
 
     Each block must run exactly once, in order, return `[rows, tokens, d_model]`, and pass its output unchanged to the
-    next block.
+    next block. Padding and a longer text beside it must change no state.
 
     Raises:
         UnsupportedModel: an encoder, a state-space or recurrent model, states that are not 3-D, or no block list.
+        NumericalError: its weights give NaN or infinity.
     """
     adapters = getattr(model, "peft_config", {})
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters.values()):
@@ -72,13 +82,10 @@ def find_blocks(model: Any) -> Blocks:
         )
     if base.get_output_embeddings() is None or not base.can_generate():
         raise UnsupportedModel(f"{name} has no language-model head; load it with AutoModelForCausalLM.")
-    decoder = base.get_decoder()
-    modules = next((getattr(decoder, attr) for attr in BLOCK_LISTS if _is_list(getattr(decoder, attr, None))), None)
-    if modules is None:
-        raise UnsupportedModel(
-            f"No block list found in {type(decoder).__name__} of {name} (looked for {', '.join(BLOCK_LISTS)})."
-        )
     text_config = config.get_text_config(decoder=True)
+    modules = _block_list(base.get_decoder(), getattr(text_config, "num_hidden_layers", None))
+    if modules is None:
+        raise UnsupportedModel(f"No block list found in {name} (looked for {', '.join(BLOCK_LISTS)}).")
     d_model = getattr(text_config, "hidden_size", None)
     if not isinstance(d_model, int):
         raise UnsupportedModel(f"{name}: the config has no hidden_size.")
@@ -97,12 +104,71 @@ def _attends(config: Any) -> bool:
     return bool(getattr(config.get_text_config(decoder=True), "num_attention_heads", None))
 
 
+def _block_list(decoder: nn.Module, n_blocks: int | None) -> nn.ModuleList | None:
+    """The decoder's own list, or the only one inside it with as many modules as the config has layers.
+
+    transformers returns the whole model as the "decoder" of some families, such as Llama 4.
+    """
+    for attribute in BLOCK_LISTS:
+        if _is_list(own := getattr(decoder, attribute, None)):
+            return own
+    inside = [
+        module
+        for name, module in decoder.named_modules()
+        if name.rpartition(".")[2] in BLOCK_LISTS and _is_list(module) and len(module) == n_blocks
+    ]
+    return inside[0] if len(inside) == 1 else None
+
+
 def _is_list(value: object) -> bool:
     return isinstance(value, nn.ModuleList) and len(value) > 0
 
 
 def _verify(model: Any, blocks: Blocks, name: str) -> None:
-    """One forward of two tokens with plain hooks, removed at once.
+    inputs, outputs = _states(model, blocks, name, torch.tensor([TOKENS]))
+    if [module for module, _ in outputs] != list(blocks.modules):
+        raise UnsupportedModel(f"{name}: its {len(blocks)} blocks do not each run once, in order.")
+    for index, (_, state) in enumerate(outputs):
+        if not isinstance(state, torch.Tensor) or tuple(state.shape) != (1, 2, blocks.d_model):
+            shape = tuple(getattr(state, "shape", ()))
+            raise UnsupportedModel(
+                f"{name}: block {index} returns states of shape {shape}, not [rows, tokens, d_model] = "
+                f"(1, 2, {blocks.d_model}). Models that keep several streams (such as Gemma 3n) cannot be read."
+            )
+        if not torch.isfinite(state).all():
+            raise NumericalError(
+                f"{name}: block {index} gives NaN or infinity for a text of two tokens{_broken_weight(model)}. "
+                "Download the weights (or the adapter's) again; a float16 model that overflows needs dtype='float32'."
+            )
+    for index in range(len(blocks) - 1):
+        if not torch.equal(_cpu(outputs[index][1]), _cpu(inputs[index + 1])):
+            raise UnsupportedModel(
+                f"{name}: the output of block {index} is not the input of block {index + 1}; "
+                "something outside the blocks changes the residual stream."
+            )
+    _verify_padding(model, blocks, name, [state for _, state in outputs])
+
+
+def _verify_padding(model: Any, blocks: Blocks, name: str, alone: Sequence[torch.Tensor]) -> None:
+    """Refuse a model whose states depend on padding, or on a longer text in the same batch."""
+    ids, mask = torch.tensor([[*[LONGER[0]] * 4, *TOKENS], LONGER]), torch.tensor([[0] * 4 + [1] * 2, [1] * 6])
+    positions = torch.tensor([[0] * 4 + [0, 1], [*range(6)]])
+    _, outputs = _states(model, blocks, name, ids, attention_mask=mask, position_ids=positions)
+    for index, (expected, (_, state)) in enumerate(zip(alone, outputs, strict=True)):
+        own = _cpu(expected).float()
+        far = (_cpu(state)[:1, -2:].float() - own).norm(dim=-1).max()
+        relative = float(far / own.norm(dim=-1).max())  # the state of a padding token may be 0
+        if not relative <= PADDED[state.dtype]:
+            raise UnsupportedModel(
+                f"{name}: the state of a token depends on padding or on the text beside it (block {index}, by "
+                f"{relative:.1%} of its norm), so a reading would depend on the batch."
+            )
+
+
+def _states(
+    model: Any, blocks: Blocks, name: str, ids: torch.Tensor, **tensors: torch.Tensor
+) -> tuple[list[torch.Tensor], list[tuple[nn.Module, Any]]]:
+    """Each block's input and output in one forward with plain hooks, removed at once.
 
     `output_hidden_states` would be simpler, but transformers then leaves its hooks on the model permanently.
     """
@@ -118,33 +184,28 @@ def _verify(model: Any, blocks: Blocks, name: str) -> None:
     handles = [m.register_forward_pre_hook(before, with_kwargs=True) for m in blocks.modules]
     handles += [m.register_forward_hook(after) for m in blocks.modules]
     device = model.get_input_embeddings().weight.device
+    known = inspect.signature(model.forward).parameters
+    arguments = {key: value.to(device) for key, value in tensors.items() if key in known}
     was_training = model.training
     try:
         model.eval()  # with dropout, a block's output would differ from the next block's input
         with torch.no_grad():
-            model(input_ids=torch.tensor([[0, 1]], device=device), use_cache=False)
+            model(input_ids=ids.to(device), use_cache=False, **arguments)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UnsupportedModel(f"{name}: a forward of two tokens failed, {type(error).__name__}: {error}") from error
+        text = " by ".join(map(str, ids.shape))
+        raise UnsupportedModel(f"{name}: a forward of {text} tokens failed, {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
+    return inputs, outputs
 
-    if [module for module, _ in outputs] != list(blocks.modules):
-        raise UnsupportedModel(f"{name}: its {len(blocks)} blocks do not each run once, in order.")
-    for index, (_, state) in enumerate(outputs):
-        if not isinstance(state, torch.Tensor) or tuple(state.shape) != (1, 2, blocks.d_model):
-            shape = tuple(getattr(state, "shape", ()))
-            raise UnsupportedModel(
-                f"{name}: block {index} returns states of shape {shape}, not [rows, tokens, d_model] = "
-                f"(1, 2, {blocks.d_model}). Models that keep several streams (such as Gemma 3n) cannot be read."
-            )
-    for index in range(len(blocks) - 1):
-        if not torch.equal(_cpu(outputs[index][1]), _cpu(inputs[index + 1])):
-            raise UnsupportedModel(
-                f"{name}: the output of block {index} is not the input of block {index + 1}; "
-                "something outside the blocks changes the residual stream."
-            )
+
+def _broken_weight(model: nn.Module) -> str:
+    """ ", e.g. in NAME" for the first weight that holds NaN or infinity; nothing where all are finite."""
+    broken = (n for n, w in model.named_parameters() if w.is_floating_point() and not torch.isfinite(w).all())
+    found = next(broken, None)
+    return "" if found is None else f" ({found} holds some)"
 
 
 def _cpu(tensor: torch.Tensor) -> torch.Tensor:
