@@ -153,7 +153,10 @@ def _checked(kind: Any, record: dict[str, Any], where: str) -> Any:
         if name in known and not str(record.get(name, "")).strip():
             raise CorruptFile(f"{where}: the field {name!r} is missing or empty.")
     if "messages" in known:
-        record = {**record, "messages": tuple(record.get("messages") or ())}
+        messages = record.get("messages")
+        if messages is not None and not isinstance(messages, list):
+            raise CorruptFile(f"{where}: the field 'messages' is a {type(messages).__name__}; expected a list.")
+        record = {**record, "messages": tuple(messages or ())}
     return kind(**record)
 
 

@@ -10,6 +10,10 @@ from typing import TypeGuard
 from persona_core.errors import SettingError, UnknownBlock
 
 
+MAX_INTEGER = 2**62
+"""Larger settings do not fit into the 64 bits of a tensor's index, or of a stored seed."""
+
+
 def is_integer(value: object, minimum: int | None = None) -> TypeGuard[int]:
     """Whether a value is an integer (NumPy's included, booleans not), and not below `minimum`.
 
@@ -41,7 +45,7 @@ def check_integer(name: str, value: object, minimum: int = 1, otherwise: str = "
     Args:
         name: of the setting, for the message.
         value: what it was set to.
-        minimum: the smallest one allowed.
+        minimum: the smallest one allowed; the largest is `MAX_INTEGER`.
         otherwise: what else the setting accepts, for the message: "None to draw one".
 
     Raises:
@@ -50,6 +54,8 @@ def check_integer(name: str, value: object, minimum: int = 1, otherwise: str = "
     if not is_integer(value, minimum):
         also = f", or {otherwise}" if otherwise else ""
         raise SettingError(f"{name}={value!r}; expected an integer of at least {minimum}{also}.")
+    if value > MAX_INTEGER:
+        raise SettingError(f"{name}={value}; expected an integer of at most 2^62.")
 
 
 def known_block(block: object, known: Sequence[int], whose: str, absent: Sequence[int] = ()) -> int:

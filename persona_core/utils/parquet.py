@@ -33,7 +33,9 @@ def read_table(
     if not Path(path).is_file():
         raise NotFound(f"No results file {str(path)!r}.")
     try:
-        return pq.read_table(path, columns=columns and list(columns), filters=filters and list(filters))
+        return pq.read_table(
+            path, columns=columns and list(columns), filters=filters and list(filters), page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError) as error:
         wanted = f" with the columns {', '.join(columns)}" if columns else ""
         raise CorruptFile(f"{path}: truncated or not a Parquet file{wanted}: {error}") from error
@@ -53,5 +55,5 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: str | Path, schema: pa.
 
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     with replacing(Path(path)) as beside:
-        pq.write_table(table, beside, compression="zstd", **options)
+        pq.write_table(table, beside, compression="zstd", write_page_checksum=True, **options)
     return Path(path)

@@ -104,7 +104,7 @@ def test_transcripts_end_with_the_assistants_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "messages",
     [
-        [USER], [BOT], [USER, BOT, USER], [], None, "Hi", [{"role": "user"}, BOT], [USER, "x"],
+        [USER], [BOT], [USER, BOT, USER], [], None, "Hi", 5, {"role": "user"}, [{"role": "user"}, BOT], [USER, "x"],
         [USER, {**BOT, "content": 3}],
     ],
 )  # fmt: skip

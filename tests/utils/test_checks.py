@@ -33,3 +33,9 @@ def test_not_finite_numbers(value: Any) -> None:
 def test_a_block_that_is_not_there_is_named(value: Any) -> None:
     with pytest.raises(UnknownBlock, match="The model has blocks 0 to 2"):
         known_block(value, range(3), "The model has")
+
+
+def test_an_integer_beyond_64_bits_is_refused_in_words() -> None:
+    check_integer("start", 2**62, 0)
+    with pytest.raises(SettingError, match=r"start=1000000000000000000000000000000; expected .* at most 2\^62"):
+        check_integer("start", 10**30, 0)
