@@ -6,7 +6,7 @@
 Vectors are fitted on one half of the demo world and reported on the other (no sentence, topic or phrasing is in both).
 Alarms are calibrated on the model's own replies to neutral prompts and counted on replies to other prompts, and to
 other kinds of prompts. Writes `benchmarks/results/real_truth.json`, from which `python -m scripts.docs` makes the
-tables of docs/experiments.md. Under 20 minutes on two cores.
+tables of docs/real_model.md. Under 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import couplings
 from benchmarks.common import save, share
-from benchmarks.labelled_states import LabelledStates, labels_of, read_states, reply_states
+from benchmarks.labelled_states import NEUTRAL, LabelledStates, labels_of, read_states, reply_states
 from benchmarks.real_directions import choose_block, fit, tried
 from demo_world.grammar import World, load_world
 from demo_world.split import LabelledText, labelled_texts
@@ -39,16 +39,18 @@ from persona_core.inference.sampling import Sampling
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.monitor.record import null_array
 from persona_core.monitor.transcripts import written_by
 from persona_core.traces.trace import Kind, Trace
+from persona_core.utils.numbering import numbered
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.vectors import PersonaVectors
 from scripts import weights
 
 BLOCKS = range(12, 24, 2)
 """Candidates for the block that is read: the middle of the 30."""
-N_BLOCKS, SINK_BLOCK = 30, 5
-"""Of the model; and one of them at which plain words become sink tokens."""
+SINK_BLOCK = 5
+"""One at which plain words become sink tokens."""
 N_TRAIT, N_NEUTRAL = 20, 80
 """Texts of each trait and neutral ones, in each half of the demo world."""
 SAMPLING = Sampling(max_new_tokens=80, temperature=0.7)
@@ -76,7 +78,7 @@ def main() -> int:
     logger.info("wrote %d neutral replies", len(written))
     names = list(dict.fromkeys(p.category for p in prompts))
     fitted_on = set(names[::3])  # a third of the kinds is for the vectors, the others for the null and the rates
-    own = np.concatenate(
+    own_neutral = np.concatenate(
         reply_states(
             lm,
             [t for t, p in zip(written, prompts, strict=True) if p.category in fitted_on],
@@ -84,17 +86,17 @@ def main() -> int:
         ),
         axis=1,
     )
-    block, by_block = choose_block(_at(fitting, BLOCKS), traits, own[1:])
+    block, by_block = choose_block(_at(fitting, BLOCKS), traits, own_neutral[1:])
     figures: dict[str, Any] = {
         "model": lm.record,
         "texts": {"fitted": len(texts[0]), "held_out": len(texts[1])},
         "kinds_for_the_vectors": sorted(fitted_on),
         "block": {"chosen": block, "auroc_against_else_by_block": {b: round(v, 4) for b, v in by_block.items()}},
-        "directions": tried(fitting, held_out, traits, block, own),
+        "directions": tried(fitting, held_out, traits, block, own_neutral),
     }
     logger.info("block %d; directions compared", block)
 
-    vectors = _vectors(fitting, traits, block, own)
+    vectors = _vectors(fitting, traits, block, len(lm.blocks), own_neutral)
     kept = [i for i, p in enumerate(prompts) if p.category not in fitted_on]
     prompts = tuple(prompts[i] for i in kept)
     traces = PersonaMonitor(lm, vectors, blocks="all").read_batch([written[i] for i in kept])
@@ -122,10 +124,11 @@ def _at(states: LabelledStates, blocks: Sequence[int]) -> LabelledStates:
     return replace(states, blocks=tuple(blocks), states=states.states[rows])
 
 
-def _vectors(states: LabelledStates, traits: list[str], block: int, own: np.ndarray) -> PersonaVectors:
+def _vectors(
+    states: LabelledStates, traits: list[str], block: int, n_blocks: int, own_neutral: np.ndarray
+) -> PersonaVectors:
     """Vectors at the chosen block and at the one with sink tokens; other blocks are absent."""
-    fitted = fit(states, traits, own)
-    n_blocks, d_model = N_BLOCKS, states.states.shape[-1]
+    fitted, d_model = fit(states, traits, own_neutral), states.states.shape[-1]
 
     def placed(rows: np.ndarray, width: int) -> np.ndarray:
         full = np.full((n_blocks, width), np.nan, np.float32)
@@ -144,12 +147,12 @@ def _vectors(states: LabelledStates, traits: list[str], block: int, own: np.ndar
 
 def _scored(trace: Trace, vectors: PersonaVectors) -> Trace:
     """A trace read with vectors that have been calibrated since, as they would read it now."""
-    null = np.array([[vectors.null[t].at(b) for b in trace.blocks] for t in trace.traits], np.float32)
+    null = null_array(vectors, trace.blocks)  # [n_traits, n_blocks, 2]
     return trace.replace(
         null_mean=null[..., 0],
         null_std=null[..., 1],
         log_odds=vectors.odds_at(trace.blocks),
-        max_norm=None if vectors.max_norm is None else vectors.max_norm[list(trace.blocks)],
+        max_norm=vectors.limits_at(trace.blocks),
         provenance=replace(trace.provenance, vectors=vectors.fingerprint, sampling=SAMPLING.to_dict()),
     )
 
@@ -230,17 +233,16 @@ def on_traits(
 
 def _auroc(traces: Sequence[Trace], world: World, kind: Kind) -> dict[str, Any]:
     """The scores as a user gets them, against neutral tokens and the other traits' tokens of the same texts."""
-    traits, numbers = list(world.traits), dict[str, int]()
-    labels, sentence = [], []
+    traits, labels, sentence = list(world.traits), [], []
     for trace in traces:
         _, sentences = reply_truth(trace, world)
         labels.append(labels_of(sentences, traits))
-        sentence += [numbers.setdefault(s.text if s else "", len(numbers)) for s in sentences]
-    label, cluster = np.concatenate(labels), np.array(sentence)
+        sentence += [s.text if s else "" for s in sentences]
+    label, cluster = np.concatenate(labels), numbered(sentence)
     found = {}
     for k, trait in enumerate(traits):
         score = np.concatenate([t.reply_scores(trait, kind) for t in traces]).astype(float)
-        used = (label >= -1) & np.isfinite(score)
+        used = (label >= NEUTRAL) & np.isfinite(score)
         estimate = over_clusters(rank_auroc(score[used], label[used] == k), cluster[used], 200)
         found[trait] = None if estimate is None else estimate.to_dict()
     return found
