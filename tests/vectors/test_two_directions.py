@@ -128,6 +128,12 @@ def test_fewer_traits_have_no_specific_score_until_they_are_calibrated(monitor: 
     assert not monitor.vectors.select(["candour"]).has_specific
 
 
+def test_where_no_norm_limit_is_known_every_norm_is_below_it(monitor: PersonaMonitor) -> None:
+    vectors = replace(monitor.vectors, max_norm=np.array([1.0, 2.0, 3.0], np.float32))
+    assert vectors.limits_at([2, 0]).tolist() == [3.0, 1.0]
+    assert replace(vectors, max_norm=None).limits_at([2, 0]).tolist() == [np.inf, np.inf]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
