@@ -107,8 +107,16 @@ class Detectors:
         threshold = self.of(self.traits[0] if trait is None else trait).threshold
         return self.peaks.rate(threshold, self.traits if trait is None else [trait])
 
-    def find(self, trace: Trace, trait: str) -> Onset:
+    def find(self, trace: Trace, trait: str, in_thought: bool = False) -> Onset:
         """The onset of a trait in one reply. An alarm in a reply that the card does not cover says so.
+
+        A thought before the answer is no part of the reply: tokens are counted from the answer's first.
+
+        Args:
+            trace: of the reply.
+            trait: which.
+            in_thought: look in the thought instead; its tokens are counted from its own first. No rate is known there:
+                the detector knows neutral answers.
 
         Raises:
             SettingError: the trace has other vectors or another block, so its scores cannot be compared.
@@ -121,7 +129,13 @@ class Detectors:
                 f"{trace.best_block.get(trait)}, the detector of {_short(self.vectors)} at block "
                 f"{self.best_block.get(trait)}. Calibrate on neutral replies that were read with the same vectors."
             )
+        if in_thought:
+            scores = trace.scores_without_sinks(trait, detector.kind)[trace.thinking_positions]
+            found = replace(detector.find(scores.astype(float)), section="thought")
+            return found if found.alarm is None else replace(found, no_rate=("thoughts",))
         found = detector.find(trace.reply_scores(trait, detector.kind).astype(float))
+        if trace.thinking_positions:
+            found = replace(found, section="answer")
         if found.alarm is None or self.card is None:
             return found
         return replace(found, no_rate=tuple(reason.what for reason in self.card.outside(trace, found.alarm)))

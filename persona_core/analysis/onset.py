@@ -53,6 +53,7 @@ class Onset:
         no_rate: what the stated false-alarm rate is not known for, of this reply; empty where it is known.
         doubles: position from which a score that was high at the first token is more than twice as high; None where it
             never is for long.
+        section: "answer" or "thought" where the reply has both, and positions count from its first token; else "".
 
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1)), str(Onset("none", None, None, 0.4))
     ('rises at token 19 [17, 20]', 'no reliable onset')
@@ -72,6 +73,7 @@ class Onset:
     kind: Kind = "specific"
     no_rate: tuple[str, ...] = ()
     doubles: int | None = None
+    section: Literal["", "answer", "thought"] = ""
 
     @property
     def timed(self) -> bool:
@@ -79,10 +81,11 @@ class Onset:
         return self.low is not None and self.high is not None and self.high - self.low <= WIDEST
 
     def __str__(self) -> str:
+        where = f"in the {self.section}, " if self.section else ""
         if self.answer == "none":
-            return "no reliable onset"
+            return f"{where}no reliable onset"
         outside = f"; no rate is known for {' and '.join(self.no_rate)}" if self.no_rate else ""
-        return self._says() + outside
+        return where + self._says() + outside
 
     def _says(self) -> str:
         if self.answer == "before the reply":

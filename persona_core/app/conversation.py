@@ -190,8 +190,9 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
     if side >= len(chat.traces):
         raise PromptError("There is no reply to branch from yet. Send a message first.")
     trace = chat.traces[side]
-    if at >= len(trace.reply_positions):
-        raise PromptError(f"The reply has {len(trace.reply_positions)} tokens; put the cursor on one of them.")
+    n_tokens = max((*trace.thinking_positions, *trace.reply_positions), default=trace.n_prompt - 1) + 1 - trace.n_prompt
+    if at >= n_tokens:
+        raise PromptError(f"The reply has {n_tokens} tokens; put the cursor on one of them.")
     writer = pooled.monitor().lm.writer_name
     if not same_model(trace.provenance.writer, writer):
         raise PromptError(

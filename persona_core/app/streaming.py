@@ -151,7 +151,14 @@ def onsets_of(monitor: PersonaMonitor, trace: Trace) -> dict[str, dict[str, Any]
     detectors = monitor.detectors
     if detectors is None:
         return {}
-    return {t: detectors.find(trace, t).to_dict() for t in trace.traits if t in detectors.traits}
+    found = {}
+    for trait in (t for t in trace.traits if t in detectors.traits):
+        onset = detectors.find(trace, trait)
+        if onset.answer == "none" and trace.thinking_positions:
+            thought = detectors.find(trace, trait, in_thought=True)
+            onset = onset if thought.answer == "none" else thought
+        found[trait] = onset.to_dict()
+    return found
 
 
 def _joined(sides: Sequence[Payload], first_side: Payload | None) -> Payload:

@@ -15,11 +15,13 @@ from persona_core.inference.forward import ForwardInputs, ForwardOutput
 from persona_core.inference.hooks import Reading
 from persona_core.inference.memory import pad_left
 from persona_core.inference.sampling import Sampling, choose, draws
+from persona_core.inference.sections import NEITHER
 from persona_core.inference.static_cache import StaticKVCache
 from persona_core.inference.steering import PAD_INDEX
 
 if TYPE_CHECKING:
     from persona_core.inference.hooks import ResidualTap
+    from persona_core.inference.sections import ReplyFollower
     from persona_core.models.language_model import LanguageModel
 
 # Free slots are filled together once they are an eighth of the batch: a prefill costs at least as much as a step.
@@ -38,7 +40,7 @@ class DecodeStep:
         rows: its replies, as indices into the prompts.
         token_ids: the new token of each; None for a prefill.
         reading: what the tap read, or None without one. That of a prefill includes the left padding.
-        finished: for each, None, "eos", "length" or "context".
+        finished: for each, None, "eos", "length", "context" or "thought" (too long, so there is no answer).
     """
 
     rows: tuple[int, ...]
@@ -81,9 +83,11 @@ class ReplyBatch:
         max_reply: int,
         size: int,
         static_columns: int | None,
+        follower: ReplyFollower | None = None,
     ) -> None:
         """Start an empty batch of up to `size` replies of up to `max_reply` tokens; None: with a dynamic cache."""
         self._lm, self._sampling, self._tap, self._max_reply, self._size = lm, sampling, tap, max_reply, size
+        self._follower = follower
         self._can_refill = has_only_attention(new_cache(lm.model.config))
         self._processors = sampling.processors()
         pooled = tap.pooled if tap else None
@@ -130,9 +134,9 @@ class ReplyBatch:
         reply_index = torch.where(mask.bool(), positions - mask.sum(-1, keepdim=True) + index, PAD_INDEX)
         replies = torch.tensor([p.row for p in prompts], device=device)
         # A prefill pools for prompt positions only, a step for reply positions only.
-        reply_mask = torch.zeros_like(ids, dtype=torch.bool) if self._pools_prompt else None
+        answer_index = torch.full_like(ids, NEITHER) if self._pools_prompt else None
         attention_mask = mask if len(set(lengths)) > 1 else None
-        inputs = ForwardInputs(ids, positions, reply_index, replies, reply_mask)
+        inputs = ForwardInputs(ids, positions, reply_index, replies, answer_index)
         logits, reading = self._forward(attention_mask, cache, inputs)
         uniform = torch.zeros(len(prompts), self._max_reply + 1)  # one more, for finished rows
         for row, prompt in enumerate(prompts):
@@ -145,6 +149,9 @@ class ReplyBatch:
         self._prompts += prompts
         self._n_reply += [p.n_kept for p in prompts]
         self._is_finished += [False] * len(prompts)
+        if self._follower is not None:
+            for prompt in prompts:
+                self._follower.begin(prompt.row, prompt.ids[len(prompt.ids) - prompt.n_kept :])
         return DecodeStep(tuple(p.row for p in prompts), None, reading, (None,) * len(prompts))
 
     def step(self) -> DecodeStep:
@@ -152,17 +159,17 @@ class ReplyBatch:
         lm, rows = self._lm, self._rows
         chosen, host_ids = self._choose()
         active = [i for i, finished in enumerate(self._is_finished) if not finished]
-        reply_mask = None
+        answered = [self._follow(i, host_ids[i]) for i in range(len(host_ids))]
+        answer_index = None
         if self._pools_reply:
-            spoken = [[not f and t not in lm.eos_ids] for f, t in zip(self._is_finished, host_ids, strict=True)]
-            reply_mask = torch.tensor(spoken, device=lm.device)  # [rows, 1]
+            answer_index = torch.tensor([[position] for position, _ in answered], device=lm.device)  # [rows, 1]
         # A finished row keeps its position: a learned position table has no row beyond the context.
         advance: Any = 1
         if len(active) < len(self._is_finished):
             advance = torch.tensor([[int(not f)] for f in self._is_finished], device=lm.device)  # [rows, 1]
             selected = torch.tensor(active, device=lm.device)  # before the forward: a copy waits for what was launched
         positions = rows.positions + advance
-        inputs = ForwardInputs(chosen[:, None], positions, rows.index, rows.replies, reply_mask)
+        inputs = ForwardInputs(chosen[:, None], positions, rows.index, rows.replies, answer_index)
         logits, reading = self._cache.step(self._forward, inputs)
         history = rows.history
         if self._sampling.repetition_penalty != 1.0:
@@ -173,11 +180,26 @@ class ReplyBatch:
             reading = Reading(reading.raw[selected], reading.norms[selected])
         reasons = []
         for i in active:
-            reasons.append(_finish_reason(host_ids[i], self._n_reply[i], self._prompts[i].limit, self._sampling, lm))
             self._n_reply[i] += 1
+            reasons.append(answered[i][1] or self._out_of_room(i))
             self._is_finished[i] = reasons[-1] is not None
         replies = tuple(self._prompts[i].row for i in active)
         return DecodeStep(replies, tuple(host_ids[i] for i in active), reading, tuple(reasons))
+
+    def _follow(self, i: int, token_id: int) -> tuple[int, str | None]:
+        """The new token's position in its answer, and why the reply ends with it, if it does."""
+        if self._is_finished[i]:
+            return NEITHER, None
+        if self._follower is not None:
+            return self._follower.push(self._prompts[i].row, token_id)
+        return (NEITHER, "eos") if token_id in self._lm.eos_ids else (self._n_reply[i], None)
+
+    def _out_of_room(self, i: int) -> str | None:
+        """Why a reply ends that its model would continue; None if there is room."""
+        limit = self._prompts[i].limit
+        if self._n_reply[i] < limit:
+            return None
+        return "length" if limit == self._sampling.longest_reply(self._lm.chat.thought_marks is not None) else "context"
 
     def _choose(self) -> tuple[torch.Tensor, list[int]]:
         """The next token of each row, on the device `[rows]` and on the host: the step's one synchronisation."""
@@ -232,7 +254,7 @@ class ReplyBatch:
             arguments["position_ids"] = inputs.positions
         if "logits_to_keep" in lm.forward_arguments:
             arguments["logits_to_keep"] = 1
-        with tap.forward(inputs.reply_index, inputs.reply_mask, inputs.replies) if tap else nullcontext():
+        with tap.forward(inputs.reply_index, inputs.answer_index, inputs.replies) if tap else nullcontext():
             out = lm.model(**arguments, use_cache=True)
         reading = tap.reading() if tap and tap.read_blocks else None
         return out.logits[:, -1].float().to(lm.device), reading
@@ -272,12 +294,3 @@ class _RowState:
         fields = ("replies", "logits", "positions", "index", "uniform")
         joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in fields}
         return _RowState(**joined, history=torch.cat(histories))
-
-
-def _finish_reason(token_id: int, n_before: int, limit: int, sampling: Sampling, lm: LanguageModel) -> str | None:
-    """Why a reply ends with this token, the one after `n_before`; None if it continues."""
-    if token_id in lm.eos_ids:
-        return "eos"
-    if n_before + 1 < limit:
-        return None
-    return "length" if limit == sampling.max_new_tokens else "context"

@@ -26,19 +26,21 @@ from persona_core.inference.static_cache import supports
 if TYPE_CHECKING:
     from persona_core.inference.hooks import ResidualTap
     from persona_core.inference.sampling import Sampling
+    from persona_core.inference.sections import ReplyFollower
     from persona_core.models.language_model import LanguageModel
 
 
-def new_token_limit(lm: LanguageModel, n_prompt: int, max_new_tokens: int) -> int:
-    """How many of `max_new_tokens` fit behind the prompt; `ContextOverflow` if none does."""
+def new_token_limit(lm: LanguageModel, n_prompt: int, sampling: Sampling) -> int:
+    """How many tokens of the longest reply fit behind the prompt; `ContextOverflow` if none does."""
+    longest = sampling.longest_reply(lm.chat.thought_marks is not None)
     if lm.context_length is None:
-        return max_new_tokens
+        return longest
     left = lm.context_length - n_prompt
     if left < 1:
         raise ContextOverflow(
             f"The prompt has {n_prompt} tokens; the model's context holds {lm.context_length}. Shorten the prompt."
         )
-    return min(max_new_tokens, left)
+    return min(longest, left)
 
 
 @torch.inference_mode()
@@ -51,6 +53,7 @@ def decode(
     n_kept: Sequence[int] | None = None,
     batch_size: int | None = None,
     indices: Sequence[int] | None = None,
+    follower: ReplyFollower | None = None,
 ) -> Iterator[DecodeStep]:
     """Continue each prompt, one token a step, until every reply has ended.
 
@@ -64,6 +67,7 @@ def decode(
             reply, its maximum length and its random draws are still counted from its first token.
         batch_size: replies written at once; None: all.
         indices: which of the prompts to answer; None: all.
+        follower: tells thought from answer, for pooling and limits; None: all of a reply is its answer.
 
     Yields:
         A `DecodeStep` for each prefill and for each step. A reading is valid until the next one is yielded.
@@ -75,7 +79,7 @@ def decode(
     """
     lm.refuse_training()
     n_kept = n_kept or [0] * len(prompts)
-    limits = [new_token_limit(lm, len(p) - k, sampling.max_new_tokens) for p, k in zip(prompts, n_kept, strict=True)]
+    limits = [new_token_limit(lm, len(p) - k, sampling) for p, k in zip(prompts, n_kept, strict=True)]
     waiting = [QueuedPrompt(*one) for one in zip(range(len(prompts)), prompts, seeds, n_kept, limits, strict=True)]
     queue = deque(waiting if indices is None else [waiting[i] for i in indices])
     if not queue:
@@ -83,7 +87,7 @@ def decode(
     size = min(batch_size or len(queue), len(queue))
     columns = max(len(p.ids) + p.limit - p.n_kept for p in queue)
     static = lm.static_cache and supports(lm, columns) and (tap is None or tap.is_repeatable)
-    batch = ReplyBatch(lm, sampling, tap, max(p.limit for p in queue), size, columns if static else None)
+    batch = ReplyBatch(lm, sampling, tap, max(p.limit for p in queue), size, columns if static else None, follower)
     while queue or batch.is_active:
         while queue and (n := batch.n_admissible(queue)):
             yield batch.prefill([queue.popleft() for _ in range(n)])

@@ -20,14 +20,14 @@ class ForwardInputs:
         positions: `[rows, tokens]`, in the text.
         reply_index: `[rows, tokens]`, position in the reply; negative in the prompt.
         replies: `[rows]`, which of the run's replies each row is.
-        reply_mask: bool `[rows, tokens]`, tokens of the assistant's text; None where nothing is pooled.
+        answer_index: long `[rows, tokens]`, position in the answer, `THOUGHT` or `NEITHER`; None: nothing is pooled.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     reply_index: torch.Tensor
     replies: torch.Tensor
-    reply_mask: torch.Tensor | None
+    answer_index: torch.Tensor | None
 
 
 ForwardOutput = tuple[torch.Tensor, "Reading | None"]

@@ -17,6 +17,7 @@ from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.readings import Arrays, Readings
 from persona_core.inference.sampling import Sampling
+from persona_core.inference.sections import NEITHER, THOUGHT, ReplyFollower, opens_thought
 from persona_core.inference.steering import Intervention
 from persona_core.models.detokenize import TextSplitter, split_text, text_of
 from persona_core.models.language_model import LanguageModel
@@ -27,9 +28,11 @@ logger = logging.getLogger(__name__)
 class TokenObserver(Protocol):
     """Sees each token of each reply as soon as it has been read."""
 
-    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray) -> None:
-        """Readings of one reply's newest token, float32 `[n_blocks, n_traits]`, and norms of its states, `[n_blocks]`;
-        end-of-turn tokens are left out."""
+    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray, in_thought: bool = False) -> None:
+        """Readings of one reply's newest token, float32 `[n_blocks, n_traits]`, and norms of its states, `[n_blocks]`.
+
+        Only tokens of the answer and of the thought before it; marks and end-of-turn tokens are left out.
+        """
         ...
 
 
@@ -75,9 +78,13 @@ class GenerationRun:
         self._batch_size = min(batch_size or len(prefixes), len(prefixes))
         self._readings: Readings | None = None
         if directions:
-            limits = (new_token_limit(lm, len(p.token_ids), sampling.max_new_tokens) for p in self.prompts)
+            limits = (new_token_limit(lm, len(p.token_ids), sampling) for p in self.prompts)
             max_new = max(limit - kept for limit, kept in zip(limits, self.n_kept, strict=True))
             self._readings = Readings(self._batch_size, max_new)
+        self._in_thought = [opens_thought(lm, p.token_ids) for p in self.prompts]
+        self._follower: ReplyFollower | None = None
+        if not lm.chat.reply_is_plain:
+            self._follower = ReplyFollower(lm, [p.token_ids for p in self.prompts], sampling)
         self._splitters = [TextSplitter(lm.tokenizer) for _ in prefixes]
         self._pieces: list[list[str]] = [[] for _ in prefixes]
 
@@ -87,7 +94,15 @@ class GenerationRun:
         self._restart(unfinished)
         with self._tap as tap:
             for step in decode(
-                self.lm, self._prefix_ids, self.sampling, self.seeds, tap, self.n_kept, self._batch_size, unfinished
+                self.lm,
+                self._prefix_ids,
+                self.sampling,
+                self.seeds,
+                tap,
+                self.n_kept,
+                self._batch_size,
+                unfinished,
+                self._follower,
             ):
                 self._keep(step)
                 yield step
@@ -141,8 +156,11 @@ class GenerationRun:
         raw = reading.raw[:, -1].cpu().numpy()  # [rows, n_blocks, n_traits]
         norms = reading.norms[:, -1].cpu().numpy()  # [rows, n_blocks]
         for i, (row, token_id) in enumerate(zip(step.rows, step.token_ids or (), strict=True)):
-            if token_id not in self.lm.eos_ids:
-                observer.push(row, len(self.replies[row]) - 1, raw[i], norms[i])
+            position = NEITHER if token_id in self.lm.eos_ids else 0
+            if self._follower is not None:
+                position = self._follower.newest(row)
+            if position != NEITHER:
+                observer.push(row, len(self.replies[row]) - 1, raw[i], norms[i], position == THOUGHT)
 
     # The methods below are about one row after `n` reply tokens, kept ones included; None means all so far.
 
@@ -151,8 +169,13 @@ class GenerationRun:
         return (*self.prompts[row].token_ids, *self.replies[row][:n])
 
     def roles(self, row: int, n: int | None = None) -> tuple[str, ...]:
-        """One role per token; the token that ends the turn is the template's."""
-        reply = ("template" if i in self.lm.eos_ids else "assistant" for i in self.replies[row][:n])
+        """One role per token; the token that ends the turn is the template's, as are the marks of a thought."""
+        ids = self.replies[row][:n]
+        roles = ["assistant"] * len(ids)
+        if self._follower is not None:
+            pieces = self.pieces(row, n)[len(self.prompts[row].token_ids) :]
+            roles = self.lm.chat.reply_roles(pieces, self._in_thought[row])
+        reply = ("template" if i in self.lm.eos_ids else role for i, role in zip(ids, roles, strict=True))
         return (*self.prompts[row].roles, *reply)
 
     def pieces(self, row: int, n: int | None = None) -> tuple[str, ...]:
@@ -189,10 +212,10 @@ class GenerationRun:
         return self._readings
 
     def reply_text(self, row: int) -> str:
-        """The reply without end-of-turn tokens."""
+        """The answer, without a thought and end-of-turn tokens."""
         reply = list(zip(self.pieces(row), self.roles(row), strict=True))[len(self.prompts[row].token_ids) :]
         return "".join(piece for piece, role in reply if role == "assistant")
 
     def n_reply_tokens(self, row: int) -> int:
-        """Tokens of the reply, end-of-turn tokens left out."""
-        return sum(i not in self.lm.eos_ids for i in self.replies[row])
+        """Tokens of the answer, without a thought and end-of-turn tokens."""
+        return sum(role == "assistant" for role in self.roles(row)[len(self.prompts[row].token_ids) :])

@@ -129,20 +129,21 @@ class ResidualTap:
 
     @contextmanager
     def forward(
-        self, reply_index: torch.Tensor, reply_mask: torch.Tensor | None = None, rows: torch.Tensor | None = None
+        self, reply_index: torch.Tensor, answer_index: torch.Tensor | None = None, rows: torch.Tensor | None = None
     ) -> Iterator[None]:
         """Make the hooks act for the one forward inside the `with`.
 
         Args:
             reply_index: `[rows, tokens]`, position of each token in its reply; -1 is the last prompt token, `PAD_INDEX`
                 a padding token.
-            reply_mask: bool `[rows, tokens]`, tokens of the assistant's text; None: this forward is not pooled.
+            answer_index: long `[rows, tokens]`, position of each token in its answer, `THOUGHT` or `NEITHER`; None:
+                this forward is not pooled.
             rows: `[rows]`, which of the run's texts each row is; None: all, in order.
         """
         n_rows, tokens = self._shape = (reply_index.shape[0], reply_index.shape[1])
         self._reply_index, self._rows = reply_index, rows
         if self.pooled is not None:
-            self.pooled.begin(reply_index, reply_mask, rows)
+            self.pooled.begin(reply_index, answer_index, rows)
         # Allocated for each forward: a reading stays valid when the next forward starts.
         self._reached: set[int] = set()
         self._states, self._raw, self._norms = None, [], []

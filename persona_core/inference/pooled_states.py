@@ -26,7 +26,7 @@ class PooledStates:
         n_blocks: blocks of the model.
         n_rows: texts of the run, if each forward names its rows; None: one forward, rows in order.
         max_norm: float32 `[n_blocks]`, norm above which a token is a sink; None: there are none.
-        n_sampled: states kept of each reply, spread evenly over its tokens.
+        n_sampled: states kept of each answer, spread evenly over its tokens.
     """
 
     def __init__(
@@ -48,27 +48,27 @@ class PooledStates:
         self._rows: torch.Tensor | None = None
         self._sampled: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def begin(self, reply_index: torch.Tensor, reply_mask: torch.Tensor | None, rows: torch.Tensor | None) -> None:
+    def begin(self, reply_index: torch.Tensor, answer_index: torch.Tensor | None, rows: torch.Tensor | None) -> None:
         """Say which tokens the next forward holds; arguments as for `ResidualTap.forward`."""
         self._mask = self._sampled = None
         self._rows = rows
-        if reply_mask is None:
+        if answer_index is None:
             return
         if self._pools:
-            masks = [pool.mask(reply_index, reply_mask) for pool in self._pools]
+            masks = [pool.mask(reply_index, answer_index) for pool in self._pools]
             self._mask = torch.stack(masks, dim=-1).float()  # [rows, tokens, n_pools]
             if self._leaves_out is None:  # once: a copy from the host waits for what the device is doing
                 chosen = [not pool.keeps_sinks for pool in self._pools]
                 self._leaves_out = torch.tensor(chosen, device=reply_index.device)
         if self._n_sampled:
-            self._sampled = self._slots(reply_index, reply_mask & (reply_index >= 0))
+            self._sampled = self._slots(answer_index)
 
-    def _slots(self, reply_index: torch.Tensor, in_reply: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _slots(self, answer_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Which tokens are kept, `[rows, k]`, and in which slot; slot `n_sampled` is thrown away."""
-        table = _table(self._n_sampled).to(reply_index.device)
-        slots = table[reply_index.clamp(0, MAX_REPLY_TOKENS - 1)]  # [rows, tokens]
-        slots = torch.where(in_reply & (reply_index < MAX_REPLY_TOKENS), slots, self._n_sampled)
-        if reply_index.shape[1] == 1:
+        table = _table(self._n_sampled).to(answer_index.device)
+        slots = table[answer_index.clamp(0, MAX_REPLY_TOKENS - 1)]  # [rows, tokens]
+        slots = torch.where((answer_index >= 0) & (answer_index < MAX_REPLY_TOKENS), slots, self._n_sampled)
+        if answer_index.shape[1] == 1:
             return torch.zeros_like(slots), slots
         # Several tokens of a reply at once: of those with the same slot the last one stays, as it would one by one.
         wanted = torch.arange(self._n_sampled, device=slots.device)
@@ -180,7 +180,7 @@ class PooledStates:
     def _stacked(self, of_blocks: Sequence[torch.Tensor | None]) -> torch.Tensor:
         found = [tensor for tensor in of_blocks if tensor is not None]
         if len(found) != self._n_blocks:
-            raise RuntimeError("No forward was pooled; pass a reply_mask to each forward.")
+            raise RuntimeError("No forward was pooled; pass an answer_index to each forward.")
         return torch.stack([tensor.to(found[0].device) for tensor in found], dim=2)
 
 

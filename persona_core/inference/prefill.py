@@ -14,6 +14,7 @@ from persona_core.inference.hooks import ResidualTap
 from persona_core.inference.memory import free_memory, out_of_memory
 from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import Pool
+from persona_core.inference.sections import NEITHER, answer_positions
 from persona_core.inference.steering import PAD_INDEX, Intervention
 from persona_core.models.blocks import unwrap
 from persona_core.models.language_model import LanguageModel
@@ -113,12 +114,15 @@ def read_pooled(
     shape = len(lm.blocks), lm.blocks.d_model
     means = np.empty((len(rows), len(pools), *shape), np.float32)
     samples = np.empty((len(rows), n_sampled, *shape), np.float16)
-    eos = torch.tensor(sorted(lm.eos_ids), device=lm.device)
+    answers = [answer_positions(lm, row[:n], row[n:]) for row, n in zip(rows, n_prompts, strict=True)]
 
     def read(batch: list[int], ids: torch.Tensor, reply_index: torch.Tensor) -> None:
-        reply_mask = (reply_index >= 0) & ~torch.isin(ids, eos)
+        answer_index = torch.full(ids.shape, NEITHER)
+        for i, row in enumerate(batch):
+            answer_index[i, n_prompts[row] : len(rows[row])] = torch.tensor(answers[row], dtype=torch.long)
+        answer_index = answer_index.to(lm.device)
         pooled = PooledStates(pools, len(lm.blocks), max_norm=max_norm, n_sampled=n_sampled)
-        with ResidualTap(lm.blocks, pooled=pooled) as tap, tap.forward(reply_index, reply_mask):
+        with ResidualTap(lm.blocks, pooled=pooled) as tap, tap.forward(reply_index, answer_index):
             decoder(input_ids=ids, use_cache=False)
         means[batch] = pooled.means()
         if n_sampled:

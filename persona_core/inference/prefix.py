@@ -14,10 +14,12 @@ class ReplyPrefix:
     Attributes:
         prompt: ids and roles before the reply.
         kept_ids: ids of the reply's first tokens, kept from an earlier reply.
+        kept_roles: their roles.
     """
 
     prompt: Rendered
     kept_ids: tuple[int, ...] = ()
+    kept_roles: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -21,6 +21,9 @@ from persona_core.utils.checks import is_integer, is_number
 # A uniform draw of exactly 1 would select past the last token once the cumulative sum is rounded to float32.
 LARGEST_DRAW = 1.0 - 2.0**-20
 
+THOUGHT_LIMIT = 1024
+MARK_TOKENS = 64  # room for the marks around a thought: gpt-oss' take 8 tokens where they are tokens, 30 as plain text
+
 
 class SamplingOptions(TypedDict, total=False):
     """The fields of `Sampling` as keyword arguments; what they mean and their defaults are documented there."""
@@ -30,6 +33,7 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float
     top_k: int
     repetition_penalty: float
+    max_thinking_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,14 @@ class Sampling:
     """How the next token is chosen, with the settings of transformers' `generate`.
 
     Attributes:
-        max_new_tokens: longest reply; shortened where the context ends. A static cache reserves memory for it up front.
+        max_new_tokens: longest reply, or of a model that thinks the longest answer; shortened where the context ends. A
+            static cache reserves memory for it up front.
         temperature: 0 is greedy decoding.
         top_p: keep the most probable tokens that together have this probability; 1 keeps all.
         top_k: keep this many of the most probable tokens; 0 keeps all.
         repetition_penalty: above 1 makes tokens that occurred before, prompt included, less probable.
+        max_thinking_tokens: longest thought before an answer; a reply whose thought is longer ends there, without an
+            answer. None: 1,024.
     """
 
     max_new_tokens: int = 128
@@ -49,6 +56,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    max_thinking_tokens: int | None = None
 
     def __post_init__(self) -> None:
         checks = {
@@ -63,13 +71,26 @@ class Sampling:
                 is_number(self.repetition_penalty) and 1e-3 <= self.repetition_penalty <= 1e3,
                 "0.001 to 1000",
             ),
+            "max_thinking_tokens": (
+                self.max_thinking_tokens is None or is_integer(self.max_thinking_tokens, minimum=1),
+                "an integer of at least 1, or None",
+            ),
         }
         for name, (good, expected) in checks.items():
             if not good:
                 raise SettingError(f"{name}={getattr(self, name)!r}; expected {expected}.")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The settings as JSON values, without a limit of thoughts that was not set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def thought_limit(self) -> int:
+        return THOUGHT_LIMIT if self.max_thinking_tokens is None else self.max_thinking_tokens
+
+    def longest_reply(self, thinks: bool) -> int:
+        """Tokens of the longest reply, its thought and marks included."""
+        return self.max_new_tokens + (self.thought_limit + MARK_TOKENS if thinks else 0)
 
     def processors(self) -> LogitsProcessorList:
         """transformers' own processors, in the order in which `generate` applies them."""

@@ -20,6 +20,7 @@ from persona_core.inference.dynamic_cache import has_only_attention, new_cache, 
 from persona_core.inference.forward import ForwardFn, ForwardInputs, ForwardOutput
 from persona_core.inference.hooks import Reading
 from persona_core.inference.memory import out_of_memory
+from persona_core.inference.sections import NEITHER
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -63,7 +64,7 @@ class StaticKVCache:
     def __init__(self, lm: LanguageModel, rows: int, columns: int, pooled: bool) -> None:
         self._rows, self._columns, self._dtype = rows, columns, lm.dtype
         self._ids, self._positions, self._index = torch.zeros(3, rows, 1, dtype=torch.long, device=lm.device)
-        self._reply_mask = torch.zeros(rows, 1, dtype=torch.bool, device=lm.device) if pooled else None
+        self._answer_index = torch.full((rows, 1), NEITHER, device=lm.device) if pooled else None
         self._replies = torch.zeros(rows, dtype=torch.long, device=lm.device)
         self._cache: Cache | None = None
         self._n = 0  # rows in use
@@ -112,23 +113,23 @@ class StaticKVCache:
             (self._replies, inputs.replies),
         ):
             held[: self._n] = new
-        self._copy_reply_mask(inputs)
+        self._copy_answer_index(inputs)
         logits, reading = self._run_graph(forward, inputs) if self._use_graph else self._run(forward)
         if reading is not None:
             reading = Reading(reading.raw[: self._n], reading.norms[: self._n])
         return logits[: self._n], reading
 
-    def _copy_reply_mask(self, inputs: ForwardInputs) -> None:
-        if self._reply_mask is not None:
-            self._reply_mask.zero_()
-            if inputs.reply_mask is not None:
-                self._reply_mask[: self._n] = inputs.reply_mask
+    def _copy_answer_index(self, inputs: ForwardInputs) -> None:
+        if self._answer_index is not None:
+            self._answer_index.fill_(NEITHER)
+            if inputs.answer_index is not None:
+                self._answer_index[: self._n] = inputs.answer_index
 
     def _run(self, forward: ForwardFn) -> ForwardOutput:
         visible = torch.arange(self._columns, device=self._ids.device) <= self._positions  # [rows, columns]
         # Added to the attention scores: 0 where there is a token, else the lowest number.
         mask = torch.zeros_like(visible, dtype=self._dtype).masked_fill_(~visible, torch.finfo(self._dtype).min)
-        inputs = ForwardInputs(self._ids, self._positions, self._index, self._replies, self._reply_mask)
+        inputs = ForwardInputs(self._ids, self._positions, self._index, self._replies, self._answer_index)
         return forward(mask[:, None, None], self._cache, inputs)  # mask [rows, 1, 1, columns]
 
     def _run_graph(self, forward: ForwardFn, inputs: ForwardInputs) -> ForwardOutput:
@@ -140,7 +141,7 @@ class StaticKVCache:
                     raise
                 logger.warning("The step cannot be captured as a CUDA graph and runs eagerly: %s", error)
                 self._use_graph = False
-                self._copy_reply_mask(inputs)
+                self._copy_answer_index(inputs)
                 return self._run(forward)  # overwrites whatever the failed capture has written
         graph, output = self._captured
         graph.replay()
@@ -150,16 +151,16 @@ class StaticKVCache:
         """The graph, and the tensors that it writes to.
 
         A warm-up on a side stream sets the kernels up. It writes the columns that the graph overwrites, and with an
-        empty reply mask it pools nothing, but allocates the sums that the graph adds to.
+        answer index of no token it pools nothing, but allocates the sums that the graph adds to.
         """
-        if self._reply_mask is not None:
-            self._reply_mask.zero_()
+        if self._answer_index is not None:
+            self._answer_index.fill_(NEITHER)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._run(forward)
         torch.cuda.current_stream().wait_stream(stream)
-        self._copy_reply_mask(inputs)
+        self._copy_answer_index(inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = self._run(forward)

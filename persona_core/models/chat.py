@@ -37,6 +37,7 @@ PLAIN_TEMPLATE = """{{ bos }}{% for message in messages %}\
 {{ message['role'] | capitalize }}: {{ message['content'] }}
 
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
+PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 PROBE = "\U0004ffff"  # no character, so no template looks for it
 
 
@@ -61,8 +62,8 @@ class ChatFormat:
     """One tokenizer's chat template, applied to ids.
 
     Args:
-        tokenizer: a transformers tokenizer. Without a chat template, `PLAIN_TEMPLATE` is used:
-            `User: ...`, blank line, `Assistant:`.
+        tokenizer: a transformers tokenizer. Without a chat template (a base model), `PLAIN_TEMPLATE` is used:
+            `User: ...`, blank line, `Assistant:`. A generated reply then ends where the model writes the next name.
         template_kwargs: passed to the template, e.g. `{"enable_thinking": False}`; `{"date": "2025-01-31"}` sets the
             date of templates that write today's, which is 26 July 2024 otherwise.
 
@@ -73,7 +74,8 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
-        self.template_kwargs = dict(template_kwargs or {})
+        self.given_kwargs = dict(template_kwargs or {})
+        self.template_kwargs = dict(self.given_kwargs)
         self.is_plain = not tokenizer.chat_template
         source = PLAIN_TEMPLATE
         if self.is_plain:
@@ -163,6 +165,16 @@ class ChatFormat:
             sum(end <= placed.start for _, (_, end) in encoded),
         )
 
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end a generated reply: in the plain format, the name of whoever speaks next."""
+        return PLAIN_STOPS if self.is_plain else ()
+
+    @cached_property
+    def reply_is_plain(self) -> bool:
+        """Whether every token of a generated reply is the answer's, but for the end of the turn."""
+        return self.thought_marks is None and not self.answer_header.strip() and not self.stop_strings
+
     def reply_roles(self, pieces: Sequence[str], in_thought: bool) -> list[str]:
         """Roles of a generated reply's tokens, "assistant", "thinking" or "template", from their display pieces.
 
@@ -170,11 +182,17 @@ class ChatFormat:
             pieces: `[n_tokens]`.
             in_thought: whether the prompt ended inside a thought; see `opens_thought`.
         """
-        if self.thought_marks is None and not self.answer_header.strip():
+        if self.reply_is_plain or not pieces:
             return ["assistant"] * len(pieces)
         text = "".join(pieces)
         sections = reply_sections(text, self.thought_marks, in_thought=in_thought, header=self.answer_header)
         roles = [role for role, start, end in sections for _ in range(start, end)]
+        for stop in self.stop_strings:
+            if stop in text:
+                end = len(text[: text.index(stop)].rstrip())
+                roles[end:] = ["template"] * (len(text) - end)
+        if not text:
+            return ["assistant"] * len(pieces)
         found, at = [], 0
         for piece in pieces:  # a piece without text is part of the character that a later one completes
             found.append(role_of_most(roles[at : max(at + len(piece), at + 1)]) if at < len(text) else roles[-1])

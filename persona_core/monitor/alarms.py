@@ -31,12 +31,15 @@ class Alarm:
     Attributes:
         row: index of the reply in its batch, from 0.
         trait: which trait.
-        token: position in the reply, from 0.
+        token: position in the reply, from 0; a thought and its marks count.
+        in_thought: whether it fell in the thought before the answer. Thought and answer are watched apart, by detectors
+            that know how neutral answers read.
     """
 
     row: int
     trait: str
     token: int
+    in_thought: bool = False
 
 
 OnAlarm = Callable[[Alarm], None]
@@ -91,18 +94,19 @@ class AlarmWatch:
         self._max_norm = max_norm
         self._axes = {t: (traits.index(t), blocks.index(detectors.best_block[t])) for t in watched}
         self._null = null
-        self._online = [{t: detectors.of(t).online() for t in watched} for _ in range(n_rows)]
+        # One for the answer, one for the thought before it.
+        self._online = [[{t: detectors.of(t).online() for t in watched} for _ in range(2)] for _ in range(n_rows)]
         self._gates: Mapping[str, list[tuple[torch.Tensor, int]]] = {
             t: [(i.starts, i.steer.start or 0) for i in interventions if _gated(i, t) and i.starts is not None]
             for t in watched
         }
         self._on_alarm = on_alarm
 
-    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray) -> None:
+    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray, in_thought: bool = False) -> None:
         """Take the readings of one reply's newest token: float32 `[n_blocks, n_traits]`, and norms `[n_blocks]`."""
         scores: dict[tuple[str, int], np.ndarray] = {}  # (kind, block) -> [n_traits], computed once
         sinks = is_sink(norms[:, None], self._max_norm)[:, 0]  # [n_blocks]
-        for trait, online in self._online[row].items():
+        for trait, online in self._online[row][in_thought].items():
             i, j = self._axes[trait]
             key = self._kinds[trait], j
             if key not in scores:
@@ -111,7 +115,7 @@ class AlarmWatch:
                 for starts, earliest in self._gates[trait]:
                     starts[row] = max(token + LATENCY, earliest)
                 if self._on_alarm is not None:
-                    self._on_alarm(Alarm(row, trait, token))
+                    self._on_alarm(Alarm(row, trait, token, in_thought))
 
     def _scores(self, kind: str, j: int, raw: np.ndarray, sink: bool) -> np.ndarray:
         """All traits' scores of one token at the j-th block, as in `Trace.reply_scores`, float32 `[n_traits]`."""

@@ -76,13 +76,15 @@ def prefix_of(lm: LanguageModel, prompt: str | Messages | Branch, max_new_tokens
         rendered = lm.chat.render(prompt)
         lm.check_ids(rendered.token_ids)
         return ReplyPrefix(rendered)
-    if prompt.at >= max_new_tokens:
-        raise SettingError(
-            f"max_new_tokens={max_new_tokens} limits the whole reply, and the branch keeps {prompt.at} tokens of it; "
-            "raise it."
-        )
     text = transcript_of(lm, prompt.trace)
     kept = text.ids[text.n_prompt : text.n_prompt + prompt.at]
+    roles = text.roles[text.n_prompt : text.n_prompt + prompt.at]
+    said = roles.count("assistant")
+    if said >= max_new_tokens:
+        raise SettingError(
+            f"max_new_tokens={max_new_tokens} limits the whole reply, and the branch keeps {said} tokens of it; "
+            "raise it."
+        )
     if any(i in lm.eos_ids for i in kept):
         raise PromptError(f"Branch at={prompt.at}: the kept tokens include the end of the turn; branch earlier.")
-    return ReplyPrefix(Rendered(text.ids[: text.n_prompt], text.roles[: text.n_prompt]), kept)
+    return ReplyPrefix(Rendered(text.ids[: text.n_prompt], text.roles[: text.n_prompt]), kept, roles)

@@ -290,8 +290,10 @@ class PersonaMonitor:
         n_prompts = [len(p.prompt.token_ids) for p in kept]
         readings = read_rows(self.lm, [p.ids for p in kept], n_prompts, self._directions, ungated)
         for row, n_prompt, (raw, norms) in zip(rows, n_prompts, readings, strict=True):
-            for token, at in enumerate(range(n_prompt, raw.shape[-1])):
-                watch.push(row, token, raw[:, :, at].T, norms[:, at])
+            for token, role in enumerate(prefixes[row].kept_roles):
+                if role in ("assistant", "thinking"):
+                    at = n_prompt + token
+                    watch.push(row, token, raw[:, :, at].T, norms[:, at], role == "thinking")
 
     def _watch(self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None) -> AlarmWatch | None:
         """The alarms of a run, if anything depends on them."""
@@ -324,7 +326,7 @@ class PersonaMonitor:
         for index, prompt in enumerate(prompts):
             with naming(index, len(prompts)):
                 prefix = prefix_of(self.lm, prompt, sampling.max_new_tokens)
-                new_token_limit(self.lm, len(prefix.ids), sampling.max_new_tokens)  # raises where nothing fits
+                new_token_limit(self.lm, len(prefix.ids), sampling)  # raises where nothing fits
                 prefixes.append(prefix)
         return prefixes
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from persona_core.errors import ContextOverflow, PromptError, VectorsMismatch
+from persona_core.inference.sections import opens_thought
 from persona_core.models.chat import Messages, as_messages
 from persona_core.models.detokenize import split_text
 from persona_core.models.language_model import LanguageModel
@@ -64,9 +65,11 @@ def as_transcript(
 def written_by(lm: LanguageModel, messages: Messages, reply: Sequence[int], writer: str | None = None) -> Transcript:
     """A prompt and the ids of the reply that `lm`'s tokenizer wrote to it."""
     prompt = lm.chat.render(messages)
-    ids = (*prompt.token_ids, *reply)
-    roles = (*prompt.roles, *("template" if i in lm.eos_ids else "assistant" for i in reply))
-    return Transcript(ids, tuple(split_text(lm.tokenizer, ids)), roles, len(prompt.token_ids), writer)
+    ids, n = (*prompt.token_ids, *reply), len(prompt.token_ids)
+    pieces = tuple(split_text(lm.tokenizer, ids))
+    said = lm.chat.reply_roles(pieces[n:], opens_thought(lm, prompt.token_ids))
+    roles = (*prompt.roles, *("template" if i in lm.eos_ids else role for i, role in zip(reply, said, strict=True)))
+    return Transcript(ids, pieces, roles, n, writer)
 
 
 def _of_messages(lm: LanguageModel, conversation: str | Messages, writer: str | None) -> Transcript:

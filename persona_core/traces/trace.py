@@ -41,7 +41,8 @@ class Trace:
     Attributes:
         token_ids: `[n_tokens]`, prompt and reply.
         tokens: display pieces; they join to the exact decoded text.
-        roles: "system", "user", "assistant" or "template" for each token.
+        roles: "system", "user", "assistant", "thinking" (what the assistant thought before its answer) or "template"
+            for each token.
         n_prompt: tokens before the reply.
         traits: names, in the order of `raw`'s first axis.
         blocks: block numbers, in the order of `raw`'s second axis.
@@ -117,13 +118,23 @@ class Trace:
 
     @property
     def reply_positions(self) -> list[int]:
-        """Positions of the tokens that the assistant said: the reply without end-of-turn tokens."""
+        """Positions of the tokens that the assistant said: the reply without a thought and end-of-turn tokens."""
         return [t for t in range(self.n_prompt, self.n_tokens) if self.roles[t] == "assistant"]
 
     @property
     def reply_text(self) -> str:
-        """What the assistant said, without end-of-turn tokens."""
+        """What the assistant said, without a thought and end-of-turn tokens."""
         return "".join(self.tokens[t] for t in self.reply_positions)
+
+    @property
+    def thinking_positions(self) -> list[int]:
+        """Positions of the tokens that the assistant thought before it answered."""
+        return [t for t in range(self.n_prompt, self.n_tokens) if self.roles[t] == "thinking"]
+
+    @property
+    def thinking_text(self) -> str:
+        """What the assistant thought before it answered; "" if nothing."""
+        return "".join(self.tokens[t] for t in self.thinking_positions)
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from persona_core.errors import NumericalError
 from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_position
+from persona_core.inference.sections import NEITHER
 from persona_core.inference.sinks import norm_limits, norm_limits_of
 from tests.support import oracle
 from tests.support.tiny import tiny_lm
@@ -18,7 +19,7 @@ def pooled(states: torch.Tensor, limit: float, names: tuple[str, ...], n_sampled
     """One block; every token of `[rows, tokens, d_model]` is a reply token."""
     found = PooledStates([parse_position(n) for n in names], 1, max_norm=np.array([limit], "f4"), n_sampled=n_sampled)
     index = torch.arange(states.shape[1]).expand(states.shape[:2])
-    found.begin(index, torch.ones_like(index, dtype=torch.bool), None)
+    found.begin(index, index, None)
     found.add(0, states)
     return found
 
@@ -82,7 +83,7 @@ def test_a_reply_of_nothing_but_sinks_keeps_them() -> None:
 def test_the_last_prompt_token_is_taken_whatever_its_norm() -> None:
     states = torch.full((1, 1, 4), 1000.0)
     found = PooledStates([parse_position("prompt_last")], 1, max_norm=np.array([50.0], "f4"))
-    found.begin(torch.tensor([[-1]]), torch.zeros(1, 1, dtype=torch.bool), None)
+    found.begin(torch.tensor([[-1]]), torch.tensor([[NEITHER]]), None)
     found.add(0, states)
     np.testing.assert_allclose(found.means()[0, 0, 0], 1000.0)
 
@@ -100,11 +101,11 @@ def test_a_sample_is_the_same_token_by_token_and_at_once() -> None:
     index = torch.arange(40).expand(2, 40)
     mask = torch.stack([torch.arange(40) < n for n in lengths])
     at_once = PooledStates([parse_position("reply_mean")], 1, n_sampled=5)
-    at_once.begin(index, mask, None)
+    at_once.begin(index, torch.where(mask, index, NEITHER), None)
     at_once.add(0, states)
     stepwise = PooledStates([parse_position("reply_mean")], 1, n_rows=2, n_sampled=5)
     for t in range(40):
-        stepwise.begin(index[:, t : t + 1], mask[:, t : t + 1], torch.arange(2))
+        stepwise.begin(index[:, t : t + 1], torch.where(mask, index, NEITHER)[:, t : t + 1], torch.arange(2))
         stepwise.add(0, states[:, t : t + 1])
     np.testing.assert_array_equal(at_once.samples(), stepwise.samples())
     for row, n in enumerate(lengths):  # five different tokens of the reply, none beyond its end

@@ -1,6 +1,6 @@
 // One side's conversation as text, token by token.
 
-const WHO = { system: "System", user: "User", assistant: "Assistant", template: "" };
+const WHO = { system: "System", user: "User", thinking: "Thinking", assistant: "Assistant", template: "" };
 
 // hooks: onPreview(index | null), onPick(index), onSpan(from, to), onKey(event), onScroll(pane)
 function makePane(hooks) {
@@ -33,7 +33,7 @@ function makePane(hooks) {
       if (!section || section.dataset.role !== role) {
         section = make("div", "tv-section");
         section.dataset.role = role;
-        section.append(make("div", "tv-who", WHO[role] ?? role), make("div", "tv-what"));
+        section.append(make("div", "tv-who", WHO[role] ?? role), role === "thinking" ? makeFold() : make("div", "tv-what"));
         section.lastElementChild.dir = "auto"; // right-to-left replies read from the right
         text.append(section);
       }
@@ -41,8 +41,17 @@ function makePane(hooks) {
       span.dataset.i = i;
       fillToken(span, side.tokens[i]);
       spans.push(span);
-      section.lastElementChild.append(span);
+      (section.querySelector(".tv-fold") ?? section.lastElementChild).append(span);
     }
+  }
+
+  // A thought is folded away, except while it is written.
+  function makeFold() {
+    const fold = make("details", "tv-what");
+    fold.open = !side.done;
+    fold.append(make("summary", "", "Thought before the answer"), make("div", "tv-fold"));
+    fold.addEventListener("toggle", showMore);
+    return fold;
   }
 
   function show(next, grown, alone) {
@@ -137,6 +146,8 @@ function makePane(hooks) {
   function reveal(index) {
     const span = spans[index];
     if (!span) return;
+    const fold = span.closest("details");
+    if (fold) fold.open = true;
     const box = text.getBoundingClientRect();
     const token = span.getBoundingClientRect();
     if (token.top < box.top + 8) text.scrollTop -= box.top + 24 - token.top;

@@ -3,7 +3,7 @@
 ```
 {"version": 2, "title": "…", "traits": ["deception", …], "best": {"deception": 4},
  "view": {"kind": "z", …}, "focus": 31,
- "sides": [{"name": "baseline", "tokens": ["…"], "ids": [1], "roles": ["template|system|user|assistant"],
+ "sides": [{"name": "baseline", "tokens": ["…"], "ids": [1], "roles": ["template|system|user|thinking|assistant"],
             "special": [true], "n_prompt": 12, "blocks": [2, 4], "alignment": "at|before",
             "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
             "null_mean": "float32 [n_traits, n_blocks]", "null_std": "…",
@@ -99,7 +99,9 @@ def trace_payload(
         "alignment": trace.alignment,
         **{array: _packed(getattr(trace, array)) for array in ARRAYS},
         "log_odds": None if trace.log_odds is None else _packed(np.stack(list(vars(trace.log_odds).values()))),
-        "onsets": {well_formed(trait): onset for trait, onset in with_not_neutral(trace, onsets or {}).items()},
+        "onsets": {
+            well_formed(trait): _in_reply(trace, o) for trait, o in with_not_neutral(trace, onsets or {}).items()
+        },
         "caveats": [well_formed(caveat) for caveat in caveats],
         "done": done,
         "finish": trace.finish if done else None,
@@ -133,6 +135,14 @@ def pair_payload(first: Payload, second: Payload, *, title: str | None = None) -
         "title": first["title"] if title is None else well_formed(title),
         "sides": [*first["sides"], *second["sides"]],
     }
+
+
+def _in_reply(trace: Trace, onset: Mapping[str, Any]) -> dict[str, Any]:
+    """An onset with its tokens counted from the start of the reply; detectors count from the answer or the thought."""
+    section = trace.thinking_positions if onset.get("section") == "thought" else trace.reply_positions
+    shift = section[0] - trace.n_prompt if section else 0
+    counted = {name: onset.get(name) for name in ("onset", "low", "high", "doubles")}
+    return {**onset, **{name: at + shift for name, at in counted.items() if at is not None}}
 
 
 def _packed(array: np.ndarray) -> str:

@@ -256,8 +256,9 @@ function mountTokenView(root, options = {}) {
     panes.forEach((pane, s) => s === except || pane.reveal(position - model.sides[s].shift));
   }
 
-  // A token that the model said, not the end of its turn.
-  const branchable = (side, position) => position >= model.start && side.roles[position - side.shift] === "assistant";
+  // A token that the model thought or said, not the end of its turn.
+  const branchable = (side, position) =>
+    position >= model.start && ["assistant", "thinking"].includes(side.roles[position - side.shift]);
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
   part("branch").addEventListener("click", () => {
     // From the side that was clicked, if it has a token there.
