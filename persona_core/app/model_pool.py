@@ -190,6 +190,7 @@ def load_monitor(
     from persona_core.models.loading import load_model
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.utils.hub import split_revision
+    from persona_core.utils.template_kwargs import template_kwargs_from
     from persona_core.vectors.vectors import PersonaVectors
 
     known = PersonaVectors.from_pretrained(*split_revision(vectors))
@@ -206,5 +207,6 @@ def load_monitor(
         adapter=adapter_name,
         adapter_revision=adapter_revision,
         static_cache=static_cache,
+        template_kwargs=template_kwargs_from(),
     )
     return PersonaMonitor(lm, known, blocks, detectors)

@@ -149,7 +149,7 @@ def _plan(options: argparse.Namespace, traits: tuple[TraitDefinition, ...]) -> E
 
     return ElicitationPlan(
         traits=traits,
-        sampling=Sampling(options.max_new_tokens, options.temperature),
+        sampling=Sampling(options.max_new_tokens, options.temperature, max_thinking_tokens=options.max_thinking_tokens),
         rollouts=options.rollouts,
         evaluation_rollouts=options.evaluation_rollouts,
         neutral_rollouts=options.neutral_rollouts,

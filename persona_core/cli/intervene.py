@@ -96,7 +96,8 @@ def run(options: argparse.Namespace) -> list[str]:
     for trait in (*(options.window or ()), *(options.edges or ())):
         vectors.tensor(trait)
         sentences.marker(trait)
-    sampling = Sampling(options.max_new_tokens, options.temperature)
+    thought = options.max_thinking_tokens
+    sampling = Sampling(options.max_new_tokens, options.temperature, max_thinking_tokens=thought)
     window_plan = WindowPlan(
         cap=options.cap, strength=options.push, sampling=sampling, batch_size=options.batch_size, seed=options.seed
     )
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> list[str]:
         EdgePlan.strength if options.strength is None else options.strength,
         validated_strengths(vectors) if options.strength is None else {},
         options.edge_seeds,
-        Sampling(options.max_new_tokens, options.edge_temperature),
+        Sampling(options.max_new_tokens, options.edge_temperature, max_thinking_tokens=thought),
         options.batch_size,
         options.seed,
     )

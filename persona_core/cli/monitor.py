@@ -80,7 +80,12 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
         config = options.config or "transcripts"
     else:
         sampling = Sampling(
-            options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.repetition_penalty
+            options.max_new_tokens,
+            options.temperature,
+            options.top_p,
+            options.top_k,
+            options.repetition_penalty,
+            options.max_thinking_tokens,
         )
         prompts = repeated(load_prompts(options.prompts), options.repeats)
         job = GenerateJob(prompts, sampling, options.seed, options.batch_size)

@@ -42,11 +42,18 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda:1, or balanced (spread over all devices)")
     group.add_argument("--quantization", choices=("8bit", "4bit"), help="quantize the weights; needs bitsandbytes")
     group.add_argument("--gguf-file", metavar="NAME", help="the GGUF file to read in the model's repository or folder")
+    group.add_argument(
+        "--template-kwargs",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="arguments for the chat template, such as enable_thinking=false (default: PERSONA_TEMPLATE_KWARGS)",
+    )
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_model`."""
     from persona_core.utils.hub import split_revision
+    from persona_core.utils.template_kwargs import parse_template_kwargs, template_kwargs_from
 
     name, revision = split_revision(options.model)
     adapter, adapter_revision = (None, None) if options.adapter is None else split_revision(options.adapter)
@@ -59,6 +66,9 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "quantization": options.quantization,
         "gguf_file": options.gguf_file,
+        "template_kwargs": template_kwargs_from()
+        if options.template_kwargs is None
+        else parse_template_kwargs(options.template_kwargs),
     }
 
 
@@ -103,5 +113,10 @@ def add_seed(parser: Any, what: str = "random seed for sampling") -> None:
 
 def add_reply_sampling(group: Any, max_new_tokens: int = 256, temperature: float = 0.7) -> None:
     """Length limit and sampling of replies."""
-    group.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help="maximum reply length, in tokens")
+    group.add_argument(
+        "--max-new-tokens", type=int, default=max_new_tokens, help="maximum length of a reply, without its thought"
+    )
+    group.add_argument(
+        "--max-thinking-tokens", type=int, help="maximum length of the thought before a reply (default: 1024)"
+    )
     group.add_argument("--temperature", type=float, default=temperature, help="sampling temperature; 0 is greedy")
