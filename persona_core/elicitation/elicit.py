@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from persona_core.elicitation.growing import begin
 from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
 from persona_core.elicitation.stored_states import TOKENS
 from persona_core.elicitation.traits import TraitDefinition
@@ -161,13 +162,7 @@ class ElicitationPlan:
 
     def batches(self) -> list[RequestBatch]:
         """The fixed partition, with prompts of similar length together so that batches hold little padding."""
-        by_length = sorted(self.requests(), key=lambda r: (len(r.system or "") + len(r.user), r.index))
-        size = self.batch_size * BATCHES_PER_PART
-        starts = range(0, len(by_length), size)
-        return [
-            RequestBatch(f"batch-{number:05d}", tuple(by_length[start : start + size]))
-            for number, start in enumerate(starts)
-        ]
+        return batches_of([self.requests()], self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -176,6 +171,15 @@ class RequestBatch:
 
     name: str
     requests: tuple[ElicitationRequest, ...]
+
+
+def batches_of(stages: Sequence[Sequence[ElicitationRequest]], batch_size: int) -> list[RequestBatch]:
+    """The fixed partition of each group of requests: none mixes replies that are there with such as were added."""
+    size, parts = batch_size * BATCHES_PER_PART, []
+    for requests in stages:
+        by_length = sorted(requests, key=lambda r: (len(r.system or "") + len(r.user), r.index))
+        parts += [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    return [RequestBatch(f"batch-{number:05d}", tuple(part)) for number, part in enumerate(parts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,18 +208,18 @@ def elicit(
     Args:
         lm: the model that writes.
         plan: which replies to write.
-        store: where they are kept; a run that was interrupted resumes from it.
+        store: where they are kept; a run that was interrupted resumes from it, and a larger plan adds to it.
         progress: whether to show a progress bar.
 
     Returns:
         Requests that could not be answered, with the reason. A second run tries them again.
 
     Raises:
-        SettingError: the store was started with another plan or model.
+        SettingError: the store was started with another model, or with a plan that this one does not extend.
     """
-    store.check_plan(plan_record(plan, lm))
+    batches = batches_of(begin(store, plan, plan_record(plan, lm)), plan.batch_size)
     failed: list[tuple[ElicitationRequest, str]] = []
-    batches, max_norm = plan.batches(), None
+    max_norm = None
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
         for batch in batches:
@@ -288,6 +292,7 @@ def _write(
             finish=run.finished[row] or "stopped",
             seed=seeds[row],
             writer=lm.writer_name,
+            answer_start=run.answer_start(row),
         )
         for row, request in enumerate(batch.requests)
     ]

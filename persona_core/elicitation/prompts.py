@@ -112,7 +112,7 @@ def load_transcripts(path: str | Path) -> tuple[RecordedConversation, ...]:
     found = []
     for number, (where, record) in enumerate(_records(Path(path)), 1):
         item = _checked(RecordedConversation, {"id": f"{Path(path).stem}-{number}", **record}, where)
-        _check_messages(item.messages, where)
+        check_messages(item.messages, where)
         found.append(item)
     return tuple(_unique(found))
 
@@ -160,7 +160,8 @@ def _checked(kind: Any, record: dict[str, Any], where: str) -> Any:
     return kind(**record)
 
 
-def _check_messages(messages: Sequence[Any], where: str) -> None:
+def check_messages(messages: Sequence[Any], where: str) -> None:
+    """Refuse what is not a conversation that ends with the assistant's turn; `where` begins the message."""
     for message in messages:
         texts = isinstance(message, dict) and set(message) == {"role", "content"}
         if not texts or not all(isinstance(v, str) for v in message.values()):

@@ -17,10 +17,12 @@ from persona_core.elicitation.elicit import (
     BatchResult,
     ElicitationPlan,
     RequestBatch,
+    batches_of,
     plan_record,
     sink_limits,
     write_batch,
 )
+from persona_core.elicitation.growing import begin
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore, as_reply, to_record
 from persona_core.models.loading import load_model
 from persona_core.utils.ray import mapped
@@ -41,9 +43,9 @@ def elicit_sharded(
     Raises:
         SettingError: Ray is missing, or the store was started with another plan or model.
     """
-    store.check_plan(plan_record(plan, load_model(**loading)))
+    stages = begin(store, plan, plan_record(plan, load_model(**loading)))
     todo = []
-    for batch in plan.batches():
+    for batch in batches_of(stages, plan.batch_size):
         missing = tuple(r for r in batch.requests if not store.has(r.index))
         if missing:
             todo.append(RequestBatch(store.free_name(batch.name), missing))

@@ -8,9 +8,10 @@ arrive (`served.jsonl`), so a run that was killed requests none of them twice.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,14 +20,17 @@ from persona_core.elicitation.elicit import (
     BatchResult,
     ElicitationPlan,
     RequestBatch,
+    batches_of,
     plan_record,
     sink_limits,
     states_of,
 )
-from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
+from persona_core.elicitation.growing import begin
+from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Reply, ReplyStore
 from persona_core.errors import PersonaError, PromptError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
+from persona_core.inference.sections import answer_positions
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import append_lines, read_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
@@ -35,8 +39,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 logger = logging.getLogger(__name__)
-
-SERVED_FILE = "served.jsonl"
 
 
 def elicit_served(
@@ -73,10 +75,10 @@ def elicit_served(
         SettingError: the store was started with another plan, model or server.
     """
     base_url = address(base_url) or base_url
-    store.check_plan({**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}})
+    stages = begin(store, plan, {**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}})
     path = store.folder / SERVED_FILE
     texts = {int(r["index"]): ServedReply(r["text"], r["finish"], r.get("thought")) for _, r in read_lines(path)}
-    missing = [r for r in plan.requests() if not store.has(r.index) and r.index not in texts]
+    missing = [r for stage in stages for r in stage if not store.has(r.index) and r.index not in texts]
     failed: list[tuple[ElicitationRequest, str]] = []
     if missing:
         client = open_client(
@@ -85,7 +87,7 @@ def elicit_served(
         results = ask_all(
             client,
             missing,
-            lambda request: _ask(client, plan, request, model),
+            lambda request: _ask(client, plan, request, model, lm.chat.given_kwargs, lm.chat.thought_marks is not None),
             lambda error: explain(error, base_url, model, WRITER_KEY),
             concurrency,
             answered_before=bool(texts) or bool(store.replies()),
@@ -100,7 +102,7 @@ def elicit_served(
                 append_lines(path, [{"index": request.index, **asdict(answer)}])
                 texts[request.index] = answer
     unread: list[tuple[ElicitationRequest, str]] = []
-    batches, max_norm = plan.batches(), None
+    batches, max_norm = batches_of(stages, plan.batch_size), None
     total = sum(len(b.requests) for b in batches)
     with tqdm(total=total, desc="reading", unit="reply", disable=not progress) as bar:
         for batch in batches:
@@ -108,7 +110,7 @@ def elicit_served(
             if todo:
                 name = store.free_name(batch.name)
                 max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
-                written = _read(lm, plan, RequestBatch(name, tuple(todo)), texts, model, max_norm)
+                written = read_batch(lm, plan, RequestBatch(name, tuple(todo)), texts, model, max_norm)
                 store.add(name, written.replies, written.states)
                 unread += written.failed
             bar.update(len(batch.requests))
@@ -130,15 +132,23 @@ class ServedReply:
     thought: str | None = None
 
 
-def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, model: str) -> ServedReply:
+def _ask(
+    client: OpenAI,
+    plan: ElicitationPlan,
+    request: ElicitationRequest,
+    model: str,
+    template_kwargs: Mapping[str, Any],
+    thinks: bool,
+) -> ServedReply:
     sampling = plan.sampling
     completion = client.chat.completions.create(
         model=model,
         messages=request.messages,  # type: ignore[arg-type]
-        max_tokens=sampling.max_new_tokens,
+        max_tokens=sampling.longest_reply(thinks),
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=plan.seed + request.index,
+        extra_body={"chat_template_kwargs": template_kwargs} if template_kwargs else None,
     )
     choices = getattr(completion, "choices", None) or []
     message = choices[0].message if choices else None
@@ -152,7 +162,7 @@ def _ask(client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, mod
     return ServedReply(content, "eos" if reason == "stop" else reason or "unknown", thought)
 
 
-def _read(
+def read_batch(
     lm: LanguageModel,
     plan: ElicitationPlan,
     batch: RequestBatch,
@@ -177,7 +187,7 @@ def _read(
             continue
         rows.append((*prompt, *reply_ids))
         n_prompts.append(len(prompt))
-        kept.append((request, reply_ids))
+        kept.append((request, reply_ids, answer_positions(lm, prompt, reply_ids)))
     if not rows:
         return BatchResult((), {}, tuple(failed))
     positions = parse_positions(plan.positions)
@@ -185,14 +195,15 @@ def _read(
     replies = [
         Reply(
             request=request,
-            text=texts[request.index].text,
+            text=lm.chat.answer_of(texts[request.index].text),
             token_ids=reply_ids,
-            n_tokens=sum(i not in lm.eos_ids for i in reply_ids),
+            n_tokens=sum(at >= 0 for at in answered),
             finish=texts[request.index].finish,
             seed=plan.seed + request.index,
             writer=writer,
+            answer_start=next((t for t, at in enumerate(answered) if at >= 0), 0),
         )
-        for request, reply_ids in kept
+        for request, reply_ids, answered in kept
     ]
     return BatchResult(tuple(replies), states_of(plan, means, samples), tuple(failed))
 

@@ -5,6 +5,9 @@
     states/BATCH.safetensors pooled states of one batch, a tensor `[rows, n_blocks, d_model]` for each position
     scores.jsonl             one line per judged reply
     cross_trait_scores.jsonl scores of replies on traits other than their own
+    served.jsonl             texts of a server, before they are read
+    requests.jsonl           the requests with their indices, once a plan has grown; see `growing`
+    definitions/             the traits as they were when their replies were written
 
 Every write survives a crash: states are renamed into place before their replies are listed, lists are appended in one
 write and flushed to disk, and a line that was cut off is dropped when the folder is opened again.
@@ -25,12 +28,13 @@ import numpy as np
 from persona_core.elicitation.stored_states import StoredStates, write_states
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.models.chat import conversation
-from persona_core.utils.files import append_lines, read_lines, write_atomically
+from persona_core.utils.files import append_lines, read_json, read_lines, write_atomically
 from persona_core.utils.workdir import PLAN_FILE, check_plan, lock
 
 logger = logging.getLogger(__name__)
 
 CROSS_TRAIT_FILE = "cross_trait_scores.jsonl"
+SERVED_FILE = "served.jsonl"
 FORMER_SIDES = {"high": "positive", "low": "negative"}
 """What older folders call the sides; they also name the file of cross-trait scores across.jsonl. Both are read."""
 
@@ -48,6 +52,7 @@ class ElicitationRequest:
         question: index of the question in its list; for neutral replies, in the list of all distinct questions.
         rollout: which of several replies to the same prompt.
         system, user: the prompt.
+        conversation: the prompt as given, where it is more than these two; `user` is its last user message then.
     """
 
     index: int
@@ -59,10 +64,11 @@ class ElicitationRequest:
     rollout: int
     system: str | None
     user: str
+    conversation: tuple[dict[str, str], ...] | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        return conversation(self.user, self.system)
+        return conversation(self.user, self.system) if self.conversation is None else list(self.conversation)
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,14 @@ class Reply:
     """A reply to a request.
 
     Attributes:
-        text: without end-of-turn tokens.
+        text: the answer, without a thought and end-of-turn tokens.
         token_ids: as generated, including the end-of-turn token.
-        n_tokens: reply tokens, without end-of-turn tokens.
+        n_tokens: tokens of the answer, without a thought and end-of-turn tokens.
         finish: "eos", "length" or "context".
         seed: the seed it was sampled with.
         writer: the model that wrote it.
         batch, row: the file that holds its pooled states, and its row there.
+        answer_start: how many of the ids come before the answer: a thought and its marks.
     """
 
     request: ElicitationRequest
@@ -88,6 +95,12 @@ class Reply:
     writer: str
     batch: str = ""
     row: int = 0
+    answer_start: int = 0
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """Ids of the answer, `[n_tokens]`."""
+        return self.token_ids[self.answer_start : self.answer_start + self.n_tokens]
 
     @property
     def fingerprint(self) -> str:
@@ -201,6 +214,9 @@ class ReplyStore:
         """
         if not create and not (self.folder / PLAN_FILE).is_file():
             raise SettingError(f"{str(self.folder)!r} holds no replies; elicit them first (--stage elicit).")
+        if not create and "traits" in plan:  # some of the folder's traits may be left out
+            known = read_json(self.folder / PLAN_FILE).get("traits")
+            plan = {**plan, "traits": {**(known if isinstance(known, dict) else {}), **plan["traits"]}}
         check_plan(self.folder, plan, create)
 
     def add(self, batch: str, replies: Sequence[Reply], states: Mapping[str, np.ndarray]) -> None:
@@ -277,11 +293,23 @@ def to_record(reply: Reply) -> dict[str, Any]:
     """A reply as plain values, as a line of replies.jsonl holds it."""
     record = asdict(reply)
     record["token_ids"] = list(reply.token_ids)
+    if reply.request.conversation is None:
+        del record["request"]["conversation"]
     return record
 
 
 def as_reply(record: dict[str, Any]) -> Reply:
     """The reply of a record that `to_record` made."""
-    request = {**record["request"]}
-    request["side"] = FORMER_SIDES.get(request["side"], request["side"])
-    return Reply(**{**record, "request": ElicitationRequest(**request), "token_ids": tuple(record["token_ids"])})
+    return Reply(**{**record, "request": as_request(record["request"]), "token_ids": tuple(record["token_ids"])})
+
+
+def as_request(record: Mapping[str, Any]) -> ElicitationRequest:
+    """The request of a record."""
+    given = record.get("conversation")
+    return ElicitationRequest(
+        **{
+            **record,
+            "side": FORMER_SIDES.get(record["side"], record["side"]),
+            "conversation": None if given is None else tuple(given),
+        }
+    )

@@ -167,14 +167,17 @@ def check_judge(store: ReplyStore, name: str, traits: Sequence[TraitDefinition])
     path = store.folder / JUDGE_FILE
     prompts = {COHERENCE: COHERENCE_PROMPT, **{trait.name: trait.judge_prompt for trait in traits}}
     prints = {of: hashlib.sha256(prompt.encode()).hexdigest()[:16] for of, prompt in prompts.items()}
-    now = {"judge": name, "prompts": prints}
-    if not path.is_file():
-        write_atomically(path, json.dumps(now, indent=2) + "\n")
-    elif (before := read_json(path)) != now:
+    before = read_json(path) if path.is_file() else {"judge": name, "prompts": {}}
+    known = before.get("prompts")
+    known = known if isinstance(known, dict) else {}
+    if before.get("judge") != name or any(known.get(of, prints[of]) != prints[of] for of in prints):
         raise SettingError(
             f"The replies in {str(store.folder)!r} were judged by {before.get('judge')!r}; now it is {name!r}, or a "
             f"judge prompt has changed. To judge again, delete scores.jsonl, {CROSS_TRAIT_FILE} and {JUDGE_FILE} there."
         )
+    now = {"judge": name, "prompts": {**known, **prints}}
+    if now != before or not path.is_file():
+        write_atomically(path, json.dumps(now, indent=2) + "\n")
 
 
 def judge_of(store: ReplyStore) -> str:

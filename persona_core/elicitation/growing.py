@@ -1,0 +1,133 @@
+"""A folder's requests, and adding to them: more rollouts, questions, instructions, traits or neutral replies.
+
+What is there is kept. A request that the folder has answered keeps its index, on which its seed and its scores rest;
+what a larger plan adds is numbered on from there and batched by itself. The numbering is written down
+(`requests.jsonl`) before anything new is asked, so a run that was killed goes on with the same one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, ReplyStore, as_request
+from persona_core.elicitation.traits import TraitDefinition
+from persona_core.errors import SettingError
+from persona_core.utils.files import read_json, read_lines, write_atomically
+from persona_core.utils.workdir import PLAN_FILE
+
+if TYPE_CHECKING:
+    from persona_core.elicitation.elicit import ElicitationPlan
+
+REQUESTS_FILE = "requests.jsonl"
+DEFINITIONS = "definitions"
+COUNTS = (
+    "rollouts", "evaluation_rollouts", "neutral_rollouts", "pairs_per_question", "evaluation_pairs_per_question",
+)  # fmt: skip
+"""Settings of a plan that may grow; None is all pairs."""
+
+Stages = list[tuple[ElicitationRequest, ...]]
+
+
+def begin(store: ReplyStore, plan: ElicitationPlan, record: Mapping[str, Any]) -> Stages:
+    """The plan's requests with the indices that they have in this folder; what a larger plan adds is written down.
+
+    Args:
+        record: what the folder records about its replies; see `plan_record`.
+
+    Returns:
+        The requests in groups: those of the first plan, and those that were added later.
+
+    Raises:
+        SettingError: the folder was started with another plan that this one is not an extension of.
+    """
+    path, now = store.folder / PLAN_FILE, json.loads(json.dumps(record))
+    before = read_json(path) if path.is_file() else now
+    if before == now:
+        store.check_plan(record)
+    else:
+        _check_growth(store, plan, before, now)
+        known, added = _numbered(store, plan.requests())
+        lines = [{"stage": k, **asdict(r)} for k, stage in enumerate((known, added)) for r in stage]
+        write_atomically(store.folder / REQUESTS_FILE, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        write_atomically(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+    for trait in plan.traits:
+        definition = store.folder / DEFINITIONS / f"{trait.name}-{trait.fingerprint}.json"
+        if not definition.is_file():
+            trait.save(definition)
+    return _stages(store) or [tuple(plan.requests())]
+
+
+def _stages(store: ReplyStore) -> Stages:
+    found: dict[int, list[ElicitationRequest]] = {}
+    for _, line in read_lines(store.folder / REQUESTS_FILE):
+        found.setdefault(line.pop("stage"), []).append(as_request(line))
+    return [tuple(found[stage]) for stage in sorted(found)]
+
+
+def _numbered(
+    store: ReplyStore, requests: Sequence[ElicitationRequest]
+) -> tuple[list[ElicitationRequest], list[ElicitationRequest]]:
+    """The requests that the folder has answered, as they are, and the others with indices of their own."""
+    known = {_identity(reply.request): reply.request for reply in store.replies()}
+    questions = {r.user: r.question for r in known.values() if r.split == "neutral"}
+    served = (int(line["index"]) for _, line in read_lines(store.folder / SERVED_FILE))
+    earlier = (r.index for stage in _stages(store) for r in stage)
+    last = max((*(r.index for r in known.values()), *served, *earlier), default=-1)
+    added: list[ElicitationRequest] = []
+    for request in requests:
+        if _identity(request) in known:
+            continue
+        number = request.question
+        if request.split == "neutral":  # numbered over all traits' questions, among which new ones may stand anywhere
+            number = questions.setdefault(request.user, max(questions.values(), default=-1) + 1)
+        added.append(replace(request, index=last + 1 + len(added), question=number))
+    return list(known.values()), added
+
+
+def _identity(request: ElicitationRequest) -> tuple[Any, ...]:
+    return request.split, request.trait, request.side, request.pair, request.system, request.user, request.rollout
+
+
+def _check_growth(store: ReplyStore, plan: ElicitationPlan, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a plan that is not the folder's own with more in it."""
+    traits = before.get("traits", {})
+    store.check_plan({**now, **{name: before[name] for name in COUNTS if name in before}, "traits": traits})
+    folder = str(store.folder)
+    for name in COUNTS:
+        old, new = before.get(name), now.get(name)
+        if new is not None and (old is None or new < old):
+            option = f"--{name.replace('_', '-')}"
+            keep = f"{option} {old} or more" if old is not None else f"no {option}"
+            raise SettingError(
+                f"The run in {folder!r} was started with {name} = {old}; now it is {new}. What is there is kept: use "
+                f"{keep}, or another folder."
+            )
+    definitions = {trait.name: trait for trait in plan.traits}
+    if gone := [name for name in traits if name not in definitions]:
+        raise SettingError(
+            f"The run in {folder!r} has the trait {gone[0]!r} too. What is there is kept: name it as well (--traits "
+            f"{' '.join([*traits, *(n for n in definitions if n not in traits)])}), or use another folder."
+        )
+    for name, fingerprint in traits.items():
+        if definitions[name].fingerprint == fingerprint:
+            continue
+        path = store.folder / DEFINITIONS / f"{name}-{fingerprint}.json"
+        what = _changed(TraitDefinition.load(path), definitions[name]) if path.is_file() else "its definition"
+        if what:
+            raise SettingError(
+                f"The trait {name!r} is not the one that the run in {folder!r} was started with: {what} changed. "
+                "Questions and instructions can be added after the others; for anything else use another folder."
+            )
+
+
+def _changed(old: TraitDefinition, new: TraitDefinition) -> str | None:
+    """What of a definition is not as before, apart from what was added at the end of a list."""
+    before, after = old.to_dict(), new.to_dict()
+    for name, value in before.items():
+        now = after[name][: len(value)] if isinstance(value, list) else after[name]
+        if now != value:
+            return name
+    return None

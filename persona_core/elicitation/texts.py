@@ -1,0 +1,245 @@
+"""Labelled texts: the two sides of a trait given as replies that somebody has labelled, read in place by the model.
+
+A line of the file is one conversation that ends with a reply, the trait, and which side the reply is on:
+
+    {"messages": [{"role": "user", "content": "How was my talk?"}, {"role": "assistant", "content": "Superb!"}],
+     "trait": "sycophancy", "label": "positive"}
+
+This is how a base model, a model too small to follow an instruction, or a trait that nobody can elicit gets its
+vectors. Texts labelled "neutral" give the null; without any, the model answers the texts' own prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from persona_core.elicitation.drafting import judge_prompt
+from persona_core.elicitation.elicit import (
+    ElicitationPlan,
+    RequestBatch,
+    batches_of,
+    plan_record,
+    sink_limits,
+    write_batch,
+)
+from persona_core.elicitation.growing import begin
+from persona_core.elicitation.prompts import check_messages
+from persona_core.elicitation.server import ServedReply, read_batch
+from persona_core.elicitation.store import ElicitationRequest, ReplyStore
+from persona_core.elicitation.traits import TraitDefinition
+from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.models.language_model import LanguageModel
+from persona_core.utils.files import records
+
+LABELS = {"positive": "positive", "negative": "negative", "neutral": "neutral", True: "positive", False: "negative"}
+"""Values of `label`; true and false are the two sides."""
+FIELDS = ("messages", "trait", "label")
+MIN_PROMPTS = 4
+"""Prompts that a trait's texts must answer: two to extract from, one to choose the block, one to report on."""
+MIN_TEXTS = 4
+WRITER = "given"
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A conversation that ends with a reply, and which side of which trait the reply is on.
+
+    Attributes:
+        messages: each a {"role", "content"}; the last is the assistant's.
+        label: "positive", "negative" or "neutral".
+        trait: its name; None for a neutral text.
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+    label: str
+    trait: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The conversation before the reply, as one text: the user's words where that is all."""
+        before = self.messages[:-1]
+        if [m["role"] for m in before] == ["user"]:
+            return before[0]["content"]
+        return "\n\n".join(f"{m['role']}: {m['content']}" for m in before)
+
+
+def load_texts(path: str | Path) -> tuple[LabelledText, ...]:
+    """The labelled texts of a `.jsonl` file.
+
+    Raises:
+        NotFound, CorruptFile: the message names file, line and field.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise NotFound(
+            f"No file {str(path)!r}. Name a .jsonl file of labelled texts: {', '.join(FIELDS)} in each line."
+        )
+    found = [_checked(record, where) for where, record in records(file)]
+    if not found:
+        raise CorruptFile(f"{path}: the file is empty.")
+    return tuple(found)
+
+
+def _checked(record: Mapping[str, Any], where: str) -> LabelledText:
+    if unknown := sorted(set(record) - set(FIELDS)):
+        raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}.")
+    label = record.get("label")
+    if not isinstance(label, (str, bool)) or label not in LABELS:
+        raise CorruptFile(f"{where}: the field 'label' is {label!r}; expected positive, negative or neutral.")
+    side, trait, messages = LABELS[label], record.get("trait"), record.get("messages")
+    if side != "neutral" and not (isinstance(trait, str) and trait.strip()):
+        raise CorruptFile(f"{where}: the field 'trait' is missing; only a neutral text has none.")
+    if not isinstance(messages, list):
+        raise CorruptFile(f"{where}: the field 'messages' is not a list.")
+    check_messages(messages, where)
+    if not messages[-1]["content"].strip():
+        raise CorruptFile(f"{where}: the reply is empty.")
+    return LabelledText(tuple(messages), side, None if side == "neutral" else trait)
+
+
+@dataclass(frozen=True, repr=False)
+class TextsPlan(ElicitationPlan):
+    """A plan whose replies are given; from `texts_plan`."""
+
+    texts: tuple[LabelledText, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        content = [(t.messages, t.label, t.trait) for t in self.texts]
+        digest = hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
+        return {**super().to_dict(), "texts": {"n": len(self.texts), "fingerprint": digest}}
+
+    def requests(self) -> list[ElicitationRequest]:
+        """One for each text, in their order; then neutral ones for the model, if no text is neutral."""
+        return [request for request, _ in self._numbered()]
+
+    def given(self) -> dict[int, str]:
+        """The replies that are given, by index of their request."""
+        return {request.index: text for request, text in self._numbered() if text is not None}
+
+    def _numbered(self) -> list[tuple[ElicitationRequest, str | None]]:
+        places = {
+            (trait.name, question): (split, number)
+            for trait in self.traits
+            for split, questions in (
+                ("extraction", trait.extraction_questions), ("evaluation", trait.evaluation_questions),
+            )
+            for number, question in enumerate(questions)
+        }  # fmt: skip
+        neutral = list(dict.fromkeys(t.prompt for t in self.texts if t.label == "neutral"))
+        found: list[tuple[ElicitationRequest, str | None]] = []
+        for text in self.texts:
+            split, number = (
+                ("neutral", neutral.index(text.prompt)) if text.trait is None else places[text.trait, text.prompt]
+            )
+            found.append((_request(len(found), split, number, text), text.messages[-1]["content"]))
+        if not neutral:
+            by_prompt = {text.prompt: replace(text, label="neutral", trait=None) for text in self.texts}
+            for number, text in enumerate(by_prompt.values()):
+                for rollout in range(self.neutral_rollouts):
+                    request = _request(len(found), "neutral", number, text)
+                    found.append((replace(request, rollout=rollout), None))
+        return found
+
+
+def _request(index: int, split: str, question: int, text: LabelledText) -> ElicitationRequest:
+    before = text.messages[:-1]
+    users = [m["content"] for m in before if m["role"] == "user"]
+    return ElicitationRequest(
+        index, split, text.trait, text.label, None, question, 0, system=None, user=users[-1] if users else "",
+        conversation=tuple(dict(m) for m in before),
+    )  # fmt: skip
+
+
+def texts_plan(texts: Sequence[LabelledText], traits: Sequence[TraitDefinition] = (), **settings: Any) -> TextsPlan:
+    """A plan for labelled texts: half of each trait's prompts to extract from, a quarter to choose the block on, a
+    quarter to report on. All texts that answer one prompt are on one side of that split.
+
+    Args:
+        texts: from `load_texts`.
+        traits: definitions of these traits, for the descriptions; a trait without one is described by its name.
+        settings: as in `ElicitationPlan`; `sampling` and `neutral_rollouts` count where no text is neutral.
+
+    Raises:
+        SettingError: too few texts or prompts of a trait; the message has the counts.
+    """
+    known = {trait.name: trait for trait in traits}
+    names = dict.fromkeys(text.trait for text in texts if text.trait is not None)
+    if not names:
+        raise SettingError("The texts are all neutral; label some of them positive and some negative.")
+    seed = settings.get("seed", 0)
+    found = [_definition(name, [t for t in texts if t.trait == name], known.get(name), seed) for name in names]
+    return TextsPlan(tuple(found), texts=tuple(texts), **settings)
+
+
+def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition | None, seed: int) -> TraitDefinition:
+    """The trait with the texts' prompts as its questions."""
+    sides = {side: [t for t in texts if t.label == side] for side in ("positive", "negative")}
+    prompts = {side: list(dict.fromkeys(t.prompt for t in found)) for side, found in sides.items()}
+    counts = ", ".join(f"{len(sides[s])} {s} to {len(prompts[s])} prompts" for s in sides)
+    if min(map(len, sides.values())) < MIN_TEXTS or min(map(len, prompts.values())) < MIN_PROMPTS:
+        raise SettingError(
+            f"Too few labelled texts of {name!r}: {counts}. At least {MIN_TEXTS} of each side are needed, to "
+            f"{MIN_PROMPTS} different prompts: some are held out, and a prompt is never on both sides of a split."
+        )
+    rng = np.random.default_rng(seed)
+    parts: tuple[list[str], ...] = ([], [], [])  # to extract from, to choose the block on, to report on
+    only_negative = [p for p in prompts["negative"] if p not in prompts["positive"]]
+    for group in (prompts["positive"], only_negative):  # each of them split alike, however the file is sorted
+        for place, i in enumerate(rng.permutation(len(group))):
+            parts[(0, 1, 0, 2)[place % 4]].append(group[int(i)])
+    described = known or TraitDefinition(
+        name=name,
+        description=f"What the texts labelled {name!r} have in common.",
+        positive=(f"Reply as the texts labelled {name} do.",),
+        negative=(f"Reply as the texts not labelled {name} do.",),
+        extraction_questions=("-",),
+        evaluation_questions=("--",),
+        judge_prompt=judge_prompt(f"{name}.", f"0: not at all {name}. 100: as {name} as can be."),
+    )
+    return replace(described, extraction_questions=tuple(parts[0]), evaluation_questions=(*parts[1], *parts[2]))
+
+
+def read_texts(
+    lm: LanguageModel, plan: TextsPlan, store: ReplyStore, progress: bool = True
+) -> list[tuple[ElicitationRequest, str]]:
+    """Read every text of the plan that the store does not hold yet, and write neutral replies where none are given.
+
+        plan = texts_plan(load_texts("labelled.jsonl"))
+        with ReplyStore("outputs/labelled") as store:
+            failed = read_texts(lm, plan, store)
+            label_replies(store, plan.traits, GIVEN)
+
+    Returns:
+        Texts that could not be read, with the reason.
+
+    Raises:
+        SettingError: the store was started with other texts, or another model.
+    """
+    given = {index: ServedReply(text, WRITER) for index, text in plan.given().items()}
+    stages = begin(store, plan, plan_record(plan, lm))
+    todo = [[r for r in stage if (r.index in given) == is_given] for stage in stages for is_given in (True, False)]
+    batches, max_norm = batches_of(todo, plan.batch_size), None
+    failed: list[tuple[ElicitationRequest, str]] = []
+    with tqdm(total=sum(len(b.requests) for b in batches), desc="reading", unit="text", disable=not progress) as bar:
+        for batch in batches:
+            missing = RequestBatch(
+                store.free_name(batch.name), tuple(r for r in batch.requests if not store.has(r.index))
+            )
+            if missing.requests:
+                max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
+                if missing.requests[0].index in given:
+                    written = read_batch(lm, plan, missing, given, WRITER, max_norm)
+                else:
+                    written = write_batch(lm, plan, missing, max_norm)
+                store.add(missing.name, written.replies, written.states)
+                failed += written.failed
+            bar.update(len(batch.requests))
+    return failed
