@@ -216,6 +216,11 @@ class GenerationRun:
         reply = list(zip(self.pieces(row), self.roles(row), strict=True))[len(self.prompts[row].token_ids) :]
         return "".join(piece for piece, role in reply if role == "assistant")
 
+    def answer_start(self, row: int) -> int:
+        """Tokens of the reply before its answer: a thought and its marks."""
+        roles = self.roles(row)[len(self.prompts[row].token_ids) :]
+        return roles.index("assistant") if "assistant" in roles else 0
+
     def n_reply_tokens(self, row: int) -> int:
         """Tokens of the answer, without a thought and end-of-turn tokens."""
         return sum(role == "assistant" for role in self.roles(row)[len(self.prompts[row].token_ids) :])

@@ -199,6 +199,11 @@ class ChatFormat:
             at += len(piece)
         return found
 
+    def answer_of(self, text: str) -> str:
+        """A reply's text without the thought before it."""
+        marks = self.thought_marks
+        return text if marks is None or marks.closing not in text else text.partition(marks.closing)[2].lstrip()
+
     def opens_thought(self, prompt_text: str) -> bool:
         """Whether a rendered prompt ends inside a thought."""
         return self.thought_marks is not None and self.thought_marks.is_open(prompt_text)

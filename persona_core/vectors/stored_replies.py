@@ -54,7 +54,7 @@ def held_out(store: ReplyStore, trait: str, min_coherence: float, position: str 
         states=store.states(replies, position),
         texts=tuple(r.text for r in replies),
         n_tokens=np.array([r.n_tokens for r in replies]),
-        token_ids=tuple(r.token_ids[: r.n_tokens] for r in replies),
+        token_ids=tuple(r.answer_ids for r in replies),
         positive=np.array([r.request.side == "positive" for r in replies]),
         question=np.array([r.request.question for r in replies]),
         score=np.array([scores[r.request.index].trait for r in replies], float),

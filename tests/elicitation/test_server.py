@@ -12,8 +12,10 @@ import pytest
 from persona_core.elicitation.server import SERVED_FILE, elicit_served
 from persona_core.elicitation.store import ReplyStore
 from persona_core.errors import ServerError
+from persona_core.models.loading import wrap_model
 from tests.elicitation.test_elicit import plan
 from tests.support import oracle
+from tests.support.chat_templates import tokenizer_for
 from tests.support.openai_server import Answer, completion, error, serving
 from tests.support.tiny import tiny_lm
 
@@ -44,6 +46,38 @@ def test_the_server_gets_the_requests_of_the_plan_and_the_local_model_reads_the_
         full = oracle.states(lm.model, list(lm.blocks.modules), [*prompt, *reply.token_ids])
         wanted = full[:, len(prompt) :].mean(1)
         assert oracle.relative_error(state, wanted) < 1e-4
+
+
+def test_a_server_that_thinks_gives_thought_and_answer_apart(tmp_path: Path) -> None:
+    """The thought is read, and is in neither the judged text nor the mean of the reply."""
+    lm = wrap_model(
+        tiny_lm("llama", "opens-thought").model, tokenizer_for("opens-thought"), template_kwargs={"depth": 2}
+    )
+
+    def thinking(_body: dict[str, Any], number: int) -> Answer:
+        if number == 1:  # as a server without a reasoning parser gives it
+            return completion("Hm, hm.\n</think>\n\nYes, do it.")
+        if number == 2:  # cut off inside the thought
+            return completion("Hm, hm, hm")
+        return completion("Yes, do it.", reasoning_content="Hm, hm.")
+
+    with serving(thinking) as server, ReplyStore(tmp_path) as store:
+        failed = elicit_served(
+            lm, plan(), store, "m", server.url, api_key="k", timeout=5.0, max_retries=1, progress=False, concurrency=1
+        )
+        replies = store.replies()
+        states = list(store.states(replies))
+    body = server.requests[0]
+    assert body["chat_template_kwargs"] == {"depth": 2} and body["max_tokens"] > 8 + 1024
+    assert len(failed) == 1 and "does not continue the prompt" in failed[0][1]
+    assert len(replies) == len(plan().requests()) - 1
+    for reply, state in zip(replies[:3], states[:3], strict=True):
+        assert reply.text == "Yes, do it."
+        assert lm.tokenizer.decode(list(reply.answer_ids)) == "Yes, do it."
+        prompt = lm.chat.render(reply.request.messages).token_ids
+        full = oracle.states(lm.model, list(lm.blocks.modules), [*prompt, *reply.token_ids])
+        start = len(prompt) + reply.answer_start
+        assert reply.answer_start > 5 and oracle.relative_error(state, full[:, start:].mean(1)) < 1e-4
 
 
 def test_what_arrived_is_never_requested_again(tmp_path: Path) -> None:
