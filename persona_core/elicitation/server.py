@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,6 @@ from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Repl
 from persona_core.errors import PersonaError, PromptError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
-from persona_core.inference.sections import answer_positions
 from persona_core.inference.sections import answer_positions
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import append_lines, read_lines
