@@ -1,7 +1,7 @@
 """A chat template: Jinja source from a model's repository, rendered as transformers renders it.
 
 The environment is transformers' own, with its functions (`raise_exception`, `strftime_now`, …). Only the clock is
-fixed, so that a prompt is the same from day to day.
+fixed, so that a prompt is the same from day to day, and loops and texts have limits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from persona_core.errors import PromptError, SettingError
+from persona_core.models.guarded_jinja import GuardedTemplate
 
 # Llama 3.1 and later, gpt-oss, Granite and others write today's date. This one is the date that Llama's templates fall
 # back to. `template_kwargs={"date": "2025-01-31"}` sets another.
@@ -42,7 +43,8 @@ class ChatTemplate:
         date = _date(arguments.get("date"))
         self._arguments = {**special_tokens, "strftime_now": lambda form: date.strftime(form), **arguments}
         try:
-            self._compiled: jinja2.Template = _compile_jinja_template(source)
+            self._environment: jinja2.Environment = _compile_jinja_template(source).environment
+            self._guarded = GuardedTemplate(self._environment, source)
         except Exception as error:  # the source is anybody's: not only syntax errors come out of the compiler
             raise PromptError(f"The chat template cannot be compiled: {error}") from error
 
@@ -53,7 +55,7 @@ class ChatTemplate:
             PromptError: the template rejects it.
         """
         try:
-            return self._compiled.render(
+            return self._guarded.render(
                 messages=[dict(m) for m in messages],
                 tools=None,
                 documents=None,
@@ -67,7 +69,7 @@ class ChatTemplate:
 
     def literals(self) -> tuple[str, ...]:
         """The strings in the template's code, which it may look for in a message; longest first."""
-        tree = self._compiled.environment.parse(self.source)
+        tree = self._environment.parse(self.source)
         found = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
         return tuple(sorted((text for text in found if text.strip()), key=lambda text: (-len(text), text)))
 

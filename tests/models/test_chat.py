@@ -184,6 +184,17 @@ def test_the_date_is_the_same_every_day_and_can_be_set() -> None:
         "{{ messages[7].role }}",
         "{{ [].pop() }}",
         "{{ missing() }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        # What would take hours, or all memory:
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10 ** 11 }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% set text = 'a' * 10 ** 7 %}{% for i in range(9999) %}{{ text }}{% endfor %}",
+        "{{ 'a'.ljust(10 ** 9) }}",
+        "{{ 'a' | center(10 ** 9) }}",
+        "{{ '%999999999d' % 1 }}",
     ],
 )
 def test_a_template_that_raises_is_refused_at_once(template: str) -> None:
