@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.analysis.statistics import exact_share
+import numpy as np
+
+from persona_core.analysis.statistics import Estimate, bounded, exact_share
 from scripts import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -26,6 +28,18 @@ def save(name: str, figures: Any) -> None:
 def share(hits: int, n: int) -> dict[str, float | int]:
     """A share with its exact binomial interval."""
     return exact_share(hits, n).to_dict()
+
+
+def share_by_cluster(hits: np.ndarray, clusters: np.ndarray) -> dict[str, float | int]:
+    """A share of trials `[n]` of which those of one cluster go together, with its interval over clusters.
+
+    >>> share_by_cluster(np.arange(180) < 10, np.arange(180) // 10)["high"] > share(10, 180)["high"]
+    True
+    """
+    weight = np.asarray(hits, float)
+    found = bounded(lambda w: float(w @ weight / w.sum()), clusters) if len(weight) else None
+    value = float(weight.mean()) if len(weight) else 0.0
+    return (found or Estimate(value, 0.0, 1.0, len(np.unique(clusters)))).to_dict()
 
 
 def demo_monitor(adapter: str | None = None) -> PersonaMonitor:

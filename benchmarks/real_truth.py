@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import couplings
-from benchmarks.common import save, share
+from benchmarks.common import save, share, share_by_cluster
 from benchmarks.labelled_states import NEUTRAL, LabelledStates, labels_of, read_states, reply_states
 from benchmarks.real_directions import choose_block, fit, tried
 from demo_world.grammar import World, load_world
@@ -171,7 +171,8 @@ def alarms(neutral: Sequence[Trace], prompts: Sequence[Prompt], kinds: Sequence[
     return {
         "n_prompts": len(prompts),
         "other_prompts": _folds(neutral, prompts, kinds, by_prompt, everyday),
-        "other_kinds": _folds(neutral, prompts, kinds, by_kind, everyday),
+        # What holds for a kind that the null has not seen rests on as many trials as there are kinds.
+        "other_kinds": _folds(neutral, prompts, kinds, by_kind, everyday, clusters=kinds),
         "tasks_by_an_everyday_null": _folds(neutral, prompts, kinds, np.where(everyday, 0, 1), everyday, only=[1]),
     }
 
@@ -183,9 +184,11 @@ def _folds(
     fold: np.ndarray,
     everyday: np.ndarray,
     only: Sequence[int] | None = None,
+    clusters: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Each fold's replies with detectors of the others."""
-    alarmed, stated, ordinary = [], [], []
+    """Each fold's replies with detectors of the others; intervals over `clusters` of replies, None: over prompts."""
+    unit = [p.id for p in prompts] if clusters is None else clusters
+    alarmed, stated, ordinary, units = [], [], [], []
     for part in sorted(set(fold)) if only is None else only:
         null = np.flatnonzero(fold != part).tolist()
         detectors = calibrate_detectors(
@@ -199,12 +202,18 @@ def _folds(
             alarmed.append(any(alarm is not None for alarm in found))
             stated.append(not detectors.caveats(neutral[i]))
             ordinary.append(bool(everyday[i]))
-    raised, known, plain = np.array(alarmed), np.array(stated), np.array(ordinary)
+            units.append(unit[i])
+    raised, known, plain, cluster = np.array(alarmed), np.array(stated), np.array(ordinary), np.array(units)
+
+    def share_of(hits: np.ndarray, where: np.ndarray) -> dict[str, float | int]:
+        return share_by_cluster(hits[where], cluster[where])
+
+    every = np.ones(len(raised), bool)
     return {
-        "any_alarm": share(int(raised.sum()), len(raised)),
-        "any_alarm_where_a_rate_is_stated": share(int((raised & known).sum()), max(1, int(known.sum()))),
-        "no_rate_stated": share(int((~known).sum()), len(known)),
-        "no_rate_stated_everyday": share(int((~known & plain).sum()), max(1, int(plain.sum()))),
+        "any_alarm": share_of(raised, every),
+        "any_alarm_where_a_rate_is_stated": share_of(raised, known),
+        "no_rate_stated": share_of(~known, every),
+        "no_rate_stated_everyday": share_of(~known, plain),
     }
 
 
