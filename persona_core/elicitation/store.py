@@ -79,7 +79,7 @@ class Reply:
         text: the answer, without a thought and end-of-turn tokens.
         token_ids: as generated, including the end-of-turn token.
         n_tokens: tokens of the answer, without a thought and end-of-turn tokens.
-        finish: "eos", "length" or "context".
+        finish: "eos", "length", "context" or "thought" (too long, so there is no answer).
         seed: the seed it was sampled with.
         writer: the model that wrote it.
         batch, row: the file that holds its pooled states, and its row there.

@@ -71,6 +71,7 @@ const ENDS = {
   eos: "complete",
   length: "reached the token limit",
   context: "reached the end of the context",
+  thought: "the thought reached its limit; there is no answer",
   stopped: "stopped",
   read: "read, not generated",
 };

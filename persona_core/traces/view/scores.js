@@ -135,6 +135,12 @@ function meanOver(scores, from, to) {
   return count ? rounded(sum / count) : NaN;
 }
 
+// Where a side's answer begins: behind the prompt and a thought.
+function answerStart(side) {
+  const at = side.roles.indexOf("assistant", side.n_prompt);
+  return side.roles.includes("thinking") && at >= 0 ? at : side.n_prompt;
+}
+
 // The score at full colour.
 function scaleOf(model, choices, traits) {
   if (inDeviations(choices.kind) && choices.scale === "fixed") return SD_SCALE;
@@ -157,7 +163,7 @@ function peakOf(model, trait, choices) {
   let best = null;
   model.sides.forEach((side) => {
     const scores = scoresOf(model, side, trait, choices);
-    for (let i = side.n_prompt; i < side.n; i++)
+    for (let i = answerStart(side); i < side.n; i++)
       if (!side.special[i] && scores[i] > (best?.score ?? -Infinity)) best = { score: scores[i], position: i + side.shift };
   });
   return best?.position ?? model.length - 1;
@@ -167,7 +173,7 @@ function peakOf(model, trait, choices) {
 function strongestTrait(model, choices, traits) {
   let best = null;
   for (const trait of traits) {
-    const means = model.sides.map((side) => meanOver(scoresOf(model, side, trait, choices), side.n_prompt, side.n - 1));
+    const means = model.sides.map((side) => meanOver(scoresOf(model, side, trait, choices), answerStart(side), side.n - 1));
     const weight = means.length < 2 ? means[0] : Math.abs(means[1] - means[0]);
     if (weight > (best?.weight ?? -Infinity)) best = { trait, weight };
   }
