@@ -96,6 +96,7 @@ def tried(
         return table_row(lambda k: scores[:, k], held_out, n)
 
     covariance = within_class_covariance(fitting.at(block)[fitting.label == k] for k in range(NEUTRAL, n))
+    unlimited = within_class_covariance((fitting.at(block)[fitting.label == k] for k in range(NEUTRAL, n)), 0.0)
     neutral_only = within_class_covariance([fitting.at(block)[fitting.label == NEUTRAL]])
     rest = np.stack([d[[i for i in range(n) if i != k]].mean(0) for k in range(n)])
     z = at @ (w / np.sqrt(neutral_only.along(w))[:, None]).T
@@ -108,6 +109,7 @@ def tried(
     return {
         "mean difference": along(d),
         "whitened, within-class covariance": along(w),
+        "whitened, shrunk by the rule of Ledoit and Wolf alone": along(unlimited.solve(d)),
         "whitened, covariance of neutral tokens": along(neutral_only.solve(d)),
         "whitened, trait minus the other traits": along(covariance.solve(d - rest)),
         "whitened, less the mean of the others": table_row(lambda k: less_others[:, k], held_out, n),

@@ -7,7 +7,8 @@ A token's projection on v also carries everything else that varies along v; u we
 varies otherwise (Fisher's linear discriminant). A model is read along u and steered along v.
 
 W is the pooled covariance around the mean of each class (each side of each trait, and the neutral replies), shrunk
-towards a multiple of the identity by the rule of Ledoit and Wolf (2004). It is accumulated one class and one block at
+towards a multiple of the identity by the rule of Ledoit and Wolf (2004), but at least by `MIN_SHRINKAGE`. It is
+accumulated one class and one block at
 a time: memory for about four `[d_model, d_model]` matrices in float64, whatever the number of replies (558 MB at a
 width of 4,096).
 """
@@ -23,6 +24,12 @@ from persona_core.errors import SettingError
 
 MIN_TOKENS = 50
 """Fewer sampled tokens than this are no basis for a covariance."""
+
+MIN_SHRINKAGE = 0.3
+"""The rule's own estimate, about 0.005, is the best one for data like those it is made of, in which every token of a
+reply counts for the trait that was asked for. On SmolLM2 this value costs 0.003 of the AUROC on held-out sentences with
+such labels. In the demo world it finds the sentence that announces a trait within 2 tokens in 87 % of texts, where the
+rule's finds 69 % and the mean difference 92 %; in texts without one the score stays 31 SD high, and not 3."""
 
 MAX_TOKENS = 40_000
 """Sampled tokens that a covariance is made of, over all classes."""
@@ -57,11 +64,12 @@ class Covariance:
         return np.einsum("nd,de,ne->n", directions, self.sample, directions)
 
 
-def within_class_covariance(classes: Iterable[np.ndarray]) -> Covariance:
+def within_class_covariance(classes: Iterable[np.ndarray], min_shrinkage: float = MIN_SHRINKAGE) -> Covariance:
     """The pooled covariance of states around the mean of their class.
 
     Args:
         classes: the states of one class after the other, `[n_tokens, d_model]` each, without NaN.
+        min_shrinkage: the least shrinkage; 0 leaves it to the rule of Ledoit and Wolf.
 
     Raises:
         SettingError: too few tokens.
@@ -93,7 +101,7 @@ def within_class_covariance(classes: Iterable[np.ndarray]) -> Covariance:
         )
     spread = float((sample**2).sum()) - d * scale**2  # ‖S - scale I‖²
     error = (fourth / n - float((sample**2).sum())) / n
-    shrinkage = 1.0 if spread <= 0 else min(1.0, max(error, 0.0) / spread)
+    shrinkage = 1.0 if spread <= 0 else min(1.0, max(error / spread, min_shrinkage))
     return Covariance(sample, scale, shrinkage, n)
 
 
@@ -130,6 +138,7 @@ def reading_directions(
     others: Sequence[TokensAt],
     neutral: TokensAt,
     whiten: bool = True,
+    min_shrinkage: float = MIN_SHRINKAGE,
 ) -> ReadingDirections:
     """Reading directions of all traits at all blocks, and their log odds against neutral.
 
@@ -139,6 +148,7 @@ def reading_directions(
         others: further classes, such as the traits' negative replies; they count for the covariance only.
         neutral: tokens of neutral replies.
         whiten: whether to whiten; False reads along the vectors themselves.
+        min_shrinkage: of the covariance.
     """
     n_blocks, d_model = next(iter(vectors.values())).shape
     directions = {t: np.empty((n_blocks, d_model), np.float32) for t in vectors}
@@ -147,7 +157,7 @@ def reading_directions(
     for block in range(n_blocks):
         means: dict[str, np.ndarray] = {}
         plain = neutral(block)  # [n_tokens, d_model]
-        covariance = within_class_covariance(_classes(block, positive, others, plain, means))
+        covariance = within_class_covariance(_classes(block, positive, others, plain, means), min_shrinkage)
         at = np.stack([v[block] for v in vectors.values()]).astype(np.float64)  # [n_traits, d_model]
         found = covariance.solve(at) if whiten else at
         found /= np.linalg.norm(found, axis=1, keepdims=True)

@@ -9,7 +9,13 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from persona_core.analysis.statistics import auroc
 from persona_core.errors import SettingError
-from persona_core.vectors.whitening import ReadingDirections, plain_tokens, reading_directions, within_class_covariance
+from persona_core.vectors.whitening import (
+    MIN_SHRINKAGE,
+    ReadingDirections,
+    plain_tokens,
+    reading_directions,
+    within_class_covariance,
+)
 
 
 def anisotropic(n: int, mean: np.ndarray, seed: int) -> np.ndarray:
@@ -22,12 +28,20 @@ def anisotropic(n: int, mean: np.ndarray, seed: int) -> np.ndarray:
 
 def test_the_covariance_is_ledoit_and_wolfs() -> None:
     classes = [anisotropic(300, np.zeros(12), 1), anisotropic(200, np.full(12, 7.0), 2)]
-    found = within_class_covariance(classes)
+    found = within_class_covariance(classes, min_shrinkage=0.0)
     centred = np.concatenate([c - c.mean(0) for c in classes])
     oracle = LedoitWolf(assume_centered=True).fit(centred)
     np.testing.assert_allclose(found.shrinkage, oracle.shrinkage_, rtol=1e-4)
     wanted = np.linalg.solve(oracle.covariance_, np.arange(12.0))
     np.testing.assert_allclose(found.solve(np.arange(12.0)[None])[0], wanted, rtol=1e-3)
+
+
+def test_it_is_shrunk_at_least_as_far_as_is_asked_for() -> None:
+    classes = [anisotropic(300, np.zeros(12), 1), anisotropic(200, np.full(12, 7.0), 2)]
+    found, rule = within_class_covariance(classes), within_class_covariance(classes, min_shrinkage=0.0)
+    assert rule.shrinkage < MIN_SHRINKAGE == found.shrinkage
+    wanted = 0.7 * rule.sample + 0.3 * np.trace(rule.sample) / 12 * np.eye(12)
+    np.testing.assert_allclose(found.solve(np.arange(12.0)[None])[0], np.linalg.solve(wanted, np.arange(12.0)))
 
 
 def test_fewer_tokens_than_channels_still_give_a_direction() -> None:
@@ -51,10 +65,12 @@ def two_traits(n: int, seed: int) -> dict[str, np.ndarray]:
     return {name: anisotropic(n, mean, seed + i) for i, (name, mean) in enumerate(means.items())}
 
 
-def reading(states: dict[str, np.ndarray], whiten: bool = True) -> tuple[dict[str, np.ndarray], ReadingDirections]:
+def reading(
+    states: dict[str, np.ndarray], whiten: bool = True, min_shrinkage: float = 0.0
+) -> tuple[dict[str, np.ndarray], ReadingDirections]:
     vectors = {t: (states[t].mean(0) - states["neutral"].mean(0))[None] for t in ("candour", "malice")}
     positive = {t: (lambda _, t=t: states[t]) for t in vectors}
-    return vectors, reading_directions(vectors, positive, [], lambda _: states["neutral"], whiten)
+    return vectors, reading_directions(vectors, positive, [], lambda _: states["neutral"], whiten, min_shrinkage)
 
 
 def test_the_direction_is_that_of_a_linear_discriminant() -> None:
@@ -66,15 +82,16 @@ def test_the_direction_is_that_of_a_linear_discriminant() -> None:
     assert cosine > 0.999 and np.linalg.norm(found.directions["candour"][0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_it_tells_held_out_tokens_apart_where_the_mean_difference_does_not() -> None:
-    vectors, found = reading(two_traits(2000, 0))
+@pytest.mark.parametrize(("min_shrinkage", "gain"), [(0.0, 0.15), (MIN_SHRINKAGE, 0.05)])
+def test_it_tells_held_out_tokens_apart_where_the_mean_difference_does_not(min_shrinkage: float, gain: float) -> None:
+    vectors, found = reading(two_traits(2000, 0), min_shrinkage=min_shrinkage)
     held_out = two_traits(2000, 50)
 
     def area(direction: np.ndarray) -> float:
         scores = np.concatenate([held_out["candour"] @ direction, held_out["neutral"] @ direction])
         return auroc(scores, np.repeat([True, False], 2000))
 
-    assert area(found.directions["candour"][0]) > area(vectors["candour"][0]) + 0.15
+    assert area(found.directions["candour"][0]) > area(vectors["candour"][0]) + gain
 
 
 def test_the_log_odds_are_those_of_a_discriminant_with_equal_priors() -> None:
