@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.bounded import Statistic
-from persona_core.analysis.statistics import bounded, bounded_difference
+from persona_core.analysis.statistics import bounded, bounded_difference, jackknifed
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.vectors.held_out import figure
 
@@ -19,6 +19,8 @@ MATCH_STEPS = 7
 """Strengths of the random arm that are tried at most to match the vector arm's coherence."""
 MATCH_TOLERANCE = 5.0
 """Points of coherence, of 100, by which a match may differ; the intervals of the arms are about twice as wide."""
+MIN_DIFFERING = 6
+"""Questions. Simulated with 20 questions and 3 replies, the interval then covers in 93 to 99 % of the data sets."""
 MAX_FACTOR = 16.0
 """The random arm is pushed up to this many times the vector arm's strength."""
 
@@ -102,9 +104,17 @@ def _figure(values: np.ndarray) -> dict[str, Any] | None:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any] | None:
-    """Mean difference where both scores are known, with an interval over questions; None where there is none."""
+    """Mean difference where both scores are known, with an interval over questions; None where there is none.
+
+    Student's t over the questions' own differences where `MIN_DIFFERING` of them differ: an arm that never shows the
+    trait has no spread, and the interval of a share alone would hide effects of up to 17 points of 100.
+    """
     known = np.isfinite(first) & np.isfinite(second)
-    return figure(bounded_difference(_mean(first[known]), _mean(second[known]), np.nonzero(known)[0], 0, 100))
+    of = np.nonzero(known)[0]
+    change = (first - second)[known]
+    if len(np.unique(of[change != 0])) >= MIN_DIFFERING:
+        return figure(jackknifed(_mean(change), of))
+    return figure(bounded_difference(_mean(first[known]), _mean(second[known]), of, 0, 100))
 
 
 def _mean(values: np.ndarray) -> Statistic:

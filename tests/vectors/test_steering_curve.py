@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from persona_core.vectors.steering_curve import MATCH_STEPS, Scores, matched_on_coherence, steering_curve
+from persona_core.vectors.steering_curve import MATCH_STEPS, Scores, _difference, matched_on_coherence, steering_curve
 from persona_core.vectors.verdict import steering_flags
 
 QUESTIONS, SEEDS = 12, 3
@@ -72,7 +72,7 @@ def test_where_no_random_push_is_as_incoherent_there_is_no_comparison_and_the_co
     found = matched_on_coherence(scores, 1.0, world.more)
     assert found["effect"] is None and max(world.tried) == 16.0 and found["coherence_random"]["value"] > 95
     ((control, says),) = steering_flags({**steering_curve(scores, STRENGTHS), "matched": found})
-    assert control == "steering" and "no strength of random directions" in says
+    assert control == "steering" and "at no strength tried were replies along random directions as incoherent" in says
 
 
 def test_nothing_is_written_where_the_arms_are_equally_coherent_already() -> None:
@@ -92,3 +92,20 @@ def test_a_score_of_zero_everywhere_is_no_certainty() -> None:
 def test_older_curves_without_a_match_are_judged_by_their_effect() -> None:
     older = {"effect": {"value": 20.0, "low": 8.0, "high": 30.0, "n": 10}}
     assert not list(steering_flags(older))
+
+
+@pytest.mark.parametrize(("share", "concentration"), [(0.1, 1.0), (0.2, 5.0), (0.4, 1.0)])
+def test_the_effects_interval_covers_where_the_random_arm_never_shows_the_trait(
+    share: float, concentration: float
+) -> None:
+    """20 questions with 3 replies each, which show the trait or not; 250 data sets."""
+    rng, covered, found_some = np.random.default_rng(4), 0, 0
+    for _ in range(250):
+        of_question = rng.beta(concentration * share, concentration * (1 - share), 20)
+        first = 100.0 * (rng.random((20, 3)) < of_question[:, None])
+        found = _difference(first, np.zeros((20, 3)))
+        assert found is not None
+        covered += found["low"] <= 100 * share <= found["high"]
+        found_some += found["low"] > 0
+    assert covered / 250 >= 0.92
+    assert found_some / 250 > (0.9 if share >= 0.2 else 0.1)
