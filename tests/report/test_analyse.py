@@ -195,7 +195,7 @@ def test_the_baseline_alarms_about_as_often_as_chance_says(
     own = alarms["replies"]["baseline"]
     alarmed = {r["id"] for r in replies if r["config"] == "baseline" and r["alarm"] is not None}
     assert (own["any"], own["n"]) == (len(alarmed), 78) and own["any"] <= 11  # 4 are expected, over all traits
-    assert alarms["rate"] == 0.05 and alarms["neutral"]["n_prompts"] == 358 and alarms["neutral"]["value"] < 0.05
+    assert alarms["rate"] == 0.05 and alarms["neutral"]["n_prompts"] == 370 and alarms["neutral"]["value"] < 0.05
 
 
 @pytest.mark.slow
