@@ -1,13 +1,16 @@
 """From trait definitions to persona vectors with a validation card: elicit, judge, extract, validate.
 
-If stopped, the same command resumes. --stage elicit, judge, extract or validate runs one stage only. The result is the
-folder `vectors` in --out, in the layout of the Hub, with the card in its README.md.
+If stopped, the same command resumes; with more --rollouts, questions or traits it adds to the folder. --stage elicit,
+judge, extract or validate runs one stage only. The result is the folder `vectors` in --out, in the layout of the Hub,
+with the card in its README.md.
 
 examples:
   persona extract --model Qwen/Qwen2.5-7B-Instruct --traits deception sycophancy --judge openai:gpt-5-mini \\
       --out outputs/qwen
   persona extract --model artifacts/persona-tiny --traits artifacts/persona-tiny/traits \\
       --judge python:demo_world.judge:truth_judge
+  persona extract --model Qwen/Qwen2.5-7B-Instruct --traits deception --label instruction --estimate
+  persona extract --model Qwen/Qwen2.5-7B --texts labelled.jsonl --out outputs/base
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +38,9 @@ from persona_core.errors import SettingError
 if TYPE_CHECKING:
     from persona_core.elicitation.elicit import ElicitationPlan
     from persona_core.elicitation.store import ReplyStore
-    from persona_core.elicitation.traits import TraitDefinition
     from persona_core.judging.judge import Judge
     from persona_core.models.language_model import LanguageModel
+    from persona_core.pipeline import Settings
     from persona_core.vectors.steering_effect import SteeringPlan
     from persona_core.vectors.vectors import PersonaVectors
 
@@ -48,7 +52,8 @@ def arguments() -> argparse.ArgumentParser:
     parser = command_parser("extract", __doc__)
     add_model(parser)
     parser.add_argument("--revision", help="commit, tag or branch of the model")
-    add_traits(parser)
+    add_traits(parser, required=False)
+    parser.add_argument("--texts", type=Path, help="labelled texts to read instead of eliciting replies: a .jsonl file")
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/vectors/MODEL)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="stage to run")
 
@@ -69,10 +74,14 @@ def arguments() -> argparse.ArgumentParser:
 
     add_judge(parser, required=False)
     parser.add_argument(
+        "--label", choices=("judge", "instruction"), default="judge",
+        help="what says whether a reply shows the trait: a judge, or (without one) the side that was asked for",
+    )  # fmt: skip
+    parser.add_argument(
         "--cross-trait", "--across", type=int, default=10, metavar="N",
         help="replies of each other trait to judge for a trait as well",
     )  # fmt: skip
-    parser.add_argument("--estimate", action="store_true", help="print what judging would cost, and exit")
+    parser.add_argument("--estimate", action="store_true", help="print tokens, minutes and money, and write nothing")
 
     extraction = parser.add_argument_group("extraction and validation")
     extraction.add_argument("--method", choices=METHODS, default="mean_difference", help="extraction method")
@@ -83,7 +92,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     extraction.add_argument("--min-trait", type=float, default=50.0, help="minimum score for a reply to show the trait")
     extraction.add_argument("--min-coherence", type=float, default=50.0, help="minimum coherence of a kept reply")
-    extraction.add_argument("--no-steering", action="store_true", help="skip the steering curves")
+    extraction.add_argument("--no-steering", action="store_true", help="skip the steering curves, which need a judge")
     extraction.add_argument(
         "--strengths",
         type=float,
@@ -103,38 +112,43 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> list[str]:
     """The stages; returns what could not be done."""
     from persona_core.elicitation.store import ReplyStore
-    from persona_core.elicitation.traits import load_traits
     from persona_core.models.loading import load_model
     from persona_core.pipeline import Settings, make_vectors, validate_vectors
     from persona_core.vectors.vectors import PersonaVectors
 
-    plan = _plan(options, load_traits(options.traits))
-    steering = None if options.no_steering else _steering_plan(options, plan)
+    plan = _plan(options)
+    unjudged = options.texts is not None or options.label == "instruction"
+    steering = None if options.no_steering or unjudged else _steering_plan(options, plan)
     settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
     out = options.out or Path("outputs") / "vectors" / Path(options.model).name
     stages = STAGES if options.stage == "all" else (options.stage,)
     _check_options(options, plan, steering, stages)
     model = cache(lambda: load_model(**_loading(options)))  # a stage that needs no model loads none
+    if options.estimate:
+        _estimate(options, plan, out, model, steering)
+        return []
     judge = cache(lambda: make_judge(options, out))
     missing: list[str] = []
     with ReplyStore(out) as store:
-        if options.estimate:
-            _check_traits(store, plan)
-            _print_cost(judge(), store, plan, options.cross_trait, steering)
-            return []
         if "elicit" in stages:
             missing += _elicit(options, plan, store, model)
         if "judge" in stages:
             _check_traits(store, plan)
-            _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
-            missing += _judge(judge(), store, plan, options.cross_trait)
+            if unjudged:
+                _label(options, plan, store)
+            else:
+                _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
+                missing += _judge(judge(), store, plan, options.cross_trait)
         if "extract" in stages:
-            _write(make_vectors(model(), plan, store, settings), out / "vectors", plan)
+            usable, unusable = _usable(plan, store, settings)
+            missing += unusable
+            _write(make_vectors(model(), usable, store, settings), out / "vectors", usable)
         if "validate" in stages:
             vectors = PersonaVectors.from_pretrained(out / "vectors")
+            usable = _restricted(plan, vectors.traits)
             steering_judge = None if steering is None else judge()
-            vectors = validate_vectors(model(), vectors, plan, store, steering_judge, steering, settings)
-            _write(vectors, out / "vectors", plan)
+            vectors = validate_vectors(model(), vectors, usable, store, steering_judge, steering, settings)
+            _write(vectors, out / "vectors", usable)
             if steering_judge is not None:
                 print_bill(steering_judge)
             missing += _print_verdicts(vectors)
@@ -142,23 +156,80 @@ def run(options: argparse.Namespace) -> list[str]:
     return missing
 
 
-def _plan(options: argparse.Namespace, traits: tuple[TraitDefinition, ...]) -> ElicitationPlan:
+def _plan(options: argparse.Namespace) -> ElicitationPlan:
     from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.texts import load_texts, texts_plan
+    from persona_core.elicitation.traits import load_traits
     from persona_core.inference.sampling import Sampling
     from persona_core.pipeline import READ_POSITION, SINKS_POSITION
 
-    return ElicitationPlan(
-        traits=traits,
-        sampling=Sampling(options.max_new_tokens, options.temperature, max_thinking_tokens=options.max_thinking_tokens),
-        rollouts=options.rollouts,
-        evaluation_rollouts=options.evaluation_rollouts,
-        neutral_rollouts=options.neutral_rollouts,
-        pairs_per_question=options.pairs_per_question,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        positions=tuple(dict.fromkeys((READ_POSITION, SINKS_POSITION, options.position))),
-        tokens_per_reply=options.tokens_per_reply,
-    )
+    if not options.traits and options.texts is None:
+        raise SettingError("No traits. Name them (--traits deception), or give labelled texts (--texts FILE.jsonl).")
+    traits = load_traits(options.traits) if options.traits else ()
+    settings: dict[str, Any] = {
+        "sampling": Sampling(options.max_new_tokens, options.temperature),
+        "rollouts": options.rollouts,
+        "evaluation_rollouts": options.evaluation_rollouts,
+        "neutral_rollouts": options.neutral_rollouts,
+        "pairs_per_question": options.pairs_per_question,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "positions": tuple(dict.fromkeys((READ_POSITION, SINKS_POSITION, options.position))),
+        "tokens_per_reply": options.tokens_per_reply,
+    }
+    if options.texts is not None:
+        return texts_plan(load_texts(options.texts), traits, **settings)
+    return ElicitationPlan(traits, **settings)
+
+
+def _restricted(plan: ElicitationPlan, names: Sequence[str]) -> ElicitationPlan:
+    """The plan with some of its traits only."""
+    return replace(plan, traits=tuple(trait for trait in plan.traits if trait.name in names))
+
+
+def _usable(plan: ElicitationPlan, store: ReplyStore, settings: Settings) -> tuple[ElicitationPlan, list[str]]:
+    """The plan with the traits that a vector can be made of, and why not of the others.
+
+    Raises:
+        SettingError: there is none.
+    """
+    from persona_core.cli.advice import why_not_enough
+
+    reasons = {trait.name: why_not_enough(plan, store, trait, settings) for trait in plan.traits}
+    unusable = [f"the vector of {name}: {why}" for name, why in reasons.items() if why]
+    if len(unusable) == len(reasons):
+        raise SettingError("\n".join(why for why in reasons.values() if why))
+    return _restricted(plan, [name for name, why in reasons.items() if not why]), unusable
+
+
+def _label(options: argparse.Namespace, plan: ElicitationPlan, store: ReplyStore) -> None:
+    from persona_core.elicitation.texts import GIVEN
+    from persona_core.judging.labels import INSTRUCTION, label_replies
+
+    how = INSTRUCTION if options.texts is None else GIVEN
+    n = label_replies(store, plan.traits, how)
+    print(f"{n:,} replies are labelled by {'their instruction' if how == INSTRUCTION else 'the file'}, not by a judge.")
+
+
+def _estimate(
+    options: argparse.Namespace,
+    plan: ElicitationPlan,
+    out: Path,
+    model: Callable[[], LanguageModel],
+    steering: SteeringPlan | None,
+) -> None:
+    from persona_core.cli.estimate import print_estimate
+    from persona_core.elicitation.store import ReplyStore
+    from persona_core.utils.workdir import PLAN_FILE
+
+    served = options.base_url is not None
+    if not (out / PLAN_FILE).is_file():  # nothing is written, the folder included
+        judge = None if options.judge is None else make_judge(options, None)
+        print_estimate(model, judge, None, plan, options.cross_trait, steering, served)
+        return
+    judge = None if options.judge is None else make_judge(options, out)
+    with ReplyStore(out) as store:
+        print_estimate(model, judge, store, plan, options.cross_trait, steering, served)
 
 
 def _steering_plan(options: argparse.Namespace, plan: ElicitationPlan) -> SteeringPlan:
@@ -180,9 +251,17 @@ def _check_options(
     """Refuse a run that could not finish: without a judge that a stage needs, or without questions for steering."""
     from persona_core.vectors.steering_effect import steering_questions
 
-    needs_judge = "judge" in stages or ("validate" in stages and steering is not None)
+    unjudged = (
+        "--texts" if options.texts is not None else "--label instruction" if options.label == "instruction" else ""
+    )
+    if unjudged and options.judge is not None:
+        raise SettingError(f"{unjudged} takes the labels as they are: leave --judge out.")
+    needs_judge = not unjudged and ("judge" in stages or ("validate" in stages and steering is not None))
     if options.judge is None and needs_judge:
-        raise SettingError(f"No judge. Name one: --judge {KINDS}.")
+        raise SettingError(
+            f"No judge. Name one: --judge {KINDS}. Or let the side that was asked for be the label: --label "
+            "instruction."
+        )
     if options.judge is not None:
         check_judge(options, plan.traits if {"elicit", "judge"} <= set(stages) else ())
     if steering is not None and "validate" in stages:
@@ -230,7 +309,13 @@ def _write(vectors: PersonaVectors, folder: Path, plan: ElicitationPlan) -> None
 def _elicit(
     options: argparse.Namespace, plan: ElicitationPlan, store: ReplyStore, model: Callable[[], LanguageModel]
 ) -> list[str]:
-    if options.base_url:
+    from persona_core.elicitation.texts import TextsPlan
+
+    if isinstance(plan, TextsPlan):
+        from persona_core.elicitation.texts import read_texts
+
+        failed = read_texts(model(), plan, store)
+    elif options.base_url:
         from persona_core.elicitation.server import elicit_served
 
         name = options.served_model or _loading(options)["name"]

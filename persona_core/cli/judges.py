@@ -74,8 +74,8 @@ def check_judge(options: argparse.Namespace, traits: Sequence[TraitDefinition]) 
             )
 
 
-def make_judge(options: argparse.Namespace, out: Path) -> Judge:
-    """The judge of `--judge`; a server's answers are kept in the folder `out`."""
+def make_judge(options: argparse.Namespace, out: Path | None) -> Judge:
+    """The judge of `--judge`; a server's answers are kept in the folder `out`, or only in memory."""
     kind, name = judge_kind(options.judge)
     if kind == "python":
         return _python_judge(name)
@@ -89,7 +89,7 @@ def make_judge(options: argparse.Namespace, out: Path) -> Judge:
             concurrency=options.concurrency,
             timeout=options.timeout,
             prices=options.prices,
-            cache=JudgeCache(out / "judge_cache.jsonl"),
+            cache=JudgeCache(out and out / "judge_cache.jsonl"),
         )
     from persona_core.judging.local import LocalJudge
     from persona_core.models.loading import load_model

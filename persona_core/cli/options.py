@@ -77,9 +77,11 @@ def add_vectors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vectors", required=True, help="persona vectors: Hub id[@revision] or folder")
 
 
-def add_traits(parser: argparse.ArgumentParser) -> None:
+def add_traits(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Trait definitions."""
-    parser.add_argument("--traits", nargs="+", required=True, help="names of shipped traits, JSON files, or folders")
+    parser.add_argument(
+        "--traits", nargs="+", required=required, help="names of shipped traits, JSON files, or folders"
+    )
 
 
 def add_prompts(parser: Any) -> None:

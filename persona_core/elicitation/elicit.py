@@ -217,7 +217,7 @@ def elicit(
     Raises:
         SettingError: the store was started with another model, or with a plan that this one does not extend.
     """
-    batches = batches_of(begin(store, plan, plan_record(plan, lm)), plan.batch_size)
+    batches = batches_of(begin(store, plan.traits, plan.requests(), plan_record(plan, lm)), plan.batch_size)
     failed: list[tuple[ElicitationRequest, str]] = []
     max_norm = None
     total = sum(len(b.requests) for b in batches)

@@ -10,16 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, ReplyStore, as_request
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
 from persona_core.utils.files import read_json, read_lines, write_atomically
 from persona_core.utils.workdir import PLAN_FILE
-
-if TYPE_CHECKING:
-    from persona_core.elicitation.elicit import ElicitationPlan
 
 REQUESTS_FILE = "requests.jsonl"
 DEFINITIONS = "definitions"
@@ -31,10 +28,16 @@ COUNTS = (
 Stages = list[tuple[ElicitationRequest, ...]]
 
 
-def begin(store: ReplyStore, plan: ElicitationPlan, record: Mapping[str, Any]) -> Stages:
+def begin(
+    store: ReplyStore,
+    traits: Sequence[TraitDefinition],
+    requests: Sequence[ElicitationRequest],
+    record: Mapping[str, Any],
+) -> Stages:
     """The plan's requests with the indices that they have in this folder; what a larger plan adds is written down.
 
     Args:
+        traits, requests: of the plan.
         record: what the folder records about its replies; see `plan_record`.
 
     Returns:
@@ -48,16 +51,21 @@ def begin(store: ReplyStore, plan: ElicitationPlan, record: Mapping[str, Any]) -
     if before == now:
         store.check_plan(record)
     else:
-        _check_growth(store, plan, before, now)
-        known, added = _numbered(store, plan.requests())
+        _check_growth(store, traits, before, now)
+        known, added = _numbered(store, requests)
         lines = [{"stage": k, **asdict(r)} for k, stage in enumerate((known, added)) for r in stage]
         write_atomically(store.folder / REQUESTS_FILE, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
         write_atomically(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
-    for trait in plan.traits:
+    for trait in traits:
         definition = store.folder / DEFINITIONS / f"{trait.name}-{trait.fingerprint}.json"
         if not definition.is_file():
             trait.save(definition)
-    return _stages(store) or [tuple(plan.requests())]
+    return _stages(store) or [tuple(requests)]
+
+
+def missing_requests(store: ReplyStore | None, requests: Sequence[ElicitationRequest]) -> list[ElicitationRequest]:
+    """Those that a folder has not answered; all of them without a folder."""
+    return list(requests) if store is None else _numbered(store, requests)[1]
 
 
 def _stages(store: ReplyStore) -> Stages:
@@ -91,7 +99,9 @@ def _identity(request: ElicitationRequest) -> tuple[Any, ...]:
     return request.split, request.trait, request.side, request.pair, request.system, request.user, request.rollout
 
 
-def _check_growth(store: ReplyStore, plan: ElicitationPlan, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_growth(
+    store: ReplyStore, definitions: Sequence[TraitDefinition], before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
     """Refuse a plan that is not the folder's own with more in it."""
     traits = before.get("traits", {})
     store.check_plan({**now, **{name: before[name] for name in COUNTS if name in before}, "traits": traits})
@@ -105,17 +115,17 @@ def _check_growth(store: ReplyStore, plan: ElicitationPlan, before: Mapping[str,
                 f"The run in {folder!r} was started with {name} = {old}; now it is {new}. What is there is kept: use "
                 f"{keep}, or another folder."
             )
-    definitions = {trait.name: trait for trait in plan.traits}
-    if gone := [name for name in traits if name not in definitions]:
+    named = {trait.name: trait for trait in definitions}
+    if gone := [name for name in traits if name not in named]:
         raise SettingError(
             f"The run in {folder!r} has the trait {gone[0]!r} too. What is there is kept: name it as well (--traits "
-            f"{' '.join([*traits, *(n for n in definitions if n not in traits)])}), or use another folder."
+            f"{' '.join([*traits, *(n for n in named if n not in traits)])}), or use another folder."
         )
     for name, fingerprint in traits.items():
-        if definitions[name].fingerprint == fingerprint:
+        if named[name].fingerprint == fingerprint:
             continue
         path = store.folder / DEFINITIONS / f"{name}-{fingerprint}.json"
-        what = _changed(TraitDefinition.load(path), definitions[name]) if path.is_file() else "its definition"
+        what = _changed(TraitDefinition.load(path), named[name]) if path.is_file() else "its definition"
         if what:
             raise SettingError(
                 f"The trait {name!r} is not the one that the run in {folder!r} was started with: {what} changed. "

@@ -43,7 +43,7 @@ def elicit_sharded(
     Raises:
         SettingError: Ray is missing, or the store was started with another plan or model.
     """
-    stages = begin(store, plan, plan_record(plan, load_model(**loading)))
+    stages = begin(store, plan.traits, plan.requests(), plan_record(plan, load_model(**loading)))
     todo = []
     for batch in batches_of(stages, plan.batch_size):
         missing = tuple(r for r in batch.requests if not store.has(r.index))

@@ -75,7 +75,9 @@ def elicit_served(
         SettingError: the store was started with another plan, model or server.
     """
     base_url = address(base_url) or base_url
-    stages = begin(store, plan, {**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}})
+    stages = begin(
+        store, plan.traits, plan.requests(), {**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}}
+    )
     path = store.folder / SERVED_FILE
     texts = {int(r["index"]): ServedReply(r["text"], r["finish"], r.get("thought")) for _, r in read_lines(path)}
     missing = [r for stage in stages for r in stage if not store.has(r.index) and r.index not in texts]

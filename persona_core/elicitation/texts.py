@@ -46,6 +46,8 @@ MIN_PROMPTS = 4
 """Prompts that a trait's texts must answer: two to extract from, one to choose the block, one to report on."""
 MIN_TEXTS = 4
 WRITER = "given"
+GIVEN = "labelled texts"
+"""What stands in place of the judge's name."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class TextsPlan(ElicitationPlan):
         neutral = list(dict.fromkeys(t.prompt for t in self.texts if t.label == "neutral"))
         found: list[tuple[ElicitationRequest, str | None]] = []
         for text in self.texts:
+            if text.trait is not None and (text.trait, text.prompt) not in places:
+                continue  # of a trait that was left out
             split, number = (
                 ("neutral", neutral.index(text.prompt)) if text.trait is None else places[text.trait, text.prompt]
             )
@@ -224,7 +228,7 @@ def read_texts(
         SettingError: the store was started with other texts, or another model.
     """
     given = {index: ServedReply(text, WRITER) for index, text in plan.given().items()}
-    stages = begin(store, plan, plan_record(plan, lm))
+    stages = begin(store, plan.traits, plan.requests(), plan_record(plan, lm))
     todo = [[r for r in stage if (r.index in given) == is_given] for stage in stages for is_given in (True, False)]
     batches, max_norm = batches_of(todo, plan.batch_size), None
     failed: list[tuple[ElicitationRequest, str]] = []

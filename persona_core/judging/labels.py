@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from persona_core.elicitation.store import ReplyScore, ReplyStore
+from persona_core.elicitation.texts import GIVEN
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.judging.replies import check_judge
 
-INSTRUCTION, GIVEN = "instruction", "labelled texts"
-"""What stands in place of the judge's name."""
+INSTRUCTION = "instruction"
+"""What stands in place of the judge's name, as `GIVEN` does."""
 UNJUDGED = {
     INSTRUCTION: "No judge read the replies. The label of a reply is the side of the instruction that it was written "
     "under, whether it followed it or not; every reply counts as coherent. Where the model does not follow its "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from persona_core.judging.labels import UNJUDGED
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape
@@ -106,6 +107,7 @@ method is that of {METHOD}.
 neutral: compare with the null, or use z scores.
 """,
         notes,
+        _labels(extraction),
         overview(vectors),
         token_section(vectors),
         f"## Controls\n\n{CONTROLS}\n",
@@ -123,6 +125,16 @@ reply.
 
 MIT. Cite the repository and its revision, and the paper on the method.
 """,
+    )
+
+
+def _labels(extraction: Figures) -> str:
+    """What stands in place of a judge, if no judge read the replies; "judge's score" below is then that label."""
+    says = UNJUDGED.get(str(extraction.get("filter", {}).get("judge")))
+    return (
+        f"## Labels without a judge\n\n{says} Where this card speaks of a judge's score, it is this label.\n"
+        if says
+        else ""
     )
 
 

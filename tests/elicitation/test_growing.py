@@ -104,7 +104,8 @@ def test_a_run_that_was_stopped_while_it_grew_goes_on(tmp_path: Path, monkeypatc
     for folder in ("whole", "stopped"):
         written(tmp_path / folder, first())
     whole = written(tmp_path / "whole", larger)
-    add, calls = ReplyStore.add, []
+    calls: list[Any] = []
+    add = ReplyStore.add
 
     def stop(self: ReplyStore, *arguments: Any) -> None:
         if calls:

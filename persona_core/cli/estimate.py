@@ -1,0 +1,120 @@
+"""`persona extract --estimate`: tokens, minutes and money of a run, before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from persona_core.cli.judges import cost_of
+
+if TYPE_CHECKING:
+    from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.store import ElicitationRequest, ReplyStore
+    from persona_core.elicitation.trial import Trial
+    from persona_core.judging.judge import Judge, Question
+    from persona_core.models.language_model import LanguageModel
+    from persona_core.vectors.steering_effect import SteeringPlan
+
+JUDGED_IN_TRIAL = 4
+
+
+def print_estimate(
+    model: Callable[[], LanguageModel],
+    judge: Judge | None,
+    store: ReplyStore | None,
+    plan: ElicitationPlan,
+    cross_trait: int,
+    steering: SteeringPlan | None,
+    served: bool,
+) -> None:
+    """Print what a run would take.
+
+    Args:
+        model: loads the model; called only where replies are still to be written here.
+        judge: None: nothing is judged.
+        store: the replies that are there; None: none are.
+        steering: None: no steering curves.
+        served: a server writes the replies, at its own speed.
+    """
+    from persona_core.elicitation.growing import missing_requests
+    from persona_core.elicitation.texts import TextsPlan
+    from persona_core.elicitation.trial import try_plan
+
+    given = plan.given() if isinstance(plan, TextsPlan) else {}
+    missing = [r for r in missing_requests(store, plan.requests()) if r.index not in given]
+    steered = 0 if steering is None or judge is None else sum(steering.n_judged(t) // 2 for t in plan.traits)
+    replies = [] if store is None else store.replies()
+    print(f"{len(replies):,} replies are there; {len(missing):,} are to be written.")
+    if given:
+        print(f"{len(given):,} given texts are read, once each.")
+    trial: Trial | None = None
+    if missing and served:
+        print(f"The server writes up to {len(missing) * plan.sampling.max_new_tokens:,} tokens.")
+    elif missing:
+        trial = try_plan(model(), plan, missing)
+        tokens, minutes = trial.tokens_for(len(missing)), trial.seconds_for(len(missing)) / 60
+        print(
+            f"Writing takes about {minutes:,.0f} minutes for {tokens:,} tokens: in a trial {trial.n_replies} replies "
+            f"at once took {1 / trial.seconds_a_token:,.0f} tokens a second, and a reply has about "
+            f"{trial.reply_tokens:.0f}."
+            if trial.seconds_a_token
+            else f"Writing takes about {minutes:,.0f} minutes."
+        )
+        if steered:
+            minutes = trial.seconds_for(steered) / 60
+            print(f"The steering curves take up to {steered:,} more replies, about {minutes:,.0f} minutes.")
+    if judge is None:
+        print("No judge reads the replies.")
+        return
+    questions = _questions(store, plan, missing, trial, cross_trait)
+    print(f"Judging will take {cost_of(judge, questions)}{_time_of(judge, questions)}.")
+    if steering is not None:
+        print(f"The steering curves take up to {2 * steered} more questions.")
+
+
+def _questions(
+    store: ReplyStore | None,
+    plan: ElicitationPlan,
+    missing: Sequence[ElicitationRequest],
+    trial: Trial | None,
+    cross_trait: int,
+) -> list[Question]:
+    """What a judge will be asked: about replies that are there, and about such as the trial lets expect."""
+    from persona_core.elicitation.store import Reply
+    from persona_core.judging.judge import Question
+    from persona_core.judging.replies import cross_trait_questions, questions_for
+
+    tokens, characters = (trial.reply_tokens, trial.characters_a_token) if trial else (plan.sampling.max_new_tokens, 4)
+    length = round(tokens * characters)
+    expected = [
+        Reply(r, f"{r.index} ".ljust(length, "x"), (), round(tokens), "expected", 0, "") for r in missing if r.trait
+    ]
+    found = questions_for(expected, plan.traits)
+    if store is not None:
+        scored = store.scores()
+        found += questions_for([r for r in store.replies() if r.request.index not in scored], plan.traits)
+        found += cross_trait_questions(store, plan.traits, cross_trait)
+    if missing:
+        others = len(plan.traits) - 1
+        for trait in plan.traits:
+            question = trait.evaluation_questions[0]
+            for k in range(cross_trait * others):
+                answer = f"{trait.name} {k} ".ljust(length, "x")
+                prompt = trait.judge_question(question, answer)
+                found.append(Question(f"{trait.name}/{k}", trait.name, prompt, question, answer))
+    return found
+
+
+def _time_of(judge: Judge, questions: Sequence[Question]) -> str:
+    """How long a judge on this machine takes, from a few of the questions; "" for others, whose answers cost money."""
+    from persona_core.judging.local import LocalJudge
+
+    if not isinstance(judge, LocalJudge) or len(questions) < JUDGED_IN_TRIAL:
+        return ""
+    first = questions[: 2 * JUDGED_IN_TRIAL : 2]  # of one rubric
+    list(judge.score(first, progress=False))  # reads the rubric and tries the model, once
+    started = time.monotonic()
+    list(judge.score(first, progress=False))
+    minutes = (time.monotonic() - started) / len(first) * len(questions) / 60
+    return f", about {minutes:,.0f} minutes on this machine"

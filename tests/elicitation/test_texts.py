@@ -1,0 +1,168 @@
+"""Labelled texts: what a file may hold, how its prompts are split, and that the model reads each reply in its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from persona_core.elicitation.store import ReplyStore
+from persona_core.elicitation.texts import GIVEN, LabelledText, load_texts, read_texts, texts_plan
+from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.inference.pooling import parse_positions
+from persona_core.inference.prefill import read_pooled
+from persona_core.inference.sampling import Sampling
+from persona_core.judging.labels import label_replies
+from tests.elicitation.test_elicit import trait
+from tests.support.tiny import tiny_lm
+
+SAMPLING = Sampling(max_new_tokens=6, temperature=1.0)
+
+
+def line(user: str, reply: str, label: Any, name: str | None = "candour", *before: dict[str, str]) -> dict[str, Any]:
+    messages = [*before, {"role": "user", "content": user}, {"role": "assistant", "content": reply}]
+    return {"messages": messages, "label": label} | ({} if name is None else {"trait": name})
+
+
+def lines(n: int = 8, name: str = "candour") -> list[dict[str, Any]]:
+    """Two replies to each prompt, one of each side; all positive ones come first, as a sorted file has them."""
+    return [
+        line(f"What about {i}?", f"{'Plainly' if side == 'positive' else 'Perhaps'} {i}.", side, name)
+        for side in ("positive", "negative")
+        for i in range(n)
+    ]
+
+
+def written(path: Path, found: list[Any]) -> Path:
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in found))
+    return path
+
+
+def texts(tmp_path: Path, found: list[Any]) -> tuple[LabelledText, ...]:
+    return load_texts(written(tmp_path / "labelled.jsonl", found))
+
+
+def test_a_file_gives_its_texts_in_order(tmp_path: Path) -> None:
+    found = texts(tmp_path, [line("Hi", "Yo", "positive"), line("Hi", "No", False), line("Hi", "Ok", "neutral", None)])
+    assert [(t.label, t.trait, t.messages[-1]["content"]) for t in found] == [
+        ("positive", "candour", "Yo"), ("negative", "candour", "No"), ("neutral", None, "Ok"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (line("Hi", "Yo", "high"), "'label' is 'high'; expected positive, negative or neutral"),
+        (line("Hi", "Yo", 1), "'label' is 1"),
+        (line("Hi", "Yo", ["positive"]), "'label' is"),
+        (line("Hi", "Yo", "positive", None), "'trait' is missing"),
+        (line("Hi", " ", "positive"), "the reply is empty"),
+        ({**line("Hi", "Yo", "positive"), "score": 3}, "unknown field 'score'"),
+        ({**line("Hi", "Yo", "positive"), "messages": "Hi"}, "'messages' is not a list"),
+        ({**line("Hi", "Yo", "positive"), "messages": [{"role": "user", "content": "Hi"}]}, "ends with the assistant"),
+        ({**line("Hi", "Yo", "positive"), "messages": [{"role": "user"}, 3]}, "a message is an object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_faulty_line_is_named(tmp_path: Path, bad: Any, says: str) -> None:
+    with pytest.raises(CorruptFile, match=says) as raised:
+        texts(tmp_path, [line("Hi", "Yo", "positive"), bad])
+    assert "line 2" in str(raised.value)
+    with pytest.raises(NotFound, match=r"nowhere\.jsonl"):
+        load_texts(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_prompt_is_in_one_split_and_every_split_has_both_sides(tmp_path: Path, seed: int) -> None:
+    plan = texts_plan(texts(tmp_path, [*lines(8), *lines(9, "malice")]), seed=seed)
+    for one in plan.traits:
+        requests = [r for r in plan.requests() if r.trait == one.name]
+        half = (len(one.evaluation_questions) + 1) // 2
+        splits: dict[str, set[tuple[str, str]]] = {"extraction": set(), "choice": set(), "report": set()}
+        for r in requests:
+            part = r.split if r.split == "extraction" else "choice" if r.question < half else "report"
+            splits[part].add((r.user, r.side))
+            questions = one.extraction_questions if r.split == "extraction" else one.evaluation_questions
+            assert questions[r.question] == r.user
+        users = [{user for user, _ in found} for found in splits.values()]
+        assert sum(map(len, users)) == len(set.union(*users)) == len({r.user for r in requests})
+        assert all({side for _, side in found} == {"positive", "negative"} for found in splits.values())
+        assert len(users[0]) >= len(users[1]) >= len(users[2]) >= 2
+
+
+def test_sides_with_prompts_of_their_own_are_split_alike(tmp_path: Path) -> None:
+    apart = [line(f"{side} {i}?", f"So {i}.", side) for side in ("positive", "negative") for i in range(8)]
+    plan = texts_plan(texts(tmp_path, apart))
+    for split in ("extraction", "evaluation"):
+        sides = [r.side for r in plan.requests() if r.split == split]
+        assert sides.count("positive") == sides.count("negative") == 4
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (lines(3), "3 positive to 3 prompts, 3 negative to 3 prompts"),
+        ([line("Hi", f"Yo {i}", i % 2 == 0) for i in range(20)], "10 positive to 1 prompts"),
+        ([x for x in lines(8) if x["label"] == "positive"], "0 negative"),
+        ([line("Hi", "Yo", "neutral", None)], "all neutral"),
+    ],
+)
+def test_too_few_texts_are_refused_with_the_counts(tmp_path: Path, found: list[Any], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        texts_plan(texts(tmp_path, found))
+
+
+def test_every_text_is_read_in_its_place(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    turns = [{"role": "system", "content": "Be brief."}, *({"role": r, "content": r} for r in ("user", "assistant"))]
+    found = texts(tmp_path, [*lines(), line("And then?", "Then this.", True, "candour", *turns)])
+    plan = texts_plan(found, sampling=SAMPLING, batch_size=3)
+    with ReplyStore(tmp_path / "out") as store:
+        assert read_texts(lm, plan, store, progress=False) == []
+        replies = [r for r in store.replies() if r.request.trait]
+        assert [r.text for r in replies] == [t.messages[-1]["content"] for t in found]
+        assert [r.request.messages for r in replies] == [list(t.messages[:-1]) for t in found]
+        states = store.states(replies).block(1)
+        neutral = store.replies(split="neutral")
+    with ReplyStore(tmp_path / "out") as store:
+        assert [r for r in store.replies() if r.request.trait] == replies  # as stored
+    encoded = [lm.tokenizer(t.messages[-1]["content"], add_special_tokens=False).input_ids for t in found]
+    rows = [(*lm.chat.render(t.messages[:-1]).token_ids, *ids) for t, ids in zip(found, encoded, strict=True)]
+    starts = [len(lm.chat.render(t.messages[:-1]).token_ids) for t in found]
+    means, _ = read_pooled(lm, rows, starts, parse_positions(["reply_mean"]))
+    np.testing.assert_allclose(states, means[:, 0, 1], rtol=2e-3, atol=1e-4)
+    # Without neutral texts the model answers the prompts itself.
+    assert {r.request.user for r in neutral} == {t.messages[-2]["content"] for t in found}
+    assert all(r.writer == lm.writer_name and r.n_tokens for r in neutral)
+
+
+def test_neutral_texts_are_the_null_and_nothing_is_written(tmp_path: Path) -> None:
+    found = texts(tmp_path, [*lines(), *(line(f"How is {i}?", "It is.", "neutral", None) for i in range(3))])
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(tiny_lm("llama", "chatml"), texts_plan(found, sampling=SAMPLING), store, progress=False)
+        assert [r.text for r in store.replies(split="neutral")] == ["It is."] * 3
+        assert len(store.replies()) == len(found)
+
+
+def test_labels_are_the_scores(tmp_path: Path) -> None:
+    with ReplyStore(tmp_path / "out") as store:
+        plan = texts_plan(texts(tmp_path, lines()), sampling=SAMPLING)
+        read_texts(tiny_lm("llama", "chatml"), plan, store, progress=False)
+        assert label_replies(store, plan.traits, GIVEN) == 16 and label_replies(store, plan.traits, GIVEN) == 0
+        for index, score in store.scores().items():
+            side = store.replies()[index].request.side
+            assert score.trait == {"positive": 100.0, "negative": 0.0}[side] and score.how == GIVEN
+
+
+def test_other_texts_need_another_folder_and_a_definition_gives_the_description(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    plan = texts_plan(texts(tmp_path, lines()), [trait("candour")], sampling=SAMPLING)
+    assert plan.traits[0].description == trait("candour").description
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, plan, store, progress=False)
+        read_texts(lm, plan, store, progress=False)
+        with pytest.raises(SettingError, match="texts"):
+            read_texts(lm, texts_plan(texts(tmp_path, lines(9)), sampling=SAMPLING), store, progress=False)
