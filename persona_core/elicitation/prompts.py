@@ -9,6 +9,7 @@ from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.models.chat import conversation
+from persona_core.models.messages import THOUGHT_FIELDS
 from persona_core.utils.checks import check_integer
 from persona_core.utils.files import records, shipped_folder
 
@@ -163,7 +164,11 @@ def _checked(kind: Any, record: dict[str, Any], where: str) -> Any:
 def check_messages(messages: Sequence[Any], where: str) -> None:
     """Refuse what is not a conversation that ends with the assistant's turn; `where` begins the message."""
     for message in messages:
-        texts = isinstance(message, dict) and set(message) == {"role", "content"}
+        texts = isinstance(message, dict) and {"role", "content"} <= set(message) <= {
+            "role",
+            "content",
+            *THOUGHT_FIELDS,
+        }
         if not texts or not all(isinstance(v, str) for v in message.values()):
             raise CorruptFile(f"{where}: a message is an object with the strings 'role' and 'content'.")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":

@@ -101,6 +101,12 @@ def test_transcripts_end_with_the_assistants_turn(tmp_path: Path) -> None:
     assert one.messages[-1]["content"] == "Yes"
 
 
+def test_a_transcript_may_hold_the_thought_before_a_reply(tmp_path: Path) -> None:
+    talk = [USER, {**BOT, "reasoning_content": "Hm."}]
+    (one,) = load_transcripts(written(tmp_path / "talk.jsonl", {"messages": talk}))
+    assert list(one.messages) == talk
+
+
 @pytest.mark.parametrize(
     "messages",
     [
