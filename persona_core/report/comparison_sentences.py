@@ -9,15 +9,21 @@ from persona_core.report.sentences import NOT_NEUTRAL, SIGNIFICANT, Figure
 from persona_core.utils.markdown import interval
 
 
-def describe_comparison(found: Figure) -> str:
+def describe_comparison(found: Figure, statistics: Figure | None = None) -> str:
     """Which traits differ between the two models, and whether by text or weights.
+
+    A specific score is of a trait against the others, so one trait that rises lowers all others' scores. A trait is
+    therefore said to differ only where the model with the higher score is above neutral in it.
 
     Args:
         found: the record of a `Comparison`; those of older analyses hold "overall" alone and are of z.
+        statistics: config -> record of `RunStatistics`, for the means of both models.
     """
     overall, plain = found["overall"], found.get("plain")
     specific = found.get("kind", "z") == "specific"
-    moved = _moved(overall)
+    differ = _moved(overall)
+    moved = [t for t in differ if not specific or _above_neutral(t, overall[t]["total"]["value"], statistics)]
+    outweighed = [html.escape(t) for t in differ if t not in moved]
     if not moved:
         says = f"No trait differs significantly between the two models{' in its specific score' * specific}."
         if plain and (others := _moved(plain)):
@@ -38,7 +44,20 @@ def describe_comparison(found: Figure) -> str:
         )
     if not specific:
         return " ".join([f"{says}. That is “not neutral”: {NOT_NEUTRAL}.", *_changed(overall)])
-    return " ".join([f"{says}. The specific score is what a trait does not share with the others.", *_changed(overall)])
+    says += ". The specific score is what a trait does not share with the others."
+    if outweighed:
+        says += (
+            f" Neither model is above neutral in {', '.join(outweighed)}: their specific scores differ because other "
+            "traits outweigh them, which is no difference in these traits."
+        )
+    return " ".join([says, *_changed(overall)])
+
+
+def _above_neutral(trait: str, difference: float, statistics: Figure | None) -> bool:
+    """Whether the model with the higher score has a mean above that of neutral tokens; True where it is not known."""
+    side = "contaminated" if difference > 0 else "baseline"
+    own = ((statistics or {}).get(side) or {}).get("traits", {}).get(trait)
+    return own is None or (own["mean"] is not None and own["mean"]["low"] > 0)
 
 
 def against(found: Figure) -> str:

@@ -252,7 +252,7 @@ prompts. The trait with the {most} comes first.</p></header>"""
         found = self.summary["comparison"]
         if "missing" in found:
             return section("Two models", "", f'<p class="note">{html.escape(found["missing"])}</p>')
-        says = describe_comparison(found)
+        says = describe_comparison(found, self.summary["statistics"])
         effects = comparison_figures.effects_figure({t: found["overall"][t] for t in self.traits}, self.score)
         table = comparison_figures.effects_table(found, self.traits)
         overall = self.plot("effects", effects, says)

@@ -96,7 +96,8 @@ def _intervention(window: Figure) -> str:
 
 
 def differs() -> str:
-    return describe_comparison(stored("findings")["comparison"])
+    found = stored("findings")
+    return describe_comparison(found["comparison"], found["statistics"])
 
 
 def sure() -> str:

@@ -155,7 +155,8 @@ def test_any_alarm_stands_beside_the_rate_over_all_traits() -> None:
     assert "for 12 of them no rate is known" in says
     assert "Of neutral replies 4.9 % [3.0, 8.0] do (nominal 5 % over all traits together; 410 prompts)." in says
     alarms["held_out"] = {"kinds": est(0.06, 0.04, 0.1)}
-    assert "Of replies to kinds of prompts left out of the calibration, 6.0 % [4.0, 10.0] do." in describe_alarms(alarms)
+    says = describe_alarms(alarms)
+    assert "Of replies to kinds of prompts left out of the calibration, 6.0 % [4.0, 10.0] do." in says
     assert describe_alarms(None) == "" == describe_alarms({**alarms, "neutral": None})
 
 
@@ -224,6 +225,22 @@ def test_only_what_is_significant_differs() -> None:
     says = describe_comparison(found)
     assert says.startswith("1 of 2 traits differ significantly in their specific score, b most")
     assert "not neutral" not in says and "what each of a, b does not share" in against(found)
+
+
+def test_a_trait_that_another_outweighs_is_not_said_to_differ() -> None:
+    def run(**means: float) -> dict[str, Any]:
+        return {"traits": {t: {"mean": est(m, m - 0.1, m + 0.1)} for t, m in means.items()}}
+
+    overall = {"a": effect(50.0, 0.001), "<b>": effect(-20.0, 0.001), "c": effect(-2.0, 0.001)}
+    found = {"kind": "specific", "overall": overall, "plain": overall}
+    statistics = {
+        "baseline": run(a=0.0, **{"<b>": 0.05}, c=3.0),
+        "contaminated": run(a=50.0, **{"<b>": -20.0}, c=1.0),
+    }
+    says = describe_comparison(found, statistics)
+    assert says.startswith("2 of 3 traits differ significantly in their specific score, a most")
+    assert "Neither model is above neutral in &lt;b&gt;: their specific scores differ because other traits" in says
+    assert describe_comparison(found).startswith("3 of 3"), "without means nothing can be said of it"
 
 
 def test_where_only_z_differs_no_trait_is_named() -> None:
