@@ -53,17 +53,15 @@ def print_estimate(
         print(f"The server writes up to {len(missing) * plan.sampling.max_new_tokens:,} tokens.")
     elif missing:
         trial = try_plan(model(), plan, missing)
-        tokens, minutes = trial.tokens_for(len(missing)), trial.seconds_for(len(missing)) / 60
+        about = "about" if trial.reply_tokens < plan.sampling.max_new_tokens else "up to"
         print(
-            f"Writing takes about {minutes:,.0f} minutes for {tokens:,} tokens: in a trial {trial.n_replies} replies "
-            f"at once took {1 / trial.seconds_a_token:,.0f} tokens a second, and a reply has about "
-            f"{trial.reply_tokens:.0f}."
-            if trial.seconds_a_token
-            else f"Writing takes about {minutes:,.0f} minutes."
+            f"Writing them takes {about} {duration(trial.seconds_for(len(missing)))} here, for {about} "
+            f"{trial.tokens_for(len(missing)):,} tokens ({trial.reply_tokens:.0f} a reply; a trial wrote "
+            f"{trial.n_replies} replies at once, {trial.tokens_a_second:,.0f} tokens a second)."
         )
         if steered:
-            minutes = trial.seconds_for(steered) / 60
-            print(f"The steering curves take up to {steered:,} more replies, about {minutes:,.0f} minutes.")
+            took = duration(trial.seconds_for(steered))
+            print(f"The steering curves take up to {steered:,} more replies, {about} {took}.")
     if judge is None:
         print("No judge reads the replies.")
         return
@@ -116,5 +114,16 @@ def _time_of(judge: Judge, questions: Sequence[Question]) -> str:
     list(judge.score(first, progress=False))  # reads the rubric and tries the model, once
     started = time.monotonic()
     list(judge.score(first, progress=False))
-    minutes = (time.monotonic() - started) / len(first) * len(questions) / 60
-    return f", about {minutes:,.0f} minutes on this machine"
+    seconds = (time.monotonic() - started) / len(first) * len(questions)
+    return f", about {duration(seconds)} on this machine"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that one would say it in.
+
+    >>> duration(40), duration(600), duration(20_000)
+    ('40 seconds', '10 minutes', '5.6 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"

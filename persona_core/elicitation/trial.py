@@ -43,6 +43,11 @@ class Trial:
     prompt_tokens: float
     characters_a_token: float
 
+    @property
+    def tokens_a_second(self) -> float:
+        """Of all replies of a batch together."""
+        return 1 / self.seconds_a_token if self.seconds_a_token else 0.0
+
     def seconds_for(self, n: int) -> float:
         """Seconds in which n replies are written."""
         return n * (self.seconds_before + self.seconds_a_token * self.reply_tokens)
