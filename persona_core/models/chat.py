@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PromptError
-from persona_core.models.detokenize import common_length, split_text
+from persona_core.models.detokenize import split_text
 from persona_core.models.messages import ROLES, Messages, as_messages, conversation
-from persona_core.models.placing import as_generated, by_template
+from persona_core.models.placing import as_generated, by_template, common_start
 from persona_core.models.spans import locate
 from persona_core.models.template import ChatTemplate
 from persona_core.models.thinking import ThoughtMarks, find_thought_marks, reply_sections
@@ -114,11 +113,7 @@ class ChatFormat:
             return ""
         before = whole.partition(PROBE)[2].partition(PROBE + PROBE)[0]
         prompted = self._template.render(asked, True).partition(PROBE)[2]
-        common = common_length(before, prompted)
-        cut = re.search(r"[<\[][^<>\[\]]*$", before[:common])
-        if cut and common < len(prompted):  # inside a mark that begins like one of the prompt's: `<|START_RESPONSE|>`
-            common = cut.start()
-        return before[common:]
+        return before[common_start(before, prompted) :]
 
     def render(self, messages: str | Messages, add_generation_prompt: bool = True) -> Rendered:
         """Render a conversation to ids and one role per token.

@@ -52,9 +52,12 @@ def by_template(
             "where the model would have written it."
         )
     asked, start, end = prompt.end_of(last), whole.end_of(last, own[0].start), own[-1].end
-    common = common_length(prompt.text[asked:], whole.text[start:end])
+    common = common_start(prompt.text[asked:], whole.text[start:end])
     generated = asked + common == len(prompt.text)  # the reply stands behind the whole generation prompt
     region = start + common if generated else min(start + common, own[0].start)
+    if prompt.marks is not None and not generated:  # a thought begins with its mark, which both may have
+        opened = whole.text.find(prompt.marks.opening, start, region)
+        region = opened if opened >= 0 else region
     text, roles = whole.text[:end], whole.roles()
     if whole.dropped:  # Mistral's template drops system text where a reply follows the question
         text, roles = prompt.text[:asked] + whole.text[start:end], prompt.roles()[:asked]
@@ -68,6 +71,17 @@ def by_template(
             "template_kwargs={'enable_thinking': False}, or the model's own switch in a message."
         )
     return placed
+
+
+def common_start(whole: str, prompt: str) -> int:
+    """How far a conversation with a reply and its generation prompt are the same: not to the middle of a mark.
+
+    >>> common_start("<|START_RESPONSE|>", "<|START_THINKING|>")
+    0
+    """
+    common = common_length(whole, prompt)
+    cut = re.search(r"[<\[][^<>\[\]]*$", whole[:common])
+    return cut.start() if cut and common < min(len(prompt), len(whole)) else common
 
 
 def as_generated(reply: Mapping[str, str], prompt: ConversationText, header: str) -> PlacedText:

@@ -106,7 +106,8 @@ def reply_sections(
     if marks is not None and in_thought:
         closed = re.compile(rf"{re.escape(marks.closing)}\s*").search(text, at)
         end, answer = closed.span() if closed else (len(text), len(text))
-        sections = [("template", 0, at), ("thinking", at, end), ("template", end, answer)]
+        thought = "thinking" if text[at:end].strip() else "template"
+        sections = [("template", 0, at), (thought, at, end), ("template", end, answer)]
         at = answer
     elif header.strip() and text.startswith(header):
         sections, at = [("template", 0, len(header))], len(header)

@@ -58,6 +58,8 @@ def test_what_the_template_writes_before_a_reply_is_not_the_reply() -> None:
     assert parts(channels, ChatFormat(channels).place([QUESTION, REPLY])) == [header, ("assistant", REPLY["content"])]
     recipient = tokenizer_for("recipient")
     assert parts(recipient, ChatFormat(recipient).place([QUESTION, REPLY]))[0] == ("template", "all\n")
+    marks = tokenizer_for("response-marks")
+    assert parts(marks, ChatFormat(marks).place([QUESTION, REPLY]))[0] == ("template", "<|START_RESPONSE|>")
     empty = tokenizer_for("empty-thought")
     assert parts(empty, ChatFormat(empty).place([QUESTION, REPLY]))[0] == ("template", "<think>\n\n</think>\n\n")
 
@@ -123,6 +125,23 @@ def test_a_thought_needs_a_model_that_thinks() -> None:
         ChatFormat(tokenizer_for("chatml")).place([QUESTION, said])
     off = ChatFormat(tokenizer_for("empty-thought"), {"enable_thinking": False})
     assert "thinking" not in off.place([QUESTION, REPLY]).roles
+    with_thought = parts(off.tokenizer, off.place([QUESTION, said]))
+    assert [(r, t.strip()) for r, t in with_thought if r != "template"] == [
+        ("thinking", "Hm."),
+        ("assistant", REPLY["content"]),
+    ]
+
+
+def test_an_empty_thought_is_the_templates() -> None:
+    """As Qwen 3.5: the generation prompt opens a thought, and a reply without one closes it at once."""
+    tokenizer = tokenizer_for("empty-thought")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{- '<|im_start|>assistant\\n' -}}", "{{- '<|im_start|>assistant\\n<think>\\n' -}}"
+    )
+    chat = ChatFormat(tokenizer)
+    assert chat.opens_thought(tokenizer.decode(list(chat.render([QUESTION]).token_ids)))
+    placed = parts(tokenizer, chat.place([QUESTION, REPLY]))
+    assert placed == [("template", "\n</think>\n\n"), ("assistant", REPLY["content"])]
 
 
 def test_a_reply_needs_a_prompt_before_it() -> None:

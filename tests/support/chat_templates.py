@@ -217,6 +217,14 @@ BRACKETS = (
     + CHATML
 )
 
+# As Command R7B: the prompt closes a thought, and a reply has marks that begin like the thought's.
+RESPONSE_MARKS = """{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] -}}
+{%- if message['role'] == 'assistant' -%}{{- '<|START_RESPONSE|>' + message['content'] + '<|END_RESPONSE|>' -}}
+{%- else -%}{{- message['content'] -}}{%- endif -%}{{- '<|im_end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant<|START_THINKING|><|END_THINKING|>' -}}{%- endif -%}"""
+
 # Takes blank lines and a switch out of the messages.
 EDITS = """{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -270,6 +278,7 @@ SHAPES: tuple[Shape, ...] = (
     _shape("channels", CHANNELS, _CHANNEL, 0),
     _shape("recipient", RECIPIENT, _HEADERS, 0),
     _shape("brackets", BRACKETS, _IM, 0),
+    _shape("response-marks", RESPONSE_MARKS, _IM, 0),
     _shape("none", None, (), 0),
     _shape("none-adds-bos", None, (), 1, adds_bos=True, kind="metaspace"),
 )
