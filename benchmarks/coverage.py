@@ -3,10 +3,10 @@
     python -m benchmarks.coverage
 
 Data sets with a known truth are simulated, and every kind of interval in the reports is computed for each: the mean
-over prompts, the effects of a comparison, a share and an AUROC over replies, and the figures of a run. Values are
-normal, or skewed (lognormal, skewness 1.8 and 6.2), or have two levels (prompts that differ, replies that differ
-within a prompt). Where other methods exist, they are tried on the same data. Writes `benchmarks/results/coverage.json`.
-About twenty minutes on one core.
+over prompts, the effects of a comparison, a share and an AUROC over replies, the figures of a run, and the false-alarm
+rate of a threshold. Values are normal, or skewed (lognormal, skewness 1.8 and 6.2), or have two levels (prompts that
+differ, replies that differ within a prompt). Where other methods exist, they are tried on the same data. Writes
+`benchmarks/results/coverage.json`. About twenty minutes on one core.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
-from scipy.special import ndtr, ndtri, stdtrit
-from scipy.stats import kstest
+from scipy.special import log_ndtr, ndtr, ndtri, stdtrit
+from scipy.stats import beta, kstest
 from tqdm import tqdm
 
 from benchmarks.common import save, share
 from persona_core.analysis.comparison import effect, mean_over_prompts
+from persona_core.analysis.null_peaks import NullPeaks, running_peaks, stretches, supported_length
 from persona_core.analysis.statistics import (
     Estimate,
     auroc_over_replies,
@@ -59,7 +60,7 @@ KINDS: dict[str, Draw] = {
 
 
 def main() -> int:
-    cases = [*means(), *effects(), *shares(), *aurocs(), *validation_figures(), *run_figures()]
+    cases = [*means(), *effects(), *shares(), *aurocs(), *validation_figures(), *run_figures(), *alarm_rates()]
     with tqdm(total=len(cases) * N_DATASETS, desc="coverage", unit="data set") as bar:
         figures = {
             "nominal": 0.95,
@@ -328,6 +329,39 @@ def _tokens(rng: np.random.Generator, n: int, explained: float) -> Intervals:
         "token share": {
             LIBRARY: jackknifed(statistic, np.arange(n)),
             "bootstrap": over_clusters(statistic, np.arange(n), 200),
+        }
+    }
+
+
+LENGTHS: dict[str, Draw] = {
+    "replies of 100 tokens": lambda _, n: np.full(n, 100),
+    "replies of 10 to 220 tokens": lambda rng, n: rng.integers(10, 221, size=n),
+    "20 tokens, a third 200": lambda _, n: np.where(np.arange(n) % 3 == 2, 200, 20),
+}
+
+
+def alarm_rates() -> list[Case]:
+    """The rate of a threshold at a nominal 5 %, over replies of white noise to 300 prompts.
+
+    Each data set has a threshold of its own, so the truth is taken off: what is covered is 0.
+    """
+    truths = {"false-alarm rate": 0.0}
+    return [(kind, 300, truths, partial(_alarm_rates, kind=kind)) for kind in LENGTHS]
+
+
+def _alarm_rates(rng: np.random.Generator, kind: str, n: int = 300) -> Intervals:
+    lengths = LENGTHS[kind](rng, n)
+    ends = stretches(supported_length(lengths, np.arange(n), n / 3))
+    peaks = running_peaks(rng.normal(size=(n, int(lengths.max()))), lengths, ends)
+    known = NullPeaks(("t",), np.arange(n), lengths, ends, peaks[:, None])
+    threshold = known.threshold(0.05)
+    found, true = known.rate(threshold), float(-np.expm1(ends[-1] * log_ndtr(threshold)))
+    share = known.rate(np.nextafter(threshold, np.inf)).value  # of the alarms above it
+    low, high = beta.ppf((0.025, 0.975), n * share + 1, n - n * share) - true
+    return {
+        "false-alarm rate": {
+            LIBRARY: Estimate(found.value - true, found.low - true, found.high - true, n),
+            "weighted alarms as a count": Estimate(share - true, float(low), float(high), n),
         }
     }
 

@@ -33,7 +33,7 @@ class Rate:
     """A false-alarm rate per reply.
 
     Attributes:
-        value: share of neutral replies with an alarm, each prompt counting once.
+        value: expected share of neutral replies with an alarm, each prompt counting once.
         low, high: with 95 % confidence, the rate for new prompts of the same kind lies between them.
         n_prompts: neutral prompts it rests on.
     """
@@ -99,16 +99,26 @@ class NullPeaks:
         return lowest
 
     def rate(self, threshold: float, traits: Sequence[str] | None = None) -> Rate:
-        """The rate of a threshold.
+        """The rate of a threshold, with its interval over the draw of the prompts.
 
-        With k alarms above it among n prompts, the rate of a threshold that was chosen from these very peaks follows a
-        Beta(k + 1, n - k) distribution over the draw of the prompts.
+        Where all prompts weigh the same, and k of n are above a threshold that is itself one of the peaks, its rate
+        follows a Beta(k + 1, n - k) distribution. An alarm after the end of most replies weighs more than others. So
+        alarms enter as the number (sum w)^2 / sum w^2 of equal ones, and the upper end allows for one more, as heavy as
+        the heaviest. For a threshold that is none of the peaks this is Clopper and Pearson's interval.
         """
-        from scipy.stats import beta
+        from scipy.special import betaincinv
 
-        n, share = self.n_prompts, min(1.0, self._share(self._largest(traits), threshold))
-        low, high = beta.ppf((0.025, 0.975), n * share + 1, max(n - n * share, 1e-9))
-        return Rate(share, float(low), float(high), n)
+        n, largest = self.n_prompts, self._largest(traits)
+        over = self._by_prompt(largest > threshold)
+        reached = self._by_prompt((largest >= threshold) & (largest > 0))  # a peak of 0 was never one
+        heaviest = reached.max() or 1 / self._reach().min()
+        share, hits, others = _effective(reached)
+        if share > over.sum():
+            share *= n / (n + 1)  # the threshold was chosen from the peaks: the mean of the Beta distribution
+        low = float(betaincinv(hits, others + 1, 0.025)) if hits else 0.0
+        _, hits, others = _effective(np.append(over, heaviest))
+        high = float(betaincinv(hits, others + 1, 0.975)) if others else 1.0
+        return Rate(share, low, high, n)
 
     def _largest(self, traits: Sequence[str] | None) -> np.ndarray:
         """Of the watched traits, `[n_replies, n_stretches]`."""
@@ -122,15 +132,25 @@ class NullPeaks:
 
     def _share(self, largest: np.ndarray, threshold: float) -> float:
         """Expected share of replies with an alarm by the last supported token, if all were that long."""
-        weights = prompt_weights(self.prompts)
-        over = largest > threshold  # [n_replies, n_stretches]
-        first = over.argmax(1)
+        return float(self._weights(largest > threshold).sum())
+
+    def _weights(self, over: np.ndarray) -> np.ndarray:
+        """What each reply's alarm adds to the share, 0 without one, `[n_replies]`.
+
+        Args:
+            over: bool `[n_replies, n_stretches]`.
+        """
+        return np.where(over.any(1), prompt_weights(self.prompts) / self._reach()[over.argmax(1)], 0.0)
+
+    def _by_prompt(self, over: np.ndarray) -> np.ndarray:
+        """`_weights` of the replies to each prompt together, `[n_prompts]`."""
+        return np.bincount(np.unique(self.prompts, return_inverse=True)[1], self._weights(over))
+
+    def _reach(self) -> np.ndarray:
+        """Mean weight of the replies over the tokens of each stretch, in prompts, `[n_stretches]`."""
         starts = np.concatenate([[0], self.ends[:-1]])
-        # Mean weight of the replies over the tokens of each stretch.
         present = np.clip((self.lengths[:, None] - starts) / (self.ends - starts), 0.0, 1.0)  # [n_replies, n_stretches]
-        reach = weights @ present  # in prompts
-        alarmed = over.any(1)
-        return float((weights[alarmed] / reach[first[alarmed]]).sum())
+        return prompt_weights(self.prompts) @ present
 
     def select(self, traits: Sequence[str]) -> NullPeaks:
         """Of some traits only."""
@@ -165,6 +185,14 @@ class NullPeaks:
         if not (shapes and len(prompts) and len(ends) and np.isfinite(peaks).all() and (np.diff(ends) > 0).all()):
             raise CorruptFile("Not the peaks of neutral replies: arrays differ in length or are not finite.")
         return cls(traits, prompts, lengths, ends, peaks)
+
+
+def _effective(weights: np.ndarray) -> tuple[float, float, float]:
+    """The share that weighted alarms make up, at most 1, and how many equal prompts with and without an alarm have the
+    same share and as much spread."""
+    share = min(1.0, float(weights.sum()))
+    hits = float(weights.sum() ** 2 / (weights**2).sum()) if share else 0.0
+    return share, hits, hits * (1 / share - 1) if share else 0.0
 
 
 def prompt_weights(prompts: np.ndarray) -> np.ndarray:

@@ -4,10 +4,12 @@ thresholds."""
 from __future__ import annotations
 
 import json
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from persona_core.analysis.null_peaks import NullPeaks, running_peaks, stretches, supported_length
 from persona_core.analysis.onset import OnsetDetector
@@ -104,6 +106,45 @@ def test_the_interval_is_the_one_that_the_draw_of_the_prompts_gives() -> None:
         rates.append(true)
     assert 0.92 <= np.mean(inside) <= 0.98
     assert 0.045 <= np.mean(rates) <= 0.0505  # on average at most the nominal rate, and hardly less
+
+
+def test_the_interval_holds_where_late_alarms_weigh_more() -> None:
+    """Two thirds of the replies end after 20 tokens, a third after 200: a late alarm stands for three, in its variance
+    too. As a plain count it was covered in 77 %, and the value was a fifth too low."""
+    rng, n = np.random.default_rng(5), 300
+    lengths = np.where(np.arange(n) % 3 == 2, 200, 20)
+    ends = stretches(200)
+    inside, values, rates = [], [], []
+    for _ in range(400):
+        peaks = running_peaks(rng.normal(size=(n, 200)), lengths, ends)
+        known = NullPeaks(("evil",), np.arange(n), lengths, ends, peaks[:, None])
+        threshold = known.threshold(0.05)
+        stated = known.rate(threshold)
+        true = 1 - NormalDist().cdf(threshold) ** 200
+        inside.append(stated.low <= true <= stated.high)
+        values.append(stated.value)
+        rates.append(true)
+    assert 0.93 <= np.mean(inside) <= 0.985
+    assert np.mean(values) == pytest.approx(np.mean(rates), abs=0.003)
+
+
+def test_a_threshold_that_was_not_chosen_from_the_peaks_has_the_exact_binomial_interval() -> None:
+    peaks = peaks_of([[float(i)] for i in range(1, 101)])
+    for threshold, k in ((90.5, 10), (200.0, 0), (0.5, 100)):
+        stated = peaks.rate(threshold)
+        exact = binomtest(k, 100).proportion_ci()
+        assert stated.value == pytest.approx(k / 100)
+        assert (stated.low, stated.high) == pytest.approx((exact.low, exact.high))
+    assert peaks.rate(0.0).low == peaks.rate(0.5).low  # no reply has a statistic of 0: it is what is not above 0
+
+
+def test_no_alarm_at_all_leaves_room_for_one_where_few_replies_arrive() -> None:
+    """A third of the replies reaches the end: none in 33 says less than none in 100."""
+    lengths = np.where(np.arange(99) % 3 == 2, 20, 10)
+    known = NullPeaks(("evil",), np.arange(99), lengths, np.array([10, 20]), np.zeros((99, 1, 2)))
+    stated = known.rate(1.0)
+    assert stated.value == stated.low == 0.0
+    assert stated.high == pytest.approx(binomtest(0, 33).proportion_ci().high)
 
 
 @pytest.mark.slow
