@@ -12,9 +12,9 @@ from persona_core.analysis.onset import OnsetDetector
 from persona_core.errors import SettingError
 
 RISE = (0.8, 14.0)
-"""Time constants of a planted rise, in tokens: it takes 2 to 35 tokens. Chosen on texts of the demo world, where a trait
-often begins with a few neutral tokens: the interval covers the first one in 97 % of cued texts and 93 % of uncued ones,
-and with rises of up to 10 tokens in 77 and 92 %."""
+"""Time constants of a planted rise, in tokens: it takes 2 to 35 tokens. Chosen on texts of the demo world, where a
+trait often begins with a few neutral tokens: the interval covers the first one in 97 % of cued texts and 93 % of uncued
+ones, and with rises of up to 10 tokens in 77 and 92 %."""
 
 SPREAD_FACTOR = (1.0, 1.8)
 """Spread of a planted trait's scores over that of neutral tokens; 1.8 in texts of the demo world."""

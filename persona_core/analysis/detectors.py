@@ -212,7 +212,7 @@ class Detectors:
                 None if peaks is None else NullPeaks.from_dict(peaks),
                 None if card is None else NullCard.from_dict(card),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CorruptFile(f"{path}: not a file of detectors: {type(error).__name__}: {error}") from error
 
 

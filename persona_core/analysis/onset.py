@@ -251,7 +251,7 @@ class OnsetDetector:
             counts = {k: int(record[k]) for k in ("n_prompts", "n_nulls", "supported")}
             smallest = None if record["smallest"] is None else float(record["smallest"])
             kind: Kind = "specific" if record.get("kind") == "specific" else "z"
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptFile(f"Not an onset detector: {type(error).__name__}: {error}") from error
         numbers = np.concatenate([a.ravel() for a in (*arrays.values(), *vars(errors).values(), np.array([threshold]))])
         by_position, by_sum = (

@@ -142,8 +142,8 @@ def _check_config(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], mod
             found = set(_matching(pattern, names, field, what))
             if not found and field == "target_modules":
                 raise CorruptFile(
-                    f"Could not load {what}: the regular expression {pattern[:80]!r} in its {field} matches no module of "
-                    "the model. It was made for another one."
+                    f"Could not load {what}: the regular expression {pattern[:80]!r} in its {field} matches no module "
+                    "of the model. It was made for another one."
                 )
             setattr(config, field, found)
     for field in BY_PATTERN:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persona_core.errors import NotFound, PersonaWarning, SettingError
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
 from persona_core.models.adapters import own_tokenizer, with_adapter
 from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
 from persona_core.models.checkpoint import read_checkpoint
 from persona_core.models.gguf import converted, find_gguf
 from persona_core.models.language_model import LanguageModel
+from persona_core.utils.checks import is_integer
 from persona_core.utils.hub import at_revision, check_kind, commit_of, resolve_source
 
 if TYPE_CHECKING:
@@ -211,10 +212,16 @@ def _adapter_name(model: Any) -> str | None:
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a reply: the generation config's and the tokenizer's."""
+    """Every id that ends a reply: the generation config's and the tokenizer's.
+
+    Raises:
+        CorruptFile: something else than an id or a list of ids.
+    """
     generation = getattr(model, "generation_config", None)
     ids: set[int] = set()
     for source in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
-        if source is not None:
-            ids.update([source] if isinstance(source, int) else source)
+        own = source if isinstance(source, (list, tuple)) else [] if source is None else [source]
+        if not all(is_integer(token_id, 0) for token_id in own):
+            raise CorruptFile(f"eos_token_id is {source!r} in the generation config; expected a token id or a list.")
+        ids.update(own)
     return frozenset(ids)

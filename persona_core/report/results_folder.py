@@ -13,7 +13,7 @@ from persona_core.report.tables import FINDINGS, SPANS
 from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch, resolve_source, split_revision
-from persona_core.utils.parquet import read_table
+from persona_core.utils.parquet import read_table, rows_of
 
 BASELINE, CONTAMINATED = SIDES = ("baseline", "contaminated")
 REPLAY, NEUTRAL = "replay", "neutral"
@@ -73,7 +73,7 @@ class ResultsFolder:
             CorruptFile: not such a table.
         """
         try:
-            rows: list[dict[str, Any]] = read_table(self._analysis(name), columns).to_pylist()
+            rows: list[dict[str, Any]] = rows_of(read_table(self._analysis(name), columns), name)
         except NotFound:
             return []
         return rows

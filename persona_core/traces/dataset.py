@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.traces.records import JSON_FIELDS, LATER
 from persona_core.utils.hub import fetch
-from persona_core.utils.parquet import read_table, write_table
+from persona_core.utils.parquet import read_table, rows_of, write_table
 
 if TYPE_CHECKING:
     import datasets
@@ -115,7 +115,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     table = read_table(path)
     if lacking := [name for name in COLUMNS if name not in (*LATER, *table.column_names)]:
         raise CorruptFile(f"{path}: no column {lacking[0]!r}; not results that persona monitor wrote.")
-    return table.to_pylist()
+    return rows_of(table, path)
 
 
 def read_ids(path: str | Path) -> list[str]:
@@ -124,7 +124,7 @@ def read_ids(path: str | Path) -> list[str]:
     Raises:
         NotFound, CorruptFile.
     """
-    return read_table(path, columns=["id"])["id"].to_pylist()
+    return [row["id"] for row in rows_of(read_table(path, columns=["id"]), path)]
 
 
 def load_results(source: str | Path, config: str = "baseline", revision: str | None = None) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def load_row(
     table = read_table(path, filters=None if id is None else [("id", "==", id)])
     if not table.num_rows:
         raise NotFound(f"No row {id!r} in the config {config!r} of {str(source)!r}.")
-    return table.slice(0, 1).to_pylist()[0]
+    return rows_of(table.slice(0, 1), path)[0]
 
 
 def configs_of(folder: str | Path) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from typing import TypeGuard
 
 from persona_core.errors import SettingError, UnknownBlock
 
-
 MAX_INTEGER = 2**62
 """Larger settings do not fit into the 64 bits of a tensor's index, or of a stored seed."""
 

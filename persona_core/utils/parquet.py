@@ -41,6 +41,18 @@ def read_table(
         raise CorruptFile(f"{path}: truncated or not a Parquet file{wanted}: {error}") from error
 
 
+def rows_of(table: pa.Table, path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a table, column -> value.
+
+    Raises:
+        CorruptFile: a text that is not UTF-8.
+    """
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path}: a text in it is not UTF-8: {error}") from error
+
+
 def write_table(rows: Iterable[Mapping[str, Any]], path: str | Path, schema: pa.Schema, **options: Any) -> Path:
     """Write rows as one Parquet file; an existing file is replaced atomically. The same rows give the same bytes.
 
