@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING
 
+from persona_core.cli.extraction_plan import with_traits
 from persona_core.errors import SettingError
 
 if TYPE_CHECKING:
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
     from persona_core.elicitation.store import Reply, ReplyStore
     from persona_core.elicitation.traits import TraitDefinition
     from persona_core.pipeline import Settings
+
+
+def usable_traits(plan: ElicitationPlan, store: ReplyStore, settings: Settings) -> tuple[ElicitationPlan, list[str]]:
+    """The plan with the traits that a vector can be made of, and why not of the others.
+
+    Raises:
+        SettingError: there is none.
+    """
+    reasons = {trait.name: why_not_enough(plan, store, trait, settings) for trait in plan.traits}
+    unusable = [f"the vector of {name}: {why}" for name, why in reasons.items() if why]
+    if len(unusable) == len(reasons):
+        raise SettingError("\n".join(why for why in reasons.values() if why))
+    return with_traits(plan, [name for name, why in reasons.items() if not why]), unusable
 
 
 def why_not_enough(plan: ElicitationPlan, store: ReplyStore, trait: TraitDefinition, settings: Settings) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_core.cli.judges import cost_of
+from persona_core.cli.judges import cost_of, make_judge
 
 if TYPE_CHECKING:
     from persona_core.elicitation.elicit import ElicitationPlan
@@ -17,6 +19,27 @@ if TYPE_CHECKING:
     from persona_core.vectors.steering_effect import SteeringPlan
 
 JUDGED_IN_TRIAL = 4
+
+
+def estimate(
+    options: argparse.Namespace,
+    plan: ElicitationPlan,
+    out: Path,
+    model: Callable[[], LanguageModel],
+    steering: SteeringPlan | None,
+) -> None:
+    """Print what the run of these options would take; where nothing is there yet, no folder is made."""
+    from persona_core.elicitation.store import ReplyStore
+    from persona_core.utils.workdir import PLAN_FILE
+
+    served = options.base_url is not None
+    if not (out / PLAN_FILE).is_file():  # nothing is written, the folder included
+        judge = None if options.judge is None else make_judge(options, None)
+        print_estimate(model, judge, None, plan, options.cross_trait, steering, served)
+        return
+    judge = None if options.judge is None else make_judge(options, out)
+    with ReplyStore(out) as store:
+        print_estimate(model, judge, store, plan, options.cross_trait, steering, served)
 
 
 def print_estimate(
@@ -63,7 +86,7 @@ def print_estimate(
             took = duration(trial.seconds_for(steered))
             print(f"The steering curves take up to {steered:,} more replies, {about} {took}.")
     if judge is None:
-        print("No judge reads the replies.")
+        print("Nothing is judged; --judge adds what that takes.")
         return
     questions = _questions(store, plan, missing, trial, cross_trait)
     print(f"Judging will take {cost_of(judge, questions)}{_time_of(judge, questions)}.")

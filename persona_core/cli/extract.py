@@ -18,11 +18,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_core.cli.advice import usable_traits
+from persona_core.cli.estimate import estimate
+from persona_core.cli.extraction_plan import plan_of, steering_plan_of, with_traits
 from persona_core.cli.judges import KINDS, add_judge, check_judge, cost_of, make_judge, print_bill
 from persona_core.cli.options import (
     add_model,
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from persona_core.elicitation.store import ReplyStore
     from persona_core.judging.judge import Judge
     from persona_core.models.language_model import LanguageModel
-    from persona_core.pipeline import Settings
     from persona_core.vectors.steering_effect import SteeringPlan
     from persona_core.vectors.vectors import PersonaVectors
 
@@ -88,7 +89,7 @@ def arguments() -> argparse.ArgumentParser:
     extraction.add_argument(
         "--position",
         default="reply_mean",
-        help="pooled states: reply_mean, reply_first_N, prompt_last, prompt_mean",
+        help="pooled states: reply_mean, reply_first_N, thinking_mean, prompt_last, prompt_mean",
     )
     extraction.add_argument("--min-trait", type=float, default=50.0, help="minimum score for a reply to show the trait")
     extraction.add_argument("--min-coherence", type=float, default=50.0, help="minimum coherence of a kept reply")
@@ -116,16 +117,16 @@ def run(options: argparse.Namespace) -> list[str]:
     from persona_core.pipeline import Settings, make_vectors, validate_vectors
     from persona_core.vectors.vectors import PersonaVectors
 
-    plan = _plan(options)
+    plan = plan_of(options)
     unjudged = options.texts is not None or options.label == "instruction"
-    steering = None if options.no_steering or unjudged else _steering_plan(options, plan)
+    steering = None if options.no_steering or unjudged else steering_plan_of(options, plan)
     settings = Settings(options.method, options.position, options.min_trait, options.min_coherence)
     out = options.out or Path("outputs") / "vectors" / Path(options.model).name
     stages = STAGES if options.stage == "all" else (options.stage,)
     _check_options(options, plan, steering, stages)
     model = cache(lambda: load_model(**_loading(options)))  # a stage that needs no model loads none
     if options.estimate:
-        _estimate(options, plan, out, model, steering)
+        estimate(options, plan, out, model, steering)
         return []
     judge = cache(lambda: make_judge(options, out))
     missing: list[str] = []
@@ -140,12 +141,12 @@ def run(options: argparse.Namespace) -> list[str]:
                 _print_cost(judge(), store, plan, options.cross_trait, steering if "validate" in stages else None)
                 missing += _judge(judge(), store, plan, options.cross_trait)
         if "extract" in stages:
-            usable, unusable = _usable(plan, store, settings)
+            usable, unusable = usable_traits(plan, store, settings)
             missing += unusable
             _write(make_vectors(model(), usable, store, settings), out / "vectors", usable)
         if "validate" in stages:
             vectors = PersonaVectors.from_pretrained(out / "vectors")
-            usable = _restricted(plan, vectors.traits)
+            usable = with_traits(plan, vectors.traits)
             steering_judge = None if steering is None else judge()
             vectors = validate_vectors(model(), vectors, usable, store, steering_judge, steering, settings)
             _write(vectors, out / "vectors", usable)
@@ -156,52 +157,6 @@ def run(options: argparse.Namespace) -> list[str]:
     return missing
 
 
-def _plan(options: argparse.Namespace) -> ElicitationPlan:
-    from persona_core.elicitation.elicit import ElicitationPlan
-    from persona_core.elicitation.texts import load_texts, texts_plan
-    from persona_core.elicitation.traits import load_traits
-    from persona_core.inference.sampling import Sampling
-    from persona_core.pipeline import READ_POSITION, SINKS_POSITION
-
-    if not options.traits and options.texts is None:
-        raise SettingError("No traits. Name them (--traits deception), or give labelled texts (--texts FILE.jsonl).")
-    traits = load_traits(options.traits) if options.traits else ()
-    settings: dict[str, Any] = {
-        "sampling": Sampling(options.max_new_tokens, options.temperature),
-        "rollouts": options.rollouts,
-        "evaluation_rollouts": options.evaluation_rollouts,
-        "neutral_rollouts": options.neutral_rollouts,
-        "pairs_per_question": options.pairs_per_question,
-        "seed": options.seed,
-        "batch_size": options.batch_size,
-        "positions": tuple(dict.fromkeys((READ_POSITION, SINKS_POSITION, options.position))),
-        "tokens_per_reply": options.tokens_per_reply,
-    }
-    if options.texts is not None:
-        return texts_plan(load_texts(options.texts), traits, **settings)
-    return ElicitationPlan(traits, **settings)
-
-
-def _restricted(plan: ElicitationPlan, names: Sequence[str]) -> ElicitationPlan:
-    """The plan with some of its traits only."""
-    return replace(plan, traits=tuple(trait for trait in plan.traits if trait.name in names))
-
-
-def _usable(plan: ElicitationPlan, store: ReplyStore, settings: Settings) -> tuple[ElicitationPlan, list[str]]:
-    """The plan with the traits that a vector can be made of, and why not of the others.
-
-    Raises:
-        SettingError: there is none.
-    """
-    from persona_core.cli.advice import why_not_enough
-
-    reasons = {trait.name: why_not_enough(plan, store, trait, settings) for trait in plan.traits}
-    unusable = [f"the vector of {name}: {why}" for name, why in reasons.items() if why]
-    if len(unusable) == len(reasons):
-        raise SettingError("\n".join(why for why in reasons.values() if why))
-    return _restricted(plan, [name for name, why in reasons.items() if not why]), unusable
-
-
 def _label(options: argparse.Namespace, plan: ElicitationPlan, store: ReplyStore) -> None:
     from persona_core.elicitation.texts import GIVEN
     from persona_core.judging.labels import INSTRUCTION, label_replies
@@ -209,40 +164,6 @@ def _label(options: argparse.Namespace, plan: ElicitationPlan, store: ReplyStore
     how = INSTRUCTION if options.texts is None else GIVEN
     n = label_replies(store, plan.traits, how)
     print(f"{n:,} replies are labelled by {'their instruction' if how == INSTRUCTION else 'the file'}, not by a judge.")
-
-
-def _estimate(
-    options: argparse.Namespace,
-    plan: ElicitationPlan,
-    out: Path,
-    model: Callable[[], LanguageModel],
-    steering: SteeringPlan | None,
-) -> None:
-    from persona_core.cli.estimate import print_estimate
-    from persona_core.elicitation.store import ReplyStore
-    from persona_core.utils.workdir import PLAN_FILE
-
-    served = options.base_url is not None
-    if not (out / PLAN_FILE).is_file():  # nothing is written, the folder included
-        judge = None if options.judge is None else make_judge(options, None)
-        print_estimate(model, judge, None, plan, options.cross_trait, steering, served)
-        return
-    judge = None if options.judge is None else make_judge(options, out)
-    with ReplyStore(out) as store:
-        print_estimate(model, judge, store, plan, options.cross_trait, steering, served)
-
-
-def _steering_plan(options: argparse.Namespace, plan: ElicitationPlan) -> SteeringPlan:
-    from persona_core.vectors.steering_effect import SteeringPlan
-
-    return SteeringPlan(
-        tuple(options.strengths),
-        options.steering_seeds,
-        options.steering_questions,
-        plan.sampling,
-        options.batch_size,
-        options.seed,
-    )
 
 
 def _check_options(
@@ -257,13 +178,14 @@ def _check_options(
     if unjudged and options.judge is not None:
         raise SettingError(f"{unjudged} takes the labels as they are: leave --judge out.")
     needs_judge = not unjudged and ("judge" in stages or ("validate" in stages and steering is not None))
-    if options.judge is None and needs_judge:
+    if options.judge is None and needs_judge and not options.estimate:
         raise SettingError(
             f"No judge. Name one: --judge {KINDS}. Or let the side that was asked for be the label: --label "
             "instruction."
         )
     if options.judge is not None:
-        check_judge(options, plan.traits if {"elicit", "judge"} <= set(stages) else ())
+        asks = {"elicit", "judge"} <= set(stages) and not options.estimate
+        check_judge(options, plan.traits if asks else ())
     if steering is not None and "validate" in stages:
         for trait in plan.traits:
             steering_questions(trait, steering)

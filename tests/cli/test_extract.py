@@ -187,15 +187,112 @@ def test_replies_to_other_definitions_are_not_judged(
 
 
 @pytest.mark.slow
-def test_an_estimate_writes_nothing_and_counts_the_steered_replies(
-    traits: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+def test_an_estimate_counts_what_is_left_and_the_steered_replies(
+    traits: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "elicit them first" in refused(options(traits, tmp_path / "out", "--estimate"), capsys)
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert extract.main(options(traits, whole, "--estimate")) == 0
     said = capsys.readouterr().out
-    assert "0 questions, no cost" in said
+    assert "0 are to be written" in said and "0 questions, no cost" in said
     # 2 traits x 3 arms and strengths x 2 questions x 2 scores.
     assert "up to 120 more questions" in said
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_an_estimate_before_anything_is_there_writes_nothing(
+    traits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with serving(lambda _b, _n: completion("50")) as server:
+        arguments = with_judge(traits, tmp_path / "out", server.url, "--max-new-tokens", "8", "--prices", "1,2")
+        assert extract.main([*arguments, "--estimate"]) == 0
+    said = capsys.readouterr().out
+    questions = [q for path in traits.glob("*.json") for q in asked(path)]
+    n = 2 * len(questions) + len(set(questions))  # on both sides, and once each without an instruction
+    assert f"0 replies are there; {n} are to be written" in said and "tokens a second" in said
+    assert "Judging will take" in said and "at the given prices" in said and not server.requests
+    assert not (tmp_path / "out").exists()
+
+
+def asked(path: Path) -> list[str]:
+    record = json.loads(path.read_text())
+    return [*record["extraction_questions"], *record["evaluation_questions"]]
+
+
+@pytest.mark.slow
+def test_without_a_judge_the_instruction_is_the_label_and_the_card_says_so(
+    traits: Path, unjudged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = options(traits, unjudged)
+    place = arguments.index("--judge")
+    bare = [*arguments[:place], *arguments[place + 2 :], "--label", "instruction"]
+    assert extract.main(bare) == 0
+    assert "labelled by their instruction" in capsys.readouterr().out
+    vectors = PersonaVectors.from_pretrained(unjudged / "vectors")
+    assert vectors.config["extraction"]["filter"]["judge"] == "instruction"
+    assert "## Labels without a judge" in (unjudged / "vectors" / "README.md").read_text()
+    figures = vectors.config["validation"]["deception"]
+    assert figures["replies"]["high"]["kept"] == figures["replies"]["high"]["written"] and "steering" not in figures
+    assert "were judged by 'instruction'" in refused(arguments, capsys)  # labels and scores are never mixed
+    assert "leave --judge out" in refused([*arguments, "--label", "instruction"], capsys)
+
+
+@pytest.mark.slow
+def test_labelled_texts_make_vectors_without_an_instruction(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The replies of the run as a file: the same kind of vectors come out of it."""
+    rows = [json.loads(line) for line in (whole / "replies.jsonl").read_text().splitlines()]
+    texts = tmp_path / "labelled.jsonl"
+    with texts.open("w") as file:
+        for row in rows:
+            request = row["request"]
+            if request["trait"] is not None and row["text"].strip():
+                turns = [{"role": "user", "content": request["user"]}, {"role": "assistant", "content": row["text"]}]
+                file.write(json.dumps({"messages": turns, "trait": request["trait"], "label": request["side"]}) + "\n")
+    out = tmp_path / "out"
+    arguments = ["--model", str(MODEL), "--texts", str(texts), "--out", str(out), "--max-new-tokens", "40"]
+    assert extract.main([*arguments, "--device", "cpu", "--estimate"]) == 0 and not out.exists()
+    assert "given texts are read" in capsys.readouterr().out
+    assert extract.main([*arguments, "--device", "cpu"]) == 0
+    found, wanted = (PersonaVectors.from_pretrained(folder / "vectors") for folder in (out, whole))
+    assert set(found.traits) == set(NAMES)
+    for name in NAMES:
+        a, b = (v.tensor(name)[wanted.best_block[name]] for v in (found, wanted))
+        assert torch.cosine_similarity(a, b, dim=0) > 0.5
+    assert "given with a label each" in (out / "vectors" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_trait_that_fails_does_not_stop_the_others(
+    traits: Path, unjudged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    hints = {name: json.loads((traits / f"{name}.json").read_text())["description"] for name in NAMES}
+
+    def answer(body: dict[str, Any], number: int) -> Answer:
+        """Refusal is never seen; of deception every second reply shows it."""
+        prompt = body["messages"][0]["content"]
+        if hints["refusal"][:30] in prompt:
+            return completion("0")
+        return completion("90" if "how coherent" in prompt or number % 2 else "10")
+
+    with serving(answer) as server:
+        assert extract.main(with_judge(traits, unjudged, server.url)) == 1
+    said = capsys.readouterr()
+    assert "missing: the vector of refusal: The filter leaves too few replies" in said.err
+    assert "None of the" in said.err and "--label instruction" in said.err  # the command that helps
+    assert PersonaVectors.from_pretrained(unjudged / "vectors").traits == ("deception",)
+
+
+@pytest.mark.slow
+def test_more_rollouts_add_to_a_finished_folder(traits: Path, unjudged: Path) -> None:
+    before = (unjudged / "replies.jsonl").read_bytes()
+    more = options(traits, unjudged, "--evaluation-rollouts", "2", "--no-steering")
+    assert extract.main(more) == 0
+    after = (unjudged / "replies.jsonl").read_bytes()
+    assert after.startswith(before) and len(after) > len(before)
+    assert extract.main(more) == 0 and (unjudged / "replies.jsonl").read_bytes() == after
 
 
 # Bad input.
@@ -240,6 +337,8 @@ def test_a_faulty_trait_file_is_named_before_anything_runs(
         (["--quantization", "4bit"], "bitsandbytes"),
         (["--traits", "candor"], "No trait 'candor'"),
         (["--model", "./nowhere"], "No such folder: './nowhere'"),
+        (["--texts", "nowhere.jsonl"], "No file 'nowhere.jsonl'"),
+        (["--label", "instruction"], "leave --judge out"),
     ],
 )
 def test_a_bad_setting_is_a_sentence(
