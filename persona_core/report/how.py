@@ -30,8 +30,9 @@ N_RANDOM = 16
 def how(runs: AnalysedRuns, config: str, tables: Sequence[InterventionalEffects]) -> dict[str, Any]:
     """The graph of one run, and how often its couplings would be claimed of neutral replies."""
     traces, traits = runs.traces[config], runs.traits
-    series, control = trait_series(traces), _random(runs, config)
-    null = trait_series(runs.neutral, traits) if runs.neutral else None
+    # Of z, whatever the page's scores: a specific score has the other traits subtracted, which couples them by itself.
+    series, control = trait_series(traces, kind="z"), _random(runs, config)
+    null = trait_series(runs.neutral, traits, "z") if runs.neutral else None
     names = [f"random {k}" for k in range(1, 1 + len(control[0][0]))] if control else []
     couplings = measure_couplings(
         [*traits, *names],
@@ -47,7 +48,7 @@ def how(runs: AnalysedRuns, config: str, tables: Sequence[InterventionalEffects]
         couplings = couplings.withheld(OTHER_MODEL)
     clocks: list[PrecedenceTable] = []
     if runs.clock:
-        times = activation_times(traits, clock_series(runs.kind, series), runs.clock)
+        times = activation_times(traits, clock_series(runs.kind, traces), runs.clock)
         clocks.append(precedence(traits, times, "activation", seed=runs.seed))
     annotated = [t for t in traits if t in runs.judged.get(config, ())]
     if len(annotated) > 1:

@@ -21,7 +21,7 @@ from persona_core.analysis.survival import Lifetime, compare_cohorts, lifetime, 
 from persona_core.errors import SettingError
 from persona_core.report.analysed_runs import NO_NULL, AnalysedRuns
 from persona_core.report.results_folder import NEUTRAL, SIDES
-from persona_core.traces.trace import Kind
+from persona_core.traces.trace import Kind, Trace
 
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Steps, in standard deviations, whose detection power is reported."""
@@ -39,7 +39,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
         runs.neutral, runs.traits, rate, runs.seed, kinds=kinds, kind=runs.kind, measured=True
     )
     if len(runs.traits) > 1:
-        null = clock_series(runs.kind, interaction.trait_series(runs.neutral))
+        null = clock_series(runs.kind, runs.neutral)
         runs.clock = {
             t: calibrate_onset([r[k] for r in null], rate, seed=runs.seed, prompts=answered, kind=runs.kind)
             for k, t in enumerate(runs.traits)
@@ -88,12 +88,16 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
     return found
 
 
-def clock_series(kind: Kind, series: Sequence[np.ndarray]) -> list[np.ndarray]:
+def clock_series(kind: Kind, traces: Sequence[Trace]) -> list[np.ndarray]:
     """What the activation clock runs on: specific scores as they are, z less the mean of the other traits.
 
     On plain z all traits alarm together, because every vector also responds to "not neutral".
+
+    Returns:
+        `[n_traits, n_reply_tokens]` each.
     """
-    return list(series) if kind == "specific" else relative_series(series)
+    series = interaction.trait_series(traces, kind=kind)
+    return series if kind == "specific" else relative_series(series)
 
 
 def alarms_of_any(detectors: Detectors, onsets: Mapping[str, Mapping[str, Sequence[Onset]]]) -> dict[str, Any]:

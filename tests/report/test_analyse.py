@@ -179,11 +179,11 @@ def test_each_figure_is_of_the_right_trait_and_position(
     # 4. The clock of specific scores, or of z less the others': alarms of each trait's own detector.
     kind = findings["about"]["kind"]
     form = list if kind == "specific" else relative_series
-    relative = form(trait_series(neutral))
+    relative = form(trait_series(neutral, kind=kind))
     clock = next(c for c in findings["how"]["contaminated"]["clocks"] if c["clock"] == "activation")
     for k, trait in enumerate(findings["about"]["traits"]):
         detector = calibrate_onset([r[k] for r in relative], prompts=prompt_keys(neutral), kind=kind)
-        alarms = sum(detector.find(r[k]).answer != "none" for r in form(trait_series(traces)))
+        alarms = sum(detector.find(r[k]).answer != "none" for r in form(trait_series(traces, kind=kind)))
         assert {p["n_source"] for p in clock["pairs"] if p["source"] == trait} == {alarms}
 
 

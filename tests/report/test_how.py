@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from persona_core.analysis.couplings import NO_NEUTRAL, OTHER_MODEL
@@ -12,9 +13,11 @@ from persona_core.models.loading import load_model
 from persona_core.report.analysed_runs import AnalysedRuns
 from persona_core.report.how import N_RANDOM, how
 from persona_core.report.sentences import describe_graph
+from persona_core.report.when import clock_series
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from tests.traces.test_dataset import SHIPPED
+from tests.traces.test_specific import calibrated
 
 
 def runs(n_neutral: int, config: str = "baseline", **more: Any) -> AnalysedRuns:
@@ -31,6 +34,15 @@ def test_without_neutral_replies_no_edge_is_claimed_and_the_page_says_why() -> N
     graph = how(runs(0), "baseline", [])
     assert graph["edges"] == [] and graph["couplings"]["missing"] == NO_NEUTRAL
     assert "neutral_texts" not in graph and describe_graph(graph)[0].startswith("No coupling is claimed")
+
+
+def test_the_clock_runs_on_the_specific_scores_and_without_them_on_z_less_the_other_traits() -> None:
+    trace = calibrated()
+    specific, relative = (clock_series(kind, [trace])[0] for kind in ("specific", "z"))
+    for k, trait in enumerate(trace.traits):
+        np.testing.assert_array_equal(specific[k], trace.reply_scores(trait, "specific").astype(float))
+        others = np.mean([trace.reply_scores(t, "z").astype(float) for t in trace.traits if t != trait], axis=0)
+        np.testing.assert_allclose(relative[k], trace.reply_scores(trait, "z") - others, atol=1e-6)
 
 
 @pytest.mark.slow
