@@ -111,7 +111,8 @@ def describe_couplings(graph: Figure) -> list[str]:
         f"{claimed} of {len(found['together'])} pairs of traits vary together more, or less, than in the "
         f"{found['n_neutral']} neutral replies (to {found['n_neutral_prompts']} prompts): by more than "
         f"{found['bars'][0]:.2f} in Fisher's z. {significant} pairs differ by more than chance, however little. Scores "
-        "follow the words, so this is no evidence that one trait causes another."
+        "follow the words, so this is no evidence that one trait causes another. Couplings are of z, not of specific "
+        "scores: a specific score has the other traits subtracted from it, so a coupling of two would be built in."
     ]
     if graph.get("other_reader"):
         says.append("The neutral replies are another model's, so a difference may be due to the weights.")

@@ -107,6 +107,12 @@ def test_what_was_not_measured_is_not_said() -> None:
     assert "another model's" not in says
 
 
+def test_couplings_say_that_they_are_of_z_and_why() -> None:
+    says = describe_graph(graph())[0]
+    assert "Couplings are of z, not of specific scores" in says
+    assert "has the other traits subtracted from it, so a coupling of two would be built in" in says
+
+
 def test_the_strongest_pairs_are_described_and_the_others_counted() -> None:
     found = graph()
     found["edges"] = [edge("together", "series", value) for value in (0.1, -0.9, 0.2, 0.3, 0.4, 0.5, 0.6)]
