@@ -49,7 +49,7 @@ def when() -> str:
 
 def how() -> str:
     graph = stored("findings")["how"]["contaminated"]
-    says = graph["missing"] if "missing" in graph else describe_couplings(graph)[0]
+    says = graph["missing"] if "missing" in graph else " ".join(describe_couplings(graph))
     shown = [
         one
         for run in stored("findings")["how"].values()
