@@ -43,7 +43,8 @@ class LocalJudge:
 
     Where a number is one token, the probabilities after the prompt give all of them. Where it is several ("8", "5"),
     the likely first digits are followed: P(85) = P(8) P(5 | 8), and P(8) counts only as far as no digit follows it. No
-    score where the numbers together hold less than a quarter of the probability.
+    score where the numbers together hold less than a quarter of the probability. A model that thinks first is given an
+    empty thought.
 
     What the prompts of one rubric begin with is read once, and one forward reads each prompt and all numbers after it;
     see `persona_core.judging.number_tree`. A model that does not read one prompt so as it reads it alone (a sliding
@@ -59,6 +60,7 @@ class LocalJudge:
         self._lm, self._batch_size = lm, batch_size
         self._tree = number_tree(lm)
         self._digits = digit_tokens(lm)  # bool [vocab]
+        self._header = answer_header(lm)
         self._prefixes: dict[str, Prefix] = {}  # by trait
         self._shares = share_prefix and takes_a_tree(lm)
         self._tried = 0  # tokens of the longest prompt that was read both ways
@@ -73,7 +75,7 @@ class LocalJudge:
         Sorted within a few batches only: both questions about a reply are answered close together, so a stopped run
         has complete replies to keep.
         """
-        prompts = [self._lm.chat.render(q.prompt).token_ids for q in questions]
+        prompts = [(*self._lm.chat.render(q.prompt).token_ids, *self._header) for q in questions]
         limit, rubrics = self._lm.context_length, dict[str, list[Row]]()  # the prompts of each trait
         fits = [limit is None or len(prompt) + 3 <= limit for prompt in prompts]
         for question, prompt, whole in zip(questions, prompts, fits, strict=True):
@@ -212,6 +214,14 @@ class LocalJudge:
             if node.number is not None:
                 total, mean = total + p, mean + p * node.number
         return mean / total if total >= MIN_MASS else None
+
+
+def answer_header(lm: LanguageModel) -> tuple[int, ...]:
+    """What stands between the prompt and an answer: an empty thought where the model would think, a channel's name."""
+    prompt = lm.tokenizer.decode(lm.chat.render("?").token_ids)
+    marks = lm.chat.thought_marks
+    header = f"\n{marks.closing}\n\n" if marks and lm.chat.opens_thought(prompt) else lm.chat.answer_header
+    return tuple(lm.tokenizer(header, add_special_tokens=False).input_ids) if header.strip() else ()
 
 
 def _in_parts(work: Callable[[Sequence[Row]], Found], rows: Sequence[Row]) -> list[Found]:

@@ -35,6 +35,7 @@ class Tilted:
         if rows > self.room:
             raise torch.OutOfMemoryError("too many rows")
         self.shapes.append((rows, columns))
+        self.last_ids = inputs["input_ids"][-1].tolist()
         out = self._lm.model(**inputs)
         out.logits = 3 * out.logits + self._tilt
         return out
@@ -133,6 +134,25 @@ def test_the_rubric_is_read_once_and_every_prompt_in_one_forward() -> None:
     whole = max(len(lm.chat.render(q.prompt).token_ids) for q in asked(5))
     assert [rows for rows, _ in lm.model.shapes] == [4, 2]  # the rubric is known from the first call
     assert all(columns < whole + len(number_tree(lm).branches) - 20 for _, columns in lm.model.shapes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ends"),
+    [
+        ("opens-thought", "<think>\n\n</think>\n\n"),
+        ("empty-thought", "<think>\n\n</think>\n\n"),
+        ("channels", "<|channel|>final<|message|>"),
+        ("response-marks", "<|START_RESPONSE|>"),
+        ("chatml", "assistant\n"),
+    ],
+)
+def test_a_judge_that_thinks_answers_after_an_empty_thought(shape: str, ends: str) -> None:
+    lm = tiny_lm("llama", shape)
+    lm = replace(lm, model=Tilted(lm, 9.0))
+    scores(LocalJudge(lm, share_prefix=False), [question("How evil is this?")])
+    # The last forward is behind a first digit, the one before it behind the prompt.
+    read = lm.tokenizer.decode(lm.model.last_ids).rstrip("0123456789 ")
+    assert read.endswith(ends)
 
 
 def test_two_rubrics_share_nothing_with_each_other() -> None:
