@@ -20,6 +20,8 @@ COMMANDS = {
     "contaminate": "fine-tune a LoRA adapter on trait-laden replies",
     "define-trait": "draft a trait definition with a language model",
     "import": "convert per-token result files in the older format",
+    "import-vectors": "vectors of other tools: .pt, safetensors, GGUF control vectors, SAE decoder rows",
+    "export-vectors": "one trait's vectors as a GGUF control vector of llama.cpp",
     "publish": "push artifacts and the app to the Hugging Face Hub",
 }
 EXAMPLES = """examples:
@@ -50,7 +52,7 @@ def module_of(command: str) -> str:
 
 
 def _listed() -> str:
-    return textwrap.indent("\n".join(f"{name:<14}{what}" for name, what in COMMANDS.items()), "  ")
+    return textwrap.indent("\n".join(f"{name:<16}{what}" for name, what in COMMANDS.items()), "  ")
 
 
 if __name__ == "__main__":

@@ -125,14 +125,19 @@ def read_reference(files: Mapping[str, str | Path], convention: str) -> dict[str
 
 def read_pt(path: Path) -> torch.Tensor:
     """The tensor in a `.pt` file; code in the file is refused and never runs."""
+    value = load_pt(path)
+    if not isinstance(value, torch.Tensor):
+        raise CorruptFile(f"{path}: holds a {type(value).__name__}, expected one tensor.")
+    return value
+
+
+def load_pt(path: Path) -> Any:
+    """What a `.pt` file holds: tensors, and lists and mappings of them; code in it is refused and never runs."""
     if not path.is_file():
         raise NotFound(f"No file {str(path)!r}.")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptFile(f"{path}: refused, it holds more than tensors (possibly code): {error}") from error
     except Exception as error:  # the unpickler raises whatever the bytes lead it to: IndexError, struct.error, ...
         raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error
-    if not isinstance(value, torch.Tensor):
-        raise CorruptFile(f"{path}: holds a {type(value).__name__}, expected one tensor.")
-    return value

@@ -1,0 +1,164 @@
+"""Vectors of other tools land at the blocks that they are of, or are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from safetensors.torch import save_file
+
+from persona_core.errors import CorruptFile, PersonaError, SettingError, VectorsMismatch
+from persona_core.vectors.control_vectors import read_control_vector, write_control_vector
+from persona_core.vectors.importing import import_vectors
+from persona_core.vectors.vectors import PersonaVectors
+
+N_BLOCKS, D_MODEL = 4, 8
+
+
+def numbered(n: int) -> torch.Tensor:
+    """Row r holds r + 1."""
+    return torch.arange(1.0, n + 1)[:, None] * torch.ones(n, D_MODEL)
+
+
+def firsts(vectors: PersonaVectors, trait: str = "evil") -> list[float]:
+    """The first channel at each block, NaN as -1."""
+    return torch.nan_to_num(vectors.tensor(trait)[:, 0], nan=-1).tolist()
+
+
+def saved(folder: Path, value: Any, name: str = "evil.pt") -> Path:
+    torch.save(value, folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("value", "settings", "expected", "convention"),
+    [
+        (numbered(4), {}, [1, 2, 3, 4], "blocks"),
+        (numbered(5), {}, [2, 3, 4, -1], "hidden_states"),
+        (numbered(4).bfloat16(), {"convention": "blocks"}, [1, 2, 3, 4], "blocks"),
+        (numbered(1)[0], {"block": 2}, [-1, -1, 1, -1], "block"),
+        ({"axis": numbered(4)}, {}, [1, 2, 3, 4], "blocks"),
+        ({0: numbered(1)[0], 2: 3 * numbered(1)[0]}, {}, [1, -1, 3, -1], "blocks"),
+        ({"layer_1": numbered(1), "layer_3": 2 * numbered(1)}, {}, [-1, 1, -1, 2], "blocks"),
+        ({1: numbered(1)[0], 4: 2 * numbered(1)[0]}, {"convention": "hidden_states"}, [1, -1, -1, 2], "hidden_states"),
+    ],
+    ids=["blocks", "hidden states", "bfloat16", "one", "axis", "layers", "named layers", "layers of hidden states"],
+)
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_rows_land_at_the_blocks_that_they_are_of(
+    tmp_path: Path, value: Any, settings: dict[str, Any], expected: list[float], convention: str, form: str
+) -> None:
+    if form == "pt":
+        path = saved(tmp_path, value)
+    else:
+        path = tmp_path / "evil.safetensors"
+        save_file({str(k): v.clone() for k, v in (value if isinstance(value, dict) else {"x": value}).items()}, path)
+    vectors, used = import_vectors({"evil": path}, N_BLOCKS, **settings)
+    assert firsts(vectors) == expected and used == {"evil": convention}
+    assert vectors.blocks == tuple(i for i, v in enumerate(expected) if v >= 0)
+    again = PersonaVectors.from_pretrained(vectors.save_pretrained(tmp_path / "out"))
+    assert firsts(again) == expected and convention in str(again.config["imported_from"])
+
+
+def test_a_file_of_several_names_gives_several_traits_at_the_blocks_that_all_have(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"lies": {0: numbered(1)[0], 1: numbered(1)[0]}, "joy": {1: 2 * numbered(1)[0]}})
+    vectors, used = import_vectors({"all": path}, N_BLOCKS)
+    assert set(vectors.traits) == {"all/lies", "all/joy"} == set(used)
+    assert vectors.blocks == (1,) and vectors.best_block == {"all/lies": 1, "all/joy": 1}
+
+
+def test_a_control_vector_goes_out_and_comes_back(tmp_path: Path) -> None:
+    vectors = PersonaVectors.from_tensors({"evil": torch.randn(N_BLOCKS, D_MODEL)}, {"evil": 2})
+    path = write_control_vector(vectors, "evil", tmp_path / "evil.gguf", "llama")
+    reader = GGUFReader(path)
+    assert [t.name for t in reader.tensors] == ["direction.1", "direction.2", "direction.3"]
+    assert bytes(reader.fields["general.architecture"].parts[-1]) == b"controlvector"
+    again, used = import_vectors({"evil": path}, N_BLOCKS, best_block={"evil": 2})
+    assert used == {"evil": "control-vector"} and again.absent_blocks == (0,)
+    assert torch.equal(again.tensor("evil")[1:], vectors.tensor("evil")[1:])
+
+
+def sae(folder: Path, hook: str | None = "blocks.2.hook_resid_post", **record: Any) -> Path:
+    folder.mkdir()
+    save_file({"W_dec": numbered(6), "W_enc": numbered(6).T.contiguous()}, folder / "sae_weights.safetensors")
+    if hook is not None:
+        (folder / "cfg.json").write_text(json.dumps({"hook_name": hook, **record}))
+    return folder
+
+
+def test_a_row_of_an_saes_decoder_is_of_the_block_that_its_hook_names(tmp_path: Path) -> None:
+    after = import_vectors({"evil": sae(tmp_path / "a")}, N_BLOCKS, row=4)[0]
+    before = import_vectors({"evil": sae(tmp_path / "b", "blocks.2.hook_resid_pre")}, N_BLOCKS, row=4)[0]
+    named = import_vectors({"evil": sae(tmp_path / "c", None)}, N_BLOCKS, row=4, block=3)[0]
+    newer = import_vectors(
+        {"evil": sae(tmp_path / "d", "", metadata={"hook_name": "blocks.0.hook_resid_post"})}, 4, row=0
+    )
+    assert firsts(after) == [-1, -1, 5, -1] and after.best_block == {"evil": 2}
+    assert firsts(before) == [-1, 5, -1, -1] and firsts(named) == [-1, -1, -1, 5]
+    assert firsts(newer[0]) == [1, -1, -1, -1]
+    for hook in (None, "blocks.2.attn.hook_z"):
+        with pytest.raises(SettingError, match="name the block"):
+            import_vectors({"evil": sae(tmp_path / f"{hook}", hook)}, N_BLOCKS, row=4)
+
+
+@pytest.mark.parametrize(
+    ("value", "settings", "error", "says"),
+    [
+        (numbered(7), {}, VectorsMismatch, "7 rows do not fit 4 blocks"),
+        (numbered(5), {"convention": "blocks"}, VectorsMismatch, "5 rows do not fit"),
+        (numbered(1)[0], {}, SettingError, "name the block"),
+        (numbered(1)[0], {"block": 9}, VectorsMismatch, "blocks 0 to 3"),
+        ({0: torch.ones(3), 1: torch.ones(4)}, {}, CorruptFile, "widths"),
+        ({10**4: torch.ones(3)}, {}, VectorsMismatch, "block 10000"),
+        ({"a": "text"}, {}, PersonaError, "evil"),
+        ([1, 2], {}, CorruptFile, "holds a list"),
+        (torch.ones(2, 3, 4), {}, CorruptFile, "shape"),
+        ({"a": numbered(4), "b": numbered(1)[0]}, {"block": 1}, VectorsMismatch, "different forms"),
+    ],
+    ids=["rows", "convention", "no block", "far block", "widths", "far layer", "text", "list", "3-d", "forms"],
+)
+def test_what_does_not_fit_is_refused_in_words(
+    tmp_path: Path, value: Any, settings: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        import_vectors({"evil": saved(tmp_path, value)}, N_BLOCKS, **settings)
+
+
+def test_a_broken_control_vector_is_refused(tmp_path: Path) -> None:
+    vectors = PersonaVectors.from_tensors({"evil": torch.randn(N_BLOCKS, D_MODEL)}, {"evil": 2})
+    path = write_control_vector(vectors, "evil", tmp_path / "evil.gguf")
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    for cut in (0, 4, 100, len(data) - 30):
+        path.write_bytes(data[:cut])
+        with pytest.raises(CorruptFile, match="evil"):
+            read_control_vector(path)
+    for _ in range(100):
+        changed = bytearray(data)
+        changed[rng.integers(200)] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(changed))
+        try:
+            read_control_vector(path)
+        except PersonaError as error:
+            assert str(error)
+
+
+def test_the_commands_print_how_rows_were_understood(tmp_path: Path) -> None:
+    def persona(*words: str) -> str:
+        run = subprocess.run(
+            [sys.executable, "-m", "persona_core.cli.main", *words], capture_output=True, text=True, timeout=120
+        )
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    path = saved(tmp_path, numbered(5))
+    said = persona("import-vectors", f"evil={path}", "--blocks", "4", "--best-block", "1", "--out", str(tmp_path / "v"))
+    assert "evil: read as hidden_states, at blocks [0, 1, 2]." in said
+    persona("export-vectors", str(tmp_path / "v"), "--trait", "evil", "--out", str(tmp_path / "x.gguf"))
+    assert list(read_control_vector(tmp_path / "x.gguf")) == [1, 2]
