@@ -19,7 +19,7 @@ from persona_core.analysis.null_card import NullCard, null_card, settings
 from persona_core.analysis.null_peaks import NullPeaks, Rate
 from persona_core.analysis.onset import Onset, OnsetDetector
 from persona_core.analysis.onset_calibration import calibrate_onsets
-from persona_core.analysis.series import reply_scores, shared_kind
+from persona_core.analysis.series import checked_replies, finite_scores, shared_kind
 from persona_core.errors import CorruptFile, NotFound, SettingError, UnknownTrait
 from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.files import read_json, write_atomically
@@ -119,7 +119,8 @@ class Detectors:
                 the detector knows neutral answers.
 
         Raises:
-            SettingError: the trace has other vectors or another block, so its scores cannot be compared.
+            SettingError: the trace has other vectors or another block, so its scores cannot be compared; or a score
+                that is not finite at a token that is no sink token.
             NotCalibrated: the detectors use specific scores, and the trace has none.
         """
         detector = self.of(trait)
@@ -130,10 +131,10 @@ class Detectors:
                 f"{self.best_block.get(trait)}. Calibrate on neutral replies that were read with the same vectors."
             )
         if in_thought:
-            scores = trace.scores_without_sinks(trait, detector.kind)[trace.thinking_positions]
-            found = replace(detector.find(scores.astype(float)), section="thought")
+            scores = finite_scores(trace, trait, detector.kind, trace.thinking_positions, "the thought")
+            found = replace(detector.find(scores), section="thought")
             return found if found.alarm is None else replace(found, no_rate=("thoughts",))
-        found = detector.find(trace.reply_scores(trait, detector.kind).astype(float))
+        found = detector.find(finite_scores(trace, trait, detector.kind))
         if trace.thinking_positions:
             found = replace(found, section="answer")
         if found.alarm is None or self.card is None:
@@ -242,7 +243,7 @@ def calibrate_detectors(
             as long again.
 
     Raises:
-        SettingError: too few prompts, traces of different models, or steered ones.
+        SettingError: too few prompts, traces of different models, steered ones, or a score that is not finite.
     """
     if not neutral:
         raise SettingError("No neutral replies; give replies to 300 prompts or more.")
@@ -257,7 +258,7 @@ def calibrate_detectors(
     first = neutral[0].provenance
     kind = kind or shared_kind(neutral)
     answered = prompt_keys(neutral) if prompts is None else list(prompts)
-    scores = {t: reply_scores(neutral, t, kind) for t in names}
+    scores = {t: checked_replies(neutral, t, kind) for t in names}
     by_trait, peaks = calibrate_onsets(scores, rate, seed=seed, prompts=answered, kind=kind)
     best_block = {t: int(neutral[0].best_block[t]) for t in names}
     supported = min(d.supported for d in by_trait.values())

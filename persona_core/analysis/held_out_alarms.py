@@ -9,7 +9,7 @@ import numpy as np
 
 from persona_core.analysis.null_peaks import prompt_weights
 from persona_core.analysis.onset_calibration import calibrate_onsets
-from persona_core.analysis.series import reply_scores, shared_kind
+from persona_core.analysis.series import checked_replies, shared_kind
 from persona_core.analysis.statistics import bounded
 from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.numbering import numbered
@@ -47,7 +47,7 @@ def held_out_alarms(
     part = np.array([fold[group] for group in groups])
     watched = tuple(neutral[0].traits if traits is None else traits)
     kind = kind or shared_kind(neutral)
-    scores = {t: reply_scores(neutral, t, kind) for t in watched}
+    scores = {t: checked_replies(neutral, t, kind) for t in watched}
     found = np.zeros(len(neutral), bool)
     for k in np.unique(part):
         kept = np.flatnonzero(part != k)

@@ -96,22 +96,42 @@ def reply_scores(traces: Sequence[Trace], trait: str, kind: Kind | None = None) 
     return [t.reply_scores(trait, kind).astype(float) for t in traces]
 
 
+def finite_scores(
+    trace: Trace, trait: str, kind: Kind | None = None, positions: Sequence[int] | None = None, of: str = "the reply"
+) -> np.ndarray:
+    """One trait's scores, float64 `[n_positions]`: NaN at sink tokens, and refused anywhere else.
+
+    Args:
+        trace, trait, kind: as for `Trace.scores`.
+        positions: of the tokens; None: those of the reply.
+        of: what the positions are, for the message.
+
+    Raises:
+        SettingError: NaN or infinity at a token that is no sink token.
+    """
+    at = list(trace.reply_positions if positions is None else positions)
+    values = trace.scores_without_sinks(trait, kind)[at].astype(float)
+    if not np.isfinite(values).all():
+        sink = trace.sinks[trace.blocks.index(trace.best_block[trait])][at]
+        checked(np.where(sink, 0.0, values), f"{trait} in {of}")
+    return values
+
+
 def checked_replies(
     traces: Sequence[Trace], trait: str, kind: Kind | None = None, ids: Sequence[str] | None = None
 ) -> list[np.ndarray]:
-    """`reply_scores` of traces whose every score is finite, at sink tokens as well.
+    """`reply_scores` with NaN at sink tokens only.
 
     Args:
         traces, trait, kind: as for `reply_scores`.
         ids: of the replies, for the message.
 
     Raises:
-        SettingError: as `reply_scores`, or a score that is not finite.
+        SettingError: as `reply_scores`, or another score that is not finite.
     """
     kind = kind or shared_kind(traces)
+    names = [f"reply {k}" for k in range(len(traces))] if ids is None else [f"the reply to {one!r}" for one in ids]
     found = reply_scores(traces, trait, kind)
-    for k, trace in enumerate(traces):
-        if not np.isfinite(found[k]).all():  # only sink tokens may have no score here
-            name = f"Reply {k}" if ids is None else f"The reply to {ids[k]!r}"
-            checked(trace.scores(trait, kind)[trace.reply_positions], name)
+    for trace, name in zip(traces, names, strict=True):
+        finite_scores(trace, trait, kind, of=name)
     return found
