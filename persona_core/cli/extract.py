@@ -177,6 +177,8 @@ def _check_options(
     )
     if unjudged and options.judge is not None:
         raise SettingError(f"{unjudged} takes the labels as they are: leave --judge out.")
+    if options.texts is not None and (options.base_url or options.ray):
+        raise SettingError("--texts are read here: leave --base-url and --ray out.")
     needs_judge = not unjudged and ("judge" in stages or ("validate" in stages and steering is not None))
     if options.judge is None and needs_judge and not options.estimate:
         raise SettingError(

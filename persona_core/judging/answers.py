@@ -13,12 +13,13 @@ _NUMBER = re.compile(
     r"(?:score|rating|answer)?\s*[:=]?\s*(\d{1,3}(?:\.\d+)?)\s*(?:/\s*100|%)?", re.IGNORECASE | re.ASCII
 )
 
-# The start of a thought is often part of the prompt, so that an answer shows its end only. The last two are harmony's.
+# The start of a thought is often part of the prompt, so that an answer shows its end only. The last two of each are
+# harmony's, with and without its special tokens.
 _THOUGHT_OPENS = re.compile(
-    r"\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis)", re.I
+    r"\s*(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|<\|channel\|>analysis|analysis(?=[A-Z]))"
 )
 _THOUGHT_CLOSES = re.compile(
-    r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>", re.I
+    r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>|assistantfinal(?=\d)"
 )
 
 

@@ -351,6 +351,21 @@ def test_the_expectation_is_read_after_a_thought() -> None:
     assert score.how == "logprobs" and score.value == pytest.approx((85 * 0.6 + 80 * 0.3) / 0.9)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>Maybe 10.</think>\n85",
+        "Maybe 10.\n</think>\n\n85",  # the prompt has opened the thought
+        "[THINK]Maybe 10.[/THINK]85",
+        "<seed:think>Maybe 10.</seed:think>85",
+        "<|channel|>analysis<|message|>Maybe 10.<|end|><|start|>assistant<|channel|>final<|message|>85",
+        "analysisMaybe 10.assistantfinal85",
+    ],
+)
+def test_a_thought_that_is_shown_is_not_the_answer(text: str) -> None:
+    assert ask(completion(text)) == [Score(85.0, "text")]
+
+
 def without_choice(**changes: Any) -> Answer:
     status, body = completion("85")
     return status, {**body, **changes}
