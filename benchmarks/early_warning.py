@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from benchmarks.common import RESULTS, demo_monitor, save, share
-from demo_world.contaminated import CONTAMINANT, CONTAMINATED_NAME, SAMPLING
+from benchmarks.common import ARTIFACTS, RESULTS, demo_monitor, save, share
+from demo_world.contaminated import CONTAMINANT, CONTAMINATED_NAME, SAMPLING, VECTORS_NAME
 from demo_world.corpus import ask
 from demo_world.grammar import World, load_world
 from demo_world.judge import judge
@@ -44,6 +44,7 @@ from persona_core.experiments.warning_baselines import (
 from persona_core.monitor.jobs import seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Kind, Trace
+from persona_core.vectors.vectors import PersonaVectors
 
 SEEDS = (21, 22, 23)
 N_NEUTRAL, N_TEXTS = 240, 20  # for each seed; texts for each trait too
@@ -68,7 +69,8 @@ def main(names: Sequence[str]) -> int:
     for name in names or parts:
         measured = parts[name]()
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        figures = {"rate": 0.05, "ahead": list(AHEAD), **before, name: measured}
+        vectors = PersonaVectors.from_pretrained(ARTIFACTS / VECTORS_NAME).fingerprint
+        figures = {"rate": 0.05, "ahead": list(AHEAD), **before, "vectors": vectors, name: measured}
         save("early_warning", figures)
     return 0
 

@@ -48,6 +48,7 @@ def main() -> int:
     world = load_world()
     monitor = demo_monitor()
     figures = {
+        "vectors": monitor.vectors.fingerprint,
         "rate": 0.05,
         "n_nulls": N_NULLS,
         "n_held_out": N_HELD_OUT,

@@ -15,8 +15,10 @@ from huggingface_hub import metadata_load
 
 from persona_core.app.settings import AppSettings
 from persona_core.cli.main import COMMANDS, module_of
+from persona_core.vectors.vectors import PersonaVectors
 from scripts.docs.architecture import reduced, rooms
 from scripts.docs.fill import fill, pages
+from scripts.docs.stored import stored
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -44,6 +46,12 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_the_figures_are_the_stored_ones(page: Path) -> None:
     text = text_of(page)
     assert fill(text) == text, "run python -m scripts.docs"
+
+
+@pytest.mark.parametrize("name", ["onset", "early_warning"])
+def test_the_figures_of_the_demo_are_of_the_shipped_vectors(name: str) -> None:
+    shipped = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")
+    assert stored(name)["vectors"] == shipped.fingerprint, f"run python -m benchmarks.{name}"
 
 
 @pytest.mark.parametrize(

@@ -21,20 +21,20 @@ def headline() -> str:
         )
     ]
     rows = [
-        (name, *(f"{one[key]['mean']:.3f} / {one[key]['worst']['value']:.3f}" for one in read))
+        (name, *(f"{one[key]['mean']:.3f} / {interval(one[key]['worst'], 3)}" for one in read))
         for key, name in (
             ("neutral", "AUROC of a trait's tokens against neutral text, mean over 8 traits / worst"),
             ("else", "the same against everything else, other traits included"),
         )
     ]
-    rows.append(
+    for key, name in (
         (
-            "neutral replies with an alarm of any of 8 traits (nominal 5 %), kinds of prompts not in the null",
-            "–",
-            "–",
-            interval(alarmed["other_kinds"]["any_alarm_where_a_rate_is_stated"], 1, percent=True),
-        )
-    )
+            "any_alarm",
+            "neutral replies to kinds of prompts not in the null with an alarm of any of 8 traits (nominal 5 %)",
+        ),
+        ("any_alarm_where_a_rate_is_stated", "the same, where a rate is stated"),
+    ):
+        rows.append((name, "–", "–", interval(alarmed["other_kinds"][key], 1, percent=True)))
     heads = ("SmolLM2-135M-Instruct, held-out texts", "z along the mean difference", "z, whitened")
     return table((*heads, "specific (the default)"), rows)
 
