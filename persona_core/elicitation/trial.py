@@ -17,6 +17,8 @@ from persona_core.inference.prefix import ReplyPrefix
 from persona_core.models.language_model import LanguageModel
 
 TRIAL_SECONDS = 10.0
+MIN_STEPS = 4
+"""Steps after the first token that are timed in any case: on a slow machine the prompts alone may take the seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def try_plan(
 
     Args:
         requests: at least one; those that are tried are spread over them.
-        seconds: after which the trial ends; the prompts are read and one token of each is written in any case.
+        seconds: after which the trial ends; the prompts are read and a few tokens of each are written in any case.
     """
     chosen = requests[:: math.ceil(len(requests) / plan.batch_size)]
     starts = [ReplyPrefix(lm.chat.render(r.messages)) for r in chosen]
@@ -75,7 +77,7 @@ def try_plan(
     run = GenerationRun(lm, {}, starts, plan.sampling, seeds, pooled=pooled, batch_size=plan.batch_size)
     begun = time.monotonic()
     first = last = begun
-    n_tokens = n_first = 0
+    n_tokens = n_first = n_steps = 0
     with closing(run.steps()) as steps:
         for step in steps:
             last = time.monotonic()
@@ -84,7 +86,8 @@ def try_plan(
             if not n_tokens:
                 first, n_first = last, len(step.token_ids)
             n_tokens += len(step.token_ids)
-            if last - begun >= seconds:
+            n_steps += 1
+            if last - begun >= seconds and n_steps > MIN_STEPS:
                 break
     ended = sum(reason == "eos" for reason in run.finished)
     rate, limit = ended / max(1, n_tokens), plan.sampling.max_new_tokens
