@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona_core.errors import SettingError
+from persona_core.errors import NumericalError, SettingError
 
 MIN_TOKENS = 50
 """Fewer sampled tokens than this are no basis for a covariance."""
@@ -72,7 +72,8 @@ def within_class_covariance(classes: Iterable[np.ndarray], min_shrinkage: float 
         min_shrinkage: the least shrinkage; 0 leaves it to the rule of Ledoit and Wolf.
 
     Raises:
-        SettingError: too few tokens.
+        SettingError: too few tokens, or states that are all the same.
+        NumericalError: a state that is NaN or infinite.
 
     >>> rng = np.random.default_rng(0)
     >>> found = within_class_covariance([rng.normal(size=(400, 3)) + 9, rng.normal(size=(400, 3))])
@@ -80,7 +81,7 @@ def within_class_covariance(classes: Iterable[np.ndarray], min_shrinkage: float 
     (True, 800)
     """
     total: np.ndarray | None = None
-    n, fourth = 0, 0.0  # tokens, and the sum of ‖x‖⁴
+    n, n_classes, fourth = 0, 0, 0.0  # tokens, classes with any, and the sum of ‖x‖⁴
     for states in classes:
         if not len(states):
             continue
@@ -88,12 +89,19 @@ def within_class_covariance(classes: Iterable[np.ndarray], min_shrinkage: float 
         product = (centred.T @ centred).astype(np.float64)  # [d_model, d_model]
         total = product if total is None else total + product
         fourth += float((np.einsum("nd,nd->n", centred, centred, dtype=np.float64) ** 2).sum())
-        n += len(states)
-    if total is None or n < MIN_TOKENS:
-        raise SettingError(f"{n} sampled tokens; a covariance needs at least {MIN_TOKENS}. Elicit more replies.")
+        n, n_classes = n + len(states), n_classes + 1
+    if total is None or n - n_classes < MIN_TOKENS:  # each class takes a degree of freedom for its mean
+        raise SettingError(
+            f"{n} sampled tokens in {n_classes} classes; a covariance needs at least {MIN_TOKENS} more than there are "
+            "classes. Elicit more replies."
+        )
     sample = total / n
     d = len(sample)
     scale = float(np.trace(sample) / d)
+    if not np.isfinite(scale):
+        raise NumericalError(
+            "A sampled state is NaN or infinite, so there is no covariance. Load the model as float32."
+        )
     if not scale > 0:
         raise SettingError(
             "Within every class all sampled states are the same, so there is nothing to whiten by. Elicit more varied "

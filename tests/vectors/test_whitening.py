@@ -8,7 +8,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from persona_core.analysis.statistics import auroc
-from persona_core.errors import SettingError
+from persona_core.errors import NumericalError, SettingError
 from persona_core.vectors.whitening import (
     MIN_SHRINKAGE,
     ReadingDirections,
@@ -58,6 +58,51 @@ def test_a_handful_of_tokens_is_refused(n: int) -> None:
 def test_states_that_do_not_vary_are_refused() -> None:
     with pytest.raises(SettingError, match="nothing to whiten by"):
         within_class_covariance([np.full((600, 4), value, "f4") for value in (1.0, 2.0)])
+
+
+def test_classes_of_one_token_each_say_nothing_about_how_states_vary() -> None:
+    """Around its own mean a single token does not vary: what is left is the rounding of the mean."""
+    states = anisotropic(600, np.zeros(12), 1)
+    with pytest.raises(SettingError, match="600 sampled tokens in 600 classes"):
+        within_class_covariance([one[None] for one in states])
+    with pytest.raises(SettingError, match="needs at least 50 more than there are classes"):
+        within_class_covariance(np.split(states[:98], 49))
+    assert within_class_covariance(np.split(states[:100], 50)).n_tokens == 100
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_called_that(value: float) -> None:
+    states = anisotropic(600, np.zeros(12), 1)
+    states[100, 3] = value
+    with np.errstate(invalid="ignore"), pytest.raises(NumericalError, match="NaN or infinite"):
+        within_class_covariance([states, anisotropic(600, np.zeros(12), 2)])
+
+
+def test_each_block_is_read_with_its_own_states_of_every_class() -> None:
+    """Classes whose states differ from block to block: each block as if it were the only one."""
+    rng = np.random.default_rng(4)
+    own = {name: [anisotropic(300, rng.normal(size=8), 7 * i + b) * (1 + b) for b in range(3)]
+           for i, name in enumerate(("candour", "malice", "other", "neutral"))}  # fmt: skip
+    vectors = {t: np.stack([own[t][b].mean(0) - own["neutral"][b].mean(0) for b in range(3)])
+               for t in ("candour", "malice")}  # fmt: skip
+
+    def read(blocks: list[int]) -> ReadingDirections:
+        at = {name: (lambda b, s=states: s[blocks[b]]) for name, states in own.items()}
+        positive = {t: at[t] for t in vectors}
+        return reading_directions({t: v[blocks] for t, v in vectors.items()}, positive, [at["other"]], at["neutral"])
+
+    together = read([0, 1, 2])
+    for b in range(3):
+        alone = read([b])
+        for trait in vectors:
+            np.testing.assert_array_equal(together.directions[trait][b], alone.directions[trait][0])
+            np.testing.assert_array_equal(together.log_odds[trait][b], alone.log_odds[trait][0])
+        assert together.shrinkage[b] == alone.shrinkage[0]
+    # The log odds cross zero half-way between the means of both classes at this very block.
+    for b in range(3):
+        slope, offset = together.log_odds["candour"][b]
+        middle = (own["candour"][b].mean(0) + own["neutral"][b].mean(0)) / 2 @ together.directions["candour"][b]
+        assert slope > 0 and slope * middle + offset == pytest.approx(0, abs=1e-2)
 
 
 def two_traits(n: int, seed: int) -> dict[str, np.ndarray]:
