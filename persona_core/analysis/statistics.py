@@ -108,11 +108,16 @@ def auroc_over_replies(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray
 def exact_share(hits: int, n: int) -> Estimate:
     """A share of n independent trials, with the exact binomial 95 % interval (Clopper and Pearson 1934).
 
+    Raises:
+        SettingError: no trial, or not between 0 and n hits.
+
     >>> exact_share(0, 200).high < 0.02
     True
     """
     from scipy.stats import binomtest  # here: importing scipy.stats takes half a second
 
+    if not 0 <= hits <= n or not n:
+        raise SettingError(f"{hits} of {n} trials is no share; it needs a trial, and from none to all of them.")
     ends = binomtest(int(hits), n).proportion_ci()
     return Estimate(int(hits) / n, float(ends.low), float(ends.high), n)
 
@@ -302,12 +307,17 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int =
     Args:
         differences: one for each prompt, `[n_prompts]`.
 
+    Raises:
+        SettingError: no prompt, or a difference that is not finite.
+
     >>> sign_flip_p([1.0, 2.0, 3.0])
     0.25
     """
     d = np.asarray(differences, float)
     if not len(d):
         raise SettingError("No differences; a p-value needs at least one prompt.")
+    if not np.isfinite(d).all():
+        raise SettingError(f"The differences contain {d[~np.isfinite(d)][0]}; a p-value needs finite ones.")
     extreme = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # tolerance: sums in another order differ in the last digits
     if 2 ** min(len(d), 60) <= n_permutations:
         bits = np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1  # [2^n, n]
@@ -319,11 +329,17 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray, n_permutations: int =
 def false_discovery(ps: Sequence[float | None]) -> list[float | None]:
     """Benjamini-Hochberg q-values; None stays None.
 
+    Raises:
+        SettingError: a p-value that is not between 0 and 1.
+
     >>> false_discovery([0.01, None, 0.5, 0.04])
     [0.03, None, 0.5, 0.06]
     """
     from scipy.stats import false_discovery_control  # here: importing scipy.stats takes half a second
 
     known = [p for p in ps if p is not None]
+    for p in known:
+        if not 0 <= p <= 1:
+            raise SettingError(f"{p} is no p-value: it must lie between 0 and 1 (None where there is none).")
     adjusted = iter(false_discovery_control(known).tolist() if known else ())
     return [None if p is None else float(next(adjusted)) for p in ps]

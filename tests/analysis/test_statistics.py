@@ -20,11 +20,13 @@ from persona_core.analysis.statistics import (
     bounded,
     bounded_difference,
     exact_share,
+    false_discovery,
     jackknifed,
     over_clusters,
     pearson,
     rank_auroc,
     share_over_replies,
+    sign_flip_p,
 )
 from persona_core.errors import SettingError
 
@@ -381,3 +383,24 @@ def test_very_many_clusters_are_left_out_in_groups() -> None:
     found = share_over_replies(hits.tolist(), [10] * 2000)
     error = (hits / 10).std(ddof=1) / np.sqrt(2000)
     assert found.n == 2000 and found.high - found.low == pytest.approx(2 * 1.966 * error, rel=0.15)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_difference_that_is_not_finite_has_no_p_value(value: float) -> None:
+    """Every comparison with NaN is false, so it would have p = 0."""
+    for n in (4, 40):
+        with pytest.raises(SettingError, match=f"differences contain {value}"):
+            sign_flip_p([1.0] * n + [value])
+
+
+def test_q_values_leave_out_what_was_not_tested_and_refuse_what_is_no_p_value() -> None:
+    assert false_discovery([None, None]) == [None, None] and false_discovery([]) == []
+    for value in (np.nan, -0.1, 1.5):
+        with pytest.raises(SettingError, match=f"{value} is no p-value"):
+            false_discovery([0.01, None, value])
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 0), (3, 2), (-1, 4)])
+def test_a_share_needs_trials(hits: int, n: int) -> None:
+    with pytest.raises(SettingError, match=f"{hits} of {n} trials"):
+        exact_share(hits, n)
