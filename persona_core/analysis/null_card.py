@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from persona_core.errors import CorruptFile
+from persona_core.errors import CorruptFile, SettingError
 from persona_core.traces.trace import Trace
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -180,10 +180,18 @@ def null_card(
         prompts: which prompt each reply answers.
         kinds: the kind of each reply's prompt.
         seed: for the folds of the novelty.
+
+    Raises:
+        SettingError: replies to fewer than three prompts.
     """
     first: dict[Hashable, int] = {}
     for i, prompt in enumerate(prompts):
         first.setdefault(prompt, i)
+    if len(first) < 3:
+        raise SettingError(
+            f"Neutral replies to {len(first)} prompts; a card needs three: what is new about a prompt is "
+            "measured against others."
+        )
     of_prompts = [neutral[i] for i in first.values()]
     known = neutral[0].provenance
     lengths = [len(t.reply_positions) for t in neutral]

@@ -12,7 +12,7 @@ import pytest
 
 from persona_core.analysis.detectors import Detectors, calibrate_detectors, prompt_keys
 from persona_core.analysis.held_out_alarms import held_out_alarms
-from persona_core.analysis.null_card import NullCard, fit_novelty, prompt_features
+from persona_core.analysis.null_card import NullCard, fit_novelty, null_card, prompt_features
 from persona_core.errors import CorruptFile, NotCalibrated, SettingError
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.specific import LogOdds
@@ -235,3 +235,12 @@ def test_the_card_tells_the_rate_on_held_out_prompts_and_kinds(neutral: list[Tra
     alarmed = held_out_alarms(neutral, kinds, prompt_keys(neutral), ["evil"])
     assert found["kinds"]["value"] == pytest.approx(alarmed.mean(), abs=1e-4) and found["kinds"]["n"] == 3
     assert found["prompts"]["n"] == 120 and found["prompts"]["low"] <= found["prompts"]["value"] <= 0.08
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_or_two_make_no_card(n: int) -> None:
+    rng = np.random.default_rng(0)
+    replies = [read(rng, i // 2, 40) for i in range(6)]
+    with pytest.raises(SettingError, match=f"replies to {n} prompts; a card needs three"):
+        null_card(replies[: 2 * n], BLOCKS, 40, prompt_keys(replies[: 2 * n]))
+    assert null_card(replies, BLOCKS, 40, prompt_keys(replies)).n_prompts == 3
