@@ -58,7 +58,7 @@ def overview(vectors: PersonaVectors) -> str:
 Measured on replies to questions used neither for extraction nor for choosing the block. 95 % intervals over questions.
 
 - **AUROC**: how well a reply's mean projection separates replies with the trait (judge's score 50 or more) from
-  others. Without a single error the interval is exact, with a question as one trial.
+  others. Without a single error the interval is Clopper and Pearson's with a question as one trial: conservative.
 - **r**: correlation of the mean projection with the judge's score.
 - **split-half cosine**: between the vectors of two random halves of the extraction questions; mean and range (2.5 to
   97.5 %) over random halvings.
