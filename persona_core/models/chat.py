@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ROLES", "ChatFormat", "Messages", "Placed", "Rendered", "as_messages", "conversation"]
 
-# For a tokenizer without a template (a base model). `bos` is the BOS text if the tokenizer itself would add one.
+# For a tokenizer without a template (a base model). `bos` is the BOS text if the tokenizer itself would add one. The
+# space before a reply is the first character that the model writes.
 PLAIN_TEMPLATE = """{{ bos }}{% for message in messages %}\
-{{ message['role'] | capitalize }}: {{ message['content'] }}
+{{ message['role'] | capitalize }}: \
+{{ message['content'] | trim if message['role'] == 'assistant' else message['content'] }}
 
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")

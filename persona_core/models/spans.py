@@ -21,6 +21,7 @@ Render = Callable[[Sequence[str]], str]
 # Planes 4 to 13 hold no character: 655,360 code points.
 FIRST_CODE, N_CODES = 0x40000, 0xA0000
 NOBODY = -1
+MAX_RUNS = 200  # runs of white space that are tried; texts with more are programs or tables, where it is kept
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,12 @@ def _without_stripped(marked: Sequence[str], origin: dict[str, tuple[int, int]],
     runs = []  # part, start, end, the mark beside it, and on which side of the mark it is
     for number, part in enumerate(marked):
         for run in re.finditer(r"\s+", part):
-            left, right = part[: run.start()][-1:], part[run.end() :][:1]
+            start, end = run.span()
+            left, right = part[start - 1 : start] if start else "", part[end : end + 1]
             if (left in origin) != (right in origin):
-                runs.append((number, *run.span(), right if right in origin else left, right in origin))
+                runs.append((number, start, end, right if right in origin else left, right in origin))
     kept = list(marked)
-    if not runs:
+    if not runs or len(runs) > MAX_RUNS:
         return kept
     longer = list(marked)
     for number, start, end, _, _ in reversed(runs):
@@ -158,8 +160,8 @@ def _owners(out: str, marked: Sequence[str], origin: dict[str, tuple[int, int]])
         done = left + 1
         if left >= 0:
             part, position = origin[out[left]]
-            rest = marked[part][position + 1 :]
-            while done < right and done - left <= len(rest) and out[done] == rest[done - left - 1]:
+            own = marked[part]
+            while done < right and position + done - left < len(own) and out[done] == own[position + done - left]:
                 owners[done] = part
                 done += 1
         if right < len(out):

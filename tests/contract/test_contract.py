@@ -56,7 +56,7 @@ def test_clause_3_streamed_text_joins_to_the_reply(make_monitor: Maker, shape: s
 
 
 def test_clause_3_a_given_reply_starts_where_the_prompt_ends(make_monitor: Maker) -> None:
-    """Prompt and reply are tokenised apart, so no merge crosses the seam."""
+    """The reply's tokens are those that follow the prompt where a reply is generated."""
     monitor = make_monitor("llama", "none")
     question = {"role": "user", "content": "Hello there"}
     trace = monitor.read([question, {"role": "assistant", "content": " there"}])

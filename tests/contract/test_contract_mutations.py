@@ -28,7 +28,7 @@ def test_mutation_double_bos(make_lm: Maker, monkeypatch: pytest.MonkeyPatch) ->
         out = self.tokenizer(text, add_special_tokens=True, return_offsets_mapping=True)
         return list(zip(out["input_ids"], out["offset_mapping"], strict=True))
 
-    monkeypatch.setattr(chat.ChatFormat, "_encode", twice)
+    monkeypatch.setattr(chat.ChatFormat, "_tokens", twice)
     with pytest.raises(AssertionError, match="BOS"):
         checks.check_one_bos(make_lm("llama", "llama3"))
 

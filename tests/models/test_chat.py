@@ -419,3 +419,16 @@ def test_ids_without_a_token_split_too() -> None:
         pieces = split_text(tokenizer, ids)
         assert len(pieces) == 4
         assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_a_long_message_is_traced_in_one_pass() -> None:
+    """More characters than there are marks: every second one has a mark then."""
+    from persona_core.models import spans
+
+    words = "Is it good? " * 50
+    tokenizer = tokenizer_for("chatml")
+    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": words}, REPEATED[0]]
+    short = ChatFormat(tokenizer).render(messages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spans, "N_CODES", 100)
+        assert ChatFormat(tokenizer).render(messages) == short
