@@ -17,6 +17,7 @@ from persona_core.monitor.alarms import LATENCY, Alarm, AlarmWatch
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
+from tests.analysis.test_null_card import read
 from tests.traces.test_dataset import SHIPPED
 
 ARTIFACTS = SHIPPED.parent
@@ -197,6 +198,30 @@ def test_neutral_replies_that_do_not_belong_together_are_refused(monitor: Person
         calibrate_detectors([one, steered])
     with pytest.raises(SettingError, match="1 neutral replies to 1 different prompts; at least 60"):
         calibrate_detectors([one])
+
+
+def test_a_sink_token_raises_no_alarm_while_the_reply_is_written_either() -> None:
+    """One huge score at a token whose norm is above the block's limit, then a rise that is one."""
+    rng = np.random.default_rng(0)
+    detectors = calibrate_detectors([read(rng, i, 40) for i in range(80)])
+    trace, sink, rise = read(rng, 3, 40), 9, 25
+    raw, norms = trace.raw.copy(), trace.norms.copy()
+    raw[:, :, trace.n_prompt + sink] = 60.0
+    raw[:, :, trace.n_prompt + rise :] += 8.0
+    norms[:, trace.n_prompt + sink] = 1000.0
+    for limit, first in ((100.0, rise), (np.inf, sink)):
+        max_norm = np.full(2, limit, np.float32)
+        own = trace.replace(raw=raw, norms=norms, max_norm=max_norm)
+        told: list[Alarm] = []
+        null = np.stack([trace.null_mean, trace.null_std], axis=-1)
+        watch = AlarmWatch(
+            detectors, trace.traits, trace.blocks, null, max_norm=max_norm, n_rows=1, on_alarm=told.append
+        )
+        for token, at in enumerate(own.reply_positions):
+            watch.push(0, token, raw[:, :, at].T, norms[:, at])
+        found = {alarm.trait: alarm.token for alarm in reversed(told)}  # the first of each
+        assert found == {t: detectors.find(own, t).alarm for t in own.traits}
+        assert all(first <= token <= first + 3 for token in found.values())
 
 
 def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: PersonaMonitor) -> None:
