@@ -175,6 +175,19 @@ def test_fewer_watched_traits_keep_the_rate_with_a_lower_threshold(detectors: De
     assert detectors.rate("evil") is not None and str(detectors.rate()).endswith("over 120 prompts")
 
 
+def test_fewer_watched_traits_get_the_threshold_of_the_rate_over_all(detectors: Detectors) -> None:
+    assert detectors.peaks is not None and detectors.rate_any == 0.05
+    for traits in (("evil",), ("flattery",), TRAITS):
+        rows = [TRAITS.index(t) for t in traits]
+        chosen, peaks = (
+            detectors.select(traits),
+            replace(detectors.peaks, traits=traits, peaks=detectors.peaks.peaks[:, rows]),
+        )
+        assert {one.threshold for one in chosen.by_trait.values()} == {peaks.threshold(0.05)} != {peaks.threshold(0.1)}
+        for trait, one in chosen.by_trait.items():
+            assert one.rate == peaks.rate(one.threshold, [trait]).value
+
+
 def test_specific_scores_are_used_where_the_traces_have_them_and_missing_ones_are_refused(neutral: list[Trace]) -> None:
     odds = LogOdds(
         np.ones((2, 2), np.float32), np.full((2, 2), -3.0, np.float32), np.zeros((2, 2), np.float32),
