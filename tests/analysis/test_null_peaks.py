@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from persona_core.analysis.null_peaks import NullPeaks, running_peaks, stretches, supported_length
 from persona_core.analysis.onset import OnsetDetector
-from persona_core.analysis.onset_calibration import calibrate_onsets
+from persona_core.analysis.onset_calibration import FOLDS, calibrate_onsets
 from persona_core.errors import CorruptFile, SettingError, UnknownTrait
 from tests.analysis.test_onset import noise
 
@@ -182,6 +182,32 @@ def test_the_replies_of_one_prompt_never_measure_themselves() -> None:
         z += 6.0
     _, peaks = calibrate_onsets(nulls, prompts=prompts)
     assert (peaks.peaks[:4, 0, -1] > np.sort(peaks.peaks[4:, 0, -1])[-1]).all()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1])
+def test_the_detectors_threshold_is_the_one_of_the_rate_that_was_asked_for(rate: float) -> None:
+    nulls, _ = replies_of(np.random.default_rng(6), 100, lengths=(60, 61))
+    detectors, peaks = calibrate_onsets(nulls, rate=rate, timed=False)
+    largest = peaks.peaks.max(axis=(1, 2))  # of each reply, over traits and tokens
+    allowed = [c for c in largest if (np.sum(largest > c) + 1) / 101 <= rate]
+    for trait, detector in detectors.items():
+        assert detector.threshold == min(allowed)
+        assert detector.rate == peaks.rate(detector.threshold, [trait]).value
+
+
+def test_each_folds_peaks_are_those_of_what_was_fitted_on_the_other_folds() -> None:
+    """A reply that had a part in its own scale would exceed a threshold less often than a new one."""
+    rng, n = np.random.default_rng(7), 100
+    nulls = {"evil": [noise(rng, 40) * rng.choice([1.0, 3.0]) for _ in range(n)]}
+    _, peaks = calibrate_onsets(nulls, seed=3, timed=False)
+    fold = np.random.default_rng(3).permutation(n) % FOLDS
+    for part in range(FOLDS):
+        others = {"evil": [z for z, own in zip(nulls["evil"], fold, strict=True) if own != part]}
+        fitted = calibrate_onsets(others, rate=0.1, timed=False)[0]["evil"]
+        for i in np.flatnonzero(fold == part):
+            statistic = fitted.statistic(nulls["evil"][i])
+            wanted = [max(0.0, *statistic[:end]) for end in peaks.ends]
+            np.testing.assert_allclose(peaks.peaks[i, 0], wanted, atol=1e-4)
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
