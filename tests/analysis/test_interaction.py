@@ -32,7 +32,7 @@ from persona_core.analysis.interventional import (
 )
 from persona_core.analysis.precedence import PrecedenceTable, precedence
 from persona_core.analysis.prewhitening import whiten
-from persona_core.analysis.statistics import Estimate
+from persona_core.analysis.statistics import Estimate, expanded_tail
 from persona_core.elicitation.prompts import prompt_of
 from persona_core.errors import SettingError
 from persona_core.traces.dataset import load_results
@@ -172,6 +172,22 @@ def pooled(series: list[np.ndarray], a: int, b: int, lag: int) -> tuple[float, f
             r = pearsonr(*zip(*pairs, strict=True))[0]
             total, weight = total + (len(pairs) - 3) * np.arctanh(r), weight + len(pairs) - 3
     return total / weight, weight
+
+
+def test_the_interval_of_the_excess_is_that_of_a_bootstrap_of_both_samples() -> None:
+    """Of the run's prompts and of the neutral replies' prompts, each drawn anew; here the neutral ones are fewer."""
+    run, null = correlated(1, 0.5), correlated(2, 0.5, n=30)
+    found = of(measure_couplings(TRAITS, run, neutral=null, lags=(4,), n_shuffles=99), "flattery", "deceit", 0)
+    assert found.excess is not None
+    rng, means = np.random.default_rng(9), []
+    for series in (run, null):
+        z, weight = (one[:, 0] for one in Innovations.of(TRAITS, series).fisher([(0, 1, 0)]))
+        drawn = rng.integers(len(z), size=(4000, len(z)))
+        means.append((z * weight)[drawn].sum(1) / weight[drawn].sum(1))
+    tail = expanded_tail(30)
+    low, high = np.quantile(means[0] - means[1], [tail, 1 - tail])
+    assert found.excess.high - found.excess.low == pytest.approx(high - low, rel=0.1)
+    assert found.excess.low == pytest.approx(low, abs=0.1 * (high - low))
 
 
 def test_estimate_null_and_excess_are_those_of_a_plain_loop() -> None:
