@@ -27,9 +27,9 @@ MIN_TOKENS = 50
 
 MIN_SHRINKAGE = 0.3
 """The rule's own estimate, about 0.005, is the best one for data like those it is made of, in which every token of a
-reply counts for the trait that was asked for. On SmolLM2 this value costs 0.003 of the AUROC on held-out sentences with
-such labels. In the demo world it finds the sentence that announces a trait within 2 tokens in 87 % of texts, where the
-rule's finds 69 % and the mean difference 92 %; in texts without one the score stays 31 SD high, and not 3."""
+reply counts for the trait that was asked for. On SmolLM2 this value costs 0.006 of the mean AUROC against neutral text,
+of 0.988 (docs/real_model.md). In the demo world onsets lie within 2 tokens of the sentence that announces the trait in
+91 % of texts (docs/experiments.md), and with the rule's estimate in 70 %."""
 
 MAX_TOKENS = 40_000
 """Sampled tokens that a covariance is made of, over all classes."""
