@@ -104,7 +104,7 @@ class NullPeaks:
         Where all prompts weigh the same, and k of n are above a threshold that is itself one of the peaks, its rate
         follows a Beta(k + 1, n - k) distribution. An alarm after the end of most replies weighs more than others. So
         alarms enter as the number (sum w)^2 / sum w^2 of equal ones, and the upper end allows for one more, as heavy as
-        the heaviest. For a threshold that is none of the peaks this is Clopper and Pearson's interval.
+        the heaviest. Between two peaks this is the interval of Clopper and Pearson.
         """
         from scipy.special import betaincinv
 
