@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_core.judging.labels import UNJUDGED
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape
@@ -130,6 +129,8 @@ MIT. Cite the repository and its revision, and the paper on the method.
 
 def _labels(extraction: Figures) -> str:
     """What stands in place of a judge, if no judge read the replies; "judge's score" below is then that label."""
+    from persona_core.judging.labels import UNJUDGED  # here: it brings torch along
+
     says = UNJUDGED.get(str(extraction.get("filter", {}).get("judge")))
     return (
         f"## Labels without a judge\n\n{says} Where this card speaks of a judge's score, it is this label.\n"
