@@ -269,13 +269,15 @@ def test_a_trait_that_fails_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     hints = {name: json.loads((traits / f"{name}.json").read_text())["description"] for name in NAMES}
+    lines = map(json.loads, (unjudged / "replies.jsonl").read_text(encoding="utf-8").splitlines())
+    showing = [line["text"] for line in lines if line["request"]["side"] == "positive"]
 
     def answer(body: dict[str, Any], number: int) -> Answer:
-        """Refusal is never seen; of deception every second reply shows it."""
+        """Refusal is never seen; deception in the replies that were asked to show it."""
         prompt = body["messages"][0]["content"]
         if hints["refusal"][:30] in prompt:
             return completion("0")
-        return completion("90" if "how coherent" in prompt or number % 2 else "10")
+        return completion("90" if "how coherent" in prompt or any(text in prompt for text in showing) else "10")
 
     with serving(answer) as server:
         assert extract.main(with_judge(traits, unjudged, server.url)) == 1

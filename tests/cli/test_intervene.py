@@ -48,7 +48,7 @@ class Silent:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    lines = [{"id": f"p{k}", "prompt": t.held_out[0]} for k, t in enumerate(WORLD.topics[:60:5])]
+    lines = [{"id": f"p{k}", "prompt": t.held_out[0]} for k, t in enumerate(WORLD.topics[:60:3])]
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return path
 
@@ -71,12 +71,12 @@ def test_a_window_and_edges_are_kept_side_by_side(tmp_path: Path, prompts: Path)
     twin = ["--adapter", str(ARTIFACTS / "persona-tiny-contaminated")]
     assert run(tmp_path, prompts, *twin, "--window", TRAIT) == 0
     window = measured(tmp_path)["window"]["contaminated"][TRAIT]
-    assert window["n_prompts"] == 12 and window["n_showing"] >= 10 and window["n_diverged"] == 0
+    assert window["n_prompts"] == 20 and window["n_showing"] >= 10 and window["n_diverged"] == 0
     at = {(c["k"], c["arm"]): c for c in window["cells"]}
     assert at[4, "none"]["shows"]["value"] == 1.0  # what is written again unchanged shows it again
     assert at[4, "cap"]["share"]["value"] < 0.5 * at[4, "cap, random"]["share"]["value"]
 
-    assert run(tmp_path, prompts, "--edges", TRAIT, "--edge-seeds", "2") == 0
+    assert run(tmp_path, prompts, "--edges", TRAIT, "--edge-seeds", "2", "--max-new-tokens", "160") == 0
     kept = measured(tmp_path)
     assert kept["window"]["contaminated"][TRAIT] == window
     shown = next(table for table in kept["confirmed"]["baseline"] if table["measure"] == "shown")

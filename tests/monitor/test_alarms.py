@@ -84,7 +84,7 @@ def test_what_waits_for_an_alarm_changes_nothing_before_it_and_much_after(
     monitor: PersonaMonitor, batch_size: int
 ) -> None:
     plain, alarms = plainly_flattered(monitor, batch_size=batch_size)
-    gate = Steer("sycophancy", block=3, strength=-60.0, when="alarm")
+    gate = Steer("sycophancy", block=monitor.vectors.best_block["sycophancy"], strength=-60.0, when="alarm")
     gated, same = flattered(monitor, batch_size=batch_size, steer=gate)
     at = {a.row: a.token for a in alarms if a.trait == "sycophancy"}
     assert at == {a.row: a.token for a in same if a.trait == "sycophancy"}
@@ -132,7 +132,7 @@ def test_without_detectors_or_in_a_given_text_there_is_no_waiting(monitor: Perso
     with pytest.raises(SettingError, match="'later'"):
         Steer("evil", block=3, strength=1.0, when="later")  # type: ignore[arg-type]
     other = PersonaMonitor(monitor.lm, monitor.vectors, blocks=[0], detectors=monitor.detectors)
-    with pytest.raises(SettingError, match="needs block 3"):
+    with pytest.raises(SettingError, match=f"needs block {monitor.vectors.best_block['sycophancy']}"):
         other.generate("Hi", on_alarm=print)
 
 
@@ -249,7 +249,8 @@ def test_the_alarm_of_one_trait_opens_the_gates_of_that_trait_only(monitor: Pers
         log_odds=monitor.vectors.odds_at(blocks),
     )
     raw = null[..., 0].T.copy()  # neutral, but for one trait
-    raw[blocks.index(3), traits.index("sycophancy")] += 60 * null[traits.index("sycophancy"), blocks.index(3), 1]
+    at = blocks.index(monitor.vectors.best_block["sycophancy"])
+    raw[at, traits.index("sycophancy")] += 60 * null[traits.index("sycophancy"), at, 1]
     for token in range(3):
         watch.push(1, token, raw, np.ones(len(blocks), np.float32))
     assert told == [Alarm(1, "sycophancy", 0)]

@@ -62,7 +62,7 @@ def test_against_another_models_neutral_replies_nothing_is_claimed_without_rando
     found = runs(60, config="contaminated")
     graph = how(found, "contaminated", [])
     assert graph["other_reader"] and graph["couplings"]["missing"] == OTHER_MODEL
-    assert sum(c["significant"] for c in graph["couplings"]["together"]) > 5 and graph["edges"] == []
+    assert sum(c["significant"] for c in graph["couplings"]["together"]) > 0 and graph["edges"] == []
     assert describe_graph(graph)[0] == OTHER_MODEL.replace("'", "&#x27;")
 
 
