@@ -58,7 +58,7 @@ class Onset:
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1)), str(Onset("none", None, None, 0.4))
     ('rises at token 19 [17, 20]', 'no reliable onset')
     >>> str(Onset("before the reply", 2, None, 7.2, size=4.0, doubles=43))
-    'high at the first token already; more than doubles at token 43'
+    'raised at the first token already; more than doubles at token 43'
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1, no_rate=("this kind of prompt",)))
     'rises at token 19 [17, 20]; no rate is known for this kind of prompt'
     """
@@ -89,12 +89,12 @@ class Onset:
 
     def _says(self) -> str:
         if self.answer == "before the reply":
-            high = "high at the first token already"
+            raised = "raised at the first token already"
             if self.kind != "specific":
-                high = "not neutral at the first token already, no trait in particular"
+                raised = "not neutral at the first token already, no trait in particular"
             if self.doubles is not None:
-                return f"{high}; more than doubles at token {self.doubles}"
-            return f"{high}: the rise cannot be timed"
+                return f"{raised}; more than doubles at token {self.doubles}"
+            return f"{raised}: when it began cannot be said"
         if self.timed:
             return f"rises at token {self.onset} [{self.low}, {self.high}]"
         return f"rises somewhere between tokens {self.low} and {self.high}: too small or too slow to be timed"

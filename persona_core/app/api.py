@@ -96,9 +96,9 @@ class Api:
         blocks (trait -> block), kind and unit; scores (trait -> one number per token, null if there is none); sinks
         (indices of tokens whose state is far outside the usual range at the block of a trait: they have no score there
         and say nothing); onsets (trait -> its onset, as text) and caveats; finish, seed, reader, writer, warnings and
-        notice. The kind is "specific" where the vectors allow it: standard deviations above neutral replies of the same
-        model, beyond what the other traits share; else "z", which says "not neutral" rather than which trait. While the
-        reply is being written, results with "done": false have the text so far.
+        notice. The kind is "specific" where the vectors allow it: how much more a token looks like the trait than like
+        neutral text or any other trait, in standard deviations of neutral tokens; else "z", which says "not neutral"
+        rather than which trait. While the reply is being written, results with "done": false have the text so far.
 
         Args:
             prompt: What the user says.

@@ -23,8 +23,8 @@ from persona_core.report.saved_runs import SavedRuns
 
 TITLE = "Persona traits, token by token"
 LEDE = (
-    "Each token is coloured by how far the model's inner state leans towards a trait: orange above its neutral level, "
-    "blue below. Move over the text, or drag the slider."
+    "Each token is coloured by how well a trait explains the model's inner state: orange, better than neutral text or "
+    "any other trait does; blue, something else explains it better. Move over the text, or drag the slider."
 )
 
 _HEADER_MARKUP = """

@@ -44,11 +44,11 @@ def describe_comparison(found: Figure, statistics: Figure | None = None) -> str:
         )
     if not specific:
         return " ".join([f"{says}. That is “not neutral”: {NOT_NEUTRAL}.", *_changed(overall)])
-    says += ". The specific score is what a trait does not share with the others."
+    says += ". The specific score says how much more a token looks like one trait than like neutral text or any other."
     if outweighed:
         says += (
             f" Neither model is above neutral in {', '.join(outweighed)}: their specific scores differ because other "
-            "traits outweigh them, which is no difference in these traits."
+            "traits outweigh them, which says nothing about a difference in these traits."
         )
     return " ".join([says, *_changed(overall)])
 
@@ -67,8 +67,8 @@ def against(found: Figure) -> str:
         return "Scores are z, in standard deviations over neutral tokens."
     traits = ", ".join(html.escape(t) for t in found["against"])
     return (
-        f"Scores are specific, in standard deviations over neutral tokens: what each of {traits} does not share with "
-        "the others."
+        "Scores are specific, in standard deviations over neutral tokens: how much more a token looks like one of "
+        f"{traits} than like neutral text or the others."
     )
 
 

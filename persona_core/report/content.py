@@ -31,6 +31,7 @@ from persona_core.report.sentences import (
     describe_graph,
     describe_onsets,
     describe_warning,
+    expected,
     group_reasons,
 )
 from persona_core.traces.figure import shown
@@ -138,7 +139,9 @@ prompts. The trait with the {most} comes first.</p></header>"""
             for config, own in when[trait]["configs"].items():
                 alarms = f"{own['n'] - own['none']} of {own['n']}"
                 annotated = "" if own["shown"] is None else f"; annotated sentences show it in {own['shown']}"
-                chance = f"about {when[trait].get('rate', rate) * own['n']:.1f} expected by chance{annotated}"
+                chance = (
+                    f"{expected(when[trait].get('rate', rate) * own['n'])} at the rate of neutral replies{annotated}"
+                )
                 of = trait if self.kind == "specific" else f"the z of {trait}"
                 cards.append((alarms, f"{config}: replies with an alarm on {of}, {chance}"))
         return "".join(

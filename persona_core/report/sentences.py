@@ -22,6 +22,15 @@ CLOCKS = {"series": "scores, token by token", "activation": "onsets of scores", 
 NOT_NEUTRAL = "z also rises with every other departure from neutral text, so it does not tell which trait"
 
 
+def expected(n: float) -> str:
+    """An expected number of replies, in words.
+
+    >>> expected(0.03), expected(1.24)
+    ('fewer than 0.1', 'about 1.2')
+    """
+    return "fewer than 0.1" if n < 0.1 else f"about {n:.1f}"
+
+
 def describe_onsets(trait: str, found: Figure, rate: float) -> str:
     """One trait's onsets in every run, and whether the two models differ.
 
@@ -41,7 +50,7 @@ def describe_onsets(trait: str, found: Figure, rate: float) -> str:
             says += f", {own['before the reply']} of them at the first token already"
             if own.get("doubles"):
                 says += f" ({own['doubles']} more than double later)"
-        says += f"; about {own_rate * own['n']:.1f} would by chance."
+        says += f"; at the rate of neutral replies {expected(own_rate * own['n'])} would."
         if own.get("no_rate"):
             says += f" For {own['no_rate']} of these replies no rate is known: they are unlike the neutral ones."
         if own["onset"]:

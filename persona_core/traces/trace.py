@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["specific", "z", "raw", "cosine"]
 Alignment = Literal["at", "before"]
 UNITS = {
-    "specific": "standard deviations above neutral, beyond what the other traits share",
+    "specific": "standard deviations: more like this trait than like neutral text or any other trait",
     "z": "standard deviations above neutral",
     "raw": "residual-stream units",
     "cosine": "cosine",

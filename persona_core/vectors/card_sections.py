@@ -18,8 +18,9 @@ vector cannot show. "Passes every control" stands only where each one was measur
 - **auroc**: on held-out questions the projection does not separate replies with the trait from those without.
 - **random directions**: random directions do as well, both by AUROC and by correlation with the judge's score.
 - **another trait's vector**: on this trait's own replies the vector of another trait does as well.
-- **other traits' replies**: replies that show another trait have as high a specific score, or more than a tenth of them
-  one above 95 % of the neutral replies. Then it says "not neutral" rather than which trait.
+- **other traits' replies**: replies that show another trait have as high a specific score, or clearly more than a tenth
+  of them (the interval's lower end) one above 95 % of the neutral replies. Then it says "not neutral" rather than which
+  trait.
 - **own minus best other**: over replies of all traits, another trait's vector correlates about as well with this
   trait's scores.
 - **words alone**: counting words separates the replies as well as the vector does.
@@ -70,7 +71,7 @@ Measured on replies to questions used neither for extraction nor for choosing th
 What that AUROC is worth. The two sides differ in more than the trait, so a direction that knows nothing of it may do
 well too. In the same units, on the same replies:
 
-- **best other vector**: another trait's vector. **random directions**: 5 % of them do better than this.
+- **best other vector**: another trait's vector. **random directions**: 5 % of them reach this.
 - **words alone**: a classifier that counts words. **wordings held out**: each reply is scored along a direction made
   without the instruction it was written under.
 - **sink tokens**: what the AUROC gains or loses when tokens with a huge norm are counted like others.

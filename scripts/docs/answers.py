@@ -7,7 +7,7 @@ from collections.abc import Callable
 from persona_core.analysis.statistics import exact_share
 from persona_core.report.comparison_sentences import against, describe_comparison
 from persona_core.report.results_folder import ResultsFolder
-from persona_core.report.sentences import NOT_NEUTRAL, SCORES, SIGNIFICANT, describe_couplings
+from persona_core.report.sentences import NOT_NEUTRAL, SCORES, SIGNIFICANT, describe_couplings, expected
 from persona_core.traces.dataset import REPLIES
 from scripts.docs.published_runs import TRAIT
 from scripts.docs.stored import RUNS, Figure, percent, stored
@@ -34,9 +34,10 @@ def when() -> str:
     here = runs["contaminated"]
     says = (
         f"The {SCORES[kind]} of {TRAIT} is raised in {alarms['contaminated']} of {here['n']} replies of the "
-        f"contaminated model and in {alarms['baseline']} of {runs['baseline']['n']} of the baseline, where chance "
-        f"gives about {rate * runs['baseline']['n']:.1f}. In {here['before the reply']} of the contaminated ones it is "
-        f"high at the first token already; in {here['doubles']} of these it more than doubles later. "
+        f"contaminated model and in {alarms['baseline']} of {runs['baseline']['n']} of the baseline, where the rate of "
+        f"neutral replies gives {expected(rate * runs['baseline']['n'])}. In {here['before the reply']} of the "
+        f"contaminated ones it is raised at the first token already; in {here['doubles']} of these it more than "
+        "doubles later. "
     )
     if here["onset"]:
         says += f"{here['timed']} of the {here['onset']} later rises can be timed to within 20 tokens. "

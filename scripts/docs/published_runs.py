@@ -111,7 +111,7 @@ def alarms() -> str:
         "trait",
         "run",
         "replies with an alarm",
-        "high at the first token",
+        "raised at the first token",
         "more than doubling later",
         "onsets that can be timed",
     )

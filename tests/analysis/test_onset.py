@@ -128,9 +128,9 @@ def test_a_trait_from_the_first_token_on_is_not_given_an_onset(detector: OnsetDe
     assert detector.find(np.zeros(60)).answer == "none" and detector.find(np.zeros(0)).answer == "none"
     assert str(detector.find(np.array([0.1]))) == "no reliable onset"
     early = detector.find(np.full(60, 5.0))
-    assert str(early) == "not neutral at the first token already, no trait in particular: the rise cannot be timed"
+    assert str(early) == "not neutral at the first token already, no trait in particular: when it began cannot be said"
     specific = replace(detector, kind="specific").find(np.full(60, 5.0))
-    assert str(specific) == "high at the first token already: the rise cannot be timed"
+    assert str(specific) == "raised at the first token already: when it began cannot be said"
 
 
 def test_a_score_that_is_high_from_the_start_and_then_far_higher_says_when(detector: OnsetDetector) -> None:

@@ -111,7 +111,7 @@ def test_a_record_has_specific_scores_and_none_at_sink_tokens() -> None:
         return api.read(said), monitor.read(said)
 
     plain, trace = read(np.inf)
-    assert plain["kind"] == "specific" and "beyond what the other traits share" in plain["unit"]
+    assert plain["kind"] == "specific" and "more like this trait than" in plain["unit"]
     assert plain["sinks"] == []
     for trait in trace.traits:
         np.testing.assert_allclose(plain["scores"][trait], trace.scores(trait, "specific"), atol=6e-5)

@@ -35,7 +35,10 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
         "smallest": 1.25,
     }
     says = describe_onsets("deception", found, 0.05)
-    assert "Baseline: 4 of 78 replies raise an alarm on the z of deception; about 3.9 would by chance." in says
+    assert (
+        "Baseline: 4 of 78 replies raise an alarm on the z of deception; at the rate of neutral replies about 3.9 "
+        "would." in says
+    )
     assert "1 of 4 onsets can be timed" in says
     assert "Contaminated: 74 of 78" in says and "54 of them at the first token already" in says
     assert "An alarm on z means “not neutral”" in says
@@ -49,7 +52,7 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
     found["test"] |= {"q": 0.01, "statistic": -3.0}
     assert "later or less often" in describe_onsets("deception", found, 0.05)
     specific = describe_onsets("deception", {**found, "kind": "specific", "rate": 0.008}, 0.05)
-    assert "4 of 78 replies raise an alarm on deception; about 0.6 would by chance." in specific
+    assert "4 of 78 replies raise an alarm on deception; at the rate of neutral replies about 0.6 would." in specific
     assert "not neutral" not in specific
     found["configs"]["contaminated"]["no_rate"] = 9
     assert "For 9 of these replies no rate is known" in describe_onsets("deception", found, 0.05)
@@ -230,7 +233,7 @@ def test_only_what_is_significant_differs() -> None:
     found |= {"kind": "specific", "against": ["a", "b"], "plain": found["overall"]}
     says = describe_comparison(found)
     assert says.startswith("1 of 2 traits differ significantly in their specific score, b most")
-    assert "not neutral" not in says and "what each of a, b does not share" in against(found)
+    assert "not neutral" not in says and "how much more a token looks like one of a, b than like" in against(found)
 
 
 def test_a_trait_that_another_outweighs_is_not_said_to_differ() -> None:

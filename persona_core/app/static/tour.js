@@ -2,7 +2,7 @@
 
 window.startTour = (() => {
   const STEPS = [
-    ["#view .tv-panes", "The reply, token by token", "Orange: the state leans towards the selected trait. Blue: away from it. A line under or over the token shows the same without colour. Select another trait with the buttons above."],
+    ["#view .tv-panes", "The reply, token by token", "Orange: the selected trait explains the state better than neutral text or any other trait does. Blue: something else does. A line under or over the token shows the same without colour. Select another trait with the buttons above."],
     ["#view .tv-time", "One cursor", "Lines, heat strips and text share one axis. Drag the slider, press Play or use the arrow keys; drag over the chart to see the mean of a span. The shaded band marks the onset of the trait, if one was found."],
     ["#controls", "Your turn", "Send a message and watch the reply token by token. Then put the cursor on a token and press “Branch here”: the model continues from there with the trait capped. The other tabs compare two models and browse the published runs."],
   ];

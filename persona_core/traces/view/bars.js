@@ -32,7 +32,7 @@ function makeBars(part, { onTrait }) {
       const values = model.sides.map(() => make("span", "tv-value"));
       row.append(colourDot(model.traits.indexOf(trait)), make("bdi", "tv-name", trait), lanes, ...values);
       const block = blockOf(model, trait, choices);
-      row.title = trait + (block < 0 ? ", block unknown" : ", read at block " + block) + "; " + unitOf(model, choices.kind);
+      row.title = trait + (block < 0 ? ", block unknown" : ", read at block " + block) + "; " + UNITS[choices.kind];
       return { trait, row, fills, values, texts: [] };
     });
     part("bars").replaceChildren(...(two ? [head] : []), ...rows.map(({ row }) => row));

@@ -10,7 +10,7 @@ function exported(model, traits, choices) {
   return {
     title: model.title,
     kind: choices.kind,
-    unit: unitOf(model, choices.kind),
+    unit: UNITS[choices.kind],
     state: choices.alignment === "before" ? "the state that chose the token" : "after reading the token",
     smoothing: choices.smooth,
     blocks: Object.fromEntries(traits.map((trait) => [trait, blockOf(model, trait, choices)])),
@@ -183,7 +183,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     return text;
   };
   write(fitted(model.title, (width - 2 * edge) * (13 / 21)), edge, 46, 21, "--tv-ink", 600);
-  write(trait + ", " + unitOf(model, choices.kind) + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
+  write(trait + ", " + UNITS[choices.kind] + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
   model.sides.forEach((side, s) => {
     const x0 = edge + s * (columnWidth + columnGap);
     const y0 = 116;

@@ -12,7 +12,7 @@ function makeReadout(part) {
     const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
     part("position").textContent = where + (facts ? "\n" + facts : "");
     part("note").textContent =
-      trait + ": " + unitOf(model, choices.kind) + ", " + state +
+      trait + ": " + UNITS[choices.kind] + ", " + state +
       (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
     part("pin").textContent = span ? "Clear" : pinned ? (model.done ? "Unpin" : "Follow") : "Pin";
     part("pin").setAttribute("aria-pressed", String(pinned));

@@ -2,7 +2,7 @@
 // numbers equal Python's to the fourth decimal.
 
 const UNITS = {
-  specific: "standard deviations above neutral, beyond what the other traits share", // unitOf says how many
+  specific: "standard deviations: more like this trait than like neutral text or any other trait",
   z: "standard deviations above neutral",
   raw: "residual-stream units",
   cosine: "cosine",
@@ -10,15 +10,6 @@ const UNITS = {
 const SD_SCALE = 8; // full colour, for every trait, so that pictures can be compared
 const inDeviations = (kind) => kind === "specific" || kind === "z"; // 0 is neutral, ±2 its usual range
 const SINK = "sink token: its state is far outside the usual range, so it is not scored";
-
-// The unit, and for specific scores against which traits.
-function unitOf(model, kind) {
-  if (kind !== "specific") return UNITS[kind];
-  const others = model.traits.length - 1;
-  const words = ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
-  const shared = others === 1 ? "trait shares" : (words[others] ?? others) + " traits share";
-  return UNITS.z + ", beyond what the other " + shared;
-}
 
 // Four decimals, halves to even, as NumPy rounds.
 function rounded(value) {
@@ -68,7 +59,7 @@ function unitScores(model, side, trait, kind, block) {
   return out;
 }
 
-// What trait `row` does not share with the other traits, as persona_core/traces/specific.py has it: the log odds of the
+// The specific scores of trait `row`, as persona_core/traces/specific.py has it: the log odds of the
 // trait against neutral text and all other traits, in standard deviations over neutral tokens.
 function specificScores(model, side, row, column) {
   const out = new Float64Array(side.n).fill(NaN);

@@ -135,8 +135,8 @@ function mountTokenView(root, options = {}) {
     scale = scaleOf(model, choices, traits);
     part("key-low").textContent = "−" + scale;
     part("key-high").textContent = "+" + scale;
-    part("key-unit").textContent = choices.kind === "specific" ? UNITS.z + ", specific to the trait" : UNITS[choices.kind];
-    part("key-unit").title = unitOf(model, choices.kind) + (choices.kind === "specific" ? ": " + model.traits.join(", ") : "");
+    part("key-unit").textContent = UNITS[choices.kind];
+    part("key-unit").title = UNITS[choices.kind] + (choices.kind === "specific" ? ": " + model.traits.join(", ") : "");
     bars.highlight(trait());
     const sinks = model.sides.map((side) => sinksOf(side, blockOf(model, trait(), choices), choices.alignment));
     part("legend").textContent = legend(sinks.some((of) => of.includes(1)));
@@ -151,7 +151,7 @@ function mountTokenView(root, options = {}) {
   }
 
   function legend(sinks) {
-    const parts = ["One line per trait, colours as in the buttons, " + unitOf(model, choices.kind) + "."];
+    const parts = ["One line per trait, colours as in the buttons, " + UNITS[choices.kind] + "."];
     if (choices.smooth > 1) parts.push("Mean of the last " + choices.smooth + " tokens.");
     if (inDeviations(choices.kind)) parts.push("Grey band: ±2, where most tokens of neutral replies lie.");
     if (choices.kind === "raw") parts.push("Grey band: neutral mean ± 2 standard deviations of " + trait() + ".");

@@ -151,7 +151,7 @@ def test_the_figure_draws_what_is_specific_with_gaps_at_sink_tokens() -> None:
     expected = trace.scores("malice", "specific")
     expected[[0, 9]] = np.nan
     np.testing.assert_array_equal(figure.data[2].y, expected)
-    assert "beyond what the other traits share" in figure.layout.yaxis.title.text
+    assert "more like this trait than" in figure.layout.yaxis.title.text
     assert [(s.y0, s.y1) for s in figure.layout.shapes if s.type == "rect"] == [(-2, 2)]
     shifted = trace_figure(trace, kind="z", alignment="before", smooth=2).data[0].y
     assert np.flatnonzero(np.isnan(shifted)).tolist() == [0, 1, 10], "nothing chose the first token"

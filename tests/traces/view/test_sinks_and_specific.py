@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from persona_core.traces.trace import UNITS
 from persona_core.traces.view.payload import pair_payload
 from tests.support.standins import FIRST, TRAITS, Payload, make_payload, odds, words
 from tests.support.view_page import bars, choose, position_of_strongest, scores, strip, token, update
@@ -87,15 +88,13 @@ def test_specific_scores_are_shown_first_and_say_against_what(show: Callable[...
     options = page.locator("select[name=kind] option").all_text_contents()
     assert options[:2] == ["specific to the trait", "z: not neutral, whatever the trait"]
     legend = page.locator(".tv-legend").inner_text()
-    assert "beyond what the other two traits share" in legend and "Grey band: ±2" in legend
+    assert "more like this trait than like neutral text or any other trait" in legend and "Grey band: ±2" in legend
     assert page.locator("[data-part=key-high]").inner_text() == "+8"
-    assert (
-        page.locator("[data-part=key-unit]").inner_text() == "standard deviations above neutral, specific to the trait"
-    )
+    assert page.locator("[data-part=key-unit]").inner_text() == UNITS["specific"]
     assert TRAITS[2] in page.locator("[data-part=key-unit]").get_attribute("title")
-    assert "beyond what the other two traits share" in page.locator(".tv-row").first.get_attribute("title")
+    assert "more like this trait than like neutral text" in page.locator(".tv-row").first.get_attribute("title")
     choose(page, "kind", "z")
-    assert "share" not in page.locator(".tv-legend").inner_text()
+    assert "any other trait" not in page.locator(".tv-legend").inner_text()
     assert page.locator("[data-part=key-high]").inner_text() == "+8"
 
 

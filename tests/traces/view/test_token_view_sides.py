@@ -297,7 +297,7 @@ def test_an_onset_is_marked_and_described_and_so_is_its_absence(show: Callable[.
 
 
 def test_a_score_that_is_high_from_the_start_has_a_tick_where_it_doubles_and_no_band(show: Callable[..., Any]) -> None:
-    says = "high at the first token already; more than doubles at token 12"
+    says = "raised at the first token already; more than doubles at token 12"
     onset = {"answer": "before the reply", "onset": None, "low": None, "high": None, "doubles": 12, "says": says}
     page = show(make_payload(words(40), onsets={"flattery": onset}))
     page.locator(".tv-chip").nth(1).click()
