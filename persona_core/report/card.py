@@ -230,11 +230,17 @@ def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], kind: Kin
         if known
         else "Sink tokens are not known for these vectors."
     )
+    outweighed = (
+        " A specific score is of one trait against the others too: where one rises, the others fall. A negative effect is "
+        "therefore no evidence of less of that trait."
+        if kind == "specific"
+        else ""
+    )
     return f"""## Contaminated against baseline
 
 Difference of the mean {_score(kind, traits)}, paired over {next(iter(found.values())).n} prompts, with 95 % intervals
 by resampling prompts. Total: each model reads its own reply. Weights: the two models read the same text. Text: the same
-model reads the two texts. The total is the sum of the two. {sinks}
+model reads the two texts. The total is the sum of the two. {sinks}{outweighed}
 
 {table(heads, effects)}
 """

@@ -33,6 +33,7 @@ from persona_core.report.sentences import (
     describe_warning,
     expected,
     group_reasons,
+    merged_caveats,
 )
 from persona_core.traces.figure import shown
 from persona_core.traces.trace import Trace
@@ -163,7 +164,7 @@ prompts. The trait with the {most} comes first.</p></header>"""
         for r in self.found.replies:
             onsets.setdefault((r["config"], r["trait"]), []).append(
                 {"answer": r["answer"], "onset": r["onset"], "low": r["onset_low"], "high": r["onset_high"],
-                 "says": r["says"]}
+                 "doubles": r.get("doubles"), "says": r["says"]}
             )  # fmt: skip
         parts = {}
         for trait in self.traits:
@@ -183,8 +184,9 @@ prompts. The trait with the {most} comes first.</p></header>"""
             found = self.plot(f"power/{trait}", power, "share of replies in which a step is detected, by its size")
             parts[trait] = (
                 f'<p>{says}</p><div class="pair">{"".join(maps)}</div><p class="note">Each row is a reply, each column '
-                "a token. A tick marks the onset, a thin line its interval; replies without an onset are at the "
-                'bottom, sink tokens are blank.</p><div class="pair">'
+                "a token. A tick marks the onset, a thin line its interval; a triangle where a score that was raised "
+                "at the first token more than doubles. Replies without an onset are at the bottom, sink tokens are "
+                'blank.</p><div class="pair">'
                 f"<div><h3>Replies without an onset so far</h3>{curves}</div>"
                 f"<div><h3>What a single reply would reveal</h3>{found}</div></div>"
             )
@@ -308,14 +310,15 @@ prompts. The trait with the {most} comes first.</p></header>"""
             )
             label = html.escape(f"{trait}: statistics of the runs")
             parts[trait] = (
-                f'{plot}<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
-                f"<caption>{against(self.summary['about'])}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+                f'{plot}<p class="note">{against(self.summary["about"])}</p>'
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+                f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
             )
         return section("Run statistics", "by position in the reply", self._per_trait(parts))
 
     def _limits(self) -> str:
         about = self.summary["about"]
-        says = [html.escape(f"{c['config']}: {c['replies']} replies: {c['caveat']}.") for c in about["caveats"]] + [
+        says = [html.escape(says) for says in merged_caveats(about["caveats"])] + [
             html.escape(one) for one in group_reasons(self.found.missing)
         ]
         listed = "".join(f"<li>{one}</li>" for one in says)

@@ -80,6 +80,16 @@ def heat_map(
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
+    doubled = [(row, o) for row, o in marked if o.get("doubles") is not None]
+    figure.add_scatter(
+        x=[int(o["doubles"]) for _, o in doubled],
+        y=[row for row, _ in doubled],
+        mode="markers",
+        marker={"symbol": "triangle-right-open", "size": 7, "color": "#11151c"},
+        text=[html.escape(f"{ids[order[row]]}: {o['says']}") for row, o in doubled],
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
     apply_layout(figure, 60 + max(120, 5 * len(order)), margin={"l": 34, "r": 60, "t": 8, "b": 40})
     figure.update_layout(meta={"order": order})
     figure.update_xaxes(title="token of the reply", range=[-2, longest - 0.5], showgrid=False, zeroline=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ SIGNIFICANT = 0.05
 SCORES = {"specific": "specific score", "z": "z"}
 """What the kinds of scores are called."""
 
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 CLOCKS = {"series": "scores, token by token", "activation": "onsets of scores", "behaviour": "what the text shows"}
 NOT_NEUTRAL = "z also rises with every other departure from neutral text, so it does not tell which trait"
 
@@ -241,6 +243,32 @@ def describe_warning(trait: str, found: Figure) -> str:
             f"The AUROC of the {label} is not clearly above that of (tokens before the trait in parentheses): {listed}."
         )
     return " ".join(says)
+
+
+def merged_caveats(caveats: Sequence[Figure]) -> list[str]:
+    """Why a stated rate may not hold, one line for each config and reason. Not escaped.
+
+    Reasons that differ in their numbers alone become one, with the range of each number.
+
+    Args:
+        caveats: "config", "caveat" and "replies", how many have it.
+
+    >>> merged_caveats([{"config": "a", "replies": 1, "caveat": f"{n} tokens, more than 90"} for n in (120, 95)])
+    ['a: 2 replies: 95 to 120 tokens, more than 90.']
+    """
+    grouped: dict[tuple[str, str], list[tuple[list[str], int]]] = {}
+    for one in caveats:
+        numbers = NUMBER.findall(one["caveat"])
+        grouped.setdefault((one["config"], NUMBER.sub("{}", one["caveat"])), []).append((numbers, one["replies"]))
+    found = []
+    for (config, form), own in grouped.items():
+        ranges = [sorted(set(column), key=float) for column in zip(*(numbers for numbers, _ in own), strict=True)]
+        words = [values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}" for values in ranges]
+        n = sum(replies for _, replies in own)
+        pieces = form.split("{}")
+        says = "".join(piece + word for piece, word in zip(pieces, [*words, ""], strict=True))
+        found.append(f"{config}: {n} {'reply' if n == 1 else 'replies'}: {says}.")
+    return found
 
 
 def group_reasons(reasons: Sequence[str]) -> list[str]:
