@@ -231,8 +231,8 @@ def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], kind: Kin
         else "Sink tokens are not known for these vectors."
     )
     outweighed = (
-        " A specific score is of one trait against the others too: where one rises, the others fall. A negative effect is "
-        "therefore no evidence of less of that trait."
+        " A specific score is of one trait against the others too: where one rises, the others fall. A negative effect "
+        "is therefore no evidence of less of that trait."
         if kind == "specific"
         else ""
     )
