@@ -70,7 +70,7 @@ class StoredStates:
             if not self._rows:
                 raise SettingError("There are no replies, so there are no states.")
             shape = self._load(self._rows[0][0]).shape
-            self._shape = (int(shape[1]), int(shape[2]))
+            self._shape = (int(shape[-2]), int(shape[-1]))  # before them rows, and of sampled tokens their number
         return self._shape
 
     def _load(self, batch: str, block: int | None = None) -> np.ndarray:

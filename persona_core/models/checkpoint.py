@@ -15,6 +15,8 @@ from persona_core.utils.hub import fetch
 # "lm_head.weight" as missing (8 of 8 times with the demo model).
 _load_lock = threading.Lock()
 
+MAX_REASON = 300
+"""Characters of a library's own message that are shown."""
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -74,4 +76,5 @@ def explained(what: str) -> Iterator[None]:
     except OSError as error:
         raise NotFound(f"Could not load {what}: {error}") from error
     except Exception as error:  # tokenizers raises plain exceptions
-        raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {error}") from error
+        why = " ".join(str(error).split())  # torch names every matrix that does not fit, on a line each
+        raise CorruptFile(f"Could not load {what}: {type(error).__name__}: {why[:MAX_REASON]}") from error

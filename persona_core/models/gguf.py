@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_core.errors import CorruptFile, PersonaWarning, SettingError, UnsupportedModel
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError, UnsupportedModel
 from persona_core.models.checkpoint import explained, read_checkpoint
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.utils.hub import commit_of, fetch, resolve_source
@@ -77,6 +77,8 @@ def find_gguf(source: str | Path, revision: str | None = None, filename: str | N
             extra = f"gguf_file={filename!r}" if filename is not None else f"revision={revision!r}"
             raise SettingError(f"{str(source)!r} is a file already; leave {extra} out.")
         return GgufFile(path, str(path))
+    if path.suffix.lower() == ".gguf" and len(path.parts) == 1 and not path.exists():
+        raise NotFound(f"No file {str(source)!r} here.")  # no Hub id has one word with such an ending
     name = resolve_source(source, revision) if filename is not None or (str(source) and path.is_dir()) else ""
     if filename is not None:
         return GgufFile(fetch(name, filename, revision), f"{name}/{filename}", commit_of(name, filename, revision))

@@ -41,7 +41,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
+    beside.touch()
+    mode = beside.stat().st_mode
     yield beside
+    beside.chmod(mode)  # safetensors leaves files that only their owner can read
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(beside, path)

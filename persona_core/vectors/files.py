@@ -138,6 +138,8 @@ def load_pt(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CorruptFile(f"{path}: refused, it holds more than tensors (possibly code): {error}") from error
+        known = path.read_bytes()[:2] in (b"PK", b"\x80\x02")  # a zip archive, or a pickle
+        why = "refused, it holds more than tensors (possibly code)" if known else "not a PyTorch file"
+        raise CorruptFile(f"{path}: {why}.") from error
     except Exception as error:  # the unpickler raises whatever the bytes lead it to: IndexError, struct.error, ...
         raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error

@@ -26,6 +26,7 @@ import torch
 from persona_core.errors import CorruptFile, PersonaWarning, UnknownTrait, VectorsMismatch
 from persona_core.traces.specific import LogOdds
 from persona_core.utils.checks import known_block
+from persona_core.utils.files import replacing
 from persona_core.utils.hub import check_kind, fetch
 from persona_core.vectors.direction_checks import check_directions, check_null, check_shape
 from persona_core.vectors.files import (
@@ -301,7 +302,8 @@ class PersonaVectors:
 
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in arrays_of(self).items()}, str(path / TENSORS_FILE), {"format": "pt"})
+        with replacing(path / TENSORS_FILE) as beside:
+            save_file({k: v.contiguous() for k, v in arrays_of(self).items()}, str(beside), {"format": "pt"})
         config = {
             **self.config,
             "format_version": FORMAT_VERSION if self.readings else FIRST_VERSION,

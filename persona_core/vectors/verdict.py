@@ -80,7 +80,8 @@ def verdict(figures: Figures) -> ControlVerdict:
     """
     stored = figures.get("flags")
     failed = flags(figures) if stored is None else stored
-    return ControlVerdict(tuple(flag["control"] for flag in failed), tuple(not_measured(figures)))
+    names = tuple(flag["control"] for flag in failed)
+    return ControlVerdict(names, tuple(name for name in not_measured(figures) if name not in names))
 
 
 def not_measured(figures: Figures) -> list[str]:

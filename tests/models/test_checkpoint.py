@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from persona_core.errors import CorruptFile
+from persona_core.errors import CorruptFile, NotFound
 from persona_core.models.loading import load_model
 
 BASE = Path(__file__).parents[2] / "artifacts" / "persona-tiny"
@@ -40,3 +40,19 @@ def test_a_tokenizer_that_its_library_refuses_is_a_corrupt_file(folder: Path) ->
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(CorruptFile, match="Could not load the model"):
         load_model(folder)
+
+
+def test_a_gguf_file_that_is_not_there_never_becomes_a_request() -> None:
+    with pytest.raises(NotFound, match=r"No file 'nofile\.gguf' here"):
+        load_model("nofile.gguf")
+
+
+def test_an_adapter_of_another_model_is_refused_in_a_line(tmp_path: Path) -> None:
+    from tests.support.families import build
+
+    build("llama", 0).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BASE / name, tmp_path / name)
+    with pytest.raises(CorruptFile) as refused:
+        load_model(tmp_path, adapter=BASE.parent / "persona-tiny-contaminated")
+    assert len(str(refused.value)) < 600 and "size mismatch" in str(refused.value)

@@ -518,3 +518,11 @@ def test_missing_reference_files_and_unknown_conventions_are_refused(tmp_path: P
         PersonaVectors.from_reference({"evil": reference_file(tmp_path)}, convention="blocks_first")
     with pytest.raises(VectorsMismatch):
         PersonaVectors.from_reference({})
+
+
+def test_saved_tensors_are_as_readable_as_the_config_beside_them(tmp_path: Path) -> None:
+    """safetensors leaves its files to their owner alone."""
+    vectors = PersonaVectors.from_tensors({"evil": torch.randn(3, 8)}, {"evil": 1})
+    folder = vectors.save_pretrained(tmp_path / "v")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes["vectors.safetensors"] == modes["config.json"]
