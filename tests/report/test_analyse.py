@@ -384,7 +384,9 @@ def test_specific_scores_are_analysed_where_the_rows_have_them_and_sink_tokens_c
     assert summary["comparison"]["plain"][TRAIT]["total"]["value"] > 4
 
     page = report_page(found, rows)
-    assert "Scores are specific, in standard deviations over neutral tokens: what each of paternalism" in page
+    assert (
+        "Scores are specific, in standard deviations over neutral tokens: how much more a token looks like one" in page
+    )
     assert "with sink tokens" in page and "specific score" in page
     card = results_card(rows, "me/results")
     assert 'kind="specific"' in card and "Difference of the mean specific score" in card
