@@ -117,10 +117,18 @@ def read_reference(files: Mapping[str, str | Path], convention: str) -> dict[str
         rows = read_pt(Path(path))  # [n_blocks + 1, d_model]
         if rows.ndim != 2 or rows.shape[0] < 3:
             raise CorruptFile(f"{path}: expected a [n_blocks + 1, d_model] tensor, got {tuple(rows.shape)}.")
-        vector = rows[1:].float().clone()  # [n_blocks, d_model]
-        vector[-1] = torch.nan
-        tensors[trait] = vector
+        tensors[trait] = blocks_of_hidden_states(rows)
     return tensors
+
+
+def blocks_of_hidden_states(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of transformers' `hidden_states`, `[n_blocks + 1, d_model]`, as float32 `[n_blocks, d_model]`.
+
+    Row 0 is the embeddings. The last row is taken after the final norm, so the last block is NaN.
+    """
+    blocks = rows[1:].float().clone()
+    blocks[-1] = torch.nan
+    return blocks
 
 
 def read_pt(path: Path) -> torch.Tensor:

@@ -25,7 +25,7 @@ from persona_core.errors import CorruptFile, SettingError, VectorsMismatch
 from persona_core.utils.checks import check_integer
 from persona_core.utils.files import read_json
 from persona_core.vectors.control_vectors import read_control_vector
-from persona_core.vectors.files import load_pt, read_tensors
+from persona_core.vectors.files import blocks_of_hidden_states, load_pt, read_tensors
 from persona_core.vectors.vectors import PersonaVectors
 
 CONVENTIONS = ("blocks", "hidden_states")
@@ -162,9 +162,7 @@ def _rows(
             f"{path}: {len(rows)} rows do not fit {n_blocks} blocks: {n_blocks} rows are those of 'blocks', "
             f"{n_blocks + 1} those of 'hidden_states'."
         )
-    if used == "hidden_states":
-        rows = torch.cat([rows[1:-1], torch.full((1, rows.shape[1]), torch.nan)])  # the last is after the final norm
-    return rows.clone(), used
+    return blocks_of_hidden_states(rows) if used == "hidden_states" else rows.clone(), used
 
 
 def _placed(by_block: Mapping[int, torch.Tensor], n_blocks: int, path: Path) -> torch.Tensor:
