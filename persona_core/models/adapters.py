@@ -6,6 +6,7 @@ difference between the two zero.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -161,10 +162,10 @@ def _check_config(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], mod
 
 
 def _matching(pattern: str, names: Iterable[str], field: str, what: str) -> list[str]:
-    """The names that a regular expression matches as a whole, within `PATTERN_SECONDS`."""
+    """The names that a regular expression matches as a whole; all of them within `PATTERN_SECONDS`."""
     try:
-        compiled = regex.compile(pattern)
-        return [name for name in names if compiled.fullmatch(name, timeout=PATTERN_SECONDS)]
+        compiled, end = regex.compile(pattern), time.monotonic() + PATTERN_SECONDS
+        return [name for name in names if compiled.fullmatch(name, timeout=max(end - time.monotonic(), 1e-6))]
     except (regex.error, TimeoutError) as error:
         why = "takes too long to match" if isinstance(error, TimeoutError) else f"is not one ({error})"
         raise CorruptFile(
@@ -175,8 +176,8 @@ def _matching(pattern: str, names: Iterable[str], field: str, what: str) -> list
 def _resize_embeddings(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Give the embeddings as many rows as those that the adapter holds, if it holds any."""
     own = dict(model.named_parameters())
-    vocabularies = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
-    rows = {id(module.weight): module.weight.shape[0] for module in vocabularies.values() if module is not None}
+    vocabularies = (model.get_input_embeddings(), model.get_output_embeddings())
+    rows = {id(module.weight): module.weight.shape[0] for module in vocabularies if module is not None}
     for name, shape in shapes.items():
         weight = own.get(name.removeprefix("base_model.model."))
         if weight is not None and id(weight) in rows and shape[0] != rows[id(weight)]:
