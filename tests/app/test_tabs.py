@@ -366,7 +366,7 @@ def test_the_first_view_is_a_telling_reply_with_its_unit_and_what_the_model_is_n
     first = published("contaminated", "pilot-03")
     assert tokens_of(page) == list(first.tokens)
     assert page.locator("#view .tv-chip[aria-pressed=true]").inner_text() == "sycophancy"
-    assert "standard deviations above neutral" in page.locator("#view .tv-key").inner_text()
+    assert "standard deviations: more like this trait" in page.locator("#view .tv-key").inner_text()
     assert "is a toy" in page.locator("#masthead").inner_text()
     said = SavedRuns(RESULTS).onsets("contaminated", "pilot-03")
     assert len(said) == 8
