@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from persona_core.errors import PromptError
+from persona_core.errors import PersonaWarning, PromptError
 from persona_core.models.detokenize import split_text
 from persona_core.models.messages import ROLES, Messages, as_messages, conversation
 from persona_core.models.placing import as_generated, by_template, common_start
@@ -89,8 +90,21 @@ class ChatFormat:
             except ValueError as error:  # several templates, none of them the default
                 raise PromptError(f"The tokenizer's chat template cannot be used: {error}") from error
         self._template = ChatTemplate(source, tokenizer.special_tokens_map, self.template_kwargs)
+        self._warn_of_unread_arguments()
         self._template.render([{"role": "user", "content": PROBE}], True)
         self.folds_system = self._drops_system()
+
+    def _warn_of_unread_arguments(self) -> None:
+        """A misspelt name would change nothing, and nobody would know."""
+        unread = [name for name in self.given_kwargs if self.is_plain or not self._template.reads(name)]
+        if unread:
+            known = () if self.is_plain else self._template.arguments()
+            takes = f"takes {', '.join(known)}" if known else "takes no arguments"
+            warnings.warn(
+                f"The chat template does not read {', '.join(map(repr, unread))}, so it changes nothing; it {takes}.",
+                PersonaWarning,
+                stacklevel=3,
+            )
 
     @property
     def fingerprint(self) -> str:

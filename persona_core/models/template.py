@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+from jinja2 import meta, nodes
 
 from persona_core.errors import PromptError, SettingError
 from persona_core.models.guarded_jinja import GuardedTemplate
@@ -18,6 +19,8 @@ from persona_core.models.guarded_jinja import GuardedTemplate
 # Llama 3.1 and later, gpt-oss, Granite and others write today's date. This one is the date that Llama's templates fall
 # back to. `template_kwargs={"date": "2025-01-31"}` sets another.
 PROMPT_DATE = datetime.date(2024, 7, 26)
+CONVERSATION_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+"""What every rendering passes; not arguments that somebody sets."""
 
 
 class ChatTemplate:
@@ -40,10 +43,12 @@ class ChatTemplate:
         )  # the public functions hide the clock
 
         self.source = source
+        self._given = frozenset(special_tokens)
         date = _date(arguments.get("date"))
         self._arguments = {**special_tokens, "strftime_now": lambda form: date.strftime(form), **arguments}
         try:
             self._environment: jinja2.Environment = _compile_jinja_template(source).environment
+            self._read = meta.find_undeclared_variables(self._environment.parse(source))
             self._guarded = GuardedTemplate(self._environment, source)
         except Exception as error:  # the source is anybody's: not only syntax errors come out of the compiler
             raise PromptError(f"The chat template cannot be compiled: {error}") from error
@@ -67,10 +72,29 @@ class ChatTemplate:
             reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             raise PromptError(f"The chat template rejects a conversation with the roles {roles}: {reason}") from error
 
+    def reads(self, name: str) -> bool:
+        """Whether the template looks at an argument of this name."""
+        return name in self._read or (name == "date" and "strftime_now" in self.source)
+
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the arguments that the template takes, such as "enable_thinking", sorted.
+
+        A name that the template sets itself is an argument only if it asks whether the name is defined.
+        """
+        tree = self._environment.parse(self.source)
+        own = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
+        asked = {
+            test.node.name
+            for test in tree.find_all(nodes.Test)
+            if test.name == "defined" and isinstance(test.node, nodes.Name)
+        }
+        taken = self._read - self._given - CONVERSATION_NAMES - (own - asked)
+        return tuple(sorted(taken | ({"date"} if self.reads("date") else set())))
+
     def literals(self) -> tuple[str, ...]:
         """The strings in the template's code, which it may look for in a message; longest first."""
         tree = self._environment.parse(self.source)
-        found = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+        found = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
         return tuple(sorted((text for text in found if text.strip()), key=lambda text: (-len(text), text)))
 
 

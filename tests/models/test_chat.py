@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from persona_core.errors import PromptError, SettingError
+from persona_core.errors import PersonaWarning, PromptError, SettingError
 from persona_core.models.chat import ChatFormat, split_text
 from tests.support.chat_templates import BOS, BY_NAME, DEFAULT_SYSTEM, SHAPES, Shape, tokenizer_for
 
@@ -358,8 +359,29 @@ def test_the_fingerprint_follows_the_rendering() -> None:
     prints = [ChatFormat(shape.make()).fingerprint for shape in SHAPES]
     assert len(set(prints)) == len(SHAPES)
     assert ChatFormat(tokenizer_for("chatml")).fingerprint == ChatFormat(tokenizer_for("chatml")).fingerprint
-    thinking = ChatFormat(tokenizer_for("chatml"), {"enable_thinking": False})
-    assert thinking.fingerprint != ChatFormat(tokenizer_for("chatml")).fingerprint
+    thinking = ChatFormat(tokenizer_for("empty-thought"), {"enable_thinking": False})
+    assert thinking.fingerprint != ChatFormat(tokenizer_for("empty-thought")).fingerprint
+
+
+def test_an_argument_that_the_template_does_not_read_is_named_with_those_that_it_takes() -> None:
+    """A name that is set before it is used is the template's own, unless it asks first whether it is defined."""
+    tokenizer = tokenizer_for("empty-thought")
+    with pytest.warns(PersonaWarning, match="does not read 'enable_thinkng', .* takes enable_thinking"):
+        ChatFormat(tokenizer, {"enable_thinkng": False, "enable_thinking": False})
+    with pytest.warns(PersonaWarning, match="takes date"):
+        ChatFormat(tokenizer_for("dated"), {"Date": "2025-01-31"})
+    with pytest.warns(PersonaWarning, match="'date'.*takes no arguments"):
+        ChatFormat(tokenizer_for("none"), {"date": "2025-01-31"})
+    tokenizer.chat_template = (
+        "{% if effort is not defined %}{% set effort = 'low' %}{% endif %}{% set own = 1 %}{{ own }}{{ effort }}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    with pytest.warns(PersonaWarning, match=r"'efort'.* takes effort\."):
+        ChatFormat(tokenizer, {"efort": "high"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChatFormat(tokenizer, {"effort": "high"})
+        ChatFormat(tokenizer_for("dated"), {"date": "2025-01-31"})
 
 
 def test_rendering_leaves_the_tokenizer_as_it_was() -> None:
