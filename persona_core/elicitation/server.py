@@ -8,7 +8,6 @@ arrive (`served.jsonl`), so a run that was killed requests none of them twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Repl
 from persona_core.errors import PersonaError, PromptError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
-from persona_core.inference.sections import answer_positions
+from persona_core.inference.sections import answer_positions, opens_thought
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import append_lines, read_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
@@ -39,6 +38,10 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 logger = logging.getLogger(__name__)
+
+LONGER = 4
+"""A reply that is cut off in its thought gets room for this many times the usual limit of a thought (1,024 tokens)
+more, unless the limit was set."""
 
 
 def elicit_served(
@@ -80,6 +83,7 @@ def elicit_served(
     )
     path = store.folder / SERVED_FILE
     texts = {int(r["index"]): ServedReply(r["text"], r["finish"], r.get("thought")) for _, r in read_lines(path)}
+    texts = {i: reply for i, reply in texts.items() if reply.text.strip() or reply.finish != "length"}
     missing = [r for stage in stages for r in stage if not store.has(r.index) and r.index not in texts]
     failed: list[tuple[ElicitationRequest, str]] = []
     if missing:
@@ -89,7 +93,7 @@ def elicit_served(
         results = ask_all(
             client,
             missing,
-            lambda request: _ask(client, plan, request, model, lm.chat.given_kwargs, lm.chat.thought_marks is not None),
+            lambda request: _ask(client, plan, request, model, lm),
             lambda error: explain(error, base_url, model, WRITER_KEY),
             concurrency,
             answered_before=bool(texts) or bool(store.replies()),
@@ -135,33 +139,54 @@ class ServedReply:
 
 
 def _ask(
-    client: OpenAI,
-    plan: ElicitationPlan,
-    request: ElicitationRequest,
-    model: str,
-    template_kwargs: Mapping[str, Any],
-    thinks: bool,
+    client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, model: str, lm: LanguageModel
 ) -> ServedReply:
-    sampling = plan.sampling
-    completion = client.chat.completions.create(
-        model=model,
-        messages=request.messages,  # type: ignore[arg-type]
-        max_tokens=sampling.longest_reply(thinks),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=plan.seed + request.index,
-        extra_body={"chat_template_kwargs": template_kwargs} if template_kwargs else None,
+    """The server's reply. One that is cut off in its thought is requested once more, with room for a longer thought."""
+    sampling, kwargs = plan.sampling, lm.chat.given_kwargs
+    limit = sampling.longest_reply(lm.chat.thought_marks is not None)
+    limits = [limit] if sampling.max_thinking_tokens is not None else [limit, limit + LONGER * sampling.thought_limit]
+    for limit in limits:
+        completion = client.chat.completions.create(
+            model=model,
+            messages=request.messages,  # type: ignore[arg-type]
+            max_tokens=limit,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=plan.seed + request.index,
+            extra_body={"chat_template_kwargs": kwargs} if kwargs else None,
+        )
+        reply = _reply_of(completion)
+        if not _is_cut_in_thought(reply, request, lm):
+            return reply
+    raise ServerError(
+        f"The server's reply was cut off in its thought, after {limit} tokens. Allow a longer thought "
+        "(--max-thinking-tokens) or turn thinking off (--template-kwargs enable_thinking=false)."
     )
+
+
+def _reply_of(completion: Any) -> ServedReply:
     choices = getattr(completion, "choices", None) or []
     message = choices[0].message if choices else None
     content = getattr(message, "content", None)
-    if not isinstance(content, str):
-        raise ServerError("The server's answer has no text.")
-    reason = choices[0].finish_reason
     # vLLM and SGLang call it reasoning_content, OpenRouter and newer vLLM reasoning
     thoughts = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
     thought = next((text for text in thoughts if isinstance(text, str) and text.strip()), None)
+    reason = choices[0].finish_reason if choices else None
+    if content is None and reason == "length":
+        content = ""
+    if not isinstance(content, str):
+        raise ServerError("The server's answer has no text.")
     return ServedReply(content, "eos" if reason == "stop" else reason or "unknown", thought)
+
+
+def _is_cut_in_thought(reply: ServedReply, request: ElicitationRequest, lm: LanguageModel) -> bool:
+    """Whether a reply ran into its limit before its answer began: no text, or a thought in the text that is open."""
+    if reply.finish != "length" or (reply.thought and reply.text.strip()):
+        return False
+    marks, text = lm.chat.thought_marks, reply.text.strip()
+    if not text or marks is None or marks.closing in text:
+        return not text
+    return text.startswith(marks.opening) or opens_thought(lm, lm.chat.render(request.messages).token_ids)
 
 
 def read_batch(

@@ -12,6 +12,7 @@ import pytest
 from persona_core.elicitation.server import SERVED_FILE, elicit_served
 from persona_core.elicitation.store import ReplyStore
 from persona_core.errors import ServerError
+from persona_core.inference.sampling import Sampling
 from persona_core.models.loading import wrap_model
 from tests.elicitation.test_elicit import plan
 from tests.support import oracle
@@ -50,9 +51,9 @@ def test_the_server_gets_the_requests_of_the_plan_and_the_local_model_reads_the_
 
 def test_a_server_that_thinks_gives_thought_and_answer_apart(tmp_path: Path) -> None:
     """The thought is read, and is in neither the judged text nor the mean of the reply."""
-    lm = wrap_model(
-        tiny_lm("llama", "opens-thought").model, tokenizer_for("opens-thought"), template_kwargs={"depth": 2}
-    )
+    tokenizer = tokenizer_for("opens-thought")
+    tokenizer.chat_template += "{% if depth %}{% endif %}"
+    lm = wrap_model(tiny_lm("llama", "opens-thought").model, tokenizer, template_kwargs={"depth": 2})
 
     def thinking(_body: dict[str, Any], number: int) -> Answer:
         if number == 1:  # as a server without a reasoning parser gives it
@@ -78,6 +79,36 @@ def test_a_server_that_thinks_gives_thought_and_answer_apart(tmp_path: Path) -> 
         full = oracle.states(lm.model, list(lm.blocks.modules), [*prompt, *reply.token_ids])
         start = len(prompt) + reply.answer_start
         assert reply.answer_start > 5 and oracle.relative_error(state, full[:, start:].mean(1)) < 1e-4
+
+
+@pytest.mark.parametrize("where", ["a field", "the text", "nowhere"])
+def test_a_reply_that_is_cut_off_in_its_thought_is_requested_again_with_more_room(tmp_path: Path, where: str) -> None:
+    """Servers put an unfinished thought beside the text, into it, or hide it; none of these is an empty reply."""
+    lm = wrap_model(tiny_lm("llama", "opens-thought").model, tokenizer_for("opens-thought"))
+    cut = {"a field": (None, {"reasoning_content": "Hm, hm"}), "the text": ("Hm, hm", {}), "nowhere": ("", {})}
+
+    def thinking(body: dict[str, Any], _number: int) -> Answer:
+        if body["max_tokens"] > 2000 and "candour 1?" not in body["messages"][-1]["content"]:
+            return completion("Yes, do it.", reasoning_content="Hm, hm.")
+        text, message = cut[where]
+        status, answered = completion(text, **message)
+        answered["choices"][0]["finish_reason"] = "length"
+        return status, answered
+
+    settings: dict[str, Any] = {"api_key": "k", "timeout": 5.0, "max_retries": 1, "progress": False}
+    with serving(thinking) as server, ReplyStore(tmp_path) as store:
+        failed = elicit_served(lm, plan(), store, "m", server.url, **settings)
+        assert {reply.text for reply in store.replies()} == {"Yes, do it."}
+        assert {request.user for request, _ in failed} == {"What about candour 1?"}
+        assert all("cut off in its thought" in why and "--max-thinking-tokens" in why for _, why in failed)
+        n = len(store.replies()) + len(failed)
+        assert n == len(plan().requests()) and len(server.requests) == 2 * n
+    # Where the limit was set, it is kept; a run in which nothing else arrives ends early.
+    short = plan(sampling=Sampling(max_new_tokens=8, temperature=1.0, max_thinking_tokens=16))
+    with serving(thinking) as server, ReplyStore(tmp_path / "short") as store:
+        with pytest.raises(ServerError, match="cut off in its thought, after 88 tokens"):
+            elicit_served(lm, short, store, "m", server.url, **settings)
+        assert {request["max_tokens"] for request in server.requests} == {88} and len(server.requests) < n
 
 
 def test_what_arrived_is_never_requested_again(tmp_path: Path) -> None:
