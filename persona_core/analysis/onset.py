@@ -53,12 +53,15 @@ class Onset:
         no_rate: what the stated false-alarm rate is not known for, of this reply; empty where it is known.
         doubles: position from which a score that was high at the first token is more than twice as high; None where it
             never is for long.
+        falls: position from which a score that was high at the first token is less than half as high; None likewise.
         section: "answer" or "thought" where the reply has both, and positions count from its first token; else "".
 
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1)), str(Onset("none", None, None, 0.4))
     ('rises at token 19 [17, 20]', 'no reliable onset')
     >>> str(Onset("before the reply", 2, None, 7.2, size=4.0, doubles=43))
     'raised at the first token already; more than doubles at token 43'
+    >>> str(Onset("before the reply", 2, None, 7.2, size=4.0, falls=9))
+    'raised at the first tokens; falls by more than half at token 9'
     >>> str(Onset("onset", 21, 19, 7.2, 17, 20, 3.1, no_rate=("this kind of prompt",)))
     'rises at token 19 [17, 20]; no rate is known for this kind of prompt'
     """
@@ -73,6 +76,7 @@ class Onset:
     kind: Kind = "specific"
     no_rate: tuple[str, ...] = ()
     doubles: int | None = None
+    falls: int | None = None
     section: Literal["", "answer", "thought"] = ""
 
     @property
@@ -89,12 +93,13 @@ class Onset:
 
     def _says(self) -> str:
         if self.answer == "before the reply":
-            raised = "raised at the first token already"
-            if self.kind != "specific":
-                raised = "not neutral at the first token already, no trait in particular"
-            if self.doubles is not None:
-                return f"{raised}; more than doubles at token {self.doubles}"
-            return f"{raised}: when it began cannot be said"
+            at = "at the first token already" if self.falls is None else "at the first tokens"
+            raised = f"raised {at}" if self.kind == "specific" else f"not neutral {at}, no trait in particular"
+            changes = [(self.falls, "falls by more than half"), (self.doubles, "more than doubles")]
+            later = sorted((token, does) for token, does in changes if token is not None)
+            if not later:
+                return f"{raised}: when it began cannot be said"
+            return f"{raised}; " + ", ".join(f"{does} at token {token}" for token, does in later)
         if self.timed:
             return f"rises at token {self.onset} [{self.low}, {self.high}]"
         return f"rises somewhere between tokens {self.low} and {self.high}: too small or too slow to be timed"
@@ -202,8 +207,9 @@ class OnsetDetector:
         alarm = int(over[0])
         begin, size = self._step(adjusted, sums, alarm)
         if begin == 0:
-            doubles = self._doubles(adjusted, alarm)
-            return Onset("before the reply", alarm, None, peak, size=size, kind=self.kind, doubles=doubles)
+            first = float(np.nanmean(adjusted[: max(alarm + 1, FIRST)]))
+            doubles, falls = self._first_rise(adjusted - 2 * first), self._first_rise(first / 2 - adjusted)
+            return Onset("before the reply", alarm, None, peak, size=size, kind=self.kind, doubles=doubles, falls=falls)
         low, high = self.errors.interval(begin, size, alarm)
         return Onset("onset", alarm, begin, peak, low, high, size, self.kind)
 
@@ -214,11 +220,11 @@ class OnsetDetector:
         step, size = most_likely_step(adjusted[first : alarm + 1])
         return first + step, size
 
-    def _doubles(self, adjusted: np.ndarray, alarm: int) -> int | None:
-        above = adjusted - 2 * float(np.nanmean(adjusted[: max(alarm + 1, FIRST)]))
-        sums = cusums(above, self.drifts)
+    def _first_rise(self, series: np.ndarray) -> int | None:
+        """Position from which a series is above 0 for long enough to raise an alarm; None where it never is."""
+        sums = cusums(series, self.drifts)
         over = np.flatnonzero(self._of_sums(sums) > self.threshold)
-        return self._step(above, sums, int(over[0]))[0] if len(over) else None
+        return self._step(series, sums, int(over[0]))[0] if len(over) else None
 
     @property
     def lowest(self) -> float:

@@ -55,7 +55,7 @@ def _replies_schema() -> pa.Schema:
     import pyarrow as pa
 
     texts = ("config", "id", "set", "category", "reader", "writer", "trait", "kind", "answer", "says", "no_rate")
-    counts = ("n_reply", "n_sinks", "alarm", "onset", "onset_low", "onset_high", "doubles", "first_shown")
+    counts = ("n_reply", "n_sinks", "alarm", "onset", "onset_low", "onset_high", "doubles", "falls", "first_shown")
     numbers = ("mean", "max", "mean_z", "share_above", "onset_size", "total", "weights", "text")
     return pa.schema(
         [

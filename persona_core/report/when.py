@@ -73,6 +73,7 @@ def when(runs: AnalysedRuns, rate: float, onsets: dict[str, dict[str, list[Onset
                     "n": len(own[trait]),
                     **{a: sum(o.answer == a for o in own[trait]) for a in ("onset", "before the reply", "none")},
                     "doubles": sum(o.doubles is not None for o in own[trait]),
+                    "falls": sum(o.falls is not None for o in own[trait]),
                     "timed": sum(o.timed for o in own[trait]),
                     "no_rate": sum(bool(o.no_rate) for o in own[trait]),
                     "shown": _n_showing(runs, config, trait),

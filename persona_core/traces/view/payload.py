@@ -8,8 +8,8 @@
             "raw": "float32 [n_traits, n_blocks, n_tokens]", "norms": "float32 [n_blocks, n_tokens]",
             "null_mean": "float32 [n_traits, n_blocks]", "null_std": "…",
             "log_odds": "float32 [4, n_traits, n_blocks]" | null, "max_norm": "float32 [n_blocks]",
-            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "doubles": null, "says": "…",
-                                     "kind": "specific"}},
+            "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "doubles": null, "falls": null,
+                                     "says": "…", "kind": "specific"}},
             "caveats": ["…"],
             "done": true, "finish": "eos|length|context|thought|stopped|read|null", "warnings": ["…"],
             "meta": {"reader": "…"}}, …]}
@@ -70,8 +70,8 @@ def trace_payload(
         block: the initial block; None reads each trait at its best block.
         done: False while more tokens follow.
         meta: short facts shown under the title; None takes reader, writer and seed.
-        onsets: trait -> "onset", "low", "high" and "doubles" (tokens of the reply, or None), "answer" and "says", as
-            text; see `with_not_neutral` for what is made of them.
+        onsets: trait -> "onset", "low", "high", "doubles" and "falls" (tokens of the reply, or None), "answer" and
+            "says", as text; see `with_not_neutral` for what is made of them.
         caveats: why the onsets' stated error rate may not hold for this trace.
 
     Returns:
@@ -141,7 +141,7 @@ def _in_reply(trace: Trace, onset: Mapping[str, Any]) -> dict[str, Any]:
     """An onset with its tokens counted from the start of the reply; detectors count from the answer or the thought."""
     section = trace.thinking_positions if onset.get("section") == "thought" else trace.reply_positions
     shift = section[0] - trace.n_prompt if section else 0
-    counted = {name: onset.get(name) for name in ("onset", "low", "high", "doubles")}
+    counted = {name: onset.get(name) for name in ("onset", "low", "high", "doubles", "falls")}
     return {**onset, **{name: at + shift for name, at in counted.items() if at is not None}}
 
 

@@ -4,10 +4,10 @@
 function makeReadout(part) {
   // model, trait, choices; position or span; texts and values (trait -> score) for each side; pinned, quiet
   function show({ model, trait, choices, position, span, texts, values, pinned, quiet }) {
-    const inReply = position - model.start + 1;
+    const inReply = position - model.start; // from 0, as statements and the API count
     const where = span
       ? "Tokens " + (span[0] + 1) + " to " + (span[1] + 1) + " of " + model.length + " · means"
-      : "Token " + (position + 1) + " of " + model.length + (inReply > 0 ? " · " + inReply + " of the reply" : " · prompt");
+      : "Token " + (position + 1) + " of " + model.length + (inReply < 0 ? " · prompt" : " · reply token " + inReply);
     const facts = span ? "" : factsAt(model, position, trait, choices);
     const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
     part("position").textContent = where + (facts ? "\n" + facts : "");
