@@ -3,7 +3,7 @@
 All traits watched share one false-alarm rate: `rate_any` is that of a reply in which any of them alarms, the rate of
 each trait follows from it (`Detectors.rate`). It holds for replies that the null card covers; for others an alarm says
 that no rate is known. Replies of another model can be compared with the detectors if the vectors are the same ("how
-does the changed model differ from this one?"), and `caveats` says so.
+does the changed model differ from this one?"); no rate is known for them.
 """
 
 from __future__ import annotations
@@ -143,19 +143,9 @@ class Detectors:
 
     def caveats(self, trace: Trace) -> tuple[str, ...]:
         """Why the stated rate need not hold for a trace; empty if it does."""
-        known, found = trace.provenance, []
-        if known.reading_model != self.rests_on.get("reader"):
-            found.append(
-                f"read by {known.reading_model}; the detectors know how {self.rests_on.get('reader')} talks, so an "
-                "alarm says that it differs from that"
-            )
-        if known.steering:
-            found.append("steered: an alarm may be due to the steering")
         card = self._old_card() if self.card is None else self.card
-        found += [reason.detail for reason in card.outside(trace)]
-        if self.rate_any is None:
-            found.append(PER_TRAIT)
-        return tuple(found)
+        details = tuple(reason.detail for reason in card.outside(trace))
+        return (*details, PER_TRAIT) if self.rate_any is None else details
 
     def _old_card(self) -> NullCard:
         """What files of format 1 say about their neutral replies."""

@@ -90,7 +90,7 @@ class NullCard:
     def outside(self, trace: Trace, alarm: int | None = None) -> tuple[Reason, ...]:
         """In what a reply differs from the neutral ones, so that no rate is known for it; empty if in nothing.
 
-        The novelty of a prompt is judged only where the reader is the null's: another model's states lie elsewhere.
+        A prompt's novelty is measured only where the reader is the null's: another model's states lie elsewhere.
 
         Args:
             trace: the reply, with its prompt.
@@ -107,6 +107,16 @@ class NullCard:
                     "replies reach",
                 )
             )
+        if known.reading_model != self.reader:
+            found.append(
+                Reason(
+                    "another model's replies",
+                    f"read by {known.reading_model}; the detectors know how {self.reader} talks, so an alarm says that "
+                    "it differs from that",
+                )
+            )
+        if known.steering:
+            found.append(Reason("steered replies", "steered: an alarm may be due to the steering"))
         sampled = known.sampling
         if sampled is not None and self.sampling is not None and settings(sampled) != settings(self.sampling):
             found.append(

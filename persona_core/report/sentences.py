@@ -21,6 +21,8 @@ SCORES = {"specific": "specific score", "z": "z"}
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 CLOCKS = {"series": "scores, token by token", "activation": "onsets of scores", "behaviour": "what the text shows"}
+CHANGES = {"falls": "fall by more than half", "doubles": "more than double"}
+UNLIKE = "their model, prompt, length or sampling differs from that of the neutral ones"
 NOT_NEUTRAL = "z also rises with every other departure from neutral text, so it does not tell which trait"
 
 
@@ -50,11 +52,11 @@ def describe_onsets(trait: str, found: Figure, rate: float) -> str:
         says = f"{html.escape(config).capitalize()}: {alarms} of {own['n']} replies raise an alarm on {of}"
         if own["before the reply"]:
             says += f", {own['before the reply']} of them at the first token already"
-            if own.get("doubles"):
-                says += f" ({own['doubles']} more than double later)"
+            later = [f"{own[key]} {does} later" for key, does in CHANGES.items() if own.get(key)]
+            says += f" ({', '.join(later)})" * bool(later)
         says += f"; at the rate of neutral replies {expected(own_rate * own['n'])} would."
         if own.get("no_rate"):
-            says += f" For {own['no_rate']} of these replies no rate is known: they are unlike the neutral ones."
+            says += f" For {own['no_rate']} of these replies no rate is known: {UNLIKE}."
         if own["onset"]:
             says += f" {own['timed']} of {own['onset']} onsets can be timed to within 20 tokens."
         if own["shown"] is not None:
@@ -178,10 +180,7 @@ def describe_alarms(alarms: Figure | None) -> str:
         return ""
     says = [
         f"{html.escape(config).capitalize()}: {own['any']} of {own['n']} replies raise an alarm on at least one trait"
-        + (
-            f"; for {own['no_rate']} of them no rate is known, because they are unlike the neutral ones"
-            * bool(own["no_rate"])
-        )
+        + f"; for {own['no_rate']} of them no rate is known: {UNLIKE}" * bool(own["no_rate"])
         + "."
         for config, own in alarms["replies"].items()
     ]

@@ -100,6 +100,8 @@ def changed(trace: Trace, **provenance: Any) -> Trace:
         ("this sampling", lambda t: changed(t, sampling={"temperature": 1.5, "max_new_tokens": 90})),
         ("a system prompt", lambda t: t.replace(roles=("system", *t.roles[1:]))),
         ("this chat template", lambda t: changed(t, template="t2")),
+        ("another model's replies", lambda t: changed(t, reader_adapter="changed")),
+        ("steered replies", lambda t: changed(t, steering=({"trait": "evil"},))),
     ],
 )
 def test_outside_the_card_the_alarm_is_raised_and_no_rate_is_stated(
@@ -129,7 +131,7 @@ def test_in_a_long_reply_the_rate_is_known_up_to_the_supported_token(detectors: 
 
 def test_another_model_is_held_against_the_null_and_its_prompts_are_not_judged(detectors: Detectors) -> None:
     trace = changed(raised(read(np.random.default_rng(1), 3, strange=6.0)), reader_adapter="changed")
-    assert detectors.find(trace, "evil").no_rate == ()
+    assert detectors.find(trace, "evil").no_rate == ("another model's replies",)
     assert len(detectors.caveats(trace)) == 1 and "differs from that" in detectors.caveats(trace)[0]
 
 

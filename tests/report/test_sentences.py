@@ -47,6 +47,8 @@ def test_alarms_stand_beside_chance_and_beside_what_the_text_shows() -> None:
     assert "A step of 1.25 SD half-way through a reply is detected at least 80 % of the time" in says
     found["configs"]["contaminated"]["doubles"] = 3
     assert "at the first token already (3 more than double later)" in describe_onsets("deception", found, 0.05)
+    found["configs"]["contaminated"]["falls"] = 2
+    assert "(2 fall by more than half later, 3 more than double later)" in describe_onsets("deception", found, 0.05)
     found["test"]["q"] = 0.2
     assert "do not differ significantly" in describe_onsets("deception", found, 0.05)
     found["test"] |= {"q": 0.01, "statistic": -3.0}
