@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from persona_core.cli.options import add_loading, add_results, add_seed, command_parser, loading
@@ -27,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
     add_results(parser)
     parser.add_argument(
         "--vectors", type=Path, help="folder of the vectors: onset.json is written there too, for alarms during "
-        "generation",
+        "generation, unless the one there rests on more prompts",
     )  # fmt: skip
     parser.add_argument(
         "--annotations", "--marks", type=Path, help="file of annotated sentences (default: analysis/marks.jsonl)"
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     return execute(arguments(), run, argv, first="loading {results}", resumes=False)
 
 
-def run(options: argparse.Namespace) -> list[str]:
+def run(options: argparse.Namespace) -> Sequence[str]:
     from persona_core.models.loading import load_model
     from persona_core.report.analysis_folder import analyse_folder
     from persona_core.report.sentences import group_reasons
@@ -68,10 +69,10 @@ def run(options: argparse.Namespace) -> list[str]:
         seed=options.seed,
         title=options.title,
     )
-    for reason in group_reasons(found.missing):
+    for reason in group_reasons([says for says in found.missing if says not in found.left_out]):
         print(f"not analysed: {reason}")
     print(options.results / ANALYSIS / REPORT)
-    return []
+    return found.left_out
 
 
 if __name__ == "__main__":

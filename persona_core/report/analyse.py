@@ -118,11 +118,12 @@ def analyse(
         differences = _differences(runs)
         bar.update()
         bar.set_postfix_str("spans")
-        spans = find_top_spans(runs)
+        spans = runs.attempt("spans", lambda: find_top_spans(runs))
         bar.update()
     summary["about"] = _about(runs, rate, onsets)
     replies = _replies(runs, onsets, compared if isinstance(compared, Comparison) else None)
-    return Findings(summary, replies, differences, spans, runs.detectors, tuple(runs.missing))
+    top = [] if isinstance(spans, dict) else spans
+    return Findings(summary, replies, differences, top, runs.detectors, tuple(runs.missing))
 
 
 def _about(runs: AnalysedRuns, rate: float, onsets: Mapping[str, Mapping[str, Sequence[Onset]]]) -> dict[str, Any]:
@@ -229,6 +230,7 @@ def _replies(
                         "onset_high": onset and onset.high,
                         "onset_size": onset and onset.size,
                         "doubles": onset and onset.doubles,
+                        "falls": onset and onset.falls,
                         "timed": onset and onset.timed,
                         "no_rate": onset and "; ".join(onset.no_rate),
                         "says": says[trait]["says"] if onset else None,

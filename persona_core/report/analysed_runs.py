@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.onset import OnsetDetector
 from persona_core.analysis.onset_calibration import MIN_PROMPTS
@@ -80,6 +82,22 @@ def with_one_kind(traces: Mapping[str, list[Trace]]) -> dict[str, list[Trace]]:
     if shared_kind(t for own in traces.values() for t in own) == "specific":
         return dict(traces)
     return {config: [t.replace(log_odds=None) for t in own] for config, own in traces.items()}
+
+
+def without_broken(
+    rows: Mapping[str, Sequence[dict[str, Any]]],
+) -> tuple[dict[str, list[dict[str, Any]]], tuple[str, ...]]:
+    """The rows whose projections and norms are all finite, by config, and what was left out."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    left_out = []
+    for config, own in rows.items():
+        for row in own:
+            parts = [np.asarray(part, float) for part in (*(row["raw"][t] for t in row["traits"]), row["norms"])]
+            if all(np.isfinite(part).all() for part in parts):
+                kept.setdefault(config, []).append(row)
+            else:
+                left_out.append(f"{config}: {row['id']!r} holds a projection or norm that is not finite, so not used")
+    return kept, tuple(left_out)
 
 
 def check_runs(runs: AnalysedRuns) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persona_core.analysis.detectors import DETECTORS_FILE
-from persona_core.errors import NotFound, SettingError
+from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
+from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.judging.annotations import load_annotations, load_judged_traits
 from persona_core.report.analyse import analyse
+from persona_core.report.analysed_runs import without_broken
 from persona_core.report.card import refresh_results_card
 from persona_core.report.findings import Findings
 from persona_core.report.interventions import load_interventions
@@ -21,6 +25,8 @@ from persona_core.vectors.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from persona_core.models.loading import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 
 def analyse_folder(
@@ -38,7 +44,8 @@ def analyse_folder(
 
     Args:
         results: with `data/*.parquet`.
-        vectors: folder of the vectors: `onset.json` is written there as well, for alarms during generation.
+        vectors: folder of the vectors: `onset.json` is written there as well, for alarms during generation, unless the
+            one there was calibrated for these vectors on more prompts.
         annotations: file of annotated sentences; None: `analysis/marks.jsonl`, if it exists. `judged.json` beside it
             names the traits that were annotated.
         models, rate, seed, progress: as in `analyse`.
@@ -52,9 +59,11 @@ def analyse_folder(
     """
     path = Path(results)
     rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs_of(path)}
-    rows = {config: own for config, own in rows.items() if own}
-    if not rows:
+    if not any(rows.values()):
         raise NotFound(f"No rows in {str(results)!r}, {DATA}/*.parquet; give a folder that persona monitor wrote.")
+    rows, left_out = without_broken(rows)
+    for says in left_out:
+        logger.warning(says)
     folder = path / ANALYSIS
     known = None if vectors is None else PersonaVectors.from_pretrained(vectors)
     read_with = {row["provenance"]["vectors"] for own in rows.values() for row in own}
@@ -75,6 +84,9 @@ def analyse_folder(
         seed=seed,
         progress=progress,
     )
+    missing = (*left_out, *found.missing)
+    summary = {**found.summary, "about": {**found.summary["about"], "missing": list(missing)}}
+    found = replace(found, summary=summary, missing=missing, left_out=left_out)
     page = report_page(found, rows, title)  # may raise, so before anything is written
     write_atomically(folder / FINDINGS, to_json(found.summary))
     write_tables(found, folder)
@@ -82,7 +94,20 @@ def analyse_folder(
     if found.detectors is not None:
         found.detectors.save(folder)
         if vectors is not None and Path(vectors).is_dir():
-            found.detectors.save(vectors)
+            _save_beside(found.detectors, Path(vectors))
     write_atomically(folder / REPORT, page)
     refresh_results_card(path)
     return found
+
+
+def _save_beside(detectors: Detectors, vectors: Path) -> None:
+    """Write the detectors into the folder of the vectors, unless those there know more prompts."""
+    path = vectors / DETECTORS_FILE
+    with suppress(NotFound, CorruptFile):
+        there = Detectors.from_pretrained(vectors)
+        before, now = (int(d.rests_on.get("n_prompts") or 0) for d in (there, detectors))
+        if there.vectors == detectors.vectors and before > now:
+            logger.warning("%s is kept: it rests on %d neutral prompts, this analysis on %d", path, before, now)
+            return
+    detectors.save(vectors)
+    logger.info("wrote %s", path)

@@ -24,6 +24,7 @@ class Findings:
         spans: highest windows and sentences, by config and trait.
         detectors: calibrated on the neutral replies; None without enough of them.
         missing: what could not be analysed, and why.
+        left_out: rows that hold a number that is not finite, and had no part in it.
     """
 
     summary: dict[str, Any]
@@ -32,3 +33,4 @@ class Findings:
     spans: list[dict[str, Any]]
     detectors: Detectors | None
     missing: tuple[str, ...]
+    left_out: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from persona_core.errors import SettingError
 from persona_core.judging.annotations import Annotation, load_annotations, save_annotations
 from persona_core.models.loading import load_model
 from persona_core.report.analyse import analyse
+from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import results_card
 from persona_core.report.findings import Findings
 from persona_core.report.page import report_page
@@ -514,3 +515,41 @@ def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_
     at_first = {name: own["ahead"][0]["auroc"]["value"] for name, own in scores.items()}
     own = at_first[found.summary["about"]["kind"]]
     assert own > 0.98 and all(at_first[f"random direction {k}"] < own for k in (1, 2, 3))
+
+
+def test_a_row_that_is_not_finite_is_named_and_left_out_and_the_rest_analysed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = few(14, "baseline")["baseline"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    write_results(rows[:13], whole / "data" / "baseline.parquet", rows[0]["traits"])
+    rows[13]["raw"][TRAIT][0][2] = float("nan")  # a token of the prompt
+    write_results(rows, broken / "data" / "baseline.parquet", rows[0]["traits"])
+    assert command.main(["--results", str(whole)]) == 0
+    assert "not finite" not in capsys.readouterr().err
+    assert command.main(["--results", str(broken)]) == 1
+    assert f"missing: baseline: {rows[13]['id']!r} holds a projection or norm that is not finite" in (
+        capsys.readouterr().err
+    )
+    tables = [pq.read_table(path / "analysis" / "replies.parquet").to_pylist() for path in (whole, broken)]
+    assert tables[0] == tables[1]
+    assert rows[13]["id"] in (broken / "analysis" / "report.html").read_text(encoding="utf-8")
+
+
+def test_detectors_beside_the_vectors_that_rest_on_more_prompts_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = shutil.copytree(VECTORS, tmp_path / "vectors")
+    before = (vectors / "onset.json").read_bytes()
+    rows = few(14, "baseline") | few(312, "neutral")
+    traits = (TRAIT, "evil")
+    for config, own in about(rows, *traits).items():
+        write_results(own, tmp_path / "results" / "data" / f"{config}.parquet", traits)
+    with caplog.at_level("INFO"):
+        analyse_folder(tmp_path / "results", vectors=vectors, progress=False)
+        assert (vectors / "onset.json").read_bytes() == before
+        assert "onset.json is kept: it rests on" in caplog.text
+        (vectors / "onset.json").unlink()
+        analyse_folder(tmp_path / "results", vectors=vectors, progress=False)
+    assert f"wrote {vectors / 'onset.json'}" in caplog.text
+    assert (vectors / "onset.json").read_bytes() == (tmp_path / "results" / "analysis" / "onset.json").read_bytes()
