@@ -141,6 +141,21 @@ class Detectors:
             return found
         return replace(found, no_rate=tuple(reason.what for reason in self.card.outside(trace, found.alarm)))
 
+    def find_all(self, trace: Trace) -> dict[str, Onset]:
+        """The onset of each trait that both know: in the answer, or else in the thought before it.
+
+        Raises:
+            SettingError, NotCalibrated: as `find`.
+        """
+        found = {}
+        for trait in (t for t in trace.traits if t in self.by_trait):
+            onset = self.find(trace, trait)
+            if onset.answer == "none" and trace.thinking_positions:
+                thought = self.find(trace, trait, in_thought=True)
+                onset = onset if thought.answer == "none" else thought
+            found[trait] = onset
+        return found
+
     def caveats(self, trace: Trace) -> tuple[str, ...]:
         """Why the stated rate need not hold for a trace; empty if it does."""
         card = self._old_card() if self.card is None else self.card

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.zero_gpu import on_gpu
@@ -81,7 +81,7 @@ def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Paylo
     """Generate one reply, or two in turn, token by token.
 
     Args:
-        jobs: one or two.
+        jobs: one, or two of models in this process.
         stop: once set, the run ends at its next token, with what it has.
         first_side: a payload of one side to show before the only reply.
 
@@ -90,7 +90,7 @@ def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Paylo
     """
     newest: Progress | None = None
     # Always closed, also when the visitor leaves: the model is then free for the next run.
-    with closing(_tokens(jobs, first_side)) as tokens:
+    with closing(jobs[0].pooled.run(_tokens, jobs, first_side)) as tokens:
         for progress in tokens:
             newest = progress or newest
             if progress is not None and progress.ended:  # also if it was stopped just now
@@ -101,7 +101,7 @@ def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Paylo
             if progress is not None:
                 yield progress
     if newest is not None:
-        yield _end(jobs, newest.traces, first_side)
+        yield jobs[0].pooled.run(_end, jobs, newest.traces, first_side)
 
 
 @on_gpu
@@ -134,10 +134,23 @@ def _end(jobs: Sequence[ReplyJob], traces: tuple[Trace, ...], first_side: Payloa
     return Progress(_joined(final, first_side), traces, ended=True)
 
 
-@on_gpu
 def read_text(pooled: PooledModel, conversation: Any) -> Trace:
     """A given text, or a trace by its ids, as read by the model."""
+    return cast("Trace", pooled.run(_read, pooled, conversation))
+
+
+@on_gpu
+def _read(pooled: PooledModel, conversation: Any) -> Trace:
     return pooled.monitor().read(conversation)
+
+
+def payload_of(pooled: PooledModel, trace: Trace, name: str) -> Payload:
+    """The payload of a complete trace, made where the model and its detectors are."""
+    return cast("Payload", pooled.run(_payload, pooled, trace, name))
+
+
+def _payload(pooled: PooledModel, trace: Trace, name: str) -> Payload:
+    return final_payload(pooled.monitor(), trace, name)
 
 
 def final_payload(monitor: PersonaMonitor, trace: Trace, name: str, title: str | None = None) -> Payload:
@@ -148,17 +161,9 @@ def final_payload(monitor: PersonaMonitor, trace: Trace, name: str, title: str |
 
 def onsets_of(monitor: PersonaMonitor, trace: Trace) -> dict[str, dict[str, Any]]:
     """The onset of each trait that the monitor has a detector for, as `trace_payload` takes it."""
-    detectors = monitor.detectors
-    if detectors is None:
+    if monitor.detectors is None:
         return {}
-    found = {}
-    for trait in (t for t in trace.traits if t in detectors.traits):
-        onset = detectors.find(trace, trait)
-        if onset.answer == "none" and trace.thinking_positions:
-            thought = detectors.find(trace, trait, in_thought=True)
-            onset = onset if thought.answer == "none" else thought
-        found[trait] = onset.to_dict()
-    return found
+    return {trait: onset.to_dict() for trait, onset in monitor.detectors.find_all(trace).items()}
 
 
 def _joined(sides: Sequence[Payload], first_side: Payload | None) -> Payload:

@@ -212,6 +212,8 @@ resampling prompts.
 def _effects(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], kind: Kind) -> str:
     if not {"baseline", "contaminated"} <= set(rows) or kind == "raw":
         return ""
+    if not {row["id"] for row in rows["baseline"]} & {row["id"] for row in rows["contaminated"]}:
+        return "## Contaminated against baseline\n\nThe two runs share no prompt, so they are not compared.\n"
     replay = rows.get("replay", ())
     found = {t: effect(t, rows["baseline"], rows["contaminated"], replay, kind=kind) for t in traits}
     known = any(limit is not None for own in rows.values() for row in own for limit in row.get("max_norm") or ())

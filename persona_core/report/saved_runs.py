@@ -6,6 +6,7 @@ import base64
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.series import shared_kind
-from persona_core.errors import NotFound
+from persona_core.errors import NotCalibrated, NotFound, SettingError
 from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
 from persona_core.traces.dataset import REPLIES
 from persona_core.traces.trace import UNITS, Trace
@@ -138,8 +139,15 @@ class SavedRuns:
             return () if self._detectors is None else self._detectors.caveats(trace)
 
     def onsets_of(self, id: str) -> dict[str, dict[str, dict[str, Any]]]:
-        """Config -> onsets in the reply to one prompt; see `onsets`."""
-        return {config: self.onsets(config, id) for config in self.configs}
+        """Onsets in the replies to one prompt by the keys of `traces`; see `onsets`."""
+        found = {config: self.onsets(config, id) for config in self.configs}
+        with self._lock:
+            detectors = self._detectors
+        replayed = {} if detectors is None else {k: t for k, t in self.traces(id).items() if k not in found}
+        for key, trace in replayed.items():  # the analysis is of each model's own replies
+            with suppress(NotCalibrated, SettingError):  # read with other vectors: then nothing is known
+                found[key] = {t: onset.to_dict() for t, onset in detectors.find_all(trace).items()}
+        return found
 
     @cached_property
     def _table(self) -> dict[str, Any]:

@@ -78,19 +78,36 @@ def order(page: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("sort", "run", "expected"),
     [
-        ("given", "", "abc"),
+        ("given", "", "cab"),
         ("onset", "", "abc"),
-        ("onset", "baseline", "bac"),
+        ("onset", "baseline", "bca"),  # a and c have none
         ("max", "", "abc"),
         ("mean", "baseline", "bac"),
-        ("difference", "", "acb"),
+        ("difference", "", "abc"),
     ],
 )
 def test_prompts_are_sorted_by_what_is_chosen(explore: Callable[..., Any], sort: str, run: str, expected: str) -> None:
-    page = explore(table(THREE))
+    page = explore(table([THREE[2], *THREE[:2]]))
     page.locator("[data-field=run]").select_option(run)
     page.locator("[data-field=sort]").select_option(sort)
     assert "".join(order(page)) == expected
+
+
+def test_it_opens_on_the_trait_and_the_prompt_that_rise_most(explore: Callable[..., Any]) -> None:
+    def runs(calm: float, malice: float) -> list[dict[str, Any]]:
+        first, second = cell("baseline", 1.0), cell("contaminated", malice)
+        for run, level in ((first, 0.0), (second, calm)):
+            run["traits"]["calm"] = cell("", level)["traits"]["malice"]
+        return [first, second]
+
+    data = table([prompt("a", "How?", runs(-9.0, 1.5)), prompt("b", "Why?", runs(-9.0, 6.0))]) | {
+        "traits": ["calm", "malice"]
+    }
+    page = explore(data)
+    assert page.locator("[data-field=trait]").input_value() == "malice"
+    assert page.locator("[data-field=sort]").input_value() == "difference" and order(page) == ["b", "a"]
+    restored = explore(data, restore={"trait": "calm", "sort": "given"})
+    assert restored.locator("[data-field=trait]").input_value() == "calm" and order(restored) == ["a", "b"]
 
 
 def test_what_was_there_before_the_reply_comes_first_by_onset(explore: Callable[..., Any]) -> None:
@@ -131,7 +148,7 @@ def test_a_cell_says_when_and_how_much_and_by_how_much_the_runs_differ(explore: 
 
 def test_a_lane_is_drawn_to_the_length_of_its_reply_with_its_onset(explore: Callable[..., Any]) -> None:
     short = prompt("d", "Short?", [cell("baseline", 8.0, n=15, onset=5)])
-    page = explore(table([short, *THREE]))
+    page = explore(table([short, *THREE]), restore={"sort": "given"})
     page.wait_for_function("document.querySelector('.ex-heat').width > 10")
     row = page.evaluate(
         """() => {

@@ -392,6 +392,8 @@ def test_specific_scores_are_analysed_where_the_rows_have_them_and_sink_tokens_c
     card = results_card(rows, "me/results")
     assert 'kind="specific"' in card and "Difference of the mean specific score" in card
     assert "| trait | total | weights | text | total, with sink tokens |" in card
+    apart = {"baseline": rows["baseline"][:3], "contaminated": rows["contaminated"][3:6]}
+    assert "The two runs share no prompt, so they are not compared." in results_card(apart, "me/results")
     assert "Sink tokens are not known" in results_card(older(few(14, "baseline", "contaminated")), "me/results")
 
 

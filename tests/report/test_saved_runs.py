@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from persona_core.analysis.detectors import Detectors
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.report.results_folder import ResultsFolder
 from persona_core.report.saved_runs import SavedRuns
@@ -18,6 +19,8 @@ from persona_core.traces.importing import import_results
 from tests.support.standins import TRAITS, hostile_trace, save_hostile_results
 from tests.traces.test_dataset import SHIPPED
 from tests.traces.test_importing import ENTRY, saved
+
+VECTORS = SHIPPED.parent / "persona-vectors-persona-tiny"
 
 pytestmark = pytest.mark.skipif(not SHIPPED.is_dir(), reason="the results have not been built")
 
@@ -39,6 +42,17 @@ def test_each_reading_is_by_the_named_reader(runs: SavedRuns) -> None:
     }
     assert traces["contaminated reads baseline"].token_ids == traces["baseline"].token_ids
     assert traces["baseline reads contaminated"].token_ids == traces["contaminated"].token_ids
+
+
+def test_replies_read_by_the_other_model_have_onsets_too(runs: SavedRuns) -> None:
+    detectors = Detectors.from_pretrained(VECTORS)
+    found = runs.onsets_of("pilot-03")
+    assert found["contaminated"] == runs.onsets("contaminated", "pilot-03")
+    for key in ("contaminated reads baseline", "baseline reads contaminated"):
+        trace = runs.traces("pilot-03")[key]
+        assert found[key] == {t: detectors.find(trace, t).to_dict() for t in trace.traits}
+    steadfast = found["baseline reads contaminated"]["sycophancy"]
+    assert steadfast["answer"] != "none" and steadfast["no_rate"] == []
 
 
 def test_the_order_of_the_replay_decides_nothing(tmp_path: Path, runs: SavedRuns) -> None:

@@ -12,7 +12,7 @@ const SORTS = {
   onset: "earliest onset",
   max: "highest score",
   mean: "highest mean",
-  difference: "largest difference of the runs",
+  difference: "largest rise from the first run",
 };
 
 function mountExplorer(root, options = {}) {
@@ -23,7 +23,7 @@ function mountExplorer(root, options = {}) {
   let cells = []; // {prompt, item, button, lanes, difference}, in the order of publication
   let shown = [];
   let wanted = null; // the prompt of a link, before the runs have arrived
-  let state = { trait: null, sort: "given", run: "", set: "", category: "", text: "", id: null };
+  let state = { trait: null, sort: null, run: "", set: "", category: "", text: "", id: null };
 
   function node(tag, className, text) {
     const made = document.createElement(tag);
@@ -58,7 +58,8 @@ function mountExplorer(root, options = {}) {
     part("low").textContent = "−" + Number(table.scale.toPrecision(2));
     part("high").textContent = "+" + Number(table.scale.toPrecision(2));
     build();
-    apply(state);
+    const first = { trait: mostTelling(), sort: table.configs.length > 1 ? "difference" : "given" };
+    apply({ ...state, trait: state.trait ?? first.trait, sort: state.sort ?? first.sort });
     const picked = wanted;
     wanted = null;
     options.onState?.({ ...state });
@@ -124,8 +125,20 @@ function mountExplorer(root, options = {}) {
     onset: onsetOf,
     max: (cell) => -best(cell, "max"),
     mean: (cell) => -best(cell, "mean"),
-    difference: (cell) => -Math.abs(differenceOf(cell) ?? 0),
+    difference: (cell) => -(differenceOf(cell) ?? -Infinity),
   };
+
+  // What is shown first: the trait that rises most from the first run to the second, or is highest in the only one.
+  function mostTelling() {
+    const level = (trait) => {
+      const means = (config) => table.prompts.map((p) => p.runs.find((run) => run.config === config)?.traits[trait]?.mean);
+      const [first, second] = table.configs.map(means);
+      const values = (second ? first.map((mean, i) => second[i] - mean) : first).filter(Number.isFinite);
+      return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : -Infinity;
+    };
+    const levels = table.traits.map(level);
+    return table.traits[levels.indexOf(Math.max(...levels))];
+  }
 
   function show() {
     const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
