@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, steer_name, steer_of
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import ReplyJob, final_payload
+from persona_core.app.streaming import ReplyJob, payload_of
 from persona_core.errors import PromptError
 from persona_core.models.detokenize import is_well_formed
 from persona_core.report.results_folder import BASELINE, CONTAMINATED
@@ -207,7 +207,7 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
     if at >= most:
         raise PromptError(f"Replies have at most {most} tokens here; put the cursor before that token of the reply.")
     sampling["max_new_tokens"] = min(sampling.get("max_new_tokens", most), most)
-    first_side = final_payload(pooled.monitor(), trace, ORIGINAL)
+    first_side = payload_of(pooled, trace, ORIGINAL)
     line = (*chat.lines[side], (*request.values, at))
     link = {**(chat.link or {}), "branch": json.dumps(line)}
     job = ReplyJob(pooled, Branch(trace, at), steer_name(steer), {**sampling, "steer": steer})

@@ -33,6 +33,8 @@ class AppSettings:
         max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are rejected.
         open_models: whether visitors may name a public Hub model (PERSONA_OPEN_MODELS=1).
         max_model_gb: the largest weights of such a model, in GB (PERSONA_MAX_MODEL_GB).
+        open_model_gb: memory that its process may take, in GB (PERSONA_OPEN_MODEL_GB).
+        open_model_seconds: how long it may take to load, its download included (PERSONA_OPEN_MODEL_SECONDS).
         host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
     """
 
@@ -49,6 +51,8 @@ class AppSettings:
     max_queue: int = 20
     open_models: bool = False
     max_model_gb: int = 8
+    open_model_gb: int = 12
+    open_model_seconds: int = 300
     host: str | None = None
     port: int | None = None
 
