@@ -51,13 +51,14 @@ def build_app(settings: AppSettings, baseline: PooledModel, contaminated: Pooled
     models = {BASELINE: baseline} | ({} if contaminated is None else {CONTAMINATED: contaminated})
     runs = None if settings.results is None else SavedRuns(settings.results)
     home = load_home(settings.vectors, runs)
+    pool = ModelPool(settings)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         _header(home.about)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as bar:
             tabs: list[gr.Tab] = []
             with gr.Tab("Live", id="live") as tab:
                 tabs.append(tab)
-                live = LiveTab(settings, models, ModelPool(settings), home)
+                live = LiveTab(settings, models, pool, home)
             with gr.Tab("Compare", id="compare") as tab:
                 tabs.append(tab)
                 compare = CompareTab(settings, models, runs, tab, home.first_reply)
@@ -76,7 +77,14 @@ def build_app(settings: AppSettings, baseline: PooledModel, contaminated: Pooled
                 VectorsTab(settings, tab)
         build_api(settings, models)
         _follow_address(page, bar, tabs, live, compare)
-    return page.queue(max_size=settings.max_queue, default_concurrency_limit=1)
+
+        def left(request: gr.Request) -> None:
+            pool.left(request.session_hash or "")
+
+        if settings.open_models:
+            page.unload(left)
+    # Not open: a direct call of an endpoint would pass by the queue, and leave a reply begun.
+    return page.queue(max_size=settings.max_queue, default_concurrency_limit=1, api_open=False)
 
 
 def _header(about: str) -> gr.HTML:

@@ -15,6 +15,8 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.app.audience import Audience
+
 MODEL_QUEUE = "model"
 """The concurrency id of every event that runs a model: one run at a time."""
 UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -27,7 +29,7 @@ FULL = "Too many people are waiting for the model. Try again in a minute."
 
 
 class Deadline:
-    """Whether a run must end at its next token: its visitor pressed Stop, or its time is up.
+    """Whether a run must end at its next token: its visitor pressed Stop, its time is up, or nobody fetches it.
 
     Args:
         seconds: from now.
@@ -38,16 +40,20 @@ class Deadline:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
         self._stop = stop or threading.Event()
-        self._late = False
+        self._late = self._unfetched = False
+        self._audience = Audience()
 
     def is_set(self) -> bool:
         """Checked at every token."""
         self._late = self._late or time.monotonic() > self._end
-        return self._late or self._stop.is_set()
+        self._unfetched = self._unfetched or self._audience.gone()
+        return self._late or self._unfetched or self._stop.is_set()
 
     @property
     def notice(self) -> str:
-        """The message for a run that used up its time; otherwise empty."""
+        """The message for a run that used up its time, or that nobody fetched; otherwise empty."""
+        if self._unfetched:
+            return "Stopped, because nobody fetched the results."
         return f"Stopped after {self._seconds:g} seconds, the time limit of a run here." if self._late else ""
 
 

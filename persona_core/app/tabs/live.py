@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from persona_core.app.audience import current_session
 from persona_core.app.components import as_json, notice_component, token_view_component
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
@@ -252,7 +253,7 @@ class LiveTab:
         side, named = (chat.side, chat.named) if request.at else (request.side, request.named)
         if side == ANOTHER and named:
             model, adapter, vectors = named
-            return self.pool.named(model, adapter or None, vectors)
+            return self.pool.named(model, adapter or None, vectors, current_session())
         return self.models.get(side, self.models[BASELINE])
 
     # ---- a link ----
