@@ -33,7 +33,8 @@ def describe_comparison(found: Figure, statistics: Figure | None = None) -> str:
             )
         return " ".join([says, *_changed(overall)])
     says = (
-        f"{len(moved)} of {len(overall)} traits differ significantly in {'their specific score' if specific else 'z'}, "
+        f"{len(moved)} of {len(overall)} traits differ{'s' * (len(moved) == 1)} significantly in "
+        f"{'the specific score' if specific else 'z'}, "
     )
     says += _largest(moved, overall)
     most = overall[_most(moved, overall)]

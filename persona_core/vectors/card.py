@@ -59,7 +59,13 @@ def _write_pictures(vectors: PersonaVectors, folder: Path) -> Sequence[str]:
     try:
         import plotly.io
 
-        plotly.io.write_images(list(figures.values()), [folder / f"{name}.png" for name in figures], scale=1.5)
+        plotly.io.write_images(
+            list(figures.values()),
+            [folder / f"{name}.png" for name in figures],
+            scale=1.5,
+            width=[figure.layout.width for figure in figures.values()],  # without them 700 × 500, whatever the layout
+            height=[figure.layout.height for figure in figures.values()],
+        )
     except (ImportError, ValueError, RuntimeError, OSError) as error:
         logger.warning(
             "No pictures for the card (%s: %s). They need kaleido (pip install kaleido) and a Chrome or Chromium "

@@ -305,7 +305,7 @@ def _number(value: float | None) -> str:
 
 
 def _best_other(figure: Figures | None) -> str:
-    return "no other trait" if figure is None else f"{interval(figure['auroc'])} ({escape(figure['other'])})"
+    return "not measured" if figure is None else f"{interval(figure['auroc'])} ({escape(figure['other'])})"
 
 
 def _groups(found: Figures | None) -> str:
@@ -320,4 +320,4 @@ def _groups(found: Figures | None) -> str:
 
 
 def _other(figure: Figures | None) -> str:
-    return "no other trait" if figure is None else f"{interval(figure)} (other: {escape(figure['other'])})"
+    return "not measured" if figure is None else f"{interval(figure)} (other: {escape(figure['other'])})"

@@ -39,7 +39,7 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
             "Steering: judge's scores by strength",
         ),
         horizontal_spacing=0.22,
-        vertical_spacing=0.24,
+        vertical_spacing=0.22,
     )
     _by_block(figure, figures)
     _rivals(figure, figures)
@@ -56,11 +56,11 @@ def validation_figure(vectors: PersonaVectors, trait: str) -> go.Figure:
             "font": {"size": 17},
         },
         width=1040,
-        height=760,
+        height=780,
         template="plotly_white",
         font={"size": 12, "color": INK, "family": "Arial, Helvetica, sans-serif"},
-        margin={"l": 170, "r": 30, "t": 100 + 18 * says.count("<br>"), "b": 130},
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top", "entrywidth": 230},
+        margin={"l": 170, "r": 30, "t": 100 + 18 * says.count("<br>"), "b": 150},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.12, "yanchor": "top", "entrywidth": 290},
         paper_bgcolor="white",
         plot_bgcolor="white",
     )
@@ -117,14 +117,14 @@ def _by_block(figure: go.Figure, f: Figures) -> None:
     if random is None:
         return
     figure.add_hline(y=random, line={"dash": "dot", "color": PLAIN}, row=1, col=1)
-    figure.add_annotation(
-        x=0, xref="x domain", y=0.2, yref="y domain", text="dotted: 95 % of random<br>directions are below",
-        showarrow=False, xanchor="left", yanchor="middle", align="left", font={"size": 11, "color": PLAIN},
-        row=1, col=1,
-    )  # fmt: skip
     low = min([random, *(a["low"] for _, a in known)], default=0.5)
     figure.update_yaxes(range=[min(0.9, low - 0.03), 1.01], row=1, col=1)
-    figure.update_xaxes(title="block (ring: chosen)", dtick=max(1, len(f["auroc_by_block"]) // 8), row=1, col=1)
+    figure.update_xaxes(
+        title="block (ring: chosen; dotted: 95 % of random directions)",
+        dtick=max(1, len(f["auroc_by_block"]) // 8),
+        row=1,
+        col=1,
+    )
 
 
 def _rivals(figure: go.Figure, f: Figures) -> None:
@@ -151,6 +151,7 @@ def _rivals(figure: go.Figure, f: Figures) -> None:
     )  # fmt: skip
     figure.add_vline(x=0.5, line={"dash": "dot", "color": PLAIN}, row=1, col=2)
     figure.update_xaxes(title="AUROC (0.5 is chance)", row=1, col=2)
+    figure.update_yaxes(dtick=1, row=1, col=2)  # every label, however many fit by Plotly's own rule
 
 
 def _correlations(figure: go.Figure, f: Figures) -> None:
@@ -162,6 +163,7 @@ def _correlations(figure: go.Figure, f: Figures) -> None:
     )  # fmt: skip
     figure.add_vline(x=0, line={"dash": "dot", "color": PLAIN}, row=2, col=1)
     figure.update_xaxes(title="r of mean projection and judge's score", range=[-1.05, 1.05], row=2, col=1)
+    figure.update_yaxes(dtick=1, row=2, col=1)
 
 
 def _steering(figure: go.Figure, steering: Figures | None) -> None:

@@ -50,10 +50,10 @@ class ControlVerdict:
     """Which controls a vector failed, and which were not measured.
 
     >>> print(ControlVerdict(("length", "text_baseline"), ("steering",)))
-    fails length, words alone; not measured: steering
+    fails 2 controls: length, words alone; not measured: steering
     >>> print(ControlVerdict((), ())), print(ControlVerdict((), ("steering",)))
     passes every control
-    fails none of those measured; not measured: steering
+    fails no control that was measured; not measured: steering
     (None, None)
     """
 
@@ -69,7 +69,8 @@ class ControlVerdict:
         if self.passes:
             return "passes every control"
         failed, unknown = (", ".join(map(control_words, names)) for names in (self.failed, self.not_measured))
-        head = f"fails {failed}" if failed else "fails none of those measured"
+        n = len(self.failed)
+        head = f"fails {n} control{'s' * (n != 1)}: {failed}" if failed else "fails no control that was measured"
         return f"{head}; not measured: {unknown}" if unknown else head
 
 

@@ -230,11 +230,11 @@ def test_only_what_is_significant_differs() -> None:
     )
     found: dict[str, Any] = {"overall": {"a": effect(0.1, 0.4), "b": effect(-2.0, 0.001)}}
     says = describe_comparison(found)
-    assert says.startswith("1 of 2 traits differ significantly in z, b most: -2.00 [-2.20, -1.80]")
+    assert says.startswith("1 of 2 traits differs significantly in z, b most: -2.00 [-2.20, -1.80]")
     assert "not neutral" in says, "z does not tell which trait"
     found |= {"kind": "specific", "against": ["a", "b"], "plain": found["overall"]}
     says = describe_comparison(found)
-    assert says.startswith("1 of 2 traits differ significantly in their specific score, b most")
+    assert says.startswith("1 of 2 traits differs significantly in the specific score, b most")
     assert "not neutral" not in says and "how much more a token looks like one of a, b than like" in against(found)
 
 
@@ -249,7 +249,7 @@ def test_a_trait_that_another_outweighs_is_not_said_to_differ() -> None:
         "contaminated": run(a=50.0, **{"<b>": -20.0}, c=1.0),
     }
     says = describe_comparison(found, statistics)
-    assert says.startswith("2 of 3 traits differ significantly in their specific score, a most")
+    assert says.startswith("2 of 3 traits differ significantly in the specific score, a most")
     assert "Neither model is above neutral in &lt;b&gt;: their specific scores differ because other traits" in says
     assert describe_comparison(found).startswith("3 of 3"), "without means nothing can be said of it"
 
@@ -266,7 +266,7 @@ def test_where_only_z_differs_no_trait_is_named() -> None:
 def test_an_effect_that_sink_tokens_change_is_no_result() -> None:
     found: dict[str, Any] = {"overall": {"a": effect(3.0, 0.001, ("total",)), "b": effect(1.0, 0.001, ("text",))}}
     says = describe_comparison(found)
-    assert says.startswith("1 of 2 traits differ significantly in z, b most")
+    assert says.startswith("1 of 2 traits differs significantly in z, b most")
     assert "No result, because it changes when the sink tokens are put back: a (total); b (text)." in says
     only = describe_comparison({"overall": {"a": effect(3.0, 0.001, ("total",))}})
     assert only.startswith("No trait differs") and "a (total)" in only

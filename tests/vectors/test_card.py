@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_a_failed_control_stands_in_the_overview_and_in_the_section_of_its_trait
     flags = [{"control": "length", "says": "Length alone tells it."}]
     card = vectors_card(shipped(flags=flags, not_measured=["best_other_vector"], best_other_vector=None))
     row = next(line for line in card.splitlines() if line.startswith("| deception |"))
-    assert "**fails length; not measured:" in row and "⚠ **length**: Length alone tells it." in section(
+    assert "**fails 1 control: length; not measured:" in row and "⚠ **length**: Length alone tells it." in section(
         card, "deception"
     )
     assert "Length alone tells it." not in section(card, "evil")
@@ -47,7 +48,7 @@ def test_a_failed_control_stands_in_the_overview_and_in_the_section_of_its_trait
 def test_what_was_not_measured_is_said() -> None:
     card = section(vectors_card(shipped(steering=None, text_baseline=None, own_minus_best_other=None)), "deception")
     assert "Steering was not measured." in card and "words alone (n-grams): AUROC | not measured" in card
-    assert "no other trait" in card
+    assert "correlation, minus that of the best other vector | not measured |" in card
 
 
 def test_figures_that_could_not_be_told_do_not_stop_the_card() -> None:
@@ -125,7 +126,7 @@ def test_every_control_passed_is_said_only_where_every_control_was_measured() ->
         section(vectors_card(shipped(**more, flags=[])), "deception") for more in (without, BESIDE, whole)
     )
     assert "passes every control" not in older and "not measured: another trait's vector" in older
-    assert "fails none of those measured; not measured: styles held out." in partly
+    assert "fails no control that was measured; not measured: styles held out." in partly
     assert "This vector passes every control." in newer
 
 
@@ -161,7 +162,10 @@ def test_pictures_are_written_and_linked(tmp_path: Path) -> None:
     card = write_card(vectors, tmp_path).read_text()
     for name in ("deception", "evil", "cosine"):
         assert f"figures/{name}.png" in card
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        picture = (tmp_path / "figures" / f"{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        layout = (cosine_figure(vectors) if name == "cosine" else validation_figure(vectors, name)).layout
+        assert struct.unpack(">2I", picture[16:24]) == (1.5 * layout.width, 1.5 * layout.height), "nothing is cut off"
 
 
 def test_without_a_browser_the_card_is_written_and_the_log_says_how_to_get_pictures(

@@ -379,13 +379,13 @@ def test_a_vector_passes_every_control_only_where_each_was_measured() -> None:
     kept = ArrayStates(judged(2).states[judged(2).question >= 10])
     found = figures(judged(1), judged(2), {"malice": axis(5)}, elsewhere(), neutral=calm, with_sinks=kept)
     found["styles"]["layout"] = found["styles"]["length"]  # no reply has lists
-    assert str(verdict(found)) == "fails none of those measured; not measured: steering"
+    assert str(verdict(found)) == "fails no control that was measured; not measured: steering"
     assert verdict({**found, "sinks": None}).not_measured == ("sinks", "steering")
     assert verdict({**found, "styles": {**found["styles"], "layout": None}}).not_measured == ("steering", "styles")
     found = with_flags({**found, "steering": steering})
     assert verdict(found).passes and str(verdict(found)) == "passes every control"
     worse = with_flags({**found, "steering": {**steering, "matched": {"effect": None}}})
-    assert str(verdict(worse)) == "fails steering"
+    assert str(verdict(worse)) == "fails 1 control: steering"
     alone = figures(judged(1), judged(2))
     assert str(verdict(alone)).endswith(
         "not measured: another trait's vector, own minus best other, other traits' replies, sink tokens, steering, "
