@@ -35,7 +35,10 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
     from persona_core.vectors.vectors import PersonaVectors
 
     vectors = PersonaVectors.from_pretrained(options.vectors)
-    print(f"Wrote {write_control_vector(vectors, options.trait, options.out, options.model_hint)}.")
+    path = write_control_vector(vectors, options.trait, options.out, options.model_hint)
+    left_out = [b for b in range(vectors.n_blocks) if b not in vectors.blocks or b == 0]
+    without = f"; without block {', '.join(map(str, left_out))}" if left_out else ""
+    print(f"Wrote {path}{without} (the format has no direction for block 0).")
     return []
 
 

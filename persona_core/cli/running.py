@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from persona_core.monitor.jobs import Failure, Job, Row
     from persona_core.vectors.vectors import PersonaVectors
 
-NOISY = ("httpx", "httpx2", "datasets", "transformers", "openai", "kaleido", "choreographer")
+NOISY = ("httpx", "httpx2", "datasets", "transformers", "openai", "kaleido", "choreographer", "gguf")
 
 
 def configure() -> None:

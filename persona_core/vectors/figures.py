@@ -119,12 +119,8 @@ def _by_block(figure: go.Figure, f: Figures) -> None:
     figure.add_hline(y=random, line={"dash": "dot", "color": PLAIN}, row=1, col=1)
     low = min([random, *(a["low"] for _, a in known)], default=0.5)
     figure.update_yaxes(range=[min(0.9, low - 0.03), 1.01], row=1, col=1)
-    figure.update_xaxes(
-        title="block (ring: chosen; dotted: 95 % of random directions)",
-        dtick=max(1, len(f["auroc_by_block"]) // 8),
-        row=1,
-        col=1,
-    )
+    title, every = "block (ring: chosen; dotted: 95 % of random directions)", max(1, len(f["auroc_by_block"]) // 8)
+    figure.update_xaxes(title=title, dtick=every, row=1, col=1)
 
 
 def _rivals(figure: go.Figure, f: Figures) -> None:
