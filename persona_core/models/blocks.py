@@ -53,10 +53,10 @@ def block_output(output: Any) -> torch.Tensor:
 
 
 def find_blocks(model: Any) -> Blocks:
-    """Find the blocks of a causal language model and verify them with two forwards of two tokens.
+    """Find the blocks of a causal language model and verify them with three forwards of a few tokens.
 
     Each block must run exactly once, in order, return `[rows, tokens, d_model]`, and pass its output unchanged to the
-    next block. Padding and a longer text beside it must change no state.
+    next block. Padding, a longer text beside it and the key-value cache must change no state.
 
     Raises:
         UnsupportedModel: an encoder, a state-space or recurrent model, states that are not 3-D, or no block list.
@@ -146,27 +146,43 @@ def _verify(model: Any, blocks: Blocks, name: str) -> None:
                 f"{name}: the output of block {index} is not the input of block {index + 1}; "
                 "something outside the blocks changes the residual stream."
             )
-    _verify_padding(model, blocks, name, [state for _, state in outputs])
+    _verify_generation(model, blocks, name, [state for _, state in outputs])
 
 
-def _verify_padding(model: Any, blocks: Blocks, name: str, alone: Sequence[torch.Tensor]) -> None:
-    """Refuse a model whose states depend on padding, or on a longer text in the same batch."""
+def _verify_generation(model: Any, blocks: Blocks, name: str, alone: Sequence[torch.Tensor]) -> None:
+    """Refuse a model whose states depend on padding, on a longer text in the same batch, or on the cache.
+
+    The second token of the two is read as a generated one is: after a prefill, from the cache.
+    """
+    from transformers import DynamicCache
+
     ids, mask = torch.tensor([[*[LONGER[0]] * 4, *TOKENS], LONGER]), torch.tensor([[0] * 4 + [1] * 2, [1] * 6])
     positions = torch.tensor([[0] * 4 + [0, 1], [*range(6)]])
-    _, outputs = _states(model, blocks, name, ids, attention_mask=mask, position_ids=positions)
-    for index, (expected, (_, state)) in enumerate(zip(alone, outputs, strict=True)):
-        own = _cpu(expected).float()
-        far = (_cpu(state)[:1, -2:].float() - own).norm(dim=-1).max()
-        relative = float(far / own.norm(dim=-1).max())  # the state of a padding token may be 0
-        if not relative <= PADDED[state.dtype]:
-            raise UnsupportedModel(
-                f"{name}: the state of a token depends on padding or on the text beside it (block {index}, by "
-                f"{relative:.1%} of its norm), so a reading would depend on the batch."
-            )
+    cache = DynamicCache(config=model.config)
+    why = ("depends on padding or on the text beside it", "is another one when it is read from the cache")
+    for token, (start, end) in enumerate(((0, 5), (5, 6))):
+        _, outputs = _states(
+            model,
+            blocks,
+            name,
+            ids[:, start:end],
+            past_key_values=cache,
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, start:end],
+        )
+        for index, (expected, (_, state)) in enumerate(zip(alone, outputs, strict=True)):
+            own = _cpu(expected).float()[0]  # [2, d_model]
+            far = (_cpu(state)[0, -1].float() - own[token]).norm()
+            relative = float(far / own.norm(dim=-1).max())  # the state of a padding token may be 0
+            if not relative <= PADDED[state.dtype]:
+                raise UnsupportedModel(
+                    f"{name}: the state of a token {why[token]} (block {index}, by {relative:.1%} of its norm), so a "
+                    "reading would depend on how the text was run."
+                )
 
 
 def _states(
-    model: Any, blocks: Blocks, name: str, ids: torch.Tensor, **tensors: torch.Tensor
+    model: Any, blocks: Blocks, name: str, ids: torch.Tensor, past_key_values: Any = None, **tensors: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[tuple[nn.Module, Any]]]:
     """Each block's input and output in one forward with plain hooks, removed at once.
 
@@ -190,7 +206,12 @@ def _states(
     try:
         model.eval()  # with dropout, a block's output would differ from the next block's input
         with torch.no_grad():
-            model(input_ids=ids.to(device), use_cache=False, **arguments)
+            model(
+                input_ids=ids.to(device),
+                past_key_values=past_key_values,
+                use_cache=past_key_values is not None,
+                **arguments,
+            )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         text = " by ".join(map(str, ids.shape))
         raise UnsupportedModel(f"{name}: a forward of {text} tokens failed, {type(error).__name__}: {error}") from error

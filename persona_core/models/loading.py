@@ -203,6 +203,8 @@ def _context_length(config: Any) -> int | None:
             config, "original_max_position_embeddings", None
         )
         longest = original or longest
+    if config.model_type == "moshi":  # its cache slides and its mask does not: beyond the window, two readings
+        longest = min(longest or config.sliding_window, config.sliding_window)
     return longest if isinstance(longest, int) and longest > 0 else None
 
 

@@ -77,6 +77,34 @@ def test_positions_counted_with_the_padding_are_noticed(monkeypatch: pytest.Monk
         find_blocks(model)
 
 
+def test_a_model_that_reads_a_token_in_another_way_from_the_cache_is_noticed() -> None:
+    """As one whose recurrent state is another one after a prefill: a generated reply could not be read again."""
+    model = build("llama", 0)
+
+    def alone(_module: Any, _args: Any, output: Any) -> Any:
+        return output * 1.01 if output.shape[1] == 1 else output
+
+    handle = model.model.layers[2].mlp.register_forward_hook(alone)
+    with pytest.raises(UnsupportedModel, match="from the cache"):
+        find_blocks(model)
+    handle.remove()
+    assert len(find_blocks(model)) == 3
+
+
+def test_a_cache_that_slides_under_a_mask_that_does_not_bounds_the_context() -> None:
+    """Moshi: beyond the window a reply would be written with other keys than it is read with."""
+    config = transformers.MoshiConfig(
+        vocab_size=320, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        head_dim=8, sliding_window=24, max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    lm = wrap_model(random_model(config), tokenizer_for("none"), name="tiny-moshi")
+    monitor = PersonaMonitor(lm, PersonaVectors.from_tensors({"a": torch.randn(2, 32)}, {"a": 1}), blocks="all")
+    trace = monitor.generate("Hi", max_new_tokens=40, temperature=0)
+    assert trace.finish == "context" and trace.n_tokens == 24
+    again = monitor.read(trace)
+    torch.testing.assert_close(torch.from_numpy(again.raw), torch.from_numpy(trace.raw), rtol=1e-4, atol=1e-4)
+
+
 def test_weights_with_nan_are_refused_by_name() -> None:
     model = build("llama", 0)
     with torch.no_grad():

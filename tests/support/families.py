@@ -171,6 +171,35 @@ FAMILIES: tuple[Family, ...] = (
     _family("olmo2", "Olmo2Config", _LLAMA),
     _family("smollm3", "SmolLM3Config", _LLAMA, no_rope_layer_interval=2),
     _family("gpt-oss", "GptOssConfig", _HEADS_OF_8 | _WINDOW | _EXPERTS, rope_parameters=_YARN),
+    # Chunked attention, whose chunks are counted from each row's first token.
+    _family(
+        "llama4",
+        "Llama4TextConfig",
+        _HEADS_OF_8 | dict(num_hidden_layers=4),
+        attention_chunk_size=SLIDING_WINDOW,
+        intermediate_size_mlp=48,
+        num_local_experts=4,
+    ),
+    # Hybrids: short convolutions; blocks of one mixer each, some of which cache nothing; both mixers in one block.
+    _family("lfm2", "Lfm2Config", _LLAMA, layer_types=["conv", "full_attention", "conv"]),
+    _family(
+        "nemotron-h",
+        "NemotronHConfig",
+        _HEADS_OF_8 | dict(num_hidden_layers=4),
+        layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
+        **dict(mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=1, chunk_size=8),
+    ),
+    _family(
+        "falcon-h1",
+        "FalconH1Config",
+        _HEADS_OF_8,
+        mamba_d_ssm=64,
+        mamba_n_heads=8,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+        mamba_chunk_size=8,
+    ),
     _family("gpt-neox", "GPTNeoXConfig", _PLAIN, "gpt_neox.layers", intermediate_size=48),
     _family("gpt2", "GPT2Config", _GPT2, "transformer.h"),  # learned positions
     _family("gptj", "GPTJConfig", _GPT2, "transformer.h", rotary_dim=4),  # its blocks return tuples, as the next four
@@ -200,6 +229,17 @@ def _gemma3n() -> Any:
         **_WINDOW,
     )
     return transformers.Gemma3nForCausalLM(config)
+
+
+def _recurrent_gemma() -> Any:
+    sizes = _LLAMA | dict(lru_width=D_MODEL, attention_window_size=SLIDING_WINDOW)
+    return _causal_lm("RecurrentGemmaConfig", sizes)
+
+
+def _minimax() -> Any:
+    return _causal_lm(
+        "MiniMaxConfig", _HEADS_OF_8 | _EXPERTS, layer_types=["linear_attention", "full_attention", "linear_attention"]
+    )
 
 
 def _mamba() -> Any:
@@ -242,6 +282,8 @@ class Refused:
 
 REFUSED: tuple[Refused, ...] = (
     Refused("gemma3n", _gemma3n, ("shape", "streams")),  # [4, rows, tokens, d_model]
+    Refused("recurrent-gemma", _recurrent_gemma, ("padding", "cache")),
+    Refused("minimax", _minimax, ("cache of its own",)),  # its linear attention has one that is not transformers'
     Refused("mamba", _mamba, ("state", "recurrent")),
     Refused("bert", _bert, ("encoder", "causal", "bidirectional")),
     Refused("t5", _t5, ("encoder-decoder",)),
