@@ -187,7 +187,11 @@ FAMILIES: tuple[Family, ...] = (
         "NemotronHConfig",
         _HEADS_OF_8 | dict(num_hidden_layers=4),
         layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
-        **dict(mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=1, chunk_size=8),
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        ssm_state_size=8,
+        n_groups=1,
+        chunk_size=8,
     ),
     _family(
         "falcon-h1",
