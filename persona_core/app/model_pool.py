@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ class ModelPool:
             raise SettingError("This app serves only its own models: its owner has not set PERSONA_OPEN_MODELS=1.")
         if zero_gpu():
             raise SettingError("On ZeroGPU only models loaded at the app's start can be used.")
+        if sys.platform == "win32":
+            raise SettingError("PERSONA_OPEN_MODELS needs Linux or macOS: pipes to a process of its own.")
         wanted = _hub_id("model", model), _hub_id("adapter", adapter) if adapter else None, _hub_id("vectors", vectors)
         with self._lock:
             if self._named is None or self._named[0] != wanted:

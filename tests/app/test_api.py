@@ -355,6 +355,52 @@ def test_a_client_that_goes_away_frees_the_model(patient_url: str, slow: Any) ->
     check_freed(slow)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results may lie unread for two seconds."""
+    from persona_core.app import audience
+
+    monkeypatch.setattr(audience, "UNFETCHED_SECONDS", 2.0)
+    monkeypatch.setattr(audience, "FIRST_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_calls_that_nobody_fetches_end_and_the_queue_goes_on(patient_url: str, slow: Any) -> None:
+    from gradio_client import Client
+
+    asked = {"prompt": PROMPT, "max_new_tokens": 250}
+    first, *others = (post(patient_url, "call/v2/generate", asked)["event_id"] for _ in range(3))
+    begun(slow)
+    found = Client(patient_url, verbose=False).predict(PROMPT, api_name="/generate", max_new_tokens=3)
+    assert found["done"] and found["finish"] == "length"
+    check_freed(slow)
+    # Who comes late still gets what was written.
+    with urllib.request.urlopen(f"{patient_url}gradio_api/call/generate/{first}") as answer:
+        *_, last = answer.read().decode().strip().split("\n\n")
+    (late,) = json.loads(last.split("data: ")[1])
+    assert late["finish"] == "stopped" and late["notice"] == "Stopped, because nobody fetched the results."
+    assert 0 < len(late["tokens"]) - late["n_prompt"] < 250 and others
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_call_that_is_fetched_goes_on_for_as_long_as_it_takes(patient_url: str, slow: Any) -> None:
+    from gradio_client import Client
+
+    client = Client(patient_url, verbose=False)
+    jobs = [client.submit(PROMPT, api_name="/generate", max_new_tokens=30) for _ in range(2)]  # six seconds each
+    for job in jobs:  # the second waits for longer than results may lie unread
+        assert job.result()["finish"] == "length" and job.result()["notice"] == ""
+
+
+def test_no_call_passes_by_the_queue(slow_url: str, slow: Any) -> None:
+    before = slow.written
+    for name, data in (("generate", ["Hi"]), ("read", [[{"role": "user", "content": "Hi"}]])):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(slow_url, f"run/{name}", {"data": data})
+        assert "join the queue" in refused.value.read().decode()
+    assert slow.written == before
+
+
 def test_a_run_ends_when_its_time_is_up(slow_url: str, slow: Any) -> None:
     from gradio_client import Client
 
