@@ -28,9 +28,10 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.models import SMALL, TOKENIZER, llama
-from persona_core.elicitation.elicit import ElicitationPlan, RequestBatch, sink_limits, write_batch
+from persona_core.elicitation.elicit import ElicitationPlan
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import load_traits
+from persona_core.elicitation.writing import RequestBatch, sink_limits, write_batch
 from persona_core.inference.decode import decode
 from persona_core.inference.sampling import Sampling
 from persona_core.models.language_model import LanguageModel

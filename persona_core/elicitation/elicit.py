@@ -1,12 +1,13 @@
 """Have a model write replies, and pool its states meanwhile: no second pass over the text.
 
 A plan's batches are a fixed partition of its requests. A run that was killed repeats its unfinished batches with the
-same neighbours and seeds, and so ends with the same numbers.
+same neighbours and seeds, and so ends with the same numbers. One that is interrupted (Ctrl-C) keeps the replies that
+have ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,16 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.elicitation.growing import begin
-from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyStore
-from persona_core.elicitation.stored_states import TOKENS
+from persona_core.elicitation.store import ElicitationRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
+from persona_core.elicitation.writing import RequestBatch, sink_limits, write_and_keep
 from persona_core.errors import SettingError
 from persona_core.inference.generation import GenerationRun
-from persona_core.inference.memory import BATCHES_PER_PART, in_halves
+from persona_core.inference.memory import BATCHES_PER_PART
 from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling
-from persona_core.inference.sinks import norm_limits_of
 from persona_core.models.chat import Messages
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.checks import check_integer
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 TOKENS_PER_REPLY = 16
 """Neighbouring tokens say much the same, so some of each reply give the covariance of their states: on SmolLM2, 8, 16
 and all tokens gave a mean AUROC of .974, .980 and .983."""
-
-MEASURED_QUESTIONS = 64
-"""Questions whose tokens show what norms are usual at each block."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,14 +162,6 @@ class ElicitationPlan:
         return batches_of([self.requests()], self.batch_size)
 
 
-@dataclass(frozen=True)
-class RequestBatch:
-    """Requests whose replies are stored together; `ElicitationPlan.batch_size` of them are answered at a time."""
-
-    name: str
-    requests: tuple[ElicitationRequest, ...]
-
-
 def batches_of(stages: Sequence[Sequence[ElicitationRequest]], batch_size: int) -> list[RequestBatch]:
     """The fixed partition of each group of requests: none mixes replies that are there with such as were added."""
     size, parts = batch_size * BATCHES_PER_PART, []
@@ -180,21 +169,6 @@ def batches_of(stages: Sequence[Sequence[ElicitationRequest]], batch_size: int) 
         by_length = sorted(requests, key=lambda r: (len(r.system or "") + len(r.user), r.index))
         parts += [by_length[start : start + size] for start in range(0, len(by_length), size)]
     return [RequestBatch(f"batch-{number:05d}", tuple(part)) for number, part in enumerate(parts)]
-
-
-@dataclass(frozen=True, eq=False)
-class BatchResult:
-    """The replies to a batch, and what failed.
-
-    Attributes:
-        replies: those that were written.
-        states: position -> float32 `[n_replies, n_blocks, d_model]`.
-        failed: requests that could not be answered, with the reason.
-    """
-
-    replies: tuple[Reply, ...]
-    states: dict[str, np.ndarray]
-    failed: tuple[tuple[ElicitationRequest, str], ...] = ()
 
 
 def elicit(
@@ -231,9 +205,7 @@ def elicit(
             name = store.free_name(batch.name)
             done = bar.n + len(missing)
             max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
-            written = write_batch(lm, plan, RequestBatch(name, tuple(missing)), max_norm, bar.update)
-            store.add(name, written.replies, written.states)
-            failed += written.failed
+            failed += write_and_keep(lm, plan, store, RequestBatch(name, tuple(missing)), max_norm, bar.update)
             bar.update(done - bar.n)  # replies that were written twice count once
     return failed
 
@@ -241,68 +213,6 @@ def elicit(
 def plan_record(plan: ElicitationPlan, lm: LanguageModel) -> dict[str, Any]:
     """What a store records about its replies: the plan, and the model that wrote them."""
     return {"model": lm.identity, **plan.to_dict()}
-
-
-def sink_limits(lm: LanguageModel, plan: ElicitationPlan) -> np.ndarray:
-    """The norm above which a token of this plan is a sink token, float32 `[n_blocks]`, from its questions."""
-    questions = plan.questions[:: max(1, len(plan.questions) // MEASURED_QUESTIONS)]
-    return norm_limits_of(lm, [lm.chat.render(question).token_ids for question in questions])
-
-
-def write_batch(
-    lm: LanguageModel,
-    plan: ElicitationPlan,
-    batch: RequestBatch,
-    max_norm: np.ndarray,
-    ended: Callable[[int], object] = lambda _: None,
-) -> BatchResult:
-    """Answer one batch, without touching files, so that it can run on any worker.
-
-    Args:
-        max_norm: from `sink_limits`.
-        ended: called with the number of replies that have just ended.
-    """
-
-    def write(part: Sequence[ElicitationRequest]) -> BatchResult:
-        return _write(lm, plan, RequestBatch(batch.name, tuple(part)), max_norm, ended)
-
-    kept, failed = in_halves(batch.requests, write, batch.name)
-    return BatchResult(
-        replies=tuple(r for part in kept for r in part.replies),
-        states={p: np.concatenate([part.states[p] for part in kept]) for p in kept[0].states} if kept else {},
-        failed=tuple(failed),
-    )
-
-
-def _write(
-    lm: LanguageModel, plan: ElicitationPlan, batch: RequestBatch, max_norm: np.ndarray, ended: Callable[[int], object]
-) -> BatchResult:
-    starts = [ReplyPrefix(lm.chat.render(r.messages)) for r in batch.requests]
-    seeds = [plan.seed + r.index for r in batch.requests]
-    pools = parse_positions(plan.positions)
-    pooled = PooledStates(pools, len(lm.blocks), len(starts), max_norm, plan.tokens_per_reply)
-    run = GenerationRun(lm, {}, starts, plan.sampling, seeds, pooled=pooled, batch_size=plan.batch_size)
-    run.finish(ended)
-    replies = [
-        Reply(
-            request=request,
-            text=run.reply_text(row),
-            token_ids=tuple(run.replies[row]),
-            n_tokens=run.n_reply_tokens(row),
-            finish=run.finished[row] or "stopped",
-            seed=seeds[row],
-            writer=lm.writer_name,
-            answer_start=run.answer_start(row),
-        )
-        for row, request in enumerate(batch.requests)
-    ]
-    return BatchResult(tuple(replies), states_of(plan, pooled.means(), pooled.samples()))
-
-
-def states_of(plan: ElicitationPlan, means: np.ndarray, samples: np.ndarray) -> dict[str, np.ndarray]:
-    """What is stored of a batch's states: a mean for each position, and the sampled tokens."""
-    found = {position: means[:, i] for i, position in enumerate(plan.positions)}
-    return {**found, TOKENS: samples} if plan.tokens_per_reply else found
 
 
 # ---- replies to any prompts, without a plan ----

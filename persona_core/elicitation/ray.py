@@ -13,17 +13,10 @@ import numpy as np
 from safetensors.numpy import load, save
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import (
-    BatchResult,
-    ElicitationPlan,
-    RequestBatch,
-    batches_of,
-    plan_record,
-    sink_limits,
-    write_batch,
-)
+from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore, as_reply, to_record
+from persona_core.elicitation.writing import BatchResult, RequestBatch, sink_limits, write_batch
 from persona_core.models.loading import load_model
 from persona_core.utils.ray import mapped
 

@@ -15,17 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from persona_core.elicitation.elicit import (
-    BatchResult,
-    ElicitationPlan,
-    RequestBatch,
-    batches_of,
-    plan_record,
-    sink_limits,
-    states_of,
-)
+from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin
 from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Reply, ReplyStore
+from persona_core.elicitation.writing import BatchResult, RequestBatch, sink_limits, states_of
 from persona_core.errors import PersonaError, PromptError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled

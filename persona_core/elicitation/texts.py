@@ -22,19 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.elicitation.drafting import judge_prompt
-from persona_core.elicitation.elicit import (
-    ElicitationPlan,
-    RequestBatch,
-    batches_of,
-    plan_record,
-    sink_limits,
-    write_batch,
-)
+from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin
 from persona_core.elicitation.prompts import check_messages
 from persona_core.elicitation.server import ServedReply, read_batch
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
+from persona_core.elicitation.writing import RequestBatch, sink_limits, write_and_keep
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import records
@@ -240,10 +234,10 @@ def read_texts(
             if missing.requests:
                 max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
                 if missing.requests[0].index in given:
-                    written = read_batch(lm, plan, missing, given, WRITER, max_norm)
+                    read = read_batch(lm, plan, missing, given, WRITER, max_norm)
+                    store.add(missing.name, read.replies, read.states)
+                    failed += read.failed
                 else:
-                    written = write_batch(lm, plan, missing, max_norm)
-                store.add(missing.name, written.replies, written.states)
-                failed += written.failed
+                    failed += write_and_keep(lm, plan, store, missing, max_norm)
             bar.update(len(batch.requests))
     return failed

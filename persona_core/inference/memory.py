@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 BATCHES_PER_PART = 4
 """Long work is saved in parts of this many batches: within a part, the next prompts take the slots of finished replies.
-A killed run loses at most one part."""
+A killed run loses at most one part; an interrupted elicitation (Ctrl-C) keeps the replies that have ended."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 import textwrap
 import time
 from dataclasses import replace
@@ -14,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.elicitation.elicit import ElicitationPlan, elicit, sink_limits, write_batch
+from persona_core.elicitation.elicit import ElicitationPlan, elicit
 from persona_core.elicitation.store import CrossTraitScore, ReplyScore, ReplyStore
 from persona_core.elicitation.stored_states import TOKENS
 from persona_core.elicitation.traits import TraitDefinition
+from persona_core.elicitation.writing import sink_limits, write_batch
 from persona_core.errors import CorruptFile, SettingError
 from persona_core.inference.memory import BATCHES_PER_PART
 from persona_core.inference.pooling import parse_position, parse_positions
@@ -236,7 +240,7 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
             failed=tuple((r.request, "not yet") for i, r in enumerate(written.replies) if i not in kept),
         )
 
-    monkeypatch.setattr("persona_core.elicitation.elicit.write_batch", picky)
+    monkeypatch.setattr("persona_core.elicitation.writing.write_batch", picky)
     with ReplyStore(tmp_path / "tries") as store, ReplyStore(tmp_path / "once") as once:
         for allowed[0] in (3, 4, 5, 6):
             elicit(lm, plan(batch_size=30), store, progress=False)
@@ -245,11 +249,57 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
         assert a.shape == b.shape and oracle.relative_error(a, b) < 1e-4
 
 
+INTERRUPTED = """
+import sys
+from persona_core.elicitation import elicit as module
+from persona_core.elicitation.store import ReplyStore
+from tests.elicitation.test_elicit import plan
+from tests.support.tiny import tiny_lm
+
+class Bar:  # in place of the progress bar: tells the test that some replies have ended
+    n = 0
+    def __init__(self, **_): pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def update(self, n):
+        self.n += n
+        if self.n >= 7:
+            print("ready", flush=True)
+            sys.stdin.read(1)
+
+module.tqdm = Bar
+with ReplyStore(sys.argv[1]) as store:
+    module.elicit(tiny_lm("llama", "chatml"), plan(), store)
+"""
+
+
+def test_ctrl_c_keeps_the_replies_that_have_ended(tmp_path: Path) -> None:
+    """A part of four batches is stored together; a signal in the middle of it costs only what is being written."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "cut")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert "KeyboardInterrupt" in errors or "Interrupted" in errors
+    lm = tiny_lm("llama", "chatml")
+    with ReplyStore(tmp_path / "cut") as cut, ReplyStore(tmp_path / "whole") as whole:
+        kept = cut.replies()
+        assert 7 <= len(kept) < len(plan().requests())
+        assert elicit(lm, plan(), cut, progress=False) == elicit(lm, plan(), whole, progress=False) == []
+        assert [r for r in cut.replies() if r in kept] == kept  # not written again
+        assert [r.token_ids for r in cut.replies()] == [r.token_ids for r in whole.replies()]
+        for position in (*plan().positions, TOKENS):
+            a, b = (np.stack(list(s.states(s.replies(), position))) for s in (cut, whole))
+            assert np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True), position
+
+
 def test_an_error_of_the_code_is_not_taken_for_a_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("persona_core.elicitation.elicit.GenerationRun.steps", broken)
+    monkeypatch.setattr("persona_core.elicitation.writing.GenerationRun.steps", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         lm = tiny_lm("llama", "chatml")
         write_batch(lm, plan(), plan().batches()[0], sink_limits(lm, plan()))

@@ -85,7 +85,11 @@ def test_a_server_that_thinks_gives_thought_and_answer_apart(tmp_path: Path) -> 
 def test_a_reply_that_is_cut_off_in_its_thought_is_requested_again_with_more_room(tmp_path: Path, where: str) -> None:
     """Servers put an unfinished thought beside the text, into it, or hide it; none of these is an empty reply."""
     lm = wrap_model(tiny_lm("llama", "opens-thought").model, tokenizer_for("opens-thought"))
-    cut = {"a field": (None, {"reasoning_content": "Hm, hm"}), "the text": ("Hm, hm", {}), "nowhere": ("", {})}
+    cut: dict[str, tuple[Any, Any]] = {
+        "a field": (None, {"reasoning_content": "Hm, hm"}),
+        "the text": ("Hm, hm", {}),
+        "nowhere": ("", {}),
+    }
 
     def thinking(body: dict[str, Any], _number: int) -> Answer:
         if body["max_tokens"] > 2000 and "candour 1?" not in body["messages"][-1]["content"]:
