@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, plan_record
+from persona_core.elicitation.texts import TextsPlan
 from persona_core.errors import SettingError
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.judging.replies import check_judge, judge_of
@@ -72,6 +73,10 @@ if TYPE_CHECKING:
 SPLITS = (
     "extraction questions for the vector; the first half of the evaluation questions for the choice of the block; the "
     "second half for the figures. The instructions are the same in all splits, but for the figures on wordings held out"
+)
+SPLITS_OF_TEXTS = (
+    "labelled texts: half of each trait's prompts for the vector, a quarter for the choice of the block, a quarter for "
+    "the figures; all texts that answer one prompt are in one split"
 )
 
 
@@ -163,7 +168,7 @@ def make_vectors(
             "plan": plan.to_dict(),
             "sampling": plan.sampling.to_dict(),
             "seed": plan.seed,
-            "splits": SPLITS,
+            "splits": SPLITS_OF_TEXTS if isinstance(plan, TextsPlan) else SPLITS,
             "replies": counts,
         },
         "descriptions": {t.name: t.description for t in plan.traits},

@@ -16,6 +16,7 @@ from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
+from persona_core.pipeline import make_vectors
 from tests.elicitation.test_elicit import trait
 from tests.support.tiny import tiny_lm
 
@@ -155,6 +156,19 @@ def test_labels_are_the_scores(tmp_path: Path) -> None:
         for index, score in store.scores().items():
             side = store.replies()[index].request.side
             assert score.trait == {"positive": 100.0, "negative": 0.0}[side] and score.how == GIVEN
+
+
+def test_vectors_from_texts_say_how_the_texts_were_split(tmp_path: Path) -> None:
+    """Not that of extraction and evaluation questions, which nobody was asked."""
+    lm, plan = tiny_lm("llama", "chatml"), texts_plan(texts(tmp_path, lines()), sampling=SAMPLING)
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, plan, store, progress=False)
+        label_replies(store, plan.traits, GIVEN)
+        extraction = make_vectors(lm, plan, store, progress=False).config["extraction"]
+    assert extraction["splits"].startswith("labelled texts: half of each trait's prompts for the vector")
+    assert extraction["filter"]["judge"] == GIVEN
+    numbers = [len(part) for part in (plan.traits[0].extraction_questions, plan.traits[0].evaluation_questions)]
+    assert numbers == [4, 4]
 
 
 def test_other_texts_need_another_folder_and_a_definition_gives_the_description(tmp_path: Path) -> None:
