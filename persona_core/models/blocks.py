@@ -212,7 +212,7 @@ def _states(
                 use_cache=past_key_values is not None,
                 **arguments,
             )
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # anybody's configuration: an IndexError of the cache, an ImportError of a kernel, ...
         text = " by ".join(map(str, ids.shape))
         raise UnsupportedModel(f"{name}: a forward of {text} tokens failed, {type(error).__name__}: {error}") from error
     finally:
