@@ -14,7 +14,12 @@ import numpy as np
 
 from benchmarks.labelled_states import NEUTRAL, LabelledStates, table_row
 from persona_core.traces.specific import odds_against_rest
-from persona_core.vectors.whitening import ReadingDirections, reading_directions, within_class_covariance
+from persona_core.vectors.whitening import (
+    MIN_SHRINKAGE,
+    ReadingDirections,
+    reading_directions,
+    within_class_covariance,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,13 @@ class Fitted:
     reading: ReadingDirections
 
 
-def fit(states: LabelledStates, traits: list[str], own_neutral: np.ndarray, labels: np.ndarray | None = None) -> Fitted:
+def fit(
+    states: LabelledStates,
+    traits: list[str],
+    own_neutral: np.ndarray,
+    labels: np.ndarray | None = None,
+    min_shrinkage: float = 0.0,
+) -> Fitted:
     """Directions from the tokens of each trait and of neutral text.
 
     The covariance and the log odds also see the model's own neutral replies, as those of `make_vectors` do: how it
@@ -39,6 +50,8 @@ def fit(states: LabelledStates, traits: list[str], own_neutral: np.ndarray, labe
     Args:
         own_neutral: states of the model's own neutral replies, `[n_blocks, n_tokens, d_model]`.
         labels: of each token; None: those of its sentence.
+        min_shrinkage: of the covariance. Labels by sentence are right for every token and need none; `make_vectors`,
+            which has labels by reply, takes `MIN_SHRINKAGE`.
     """
     label = states.label if labels is None else labels
 
@@ -55,7 +68,7 @@ def fit(states: LabelledStates, traits: list[str], own_neutral: np.ndarray, labe
         t: np.stack([tokens(k)(row).mean(0) - neutral(row).mean(0) for row in rows]) for k, t in enumerate(traits)
     }
     positive = {t: tokens(k) for k, t in enumerate(traits)}
-    return Fitted(difference, reading_directions(difference, positive, [], every_neutral))
+    return Fitted(difference, reading_directions(difference, positive, [], every_neutral, True, min_shrinkage))
 
 
 def odds(fitted: Fitted, states: LabelledStates, block: int, traits: list[str]) -> np.ndarray:
@@ -95,21 +108,22 @@ def tried(
         scores = at @ directions.T  # [n_tokens, n_traits]
         return table_row(lambda k: scores[:, k], held_out, n)
 
-    covariance = within_class_covariance(fitting.at(block)[fitting.label == k] for k in range(NEUTRAL, n))
-    unlimited = within_class_covariance((fitting.at(block)[fitting.label == k] for k in range(NEUTRAL, n)), 0.0)
-    neutral_only = within_class_covariance([fitting.at(block)[fitting.label == NEUTRAL]])
+    covariance = within_class_covariance((fitting.at(block)[fitting.label == k] for k in range(NEUTRAL, n)), 0.0)
+    neutral_only = within_class_covariance([fitting.at(block)[fitting.label == NEUTRAL]], 0.0)
     rest = np.stack([d[[i for i in range(n) if i != k]].mean(0) for k in range(n)])
     z = at @ (w / np.sqrt(neutral_only.along(w))[:, None]).T
     less_others = np.stack([z[:, k] - np.delete(z, k, 1).mean(1) for k in range(n)], 1)
     specific = odds(fitted, held_out, block, traits)
-    by_reply = fit(fitting, traits, own_neutral, fitting.requested)
+    floored = fit(fitting, traits, own_neutral, min_shrinkage=MIN_SHRINKAGE)
+    by_reply_alone = fit(fitting, traits, own_neutral, fitting.requested)
+    by_reply = fit(fitting, traits, own_neutral, fitting.requested, MIN_SHRINKAGE)
     sampled = fit(fitting.take(_evenly_spaced(fitting)), traits, own_neutral)
     grammar_only = fit(fitting, traits, own_neutral[:, :0])
     several = _several_blocks(fitted, held_out, traits, block)
     return {
         "mean difference": along(d),
         "whitened, within-class covariance": along(w),
-        "whitened, shrunk by the rule of Ledoit and Wolf alone": along(unlimited.solve(d)),
+        "whitened, shrunk as far as `make_vectors` shrinks": _readings(floored, held_out, traits, block),
         "whitened, covariance of neutral tokens": along(neutral_only.solve(d)),
         "whitened, trait minus the other traits": along(covariance.solve(d - rest)),
         "whitened, less the mean of the others": table_row(lambda k: less_others[:, k], held_out, n),
@@ -121,8 +135,17 @@ def tried(
         "specific, 16 tokens of each reply": table_row(
             lambda k: odds(sampled, held_out, block, traits)[k], held_out, n
         ),
-        "whitened, labels by reply": _readings(by_reply, held_out, traits, block),
-        "specific, labels by reply": table_row(lambda k: odds(by_reply, held_out, block, traits)[k], held_out, n),
+        "specific, shrunk as far as `make_vectors` shrinks": table_row(
+            lambda k: odds(floored, held_out, block, traits)[k], held_out, n
+        ),
+        "whitened, labels by reply": _readings(by_reply_alone, held_out, traits, block),
+        "specific, labels by reply": table_row(lambda k: odds(by_reply_alone, held_out, block, traits)[k], held_out, n),
+        "whitened, labels by reply, shrunk as far as `make_vectors` shrinks": _readings(
+            by_reply, held_out, traits, block
+        ),
+        "specific, labels by reply, shrunk as far as `make_vectors` shrinks": table_row(
+            lambda k: odds(by_reply, held_out, block, traits)[k], held_out, n
+        ),
     }
 
 

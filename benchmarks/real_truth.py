@@ -173,7 +173,9 @@ def alarms(neutral: Sequence[Trace], prompts: Sequence[Prompt], kinds: Sequence[
         "other_prompts": _folds(neutral, prompts, kinds, by_prompt, everyday),
         # What holds for a kind that the null has not seen rests on as many trials as there are kinds.
         "other_kinds": _folds(neutral, prompts, kinds, by_kind, everyday, clusters=kinds),
-        "tasks_by_an_everyday_null": _folds(neutral, prompts, kinds, np.where(everyday, 0, 1), everyday, only=[1]),
+        "tasks_by_an_everyday_null": _folds(
+            neutral, prompts, kinds, np.where(everyday, 0, 1), everyday, only=[1], clusters=kinds
+        ),
     }
 
 

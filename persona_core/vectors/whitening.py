@@ -8,9 +8,8 @@ varies otherwise (Fisher's linear discriminant). A model is read along u and ste
 
 W is the pooled covariance around the mean of each class (each side of each trait, and the neutral replies), shrunk
 towards a multiple of the identity by the rule of Ledoit and Wolf (2004), but at least by `MIN_SHRINKAGE`. It is
-accumulated one class and one block at
-a time: memory for about four `[d_model, d_model]` matrices in float64, whatever the number of replies (558 MB at a
-width of 4,096).
+accumulated one class and one block at a time: memory for about four `[d_model, d_model]` matrices in float64, whatever
+the number of replies (558 MB at a width of 4,096).
 """
 
 from __future__ import annotations
@@ -26,10 +25,11 @@ MIN_TOKENS = 50
 """Fewer sampled tokens than this are no basis for a covariance."""
 
 MIN_SHRINKAGE = 0.3
-"""The rule's own estimate, about 0.005, is the best one for data like those it is made of, in which every token of a
-reply counts for the trait that was asked for. On SmolLM2 this value costs 0.006 of the mean AUROC against neutral text,
-of 0.988 (docs/real_model.md). In the demo world onsets lie within 2 tokens of the sentence that announces the trait in
-91 % of texts (docs/experiments.md), and with the rule's estimate in 70 %."""
+"""The rule's own estimate, about 0.005, is the best one where the label of every token is right. With labels by reply,
+tokens before the first sentence that shows the trait count for it too, and weak signs of what is to come are read as
+the trait: in the demo world onsets lie within 2 tokens of the sentence that announces it in 70 % of texts by the rule's
+estimate, and in 91 % with this floor (docs/experiments.md). On SmolLM2, labels by reply, it costs 0.001 of the mean
+AUROC against neutral text, and 0.008 of that of the specific score against everything else (docs/real_model.md)."""
 
 MAX_TOKENS = 40_000
 """Sampled tokens that a covariance is made of, over all classes."""
@@ -69,7 +69,7 @@ def within_class_covariance(classes: Iterable[np.ndarray], min_shrinkage: float 
 
     Args:
         classes: the states of one class after the other, `[n_tokens, d_model]` each, without NaN.
-        min_shrinkage: the least shrinkage; 0 leaves it to the rule of Ledoit and Wolf.
+        min_shrinkage: the least shrinkage; 0 leaves it to the rule of Ledoit and Wolf, for labels by token.
 
     Raises:
         SettingError: too few tokens, or states that are all the same.

@@ -12,29 +12,29 @@ from scripts.docs.stored import stored
 def headline() -> str:
     """What whitening and specific scores gain, and what false alarms cost."""
     found, alarmed = _stored()["directions"], _stored()["alarms"]
-    read = [
-        found[name]
-        for name in (
+    as_extracted = "labels by reply, shrunk as far as `make_vectors` shrinks"
+    by_label = {
+        "": (
             "mean difference",
             "whitened, within-class covariance",
             "specific (odds against neutral and the others)",
-        )
-    ]
-    rows = [
-        (name, *(f"{one[key]['mean']:.3f} / {interval(one[key]['worst'], 3)}" for one in read))
-        for key, name in (
-            ("neutral", "AUROC of a trait's tokens against neutral text, mean over 8 traits / worst"),
-            ("else", "the same against everything else, other traits included"),
-        )
-    ]
-    for key, name in (
-        (
-            "any_alarm",
-            "neutral replies to kinds of prompts not in the null with an alarm of any of 8 traits (nominal 5 %)",
         ),
-        ("any_alarm_where_a_rate_is_stated", "the same, where a rate is stated"),
+        "... labels by reply": (
+            None,
+            f"whitened, {as_extracted}",
+            f"specific, {as_extracted}",
+        ),
+    }
+    rows = []
+    for key, name in (
+        ("neutral", "AUROC of a trait's tokens against neutral text, mean over 8 traits / worst"),
+        ("else", "the same against everything else, other traits included"),
     ):
-        rows.append((name, "–", "–", interval(alarmed["other_kinds"][key], 1, percent=True)))
+        for label, columns in by_label.items():
+            cells = [found[column][key] if column else None for column in columns]
+            rows.append((label or name, *(f"{c['mean']:.3f} / {interval(c['worst'], 3)}" if c else "–" for c in cells)))
+    name = "neutral replies to kinds of prompts not in the null with an alarm of any of 8 traits (nominal 5 %)"
+    rows.append((name, "–", "–", interval(alarmed["other_kinds"]["any_alarm"], 1, percent=True)))
     heads = ("SmolLM2-135M-Instruct, held-out texts", "z along the mean difference", "z, whitened")
     return table((*heads, "specific (the default)"), rows)
 
