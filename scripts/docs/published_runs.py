@@ -101,6 +101,7 @@ def alarms() -> str:
             f"{one['n'] - one['none']} of {one['n']}",
             one["before the reply"],
             one["doubles"],
+            one["falls"],
             f"{one['timed']} of {one['onset']}",
             one.get("no_rate", "not measured"),
         )
@@ -113,6 +114,7 @@ def alarms() -> str:
         "replies with an alarm",
         "raised at the first token",
         "more than doubling later",
+        "falling by half later",
         "onsets that can be timed",
     )
     return table((*heads, "alarms without a known rate"), rows)
