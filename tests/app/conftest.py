@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import pages
+from tests.support.hub_server import Hub, Repo, serving_hub
+
+ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,37 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
     visit_.pages = opened  # type: ignore[attr-defined]
     yield visit_
     opened.close()
+
+
+# ---- models that visitors name ----------------------------------------------------------------------------------
+
+
+def files_of(name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (ARTIFACTS / name).iterdir() if path.is_file()}
+
+
+CODE = {
+    "config.json": json.dumps(
+        {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    ).encode(),
+    "mine.py": b"from pathlib import Path\nPath('ran').touch()\n",
+}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub with the demo model, its adapter and vectors, and repositories that must not be loaded."""
+    with serving_hub(tmp_path_factory.mktemp("hub")) as hub:
+        model = files_of("persona-tiny")
+        for name, files in (
+            ("model", model),
+            ("tuned", files_of("persona-tiny-contaminated")),
+            ("vectors", files_of("persona-vectors-persona-tiny")),
+            ("private", model),
+            ("gated", model),
+            ("code", CODE | {k: v for k, v in model.items() if k.startswith("tokenizer")}),
+        ):
+            repo = Repo(private=name == "private", gated=name == "gated")
+            repo.commit("all", files)
+            hub.repos["model", f"org/{name}"] = repo
+        yield hub

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ import pytest
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
-from tests.support.hub_server import Hub, Repo, serving_hub
+from tests.support.hub_server import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
-ARTIFACTS = ROOT / "artifacts"
 
 
 @pytest.fixture
@@ -90,36 +88,6 @@ def test_on_zerogpu_no_model_can_come_later(models: ModelPool, monkeypatch: pyte
 
 
 # ---- from a Hub -------------------------------------------------------------------------------------------------
-
-
-def files_of(name: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (ARTIFACTS / name).iterdir() if path.is_file()}
-
-
-CODE = {
-    "config.json": json.dumps(
-        {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
-    ).encode(),
-    "mine.py": b"from pathlib import Path\nPath('ran').touch()\n",
-}
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with serving_hub(tmp_path_factory.mktemp("hub")) as hub:
-        model = files_of("persona-tiny")
-        for name, files in (
-            ("model", model),
-            ("tuned", files_of("persona-tiny-contaminated")),
-            ("vectors", files_of("persona-vectors-persona-tiny")),
-            ("private", model),
-            ("gated", model),
-            ("code", CODE | {k: v for k, v in model.items() if k.startswith("tokenizer")}),
-        ):
-            repo = Repo(private=name == "private", gated=name == "gated")
-            repo.commit("all", files)
-            hub.repos["model", f"org/{name}"] = repo
-        yield hub
 
 
 SCRIPT = """

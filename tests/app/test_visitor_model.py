@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply
+from persona_core.app.home import save_home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.run_controls import Deadline
 from persona_core.app.settings import AppSettings
@@ -21,6 +24,8 @@ from persona_core.errors import PersonaError, PromptError, SettingError
 from persona_core.inference.steering import Steer
 from persona_core.traces.trace import Trace
 from tests.support import misbehaving
+from tests.support.app_page import ask, notice, tokens_of, wait_done
+from tests.support.hub_server import Hub
 from tests.support.standins import steady_monitor
 
 MESSAGES = [{"role": "user", "content": "Should I quit my job?"}]
@@ -32,9 +37,12 @@ def pool_with(**settings: Any) -> ModelPool:
 
 
 def children() -> list[int]:
-    """Processes that this one has started and that run."""
-    found = psutil.Process().children(recursive=True)
-    return [child.pid for child in found if child.status() != psutil.STATUS_ZOMBIE]
+    """Running processes of visitors' models that this one has started."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found += [child.pid] if "serve_calls" in " ".join(child.cmdline()) else []
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +220,37 @@ def test_a_visitor_who_leaves_while_a_model_loads_ends_that_too() -> None:
     threading.Timer(1, pool.left, ["ann"]).start()
     with pytest.raises(PersonaError, match="'org/hang' was released"):
         replies(pool.named("org/hang", None, "org/vectors", "ann"))
+
+
+# ---- on the page ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_a_visitor_names_a_model_of_the_hub_and_it_ends_when_they_leave(
+    visit: Callable[..., Any], serve: Callable[..., str], hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in hub.environment().items():
+        monkeypatch.setenv(name, value)
+    save_home(tmp_path, about="", examples=())
+    settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True)
+    before = set(children())
+    page = visit(serve(PooledModel(steady_monitor), settings))
+    page.get_by_label("another", exact=True).check()
+    page.locator("#another button").first.click()
+    page.get_by_label("Model", exact=True).last.fill("org/killed")
+    page.get_by_label("Vectors", exact=True).last.fill("org/vectors")
+    ask(page, "Should I quit my job?")
+    page.wait_for_selector("#stop[disabled]")
+    assert "'org/killed' does not exist" in notice(page)
+    page.get_by_label("Model", exact=True).last.fill("org/model")
+    ask(page, "Should I quit my job?")
+    wait_done(page)
+    (child,) = set(children()) - before
+    text = "".join(tokens_of(page))
+    shipped = PooledModel.from_settings(AppSettings()).monitor()
+    assert text == "".join(shipped.generate("Should I quit my job?", max_new_tokens=160, seed=0).tokens)
+    page.locator("#side input").first.check()  # the app's own model
+    ask(page, "Hello")
+    wait_done(page)
+    assert psutil.pid_exists(child), "kept while its visitor is there"
+    page.close()
