@@ -193,6 +193,20 @@ INSIDE_THOUGHT = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"""
 
+# As SmolLM 3: a switch in the system text turns thinking off, and is taken out of it.
+SWITCHED = """{%- set ns = namespace(thinks=true) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' and '/no_think' in message['content'] -%}{%- set ns.thinks = false -%}{%- endif -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' and message.reasoning_content is defined and loop.last -%}
+{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n' -}}{%- endif -%}
+{{- (message['content'].replace('/no_think', '') if message['role'] == 'system' else message['content']).rstrip() -}}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}
+{%- if not ns.thinks -%}{{- '<think>\\n\\n</think>\\n' -}}{%- endif -%}
+{%- endif -%}"""
+
 # As gpt-oss: a reply stands in a channel that the generation prompt does not name; thoughts have one of their own.
 CHANNELS = """{%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
@@ -286,6 +300,7 @@ BY_NAME: dict[str, Shape] = {shape.name: shape for shape in SHAPES}
 BY_NAME |= {  # they change the messages
     "inside-thought": _shape("inside-thought", INSIDE_THOUGHT, _IM, 0),
     "edits": _shape("edits", EDITS, _IM, 0),
+    "switched": _shape("switched", SWITCHED, _IM, 0),
 }
 
 
