@@ -59,6 +59,7 @@ from persona_core.vectors.stored_replies import (
 from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
 from persona_core.vectors.whitening import (
+    MIN_SHRINKAGE,
     ReadingDirections,
     reading_directions,
     within_class_covariance,
@@ -78,6 +79,7 @@ SPLITS_OF_TEXTS = (
     "labelled texts: half of each trait's prompts for the vector, a quarter for the choice of the block, a quarter for "
     "the figures; all texts that answer one prompt are in one split"
 )
+LABELS_OF_PARTS = "the parts of the positive texts that show the trait; held-out texts are read whole"
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def make_vectors(
             "sampling": plan.sampling.to_dict(),
             "seed": plan.seed,
             "splits": SPLITS_OF_TEXTS if isinstance(plan, TextsPlan) else SPLITS,
+            **({"labels": LABELS_OF_PARTS} if isinstance(plan, TextsPlan) and plan.labels_parts else {}),
             "replies": counts,
         },
         "descriptions": {t.name: t.description for t in plan.traits},
@@ -202,7 +205,12 @@ def _reading(
     if not plan.tokens_per_reply:
         return None
     positive, negative, neutral = sampled_tokens(plan, store, kept)
-    return reading_directions(tensors, positive, negative, neutral, settings.whitened)
+    return reading_directions(tensors, positive, negative, neutral, settings.whitened, _min_shrinkage(plan))
+
+
+def _min_shrinkage(plan: ElicitationPlan) -> float:
+    """None is needed where the tokens that show the trait are known."""
+    return 0.0 if isinstance(plan, TextsPlan) and plan.labels_parts else MIN_SHRINKAGE
 
 
 def _whitening(
@@ -213,7 +221,7 @@ def _whitening(
         return None
     positive, negative, neutral = sampled_tokens(plan, store, kept)
     classes = (tokens(block) for tokens in (*positive.values(), *negative, neutral))
-    covariance = within_class_covariance(classes)
+    covariance = within_class_covariance(classes, _min_shrinkage(plan))
     return lambda direction: covariance.solve(direction[None])[0]
 
 

@@ -8,6 +8,7 @@ arrive (`served.jsonl`), so a run that was killed requests none of them twice.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin
+from persona_core.elicitation.shown import shown_positions
 from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Reply, ReplyStore
 from persona_core.elicitation.writing import BatchResult, RequestBatch, sink_limits, states_of
 from persona_core.errors import PersonaError, PromptError, ServerError
@@ -189,14 +191,22 @@ def read_batch(
     texts: dict[int, ServedReply],
     writer: str,
     max_norm: np.ndarray,
+    shows: Mapping[int, Sequence[str]] | None = None,
 ) -> BatchResult:
-    """Pool the states of served texts. Only those that exceed the context fail."""
-    rows, n_prompts, kept, failed = [], [], [], []
+    """Pool the states of served texts. Only those that exceed the context fail.
+
+    Args:
+        shows: index of a request -> the parts of its reply that are pooled; of others the whole answer is.
+    """
+    rows, n_prompts, pooled, kept, failed = [], [], [], [], []
     for request in batch.requests:
         served = texts[request.index]
         try:
             prompt = lm.chat.render(request.messages).token_ids
             reply_ids = _reply_ids(lm, request, served, prompt)
+            answered = answer_positions(lm, prompt, reply_ids)
+            parts = (shows or {}).get(request.index)
+            counted = shown_positions(lm, reply_ids, answered, served.text, parts) if parts else answered
         except PersonaError as error:
             failed.append((request, str(error)))
             continue
@@ -207,11 +217,14 @@ def read_batch(
             continue
         rows.append((*prompt, *reply_ids))
         n_prompts.append(len(prompt))
-        kept.append((request, reply_ids, answer_positions(lm, prompt, reply_ids)))
+        pooled.append(counted)
+        kept.append((request, reply_ids, answered))
     if not rows:
         return BatchResult((), {}, tuple(failed))
     positions = parse_positions(plan.positions)
-    means, samples = read_pooled(lm, rows, n_prompts, positions, max_norm=max_norm, n_sampled=plan.tokens_per_reply)
+    means, samples = read_pooled(
+        lm, rows, n_prompts, positions, max_norm=max_norm, n_sampled=plan.tokens_per_reply, answers=pooled
+    )
     replies = [
         Reply(
             request=request,

@@ -5,6 +5,11 @@ A line of the file is one conversation that ends with a reply, the trait, and wh
     {"messages": [{"role": "user", "content": "How was my talk?"}, {"role": "assistant", "content": "Superb!"}],
      "trait": "sycophancy", "label": "positive"}
 
+Where it is known which parts of a positive reply show the trait, they are named, word for word, and its vector is made
+of their tokens alone:
+
+    {..., "label": "positive", "shows": ["You have a finer eye than most designers."]}
+
 This is how a base model, a model too small to follow an instruction, or a trait that nobody can elicit gets its
 vectors. Texts labelled "neutral" give the null; without any, the model answers the texts' own prompts.
 """
@@ -35,7 +40,7 @@ from persona_core.utils.files import records
 
 LABELS = {"positive": "positive", "negative": "negative", "neutral": "neutral", True: "positive", False: "negative"}
 """Values of `label`; true and false are the two sides."""
-FIELDS = ("messages", "trait", "label")
+FIELDS = ("messages", "trait", "label", "shows")
 MIN_PROMPTS = 4
 """Prompts that a trait's texts must answer: two to extract from, one to choose the block, one to report on."""
 MIN_TEXTS = 4
@@ -52,11 +57,13 @@ class LabelledText:
         messages: each a {"role", "content"}; the last is the assistant's.
         label: "positive", "negative" or "neutral".
         trait: its name; None for a neutral text.
+        shows: the parts of a positive reply that show the trait; empty: unknown, so all of it counts.
     """
 
     messages: tuple[Mapping[str, str], ...]
     label: str
     trait: str | None = None
+    shows: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -98,7 +105,19 @@ def _checked(record: Mapping[str, Any], where: str) -> LabelledText:
     check_messages(messages, where)
     if not messages[-1]["content"].strip():
         raise CorruptFile(f"{where}: the reply is empty.")
-    return LabelledText(tuple(messages), side, None if side == "neutral" else trait)
+    shows = _shows(record.get("shows", []), side, messages[-1]["content"], where)
+    return LabelledText(tuple(messages), side, None if side == "neutral" else trait, shows)
+
+
+def _shows(parts: Any, side: str, reply: str, where: str) -> tuple[str, ...]:
+    if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise CorruptFile(f"{where}: the field 'shows' is not a list of parts of the reply.")
+    if parts and side != "positive":
+        raise CorruptFile(f"{where}: the field 'shows' belongs to positive texts; this one is {side}.")
+    for part in parts:
+        if (n := reply.count(part.strip())) != 1:
+            raise CorruptFile(f"{where}: {part[:60]!r} occurs {n} times in the reply; a part in 'shows' occurs once.")
+    return tuple(parts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,9 +127,18 @@ class TextsPlan(ElicitationPlan):
     texts: tuple[LabelledText, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        content = [(t.messages, t.label, t.trait) for t in self.texts]
+        content = [(t.messages, t.label, t.trait, *([t.shows] if t.shows else [])) for t in self.texts]
         digest = hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
         return {**super().to_dict(), "texts": {"n": len(self.texts), "fingerprint": digest}}
+
+    @property
+    def labels_parts(self) -> bool:
+        """Whether every positive text says which parts of it show the trait."""
+        return all(t.shows for t in self.texts if t.label == "positive")
+
+    def shown(self) -> dict[int, tuple[str, ...]]:
+        """Index of a request -> the parts that its trait's vector is made of; held-out replies are read whole."""
+        return {r.index: t.shows for r, t in self._numbered() if t is not None and t.shows and r.split == "extraction"}
 
     def requests(self) -> list[ElicitationRequest]:
         """One for each text, in their order; then neutral ones for the model, if no text is neutral."""
@@ -118,9 +146,10 @@ class TextsPlan(ElicitationPlan):
 
     def given(self) -> dict[int, str]:
         """The replies that are given, by index of their request."""
-        return {request.index: text for request, text in self._numbered() if text is not None}
+        return {r.index: t.messages[-1]["content"] for r, t in self._numbered() if t is not None}
 
-    def _numbered(self) -> list[tuple[ElicitationRequest, str | None]]:
+    def _numbered(self) -> list[tuple[ElicitationRequest, LabelledText | None]]:
+        """Each request with the text that answers it; None where the model is to answer."""
         places = {
             (trait.name, question): (split, number)
             for trait in self.traits
@@ -130,14 +159,14 @@ class TextsPlan(ElicitationPlan):
             for number, question in enumerate(questions)
         }  # fmt: skip
         neutral = list(dict.fromkeys(t.prompt for t in self.texts if t.label == "neutral"))
-        found: list[tuple[ElicitationRequest, str | None]] = []
+        found: list[tuple[ElicitationRequest, LabelledText | None]] = []
         for text in self.texts:
             if text.trait is not None and (text.trait, text.prompt) not in places:
                 continue  # of a trait that was left out
             split, number = (
                 ("neutral", neutral.index(text.prompt)) if text.trait is None else places[text.trait, text.prompt]
             )
-            found.append((_request(len(found), split, number, text), text.messages[-1]["content"]))
+            found.append((_request(len(found), split, number, text), text))
         if not neutral:
             by_prompt = {text.prompt: replace(text, label="neutral", trait=None) for text in self.texts}
             for number, text in enumerate(by_prompt.values()):
@@ -221,7 +250,7 @@ def read_texts(
     Raises:
         SettingError: the store was started with other texts, or another model.
     """
-    given = {index: ServedReply(text, WRITER) for index, text in plan.given().items()}
+    given, shows = {index: ServedReply(text, WRITER) for index, text in plan.given().items()}, plan.shown()
     stages = begin(store, plan.traits, plan.requests(), plan_record(plan, lm))
     todo = [[r for r in stage if (r.index in given) == is_given] for stage in stages for is_given in (True, False)]
     batches, max_norm = batches_of(todo, plan.batch_size), None
@@ -234,7 +263,7 @@ def read_texts(
             if missing.requests:
                 max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
                 if missing.requests[0].index in given:
-                    read = read_batch(lm, plan, missing, given, WRITER, max_norm)
+                    read = read_batch(lm, plan, missing, given, WRITER, max_norm, shows)
                     store.add(missing.name, read.replies, read.states)
                     failed += read.failed
                 else:

@@ -95,6 +95,7 @@ def read_pooled(
     batch_tokens: int | None = None,
     max_norm: np.ndarray | None = None,
     n_sampled: int = 0,
+    answers: Sequence[Sequence[int]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sampled states of given texts in all blocks, as generation gives them; one forward over each text.
 
@@ -105,6 +106,8 @@ def read_pooled(
         pools: positions; see `persona_core.inference.pooling`.
         batch_tokens: as in `each_batch`.
         max_norm, n_sampled: as in `PooledStates`.
+        answers: the position of each reply token among those that count as its answer, and `NEITHER` or `THOUGHT` for
+            others; None: `answer_positions`.
 
     Returns:
         Means, float32 `[rows, n_pools, n_blocks, d_model]`, NaN where a position has no token; and samples, float16
@@ -114,7 +117,8 @@ def read_pooled(
     shape = len(lm.blocks), lm.blocks.d_model
     means = np.empty((len(rows), len(pools), *shape), np.float32)
     samples = np.empty((len(rows), n_sampled, *shape), np.float16)
-    answers = [answer_positions(lm, row[:n], row[n:]) for row, n in zip(rows, n_prompts, strict=True)]
+    if answers is None:
+        answers = [answer_positions(lm, row[:n], row[n:]) for row, n in zip(rows, n_prompts, strict=True)]
 
     def read(batch: list[int], ids: torch.Tensor, reply_index: torch.Tensor) -> None:
         answer_index = torch.full(ids.shape, NEITHER)

@@ -143,7 +143,9 @@ class SavedRuns:
         found = {config: self.onsets(config, id) for config in self.configs}
         with self._lock:
             detectors = self._detectors
-        replayed = {} if detectors is None else {k: t for k, t in self.traces(id).items() if k not in found}
+        if detectors is None:
+            return found
+        replayed = {key: trace for key, trace in self.traces(id).items() if key not in found}
         for key, trace in replayed.items():  # the analysis is of each model's own replies
             with suppress(NotCalibrated, SettingError):  # read with other vectors: then nothing is known
                 found[key] = {t: onset.to_dict() for t, onset in detectors.find_all(trace).items()}

@@ -159,6 +159,7 @@ at tokens of the prompt and the chat template a z score has the same units, but 
 - sampling: {escape(extraction.get("sampling", {}))}, seed {escape(extraction.get("seed", "unknown"))}
 - filter: {escape(extraction.get("filter", {}))}
 - splits: {escape(extraction.get("splits", "unknown"))}
+- tokens: {escape(extraction.get("labels", "all of each reply"))}
 - chat template fingerprint: `{base.get("template_fingerprint")}`; vectors fingerprint: `{vectors.fingerprint}`
 """
 

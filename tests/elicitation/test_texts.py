@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from persona_core.elicitation.store import ReplyStore
+from persona_core.elicitation.stored_states import TOKENS
 from persona_core.elicitation.texts import GIVEN, LabelledText, load_texts, read_texts, texts_plan
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.inference.pooling import parse_positions
@@ -17,6 +19,7 @@ from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
 from persona_core.pipeline import make_vectors
+from persona_core.vectors.whitening import MIN_SHRINKAGE
 from tests.elicitation.test_elicit import trait
 from tests.support.tiny import tiny_lm
 
@@ -66,6 +69,11 @@ def test_a_file_gives_its_texts_in_order(tmp_path: Path) -> None:
         ({**line("Hi", "Yo", "positive"), "messages": [{"role": "user", "content": "Hi"}]}, "ends with the assistant"),
         ({**line("Hi", "Yo", "positive"), "messages": [{"role": "user"}, 3]}, "a message is an object"),
         ("{", "not valid JSON"),
+        ({**line("Hi", "Yo", "positive"), "shows": "Yo"}, "'shows' is not a list"),
+        ({**line("Hi", "Yo", "positive"), "shows": ["Yo", " "]}, "'shows' is not a list"),
+        ({**line("Hi", "Yo", "negative"), "shows": ["Yo"]}, "'shows' belongs to positive texts; this one is negative"),
+        ({**line("Hi", "Yo", "positive"), "shows": ["Ya"]}, "'Ya' occurs 0 times"),
+        ({**line("Hi", "Yo. Yo.", "positive"), "shows": ["Yo."]}, "'Yo.' occurs 2 times"),
     ],
 )
 def test_a_faulty_line_is_named(tmp_path: Path, bad: Any, says: str) -> None:
@@ -180,3 +188,65 @@ def test_other_texts_need_another_folder_and_a_definition_gives_the_description(
         read_texts(lm, plan, store, progress=False)
         with pytest.raises(SettingError, match="texts"):
             read_texts(lm, texts_plan(texts(tmp_path, lines(9)), sampling=SAMPLING), store, progress=False)
+
+
+# ---- parts of a reply ----
+
+
+def parts(n: int = 8) -> list[dict[str, Any]]:
+    """Positive replies of which the middle sentence shows the trait, and negative ones."""
+    positive = [
+        {**line(f"What about {i}?", f"It is {i}. Plainly so, {i}! That is all.", True), "shows": [f"Plainly so, {i}!"]}
+        for i in range(n)
+    ]
+    return [*positive, *(line(f"What about {i}?", f"It may be {i}. Perhaps not.", False) for i in range(n))]
+
+
+@pytest.mark.parametrize("template", ["chatml", "gemma"])
+def test_a_vector_is_made_of_the_parts_that_show_the_trait_and_held_out_texts_are_read_whole(
+    tmp_path: Path, template: str
+) -> None:
+    lm = tiny_lm("llama", template)
+    plan = texts_plan(texts(tmp_path, parts()), sampling=SAMPLING)
+    with ReplyStore(tmp_path / "out") as store:
+        assert read_texts(lm, plan, store, progress=False) == []
+        positive = [r for r in store.replies() if r.request.side == "positive"]
+        assert {r.request.split for r in positive} == {"extraction", "evaluation"}
+        states, samples = store.states(positive, "reply_mean").block(1), store.states(positive, TOKENS).block(1)
+    for reply, mean, sampled in zip(positive, states, samples, strict=True):
+        prompt = lm.chat.render(reply.request.messages).token_ids
+        with torch.no_grad():
+            out = lm.model(torch.tensor([[*prompt, *reply.token_ids]]), output_hidden_states=True)
+        whole = out.hidden_states[2][0, len(prompt) :].numpy()  # [n_reply, d_model]
+        starts = [lm.tokenizer.decode(reply.token_ids[: t + 1]) for t in range(len(reply.token_ids))]
+        ends, text = np.array([len(start) for start in starts]) - 1, starts[-1]
+        inside = (text.index("Plainly") <= ends) & (ends <= text.index("!"))
+        if reply.request.split == "evaluation":
+            inside = np.arange(len(starts)) < reply.n_tokens
+        np.testing.assert_allclose(mean, whole[inside].mean(0), rtol=2e-3, atol=1e-4)
+        kept = sampled[np.isfinite(sampled[:, 0])]
+        assert 0 < len(kept) <= inside.sum()
+        nearest = np.abs(kept[:, None] - whole[None]).max(-1).argmin(1)  # stored as float16
+        assert inside[nearest].all(), "only tokens of the part are sampled"
+
+
+def test_labels_of_parts_need_no_floor_under_the_shrinkage_and_the_card_says_so(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    found = {}
+    for name, lines_ in (("parts", parts(24)), ("whole", lines(24))):
+        plan = texts_plan(texts(tmp_path, lines_), sampling=SAMPLING)
+        with ReplyStore(tmp_path / name) as store:
+            read_texts(lm, plan, store, progress=False)
+            label_replies(store, plan.traits, GIVEN)
+            found[name] = make_vectors(lm, plan, store, progress=False).config["extraction"]
+    assert min(found["whole"]["reading"]["shrinkage"]) >= MIN_SHRINKAGE and "labels" not in found["whole"]
+    assert found["parts"]["labels"].startswith("the parts of the positive texts that show the trait")
+    assert min(found["parts"]["reading"]["shrinkage"]) < MIN_SHRINKAGE
+
+
+def test_texts_without_parts_keep_the_fingerprint_that_they_had(tmp_path: Path) -> None:
+    """A folder that was started before there were parts can be continued."""
+    whole = texts_plan(texts(tmp_path, lines()), sampling=SAMPLING).to_dict()["texts"]
+    some = texts_plan(texts(tmp_path, [*lines(), parts()[0]]), sampling=SAMPLING)
+    assert whole == {"n": 16, "fingerprint": "ed58af3ab39b5677"}
+    assert not some.labels_parts and some.to_dict()["texts"]["fingerprint"] != whole["fingerprint"]

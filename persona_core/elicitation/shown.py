@@ -1,0 +1,43 @@
+"""Which tokens of a labelled reply show the trait, where the labels say which parts of it do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+
+from persona_core.analysis.spans import piece_ends
+from persona_core.errors import PromptError
+from persona_core.inference.sections import NEITHER
+from persona_core.models.detokenize import split_text
+from persona_core.models.language_model import LanguageModel
+
+
+def shown_positions(
+    lm: LanguageModel, reply_ids: Sequence[int], answered: Sequence[int], reply: str, shows: Sequence[str]
+) -> list[int]:
+    """Positions as if the parts that show the trait were the whole answer, `NEITHER` elsewhere, `[n_reply_tokens]`.
+
+    Args:
+        lm: whose template the reply was placed by.
+        reply_ids: the tokens of the reply.
+        answered: from `answer_positions`.
+        reply: the text of the answer.
+        shows: parts of it; each occurs in it once.
+
+    Raises:
+        PromptError: the template rewrites the reply, so its parts have no place in what is read.
+    """
+    answer = [t for t, position in enumerate(answered) if position >= 0]
+    pieces = split_text(lm.tokenizer, [reply_ids[t] for t in answer])
+    read, said = "".join(pieces), reply.strip()
+    if read.count(said) != 1:
+        raise PromptError(
+            f"The model's template rewrites the reply {said[:60]!r}, so the parts that show the trait cannot be found "
+            "in it. Leave the field 'shows' out of this text."
+        )
+    ends, number = piece_ends(pieces), count()
+    inside = set()
+    for part in shows:
+        start = read.index(said) + said.index(part.strip())
+        inside |= {t for t, end in zip(answer, ends, strict=True) if start <= end < start + len(part.strip())}
+    return [next(number) if t in inside else NEITHER for t in range(len(reply_ids))]
