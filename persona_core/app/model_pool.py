@@ -43,7 +43,7 @@ class ModelPool:
         self._named: tuple[tuple[str, str | None, str], VisitorModel] | None = None
         self._visitors: set[str] = set()
 
-    def named(self, model: str, adapter: str | None, vectors: str, visitor: str = "") -> PooledModel:
+    def named(self, model: str, adapter: str | None, vectors: str, visitor: str = "") -> VisitorModel:
         """The model that a visitor has named; the process of the previous one is ended.
 
         Nothing is fetched before `monitor()` is called, which raises what is wrong with the repositories. They must be

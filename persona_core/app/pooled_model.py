@@ -68,6 +68,9 @@ class PooledModel:
         # No lock once it is loaded: a fork may have been made while another thread held it.
         return cast("PersonaMonitor", self._monitor) if self.ready else self._begin().result()
 
+    def check(self) -> None:
+        """Raise what keeps a run from using it, if that is known without waiting."""
+
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """What the function returns, or yields, where the model is: in this process.
 

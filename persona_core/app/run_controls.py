@@ -64,11 +64,13 @@ class Press:
     Attributes:
         number: counts the visitor's presses from 1.
         request: what to run.
+        pooled: the model to run it with, if a visitor has named it.
         stop: set to end the run at its next token.
     """
 
     number: int = 1
     request: Any = None
+    pooled: Any = None
     stop: threading.Event = field(default_factory=threading.Event)
     started: bool = False
     done: bool = False
@@ -142,6 +144,7 @@ class RunControls:
         outputs: Any,
         undo: Callable[[Press], Any] = lambda _: (),
         undo_outputs: Sequence[Any] = (),
+        load: Callable[..., Any] | None = None,
     ) -> None:
         """Run each press once the model is free, then reset the buttons, also after a failure.
 
@@ -149,6 +152,8 @@ class RunControls:
             listens: each takes a function, inputs and outputs, as `event.then` does.
             run: takes the number of the press, the press and the inputs; streams values of the outputs and buttons.
             inputs, outputs: components.
+            load: what comes before the run, outside its queue: whoever needs no load does not wait for those of others.
+                Takes the same, and streams values of the notice.
             undo: values of `undo_outputs` for a press that never ran: rejected by a full queue, or stopped while it
                 waited.
         """
@@ -174,16 +179,16 @@ class RunControls:
 
         # Not `cancels=`: the run ends at its next token and delivers its last, complete trace.
         self._stop.click(stopped, self.press, reset, **UNQUEUED)
+        given = [self.number, self.press, *inputs]
+        queued: dict[str, Any] = {
+            "trigger_mode": "multiple",  # a press after a Stop must not be dropped in favour of the waiting one
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         for listen in (*listens, self.from_link.change):
-            running = listen(
-                run,
-                [self.number, self.press, *inputs],
-                [*outputs, *self.buttons],
-                trigger_mode="multiple",  # a press after a Stop must not be dropped in favour of the waiting one
-                concurrency_limit=1,
-                concurrency_id=MODEL_QUEUE,
-                show_progress="hidden",
-                api_visibility="private",
-            )
+            if load is not None:
+                listen = listen(load, given, self._notice, concurrency_limit=None, **queued).then
+            one_at_a_time = {"concurrency_limit": 1, "concurrency_id": MODEL_QUEUE}
+            running = listen(run, given, [*outputs, *self.buttons], **one_at_a_time, **queued)
             running.then(self.button_states, self.press, self.buttons, **UNQUEUED)
             running.failure(rejected, self.press, reset, **UNQUEUED)

@@ -6,7 +6,9 @@ name, with arguments that can be pickled, the model as its number.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from inspect import isgeneratorfunction
 from typing import TYPE_CHECKING, Any, cast
@@ -14,14 +16,19 @@ from typing import TYPE_CHECKING, Any, cast
 from persona_core.app.limited_process import LimitedProcess, TimeLimit
 from persona_core.app.pooled_model import PooledModel, register
 from persona_core.app.settings import AppSettings
+from persona_core.errors import ServerError
 
 if TYPE_CHECKING:
+    from persona_core.app.streaming import StopSignal
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.traces.trace import Trace
 
+MAX_WAITING = 8
+"""Visitors who may wait for one load: each takes one of the app's 40 threads."""
+
 
 class VisitorModel(PooledModel):
-    """A model in a process of its own, which is ended where it exceeds its limits. The next call then loads it again.
+    """A model in a process of its own, which is ended where it exceeds its limits.
 
     Args:
         load: at module level; makes the monitor, there.
@@ -38,14 +45,43 @@ class VisitorModel(PooledModel):
         self._name, self._settings = name, settings
         self._process: LimitedProcess | None = None
         self._released = False
+        self._places = threading.Semaphore(MAX_WAITING)
 
     @property
     def ready(self) -> bool:
         return self._monitor is not None and self._process is not None and self._process.alive
 
+    def load(self, stop: StopSignal) -> None:
+        """Wait until it is loaded, or has failed to; `check` tells. Loads again what has failed or was ended.
+
+        Args:
+            stop: ends the load, and its process.
+        """
+        if not self._places.acquire(blocking=False):
+            return
+        try:
+            loading = self._begin()
+            while not wait([loading], 0.1).done:
+                if stop.is_set() and self._process is not None:
+                    self._process.end()
+        finally:
+            self._places.release()
+
+    def check(self) -> None:
+        if self._future is None or not self._future.done():
+            raise ServerError(f"{self._name} is being loaded for other visitors. Press Send again in a minute.")
+        self.monitor()
+
     def monitor(self) -> Any:
-        """What this process knows of the monitor: a `RemoteMonitor`."""
-        return super().monitor()
+        """What this process knows of the monitor: a `RemoteMonitor`.
+
+        The first call loads it. An error of the load, or the end of the process, stays until the next `load`: a run,
+        which others wait for, must not spend its time on that.
+        """
+        monitor = (self._future or self._begin()).result()
+        if not self.ready:
+            raise ServerError(f"{self._name} was ended or released. Press Send to load it again.")
+        return monitor
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """What the function returns, or yields, in the model's process.

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_models_that_hang_fill_the_memory_or_die_leave_the_next_one_unharmed(her
 
 
 @pytest.mark.slow
-def test_a_token_past_the_time_of_a_run_ends_the_process_and_the_next_run_loads_it_again() -> None:
+def test_a_token_past_the_time_of_a_run_ends_the_process_and_the_next_press_loads_it_again() -> None:
     pool = pool_with(max_seconds=2)
     slow = pool.named("org/slow", None, "org/vectors")
     slow.monitor()
@@ -188,7 +189,10 @@ def test_a_token_past_the_time_of_a_run_ends_the_process_and_the_next_run_loads_
     with pytest.raises(SettingError, match=r"'org/slow' took more than 2 seconds, .*PERSONA_MAX_SECONDS"):
         replies(slow)
     assert not slow.ready
-    assert slow.run(os.getpid) != os.getpid() and slow.ready
+    with pytest.raises(PersonaError, match="Press Send to load it again"):
+        replies(slow)
+    slow.load(threading.Event())
+    assert slow.ready and slow.run(os.getpid) != os.getpid()
     pool.close()
 
 
@@ -222,7 +226,60 @@ def test_a_visitor_who_leaves_while_a_model_loads_ends_that_too() -> None:
         replies(pool.named("org/hang", None, "org/vectors", "ann"))
 
 
+@pytest.mark.slow
+def test_a_load_can_be_stopped_and_begun_again() -> None:
+    pool, stop, before = pool_with(), threading.Event(), children()
+    hanging = pool.named("org/hang", None, "org/vectors")
+    threading.Timer(1, stop.set).start()
+    hanging.load(stop)
+    for _again in range(2):  # the error stays: a run does not load it anew
+        with pytest.raises(PersonaError, match="released"):
+            hanging.monitor()
+    assert children() == before
+    good = pool.named("org/good", None, "org/vectors")
+    with pytest.raises(PersonaError, match="is being loaded"):
+        good.check()  # a run does not wait for a load either
+    good.load(threading.Event())
+    good.check()
+    assert good.ready
+    pool.close()
+
+
 # ---- on the page ------------------------------------------------------------------------------------------------
+
+
+def name_model(page: Any, model: str) -> None:
+    """Choose a model of the Hub on the page."""
+    page.get_by_label("another", exact=True).check()
+    if not page.get_by_label("Vectors", exact=True).last.is_visible():
+        page.locator("#another button").first.click()
+    page.get_by_label("Model", exact=True).last.fill(model)
+    page.get_by_label("Vectors", exact=True).last.fill("org/vectors")
+
+
+@pytest.mark.browser
+def test_while_a_visitors_model_loads_the_apps_own_serves(
+    visit: Callable[..., Any], serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("persona_core.app.layout.ModelPool", partial(ModelPool, load=misbehaving.load))
+    save_home(tmp_path, about="", examples=())
+    settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True)
+    url, before = serve(PooledModel(steady_monitor), settings), set(children())
+    first = visit(url)
+    name_model(first, "org/hang")
+    ask(first, "Should I quit my job?")
+    first.wait_for_function("document.querySelector('#notice .notice').innerText.startsWith('Loading')")
+    other = visit(url)
+    ask(other, "Hello")
+    wait_done(other)
+    assert set(children()) - before, "the first is still loading"
+    first.click("#stop")
+    assert notice(first).startswith("Stopped") and first.input_value("#prompt textarea") == "Should I quit my job?"
+    name_model(first, "org/good")
+    ask(first, "Should I quit my job?")
+    wait_done(first)
+    expected = steady_monitor().generate("Should I quit my job?", max_new_tokens=160, seed=0)
+    assert tokens_of(first) == list(expected.tokens)
 
 
 @pytest.mark.browser
@@ -235,14 +292,11 @@ def test_a_visitor_names_a_model_of_the_hub_and_it_ends_when_they_leave(
     settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True)
     before = set(children())
     page = visit(serve(PooledModel(steady_monitor), settings))
-    page.get_by_label("another", exact=True).check()
-    page.locator("#another button").first.click()
-    page.get_by_label("Model", exact=True).last.fill("org/killed")
-    page.get_by_label("Vectors", exact=True).last.fill("org/vectors")
+    name_model(page, "org/killed")
     ask(page, "Should I quit my job?")
     page.wait_for_selector("#stop[disabled]")
     assert "'org/killed' does not exist" in notice(page)
-    page.get_by_label("Model", exact=True).last.fill("org/model")
+    name_model(page, "org/model")
     ask(page, "Should I quit my job?")
     wait_done(page)
     (child,) = set(children()) - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -16,9 +17,10 @@ from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.home import Example, Home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
-from persona_core.app.run_controls import BUSY, LOADING, UNQUEUED, Deadline, Press, RunControls
+from persona_core.app.run_controls import BUSY, LOADING, UNQUEUED, WAITING, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import stream_replies
+from persona_core.app.visitor_model import VisitorModel
 from persona_core.errors import PersonaError, PromptError
 from persona_core.report.results_folder import BASELINE
 from persona_core.traces.view.payload import Payload
@@ -153,6 +155,7 @@ class LiveTab:
             outputs,
             undo=lambda press: (_prompt_back(press.request, None),),
             undo_outputs=[self.prompt],
+            load=self.load if self.settings.open_models else None,
         )
         chat = [self.chat, self.prompt, self.notice]
         held = [self.controls.press, self.chat]
@@ -207,6 +210,19 @@ class LiveTab:
             return gr.skip(), gr.skip(), BUSY
         return Chat(), gr.Textbox(label=Chat().label), ""
 
+    def load(self, number: float, press: Press | None, chat: Chat) -> Iterator[Any]:
+        """Load the model of a press if its visitor has named it: values of the notice. The run tells what failed."""
+        yield gr.skip()
+        if press is None or not press.valid(number):
+            return
+        with contextlib.suppress(PersonaError):
+            pooled = self._pooled(press.request, chat)
+            if isinstance(pooled, VisitorModel):
+                press.pooled = pooled
+                yield LOADING
+                pooled.load(Deadline(2 * self.settings.open_model_seconds, press.stop))
+                yield WAITING
+
     def run(self, number: float, press: Press | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
         """Stream the requested reply: values of view, notice, chat, prompt, trait and the buttons."""
         skip, unchanged = gr.skip(), self.controls.unchanged()
@@ -221,7 +237,8 @@ class LiveTab:
             yield skip, "", skip, skip, skip, *self.controls.button_states(press)
             deadline: Deadline | None = None
             while request is not None and not press.stop.is_set():
-                pooled = self._pooled(request, chat)
+                pooled = press.pooled or self._pooled(request, chat)
+                pooled.check()
                 if not pooled.ready:
                     yield skip, LOADING, skip, skip, skip, *unchanged
                 plan = plan_reply(pooled, request, chat, self.settings)
