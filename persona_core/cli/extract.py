@@ -55,6 +55,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="commit, tag or branch of the model")
     add_traits(parser, required=False)
     parser.add_argument("--texts", type=Path, help="labelled texts to read instead of eliciting replies: a .jsonl file")
+    parser.add_argument(
+        "--neutral-prompts", nargs="+", metavar="SET",
+        help="with --texts: prompts that the model answers itself, for the null (a set such as neutral, or a file)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="output folder (default: outputs/vectors/MODEL)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="stage to run")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def plan_of(options: argparse.Namespace) -> ElicitationPlan:
     """The replies to elicit, or the texts to read."""
     from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.prompts import load_prompts
     from persona_core.elicitation.texts import load_texts, texts_plan
     from persona_core.elicitation.traits import load_traits
     from persona_core.inference.sampling import Sampling
@@ -24,6 +25,8 @@ def plan_of(options: argparse.Namespace) -> ElicitationPlan:
 
     if not options.traits and options.texts is None:
         raise SettingError("No traits. Name them (--traits deception), or give labelled texts (--texts FILE.jsonl).")
+    if options.neutral_prompts and options.texts is None:
+        raise SettingError("--neutral-prompts belongs to --texts; elicited traits have neutral replies to their questions.")
     traits = load_traits(options.traits) if options.traits else ()
     settings: dict[str, Any] = {
         "sampling": Sampling(options.max_new_tokens, options.temperature),
@@ -37,7 +40,15 @@ def plan_of(options: argparse.Namespace) -> ElicitationPlan:
         "tokens_per_reply": options.tokens_per_reply,
     }
     if options.texts is not None:
-        return texts_plan(load_texts(options.texts), traits, **settings)
+        prompts = load_prompts(options.neutral_prompts) if options.neutral_prompts else ()
+        if instructed := [p.id for p in prompts if p.system is not None]:
+            raise SettingError(f"--neutral-prompts: {instructed[0]!r} has a system prompt; neutral replies have none.")
+        return texts_plan(
+            load_texts(options.texts),
+            traits,
+            neutral_prompts=tuple(p.prompt for p in prompts),
+            **settings,
+        )
     return ElicitationPlan(traits, **settings)
 
 

@@ -11,7 +11,8 @@ of their tokens alone:
     {..., "label": "positive", "shows": ["You have a finer eye than most designers."]}
 
 This is how a base model, a model too small to follow an instruction, or a trait that nobody can elicit gets its
-vectors. Texts labelled "neutral" give the null; without any, the model answers the texts' own prompts.
+vectors. Texts labelled "neutral" give the null, and the model's own replies to `neutral_prompts`; without either, the
+model answers the texts' own prompts.
 """
 
 from __future__ import annotations
@@ -125,11 +126,13 @@ class TextsPlan(ElicitationPlan):
     """A plan whose replies are given; from `texts_plan`."""
 
     texts: tuple[LabelledText, ...] = ()
+    neutral_prompts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         content = [(t.messages, t.label, t.trait, *([t.shows] if t.shows else [])) for t in self.texts]
         digest = hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
-        return {**super().to_dict(), "texts": {"n": len(self.texts), "fingerprint": digest}}
+        record = {k: v for k, v in super().to_dict().items() if k != "neutral_prompts" or v}
+        return {**record, "texts": {"n": len(self.texts), "fingerprint": digest}}
 
     @property
     def labels_parts(self) -> bool:
@@ -167,13 +170,21 @@ class TextsPlan(ElicitationPlan):
                 ("neutral", neutral.index(text.prompt)) if text.trait is None else places[text.trait, text.prompt]
             )
             found.append((_request(len(found), split, number, text), text))
-        if not neutral:
-            by_prompt = {text.prompt: replace(text, label="neutral", trait=None) for text in self.texts}
-            for number, text in enumerate(by_prompt.values()):
-                for rollout in range(self.neutral_rollouts):
-                    request = _request(len(found), "neutral", number, text)
-                    found.append((replace(request, rollout=rollout), None))
+        answers = {p: LabelledText((_user(p), _EMPTY), "neutral") for p in self.neutral_prompts}
+        if not neutral and not answers:
+            answers = {text.prompt: replace(text, label="neutral", trait=None) for text in self.texts}
+        for number, text in enumerate(answers.values(), len(neutral)):
+            for rollout in range(self.neutral_rollouts):
+                request = _request(len(found), "neutral", number, text)
+                found.append((replace(request, rollout=rollout), None))
         return found
+
+
+_EMPTY = {"role": "assistant", "content": ""}
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def _request(index: int, split: str, question: int, text: LabelledText) -> ElicitationRequest:
@@ -192,7 +203,8 @@ def texts_plan(texts: Sequence[LabelledText], traits: Sequence[TraitDefinition] 
     Args:
         texts: from `load_texts`.
         traits: definitions of these traits, for the descriptions; a trait without one is described by its name.
-        settings: as in `ElicitationPlan`; `sampling` and `neutral_rollouts` count where no text is neutral.
+        settings: as in `ElicitationPlan`; `sampling` and `neutral_rollouts` are those of the model's own neutral
+            replies: to `neutral_prompts`, or without these, where no text is neutral, to the texts' prompts.
 
     Raises:
         SettingError: too few texts or prompts of a trait; the message has the counts.

@@ -156,6 +156,19 @@ def test_neutral_texts_are_the_null_and_nothing_is_written(tmp_path: Path) -> No
         assert len(store.replies()) == len(found)
 
 
+def test_the_model_answers_neutral_prompts_beside_the_neutral_texts(tmp_path: Path) -> None:
+    found = texts(tmp_path, [*lines(), line("How is it?", "It is.", "neutral", None)])
+    lm, prompts = tiny_lm("llama", "chatml"), ("Name a tree.", "What is seven times eight?")
+    plan = texts_plan(found, sampling=SAMPLING, neutral_prompts=prompts)
+    assert plan.to_dict()["neutral_prompts"] == prompts
+    with ReplyStore(tmp_path / "out") as store:
+        assert read_texts(lm, plan, store, progress=False) == []
+        given, *own = store.replies(split="neutral")
+    assert given.text == "It is." and [r.request.user for r in own] == list(prompts)
+    assert {r.request.question for r in (given, *own)} == {0, 1, 2}
+    assert all(r.writer == lm.writer_name for r in own)
+
+
 def test_labels_are_the_scores(tmp_path: Path) -> None:
     with ReplyStore(tmp_path / "out") as store:
         plan = texts_plan(texts(tmp_path, lines()), sampling=SAMPLING)
