@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from persona_core.models.loading import wrap_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from persona_core.vectors.vectors import PersonaVectors
@@ -89,3 +92,18 @@ def test_live_equals_replay(monitor: PersonaMonitor, trace: Trace) -> None:
 def test_alone_equals_beside_a_longer_prompt(monitor: PersonaMonitor, trace: Trace) -> None:
     prompts = ["What is the capital of France, and what is it known for? " * 3, PROMPT]
     agree(monitor.generate_batch(prompts, max_new_tokens=12, temperature=0)[1], trace)
+
+
+def test_as_a_base_model_it_stops_where_it_would_write_the_next_turn(real_model: Any) -> None:
+    """The same weights without the template: the plain format, with names as stop strings."""
+    tokenizer = copy.deepcopy(real_model.tokenizer)
+    tokenizer.chat_template = None
+    lm = wrap_model(real_model.model, tokenizer, name="smollm2-base")
+    turns = ("Name a fruit.", "Apple", "Name a colour.", "Red", "Name an animal.", "Dog", "Name a drink.")
+    roles = itertools.cycle(("user", "assistant"))
+    conversation = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
+    vectors = PersonaVectors.from_tensors({"candour": torch.randn(30, 576)}, {"candour": 20})
+    trace = PersonaMonitor(lm, vectors).generate(conversation, max_new_tokens=40, temperature=0)
+    assert (trace.reply_text, trace.finish) == (" Water", "eos")
+    assert "".join(trace.tokens[trace.n_prompt :]) == " Water\n\nUser:"
+    assert trace.roles[trace.n_prompt :] == ("assistant", *["template"] * 4)
