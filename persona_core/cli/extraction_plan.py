@@ -26,7 +26,7 @@ def plan_of(options: argparse.Namespace) -> ElicitationPlan:
     if not options.traits and options.texts is None:
         raise SettingError("No traits. Name them (--traits deception), or give labelled texts (--texts FILE.jsonl).")
     if options.neutral_prompts and options.texts is None:
-        raise SettingError("--neutral-prompts belongs to --texts; elicited traits have neutral replies to their questions.")
+        raise SettingError("--neutral-prompts belongs to --texts; elicited traits have replies to their own questions.")
     traits = load_traits(options.traits) if options.traits else ()
     settings: dict[str, Any] = {
         "sampling": Sampling(options.max_new_tokens, options.temperature),
