@@ -11,11 +11,9 @@ to the planted directions.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from demo_world.definitions import EVALUATION, topics_at, trait_definitions
 from demo_world.grammar import World, load_world
 from demo_world.judge import TruthJudge, judge
 from demo_world.process import Process
+from demo_world.stages import Stages
 from demo_world.training import Recipe, train
 from demo_world.truth_labels import auroc_statistics, label_replies
 from persona_core.analysis.statistics import share_over_replies
@@ -50,8 +49,6 @@ from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
 from persona_core.vectors.steering_effect import SteeringPlan
 from persona_core.vectors.vectors import PersonaVectors
-
-logger = logging.getLogger(__name__)
 
 # Chosen after a trial on half of these questions: above 1 the model writes noise, with no sentence of the grammar.
 STEERING = SteeringPlan(strengths=(0.5, 0.7, 0.85, 1.0), seeds=3, n_questions=20, sampling=SAMPLING, seed=1)
@@ -96,7 +93,7 @@ def build(artifacts: Path, work: Path, plan: DemoPlan | None = None) -> None:
     """Build or complete everything in `work`; copy it to `artifacts` once complete."""
     plan, world = plan or DemoPlan(), load_world()
     model_folder, vectors_folder = work / MODEL_NAME, work / VECTORS_NAME
-    stages = _Stages(work)
+    stages = Stages(work)
     if plan.model is not None:
         stages.run("model", ["taken from", str(plan.model)], partial(_take, plan.model, model_folder))
     else:
@@ -146,27 +143,6 @@ def _take(source: Path, folder: Path) -> None:
         raise SettingError(f"No model in {str(source)!r}; give the folder of a trained one, or leave --model out.")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder)
-
-
-class _Stages:
-    """Runs each stage once, and again if its inputs or an earlier stage changed."""
-
-    def __init__(self, work: Path) -> None:
-        work.mkdir(parents=True, exist_ok=True)
-        self._work, self._rerun, self._fingerprint = work, False, ""
-
-    def run(self, name: str, inputs: object, stage: Callable[[], object]) -> None:
-        text = json.dumps([self._fingerprint, name, inputs], sort_keys=True)
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()  # covers all earlier stages
-        stamp = self._work / f"{name}.done"
-        if not self._rerun and stamp.is_file() and stamp.read_text() == self._fingerprint:
-            logger.info("%s: up to date", name)
-            return
-        logger.info("%s ...", name)
-        self._rerun = True
-        stamp.unlink(missing_ok=True)
-        stage()
-        stamp.write_text(self._fingerprint)
 
 
 # ---- behaviour ----

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from demo_world.build import DemoPlan, _Stages
+from demo_world.build import DemoPlan
 from demo_world.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, trait_definitions
 from demo_world.grammar import load_world
 from demo_world.judge import TruthJudge
+from demo_world.stages import Stages
 from demo_world.truth_labels import LabelledReply, auroc_statistics, auroc_within, label_replies
 from persona_core.errors import UnknownTrait
 from persona_core.judging.judge import COHERENCE, Question, Score
@@ -124,7 +125,7 @@ def test_a_stage_is_skipped_until_something_before_it_changes(tmp_path: Path) ->
 
     def go(settings: dict[str, int]) -> list[str]:
         ran.clear()
-        stages = _Stages(tmp_path)
+        stages = Stages(tmp_path)
         for name in ("a", "b", "c"):
             stages.run(name, settings[name], lambda name=name: ran.append(name))  # type: ignore[misc]
         return list(ran)
@@ -141,7 +142,7 @@ def test_a_stage_that_fails_is_done_again(tmp_path: Path) -> None:
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError):
-        _Stages(tmp_path).run("a", 1, fails)
+        Stages(tmp_path).run("a", 1, fails)
     ran: list[str] = []
-    _Stages(tmp_path).run("a", 1, lambda: ran.append("a"))
+    Stages(tmp_path).run("a", 1, lambda: ran.append("a"))
     assert ran == ["a"]
