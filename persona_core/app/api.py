@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 
 from persona_core.app.error_messages import public_message, unexpected_message
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, messages_of, seed_of, start_of, steer_of
 from persona_core.app.run_controls import MODEL_QUEUE, Deadline
 from persona_core.app.settings import AppSettings

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, steer_name, steer_of
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, payload_of

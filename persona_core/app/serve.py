@@ -12,7 +12,7 @@ from dotenv import find_dotenv, load_dotenv
 from persona_core.app.api import mcp_available
 from persona_core.app.assets import page_head, page_styles
 from persona_core.app.layout import build_app
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.app.theme import theme
 from persona_core.app.zero_gpu import zero_gpu
