@@ -63,6 +63,17 @@ def test_exactly_one_bos(shape: Shape, messages: list[dict[str, str]]) -> None:
         assert not shape.n_bos or ids[0] == BOS_ID
 
 
+def test_a_template_that_opens_each_question_with_a_bos_keeps_its_own() -> None:
+    """As Llama 2 was trained: one a question, none of the tokenizer's, and the system text inside the first."""
+    tokenizer = tokenizer_for("bos-each-turn")
+    rendered = ChatFormat(tokenizer).render(CONVERSATION)
+    assert rendered.token_ids.count(BOS_ID) == 2 and rendered.token_ids[0] == BOS_ID
+    wanted = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True)["input_ids"]
+    assert list(rendered.token_ids) == list(wanted)
+    assert text_of_role(tokenizer, rendered, "system") == SYSTEM
+    assert text_of_role(tokenizer, rendered, "user") == "Should I quit my job?And if it is ebb?"
+
+
 @by_shape
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_no_message_is_dropped(shape: Shape, messages: list[dict[str, str]]) -> None:

@@ -207,6 +207,38 @@ SWITCHED = """{%- set ns = namespace(thinks=true) -%}
 {%- if not ns.thinks -%}{{- '<think>\\n\\n</think>\\n' -}}{%- endif -%}
 {%- endif -%}"""
 
+# As Llama 2: BOS before every question, and the system text in marks of its own inside the first one.
+BOS_EACH_TURN = """{%- if messages[0]['role'] == 'system' -%}
+{%- set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set system = '' -%}{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- bos_token + '[INST] ' + ((system if loop.first else '') + message['content']) | trim + ' [/INST]' -}}
+{%- else -%}{{- ' ' + message['content'] | trim + ' ' + eos_token -}}{%- endif -%}
+{%- endfor -%}"""
+
+# As the Alpaca and Vicuna templates that are written over several lines: the source's own indentation is text, and
+# stands before a reply but not in the generation prompt.
+INDENTED = """{{ bos_token }}
+{% for message in messages %}
+    {% if message['role'] == 'assistant' %}
+    {{ '### Response:\\n' + message['content'] | trim + eos_token }}
+    {% else %}
+    {{ '### Instruction:\\n' + message['content'] | trim + '\\n\\n' }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '### Response:\\n' }}
+{% endif %}"""
+
+# As SmolLM 3 and LFM 2: marks for training stand around what the assistant writes.
+TRAINED = CHATML.replace(
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}",
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['role'] == 'assistant' -%}{% generation %}{{- message['content'] + '<|im_end|>' -}}"
+    "{% endgeneration %}{%- else -%}{{- message['content'] + '<|im_end|>' -}}{%- endif -%}{{- '\\n' -}}",
+)
+
 # As gpt-oss: a reply stands in a channel that the generation prompt does not name; thoughts have one of their own.
 CHANNELS = """{%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
@@ -293,13 +325,16 @@ SHAPES: tuple[Shape, ...] = (
     _shape("recipient", RECIPIENT, _HEADERS, 0),
     _shape("brackets", BRACKETS, _IM, 0),
     _shape("response-marks", RESPONSE_MARKS, _IM, 0),
+    _shape("trained", TRAINED, _IM, 0),
+    _shape("indented", INDENTED, (), 1, adds_bos=True),
     _shape("none", None, (), 0),
     _shape("none-adds-bos", None, (), 1, adds_bos=True, kind="metaspace"),
 )
 BY_NAME: dict[str, Shape] = {shape.name: shape for shape in SHAPES}
-BY_NAME |= {  # they change the messages
+BY_NAME |= {  # they change the messages, or write a BOS before each of them
     "inside-thought": _shape("inside-thought", INSIDE_THOUGHT, _IM, 0),
     "edits": _shape("edits", EDITS, _IM, 0),
+    "bos-each-turn": _shape("bos-each-turn", BOS_EACH_TURN, _INST, 2, adds_bos=True),
     "switched": _shape("switched", SWITCHED, _IM, 0),
 }
 
