@@ -220,6 +220,7 @@ class LiveTab:
             if isinstance(pooled, VisitorModel):
                 press.pooled = pooled
                 yield LOADING
+                # Twice the time: the process's own limit comes first, and says what it is.
                 pooled.load(Deadline(2 * self.settings.open_model_seconds, press.stop))
                 yield WAITING
 
