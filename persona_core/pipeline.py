@@ -56,7 +56,7 @@ from persona_core.vectors.stored_replies import (
     sampled_tokens,
     sides,
 )
-from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_block, validate, with_flags
+from persona_core.vectors.validation import SIDE_KEYS, ValidationData, choose_block, shared_block, validate, with_flags
 from persona_core.vectors.vectors import PersonaVectors
 from persona_core.vectors.whitening import (
     MIN_SHRINKAGE,
@@ -79,6 +79,10 @@ SPLITS_OF_TEXTS = (
     "labelled texts: half of each trait's prompts for the vector, a quarter for the choice of the block, a quarter for "
     "the figures; all texts that answer one prompt are in one split"
 )
+BLOCK_RULES = {
+    "own": "highest correlation with the judge's score on the first half of the evaluation questions",
+    "shared": "highest correlation, averaged over the traits, on the first half of the evaluation questions",
+}
 LABELS_OF_PARTS = "the parts of the positive texts that show the trait; held-out texts are read whole"
 
 
@@ -92,6 +96,8 @@ class Settings:
         min_trait, min_coherence: thresholds of the filter, 0 to 100 (Persona Vectors, arXiv 2507.21509).
         n_resamples: bootstrap resamples.
         seed: of resampling, random directions and shuffled labels.
+        block: "own": each trait is read at the block that is best for it. "shared": all at the one that is best on
+            average, where few held-out replies would leave the choice to chance.
     """
 
     method: str | Method = "mean_difference"
@@ -100,15 +106,19 @@ class Settings:
     min_coherence: float = MIN_SCORE
     n_resamples: int = 1000
     seed: int = 0
+    block: str = "own"
 
     def __post_init__(self) -> None:
+        if self.block not in BLOCK_RULES:
+            raise SettingError(f"block={self.block!r}; expected one of {', '.join(BLOCK_RULES)}.")
         if isinstance(self.method, str) and self.method not in METHODS:
             raise SettingError(f"method={self.method!r}; expected one of {', '.join(METHODS)}, or a function.")
 
     def to_dict(self, judge: str) -> dict[str, Any]:
         """What the vectors depend on, as recorded in their config."""
         kept = {"trait": self.min_trait, "coherence": self.min_coherence, "judge": judge}
-        return {"method": self.method_name, "position": self.position, "filter": kept}
+        found = {"method": self.method_name, "position": self.position, "filter": kept}
+        return found if self.block == "own" else {**found, "block": self.block}
 
     @property
     def whitened(self) -> bool:
@@ -150,7 +160,7 @@ def make_vectors(
     store.check_plan(plan_record(plan, lm), create=False)
     tensors: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
-    counts, all_kept = {}, {}
+    counts, all_kept, correlations = {}, {}, {}
     for trait in plan.traits:
         kept = kept_replies(store, trait.name, chosen.min_trait, chosen.min_coherence)
         tensors[trait.name] = extract(trait.name, sides(store, kept, chosen.position), chosen.function)
@@ -162,7 +172,9 @@ def make_vectors(
         replies = held_out(store, trait.name, chosen.min_coherence)
         choice, _ = halves(replies, len(trait.evaluation_questions))
         along = directions[trait.name]
-        best[trait.name], _ = choose_block(trait.name, choice, along, range(len(along)))
+        best[trait.name], correlations[trait.name] = choose_block(trait.name, choice, along, range(len(along)))
+    if chosen.block == "shared":
+        best = dict.fromkeys(best, shared_block(correlations))
     config = {
         "base_model": lm.record,
         "extraction": {
@@ -307,7 +319,7 @@ def validate_vectors(
         figures["replies"] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
         figures["block"] = {
             "chosen": block,
-            "rule": "highest correlation with the judge's score on the first half of the evaluation questions",
+            "rule": BLOCK_RULES[chosen.block],
             "correlation": [_finite(at.get(b, np.nan)) for b in range(vectors.n_blocks)],
         }
         found[name] = figures

@@ -75,6 +75,22 @@ def choose_block(trait: str, choice: HeldOut, vector: np.ndarray, blocks: Sequen
     return blocks[int(np.nanargmax(found))], found
 
 
+def shared_block(correlations: Mapping[str, Sequence[float]]) -> int:
+    """The block with the highest mean correlation over all traits, NaN counting as none; of equals the first.
+
+    With few held-out replies a trait's own best block is decided by chance: on SmolLM2, from nine questions for each of
+    three traits, it was 3, 14 and 18, where on other texts block 16 reads all of them best.
+
+    Args:
+        correlations: trait -> correlation at each block, from `choose_block`.
+
+    >>> shared_block({"a": [0.1, 0.8, 0.9], "b": [0.2, 0.7, 0.1]})
+    1
+    """
+    found = np.nan_to_num([list(of_trait) for of_trait in correlations.values()], nan=0.0)  # [n_traits, n_blocks]
+    return int(found.mean(0).argmax())
+
+
 # ---- the figures ----
 
 

@@ -18,7 +18,7 @@ from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
-from persona_core.pipeline import make_vectors
+from persona_core.pipeline import Settings, make_vectors, validate_vectors
 from persona_core.vectors.whitening import MIN_SHRINKAGE
 from tests.elicitation.test_elicit import trait
 from tests.support.tiny import tiny_lm
@@ -255,6 +255,27 @@ def test_labels_of_parts_need_no_floor_under_the_shrinkage_and_the_card_says_so(
     assert min(found["whole"]["reading"]["shrinkage"]) >= MIN_SHRINKAGE and "labels" not in found["whole"]
     assert found["parts"]["labels"].startswith("the parts of the positive texts that show the trait")
     assert min(found["parts"]["reading"]["shrinkage"]) < MIN_SHRINKAGE
+
+
+def test_a_shared_block_is_the_best_one_on_average(tmp_path: Path) -> None:
+    lm, names = tiny_lm("llama", "chatml"), ("candour", "warmth", "doubt")
+    found = [x for name in names for x in lines(24, name)]
+    plan = texts_plan(texts(tmp_path, found), sampling=SAMPLING)
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, plan, store, progress=False)
+        label_replies(store, plan.traits, GIVEN)
+        own, shared = (
+            make_vectors(lm, plan, store, Settings(block=block), progress=False) for block in ("own", "shared")
+        )
+        checked = validate_vectors(lm, shared, plan, store, settings=Settings(block="shared"), progress=False)
+        with pytest.raises(SettingError, match="made with block = None; now it is shared"):
+            validate_vectors(lm, own, plan, store, settings=Settings(block="shared"), progress=False)
+    blocks = [f["block"] for f in checked.config["validation"].values()]
+    mean = np.mean([block["correlation"] for block in blocks], axis=0)
+    assert set(shared.best_block.values()) == {int(mean.argmax())}
+    assert all("averaged over the traits" in block["rule"] for block in blocks)
+    with pytest.raises(SettingError, match="block='best'; expected one of own, shared"):
+        Settings(block="best")
 
 
 def test_texts_without_parts_keep_the_fingerprint_that_they_had(tmp_path: Path) -> None:
