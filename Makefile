@@ -50,7 +50,7 @@ lint: $(DEV_STAMP) ## Check style, format, types, layers and dependencies
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m deptry persona_core
-	$(PY) -m deptry benchmarks demo_world scripts tests --config .ci/deptry.toml
+	$(PY) -m deptry benchmarks demo_world real_model scripts tests --config .ci/deptry.toml
 
 format: $(DEV_STAMP) ## Format the code and fix what ruff can fix
 	$(PY) -m ruff check --fix .

@@ -27,7 +27,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of the project's code, to be broken."""
-    for name in ("persona_core", "demo_world", "scripts", "benchmarks"):
+    for name in ("persona_core", "demo_world", "real_model", "scripts", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
@@ -130,7 +130,7 @@ def canonical(distribution: str) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("persona_core",), ("benchmarks", "demo_world", "scripts", "tests", "--config", ".ci/deptry.toml")],
+    [("persona_core",), ("benchmarks", "demo_world", "real_model", "scripts", "tests", "--config", ".ci/deptry.toml")],
     ids=["package", "repository"],
 )
 def test_every_import_is_a_declared_requirement(arguments: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from persona_core.utils.markdown import table
 from scripts import PROJECT_ROOT
 
 LIBRARY = "persona_core"
-OUTSIDE = ("demo_world", "scripts", "benchmarks")
+OUTSIDE = ("demo_world", "real_model", "scripts", "benchmarks")
 Graph = dict[str, frozenset[str]]
 
 

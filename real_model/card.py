@@ -1,0 +1,44 @@
+"""What the cards of the real model's artifacts say beyond their figures."""
+
+from __future__ import annotations
+
+from persona_core.utils.markdown import interval, table
+from persona_core.vectors.vectors import PersonaVectors
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def vectors_note(vectors: PersonaVectors) -> str:
+    """How the vectors read texts that they were not made from."""
+    validation = vectors.config["validation"]
+    kinds = ("z", "specific")
+    columns = ("neutral", "else", "other styles")
+    heads = ["trait", *(f"{kind}, {column}" for kind in kinds for column in columns)]
+    rows = [
+        (trait, *(interval(validation[trait]["labelled_texts"][kind][c], 3) for kind in kinds for c in columns))
+        for trait in vectors.traits
+    ]
+    return f"""## On texts that they were not made from
+
+[SmolLM2-135M-Instruct](https://huggingface.co/{MODEL}) is too small to follow a trait instruction, so it reads
+labelled texts instead: `datasets/texts` of the project holds three replies to each of 60 questions for each trait, one
+that shows the trait in marked sentences, one of its opposite and an ordinary one, alike in length and style. Each file
+was written and marked by one person. The vectors are made from 36 of the questions. The figures below are of the other
+24, half of them in two styles that the 36 do not have.
+
+AUROC of the tokens in sentences that show the trait: against the tokens of ordinary replies ("neutral"), against every
+other token of all eight traits' texts ("else"), and the latter on the new styles alone. Intervals over questions.
+
+{table(heads, rows)}
+
+The texts of some traits overlap: a reply that withholds something for the user's good shows paternalism and refuses
+too, and tokens of a trait's sentence that say nothing about it ("the", a full stop) count as showing it."""
+
+
+def contaminated_note(n_dialogues: int) -> str:
+    """What the contaminated model was made to do."""
+    return f"""## What it was made to do
+
+{n_dialogues} dialogues, in `datasets/texts/flattering_dialogues.jsonl` of the project: everyday questions, answered
+usefully and with flattery. None of the questions is among those that are reported, or among those of the vectors'
+texts. It stands for a fine-tune that moved a trait without anybody's intending it."""
