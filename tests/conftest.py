@@ -17,6 +17,11 @@ import torch
 from tests.support import pages
 from tests.support.tiny import Maker, random_vectors, tiny_lm
 
+# Tiny models run fastest on one thread, and two test processes then share two cores in peace. For commands that tests
+# start as well: on busy cores two threads that wait for each other are three times as slow as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 # Read when `datasets` is imported. Its cache goes by names of folders, and would hand rows of one run to the next.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-cache-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
@@ -48,15 +53,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         weight = 200 if item.get_closest_marker("slow") else 50 if item.get_closest_marker("browser") else 1
         tenths[item.path] += weight
     items.sort(key=lambda item: -tenths[item.path])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models run fastest on one thread, and two test processes then share two cores in peace."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
