@@ -128,6 +128,7 @@ def load_monitor(
     """
     from persona_core.analysis.detectors import Detectors
     from persona_core.models.loading import load_model
+    from persona_core.models.threads import fit_threads
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.utils.hub import split_revision
     from persona_core.utils.template_kwargs import template_kwargs_from
@@ -149,4 +150,5 @@ def load_monitor(
         static_cache=static_cache,
         template_kwargs=template_kwargs_from(),
     )
+    fit_threads(lm)
     return PersonaMonitor(lm, known, blocks, detectors)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from persona_core.cli.options import add_loading, add_results, add_seed, command_parser, loading
-from persona_core.cli.running import execute
+from persona_core.cli.running import execute, load
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> Sequence[str]:
-    from persona_core.models.loading import load_model
     from persona_core.report.analysis_folder import analyse_folder
     from persona_core.report.sentences import group_reasons
     from persona_core.report.tables import REPORT
@@ -57,9 +56,9 @@ def run(options: argparse.Namespace) -> Sequence[str]:
 
     models = {}
     if options.model is not None:
-        models["baseline"] = load_model(**{**loading(options), "adapter": None, "adapter_revision": None})
+        models["baseline"] = load({**loading(options), "adapter": None, "adapter_revision": None})
         if options.adapter is not None:
-            models["contaminated"] = load_model(**loading(options))
+            models["contaminated"] = load(loading(options))
     found = analyse_folder(
         options.results,
         vectors=options.vectors,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_core.cli.options import add_model, add_seed, command_parser, loading
-from persona_core.cli.running import execute, work_folder
+from persona_core.cli.running import execute, load, work_folder
 
 if TYPE_CHECKING:
     from persona_core.monitor.jobs import Failure
@@ -52,7 +52,6 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> Sequence[Failure]:
     from persona_core.experiments.finetune import LoraPlan, contaminate
     from persona_core.experiments.finetune_card import write_adapter_card
-    from persona_core.models.loading import load_model
 
     plan = LoraPlan(
         rank=options.rank,
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
         seed=options.seed,
     )
     work = work_folder(options.work, options.out, "training")
-    record = contaminate(load_model(**loading(options)), options.data, options.out, work, plan)
+    record = contaminate(load(loading(options)), options.data, options.out, work, plan)
     write_adapter_card(options.out, base=options.model)
     loss = record["held_out_loss"]
     print(f"Loss on {loss['dialogues']} held-out dialogues: {loss['before']} before, {loss['after']} after.")

@@ -34,7 +34,7 @@ from persona_core.cli.options import (
     command_parser,
     loading,
 )
-from persona_core.cli.running import execute
+from persona_core.cli.running import execute, load
 from persona_core.errors import SettingError
 
 if TYPE_CHECKING:
@@ -121,7 +121,6 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> list[str]:
     """The stages; returns what could not be done."""
     from persona_core.elicitation.store import ReplyStore
-    from persona_core.models.loading import load_model
     from persona_core.pipeline import Settings, make_vectors, validate_vectors
     from persona_core.vectors.vectors import PersonaVectors
 
@@ -132,7 +131,7 @@ def run(options: argparse.Namespace) -> list[str]:
     out = options.out or Path("outputs") / "vectors" / Path(options.model).name
     stages = STAGES if options.stage == "all" else (options.stage,)
     _check_options(options, plan, steering, stages)
-    model = cache(lambda: load_model(**_loading(options)))  # a stage that needs no model loads none
+    model = cache(lambda: load(_loading(options)))  # a stage that needs no model loads none
     if options.estimate:
         estimate(options, plan, out, model, steering)
         return []

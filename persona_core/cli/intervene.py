@@ -37,7 +37,7 @@ from persona_core.cli.options import (
     command_parser,
     loading,
 )
-from persona_core.cli.running import execute, read_vectors, work_folder
+from persona_core.cli.running import execute, load, read_vectors, work_folder
 from persona_core.errors import SettingError
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def run(options: argparse.Namespace) -> list[str]:
     from persona_core.experiments.steering_edges import EdgePlan, steering_edges, validated_strengths
     from persona_core.inference.sampling import Sampling
     from persona_core.judging.sentences import SentenceJudge
-    from persona_core.models.loading import load_model
     from persona_core.monitor.jobs import seed_of
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.report.interventions import save_edges, save_window
@@ -109,7 +108,7 @@ def run(options: argparse.Namespace) -> list[str]:
         options.batch_size,
         options.seed,
     )
-    monitor = PersonaMonitor(load_model(**loading(options)), vectors)
+    monitor = PersonaMonitor(load(loading(options)), vectors)
     config = options.config or ("contaminated" if options.adapter else "baseline")
 
     for trait in options.window or ():

@@ -15,6 +15,7 @@ from dotenv import find_dotenv, load_dotenv
 from persona_core.errors import PersonaError, SettingError
 
 if TYPE_CHECKING:
+    from persona_core.models.language_model import LanguageModel
     from persona_core.monitor.jobs import Failure, Job, Row
     from persona_core.vectors.vectors import PersonaVectors
 
@@ -74,6 +75,16 @@ def execute(
     return 1 if missing else 0
 
 
+def load(arguments: Mapping[str, Any]) -> LanguageModel:
+    """The model that these arguments of `load_model` name, with as many threads as it can use."""
+    from persona_core.models.loading import load_model
+    from persona_core.models.threads import fit_threads
+
+    lm = load_model(**arguments)
+    fit_threads(lm)
+    return lm
+
+
 def read_vectors(options: argparse.Namespace) -> PersonaVectors:
     """The vectors of `--vectors`."""
     from persona_core.utils.hub import split_revision
@@ -91,11 +102,10 @@ def carry_out(
         from persona_core.monitor.ray import run_sharded
 
         return run_sharded(arguments, vectors, blocks, job, work, options.ray)
-    from persona_core.models.loading import load_model
     from persona_core.monitor.jobs import run_job
     from persona_core.monitor.monitor import PersonaMonitor
 
-    return run_job(PersonaMonitor(load_model(**arguments), vectors, blocks), job, work)
+    return run_job(PersonaMonitor(load(arguments), vectors, blocks), job, work)
 
 
 def _blocks(text: str) -> str | list[int]:

@@ -1,0 +1,37 @@
+"""Threads for a model: one for a small one, unless the user says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from persona_core.models import threads
+from persona_core.models.threads import fit_threads
+from tests.support.tiny import tiny_lm
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_small_model_gets_one_thread() -> None:
+    fit_threads(tiny_lm("llama", "chatml"), {})
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_a_number_that_the_user_has_set_stays(name: str) -> None:
+    fit_threads(tiny_lm("llama", "chatml"), {name: "2"})
+    assert torch.get_num_threads() == 2
+
+
+def test_a_larger_model_keeps_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SMALL", 1)
+    fit_threads(tiny_lm("llama", "chatml"), {})
+    assert torch.get_num_threads() == 2
