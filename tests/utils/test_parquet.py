@@ -6,7 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from persona_core.errors import CorruptFile
 from persona_core.utils.parquet import read_table, write_table
@@ -32,3 +35,30 @@ def test_a_flipped_bit_never_gives_other_numbers(tmp_path: Path) -> None:
         except CorruptFile:
             refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("stored", [True, False])  # whether the file says that its texts are a dictionary
+@pytest.mark.parametrize("kind", ["one text named two million times", "one list of 300 million numbers"])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, kind: str, stored: bool) -> None:
+    path = tmp_path / "bomb.parquet"
+    if kind.startswith("one text"):
+        texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2 * 10**6, "i4")), pa.array(["x" * 1000]))
+        columns: dict[str, Any] = {"id": texts}
+    else:
+        columns = {"id": pa.ListArray.from_arrays([0, 3 * 10**8], pa.array(np.zeros(3 * 10**8, "i1")))}
+    pq.write_table(pa.table(columns), path, compression="zstd", store_schema=stored)
+    assert path.stat().st_size < 10**6
+    for filters in (None, [("id", "==", "y")]):
+        with pytest.raises(CorruptFile, match="bytes in memory"):
+            read_table(path, filters=filters)
+
+
+def test_columns_and_rows_are_chosen_as_they_are_named(tmp_path: Path) -> None:
+    path = write_table(ROWS, tmp_path / "a.parquet", SCHEMA, row_group_size=7)
+    wanted = [{"n": row["n"], "id": row["id"]} for row in ROWS]
+    assert read_table(path, columns=["n", "id"]).to_pylist() == wanted
+    assert read_table(path, columns=["n"], filters=[("id", "==", "reply 9")]).to_pylist() == [{"n": 9}]
+    assert read_table(path, filters=[("id", "==", "none")]).to_pylist() == []
+    assert read_table(write_table([], tmp_path / "b.parquet", SCHEMA)).schema.equals(SCHEMA)
+    with pytest.raises(CorruptFile, match="with the columns nowhere"):
+        read_table(path, columns=["nowhere"])
