@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import regex
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
-from persona_core.models.checkpoint import explained
+from persona_core.models.checkpoint import explained, tensor_shapes
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import at_revision, commit_of, fetch, resolve_source
 
@@ -59,7 +59,7 @@ def with_adapter(model: Any, adapter: str | Path, revision: str | None = None) -
         # The base has the name that the user gave it, which is seldom the one of the training.
         warnings.filterwarnings("ignore", ".*base_model_name_or_path")
         config = PeftConfig.from_pretrained(str(config_file.parent))
-        shapes = _shapes(weights)
+        shapes = tensor_shapes(weights)
         _check_config(config, shapes, model, what)
         _resize_embeddings(model, shapes)
         config.inference_mode = True
@@ -102,15 +102,6 @@ def own_tokenizer(model: Any, base: Any, adapter: str | Path, revision: str | No
         )
     own.chat_template = template
     return own
-
-
-def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in a safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="pt") as file:
-        names = list(file.keys())
-        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
 
 
 def _check_config(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], model: Any, what: str) -> None:

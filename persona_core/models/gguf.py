@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError, UnsupportedModel
-from persona_core.models.checkpoint import explained, read_checkpoint
+from persona_core.models.checkpoint import check_counts, explained, read_checkpoint
+from persona_core.models.gguf_header import check_header
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.utils.hub import commit_of, fetch, resolve_source
 
@@ -174,11 +175,13 @@ def _header(file: GgufFile, what: str) -> tuple[dict[str, Any], str]:
     from gguf import GGUFReader, LlamaFileType
 
     with explained(what):
+        check_header(file.path)
         reader = GGUFReader(file.path)
         metadata = {k: f.contents() for k, f in reader.fields.items() if len(f.data) <= 1}
         sizes: Counter[str] = Counter()
         for tensor in reader.tensors:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    check_counts(metadata, what)
     if not sizes:
         raise CorruptFile(f"The GGUF file {file.name!r} holds no tensors; download it again.")
     if (parts := int(metadata.get("split.count", 1))) > 1:

@@ -16,6 +16,11 @@ from persona_core.errors import CorruptFile
 
 logger = logging.getLogger(__name__)
 
+MAX_JSON = 100_000_000
+"""Bytes of a JSON file, or of a line of JSON Lines. Python takes up to 21 times as much for the values: 2 GB."""
+MAX_RECORDS = 1_000_000
+"""Lines of a hand-written file of JSON Lines."""
+
 
 @cache
 def read_asset(package: str, name: str) -> str:
@@ -63,9 +68,21 @@ def parse_json(path: str | Path) -> Any:
         CorruptFile: not JSON, or not readable.
     """
     try:
+        check_size(path)
         return json.loads(Path(path).read_bytes())  # bytes: json skips a mark and keeps lone surrogates
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: not valid JSON: {error}. Restore or delete the file.") from error
+
+
+def check_size(path: str | Path, limit: int = MAX_JSON) -> None:
+    """Refuse a file that would take too much memory.
+
+    Raises:
+        CorruptFile: the message has the size and the limit.
+    """
+    size = Path(path).stat().st_size
+    if size > limit:
+        raise CorruptFile(f"{path}: {size:,} bytes; at most {limit:,} are read. Split the file, or download it again.")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -114,12 +131,15 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Empty lines are skipped, and the file is never changed (`read_lines` repairs one that was cut off).
 
     Raises:
-        CorruptFile: not UTF-8, or a line that is not a JSON object.
+        CorruptFile: not UTF-8, a line that is not a JSON object, or too many of them.
     """
     try:
+        check_size(path, 2 * MAX_JSON)
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFile(f"{path}: not readable UTF-8 text: {error}") from error
+    if len(lines) > MAX_RECORDS + 1:
+        raise CorruptFile(f"{path}: {len(lines):,} lines; at most {MAX_RECORDS:,} are read. Split the file.")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -128,6 +148,10 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _object(line: str | bytes, where: str) -> dict[str, Any]:
+    if len(line) > MAX_JSON:
+        raise CorruptFile(
+            f"{where}: {len(line):,} characters; at most {MAX_JSON:,} are read. Correct or remove the line."
+        )
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

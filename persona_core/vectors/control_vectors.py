@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.models.gguf_header import check_header
 from persona_core.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def read_control_vector(path: str | Path) -> dict[int, torch.Tensor]:
 
     if not Path(path).is_file():
         raise NotFound(f"No file {str(path)!r}.")
+    check_header(Path(path))
     try:
         reader = GGUFReader(path)
         found = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ FORMAT_VERSION, FIRST_VERSION = 2, 1
 """Folders of the first version have no reading directions; their null is that of the steering directions."""
 TENSORS_FILE = "vectors.safetensors"
 CONFIG_FILE = "config.json"
+MAX_PACKED = 10_000_000
+"""Bytes that a `.pt` archive may unpack to beyond twice its size."""
+MAX_DEPTH = 20
+"""Mappings inside mappings in a `.pt` file: real ones have one or two."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -144,10 +149,34 @@ def load_pt(path: Path) -> Any:
     if not path.is_file():
         raise NotFound(f"No file {str(path)!r}.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(part.file_size for part in archive.infolist())
+            if unpacked > 2 * path.stat().st_size + MAX_PACKED:  # torch stores its parts as they are
+                raise CorruptFile(f"{path}: unpacks to {unpacked:,} bytes. Save it again with torch.save.")
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except CorruptFile:
+        raise
     except pickle.UnpicklingError as error:
         known = path.read_bytes()[:2] in (b"PK", b"\x80\x02")  # a zip archive, or a pickle
         why = "refused, it holds more than tensors (possibly code)" if known else "not a PyTorch file"
         raise CorruptFile(f"{path}: {why}.") from error
     except Exception as error:  # the unpickler raises whatever the bytes lead it to: IndexError, struct.error, ...
         raise CorruptFile(f"{path}: truncated or not a PyTorch file: {error}") from error
+    _check_held(held, path)
+    return held
+
+
+def _check_held(held: Any, path: Path, depth: int = 0) -> None:
+    """Refuse tensors that are not there (meta), sparse ones, and views that are larger than what is stored."""
+    if isinstance(held, torch.Tensor):
+        if held.layout != torch.strided or held.is_meta or held.is_quantized:
+            kind = "no numbers (a meta tensor)" if held.is_meta else f"a tensor of the layout {held.layout}"
+            raise CorruptFile(f"{path}: holds {kind}; expected plain tensors.")
+        if held.numel() * held.element_size() > held.untyped_storage().nbytes():
+            raise CorruptFile(f"{path}: a tensor of shape {tuple(held.shape)} repeats its numbers; save it contiguous.")
+    elif isinstance(held, Mapping | list | tuple):
+        if depth == MAX_DEPTH:
+            raise CorruptFile(f"{path}: its mappings are nested more than {MAX_DEPTH} deep.")
+        for inner in held.values() if isinstance(held, Mapping) else held:
+            _check_held(inner, path, depth + 1)
