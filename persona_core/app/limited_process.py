@@ -158,21 +158,20 @@ class LimitedProcess:
         try:
             self._connection.send(message)
             while True:
+                arrived = self._connection.poll(SECONDS_BETWEEN_CHECKS)
                 self._check_memory()
-                while not self._connection.poll(SECONDS_BETWEEN_CHECKS):
-                    self._check_memory()
-                    if time.monotonic() > deadline:
-                        raise self._ended(f"took more than {limit.seconds:g} seconds", limit.setting)
-                kind, content = pickle.loads(self._connection.recv_bytes(MAX_BYTES))
-                if kind == "log":
+                if arrived:
+                    kind, content = pickle.loads(self._connection.recv_bytes(MAX_BYTES))
+                    if kind == "error":
+                        self._open = None
+                        raise PersonaError(content)
+                    if kind != "log":
+                        return kind, content
                     log = logging.getLogger(content.name)
                     if log.isEnabledFor(content.levelno):
                         log.handle(content)
-                elif kind == "error":
-                    self._open = None
-                    raise PersonaError(content)
-                else:
-                    return kind, content
+                if time.monotonic() > deadline:
+                    raise self._ended(f"took more than {limit.seconds:g} seconds", limit.setting)
         except (EOFError, OSError) as error:
             self._open = None
             raise self._gone() from error

@@ -132,17 +132,19 @@ def test_it_has_no_token_or_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 # ---- limits -----------------------------------------------------------------------------------------------------
 
 
-def test_a_call_past_its_time_ends_the_process(process: LimitedProcess) -> None:
+@pytest.mark.parametrize("busy", [misbehaving.hang, misbehaving.chatter])
+def test_a_call_past_its_time_ends_the_process(process: LimitedProcess, busy: Callable[..., Any]) -> None:
     with pytest.raises(SettingError, match=r"'org/model' took more than 0.5 seconds, .*PERSONA_SHORT"):
-        process.call(SHORT, misbehaving.hang)
+        process.call(SHORT, busy)
     assert not process.alive
     check_gone(process.pid)
 
 
 def test_an_item_past_its_time_ends_the_process(process: LimitedProcess) -> None:
-    items = process.stream(SHORT, misbehaving.count_then, 1, "hang")
+    process.call(LONG, misbehaving.environment)  # started, and the module imported
+    items = process.stream(TimeLimit(3, "PERSONA_ITEM"), misbehaving.count_then, 1, "hang")
     assert next(items) == 0
-    with pytest.raises(SettingError, match="PERSONA_SHORT"):
+    with pytest.raises(SettingError, match="PERSONA_ITEM"):
         next(items)
     assert not process.alive
 

@@ -53,6 +53,11 @@ def say(text: str) -> None:
     logging.getLogger("persona_core.said").warning("%s", text)
 
 
+def chatter(*_: Any) -> None:
+    while True:
+        say("still here")
+
+
 def environment() -> dict[str, str]:
     return dict(os.environ)
 
