@@ -201,17 +201,14 @@ def _states(
     handles += [m.register_forward_hook(after) for m in blocks.modules]
     device = model.get_input_embeddings().weight.device
     known = inspect.signature(model.forward).parameters
-    arguments = {key: value.to(device) for key, value in tensors.items() if key in known}
+    arguments: dict[str, Any] = {key: value.to(device) for key, value in tensors.items() if key in known}
+    if past_key_values is not None:
+        arguments["past_key_values"] = past_key_values
     was_training = model.training
     try:
         model.eval()  # with dropout, a block's output would differ from the next block's input
         with torch.no_grad():
-            model(
-                input_ids=ids.to(device),
-                past_key_values=past_key_values,
-                use_cache=past_key_values is not None,
-                **arguments,
-            )
+            model(input_ids=ids.to(device), use_cache=past_key_values is not None, **arguments)
     except Exception as error:  # anybody's configuration: an IndexError of the cache, an ImportError of a kernel, ...
         text = " by ".join(map(str, ids.shape))
         raise UnsupportedModel(f"{name}: a forward of {text} tokens failed, {type(error).__name__}: {error}") from error
