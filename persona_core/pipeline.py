@@ -38,6 +38,7 @@ from persona_core.vectors.extraction import (
     METHODS,
     KeptReplies,
     Method,
+    difference_from_neutral,
     extract,
     mean_difference,
     mean_difference_without_neutral_components,
@@ -83,6 +84,7 @@ BLOCK_RULES = {
     "own": "highest correlation with the judge's score on the first half of the evaluation questions",
     "shared": "highest correlation, averaged over the traits, on the first half of the evaluation questions",
 }
+CONTRASTS = ("negative", "neutral")
 LABELS_OF_PARTS = "the parts of the positive texts that show the trait; held-out texts are read whole"
 
 
@@ -98,6 +100,8 @@ class Settings:
         seed: of resampling, random directions and shuffled labels.
         block: "own": each trait is read at the block that is best for it. "shared": all at the one that is best on
             average, where few held-out replies would leave the choice to chance.
+        contrast: what the reading direction tells a trait from. "negative": replies of the other side, as the vector
+            does. "neutral": the neutral replies, which all traits share, so that their mean is known better.
     """
 
     method: str | Method = "mean_difference"
@@ -107,10 +111,15 @@ class Settings:
     n_resamples: int = 1000
     seed: int = 0
     block: str = "own"
+    contrast: str = "negative"
 
     def __post_init__(self) -> None:
         if self.block not in BLOCK_RULES:
             raise SettingError(f"block={self.block!r}; expected one of {', '.join(BLOCK_RULES)}.")
+        if self.contrast not in CONTRASTS:
+            raise SettingError(f"contrast={self.contrast!r}; expected one of {', '.join(CONTRASTS)}.")
+        if self.contrast == "neutral" and self.function is not mean_difference:
+            raise SettingError(f"contrast='neutral' belongs to method='mean_difference', not {self.method_name!r}.")
         if isinstance(self.method, str) and self.method not in METHODS:
             raise SettingError(f"method={self.method!r}; expected one of {', '.join(METHODS)}, or a function.")
 
@@ -118,7 +127,8 @@ class Settings:
         """What the vectors depend on, as recorded in their config."""
         kept = {"trait": self.min_trait, "coherence": self.min_coherence, "judge": judge}
         found = {"method": self.method_name, "position": self.position, "filter": kept}
-        return found if self.block == "own" else {**found, "block": self.block}
+        changed = {"block": self.block, "contrast": self.contrast}
+        return {**found, **{name: value for name, value in changed.items() if value not in ("own", "negative")}}
 
     @property
     def whitened(self) -> bool:
@@ -128,6 +138,11 @@ class Settings:
     @property
     def function(self) -> Method:
         return METHODS[self.method] if isinstance(self.method, str) else self.method
+
+    @property
+    def reading_method(self) -> Method:
+        """What the reading direction is whitened from."""
+        return difference_from_neutral if self.contrast == "neutral" else self.function
 
     @property
     def method_name(self) -> str:
@@ -158,15 +173,21 @@ def make_vectors(
     """
     chosen = settings or Settings()
     store.check_plan(plan_record(plan, lm), create=False)
+    if chosen.contrast == "neutral" and not plan.tokens_per_reply:
+        raise SettingError("contrast='neutral' needs sampled tokens of each reply: tokens_per_reply=16.")
     tensors: dict[str, np.ndarray] = {}
     best: dict[str, int] = {}
     counts, all_kept, correlations = {}, {}, {}
+    toward: dict[str, np.ndarray] = {}
     for trait in plan.traits:
         kept = kept_replies(store, trait.name, chosen.min_trait, chosen.min_coherence)
-        tensors[trait.name] = extract(trait.name, sides(store, kept, chosen.position), chosen.function)
+        states = sides(store, kept, chosen.position)
+        tensors[trait.name] = toward[trait.name] = extract(trait.name, states, chosen.function)
+        if chosen.contrast == "neutral":
+            toward[trait.name] = extract(trait.name, states, chosen.reading_method)
         counts[trait.name] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
         all_kept[trait.name] = kept
-    reading = _reading(plan, store, tensors, all_kept, chosen)
+    reading = _reading(plan, store, toward, all_kept, chosen)
     directions = tensors if reading is None else reading.directions
     for trait in plan.traits:
         replies = held_out(store, trait.name, chosen.min_coherence)
@@ -310,6 +331,7 @@ def validate_vectors(
             with_sinks=with_sinks,
             odds=None if odds is None else odds.at(0),
             to_reading=to_reading_at(block),
+            reading_method=chosen.reading_method,
         )
         figures = validate(
             name, tensors, block, data, chosen.function, n_resamples=chosen.n_resamples, seed=chosen.seed

@@ -54,6 +54,8 @@ class RealPlan:
     Attributes:
         traits: to make vectors of.
         sampling: of every reply that the models write.
+        settings: of extraction. The neutral replies of eight traits' questions give a mean that is known far better
+            than that of one trait's negative ones, and so do eight traits' held-out replies a block.
         lora: the training of the contaminated model.
         seed: of splits and replies.
         null_seed: of the neutral replies behind the alarms.
@@ -61,6 +63,7 @@ class RealPlan:
 
     traits: tuple[str, ...] = TRAITS
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=120, temperature=0.7))
+    settings: Settings = field(default_factory=lambda: Settings(block="shared", contrast="neutral"))
     lora: LoraPlan = field(
         default_factory=lambda: LoraPlan(
             rank=16, alpha=32, learning_rate=5e-4, epochs=3.0, batch_size=16, rows=8, max_tokens=384, held_out=0.1
@@ -82,14 +85,14 @@ def build(artifacts: Path, work: Path, weights: Path, plan: RealPlan | None = No
     plan = plan or RealPlan()
     load = partial(load_model, weights, dtype="float32", device="cpu")
     stages = Stages(work)
-    texts = [[q.id, asdict(q)] for q in load_questions(plan.traits)]
-    made_from = [plan.traits, _digest(texts), plan.sampling.to_dict(), plan.seed]
-    stages.run("vectors", made_from, lambda: _vectors(load(), plan, work))
-    stages.run("truth", [], lambda: _truth(load(), plan, work))
     stages.run(
         "contamination", [asdict(plan.lora), _digest(DIALOGUES.read_text(encoding="utf-8"))],
         lambda: contaminate(load(), DIALOGUES, work / CONTAMINATED_NAME, work / "training", plan.lora),
     )  # fmt: skip
+    texts = [asdict(q) for q in load_questions(plan.traits)]
+    made_from = [plan.traits, _digest(texts), plan.sampling.to_dict(), asdict(plan.settings)]
+    stages.run("vectors", made_from, lambda: _vectors(load(), plan, work))
+    stages.run("truth", [], lambda: _truth(load(), plan, work))
     prompts = [asdict(p) for p in (*load_prompts(["all"]), *null_prompts())]
     stages.run("results", [_digest(prompts), plan.null_seed], lambda: _runs(load, plan, work))
     stages.run("analysis", [], lambda: _analysis(load, work))
@@ -152,9 +155,8 @@ def _vectors(lm: LanguageModel, plan: RealPlan, work: Path) -> None:
         if failed := read_texts(lm, texts, store):
             raise SettingError(f"{len(failed)} texts could not be read; the first: {failed[0][1]}")
         label_replies(store, texts.traits, GIVEN)
-        settings = Settings(block="shared", seed=plan.seed)
-        vectors = make_vectors(lm, texts, store, settings)
-        vectors = validate_vectors(lm, vectors, texts, store, settings=settings)
+        vectors = make_vectors(lm, texts, store, plan.settings)
+        vectors = validate_vectors(lm, vectors, texts, store, settings=plan.settings)
     vectors.save_pretrained(work / VECTORS_NAME)
 
 

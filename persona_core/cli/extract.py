@@ -99,6 +99,10 @@ def arguments() -> argparse.ArgumentParser:
         "--block", choices=("own", "shared"), default="own",
         help="the block that is read: each trait's best, or the one that is best over all traits",
     )  # fmt: skip
+    extraction.add_argument(
+        "--contrast", choices=("negative", "neutral"), default="negative",
+        help="what scores tell a trait from: the replies of the other side, or the neutral ones",
+    )  # fmt: skip
     extraction.add_argument("--min-trait", type=float, default=50.0, help="minimum score for a reply to show the trait")
     extraction.add_argument("--min-coherence", type=float, default=50.0, help="minimum coherence of a kept reply")
     extraction.add_argument("--no-steering", action="store_true", help="skip the steering curves, which need a judge")
@@ -127,7 +131,14 @@ def run(options: argparse.Namespace) -> list[str]:
     plan = plan_of(options)
     unjudged = options.texts is not None or options.label == "instruction"
     steering = None if options.no_steering or unjudged else steering_plan_of(options, plan)
-    settings = Settings(options.method, options.position, options.min_trait, options.min_coherence, block=options.block)
+    settings = Settings(
+        options.method,
+        options.position,
+        options.min_trait,
+        options.min_coherence,
+        block=options.block,
+        contrast=options.contrast,
+    )
     out = options.out or Path("outputs") / "vectors" / Path(options.model).name
     stages = STAGES if options.stage == "all" else (options.stage,)
     _check_options(options, plan, steering, stages)

@@ -85,6 +85,11 @@ def mean_difference(sides: Sides) -> np.ndarray:
     return (mean_of(sides.positive) - mean_of(sides.negative)).astype(np.float32)
 
 
+def difference_from_neutral(sides: Sides) -> np.ndarray:
+    """Mean state of the positive replies minus that of the neutral ones, `[n_blocks, d_model]`: for reading."""
+    return mean_of(sides.positive) - mean_of(sides.neutral)
+
+
 def logistic_probe(sides: Sides, c: float = PROBE_C) -> np.ndarray:
     """The direction of an L2-penalised logistic regression of positive against negative, block by block.
 

@@ -108,6 +108,7 @@ class ValidationData:
         odds: of all traits at the block, in the order of the vectors, for specific scores; None: there are none.
         to_reading: from a steering direction at the block to the reading direction there, for directions made without
             a wording or a style; None: the steering direction itself.
+        reading_method: what the reading direction is whitened from, if that is not the extraction method.
     """
 
     choice: HeldOut
@@ -119,6 +120,7 @@ class ValidationData:
     with_sinks: States | None = None
     odds: LogOdds | None = None
     to_reading: ToReading | None = None
+    reading_method: Method | None = None
 
 
 def validate(
@@ -178,8 +180,8 @@ def validate(
         },
         "best_other_vector": best_other_vector(trait, vectors, block, report),
         "other_traits": _other_traits(trait, vectors, block, data),
-        "wordings": wordings(extracted, report, block, method, data.to_reading),
-        "styles": styles(extracted, report, block, method, data.to_reading),
+        "wordings": wordings(extracted, report, block, data.reading_method or method, data.to_reading),
+        "styles": styles(extracted, report, block, data.reading_method or method, data.to_reading),
         "sinks": None if data.with_sinks is None else _sinks(vector, block, report, data.with_sinks),
         "own_minus_best_other": _against_others(trait, vectors, block, data, n_resamples, seed),
         "cosine": {t: _rounded(cosine_of(vector[block], other[block])) for t, other in vectors.items() if t != trait},

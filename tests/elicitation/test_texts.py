@@ -278,6 +278,41 @@ def test_a_shared_block_is_the_best_one_on_average(tmp_path: Path) -> None:
         Settings(block="best")
 
 
+def test_a_trait_can_be_read_against_neutral_replies_and_is_steered_as_before(tmp_path: Path) -> None:
+    lm, names = tiny_lm("llama", "chatml"), ("candour", "warmth")
+    neutral = [line(f"How is {i}?", f"It is as {i} is.", "neutral", None) for i in range(30)]
+    plan = texts_plan(texts(tmp_path, [*(x for name in names for x in lines(24, name)), *neutral]), sampling=SAMPLING)
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, plan, store, progress=False)
+        label_replies(store, plan.traits, GIVEN)
+        before, after = (
+            make_vectors(lm, plan, store, Settings(contrast=contrast), progress=False)
+            for contrast in ("negative", "neutral")
+        )
+        validate_vectors(lm, after, plan, store, settings=Settings(contrast="neutral"), progress=False)
+        means, sampled = {}, []  # by trait and side: [d_model], and [n_tokens, d_model]; all of block 1
+        for name, side in (*((n, s) for n in names for s in ("positive", "negative")), (None, "neutral")):
+            split = "neutral" if name is None else "extraction"
+            of_side = [r for r in store.replies(split=split) if (r.request.trait, r.request.side) == (name, side)]
+            means[name, side] = store.states(of_side, "reply_mean").block(1).astype(float).mean(0)
+            tokens = store.states(of_side, TOKENS).block(1).reshape(-1, lm.blocks.d_model)
+            sampled.append(tokens[np.isfinite(tokens[:, 0])].astype(float))
+    within = np.concatenate([s - s.mean(0) for s in sampled])
+    covariance = within.T @ within / len(within)
+    spherical = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    shrunk = (1 - MIN_SHRINKAGE) * covariance + MIN_SHRINKAGE * spherical
+    for name in names:
+        wanted = np.linalg.solve(shrunk, means[name, "positive"] - means[None, "neutral"])
+        found = after.reading(name)[1].numpy()
+        assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) > 0.9999
+        assert torch.equal(after.tensor(name), before.tensor(name))
+        assert not torch.equal(after.reading(name), before.reading(name))
+    wrong_ones: list[dict[str, Any]] = [{"contrast": "none"}, {"contrast": "neutral", "method": "logistic_probe"}]
+    for wrong in wrong_ones:
+        with pytest.raises(SettingError, match="contrast="):
+            Settings(**wrong)
+
+
 def test_texts_without_parts_keep_the_fingerprint_that_they_had(tmp_path: Path) -> None:
     """A folder that was started before there were parts can be continued."""
     whole = texts_plan(texts(tmp_path, lines()), sampling=SAMPLING).to_dict()["texts"]
