@@ -53,10 +53,15 @@ def tokens_that_show(trace: Trace, reply: Reply) -> np.ndarray:
     """
     if trace.reply_text.strip() != reply.text:
         raise SettingError(f"The trace reads {trace.reply_text[:60]!r}, the reply is {reply.text[:60]!r}.")
-    ends = piece_ends([trace.tokens[t] for t in trace.reply_positions])  # [n_reply]
-    starts = np.cumsum([0, *(len(s) + 1 for s in reply.sentences)])[:-1] + trace.reply_text.index(reply.text)
+    return pieces_that_show([trace.tokens[t] for t in trace.reply_positions], reply)
+
+
+def pieces_that_show(pieces: Sequence[str], reply: Reply) -> np.ndarray:
+    """The same of the pieces of a reply's text, one for each token."""
+    ends, begin = piece_ends(pieces), "".join(pieces).index(reply.text)
+    starts = np.cumsum([0, *(len(s) + 1 for s in reply.sentences)])[:-1] + begin
     sentence = np.searchsorted(starts, ends, side="right") - 1
-    return np.array(reply.shows)[np.clip(sentence, 0, len(reply.sentences) - 1)]
+    return np.array(reply.shows)[np.clip(sentence, 0, len(reply.sentences) - 1)] & (ends < begin + len(reply.text))
 
 
 def token_figures(read: Sequence[ReadReply], trait: str, kind: Kind) -> dict[str, Any]:
