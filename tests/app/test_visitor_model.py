@@ -263,7 +263,7 @@ def test_while_a_visitors_model_loads_the_apps_own_serves(
 ) -> None:
     monkeypatch.setattr("persona_core.app.layout.ModelPool", partial(ModelPool, load=misbehaving.load))
     save_home(tmp_path, about="", examples=())
-    settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True)
+    settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True, max_new_tokens=24)
     url, before = serve(PooledModel(steady_monitor), settings), set(children())
     first = visit(url)
     name_model(first, "org/hang")
@@ -278,7 +278,7 @@ def test_while_a_visitors_model_loads_the_apps_own_serves(
     name_model(first, "org/good")
     ask(first, "Should I quit my job?")
     wait_done(first)
-    expected = steady_monitor().generate("Should I quit my job?", max_new_tokens=160, seed=0)
+    expected = steady_monitor().generate("Should I quit my job?", max_new_tokens=24, seed=0)
     assert tokens_of(first) == list(expected.tokens)
 
 
@@ -289,7 +289,7 @@ def test_a_visitor_names_a_model_of_the_hub_and_it_ends_when_they_leave(
     for name, value in hub.environment().items():
         monkeypatch.setenv(name, value)
     save_home(tmp_path, about="", examples=())
-    settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True)
+    settings = AppSettings(vectors=str(tmp_path), results=None, open_models=True, max_new_tokens=24)
     before = set(children())
     page = visit(serve(PooledModel(steady_monitor), settings))
     name_model(page, "org/killed")
@@ -302,7 +302,7 @@ def test_a_visitor_names_a_model_of_the_hub_and_it_ends_when_they_leave(
     (child,) = set(children()) - before
     text = "".join(tokens_of(page))
     shipped = PooledModel.from_settings(AppSettings()).monitor()
-    assert text == "".join(shipped.generate("Should I quit my job?", max_new_tokens=160, seed=0).tokens)
+    assert text == "".join(shipped.generate("Should I quit my job?", max_new_tokens=24, seed=0).tokens)
     page.locator("#side input").first.check()  # the app's own model
     ask(page, "Hello")
     wait_done(page)
