@@ -62,7 +62,7 @@ def fields_of_record(record: Mapping[str, Any]) -> dict[str, Any]:
             max_norm=read_limits(record.get("max_norm"), n_blocks),
             log_odds=_log_odds(record.get("log_odds"), (n_traits, n_blocks)),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise CorruptFile(f"Not a trace: {type(error).__name__}: {error}") from error
 
 
@@ -140,7 +140,7 @@ def fields_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
             max_norm=read_limits(row.get("max_norm"), len(blocks)),
             log_odds=_log_odds_of_row(row.get("log_odds"), traits, shape),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptFile(f"Not a row of a results dataset: {type(error).__name__}: {error}") from error
 
 

@@ -169,6 +169,13 @@ def test_a_file_with_other_columns_is_refused(tmp_path: Path) -> None:
         load_row(save_hostile_results(tmp_path / "hostile"), id="gone")
 
 
+def test_a_provenance_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    row = load_row(save_hostile_results(tmp_path))
+    row["provenance"] = {**row["provenance"], "steering": "[" * 200_000 + "]" * 200_000}
+    with pytest.raises(CorruptFile, match="Not a row of a results dataset: RecursionError"):
+        Trace.from_row(row)
+
+
 def test_rows_of_different_traits_are_not_mixed() -> None:
     with pytest.raises(SettingError, match="same traits"):
         traits_of([{"traits": ["a"]}, {"traits": ["b"]}])
