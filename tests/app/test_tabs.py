@@ -275,8 +275,11 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     page = visit(url)
     open_tab(page, "Runs", "#explorer .ex-cell")
     choose = lambda name, value: page.locator(f"[data-field={name}]").select_option(value)  # noqa: E731
+    shown = {name: page.locator(f"[data-field={name}]").input_value() for name in ("trait", "sort")}
+    assert shown == {"trait": "sycophancy", "sort": "difference"}
     choose("set", "pilot")
     choose("category", "work")
+    choose("sort", "given")
     rows = [r for r in load_results(RESULTS) if (r["set"], r["category"]) == ("pilot", "work")]
     assert page.locator(".ex-prompt").all_text_contents() == [r["prompt"] for r in rows]
     assert page.locator("[data-part=count]").inner_text() == f"{len(rows)} of 78 prompts"
