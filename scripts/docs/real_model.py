@@ -148,6 +148,20 @@ def whitening() -> str:
     return table(("width", "one block", "32 blocks", "memory beside the states", "sampled tokens of a reply"), rows)
 
 
+def natural() -> str:
+    """AUROC on natural text, by what a trait's tokens are contrasted with."""
+    rows = []
+    for contrast, by_kind in stored("natural_texts")["contrasts"].items():
+        for kind, found in by_kind.items():
+            cells = [
+                f"{found[key]['mean']:.3f} / {interval(found[key]['worst'], 3)}"
+                for key in ("neutral", "negative", "else")
+            ]
+            rows.append((contrast, kind, *cells))
+    against = ("against neutral, mean / worst", "against negative", "against all else")
+    return table(("the trait's tokens minus", "score", *against), rows)
+
+
 def _stored() -> dict[str, Any]:
     found: dict[str, Any] = stored("real_truth")
     return found
@@ -160,5 +174,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "real-alarms": alarms,
     "real-sinks": sinks,
     "real-couplings": couplings,
+    "real-natural": natural,
     "whitening": whitening,
 }
