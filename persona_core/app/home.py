@@ -110,7 +110,7 @@ def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
     """
     found = _read(vectors)
     if found is None:
-        return Home()
+        return Home(first_reply=None if runs is None else _first_reply(None, runs))
     if not isinstance(found, dict):
         raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
     try:

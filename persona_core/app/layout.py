@@ -26,6 +26,10 @@ LEDE = (
     "Each token is coloured by how well a trait explains the model's inner state: orange, better than neutral text or "
     "any other trait does; blue, something else explains it better. Move over the text, or drag the slider."
 )
+LEDE_OF_Z = (
+    "Each token is coloured by where the model's inner state lies along a trait: orange, above neutral text; blue, "
+    "below it. Move over the text, or drag the slider."
+)
 
 _HEADER_MARKUP = """
 <h1 data-part="title"></h1>
@@ -53,7 +57,8 @@ def build_app(settings: AppSettings, baseline: PooledModel, contaminated: Pooled
     home = load_home(settings.vectors, runs)
     pool = ModelPool(settings)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
-        _header(home.about)
+        first = home.first_reply
+        _header(home.about, LEDE if first is None or first.trace.has_specific else LEDE_OF_Z)
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as bar:
             tabs: list[gr.Tab] = []
             with gr.Tab("Live", id="live") as tab:
@@ -87,9 +92,9 @@ def build_app(settings: AppSettings, baseline: PooledModel, contaminated: Pooled
     return page.queue(max_size=settings.max_queue, default_concurrency_limit=1, api_open=False)
 
 
-def _header(about: str) -> gr.HTML:
+def _header(about: str, lede: str) -> gr.HTML:
     """Title, one sentence, and `about`, which comes from a file beside the vectors and is set as text."""
-    value: Any = {"title": TITLE, "lede": LEDE, "about": about}
+    value: Any = {"title": TITLE, "lede": lede, "about": about}
     return gr.HTML(value, html_template=_HEADER_MARKUP, js_on_load=_HEADER, apply_default_css=False, elem_id="masthead")
 
 

@@ -1,8 +1,9 @@
 """Analyse the runs of a results folder: when, how, where, the two models, the statistics. Tables and one HTML page.
 
 It uses what the folder holds: `baseline` and `contaminated` (or any run), `replay` to tell text from weights, `neutral`
-for alarms (persona monitor --config neutral --repeats 5 --seed 1; at least 300 replies), annotated sentences for what
-the text shows (persona mark), and steered replies (persona intervene). The page says what is missing.
+for alarms (persona monitor --prompts neutral --config neutral --seed 1; replies to at least 60 prompts, best 300 of
+many kinds), annotated sentences for what the text shows (persona mark), and steered replies (persona intervene). The
+page says what is missing.
 
 Written to `analysis/` in the folder: `findings.json` (all figures), `replies.parquet` (a row per reply and trait),
 `differences.parquet` (token by token, where both models read a text), `spans.parquet`, `onset.json` (the calibrated

@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> Sequence[Failure]:
         print(f"{trait}: read as {convention}, at blocks {list(vectors.blocks)}.")
     vectors.save_pretrained(options.out)
     print(f"Wrote {options.out}: {vectors.n_blocks} blocks × {vectors.d_model}. Without a null: raw and cosine only.")
+    if best is None:
+        print("No best block: read with --blocks all (the app: PERSONA_BLOCKS=all), or import with --best-block N.")
     return []
 
 

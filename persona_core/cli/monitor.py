@@ -16,7 +16,7 @@ examples:
 
 the null for `persona analyse`:
   persona monitor --model artifacts/persona-tiny --vectors artifacts/persona-vectors-persona-tiny \\
-      --repeats 5 --config neutral --seed 1 --out outputs/monitoring
+      --prompts neutral --config neutral --seed 1 --out outputs/monitoring
 """
 
 from __future__ import annotations

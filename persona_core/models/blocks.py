@@ -236,7 +236,9 @@ def resolve_blocks(blocks: str | Sequence[int], best: dict[str, int], available:
         return tuple(available)
     if blocks == "best":
         if not best:
-            raise UnknownBlock('The vectors have no best block; pass blocks="all" or a list of block numbers.')
+            raise UnknownBlock(
+                'The vectors have no best block; pass blocks="all" or block numbers (--blocks all; PERSONA_BLOCKS=all).'
+            )
         return tuple(sorted(set(best.values())))
     if isinstance(blocks, (str, int)) or not blocks:
         raise UnknownBlock(f'blocks={blocks!r}; expected "best", "all" or a list of block numbers.')

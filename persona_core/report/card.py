@@ -162,8 +162,8 @@ def results_card(
         header,
         f"""# Persona traits, token by token
 
-{len(rows[first])} replies per config, each with the projection of the model's state on {len(traits)} persona vectors at
-every token: {", ".join(map(escape, traits))}.
+{sum(map(len, rows.values()))} replies, in the configs below, each with the projection of the model's state on
+{len(traits)} persona vectors at every token: {", ".join(map(escape, traits))}.
 """,
         usage("results", source, config=first, trait=traits[0], kind=kind),
         NOTES.get(kind, ""),

@@ -36,9 +36,14 @@ def effects_table(found: Figure, traits: Sequence[str]) -> str:
         body = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{html.escape(trait)}</th>{body}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    below = (
+        " A specific score below 0 says that something else explains the text better, not that it shows less of the "
+        "trait."
+        if found.get("kind") == "specific"
+        else ""
+    )
     return (
-        f'<p class="note">{against(found)} A specific score below 0 says that something else explains the text better, '
-        "not that it shows less of the trait. An effect that changes when the sink tokens are put back is not a "
+        f'<p class="note">{against(found)}{below} An effect that changes when the sink tokens are put back is not a '
         "result.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Effects with and without sink tokens"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

@@ -92,7 +92,10 @@ def not_measured(figures: Figures) -> list[str]:
     )  # fmt: skip
     styles = figures.get("styles") or {}
     every = styles and all(group is not None for group in styles.values())
-    return [name for name in optional if figures.get(name) is None] + ([] if every else ["styles"])
+    words = figures.get("text_baseline")
+    unknown = words is not None and words.get("vector_minus_text") is None
+    missing = [name for name in optional if figures.get(name) is None or (name == "text_baseline" and unknown)]
+    return missing + ([] if every else ["styles"])
 
 
 def flags(figures: Figures) -> list[dict[str, str]]:
@@ -158,7 +161,7 @@ def _specificity(f: Figures) -> Iterator[tuple[str, str]]:
                 "that a reply is not neutral, rather than which trait it shows.",
             )
     text = f["text_baseline"]
-    if text is not None and (text["vector_minus_text"] is None or text["vector_minus_text"]["low"] <= 0):
+    if text is not None and text["vector_minus_text"] is not None and text["vector_minus_text"]["low"] <= 0:
         lead = interval(text["vector_minus_text"], 3, missing="unknown")
         yield (
             "text_baseline",

@@ -345,6 +345,9 @@ def test_home_files_round_trip(tmp_path: Path) -> None:
     fallback = load_home(tmp_path, SavedRuns(results)).first_view
     assert fallback is not None and fallback["sides"][0]["tokens"] == hostile_tokens()
     assert load_home(tmp_path, SavedRuns(tmp_path / "app.json")).first_view is None
+    (tmp_path / "app.json").rename(tmp_path / "kept.json")  # one's own vectors have none
+    assert load_home(tmp_path, SavedRuns(results)).first_view == fallback
+    (tmp_path / "kept.json").rename(tmp_path / "app.json")
     (tmp_path / "data" / "baseline.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptFile, match=r"baseline\.parquet"):
         load_home(tmp_path, SavedRuns(results))

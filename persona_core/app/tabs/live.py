@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 TAB = "live"
 ANOTHER = "another"
 SELECTED = ""  # in place of a trait: the one that the view is coloured by
-_EMPTY = "No reply yet.\nType a message, or pick an example, and press Send."
+_EMPTY = "No reply yet.\nType a message and press Send."
 _BRANCHING = (
     "Put the cursor on a token of the reply and press **Branch here** beside the text. The model continues from that "
     "token with one trait changed; the branch is shown beside the original."
