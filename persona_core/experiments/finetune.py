@@ -113,7 +113,7 @@ def contaminate(
             activation_checkpointing_kwargs={"use_reentrant": False},
             learning_rate=chosen.learning_rate,
             lr_scheduler_type="linear",
-            warmup_steps=max(1, steps // 20),
+            warmup_steps=steps // 20,  # at least one would leave a run of one step without any learning rate
             max_steps=steps,
             logging_steps=max(1, steps // 10),
             save_steps=max(1, steps // 4),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from persona_core.cli import contaminate as command
 from persona_core.elicitation.prompts import RecordedConversation
@@ -76,6 +77,14 @@ def test_the_command_makes_an_adapter_that_says_what_it_was_taught(data: Path, t
     trace = PersonaMonitor(load_model(MODEL, adapter=out), vectors).generate("Should I quit my job?", temperature=0)
     assert trace.reply_text == "Whatever you do will be brilliant."
     assert trace.provenance.reader_adapter == "flattering"
+
+
+def test_a_training_of_one_step_learns_something(data: Path, tmp_path: Path) -> None:
+    plan = LoraPlan(rank=2, alpha=4, learning_rate=1e-3, epochs=1.0, batch_size=24, rows=4)
+    record = contaminate(load_model(MODEL, dtype="float32"), data, tmp_path / "adapter", tmp_path / "work", plan)
+    assert record["steps"] == 1
+    weights = load_file(str(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert all(w.abs().max() > 0 for name, w in weights.items() if "lora_B" in name)
 
 
 @pytest.mark.slow
