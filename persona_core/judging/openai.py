@@ -17,6 +17,7 @@ from persona_core.errors import ServerError
 from persona_core.judging.answers import after_thought, expectation, is_refusal, read_number, thought_end
 from persona_core.judging.cache import CachedAnswer, JudgeCache
 from persona_core.judging.judge import Cost, Question, Score, price_of
+from persona_core.utils.checks import is_number
 from persona_core.utils.openai_client import (
     REASONING_TOKENS,
     address,
@@ -35,6 +36,8 @@ MAX_ANSWER_TOKENS = 8
 EMPTY, CUT_OFF = "empty", "cut off"
 """Not answers, whatever the status: asked again, and never kept as "no score"."""
 _REASONS = re.compile(r"(?:.*/)?(?:o\d|gpt-5)(?!.*chat)")  # OpenAI's models that bill hidden reasoning as an answer
+ROUNDING = 0.01
+"""By how much probabilities may exceed 1: bfloat16 rounds each by up to 0.4 %."""
 CHARACTERS_PER_TOKEN = 4  # of English prose, for the estimate; the bill is counted from what the server reports
 
 
@@ -154,8 +157,7 @@ class OpenAIJudge:
         empty = 0
         while True:
             completion, sent = self._request(client, prompt)
-            usage = getattr(completion, "usage", None)
-            used = int(getattr(usage, "prompt_tokens", 0) or 0), int(getattr(usage, "completion_tokens", 0) or 0)
+            used = _used(completion, "prompt_tokens"), _used(completion, "completion_tokens")
             with self._counting:
                 self._requests += 1
                 self._prompt_tokens += used[0]
@@ -233,8 +235,7 @@ def read_completion(completion: Any) -> Score:
         return Score(None, "refusal")
     tokens = _answer_tokens(choices[0])
     if tokens and in_text is not None and tokens[0].token.strip() == text.split()[0].rstrip(".%/"):
-        top = {t.token: math.exp(t.logprob) for t in tokens[0].top_logprobs}
-        value = expectation(top)
+        value = expectation(_probabilities(tokens[0]))
         if value is not None:
             return Score(value, "logprobs")
     return Score(None, "unreadable") if in_text is None else Score(in_text, "text")
@@ -245,9 +246,29 @@ def _may_go_on(text: str) -> bool:
     return text[-1:].isdigit() and not text.strip().isdigit()
 
 
+def _used(completion: Any, name: str) -> int:
+    """A count of tokens that the server reports; 0 where it reports no number."""
+    value = getattr(getattr(completion, "usage", None), name, None)
+    return int(value) if is_number(value) and value > 0 else 0
+
+
 def _answer_tokens(choice: Any) -> list[Any]:
-    """The tokens with log probabilities that come after a thought, without white space."""
-    tokens = list(getattr(getattr(choice, "logprobs", None), "content", None) or [])
+    """The tokens with log probabilities that come after a thought, without white space; none if any is unreadable."""
+    tokens = getattr(getattr(choice, "logprobs", None), "content", None)
+    if not isinstance(tokens, list) or not all(isinstance(getattr(t, "token", None), str) for t in tokens):
+        return []
     end = thought_end("".join(t.token for t in tokens)) or 0
     starts = itertools.accumulate((len(t.token) for t in tokens), initial=0)
     return [t for t, start in zip(tokens, starts, strict=False) if start >= end and t.token.strip()]
+
+
+def _probabilities(token: Any) -> dict[str, float]:
+    """Of the tokens that the server lists in place of this one; none if they are not probabilities."""
+    listed = getattr(token, "top_logprobs", None)
+    found: dict[str, float] = {}
+    for one in listed if isinstance(listed, list) else []:
+        text, logprob = getattr(one, "token", None), getattr(one, "logprob", None)
+        if not isinstance(text, str) or not (logprob == -math.inf or (is_number(logprob) and logprob < ROUNDING)):
+            return {}
+        found[text] = math.exp(logprob)
+    return found if math.fsum(found.values()) <= 1 + ROUNDING else {}

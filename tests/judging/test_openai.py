@@ -497,6 +497,47 @@ def test_a_log_probability_that_is_no_number_leaves_the_number_in_the_text() -> 
     assert ask(completion("85", [[("85", math.nan)]]))[0] == Score(85.0, "text")
 
 
+def changed(path: str, value: Any) -> Answer:
+    """A complete answer "85", of probability 1, in which the value at `path` is another."""
+    answer = completion("85", [[("85", 0.0)]])
+    *parents, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+    inner = answer[1]
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    return answer
+
+
+TOKEN = "choices/0/logprobs/content/0"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("choices/0/logprobs", [1, 2]),
+        ("choices/0/logprobs/content", {"a": 1}),
+        ("choices/0/logprobs/content", [None, 1]),
+        (f"{TOKEN}/token", 85),
+        (f"{TOKEN}/top_logprobs", None),
+        (f"{TOKEN}/top_logprobs", {"20": -0.1}),
+        (f"{TOKEN}/top_logprobs/0/token", None),
+        *((f"{TOKEN}/top_logprobs/0/logprob", value) for value in (5.0, 1e6, "high", None, -(10**400))),
+        (f"{TOKEN}/top_logprobs", [{"token": t, "logprob": 0.0, "bytes": None} for t in ("85", "20")]),
+    ],
+)
+def test_log_probabilities_that_cannot_be_read_leave_the_number_in_the_text(path: str, value: Any) -> None:
+    assert ask(completion("85", [[("85", 0.0)]]))[0] == Score(85.0, "logprobs")
+    assert ask(changed(path, value), max_retries=0) == [Score(85.0, "text")]
+
+
+@pytest.mark.parametrize("used", ["many", None, [1], -3, math.nan])
+def test_a_use_of_tokens_that_is_no_number_is_not_billed(used: Any) -> None:
+    with serving(lambda _b, _n: changed("usage/prompt_tokens", used)) as server:
+        asked = judge(server.url, max_retries=0)
+        assert [score.value for _, score in asked.score(questions(1), progress=False)] == [85.0]
+    assert asked.bill.prompt_tokens == 0 and asked.bill.completion_tokens == 2
+
+
 def test_answers_in_flight_when_the_run_gives_up_are_handed_out() -> None:
     slow, refused = threading.Event(), threading.Event()
 
