@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from persona_core.errors import CorruptFile, SettingError
+from persona_core.traces.provenance import Provenance
 from persona_core.traces.trace import Trace
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -115,9 +116,16 @@ class NullCard:
                     "it differs from that",
                 )
             )
-        if known.steering:
+        elif self._is_of_another(known):
+            found.append(
+                Reason(
+                    "text that another wrote",
+                    f"written by {known.writer or 'an unknown writer'}; the rate is that of replies by {self.reader}",
+                )
+            )
+        if known.steering or (known.written or {}).get("steering"):
             found.append(Reason("steered replies", "steered: an alarm may be due to the steering"))
-        sampled = known.sampling
+        sampled = (known.written or {}).get("sampling") or known.sampling
         if sampled is not None and self.sampling is not None and settings(sampled) != settings(self.sampling):
             found.append(
                 Reason("this sampling", f"sampled with {settings(sampled)}, the null with {settings(self.sampling)}")
@@ -139,6 +147,12 @@ class NullCard:
                     )
                 )
         return tuple(found)
+
+    def _is_of_another(self, known: Provenance) -> bool:
+        """Whether another model wrote the reply, or nobody knows who did: a text that was only read."""
+        if known.writer is None:
+            return self.sampling is not None and known.sampling is None and known.written is None
+        return known.writer != self.reader
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record; `from_dict` restores it exactly."""

@@ -208,7 +208,8 @@ class OnsetDetector:
         begin, size = self._step(adjusted, sums, alarm)
         if begin == 0:
             first = float(np.nanmean(adjusted[: max(alarm + 1, FIRST)]))
-            doubles, falls = self._first_rise(adjusted - 2 * first), self._first_rise(first / 2 - adjusted)
+            doubles = self._stays_above(adjusted - 2 * first)
+            falls = self._stays_above((first / 2 - adjusted)[:doubles])
             return Onset("before the reply", alarm, None, peak, size=size, kind=self.kind, doubles=doubles, falls=falls)
         low, high = self.errors.interval(begin, size, alarm)
         return Onset("onset", alarm, begin, peak, low, high, size, self.kind)
@@ -220,11 +221,14 @@ class OnsetDetector:
         step, size = most_likely_step(adjusted[first : alarm + 1])
         return first + step, size
 
-    def _first_rise(self, series: np.ndarray) -> int | None:
-        """Position from which a series is above 0 for long enough to raise an alarm; None where it never is."""
+    def _stays_above(self, series: np.ndarray) -> int | None:
+        """Position from which a series is above 0 for long enough to raise an alarm, and on average to the end."""
         sums = cusums(series, self.drifts)
         over = np.flatnonzero(self._of_sums(sums) > self.threshold)
-        return self._step(series, sums, int(over[0]))[0] if len(over) else None
+        if not len(over):
+            return None
+        begin = self._step(series, sums, int(over[0]))[0]
+        return begin if float(np.nanmean(series[begin:])) > 0 else None
 
     @property
     def lowest(self) -> float:

@@ -92,7 +92,9 @@ def without_broken(
     left_out = []
     for config, own in rows.items():
         for row in own:
-            parts = [np.asarray(part, float) for part in (*(row["raw"][t] for t in row["traits"]), row["norms"])]
+            norms = np.asarray(row["norms"], float)
+            parts = [np.asarray(row["raw"][trait], float) for trait in row["traits"]]
+            parts += [] if np.isnan(norms).all() else [norms]  # imported rows have none
             if all(np.isfinite(part).all() for part in parts):
                 kept.setdefault(config, []).append(row)
             else:

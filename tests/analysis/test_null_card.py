@@ -101,6 +101,10 @@ def changed(trace: Trace, **provenance: Any) -> Trace:
         ("a system prompt", lambda t: t.replace(roles=("system", *t.roles[1:]))),
         ("this chat template", lambda t: changed(t, template="t2")),
         ("another model's replies", lambda t: changed(t, reader_adapter="changed")),
+        ("text that another wrote", lambda t: changed(t, writer="somebody")),
+        ("text that another wrote", lambda t: changed(t, sampling=None)),
+        ("steered replies", lambda t: changed(t, written={"steering": [{"trait": "evil"}], "sampling": SAMPLING})),
+        ("this sampling", lambda t: changed(t, sampling=None, writer="tiny", written={"sampling": {"temperature": 2}})),
         ("steered replies", lambda t: changed(t, steering=({"trait": "evil"},))),
     ],
 )

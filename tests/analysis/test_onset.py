@@ -162,7 +162,7 @@ def test_a_score_that_is_high_at_the_first_tokens_only_says_when_it_falls(detect
     )
 
 
-@pytest.mark.parametrize(("size", "spread"), [(3.0, 1.0), (8.0, 1.8), (60.0, 4.0)])
+@pytest.mark.parametrize(("size", "spread"), [(3.0, 1.0), (4.0, 1.8), (8.0, 1.8), (60.0, 4.0)])
 def test_a_steady_score_is_said_neither_to_double_nor_to_fall(
     detector: OnsetDetector, size: float, spread: float
 ) -> None:

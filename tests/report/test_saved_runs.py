@@ -52,7 +52,7 @@ def test_replies_read_by_the_other_model_have_onsets_too(runs: SavedRuns) -> Non
         trace = runs.traces("pilot-03")[key]
         assert found[key] == {t: detectors.find(trace, t).to_dict() for t in trace.traits}
     steadfast = found["baseline reads contaminated"]["sycophancy"]
-    assert steadfast["answer"] != "none" and steadfast["no_rate"] == []
+    assert steadfast["answer"] != "none" and steadfast["no_rate"] == ["text that another wrote"]
 
 
 def test_the_order_of_the_replay_decides_nothing(tmp_path: Path, runs: SavedRuns) -> None:
