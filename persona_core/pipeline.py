@@ -356,8 +356,9 @@ def validate_vectors(
 
 def _check_settings(vectors: PersonaVectors, settings: Settings, store: ReplyStore) -> None:
     """Figures of one method, filter or judge must not end up on the card of vectors made with another."""
-    made = vectors.config.get("extraction", {})
-    now = settings.to_dict(judge_of(store))
+    usual = {"block": "own", "contrast": "negative"}  # where a setting is not recorded
+    made = usual | vectors.config.get("extraction", {})
+    now = usual | settings.to_dict(judge_of(store))
     for name, value in now.items():
         if made.get(name) != value:
             raise SettingError(
