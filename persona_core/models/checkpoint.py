@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -63,7 +63,39 @@ def read_checkpoint(source: str, what: str, options: dict[str, Any], **model_opt
     if missing:  # transformers initialises them randomly and continues
         kind = type(model).__name__
         raise CorruptFile(f"Could not load {what}: it lacks {len(missing)} weights of a {kind}, e.g. {missing[0]!r}.")
+    _check_blocks(model, loading["unexpected_keys"], what)
     return model, tokenizer
+
+
+def _check_blocks(model: Any, unexpected: Collection[str], what: str) -> None:
+    """Refuse weights of blocks or experts beyond those that the config has: transformers would drop them in silence.
+
+    Weights of what the model does not have at all, such as a vision tower, and of layers that predict further tokens
+    (`num_nextn_predict_layers`) change nothing about the text.
+
+    Raises:
+        CorruptFile: the message names a weight.
+    """
+    prefix = f"{model.base_model_prefix}."
+    lengths = {
+        name.removeprefix(prefix): len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+    }
+    further = getattr(model.config.get_text_config(decoder=True), "num_nextn_predict_layers", None) or 0
+    extra = [
+        (int(number.group()), name, length)
+        for name in unexpected
+        for number in re.finditer(r"(?<=\.)\d+(?=\.)", name)
+        if (length := lengths.get(name[: number.start() - 1].removeprefix(prefix), math.inf)) + further
+        <= int(number.group())
+    ]
+    if extra:
+        _, name, length = min(extra)
+        raise CorruptFile(
+            f"Could not load {what}: its files hold {len(extra)} weights beyond the {length} layers or experts that "
+            f"its config asks for, e.g. {name!r}. Part of a model computes something else; restore its config.json."
+        )
 
 
 def check_configs(source: str, revision: str | None = None) -> None:
