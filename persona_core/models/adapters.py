@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
-from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
 from persona_core.models.checkpoint import explained, tensor_shapes
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import at_revision, commit_of, fetch, resolve_source
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 PATTERN_SECONDS = 1.0
 """For one pattern over the names of all modules: those of real adapters take a few milliseconds."""
 
-PATTERNS = ("target_modules", "exclude_modules")
+PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules")
 """A string is a regular expression, a list holds the ends of names."""
-BY_PATTERN = ("rank_pattern", "alpha_pattern")
+PLAIN = ("modules_to_save", "layers_pattern")
+"""PEFT puts them into regular expressions of its own; real ones are names such as "lm_head" and "layers"."""
+N_TRIED = 16
+"""Tokens of the text on which an adapted model is compared with its base."""
 
 
 def with_adapter(model: Any, adapter: str | Path, revision: str | None = None) -> tuple[Any, str | None]:
@@ -68,6 +71,32 @@ def with_adapter(model: Any, adapter: str | Path, revision: str | None = None) -
         result = adapted.load_adapter(str(weights.parent), "default", torch_device="cpu")
     _check_result(result.missing_keys, result.unexpected_keys, len(shapes), what)
     return adapted.eval(), commit
+
+
+def warn_if_like_base(model: Any, adapter: str | Path) -> None:
+    """Warn where an adapter changes nothing: its weights multiply to zero, or `lora_alpha` is 0.
+
+    Compared are the logits of both for one text of tokens from the whole vocabulary, which a PEFT of any kind has.
+
+    Args:
+        model: with the adapter on top.
+        adapter: Hub id or folder, for the message.
+    """
+    import torch
+
+    weight = model.get_input_embeddings().weight
+    ids = torch.linspace(0, weight.shape[0] - 1, N_TRIED, device=weight.device).long()[None]  # [1, N_TRIED]
+    with torch.no_grad():
+        own = model(ids).logits
+        with model.disable_adapter():
+            same = torch.equal(own, model(ids).logits)
+    if same:
+        warnings.warn(
+            f"The adapter {str(adapter)!r} has no effect: the model with it equals its base. Its weights are zero, or "
+            "its lora_alpha is.",
+            PersonaWarning,
+            stacklevel=3,
+        )
 
 
 def own_tokenizer(model: Any, base: Any, adapter: str | Path, revision: str | None = None) -> Any:
@@ -138,18 +167,19 @@ def _check_config(config: PeftConfig, shapes: Mapping[str, tuple[int, ...]], mod
                     "of the model. It was made for another one."
                 )
             setattr(config, field, found)
-    for field in BY_PATTERN:
-        by_pattern = getattr(config, field, None)
-        if by_pattern:
+    for field, by_pattern in vars(config).items():
+        if field.endswith("_pattern") and isinstance(by_pattern, dict):  # such as rank_pattern
             resolved = {
                 regex.escape(name): value
                 for pattern, value in by_pattern.items()
                 for name in _matching(rf"(.*\.)?({pattern})", names, field, what)
             }
             setattr(config, field, resolved)
-    for name in getattr(config, "modules_to_save", None) or ():
-        if not regex.fullmatch(r"[\w.]+", str(name)):
-            raise CorruptFile(f"Could not load {what}: modules_to_save holds {name!r}; expected names of modules.")
+    for field in PLAIN:
+        given = getattr(config, field, None) or ()
+        for name in [given] if isinstance(given, str) else given:
+            if not regex.fullmatch(r"[\w.]+", str(name)):
+                raise CorruptFile(f"Could not load {what}: {field} holds {name!r}; expected names of modules.")
 
 
 def _matching(pattern: str, names: Iterable[str], field: str, what: str) -> list[str]:

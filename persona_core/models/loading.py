@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
-from persona_core.models.adapters import own_tokenizer, with_adapter
+from persona_core.models.adapters import own_tokenizer, warn_if_like_base, with_adapter
 from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
 from persona_core.models.checkpoint import read_checkpoint
@@ -117,6 +117,8 @@ def load_model(
         template_kwargs=template_kwargs,
         static_cache=static_cache,
     )
+    if adapter is not None:
+        warn_if_like_base(model, adapter)
     return replace(lm, gguf=record)
 
 

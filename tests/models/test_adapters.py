@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from persona_core.errors import CorruptFile, PersonaError, SettingError
+from persona_core.errors import CorruptFile, PersonaError, PersonaWarning, SettingError
 from persona_core.models.loading import load_model
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
@@ -119,14 +120,36 @@ def test_a_slow_pattern_of_ranks_is_refused(adapter: Path) -> None:
         ({"layer_replication": [[0, 6]] * 10**5}, "layer_replication"),
         ({"target_modules": "(unclosed"}, "is not one"),
         ({"modules_to_save": ["(a+)+$"]}, "expected names of modules"),
+        ({"layers_to_transform": [0], "layers_pattern": r"((\w|\.)+)+!"}, "layers_pattern holds"),
+        ({"layers_to_transform": [0], "layers_pattern": ["layers", "(a+)+$"]}, "layers_pattern holds"),
         ({"peft_type": "NOTHING"}, "adapter"),
     ],
-    ids=["rank", "rank of one", "replication", "pattern", "saved modules", "kind"],
+    ids=["rank", "rank of one", "replication", "pattern", "saved modules", "layers", "one of the layers", "kind"],
 )
 def test_a_config_that_would_take_unbounded_time_or_memory_is_refused(adapter: Path, fields: Any, says: str) -> None:
     change_config(adapter, **fields)
     with pytest.raises(PersonaError, match=says):
         load_model(BASE, adapter=adapter)
+
+
+def zero(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: w * 0 if "lora_B" in name else w for name, w in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"), [(zero, {}), (dict, {"lora_alpha": 0})], ids=["weights of zero", "alpha of zero"]
+)
+def test_an_adapter_without_effect_is_warned_of_by_name(adapter: Path, change: Any, fields: Any) -> None:
+    change_weights(adapter, change)
+    change_config(adapter, **fields)
+    with pytest.warns(PersonaWarning, match=r"/adapter' has no effect: the model with it equals its base"):
+        load_model(BASE, adapter=adapter)
+
+
+def test_an_adapter_with_an_effect_is_loaded_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PersonaWarning)
+        load_model(BASE, adapter=ADAPTER)
 
 
 def test_virtual_tokens_are_refused_before_anything_is_loaded(adapter: Path) -> None:
