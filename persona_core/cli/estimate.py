@@ -65,7 +65,7 @@ def print_estimate(
     from persona_core.elicitation.trial import try_plan
 
     given = plan.given() if isinstance(plan, TextsPlan) else {}
-    missing = [r for r in missing_requests(store, plan.requests()) if r.index not in given]
+    missing = missing_requests(store, [r for r in plan.requests() if r.index not in given])
     steered = 0 if steering is None or judge is None else sum(steering.n_judged(t) // 2 for t in plan.traits)
     replies = [] if store is None else store.replies()
     print(f"{len(replies):,} replies are there; {len(missing):,} are to be written.")

@@ -37,7 +37,8 @@ def begin(
     """The plan's requests with the indices that they have in this folder; what a larger plan adds is written down.
 
     Args:
-        traits, requests: of the plan.
+        traits: of the plan.
+        requests: of the plan; indices before the first one's are taken, and never given to a request that is added.
         record: what the folder records about its replies; see `plan_record`.
 
     Returns:
@@ -79,24 +80,27 @@ def _numbered(
     store: ReplyStore, requests: Sequence[ElicitationRequest]
 ) -> tuple[list[ElicitationRequest], list[ElicitationRequest]]:
     """The requests that the folder has answered, as they are, and the others with indices of their own."""
-    known = {_identity(reply.request): reply.request for reply in store.replies()}
-    questions = {r.user: r.question for r in known.values() if r.split == "neutral"}
+    first = min((r.index for r in requests), default=0)
+    stored = [reply.request for reply in store.replies() if reply.request.index >= first]
+    known = {_identity(r) for r in stored}
+    questions = {str(r.messages): r.question for r in stored if r.split == "neutral"}
+    unused = min((r.question for r in requests if r.split == "neutral"), default=0)
     served = (int(line["index"]) for _, line in read_lines(store.folder / SERVED_FILE))
     earlier = (r.index for stage in _stages(store) for r in stage)
-    last = max((*(r.index for r in known.values()), *served, *earlier), default=-1)
+    last = max(first - 1, *(r.index for r in stored), *served, *earlier, -1)
     added: list[ElicitationRequest] = []
     for request in requests:
         if _identity(request) in known:
             continue
         number = request.question
         if request.split == "neutral":  # numbered over all traits' questions, among which new ones may stand anywhere
-            number = questions.setdefault(request.user, max(questions.values(), default=-1) + 1)
+            number = questions.setdefault(str(request.messages), max(questions.values(), default=unused - 1) + 1)
         added.append(replace(request, index=last + 1 + len(added), question=number))
-    return list(known.values()), added
+    return stored, added
 
 
 def _identity(request: ElicitationRequest) -> tuple[Any, ...]:
-    return request.split, request.trait, request.side, request.pair, request.system, request.user, request.rollout
+    return request.split, request.trait, request.side, request.pair, str(request.messages), request.rollout
 
 
 def _check_growth(

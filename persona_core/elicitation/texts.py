@@ -260,12 +260,15 @@ def read_texts(
         Texts that could not be read, with the reason.
 
     Raises:
-        SettingError: the store was started with other texts, or another model.
+        SettingError: the store was started with other texts, or another model; or texts in it are under wrong labels.
     """
     given, shows = {index: ServedReply(text, WRITER) for index, text in plan.given().items()}, plan.shown()
-    stages = begin(store, plan.traits, plan.requests(), plan_record(plan, lm))
-    todo = [[r for r in stage if (r.index in given) == is_given] for stage in stages for is_given in (True, False)]
-    batches, max_norm = batches_of(todo, plan.batch_size), None
+    # A text's index is its place among the texts, however the folder grows: only the model's own replies are numbered.
+    texts, own = ([r for r in plan.requests() if (r.index in given) == is_given] for is_given in (True, False))
+    stages = begin(store, plan.traits, own, plan_record(plan, lm))
+    _check_places(store, texts, stages)
+    added = [[r for r in stage if r.index not in given] for stage in stages]
+    batches, max_norm = batches_of([texts, *added], plan.batch_size), None
     failed: list[tuple[ElicitationRequest, str]] = []
     with tqdm(total=sum(len(b.requests) for b in batches), desc="reading", unit="text", disable=not progress) as bar:
         for batch in batches:
@@ -282,3 +285,18 @@ def read_texts(
                     failed += write_and_keep(lm, plan, store, missing, max_norm)
             bar.update(len(batch.requests))
     return failed
+
+
+def _check_places(
+    store: ReplyStore, texts: Sequence[ElicitationRequest], stages: Sequence[Sequence[ElicitationRequest]]
+) -> None:
+    """Refuse a folder with texts under wrong labels, as earlier versions left one where a stopped run grew."""
+    found = (*(reply.request for reply in store.replies()), *(r for stage in stages for r in stage))
+    for r in found:
+        place = texts[r.index] if r.index < len(texts) else None
+        known = (None, "neutral") if place is None else (place.trait, place.side)
+        if (r.trait, r.side) != known or (place is not None and r.messages != place.messages):
+            raise SettingError(
+                f"The run in {str(store.folder)!r} holds text {r.index} under the label {r.side!r} of "
+                f"{r.trait or 'no trait'}, which is not its own in the file. Read the texts again, in another folder."
+            )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from persona_core.cli.estimate import print_estimate
 from persona_core.elicitation.store import ReplyStore
 from persona_core.elicitation.stored_states import TOKENS
 from persona_core.elicitation.texts import GIVEN, LabelledText, load_texts, read_texts, texts_plan
@@ -201,6 +202,118 @@ def test_other_texts_need_another_folder_and_a_definition_gives_the_description(
         read_texts(lm, plan, store, progress=False)
         with pytest.raises(SettingError, match="texts"):
             read_texts(lm, texts_plan(texts(tmp_path, lines(9)), sampling=SAMPLING), store, progress=False)
+
+
+def repeated(n: int = 4) -> list[dict[str, Any]]:
+    """Three texts a side to every prompt, two of them the same; each names its side."""
+    found = [
+        line(f"What about {i}?", f"It is {i} {k}. A {side} text, {k}!", side)
+        for side in ("negative", "positive")
+        for i in range(n)
+        for k in ("one", "two", "two")
+    ]
+    return [
+        {**x, "shows": [x["messages"][-1]["content"].split(". ")[1]]} if x["label"] == "positive" else x for x in found
+    ]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, n_batches: int) -> None:
+    """Every store is stopped once it has kept so many batches."""
+    add, kept = ReplyStore.add, list[str]()
+
+    def stop(self: ReplyStore, batch: str, *arguments: Any) -> None:
+        if len(kept) == n_batches:
+            raise KeyboardInterrupt
+        kept.append(batch)
+        add(self, batch, *arguments)
+
+    monkeypatch.setattr(ReplyStore, "add", stop)
+
+
+@pytest.mark.parametrize("changes", [{"neutral_rollouts": 2}, {"rollouts": 11}], ids=["neutral", "rollouts"])
+@pytest.mark.parametrize("n_batches", [1, 4])
+def test_a_run_that_was_stopped_and_grew_keeps_every_text_under_its_own_label(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    n_batches: int,
+) -> None:
+    monkeypatch.setattr("persona_core.elicitation.elicit.BATCHES_PER_PART", 1)
+    lm, found = tiny_lm("llama", "chatml"), texts(tmp_path, repeated())
+    first = texts_plan(found, sampling=SAMPLING, batch_size=5)
+    grown = texts_plan(found, sampling=SAMPLING, batch_size=5, **changes)
+    with ReplyStore(tmp_path / "whole") as store:
+        read_texts(lm, grown, store, progress=False)
+        whole = [r for r in store.replies() if r.request.trait]
+        wanted = store.states(whole).block(1)
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, n_batches)
+        with ReplyStore(tmp_path / "out") as store, pytest.raises(KeyboardInterrupt):
+            read_texts(lm, first, store, progress=False)
+    with ReplyStore(tmp_path / "out") as store:
+        print_estimate(lambda: lm, None, store, grown, 0, None, served=True)
+    missing = 4 * grown.neutral_rollouts
+    assert f"{missing} are to be written.\n24 given texts are read" in capsys.readouterr().out
+    for again in range(2):
+        with ReplyStore(tmp_path / "out") as store:
+            assert read_texts(lm, grown, store, progress=False) == []
+            replies = [r for r in store.replies() if r.request.trait]
+            assert [(r.request.side, r.request.user, r.text) for r in replies] == [
+                (t.label, t.prompt, t.messages[-1]["content"]) for t in found
+            ], again
+            np.testing.assert_allclose(store.states(replies).block(1), wanted, rtol=2e-3, atol=1e-4)
+            neutral = [(r.request.user, r.request.rollout) for r in store.replies(split="neutral")]
+            assert sorted(neutral) == [(f"What about {i}?", k) for i in range(4) for k in range(grown.neutral_rollouts)]
+
+
+def test_neutral_replies_to_conversations_that_end_alike_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that differ in what comes before the last message, and one that a neutral text answers too."""
+    turns = [[{"role": "system", "content": f"Be {how}."}] for how in ("brief", "long")]
+    found = [line(f"What about {i}?", f"It is {i}.", label) for label in (True, False) for i in range(4)]
+    found += [line("And then?", "Then this.", label, "candour", *before) for label in (True, False) for before in turns]
+    lm, out = tiny_lm("llama", "chatml"), tmp_path / "out"
+    for n in (1, 2):
+        plan = texts_plan(texts(tmp_path, found), sampling=SAMPLING, neutral_rollouts=n)
+        with ReplyStore(out) as store:
+            read_texts(lm, plan, store, progress=False)
+            asked = [(str(r.request.messages), r.request.rollout) for r in store.replies(split="neutral")]
+    assert len(set(asked)) == len(asked) == 2 * 6
+
+
+def test_a_prompt_that_a_neutral_text_answers_is_answered_by_the_model_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, prompts = tiny_lm("llama", "chatml"), ("Name a tree.", "Name a bird.")
+    found = texts(tmp_path, [*lines(), line("Name a tree.", "An oak.", "neutral", None)])
+    first, grown = (texts_plan(found, sampling=SAMPLING, neutral_rollouts=n, neutral_prompts=prompts) for n in (1, 2))
+    with monkeypatch.context() as stopping, ReplyStore(tmp_path / "out") as store:
+        stop_after(stopping, 1)
+        with pytest.raises(KeyboardInterrupt):
+            read_texts(lm, first, store, progress=False)
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, grown, store, progress=False)
+        given, *own = [r.request for r in store.replies(split="neutral")]
+    assert sorted((r.user, r.rollout) for r in own) == [(p, k) for p in sorted(prompts) for k in range(2)]
+    assert len({r.question for r in (given, *own)}) == 3
+
+
+def test_a_folder_whose_texts_are_under_other_labels_is_refused(tmp_path: Path) -> None:
+    lm, plan = tiny_lm("llama", "chatml"), texts_plan(texts(tmp_path, lines()), sampling=SAMPLING)
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, plan, store, progress=False)
+    path = tmp_path / "out" / "replies.jsonl"
+    kept = [json.loads(x) for x in path.read_text().splitlines()]
+    requests = {record["request"]["index"]: record["request"] for record in kept}
+    swapped = {0: 8, 8: 0}
+    for record in kept:
+        index = record["request"]["index"]
+        record["request"] = {**requests[swapped.get(index, index)], "index": index}
+    written(path, kept)
+    with ReplyStore(tmp_path / "out") as store, pytest.raises(SettingError, match="another folder"):
+        read_texts(lm, plan, store, progress=False)
 
 
 # ---- parts of a reply ----
