@@ -274,7 +274,8 @@ def test_while_a_visitors_model_loads_the_apps_own_serves(
     wait_done(other)
     assert set(children()) - before, "the first is still loading"
     first.click("#stop")
-    assert notice(first).startswith("Stopped") and first.input_value("#prompt textarea") == "Should I quit my job?"
+    first.wait_for_function("document.querySelector('#notice .notice').innerText.startsWith('Stopped')")
+    assert first.input_value("#prompt textarea") == "Should I quit my job?"
     name_model(first, "org/good")
     ask(first, "Should I quit my job?")
     wait_done(first)
