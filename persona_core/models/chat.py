@@ -81,7 +81,7 @@ class ChatFormat:
         self.is_plain = not tokenizer.chat_template
         source = PLAIN_TEMPLATE
         if self.is_plain:
-            ids = tokenizer("a").input_ids
+            ids = _encoded(tokenizer, "a").input_ids
             has_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
             self.template_kwargs["bos"] = tokenizer.bos_token if has_bos else ""
         else:
@@ -244,11 +244,23 @@ class ChatFormat:
     def _tokens(self, text: str) -> list[tuple[int, tuple[int, int]]]:
         """Ids, each with the span of `text` that it covers."""
         if self.tokenizer.is_fast:
-            out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            out = _encoded(self.tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
             return list(zip(out["input_ids"], map(tuple, out["offset_mapping"]), strict=True))
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = _encoded(self.tokenizer, text, add_special_tokens=False).input_ids
         spans, at = [], 0
         for piece in split_text(self.tokenizer, ids):
             spans.append((at, at + len(piece)))
             at += len(piece)
         return list(zip(ids, spans, strict=True))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> Any:
+    try:
+        return tokenizer(text, **options)
+    except BaseException as error:  # what Rust code raises when it panics is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PromptError(
+            f"The tokenizer {tokenizer.name_or_path!r} cannot read a text of {len(text):,} characters: {error}. "
+            "Shorten the text; if it is plain, the regular expression in tokenizer.json is at fault."
+        ) from error

@@ -216,6 +216,16 @@ def test_a_template_that_raises_is_refused_at_once(template: str) -> None:
         ChatFormat(tokenizer)
 
 
+def test_a_tokenizer_whose_regular_expression_gives_up_is_refused() -> None:
+    """Its library panics, which is no `Exception`: a server would lose its worker."""
+    from tokenizers import Regex, pre_tokenizers
+
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    with pytest.raises(PromptError, match=r"The tokenizer .* cannot read a text of .* retry-limit"):
+        ChatFormat(tokenizer).render("a" * 60 + "x")
+
+
 def test_several_templates_without_a_default_are_refused() -> None:
     tokenizer = tokenizer_for("chatml")
     tokenizer.chat_template = {"tool_use": tokenizer.chat_template, "rag": tokenizer.chat_template}
