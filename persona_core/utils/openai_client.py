@@ -67,7 +67,7 @@ def open_client(
     if not is_number(timeout) or timeout <= 0:
         raise SettingError(f"timeout={timeout!r}; expected a number of seconds above 0.")
     try:
-        from openai import DefaultHttpxClient, OpenAI
+        from openai import OpenAI
     except ImportError as error:
         raise ServerError("This needs the openai package: pip install openai.") from error
     secret = api_key or os.environ.get(key)
@@ -83,8 +83,38 @@ def open_client(
         api_key=secret or "none",
         timeout=timeout,
         max_retries=max_retries,
-        http_client=DefaultHttpxClient(event_hooks={"response": [_with_status_of_error]}),
+        http_client=_http_client(min(timeout, threading.TIMEOUT_MAX)),
     )
+
+
+def _http_client(timeout: float) -> Any:
+    """The HTTP client of `OpenAI`, with a limit on a whole request: httpx's limit starts again with every byte, and a
+    server that sends a space now and then would never time out."""
+    import httpx2  # of openai
+    from openai import DefaultHttpxClient
+
+    class Client(DefaultHttpxClient):
+        def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
+            ended: queue.SimpleQueue[httpx2.Response | BaseException] = queue.SimpleQueue()
+            send = super().send
+
+            def work() -> None:
+                try:
+                    ended.put(send(request, **kwargs))
+                except BaseException as error:
+                    ended.put(error)
+
+            # A thread of a request that was given up ends when the client is closed.
+            threading.Thread(target=work, name="ask-server-request", daemon=True).start()
+            try:
+                result = ended.get(timeout=timeout)
+            except queue.Empty:
+                raise httpx2.ReadTimeout(f"no whole answer within {timeout:g} s", request=request) from None
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+    return Client(event_hooks={"response": [_with_status_of_error]})
 
 
 def _with_status_of_error(response: Any) -> None:

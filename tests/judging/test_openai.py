@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -12,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from persona_core.errors import PersonaError, ServerError, SettingError
 from persona_core.judging.cache import CachedAnswer, JudgeCache
 from persona_core.judging.judge import Question, Score
 from persona_core.judging.openai import OpenAIJudge
+from tests.support.local_server import listening
 from tests.support.openai_server import Answer, completion, error, serving
 
 KEY = "sk-secret-value"
@@ -116,6 +120,30 @@ def test_a_server_that_is_not_there_and_one_that_never_answers_are_named() -> No
         slow = judge(server.url, timeout=0.3, max_retries=0)
         with pytest.raises(ServerError, match="timed out"):
             list(slow.score(questions(9), progress=False))
+
+
+@pytest.mark.parametrize("slow", ["headers", "body"])
+def test_an_answer_that_drips_in_has_to_be_whole_within_the_timeout(slow: str) -> None:
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps(completion("85")[1]).encode()
+            self.rfile.read(int(self.headers["Content-Length"]))
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            with contextlib.suppress(OSError):  # the client has gone
+                self.wfile.write(head + (b"X-Slow:" if slow == "headers" else b"\r\n"))
+                for _ in range(20):
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+                self.wfile.write((b"1\r\n\r\n" if slow == "headers" else b"") + body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with listening(Dripping) as address:
+        asked = judge(f"{address}/v1", timeout=0.5, max_retries=0)
+        assert not list(asked.score(questions(1), progress=False)) and "timed out" in asked.failed["0/evil"]
+        asked = judge(f"{address}/v1", timeout=60.0, max_retries=0)
+        assert [score.value for _, score in asked.score(questions(1), progress=False)] == [85.0]
 
 
 def test_no_key_is_a_sentence_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
