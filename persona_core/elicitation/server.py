@@ -25,6 +25,7 @@ from persona_core.errors import PersonaError, PromptError, ServerError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sections import answer_positions, opens_thought
+from persona_core.models.detokenize import text_of
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import append_lines, read_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
@@ -78,8 +79,9 @@ def elicit_served(
     )
     path = store.folder / SERVED_FILE
     texts = {int(r["index"]): ServedReply(r["text"], r["finish"], r.get("thought")) for _, r in read_lines(path)}
-    texts = {i: reply for i, reply in texts.items() if reply.text.strip() or reply.finish != "length"}
-    missing = [r for stage in stages for r in stage if not store.has(r.index) and r.index not in texts]
+    wanted = {r.index: r for stage in stages for r in stage}
+    texts = {i: reply for i, reply in texts.items() if i in wanted and not _is_cut_in_thought(reply, wanted[i], lm)}
+    missing = [r for r in wanted.values() if not store.has(r.index) and r.index not in texts]
     failed: list[tuple[ElicitationRequest, str]] = []
     if missing:
         client = open_client(
@@ -155,7 +157,8 @@ def _ask(
             return reply
     raise ServerError(
         f"The server's reply was cut off in its thought, after {limit} tokens. Allow a longer thought "
-        "(--max-thinking-tokens) or turn thinking off (--template-kwargs enable_thinking=false)."
+        "(--max-thinking-tokens) or turn thinking off (--template-kwargs enable_thinking=false). A server that hides "
+        "thoughts has to give them."
     )
 
 
@@ -175,13 +178,16 @@ def _reply_of(completion: Any) -> ServedReply:
 
 
 def _is_cut_in_thought(reply: ServedReply, request: ElicitationRequest, lm: LanguageModel) -> bool:
-    """Whether a reply ran into its limit before its answer began: no text, or a thought in the text that is open."""
-    if reply.finish != "length" or (reply.thought and reply.text.strip()):
-        return False
+    """Whether a reply ended before its answer began: its limit left no text, or a thought in the text is open.
+
+    Not every server says "length" of a reply that was cut off.
+    """
     marks, text = lm.chat.thought_marks, reply.text.strip()
-    if not text or marks is None or marks.closing in text:
-        return not text
-    return text.startswith(marks.opening) or opens_thought(lm, lm.chat.render(request.messages).token_ids)
+    if not text:
+        return reply.finish == "length"
+    if reply.thought or marks is None or marks.closing in text:
+        return False
+    return marks.begins(text) or opens_thought(lm, lm.chat.render(request.messages).token_ids)
 
 
 def read_batch(
@@ -228,7 +234,7 @@ def read_batch(
     replies = [
         Reply(
             request=request,
-            text=lm.chat.answer_of(texts[request.index].text),
+            text=_answer(lm, texts[request.index].text, reply_ids, answered),
             token_ids=reply_ids,
             n_tokens=sum(at >= 0 for at in answered),
             finish=texts[request.index].finish,
@@ -239,6 +245,14 @@ def read_batch(
         for request, reply_ids, answered in kept
     ]
     return BatchResult(tuple(replies), states_of(plan, means, samples), tuple(failed))
+
+
+def _answer(lm: LanguageModel, text: str, reply_ids: Sequence[int], answered: Sequence[int]) -> str:
+    """The text that is judged: of one with a thought's marks, what is pooled."""
+    marks = lm.chat.thought_marks
+    if marks is None or not (marks.begins(text) or marks.closing in text):
+        return text
+    return text_of(lm.tokenizer, [i for i, at in zip(reply_ids, answered, strict=True) if at >= 0])
 
 
 def _reply_ids(

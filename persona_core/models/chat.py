@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from persona_core.errors import PersonaWarning, PromptError
 from persona_core.models.detokenize import split_text
 from persona_core.models.messages import ROLES, Messages, as_messages, conversation
-from persona_core.models.placing import as_generated, by_template, common_start
+from persona_core.models.placing import common_start, place_reply
 from persona_core.models.spans import locate
 from persona_core.models.template import ChatTemplate
 from persona_core.models.thinking import ThoughtMarks, find_thought_marks, reply_sections
@@ -152,7 +152,8 @@ class ChatFormat:
         """Render a conversation with its reply, which is the last message, where the template puts a reply.
 
         The tokens are those of the template's own text up to the reply's end; nothing follows the reply. A reply with
-        its thought, which most templates drop, stands behind the generation prompt, where the model wrote it.
+        its thought, which most templates drop, stands behind the generation prompt, where the model wrote it; so does
+        one that is cut off inside its thought, which has no answer.
 
         Raises:
             PromptError: the last message is no reply, there is nothing before it, or the template does not show it.
@@ -164,11 +165,7 @@ class ChatFormat:
             raise PromptError("The conversation holds a reply but no prompt; put a user message before it.")
         prompt = self._text(turns[:-1], True)
         prompt.check_kept()
-        reply, placed = turns[-1], None
-        if reply["content"].strip() or "reasoning_content" in reply:
-            placed = by_template(reply, prompt, self._text(turns, False), self.answer_header)
-        if placed is None:
-            placed = as_generated(reply, prompt, self.answer_header)
+        placed = place_reply(turns[-1], prompt, lambda: self._text(turns, False), self.answer_header)
         encoded = self._tokens(placed.text)
         return Placed(
             tuple(i for i, _ in encoded),
@@ -209,11 +206,6 @@ class ChatFormat:
             found.append(role_of_most(roles[at : max(at + len(piece), at + 1)]) if at < len(text) else roles[-1])
             at += len(piece)
         return found
-
-    def answer_of(self, text: str) -> str:
-        """A reply's text without the thought before it."""
-        marks = self.thought_marks
-        return text if marks is None or marks.closing not in text else text.partition(marks.closing)[2].lstrip()
 
     def opens_thought(self, prompt_text: str) -> bool:
         """Whether a rendered prompt ends inside a thought."""

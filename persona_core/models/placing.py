@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from persona_core.errors import PromptError
@@ -25,6 +25,38 @@ class PlacedText:
     text: str
     roles: list[str]
     start: int
+
+    @property
+    def answer(self) -> str:
+        """What of the reply is its answer."""
+        found = zip(self.text[self.start :], self.roles[self.start :], strict=True)
+        return "".join(character for character, role in found if role == "assistant")
+
+
+def place_reply(
+    reply: Mapping[str, str], prompt: ConversationText, whole: Callable[[], ConversationText], header: str
+) -> PlacedText:
+    """The reply where the template puts it, or with its thought, or a part of one, where the model wrote it.
+
+    Args:
+        reply: the assistant's message.
+        prompt: the conversation before it, with the generation prompt.
+        whole: renders the conversation with it.
+        header: what the template writes before an answer; see `ChatFormat.answer_header`.
+
+    Raises:
+        PromptError: the template does not show the reply as the model would have written it.
+    """
+    marks, placed = prompt.marks, None
+    if not _is_cut(reply, prompt) and (reply["content"].strip() or "reasoning_content" in reply):
+        placed = by_template(reply, prompt, whole(), header)
+    if placed is None or (marks is not None and marks.begins(placed.answer)):  # Command R7B puts all into its response
+        placed = as_generated(reply, prompt, header)
+    if marks is not None and marks.begins(placed.answer):
+        raise PromptError(
+            f"The reply's text holds a second thought: {placed.answer[:60]!r}. Give one thought and then the answer."
+        )
+    return placed
 
 
 def by_template(
@@ -92,14 +124,17 @@ def as_generated(reply: Mapping[str, str], prompt: ConversationText, header: str
     """
     marks, content = prompt.marks, reply["content"]
     in_thought = _opens_thought(prompt)
+    if marks is not None and _is_cut(reply, prompt) and prompt.text.rstrip().endswith(marks.closing):
+        raise PromptError("The reply cannot be read: the thought is cut off; there is no answer.")
     if _has_thought(reply, prompt):
         if marks is None or prompt.text.rstrip().endswith(marks.closing):
             why = "has no place for it" if marks is None else "turns thinking off"
             raise PromptError(f"The reply comes with a thought, and the chat template {why}; give the answer alone.")
         if "reasoning_content" in reply:
             content = f"{marks.opening}\n{reply['reasoning_content']}\n{marks.closing}\n\n{content}"
-        if in_thought:
-            content = re.sub(rf"^\s*{re.escape(marks.opening)}\n?", "", content)
+    if in_thought and marks is not None and marks.begins(content):  # the prompt holds the mark and what follows it
+        content = content.lstrip().removeprefix(marks.opening)
+        content = content.removeprefix(prompt.text.rpartition(marks.opening)[2])
     text, start = prompt.text + content, len(prompt.text)
     owned = set(range(start, len(text)))
     return _placed(prompt, text, prompt.roles(), start, owned, in_thought=in_thought, header=header)
@@ -130,6 +165,10 @@ def _opens_thought(prompt: ConversationText) -> bool:
 
 def _has_thought(reply: Mapping[str, str], prompt: ConversationText) -> bool:
     return "reasoning_content" in reply or (prompt.marks is not None and prompt.marks.closing in reply["content"])
+
+
+def _is_cut(reply: Mapping[str, str], prompt: ConversationText) -> bool:
+    return "reasoning_content" not in reply and prompt.marks is not None and prompt.marks.is_cut(reply["content"])
 
 
 def _bare(text: str, prompt: ConversationText) -> str:

@@ -45,6 +45,18 @@ class ThoughtMarks:
         """
         return tail.rstrip().endswith(self.opening)
 
+    def begins(self, text: str) -> bool:
+        """Whether a text begins with a thought."""
+        return bool(self.opening) and text.lstrip().startswith(self.opening)
+
+    def is_cut(self, text: str) -> bool:
+        """Whether a text begins with a thought and ends inside it, so that there is no answer.
+
+        >>> ThoughtMarks("<think>", "</think>").is_cut("<think>\\nThe user asks</thi")
+        True
+        """
+        return self.begins(text) and self.closing not in text
+
 
 def find_thought_marks(render: Callable[[Sequence[Mapping[str, Any]], bool], str], source: str) -> ThoughtMarks | None:
     """The marks of a template; None for a model that does not think.

@@ -70,8 +70,8 @@ def test_a_server_that_thinks_gives_thought_and_answer_apart(tmp_path: Path) -> 
         states = list(store.states(replies))
     body = server.requests[0]
     assert body["chat_template_kwargs"] == {"depth": 2} and body["max_tokens"] > 8 + 1024
-    assert len(failed) == 1 and "does not continue the prompt" in failed[0][1]
-    assert len(replies) == len(plan().requests()) - 1
+    assert failed == [] and len(replies) == len(plan().requests())
+    assert len(server.requests) == len(replies) + 1  # what was cut off is requested again
     for reply, state in zip(replies[:3], states[:3], strict=True):
         assert reply.text == "Yes, do it."
         assert lm.tokenizer.decode(list(reply.answer_ids)) == "Yes, do it."
@@ -113,6 +113,39 @@ def test_a_reply_that_is_cut_off_in_its_thought_is_requested_again_with_more_roo
         with pytest.raises(ServerError, match="cut off in its thought, after 88 tokens"):
             elicit_served(lm, short, store, "m", server.url, **settings)
         assert {request["max_tokens"] for request in server.requests} == {88} and len(server.requests) < n
+
+
+@pytest.mark.parametrize("reason", ["stop", None])
+def test_an_open_thought_is_never_judged_whatever_the_server_says_of_its_end(
+    tmp_path: Path, reason: str | None
+) -> None:
+    lm = wrap_model(tiny_lm("llama", "empty-thought").model, tokenizer_for("empty-thought"))
+
+    def thinking(body: dict[str, Any], _number: int) -> Answer:
+        cut = "candour 1?" in body["messages"][-1]["content"]
+        status, answered = completion("<think>\nThe user asks whether" if cut else "Yes, do it.")
+        answered["choices"][0]["finish_reason"] = reason
+        return status, answered
+
+    with serving(thinking) as server, ReplyStore(tmp_path) as store:
+        failed = elicit_served(
+            lm, plan(), store, "m", server.url, api_key="k", timeout=5.0, max_retries=1, progress=False
+        )
+        assert {reply.text for reply in store.replies()} == {"Yes, do it."}
+    assert {request.user for request, _ in failed} == {"What about candour 1?"}
+    assert all("cut off in its thought" in why for _, why in failed)
+
+
+def test_a_closing_mark_in_an_answer_cuts_nothing_off(tmp_path: Path) -> None:
+    """The judged text is the one that is pooled."""
+    lm = wrap_model(tiny_lm("llama", "brackets").model, tokenizer_for("brackets"))
+    texts = ["Write [/THINK] to end.", "[THINK]Hm.[/THINK] Write [/THINK] to end."]
+    with serving(lambda _b, n: completion(texts[n % 2])) as server, ReplyStore(tmp_path) as store:
+        run_with: dict[str, Any] = {"api_key": "k", "timeout": 5.0, "max_retries": 1, "progress": False}
+        assert elicit_served(lm, plan(), store, "m", server.url, **run_with) == []
+        replies = store.replies()
+    assert {reply.text for reply in replies} == {"Write [/THINK] to end."}
+    assert {lm.tokenizer.decode(list(reply.answer_ids)) for reply in replies} == {"Write [/THINK] to end."}
 
 
 def test_what_arrived_is_never_requested_again(tmp_path: Path) -> None:

@@ -110,6 +110,45 @@ def test_a_reply_inside_an_open_thought_is_refused() -> None:
     assert "assistant" in chat.place([QUESTION, {"role": "assistant", "content": "Hm.</think>Yes."}]).roles
 
 
+@pytest.mark.parametrize("name", ["empty-thought", "opens-thought", "drops-thoughts", "brackets", "channels"])
+def test_a_reply_that_is_cut_off_in_its_thought_is_the_tokens_that_the_model_wrote(name: str) -> None:
+    """The template would put its empty thought before it, and show it as the answer."""
+    tokenizer = tokenizer_for(name)
+    chat = ChatFormat(tokenizer)
+    assert chat.thought_marks is not None
+    opening, prompt = chat.thought_marks.opening, chat.render([QUESTION]).token_ids
+    text = "They ask </th"
+    placed = chat.place([QUESTION, {"role": "assistant", "content": f"{opening}\n{text}"}])
+    written = f"{opening}\n{text}" if name != "opens-thought" else text  # there the prompt holds the mark
+    assert placed.token_ids == (*prompt, *tokenizer(written, add_special_tokens=False).input_ids)
+    found = [(role, shown.strip()) for role, shown in parts(tokenizer, placed) if role != "template"]
+    assert found == [("thinking", text)]
+
+
+def test_a_thought_that_is_cut_off_where_thinking_is_off_is_refused() -> None:
+    for chat, opening in (
+        (ChatFormat(tokenizer_for("empty-thought"), {"enable_thinking": False}), "<think>"),
+        (ChatFormat(tokenizer_for("response-marks")), "<|START_THINKING|>"),
+    ):
+        with pytest.raises(PromptError, match="the thought is cut off; there is no answer"):
+            chat.place([QUESTION, {"role": "assistant", "content": f"{opening}\nThey ask"}])
+
+
+def test_a_thought_inside_the_answer_is_refused() -> None:
+    """Behind what the template writes before an answer, and behind a thought that is given by itself."""
+    text = "<|START_THINKING|>Hm.<|END_THINKING|>Yes."
+    with pytest.raises(PromptError, match="turns thinking off"):
+        ChatFormat(tokenizer_for("response-marks")).place([QUESTION, {"role": "assistant", "content": text}])
+    for name in ("empty-thought", "opens-thought", "drops-thoughts"):
+        for content in ("<think>b</think>Yes.", "<think>b"):
+            for twice in (
+                {"content": content, "reasoning_content": "a"},
+                {"content": f"<think>a</think>\n\n{content}"},
+            ):
+                with pytest.raises(PromptError, match="second thought"):
+                    ChatFormat(tokenizer_for(name)).place([QUESTION, {"role": "assistant", **twice}])
+
+
 def test_a_reply_that_the_template_changes_or_drops_is_refused() -> None:
     tokenizer = tokenizer_for("edits")
     with pytest.raises(PromptError, match="as it is"):
