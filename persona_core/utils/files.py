@@ -98,7 +98,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """JSON objects with their line numbers, of a file that `append_lines` wrote. A truncated last line is removed.
+    """JSON objects with their line numbers, of a file that `append_lines` wrote.
+
+    A last line that was cut off is removed. A whole one without its line break, as an editor may leave it, gets one.
 
     Raises:
         CorruptFile: any other line that is not a JSON object.
@@ -108,10 +110,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         whole = data.rfind(b"\n") + 1
-        logger.warning("%s: dropped the last line, which was cut off.", path)
         with path.open("r+b") as file:
-            file.truncate(whole)
-        data = data[:whole]
+            try:
+                _object(data[whole:], str(path))
+            except CorruptFile:
+                logger.warning("%s: dropped the last line, which was cut off.", path)
+                file.truncate(whole)
+                data = data[:whole]
+            else:
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
+                data += b"\n"
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         yield number, _object(line, f"{path}, line {number}")
 
