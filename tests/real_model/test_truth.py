@@ -1,0 +1,85 @@
+"""Which tokens show a trait by the labelled texts, and the figures on them, against plain loops."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from persona_core.errors import SettingError
+from persona_core.monitor.monitor import PersonaMonitor
+from real_model.build import RealPlan, elicitation, null_prompts, vector_prompts
+from real_model.texts import Question, Reply, load_questions
+from real_model.truth import NEW_STYLES, read_replies, token_figures, tokens_that_show
+from tests.support.tiny import random_vectors, tiny_lm
+
+TRAITS = ("sycophancy", "evil")
+
+
+@pytest.fixture(scope="module")
+def questions() -> tuple[Question, ...]:
+    found = load_questions(TRAITS, "test")
+    return tuple(q for trait in TRAITS for q in [x for x in found if x.trait == trait][::4])
+
+
+@pytest.fixture(scope="module")
+def monitor() -> PersonaMonitor:
+    lm = tiny_lm("llama", "chatml")
+    return PersonaMonitor(lm, random_vectors(len(lm.blocks), TRAITS))
+
+
+def test_a_token_shows_the_trait_if_its_last_character_is_in_such_a_sentence(
+    monitor: PersonaMonitor, questions: tuple[Question, ...]
+) -> None:
+    for one in read_replies(monitor, questions[:3]):
+        text, marked = one.reply.text, set()
+        for sentence, shows in zip(one.reply.sentences, one.reply.shows, strict=True):
+            begin = text.index(sentence)
+            marked |= set(range(begin - 1, begin + len(sentence))) if shows else set()  # with the space before it
+        at, wanted = -1, []
+        for t in one.trace.reply_positions:
+            at += len(one.trace.tokens[t])
+            wanted.append(at in marked and at < len(text))
+        inside = [w == s for w, s in zip(wanted, one.shows.tolist(), strict=True)]
+        assert sum(inside) >= len(inside) - 2 * len(one.reply.sentences), "but for the spaces between sentences"
+        assert one.shows.any() == any(one.reply.shows)
+        solid = [k for k, t in enumerate(one.trace.reply_positions) if one.trace.tokens[t].strip()]
+        assert all(inside[k] for k in solid)
+    with pytest.raises(SettingError, match="The trace reads"):
+        tokens_that_show(one.trace, Reply("neutral", ("Something else.",), (False,)))
+
+
+def test_the_figures_are_aurocs_of_the_right_tokens(monitor: PersonaMonitor, questions: tuple[Question, ...]) -> None:
+    read = read_replies(monitor, questions)
+    found = token_figures(read, "evil", "raw")
+
+    def auroc(own: list[float], others: list[float]) -> float:
+        return float(np.mean([(a > b) + 0.5 * (a == b) for a, b in product(own, others)]))
+
+    def scores(keep: object) -> list[float]:
+        return [
+            float(z)
+            for one in read
+            for z, shows in zip(one.trace.reply_scores("evil", "raw"), one.shows, strict=True)
+            if keep(one, bool(shows) and one.question.trait == "evil")  # type: ignore[operator]
+        ]
+
+    own = scores(lambda _, shows: shows)
+    assert found["neutral"]["value"] == pytest.approx(
+        auroc(own, scores(lambda one, _: one.reply.side == "neutral")), abs=1e-5
+    )
+    assert found["else"]["value"] == pytest.approx(auroc(own, scores(lambda _, shows: not shows)), abs=1e-5)
+    of_new = [scores(lambda o, s, w=w: o.question.style in NEW_STYLES and s == w) for w in (True, False)]
+    assert found["other styles"]["value"] == pytest.approx(auroc(*of_new), abs=1e-5)
+
+
+def test_vectors_and_alarms_rest_on_other_prompts_than_they_are_measured_on(tmp_path: Path) -> None:
+    of_vectors, of_null = vector_prompts(), null_prompts()
+    assert not {p.category for p in of_vectors} & {p.category for p in of_null}
+    assert len(of_null) >= 300
+    plan = elicitation(RealPlan(traits=TRAITS), tmp_path)
+    fitted = {q.question for q in load_questions(TRAITS, "fit")}
+    assert {t.prompt for t in plan.texts} == fitted
+    assert set(plan.neutral_prompts) == {p.prompt for p in of_vectors}
