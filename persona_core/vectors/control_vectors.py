@@ -62,7 +62,7 @@ def write_control_vector(vectors: PersonaVectors, trait: str, path: str | Path, 
         vectors: with the trait.
         trait: which.
         path: of the GGUF file.
-        model_hint: architecture of the model, such as "llama"; None of the readers needs it.
+        model_hint: architecture of the model, such as "llama"; readers show it.
 
     Raises:
         UnknownTrait.
@@ -77,7 +77,7 @@ def write_control_vector(vectors: PersonaVectors, trait: str, path: str | Path, 
         raise SettingError(f"{trait!r} has a direction at block 0 alone, which a control vector cannot hold.")
     with replacing(Path(path)) as beside:
         writer = GGUFWriter(beside, ARCHITECTURE)
-        writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint)
+        writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint or "unknown")  # repeng needs one that is not empty
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(blocks))
         for block in blocks:
             writer.add_tensor(f"direction.{block}", tensor[block].numpy().astype(np.float32))
