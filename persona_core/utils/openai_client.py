@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
@@ -28,8 +29,13 @@ REASONING_TOKENS = 2048
 NO_CREDIT = 402
 BUSY = (401, NO_CREDIT, 408, 409, 429)
 """Statuses that say nothing about the parameters, whatever the message names."""
+NO_COMPLETION = "no_completion"
+"""Marks a response of status 200 that holds neither a completion nor an error."""
 MIN_KEY = 8
 """Shorter keys are placeholders, such as "none", and may be words of a message."""
+MAX_PAGE = 20_000
+"""Characters of a page that are searched for its text."""
+_MARKUP = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>?", re.DOTALL | re.IGNORECASE)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -118,16 +124,18 @@ def _http_client(timeout: float) -> Any:
 
 
 def _with_status_of_error(response: Any) -> None:
-    """Give an error inside status 200, as gateways send it, the status that it names: it is tried again or explained as
-    any other."""
+    """Give an error inside status 200, as gateways send it, the status that it names, and anything else that is no
+    completion, such as a login page, 502: it is tried again or explained as any other."""
     if response.status_code != 200:
         return
     try:
         body = json.loads(response.read())
     except (ValueError, RecursionError):
-        return
+        body = None
     error = body.get("error") or (body.get("object") == "error" and body) if isinstance(body, dict) else None
-    if error and not body.get("choices"):
+    if not isinstance(body, dict) or not (error or "choices" in body):
+        response.status_code, response.extensions[NO_COMPLETION] = 502, True
+    elif error and not body.get("choices"):
         code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
         response.status_code = int(code) if re.fullmatch(r"[45]\d\d", code) else 502
 
@@ -273,6 +281,8 @@ def explain(error: Exception, base_url: str | None, model: str, key: str = JUDGE
         return f"{server} is rate-limiting requests (status 429). Lower --concurrency, or try again later."
     if isinstance(error, openai.BadRequestError):
         return f"{server} refused a request to {model!r} (status 400): {_message(error)}"
+    if isinstance(error, openai.APIStatusError) and NO_COMPLETION in error.response.extensions:
+        return f"{server} sent something that is not a chat completion: {_message(error)!r}. Check the address."
     if isinstance(error, openai.APIStatusError):
         return f"{server} failed (status {error.status_code}). Try again later."
     if isinstance(error, OSError):  # the client wraps those of the connection
@@ -308,8 +318,10 @@ def _whole_message(error: Any) -> str:
 
 
 def _message(error: Any) -> str:
-    """What the server says, without the key, shortened."""
-    text = _whole_message(error)
+    """What the server says, without the key and a page's markup, shortened."""
+    text = error.response.text if NO_COMPLETION in error.response.extensions else _whole_message(error)
+    if text.lstrip().startswith("<"):
+        text = html.unescape(_MARKUP.sub(" ", text[:MAX_PAGE]))
     sent = error.request.headers.get("authorization", "").removeprefix("Bearer ")
     if len(sent) >= MIN_KEY:  # some servers quote the request
         text = text.replace(sent, "[key]")

@@ -427,6 +427,33 @@ def test_what_is_no_answer_is_asked_again_and_never_kept(nothing: Answer, tmp_pa
         assert list(asked.failed) == ["0/evil"] and not len(JudgeCache(tmp_path / "cache.jsonl"))
 
 
+PAGE = (
+    f"<!DOCTYPE html><title>Sign in</title><style>p {{}}</style><p>Your key {KEY} has no &quot;access&quot;" + "." * 999
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (PAGE.encode(), """ 'Sign in Your key [key] has no "access"..."""),
+        ({"detail": "model is loading"}, "model is loading"),
+        ({}, "'{}'"),
+        ([1], "'[1]'"),
+        (b"null", "'null'"),
+        (b"\x1b[31mhi", r"'\x1b[31mhi'"),
+        (b"", "''"),
+        (b"[" * 100_000, "'[[["),
+    ],
+)
+def test_what_came_in_place_of_a_completion_is_quoted(sent: Any, says: str) -> None:
+    with serving(lambda _b, _n: (200, sent)) as server:
+        asked = judge(server.url, max_retries=0)
+        assert not list(asked.score(questions(1), progress=False))
+    reason = asked.failed["0/evil"]
+    assert "not a chat completion: " in reason and says in reason
+    assert len(reason) < 500 and KEY not in reason and "<" not in reason
+
+
 def test_an_error_inside_status_200_is_explained_by_the_status_that_it_names() -> None:
     with pytest.raises(ServerError, match="OPENAI_API_KEY"):
         ask((200, {"error": {"message": "no auth", "code": 401}}), n=40, concurrency=1)
