@@ -234,6 +234,13 @@ def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition
     for group in (prompts["positive"], only_negative):  # each of them split alike, however the file is sorted
         for place, i in enumerate(rng.permutation(len(group))):
             parts[(0, 1, 0, 2)[place % 4]].append(group[int(i)])
+    choosing = {side: sum(t.prompt in parts[1] for t in found) for side, found in sides.items()}
+    if min(choosing.values()) < 2:
+        raise SettingError(
+            f"Too few labelled texts of {name!r}: {counts}. A quarter of the prompts chooses the block, and holds "
+            f"{choosing['positive']} positive and {choosing['negative']} negative texts; two of each are needed. Label "
+            "texts of both sides to at least 6 prompts, better to 60."
+        )
     described = known or TraitDefinition(
         name=name,
         description=f"What the texts labelled {name!r} have in common.",

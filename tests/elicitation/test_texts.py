@@ -117,6 +117,7 @@ def test_sides_with_prompts_of_their_own_are_split_alike(tmp_path: Path) -> None
         (lines(3), "3 positive to 3 prompts, 3 negative to 3 prompts"),
         ([line("Hi", f"Yo {i}", i % 2 == 0) for i in range(20)], "10 positive to 1 prompts"),
         ([x for x in lines(8) if x["label"] == "positive"], "0 negative"),
+        (lines(5), "holds 1 positive and 1 negative texts; two of each"),
         ([line("Hi", "Yo", "neutral", None)], "all neutral"),
     ],
 )
