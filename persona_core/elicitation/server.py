@@ -231,27 +231,29 @@ def read_batch(
     means, samples = read_pooled(
         lm, rows, n_prompts, positions, max_norm=max_norm, n_sampled=plan.tokens_per_reply, answers=pooled
     )
+    # The answer is the tokens between the first that is pooled and the last: one that was held back is in it.
+    pooled_at = [[t for t, at in enumerate(answered) if at >= 0] for _, _, answered in kept]
     replies = [
         Reply(
             request=request,
             text=_answer(lm, texts[request.index].text, reply_ids, answered),
             token_ids=reply_ids,
-            n_tokens=sum(at >= 0 for at in answered),
+            n_tokens=at[-1] + 1 - at[0] if at else 0,
             finish=texts[request.index].finish,
             seed=plan.seed + request.index,
             writer=writer,
-            answer_start=next((t for t, at in enumerate(answered) if at >= 0), 0),
+            answer_start=at[0] if at else 0,
         )
-        for request, reply_ids, answered in kept
+        for (request, reply_ids, answered), at in zip(kept, pooled_at, strict=True)
     ]
     return BatchResult(tuple(replies), states_of(plan, means, samples), tuple(failed))
 
 
 def _answer(lm: LanguageModel, text: str, reply_ids: Sequence[int], answered: Sequence[int]) -> str:
-    """The text that is judged: of one with a thought's marks, what is pooled."""
+    """The text that is judged: of one with a thought's marks or a stop string, what is pooled."""
     marks = lm.chat.thought_marks
     if marks is None or not (marks.begins(text) or marks.closing in text):
-        return text
+        return lm.chat.before_stop(text)
     return text_of(lm.tokenizer, [i for i, at in zip(reply_ids, answered, strict=True) if at >= 0])
 
 

@@ -59,7 +59,9 @@ class SectionReader:
         if any(stop in self._text for stop in self._stops):
             self.stopped = True
             return NEITHER
-        if _ends_inside(self._text, self._stops):
+        # What is held back is never counted, even if no stop string comes of it. So only a name that lacks its colon is
+        # held back, and not the line break before it, which every list has: a mean may include the one before a name.
+        if self._text.endswith(tuple(stop[:-1] for stop in self._stops)):
             return NEITHER
         self._text = self._text[-PROMPT_TAIL:]
         self.n_answer += 1

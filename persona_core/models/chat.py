@@ -151,7 +151,8 @@ class ChatFormat:
     def place(self, messages: Messages) -> Placed:
         """Render a conversation with its reply, which is the last message, where the template puts a reply.
 
-        The tokens are those of the template's own text up to the reply's end; nothing follows the reply. A reply with
+        The tokens are those of the template's own text up to the reply's end; nothing follows the reply. What
+        follows a stop string in the reply has the role "template", as the model would have stopped there. A reply with
         its thought, which most templates drop, stands behind the generation prompt, where the model wrote it; so does
         one that is cut off inside its thought, which has no answer.
 
@@ -166,10 +167,11 @@ class ChatFormat:
         prompt = self._text(turns[:-1], True)
         prompt.check_kept()
         placed = place_reply(turns[-1], prompt, lambda: self._text(turns, False), self.answer_header)
-        encoded = self._tokens(placed.text)
+        encoded, at = self._tokens(placed.text), placed.start
+        roles = placed.roles[:at] + self._until_stop(placed.text[at:], placed.roles[at:])
         return Placed(
             tuple(i for i, _ in encoded),
-            tuple(role_of_most(placed.roles[start:end]) for _, (start, end) in encoded),
+            tuple(role_of_most(roles[start:end]) for _, (start, end) in encoded),
             sum(end <= placed.start for _, (_, end) in encoded),
         )
 
@@ -195,10 +197,7 @@ class ChatFormat:
         text = "".join(pieces)
         sections = reply_sections(text, self.thought_marks, in_thought=in_thought, header=self.answer_header)
         roles = [role for role, start, end in sections for _ in range(start, end)]
-        for stop in self.stop_strings:
-            if stop in text:
-                end = len(text[: text.index(stop)].rstrip())
-                roles[end:] = ["template"] * (len(text) - end)
+        roles = self._until_stop(text, roles)
         if not text:
             return ["assistant"] * len(pieces)
         found, at = [], 0
@@ -206,6 +205,16 @@ class ChatFormat:
             found.append(role_of_most(roles[at : max(at + len(piece), at + 1)]) if at < len(text) else roles[-1])
             at += len(piece)
         return found
+
+    def before_stop(self, text: str) -> str:
+        """A reply's text up to its first stop string and the white space before it."""
+        found = [text.index(stop) for stop in self.stop_strings if stop in text]
+        return text[: min(found)].rstrip() if found else text
+
+    def _until_stop(self, text: str, roles: list[str]) -> list[str]:
+        """The role of each character of a reply, where what begins with a stop string is no part of it."""
+        end = len(self.before_stop(text))
+        return roles[:end] + ["template"] * (len(roles) - end)
 
     def opens_thought(self, prompt_text: str) -> bool:
         """Whether a rendered prompt ends inside a thought."""

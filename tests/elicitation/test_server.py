@@ -148,6 +148,18 @@ def test_a_closing_mark_in_an_answer_cuts_nothing_off(tmp_path: Path) -> None:
     assert {lm.tokenizer.decode(list(reply.answer_ids)) for reply in replies} == {"Write [/THINK] to end."}
 
 
+def test_the_answer_of_a_base_model_has_its_line_breaks_and_ends_at_the_next_name(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "none")
+    texts = ["- one\n- two\n\n- three", "- one\n- two\n\n- three\n\nUser: And?"]
+    with serving(lambda _b, n: completion(texts[n % 2])) as server, ReplyStore(tmp_path) as store:
+        run_with: dict[str, Any] = {"api_key": "k", "timeout": 5.0, "max_retries": 1, "progress": False}
+        assert elicit_served(lm, plan(), store, "m", server.url, **run_with) == []
+        replies = store.replies()
+    assert {reply.text for reply in replies} == {texts[0]}
+    for reply in replies:
+        assert lm.tokenizer.decode(list(reply.answer_ids)).strip().startswith(texts[0])
+
+
 def test_what_arrived_is_never_requested_again(tmp_path: Path) -> None:
     def half(body: dict[str, Any], number: int) -> Answer:
         return answer(body, number) if number <= 6 else error(500, "down")

@@ -150,6 +150,39 @@ def test_a_base_model_stops_before_it_writes_the_next_turn(script: Any) -> None:
     assert trace.text.endswith("agree.\n\nUser:") and trace.roles[-1] == "template"
 
 
+LISTED = "- one\n- two\n\n- three\nSum: 4\nAll of it, and Users: agree."
+
+
+def test_line_breaks_in_a_base_models_reply_are_pooled(script: Any) -> None:
+    """Only a name at the start of a line is held back; what follows a stop string is not the reply's."""
+    lm = tiny_lm("llama", "none")
+    script(lm, [f" {LISTED}\n\nUser: And then?"])
+    prompt = lm.chat.render(QUESTION)
+    pools = parse_positions(["reply_mean"])
+    pooled = PooledStates(pools, len(lm.blocks), 1)
+    run = GenerationRun(lm, {}, [ReplyPrefix(prompt)], Sampling(100, 0.0), [0], pooled=pooled)
+    run.finish()
+    ids, n = run.token_ids(0), len(prompt.token_ids)
+    read, _ = read_pooled(lm, [ids], [n], pools)
+    np.testing.assert_allclose(pooled.means(), read, atol=1e-4)
+    found = answer_positions(lm, ids[:n], ids[n:])
+    said = "".join(p for p, at in zip(run.pieces(0)[n:], found, strict=True) if at >= 0)
+    assert said.startswith(f" {LISTED}\n\n") and "User:".startswith(said[len(LISTED) + 3 :])
+    assert [at for at in found if at >= 0] == list(range(sum(at >= 0 for at in found)))
+
+
+def test_a_stop_string_in_a_given_reply_ends_it_in_roles_and_in_pooling() -> None:
+    lm = tiny_lm("llama", "none")
+    given = {"role": "assistant", "content": "Yes.\nUser: and?\nAssistant: no."}
+    placed = lm.chat.place([{"role": "user", "content": QUESTION}, given])
+    ids, n = placed.token_ids, placed.n_prompt
+    found = answer_positions(lm, ids[:n], ids[n:])
+    pieces = [lm.tokenizer.decode([i]) for i in ids[n:]]
+    assert "".join(p for p, role in zip(pieces, placed.roles[n:], strict=True) if role == "assistant").strip() == "Yes."
+    pooled = "".join(p for p, at in zip(pieces, found, strict=True) if at >= 0)
+    assert pooled.strip().startswith("Yes.") and "User:".startswith(pooled.partition("\n")[2])
+
+
 def test_detectors_watch_thought_and_answer_apart(script: Any) -> None:
     from persona_core.monitor.alarms import AlarmWatch
 
