@@ -128,6 +128,7 @@ class Api:
 
     def read(self, messages: list[Message], model: Model = "baseline") -> Record:
         """Read a given conversation with persona vectors, whoever wrote it. Nothing is generated.
+        What the assistant thought before a reply may be given beside its "content", as "reasoning_content".
 
         Args:
             messages: A list of {"role": "system", "user" or "assistant", "content": text}; the last is the reply.

@@ -10,6 +10,7 @@ from persona_core.errors import PromptError, SettingError
 from persona_core.inference.steering import Steer, When
 from persona_core.models.chat import ROLES
 from persona_core.models.detokenize import is_well_formed
+from persona_core.models.messages import THOUGHT_FIELDS
 from persona_core.utils.checks import is_number
 
 Messages = list[dict[str, str]]
@@ -54,7 +55,7 @@ def chat_messages(earlier: Sequence[Mapping[str, str]], prompt: Any, system: Any
 
 
 def messages_of(messages: Any, max_chars: int) -> Messages:
-    """A conversation that a program sends.
+    """A conversation that a program sends, with the thoughts beside its replies.
 
     Raises:
         PromptError: not a list of messages, an unknown role, or too much text.
@@ -68,8 +69,11 @@ def messages_of(messages: Any, max_chars: int) -> Messages:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in ROLES or not isinstance(content, str):
             raise PromptError(f"messages[{index}]: expected a role of {', '.join(ROLES)}, and a text as content.")
-        found.append({"role": role, "content": content})
-    text_of("conversation", "".join(m["content"] for m in found), max_chars)
+        thoughts = {name: message[name] for name in THOUGHT_FIELDS if message.get(name) is not None}
+        for name, thought in thoughts.items():
+            text_of(f"messages[{index}].{name}", thought, max_chars)
+        found.append({"role": role, "content": content, **thoughts})
+    text_of("conversation", "".join(text for m in found for name, text in m.items() if name != "role"), max_chars)
     return found
 
 

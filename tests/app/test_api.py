@@ -24,8 +24,9 @@ import pytest
 from persona_core.app.api import Api
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
-from persona_core.errors import NotFound
+from persona_core.errors import NotFound, PromptError
 from persona_core.inference.steering import Steer
+from persona_core.models.messages import THOUGHT_FIELDS
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import UNITS, Trace
 from tests.support.standins import SlowMonitor, steady_monitor
@@ -121,6 +122,28 @@ def test_a_record_has_specific_scores_and_none_at_sink_tokens() -> None:
     assert found["sinks"] == np.flatnonzero(above.any(axis=0)).tolist()
     for row, trait in enumerate(trace.traits):
         assert [s is None for s in found["scores"][trait]] == above[row].tolist(), "each at its own block"
+
+
+@pytest.mark.parametrize("name", THOUGHT_FIELDS)
+def test_the_thought_beside_a_reply_is_read_or_refused(name: str) -> None:
+    def read(shape: str, thought: Any) -> tuple[dict[str, Any], PersonaMonitor]:
+        lm = tiny_lm("llama", shape)
+        monitor = PersonaMonitor(lm, specific_vectors(len(lm.blocks), np.inf))
+        said: Any = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes.", name: thought}]
+        api = Api(AppSettings(results=None, max_read_chars=50), {"baseline": PooledModel(lambda: monitor)})
+        return api.read(said), monitor
+
+    found, monitor = read("empty-thought", "Hm, hm.")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes.", name: "Hm, hm."}]
+    assert found["ids"] == list(monitor.read(messages).token_ids) and "thinking" in found["roles"]
+    for shape, thought, says in (
+        ("chatml", "Hm, hm.", "thought"),
+        ("empty-thought", ["Hm"], name),
+        ("empty-thought", "a" * 60, "60 characters"),
+        ("empty-thought", "\ud800", "surrogate"),
+    ):
+        with pytest.raises(PromptError, match=says):
+            read(shape, thought)
 
 
 def test_a_reply_comes_piece_by_piece(slow_url: str) -> None:
