@@ -57,7 +57,7 @@ def locate(parts: Sequence[str], text: str, render: Render, literals: Callable[[
             lost.append(number)
         else:
             owners = [old if new == NOBODY else new for old, new in zip(owners, found, strict=True)]
-    return _runs(_with_searched(parts, text, lost, owners))
+    return _runs(_with_searched(parts, text, lost, owners, render))
 
 
 def _marked_owners(
@@ -74,7 +74,9 @@ def _marked_owners(
         if "".join([parts[origin[c][0]][origin[c][1]] if c in origin else c for c in out]) != text:
             continue
         owners = _owners(out, _without_stripped(marked, origin, out, render), origin)
-        return _with_searched(parts, text, [i for i in numbers if parts[i].strip() and not any(masks[i])], owners)
+        return _with_searched(
+            parts, text, [i for i in numbers if parts[i].strip() and not any(masks[i])], owners, render
+        )
     return None
 
 
@@ -185,8 +187,10 @@ def _runs(owners: Sequence[int]) -> list[TextSpan]:
     return spans
 
 
-def _with_searched(parts: Sequence[str], text: str, numbers: Sequence[int], owners: list[int]) -> list[int]:
-    """The last resort: a part's text where it occurs exactly once in what no other part owns."""
+def _with_searched(
+    parts: Sequence[str], text: str, numbers: Sequence[int], owners: list[int], render: Render
+) -> list[int]:
+    """The last resort: a part's text where it occurs exactly once in what no other part owns, if it is the part's."""
     owners = list(owners)
     for number in sorted(numbers, key=lambda i: -len(parts[i])):
         wanted = parts[number].strip()
@@ -194,11 +198,32 @@ def _with_searched(parts: Sequence[str], text: str, numbers: Sequence[int], owne
             continue
         starts = [m.start() for m in re.finditer(f"(?={re.escape(wanted)})", text)]
         free = [s for s in starts if all(owner == NOBODY for owner in owners[s : s + len(wanted)])]
-        if len(free) > 1:
+        if not free:
+            continue
+        other = _replaced(parts, number, render)
+        if other == text:  # the part is dropped, and its words are the template's too
+            continue
+        if len(free) > 1 or other is None or not _differs(text, other, free[0], free[0] + len(wanted)):
+            times = f"occurs {len(free)} times" if len(free) > 1 else "stands where the template may have written it"
             raise PromptError(
-                f"The chat template rewrites the messages, and {wanted[:60]!r} occurs {len(free)} times in the prompt: "
-                "which tokens come from which message cannot be told. Reword the message."
+                f"The chat template rewrites the messages, and {wanted[:60]!r} {times} in the prompt: which tokens "
+                "come from which message cannot be told. Reword the message."
             )
-        if free:
-            owners[free[0] : free[0] + len(wanted)] = [number] * len(wanted)
+        owners[free[0] : free[0] + len(wanted)] = [number] * len(wanted)
     return owners
+
+
+def _replaced(parts: Sequence[str], number: int, render: Render) -> str | None:
+    """The conversation with another text, of the same length, for one part; None if the template rejects it."""
+    texts = list(parts)
+    texts[number] = "".join(c if c.isspace() else "q" if c == "x" else "x" for c in parts[number])
+    try:
+        return render(texts)
+    except PromptError:
+        return None
+
+
+def _differs(text: str, other: str, start: int, end: int) -> bool:
+    """Whether another rendering has something else at these characters, counted from its start and from its end."""
+    longer = len(other) - len(text)
+    return text[start:end] not in (other[start:end], other[max(start + longer, 0) : max(end + longer, 0)])
