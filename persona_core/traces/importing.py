@@ -101,11 +101,16 @@ def _row(entry: Any, number: int, file: Path) -> Row:
 
 def _series(series: Any, n: int, where: str) -> np.ndarray:
     try:
-        values = np.array([np.nan if v is None else v for v in series], np.float32)  # [n]
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):
+            values = np.array([np.nan if v is None else v for v in series], np.float32)  # [n]
+    except (TypeError, ValueError, OverflowError) as error:
         raise CorruptFile(f"{where}: not a list of numbers: {error}") from error
     if values.shape != (n,):
         raise CorruptFile(f"{where}: {n} tokens but values of shape {values.shape}; expected one number per token.")
+    if np.isinf(values).any():
+        raise CorruptFile(
+            f"{where}: not a list of numbers: token {int(np.isinf(values).argmax())} has an infinite one."
+        )
     return values
 
 

@@ -86,6 +86,8 @@ def test_what_is_unknown_is_marked_and_shown(tmp_path: Path) -> None:
         ({"projections": {"evil": [1.0, 2.0]}}, "4 tokens but values of shape (2,)"),
         ({"projections": {"evil": ["x", 1, 2, 3]}}, "entry 1, evil: not a list of numbers"),
         ({"projections": {"evil": 1.0}}, "entry 1, evil: not a list of numbers"),
+        ({"projections": {"evil": [1, 2, 10**400, 3]}}, "entry 1, evil: not a list of numbers"),
+        ({"projections": {"evil": [1, 2, 1e300, 3]}}, "token 2 has an infinite one"),
         ({"prompt": 3}, "entry 1: the field 'prompt'"),
     ],
 )
