@@ -168,11 +168,9 @@ def load_pt(path: Path) -> Any:
 
 
 def _check_held(held: Any, path: Path, depth: int = 0) -> None:
-    """Refuse tensors that are not there (meta), sparse ones, and views that are larger than what is stored."""
+    """Refuse tensors that are not plain, and views that are larger than what is stored."""
     if isinstance(held, torch.Tensor):
-        if held.layout != torch.strided or held.is_meta or held.is_quantized:
-            kind = "no numbers (a meta tensor)" if held.is_meta else f"a tensor of the layout {held.layout}"
-            raise CorruptFile(f"{path}: holds {kind}; expected plain tensors.")
+        check_plain(held, path)
         if held.numel() * held.element_size() > held.untyped_storage().nbytes():
             raise CorruptFile(f"{path}: a tensor of shape {tuple(held.shape)} repeats its numbers; save it contiguous.")
     elif isinstance(held, Mapping | list | tuple):
@@ -180,3 +178,17 @@ def _check_held(held: Any, path: Path, depth: int = 0) -> None:
             raise CorruptFile(f"{path}: its mappings are nested more than {MAX_DEPTH} deep.")
         for inner in held.values() if isinstance(held, Mapping) else held:
             _check_held(inner, path, depth + 1)
+
+
+def check_plain(tensor: torch.Tensor, path: Path) -> None:
+    """Refuse tensors without numbers (meta), nested, sparse and quantized ones, complex numbers and masks."""
+    kinds = {
+        "no numbers (a meta tensor)": tensor.is_meta,
+        "a nested tensor": tensor.is_nested,
+        "a quantized tensor": tensor.is_quantized,
+        f"a tensor of the layout {tensor.layout}": tensor.layout != torch.strided,
+        f"numbers of the type {tensor.dtype}": tensor.is_complex() or tensor.dtype == torch.bool,
+    }
+    kind = next((kind for kind, found in kinds.items() if found), None)
+    if kind:
+        raise CorruptFile(f"{path}: holds {kind}; expected plain tensors of real numbers.")

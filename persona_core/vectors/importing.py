@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from persona_core.errors import CorruptFile, SettingError, VectorsMismatch
+from persona_core.models.detokenize import is_well_formed
 from persona_core.utils.checks import check_integer
 from persona_core.utils.files import read_json
 from persona_core.vectors.control_vectors import read_control_vector
-from persona_core.vectors.files import blocks_of_hidden_states, load_pt, read_tensors
+from persona_core.vectors.files import blocks_of_hidden_states, check_plain, load_pt, read_tensors
 from persona_core.vectors.vectors import PersonaVectors
 
 CONVENTIONS = ("blocks", "hidden_states")
@@ -76,16 +77,20 @@ def import_vectors(
     check_integer("n_blocks", n_blocks)
     if convention is not None and convention not in CONVENTIONS:
         raise SettingError(f"convention={convention!r}; expected one of {', '.join(CONVENTIONS)}.")
+    if block is not None:
+        check_integer("block", block, 0)
     if not files:
         raise SettingError("No files; pass one per trait.")
     tensors: dict[str, torch.Tensor] = {}
     used: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for trait, path in files.items():
         found = _read(Path(path).expanduser(), n_blocks, convention, block, row)
         alone = len(found.tensors) == 1
         for name, tensor in found.tensors.items():
             key = trait if alone else f"{trait}/{name}"
-            tensors[key], used[key] = tensor, found.convention
+            _check_named(key, tensor, found.convention, tensors, path)
+            tensors[key], used[key], sources[key] = tensor, found.convention, f"{Path(path).name}, {found.convention}"
     widths = {t: tensor.shape[1] for t, tensor in tensors.items()}
     if len(set(widths.values())) > 1:
         raise VectorsMismatch(f"The vectors have different widths: {widths}. They are of different models.")
@@ -97,8 +102,25 @@ def import_vectors(
         tensor[[b for b in range(n_blocks) if b not in everywhere]] = torch.nan
     absent = tuple(b for b in range(n_blocks) if b not in everywhere)
     only = dict.fromkeys(tensors, min(everywhere)) if len(everywhere) == 1 else {}
-    config = {"imported_from": {t: f"{Path(files[t.split('/')[0]]).name}, {how}" for t, how in used.items()}}
+    config = {"imported_from": sources}
     return PersonaVectors(tensors, {**only, **(best_block or {})}, absent_blocks=absent, config=config), used
+
+
+def _check_named(
+    key: str, tensor: torch.Tensor, convention: str, others: Mapping[str, torch.Tensor], path: str | Path
+) -> None:
+    """Refuse a name that is taken or cannot be stored, and NaN in a direction that is there."""
+    if not is_well_formed(key):
+        raise CorruptFile(f"{path}: the name {key!r} contains an unpaired surrogate, which is not a character.")
+    if key in others:
+        raise CorruptFile(f"{path}: two vectors have the name {key!r}; rename one.")
+    nan = tensor.isnan()  # [n_blocks, d_model]
+    if nan.numel() and nan.all():
+        raise CorruptFile(f"{path}: {key!r} is NaN at every block; make the vector again.")
+    partly = (nan.any(1) & ~nan.all(1)).nonzero().flatten().tolist()
+    if partly:
+        where = f"row {partly[0] + (convention == 'hidden_states')}" if convention in CONVENTIONS else "the direction"
+        raise CorruptFile(f"{path}: {where} of {key!r} holds NaN; make the vector again.")
 
 
 def _read(path: Path, n_blocks: int, convention: str | None, block: int | None, row: int | None) -> Imported:
@@ -106,8 +128,15 @@ def _read(path: Path, n_blocks: int, convention: str | None, block: int | None, 
         return _of_sae(path, n_blocks, block, row)
     if path.suffix.lower() == ".gguf":
         return Imported({"": _placed(read_control_vector(path), n_blocks, path)}, "control-vector")
-    held = read_tensors(path) if path.suffix == ".safetensors" else load_pt(path)
+    held = _read_safetensors(path) if path.suffix == ".safetensors" else load_pt(path)
     return _of_value(held, path, n_blocks, convention, block)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    tensors = read_tensors(path)
+    for tensor in tensors.values():
+        check_plain(tensor, path)
+    return tensors
 
 
 def _of_value(held: Any, path: Path, n_blocks: int, convention: str | None, block: int | None) -> Imported:
@@ -117,16 +146,34 @@ def _of_value(held: Any, path: Path, n_blocks: int, convention: str | None, bloc
         return Imported({"": tensor}, used)
     if not isinstance(held, Mapping) or not held:
         raise CorruptFile(f"{path}: holds a {type(held).__name__}; expected tensors, or a mapping to tensors.")
-    layers = {_layer(key): value for key, value in held.items()}
-    if None not in layers and all(isinstance(v, torch.Tensor) and v.squeeze().ndim == 1 for v in layers.values()):
-        offset = 0 if convention != "hidden_states" else -1
-        placed = {int(k) + offset: v.float().squeeze() for k, v in layers.items() if k is not None and k + offset >= 0}
+    layers = [(layer, value) for key, value in held.items() if (layer := _layer(key)) is not None]
+    directions = [v for v in held.values() if isinstance(v, torch.Tensor) and v.squeeze().ndim == 1]
+    if len(layers) == len(directions) == len(held):
+        offset = 0 if convention != "hidden_states" else -1  # hidden state 0 is that of the embeddings
+        placed: dict[int, torch.Tensor] = {}
+        for layer, value in layers:
+            if layer < 0:
+                raise VectorsMismatch(f"{path}: a direction of layer {layer}; layers count from 0.")
+            if layer + offset in placed:
+                raise CorruptFile(f"{path}: two directions of layer {layer}; keep one.")
+            if layer + offset >= 0:
+                placed[layer + offset] = value.float().squeeze()
         return Imported({"": _placed(placed, n_blocks, path)}, convention or "blocks")
-    found = {str(k): _of_value(v, path, n_blocks, convention, block) for k, v in held.items() if not isinstance(v, str)}
-    forms = {one.convention for one in found.values()}
+    tensors: dict[str, torch.Tensor] = {}
+    forms = set()
+    for key, value in held.items():
+        if isinstance(value, str):
+            continue
+        found = _of_value(value, path, n_blocks, convention, block)
+        forms.add(found.convention)
+        for name, tensor in found.tensors.items():
+            whole = str(key) if len(found.tensors) == 1 else f"{key}/{name}"
+            if whole in tensors:
+                raise CorruptFile(f"{path}: two vectors have the name {whole!r}; rename one.")
+            tensors[whole] = tensor
     if len(forms) != 1:
         raise VectorsMismatch(f"{path}: its vectors have different forms ({', '.join(sorted(forms))}); split the file.")
-    return Imported({k: next(iter(one.tensors.values())) for k, one in found.items()}, forms.pop())
+    return Imported(tensors, forms.pop())
 
 
 def _layer(key: object) -> int | None:
@@ -167,6 +214,8 @@ def _rows(
 
 def _placed(by_block: Mapping[int, torch.Tensor], n_blocks: int, path: Path) -> torch.Tensor:
     """Directions at their blocks, NaN elsewhere, `[n_blocks, d_model]`."""
+    if not by_block:
+        raise CorruptFile(f"{path}: holds no direction of a block.")
     widths = {len(direction) for direction in by_block.values()}
     if len(widths) != 1:
         raise CorruptFile(f"{path}: directions of widths {sorted(widths)}; expected one width.")
@@ -185,7 +234,7 @@ def _of_sae(path: Path, n_blocks: int, block: int | None, row: int | None) -> Im
         raise SettingError(f"{path} is a folder; name the row of the SAE's decoder, or the file.")
     check_integer("row", row, 0)
     weights = path / "sae_weights.safetensors" if path.is_dir() else path
-    decoder = read_tensors(weights).get("W_dec")  # [d_sae, d_model]
+    decoder = _read_safetensors(weights).get("W_dec")  # [d_sae, d_model]
     if decoder is None or decoder.ndim != 2:
         raise CorruptFile(f"{weights}: no matrix 'W_dec'; not an SAE of SAELens.")
     if row >= len(decoder):
@@ -201,9 +250,9 @@ def _hook_block(config: Path) -> int:
     metadata = record.get("metadata")
     name = record.get("hook_name") or (metadata.get("hook_name") if isinstance(metadata, dict) else None)
     parts = str(name).split(".")
-    if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdecimal() and parts[2] in HOOKS:
+    if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdecimal() and len(parts[1]) < 6 and parts[2] in HOOKS:
         return int(parts[1]) + HOOKS[parts[2]]
     raise SettingError(
-        f"{config}: hook_name is {json.dumps(name)}, not the residual stream (blocks.N.hook_resid_post); name the "
+        f"{config}: hook_name is {json.dumps(name)[:80]}, not the residual stream (blocks.N.hook_resid_post); name the "
         "block."
     )

@@ -131,6 +131,63 @@ def test_what_does_not_fit_is_refused_in_words(
         import_vectors({"evil": saved(tmp_path, value)}, N_BLOCKS, **settings)
 
 
+def with_nan(rows: torch.Tensor, row: int, channels: slice = slice(2, 3)) -> torch.Tensor:
+    changed = rows.clone()
+    changed[row, channels] = torch.nan
+    return changed
+
+
+ONE = numbered(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "settings", "says"),
+    [
+        (torch.nested.nested_tensor([ONE, ONE]), {}, "a nested tensor"),
+        (numbered(4).to(torch.complex64), {}, "complex64"),
+        ({"mask": numbered(4) > 2}, {}, "bool"),
+        ({0: ONE > 2}, {}, "bool"),
+        ({"\ud800": numbered(4), "b": numbered(4)}, {}, "surrogate"),
+        (ONE, {"block": 1.0}, "block=1.0"),
+        (ONE, {"block": True}, "block=True"),
+        ({3: ONE, "3": ONE}, {}, "two directions of layer 3"),
+        ({"layer_3": ONE, "blocks.3": ONE}, {}, "two directions of layer 3"),
+        ({3: numbered(4), "3": numbered(4)}, {}, "two vectors have the name '3'"),
+        ({-5: ONE, 0: ONE}, {}, "layer -5"),
+        ({-1: ONE, 1: ONE}, {"convention": "hidden_states"}, "layer -1"),
+        ({0: ONE}, {"convention": "hidden_states"}, "no direction of a block"),
+        (with_nan(numbered(4), 2), {}, "row 2 of 'evil' holds NaN"),
+        (with_nan(numbered(5), 2), {}, "row 2 of 'evil' holds NaN"),
+        ({"a": numbered(4), "b": with_nan(numbered(4), 3)}, {}, "row 3 of 'evil/b' holds NaN"),
+        ({1: ONE, 2: with_nan(numbered(1), 0)[0]}, {}, "row 2 of 'evil' holds NaN"),
+        (with_nan(numbered(1), 0), {"block": 1}, "the direction of 'evil' holds NaN"),
+        (numbered(4) * torch.nan, {}, "NaN at every block"),
+    ],
+)
+def test_what_would_be_lost_or_read_as_something_else_is_refused(
+    tmp_path: Path, value: Any, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(PersonaError) as caught:
+        import_vectors({"evil": saved(tmp_path, value)}, N_BLOCKS, **settings)
+    assert says in str(caught.value)
+
+
+def test_a_mask_in_safetensors_and_an_endless_layer_of_an_sae_are_refused(tmp_path: Path) -> None:
+    save_file({"a": numbered(4) > 2}, tmp_path / "a.safetensors")
+    with pytest.raises(CorruptFile, match="bool"):
+        import_vectors({"evil": tmp_path / "a.safetensors"}, N_BLOCKS)
+    with pytest.raises(SettingError, match="name the block") as caught:
+        import_vectors({"evil": sae(tmp_path / "sae", f"blocks.{'9' * 5000}.hook_resid_post")}, N_BLOCKS, row=0)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_row_of_nan_is_a_block_without_a_direction_and_inner_names_are_kept(tmp_path: Path) -> None:
+    rows = with_nan(numbered(4), 2, slice(None))
+    vectors, _ = import_vectors({"a/b": saved(tmp_path, {"x": {"y": rows, "z": 2 * rows}})}, N_BLOCKS)
+    assert vectors.traits == ("a/b/x/y", "a/b/x/z") and vectors.blocks == (0, 1, 3)
+    assert firsts(vectors, "a/b/x/z") == [2, 4, -1, 8]
+
+
 def test_a_broken_control_vector_is_refused(tmp_path: Path) -> None:
     vectors = PersonaVectors.from_tensors({"evil": torch.randn(N_BLOCKS, D_MODEL)}, {"evil": 2})
     path = write_control_vector(vectors, "evil", tmp_path / "evil.gguf")
