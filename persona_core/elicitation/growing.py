@@ -8,13 +8,15 @@ what a larger plan adds is numbered on from there and batched by itself. The num
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from persona_core.elicitation.record_fields import SERVED_FIELDS
 from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, ReplyStore, as_request
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import SettingError
+from persona_core.utils.fields import COUNT, COUNT_OR_NULL, Field, check_fields, is_text
 from persona_core.utils.files import read_json, read_lines, write_atomically
 from persona_core.utils.workdir import PLAN_FILE
 
@@ -24,6 +26,14 @@ COUNTS = (
     "rollouts", "evaluation_rollouts", "neutral_rollouts", "pairs_per_question", "evaluation_pairs_per_question",
 )  # fmt: skip
 """Settings of a plan that may grow; None is all pairs."""
+PLAN_FIELDS = {
+    "traits": Field(
+        lambda value: isinstance(value, dict) and all(map(is_text, value.values())),
+        "an object of fingerprints",
+        needed=False,
+    ),
+    **dict.fromkeys(COUNTS, replace(COUNT_OR_NULL, needed=False)),
+}
 
 Stages = list[tuple[ElicitationRequest, ...]]
 
@@ -52,6 +62,7 @@ def begin(
     if before == now:
         store.check_plan(record)
     else:
+        check_fields({k: before[k] for k in PLAN_FIELDS if k in before}, PLAN_FIELDS, str(path), remedy="Restore it.")
         _check_growth(store, traits, before, now)
         known, added = _numbered(store, requests)
         lines = [{"stage": k, **asdict(r)} for k, stage in enumerate((known, added)) for r in stage]
@@ -71,8 +82,12 @@ def missing_requests(store: ReplyStore | None, requests: Sequence[ElicitationReq
 
 def _stages(store: ReplyStore) -> Stages:
     found: dict[int, list[ElicitationRequest]] = {}
-    for _, line in read_lines(store.folder / REQUESTS_FILE):
-        found.setdefault(line.pop("stage"), []).append(as_request(line))
+    path = store.folder / REQUESTS_FILE
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        stage = line.pop("stage", None)
+        check_fields({"stage": stage}, {"stage": COUNT}, where)
+        found.setdefault(stage, []).append(as_request(line, where))
     return [tuple(found[stage]) for stage in sorted(found)]
 
 
@@ -85,9 +100,8 @@ def _numbered(
     known = {_identity(r) for r in stored}
     questions = {str(r.messages): r.question for r in stored if r.split == "neutral"}
     unused = min((r.question for r in requests if r.split == "neutral"), default=0)
-    served = (int(line["index"]) for _, line in read_lines(store.folder / SERVED_FILE))
     earlier = (r.index for stage in _stages(store) for r in stage)
-    last = max(first - 1, *(r.index for r in stored), *served, *earlier, -1)
+    last = max(first - 1, *(r.index for r in stored), *_served(store), *earlier, -1)
     added: list[ElicitationRequest] = []
     for request in requests:
         if _identity(request) in known:
@@ -97,6 +111,13 @@ def _numbered(
             number = questions.setdefault(str(request.messages), max(questions.values(), default=unused - 1) + 1)
         added.append(replace(request, index=last + 1 + len(added), question=number))
     return stored, added
+
+
+def _served(store: ReplyStore) -> Iterator[int]:
+    path = store.folder / SERVED_FILE
+    for number, line in read_lines(path):
+        check_fields(line, SERVED_FIELDS, f"{path}, line {number}")
+        yield line["index"]
 
 
 def _identity(request: ElicitationRequest) -> tuple[Any, ...]:

@@ -80,7 +80,7 @@ def _pack(written: BatchResult) -> dict[str, Any]:
 def _unpack(row: Mapping[str, Any], batch: RequestBatch) -> BatchResult:
     requests = {r.index: r for r in batch.requests}
     return BatchResult(
-        replies=tuple(as_reply(record) for record in json.loads(row["replies"])),
+        replies=tuple(as_reply(record, "a worker's reply") for record in json.loads(row["replies"])),
         states=load(bytes(row["states"])),
         failed=tuple((requests[index], why) for index, why in json.loads(row["failed"])),
     )

@@ -25,9 +25,17 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.elicitation.record_fields import (
+    CROSS_TRAIT_FIELDS,
+    FORMER_SIDES,
+    REPLY_FIELDS,
+    REQUEST_FIELDS,
+    SCORE_FIELDS,
+)
 from persona_core.elicitation.stored_states import StoredStates, write_states
-from persona_core.errors import CorruptFile, SettingError
+from persona_core.errors import SettingError
 from persona_core.models.chat import conversation
+from persona_core.utils.fields import Field, check_fields
 from persona_core.utils.files import append_lines, read_json, read_lines, write_atomically
 from persona_core.utils.workdir import PLAN_FILE, check_plan, lock
 
@@ -35,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 CROSS_TRAIT_FILE = "cross_trait_scores.jsonl"
 SERVED_FILE = "served.jsonl"
-FORMER_SIDES = {"high": "positive", "low": "negative"}
-"""What older folders call the sides; they also name the file of cross-trait scores across.jsonl. Both are read."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class ReplyStore:
 
     Raises:
         SettingError: another process has it open.
-        CorruptFile: a line other than the last is not a valid record.
+        CorruptFile: a line is not a valid record; the message names file, line and field.
 
     >>> folder = getfixture("tmp_path") / "elicitation"
     >>> with ReplyStore(folder) as store:
@@ -162,12 +168,7 @@ class ReplyStore:
             listed, lost = self.folder / "replies.jsonl", set()
             whole: list[str] = []  # lines whose states are on disk
             for number, record in read_lines(listed):
-                try:
-                    reply = as_reply(record)
-                except (TypeError, KeyError) as error:
-                    raise CorruptFile(
-                        f"{listed}, line {number}: not a reply ({error}). Delete the line to have it written again."
-                    ) from error
+                reply = as_reply(record, f"{listed}, line {number}")
                 if reply.batch and not (self._states_folder / f"{reply.batch}.safetensors").is_file():
                     lost.add(reply.batch)
                     continue
@@ -176,11 +177,12 @@ class ReplyStore:
             if lost:  # off the list, or they would point into the states that replace the lost ones
                 logger.warning("The states of %d batches are missing; they will be written again.", len(lost))
                 write_atomically(listed, "".join(whole))
-            self._scores = {s.index: s for s in self._read(ReplyScore, "scores.jsonl")}
+            self._scores = {s.index: s for s in self._read(ReplyScore, SCORE_FIELDS, "scores.jsonl")}
             former = self.folder / "across.jsonl"
             if former.is_file() and not (self.folder / CROSS_TRAIT_FILE).is_file():
                 former.rename(self.folder / CROSS_TRAIT_FILE)
-            self._cross_trait = {(s.index, s.trait): s for s in self._read(CrossTraitScore, CROSS_TRAIT_FILE)}
+            cross_trait = self._read(CrossTraitScore, CROSS_TRAIT_FIELDS, CROSS_TRAIT_FILE)
+            self._cross_trait = {(s.index, s.trait): s for s in cross_trait}
         except BaseException:
             self.close()
             raise
@@ -197,14 +199,10 @@ class ReplyStore:
     def close(self) -> None:
         self._lock.release()
 
-    def _read(self, kind: Any, name: str) -> Iterator[Any]:
+    def _read(self, kind: Any, known: Mapping[str, Field], name: str) -> Iterator[Any]:
         for number, record in read_lines(self.folder / name):
-            try:
-                yield kind(**record)
-            except TypeError as error:
-                raise CorruptFile(
-                    f"{self.folder / name}, line {number}: {error}. Delete the line to continue."
-                ) from error
+            check_fields(record, known, f"{self.folder / name}, line {number}")
+            yield kind(**record)
 
     def check_plan(self, plan: Mapping[str, Any], create: bool = True) -> None:
         """Record what the replies depend on, or check that it matches what the folder records.
@@ -298,13 +296,20 @@ def to_record(reply: Reply) -> dict[str, Any]:
     return record
 
 
-def as_reply(record: dict[str, Any]) -> Reply:
-    """The reply of a record that `to_record` made."""
-    return Reply(**{**record, "request": as_request(record["request"]), "token_ids": tuple(record["token_ids"])})
+def as_reply(record: dict[str, Any], where: str) -> Reply:
+    """The reply of a record that `to_record` made.
+
+    Raises:
+        CorruptFile: not such a record; the message says `where`, and names the field.
+    """
+    check_fields(record, REPLY_FIELDS, where)
+    request = as_request(record["request"], where, "request.")
+    return Reply(**{**record, "request": request, "token_ids": tuple(record["token_ids"])})
 
 
-def as_request(record: Mapping[str, Any]) -> ElicitationRequest:
-    """The request of a record."""
+def as_request(record: Mapping[str, Any], where: str, inside: str = "") -> ElicitationRequest:
+    """The request of a record; see `as_reply`."""
+    check_fields(record, REQUEST_FIELDS, where, inside)
     given = record.get("conversation")
     return ElicitationRequest(
         **{

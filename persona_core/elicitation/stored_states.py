@@ -44,7 +44,9 @@ class StoredStates:
     def __iter__(self) -> Iterator[np.ndarray]:
         load = lru_cache(maxsize=OPEN_BATCHES)(self._load)
         for batch, row in self._rows:
-            yield load(batch)[row]
+            part = load(batch)
+            self._check_rows(batch, part, [row])
+            yield part[row]
 
     def block(self, block: int) -> np.ndarray:
         if not 0 <= block < self.n_blocks:
@@ -57,7 +59,9 @@ class StoredStates:
             part = self._load(batch, block)  # [rows, d_model], or [rows, n_sampled, d_model]
             if found is None:
                 found = np.empty((len(self), *part.shape[1:]), np.float32)
-            found[indices] = part[[self._rows[index][1] for index in indices]]
+            rows = [self._rows[index][1] for index in indices]
+            self._check_rows(batch, part, rows)
+            found[indices] = part[rows]
         if found is None:
             raise SettingError("There are no replies, so there are no states.")
         return found
@@ -72,6 +76,13 @@ class StoredStates:
             shape = self._load(self._rows[0][0]).shape
             self._shape = (int(shape[-2]), int(shape[-1]))  # before them rows, and of sampled tokens their number
         return self._shape
+
+    def _check_rows(self, batch: str, part: np.ndarray, rows: Sequence[int]) -> None:
+        if (last := max(rows)) >= len(part):
+            raise CorruptFile(
+                f"{self._folder / batch}.safetensors: {len(part)} rows, but a reply's states are listed as row {last}. "
+                "Delete it to have its batch written again."
+            )
 
     def _load(self, batch: str, block: int | None = None) -> np.ndarray:
         from safetensors import SafetensorError, safe_open

@@ -7,8 +7,10 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from persona_core.errors import CorruptFile
+from persona_core.utils.fields import COUNT, SCORE, TEXT, check_fields
 from persona_core.utils.files import append_lines, read_lines
+
+FIELDS = {"key": TEXT, "value": SCORE, "how": TEXT, "prompt_tokens": COUNT, "completion_tokens": COUNT}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class JudgeCache:
     Args:
         path: the file; None keeps answers in memory only.
 
+    Raises:
+        CorruptFile: a line that is not an answer; the message names file, line and field.
+
     >>> cache = JudgeCache(None)
     >>> key = JudgeCache.key("openai:a-model", "How evil is this? Answer with a number.")
     >>> cache.put(CachedAnswer(key, 85.0, "text", prompt_tokens=120, completion_tokens=2))
@@ -42,11 +47,8 @@ class JudgeCache:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             for number, record in read_lines(self._path):
-                try:
-                    answer = CachedAnswer(**record)
-                except TypeError as error:
-                    raise CorruptFile(f"{self._path}, line {number}: {error}. Delete the line to continue.") from error
-                self._answers[answer.key] = answer
+                check_fields(record, FIELDS, f"{self._path}, line {number}")
+                self._answers[record["key"]] = CachedAnswer(**record)
 
     @staticmethod
     def key(judge: str, prompt: str) -> str:

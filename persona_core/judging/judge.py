@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from persona_core.elicitation.traits import QUESTION_AND_ANSWER
+from persona_core.errors import SettingError
+from persona_core.utils.fields import is_score
 
 COHERENCE = "coherence"
 MIN_SCORE = 50.0
@@ -59,6 +61,12 @@ class Score:
 
     value: float | None
     how: str
+
+    def __post_init__(self) -> None:
+        if not is_score(self.value):
+            raise SettingError(
+                f"The judge's score is {self.value!r}; expected a number from 0 to 100, or None. Correct the judge."
+            )
 
 
 class Judge(Protocol):

@@ -221,6 +221,31 @@ def test_a_cache_that_was_cut_off_loses_one_line_and_goes_on(tmp_path: Path) -> 
         JudgeCache(path)
 
 
+WRONG: dict[str, list[Any]] = {
+    "value": ["85", 1e9, -3, float("nan"), [1], True, {}],
+    "key": [[], None],
+    "prompt_tokens": [None, -1, 0.5],
+    "how": [3],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
+def test_a_cached_answer_of_the_wrong_kind_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "cache.jsonl"
+    cache = JudgeCache(path)
+    cache.put(CachedAnswer("a", 5.0, "text", 10, 1))
+    answer = {"key": "b", "value": 85.0, "how": "text", "prompt_tokens": 10, "completion_tokens": 1}
+    path.write_text(path.read_text() + json.dumps({**answer, field: value}) + "\n")
+    with pytest.raises(CorruptFile, match=rf"cache\.jsonl, line 2: the field '{field}' is .*Delete the line"):
+        JudgeCache(path)
+
+
+@pytest.mark.parametrize("value", [-3, 101.0, float("nan"), "85", [1]])
+def test_a_score_outside_its_range_is_refused_before_it_is_stored(value: Any) -> None:
+    with pytest.raises(SettingError, match="expected a number from 0 to 100, or None"):
+        Score(value, "text")
+
+
 def test_the_key_is_of_the_content_and_the_judge() -> None:
     assert JudgeCache.key("a", "b") == JudgeCache.key("a", "b")
     assert (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from persona_core.utils.files import append_lines, read_lines
 
-RECORDS = [{"n": 1}, {"n": 2, "text": "zwölf } \n"}]
+RECORDS: list[dict[str, Any]] = [{"n": 1}, {"n": 2, "text": "zwölf } \n"}]
 
 
 @pytest.mark.parametrize("n", [1, 2])
