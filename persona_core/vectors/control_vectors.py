@@ -41,15 +41,17 @@ def read_control_vector(path: str | Path) -> dict[int, torch.Tensor]:
     check_header(Path(path))
     try:
         reader = GGUFReader(path)
+        named = [(int(match[1]), one) for one in reader.tensors if (match := NAME.fullmatch(one.name))]
         found = {
-            int(match[1]): torch.from_numpy(np.array(dequantize(one.data, one.tensor_type), np.float32).reshape(-1))
-            for one in reader.tensors
-            if (match := NAME.fullmatch(one.name))
+            block: torch.from_numpy(np.array(dequantize(one.data, one.tensor_type), np.float32).reshape(-1))
+            for block, one in named
         }
     except Exception as error:  # the reader raises whatever the bytes lead it to
         raise CorruptFile(f"{path}: truncated or not a GGUF file: {type(error).__name__}: {error}") from error
     if not found:
         raise CorruptFile(f"{path}: no tensor 'direction.N'; not a control vector.")
+    if len(found) < len(named):
+        raise CorruptFile(f"{path}: two directions of one block; keep one.")
     return dict(sorted(found.items()))
 
 

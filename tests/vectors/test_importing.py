@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from safetensors.torch import save_file
 
 from persona_core.errors import CorruptFile, PersonaError, SettingError, VectorsMismatch
@@ -204,6 +204,18 @@ def test_a_broken_control_vector_is_refused(tmp_path: Path) -> None:
             read_control_vector(path)
         except PersonaError as error:
             assert str(error)
+
+
+def test_a_control_vector_with_two_directions_of_a_block_is_refused(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "evil.gguf", "controlvector")
+    for name in ("direction.1", "direction.01"):
+        writer.add_tensor(name, numbered(1)[0].numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CorruptFile, match="two directions of one block"):
+        import_vectors({"evil": tmp_path / "evil.gguf"}, N_BLOCKS)
 
 
 def test_the_commands_print_how_rows_were_understood(tmp_path: Path) -> None:
