@@ -47,11 +47,11 @@ class ChatTemplate:
         date = _date(arguments.get("date"))
         self._arguments = {**special_tokens, "strftime_now": lambda form: date.strftime(form), **arguments}
         try:
-            self._environment: jinja2.Environment = _compile_jinja_template(source).environment
+            self._guarded = GuardedTemplate(_compile_jinja_template("").environment, source)
+            self._environment: jinja2.Environment = self._guarded.environment
             self._read = meta.find_undeclared_variables(self._environment.parse(source))
-            self._guarded = GuardedTemplate(self._environment, source)
         except Exception as error:  # the source is anybody's: not only syntax errors come out of the compiler
-            raise PromptError(f"The chat template cannot be compiled: {error}") from error
+            raise PromptError(f"The chat template cannot be compiled: {str(error)[:1000]}") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         """The text of a conversation.
@@ -70,7 +70,9 @@ class ChatTemplate:
         except Exception as error:  # a template can raise anything that Python can
             roles = ", ".join(str(m["role"]) for m in messages)
             reason = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
-            raise PromptError(f"The chat template rejects a conversation with the roles {roles}: {reason}") from error
+            raise PromptError(
+                f"The chat template rejects a conversation with the roles {roles[:300]}: {reason[:1000]}"
+            ) from error
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at an argument of this name."""

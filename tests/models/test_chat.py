@@ -200,13 +200,40 @@ def test_the_date_is_the_same_every_day_and_can_be_set() -> None:
         # What would take hours, or all memory:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 'a' * 10 ** 11 }}",
-        "{{ 9 ** 9 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
         "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
         "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
         "{% set text = 'a' * 10 ** 7 %}{% for i in range(9999) %}{{ text }}{% endfor %}",
         "{{ 'a'.ljust(10 ** 9) }}",
         "{{ 'a' | center(10 ** 9) }}",
         "{{ '%999999999d' % 1 }}",
+        "{{ '%*d' % (999999999, 1) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 999999999) }}",
+        "{{ ('%s' * 1000) % (('a' * 10 ** 6,) * 1000) }}",
+        "{{ '\t'.expandtabs(10 ** 9) }}",
+        "{{ (5).to_bytes(10 ** 9, 'big') }}",
+        "{{ lipsum(n=10 ** 6) }}",
+        "{{ 'a b' | wordwrap(1) }}",
+        "{{ 'a\nb' | indent(10 ** 9) }}",
+        "{{ messages | tojson(indent=10 ** 9) }}",
+        "{{ messages | slice(10 ** 9) | list }}",
+        "{{ 5 | round(-10 ** 9) }}",
+        "{{ ('a' * 10 ** 5) | replace('a', 'b' * 10 ** 5) }}",
+        "{{ (['a' * 10 ** 6] * 10 ** 5) | join }}",
+        "{{ ('a' * 10 ** 7).strip('b' * 10 ** 7 ~ 'a') }}",
+        "{{ ([[1]] * 900000) | sum(start=[]) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}{% set n.x = dict(a=n.x, b=n.x) %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x=1) %}{% for i in range(60) %}{% set n.x = namespace(a=n.x, b=n.x) %}{% endfor %}",
+        "{% set a = namespace() %}{% set b = namespace() %}{% set a.x = b %}",
+        "{% macro f(n) %}{% for j in range(9999) %}{{ n }}{% endfor %}{% endmacro %}{{ f('ab' * 10 ** 6) }}",
+        "{% set x %}{% for j in range(9999) %}{{ 'ab' * 10 ** 6 }}{% endfor %}{% endset %}",
+        "{{ ('a' * 10 ** 5) | replace(new='b' * 10 ** 5, old='a') }}",
+        "{% set n = namespace(x=[]) %}{% for i in range(999) %}{% set n.x = n.x + ['a' * 10 ** 7 ~ i] %}{% endfor %}",
+        "{% set guard_turn = dict %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
 def test_a_template_that_raises_is_refused_at_once(template: str) -> None:
@@ -214,6 +241,19 @@ def test_a_template_that_raises_is_refused_at_once(template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(PromptError, match="chat template"):
         ChatFormat(tokenizer)
+
+
+def test_ordinary_work_of_a_template_is_within_the_limits() -> None:
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = (
+        "{% macro shown(text, width=2) %}{{ text | trim | indent(width) }}{% endmacro %}"
+        "{% set n = namespace(out=[], at=4102444800 * 1000) %}{% for m in messages %}"
+        "{% set n.out = n.out + [(m.role, shown(m.content))] %}{% endfor %}"
+        "{{ n.out[0] | tojson(indent=4) }}{{ '%s-%d' % ('a', 3) }}{{ '{:>4}'.format(7) }}{{ 9 ** 9 ** 9 > n.at }}"
+        "{{ n.out | map('first') | join('+') }}{{ messages | selectattr('role', 'eq', 'user') | list | length }}"
+    )
+    found = tokenizer.decode(ChatFormat(tokenizer).render("A plan.").token_ids)
+    assert found == '[\n    "user",\n    "A plan."\n]a-3   7Trueuser1'
 
 
 def test_a_tokenizer_whose_regular_expression_gives_up_is_refused() -> None:
