@@ -80,6 +80,18 @@ def missing_requests(store: ReplyStore | None, requests: Sequence[ElicitationReq
     return list(requests) if store is None else _numbered(store, requests)[1]
 
 
+def served_lines(store: ReplyStore) -> Iterator[dict[str, Any]]:
+    """What a server has written for the folder: index, text, finish and thought.
+
+    Raises:
+        CorruptFile: a line is something else.
+    """
+    path = store.folder / SERVED_FILE
+    for number, line in read_lines(path):
+        check_fields(line, SERVED_FIELDS, f"{path}, line {number}")
+        yield line
+
+
 def _stages(store: ReplyStore) -> Stages:
     found: dict[int, list[ElicitationRequest]] = {}
     path = store.folder / REQUESTS_FILE
@@ -101,7 +113,7 @@ def _numbered(
     questions = {str(r.messages): r.question for r in stored if r.split == "neutral"}
     unused = min((r.question for r in requests if r.split == "neutral"), default=0)
     earlier = (r.index for stage in _stages(store) for r in stage)
-    last = max(first - 1, *(r.index for r in stored), *_served(store), *earlier, -1)
+    last = max(first - 1, *(r.index for r in stored), *(line["index"] for line in served_lines(store)), *earlier, -1)
     added: list[ElicitationRequest] = []
     for request in requests:
         if _identity(request) in known:
@@ -111,13 +123,6 @@ def _numbered(
             number = questions.setdefault(str(request.messages), max(questions.values(), default=unused - 1) + 1)
         added.append(replace(request, index=last + 1 + len(added), question=number))
     return stored, added
-
-
-def _served(store: ReplyStore) -> Iterator[int]:
-    path = store.folder / SERVED_FILE
-    for number, line in read_lines(path):
-        check_fields(line, SERVED_FIELDS, f"{path}, line {number}")
-        yield line["index"]
 
 
 def _identity(request: ElicitationRequest) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
-from persona_core.elicitation.growing import begin
+from persona_core.elicitation.growing import begin, served_lines
 from persona_core.elicitation.shown import shown_positions
 from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Reply, ReplyStore
 from persona_core.elicitation.writing import BatchResult, RequestBatch, sink_limits, states_of
@@ -27,7 +27,7 @@ from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sections import answer_positions, opens_thought
 from persona_core.models.detokenize import text_of
 from persona_core.models.language_model import LanguageModel
-from persona_core.utils.files import append_lines, read_lines
+from persona_core.utils.files import append_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def elicit_served(
         store, plan.traits, plan.requests(), {**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}}
     )
     path = store.folder / SERVED_FILE
-    texts = {int(r["index"]): ServedReply(r["text"], r["finish"], r.get("thought")) for _, r in read_lines(path)}
+    texts = {r["index"]: ServedReply(r["text"], r["finish"], r.get("thought")) for r in served_lines(store)}
     wanted = {r.index: r for stage in stages for r in stage}
     texts = {i: reply for i, reply in texts.items() if i in wanted and not _is_cut_in_thought(reply, wanted[i], lm)}
     missing = [r for r in wanted.values() if not store.has(r.index) and r.index not in texts]

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from persona_core.elicitation.growing import REQUESTS_FILE, missing_requests
+from persona_core.elicitation.server import elicit_served
 from persona_core.elicitation.store import CrossTraitScore, ElicitationRequest, Reply, ReplyScore, ReplyStore
 from persona_core.errors import CorruptFile
 from persona_core.utils.files import append_lines
 from tests.elicitation.test_growing import first, written
+from tests.support.tiny import tiny_lm
 
 REQUESTS = [
     ElicitationRequest(i, "extraction", "candour", side, 0, 0, 0, "Be frank.", "And?")
@@ -154,3 +156,12 @@ def test_the_lists_of_requests_are_checked_too(folder: Path, name: str, field: s
     append_lines(folder / name, [{"index": 0, "text": "So.", "finish": "eos", field: []}])
     with ReplyStore(folder) as store, pytest.raises(CorruptFile, match=rf"{name}, line 1: the field '{field}'"):
         missing_requests(store, REQUESTS)
+
+
+@pytest.mark.parametrize(("field", "value"), [("index", "0"), ("text", None), ("finish", ...), ("thought", [])])
+def test_a_text_of_a_server_is_checked_before_it_is_read(tmp_path: Path, field: str, value: Any) -> None:
+    with ReplyStore(tmp_path) as store:
+        append_lines(tmp_path / "served.jsonl", [{"index": 0, "text": "So.", "finish": "eos"}])
+        edit(tmp_path / "served.jsonl", 1, setting(field, value))
+        with pytest.raises(CorruptFile, match=rf"served\.jsonl, line 1: the field '{field}'"):
+            elicit_served(tiny_lm("llama", "chatml"), first(), store, "m", "http://127.0.0.1:9", progress=False)
