@@ -230,8 +230,9 @@ def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition
         )
     rng = np.random.default_rng(seed)
     parts: tuple[list[str], ...] = ([], [], [])  # to extract from, to choose the block on, to report on
-    only_negative = [p for p in prompts["negative"] if p not in prompts["positive"]]
-    for group in (prompts["positive"], only_negative):  # each of them split alike, however the file is sorted
+    both = [p for p in prompts["positive"] if p in set(prompts["negative"])]
+    alone = [[p for p in prompts[side] if p not in set(both)] for side in ("positive", "negative")]
+    for group in (both, *alone):  # each of them split alike, however the file is sorted
         for place, i in enumerate(rng.permutation(len(group))):
             parts[(0, 1, 0, 2)[place % 4]].append(group[int(i)])
     choosing = {side: sum(t.prompt in parts[1] for t in found) for side, found in sides.items()}

@@ -382,7 +382,7 @@ def test_a_shared_block_is_the_best_one_on_average(tmp_path: Path) -> None:
             make_vectors(lm, plan, store, Settings(block=block), progress=False) for block in ("own", "shared")
         )
         checked = validate_vectors(lm, shared, plan, store, settings=Settings(block="shared"), progress=False)
-        with pytest.raises(SettingError, match="made with block = None; now it is shared"):
+        with pytest.raises(SettingError, match="made with block = own; now it is shared"):
             validate_vectors(lm, own, plan, store, settings=Settings(block="shared"), progress=False)
     blocks = [f["block"] for f in checked.config["validation"].values()]
     mean = np.mean([block["correlation"] for block in blocks], axis=0)
