@@ -81,12 +81,15 @@ def warn_if_like_base(model: Any, adapter: str | Path) -> None:
     Args:
         model: with the adapter on top.
         adapter: Hub id or folder, for the message.
+
+    Raises:
+        CorruptFile: the forward fails, because of what the adapter's config asks for.
     """
     import torch
 
     weight = model.get_input_embeddings().weight
     ids = torch.linspace(0, weight.shape[0] - 1, N_TRIED, device=weight.device).long()[None]  # [1, N_TRIED]
-    with torch.no_grad():
+    with explained(f"the adapter {str(adapter)!r}"), torch.no_grad():
         own = model(ids).logits
         with model.disable_adapter():
             same = torch.equal(own, model(ids).logits)
