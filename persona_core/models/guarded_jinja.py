@@ -57,6 +57,7 @@ _CONTAINERS = (list, tuple, set, frozenset, KeysView, ItemsView, ValuesView)
 _TEXTS = (str, bytes)
 _FIELD = re.compile(r"%(?:\(\w*\))?[-+ #0-9.*]*|\{[^{}]*\}")
 _NESTED = re.compile(r"%(?:\(\w*\))?[-+ #0-9.]*\*|\{[^{}]*:[^{}]*\{")
+_INTERNAL = ("_loop_vars", "_block_vars")  # with which Jinja calls a function in a loop or block
 _NUMBER = re.compile(r"\d{1,20}")
 
 
@@ -86,10 +87,11 @@ class GuardedTemplate:
                 return ""
             method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
             owner = getattr(method, "__self__", None)
+            given = {name: value for name, value in named.items() if name not in _INTERNAL}
             if function is self.environment.globals.get("namespace"):
-                _walk([*args, *named.values()])
+                _walk([*args, *given.values()])
             if isinstance(owner, (*_TEXTS, int)):
-                args = _check_method(method.__name__, owner, args, named)
+                args = _check_method(method.__name__, owner, args, given)
             return meter.made(call(context, function, *args, **named))
 
         self.environment.call = checked_call

@@ -256,6 +256,16 @@ def test_ordinary_work_of_a_template_is_within_the_limits() -> None:
     assert found == '[\n    "user",\n    "A plan."\n]a-3   7Trueuser1'
 
 
+def test_a_namespace_may_be_made_beside_another_in_a_loop() -> None:
+    """Jinja gives a call inside a loop all that the loop has set."""
+    tokenizer = tokenizer_for("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% set a = namespace(n=0) %}{% set b = namespace(n=1) %}{% set c = [m, m] %}"
+        "{% set d = namespace(n=2) %}{{ m.content }}{{ a.n + b.n + d.n }}{% endfor %}"
+    )
+    assert tokenizer.decode(ChatFormat(tokenizer).render("A plan.").token_ids) == "A plan.3"
+
+
 def test_a_tokenizer_whose_regular_expression_gives_up_is_refused() -> None:
     """Its library panics, which is no `Exception`: a server would lose its worker."""
     from tokenizers import Regex, pre_tokenizers
