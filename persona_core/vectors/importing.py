@@ -6,9 +6,14 @@ What a row means is stated with every vector, since nothing in most files says i
 |---|---|
 | `blocks` | the output of block N; `[n_blocks, d_model]` |
 | `hidden_states` | `hidden_states[N]` of transformers: row 0 the embeddings, row N + 1 the output of block N |
-| `control-vector` | `direction.N` of a GGUF file: the output of block N |
+| `control-vector` | `direction.N` of a GGUF file: added to the output of block N, and read there |
 | `block` | a single direction, of the block that is named |
 | `sae` | a row of `W_dec`, of the block that the SAE's `cfg.json` names |
+
+The last hidden state of transformers comes after the final norm and is no block's output: the last block is absent then.
+Where a control vector is added is not always where it was measured: llama.cpp's generator measures `direction.N` at the
+output of block N - 1, and repeng's last one is of the normed state. Both are read at block N, and can be told apart only
+by who made the file.
 """
 
 from __future__ import annotations
@@ -156,7 +161,8 @@ def _of_value(held: Any, path: Path, n_blocks: int, convention: str | None, bloc
                 raise VectorsMismatch(f"{path}: a direction of layer {layer}; layers count from 0.")
             if layer + offset in placed:
                 raise CorruptFile(f"{path}: two directions of layer {layer}; keep one.")
-            if layer + offset >= 0:
+            is_normed = convention == "hidden_states" and layer == n_blocks  # after the final norm: no block's output
+            if layer + offset >= 0 and not is_normed:
                 placed[layer + offset] = value.float().squeeze()
         return Imported({"": _placed(placed, n_blocks, path)}, convention or "blocks")
     tensors: dict[str, torch.Tensor] = {}

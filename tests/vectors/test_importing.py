@@ -47,7 +47,8 @@ def saved(folder: Path, value: Any, name: str = "evil.pt") -> Path:
         ({"axis": numbered(4)}, {}, [1, 2, 3, 4], "blocks"),
         ({0: numbered(1)[0], 2: 3 * numbered(1)[0]}, {}, [1, -1, 3, -1], "blocks"),
         ({"layer_1": numbered(1), "layer_3": 2 * numbered(1)}, {}, [-1, 1, -1, 2], "blocks"),
-        ({1: numbered(1)[0], 4: 2 * numbered(1)[0]}, {"convention": "hidden_states"}, [1, -1, -1, 2], "hidden_states"),
+        ({1: numbered(1)[0], 3: 2 * numbered(1)[0]}, {"convention": "hidden_states"}, [1, -1, 2, -1], "hidden_states"),
+        ({1: numbered(1)[0], 4: 2 * numbered(1)[0]}, {"convention": "hidden_states"}, [1, -1, -1, -1], "hidden_states"),
     ],
     ids=["blocks", "hidden states", "bfloat16", "one", "axis", "layers", "named layers", "layers of hidden states"],
 )
