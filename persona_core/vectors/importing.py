@@ -10,10 +10,10 @@ What a row means is stated with every vector, since nothing in most files says i
 | `block` | a single direction, of the block that is named |
 | `sae` | a row of `W_dec`, of the block that the SAE's `cfg.json` names |
 
-The last hidden state of transformers comes after the final norm and is no block's output: the last block is absent then.
+The last hidden state of transformers comes after the final norm and is no block's output: the last block is absent.
 Where a control vector is added is not always where it was measured: llama.cpp's generator measures `direction.N` at the
-output of block N - 1, and repeng's last one is of the normed state. Both are read at block N, and can be told apart only
-by who made the file.
+output of block N - 1, and repeng's last one is of the normed state. Both are read at block N; only who made the file
+tells them apart.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def saved(folder: Path, value: Any, name: str = "evil.pt") -> Path:
         ({1: numbered(1)[0], 3: 2 * numbered(1)[0]}, {"convention": "hidden_states"}, [1, -1, 2, -1], "hidden_states"),
         ({1: numbered(1)[0], 4: 2 * numbered(1)[0]}, {"convention": "hidden_states"}, [1, -1, -1, -1], "hidden_states"),
     ],
-    ids=["blocks", "hidden states", "bfloat16", "one", "axis", "layers", "named layers", "layers of hidden states"],
+    ids=["blocks", "hidden states", "bfloat16", "one", "axis", "layers", "named layers", "hidden layers", "normed"],
 )
 @pytest.mark.parametrize("form", ["pt", "safetensors"])
 def test_rows_land_at_the_blocks_that_they_are_of(
