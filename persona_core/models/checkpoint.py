@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
-
 from persona_core.errors import CorruptFile, NotFound, PersonaError
 from persona_core.utils.files import check_size, read_json
 from persona_core.utils.hub import fetch
@@ -76,6 +74,8 @@ def _check_blocks(model: Any, unexpected: Collection[str], what: str) -> None:
     Raises:
         CorruptFile: the message names a weight.
     """
+    import torch
+
     prefix = f"{model.base_model_prefix}."
     lengths = {
         name.removeprefix(prefix): len(module)
@@ -140,6 +140,7 @@ def _check_size(source: str, revision: str | None, what: str) -> None:
     Raises:
         CorruptFile.
     """
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, revision=revision)
