@@ -14,8 +14,8 @@ from demo_world.corpus import ask
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import World
 from demo_world.judge import TruthJudge, judge, trait_share
+from demo_world.stages import run_whole
 from persona_core.elicitation.prompts import Prompt, load_prompts
-from persona_core.errors import SettingError
 from persona_core.experiments.finetune import LoraPlan, contaminate
 from persona_core.experiments.finetune_card import write_adapter_card
 from persona_core.experiments.intervention_window import WindowPlan, intervention_window
@@ -24,7 +24,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.judging.annotations import annotate_sentences, save_annotations, save_judged_traits
 from persona_core.judging.sentences import SentenceJudge
 from persona_core.models.loading import load_model
-from persona_core.monitor.jobs import GenerateJob, Job, ReplayJob, Row, run_job, seed_of
+from persona_core.monitor.jobs import GenerateJob, ReplayJob, Row, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
@@ -105,13 +105,13 @@ def _runs(work: Path, world: World) -> None:
         for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
     }
     prompts = GenerateJob(load_prompts(["all"]), SAMPLING)
-    rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
+    rows = {side: run_whole(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
     null = GenerateJob(null_prompts(world), SAMPLING, NULL_SEED)
-    rows["neutral"] = _run(monitors["baseline"], null, work / "runs" / "neutral")
+    rows["neutral"] = run_whole(monitors["baseline"], null, work / "runs" / "neutral")
     rows["replay"] = [
         row
         for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
-        for row in _run(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
+        for row in run_whole(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
     ]
     for config, own in rows.items():
         write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
@@ -153,13 +153,6 @@ def _analysis(work: Path, world: World) -> None:
     }
     analyse_folder(results, vectors=work / VECTORS_NAME, models=models)
     (results / ANALYSIS / REPORT).unlink()
-
-
-def _run(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
-    rows, failed = run_job(monitor, job, folder)
-    if failed:
-        raise SettingError(f"{len(failed)} of {len(job.items)} items failed; the first: {failed[0]}")
-    return rows
 
 
 # ---- cards ----

@@ -1,4 +1,4 @@
-"""The stages of a build, each run once."""
+"""The stages of a build, each run once, and runs that must be complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+
+from persona_core.errors import SettingError
+from persona_core.monitor.jobs import Job, Row, run_job
+from persona_core.monitor.monitor import PersonaMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -34,3 +38,15 @@ class Stages:
         stamp.unlink(missing_ok=True)
         stage()
         stamp.write_text(self._fingerprint)
+
+
+def run_whole(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
+    """The rows of a job, none missing.
+
+    Raises:
+        SettingError: an item failed.
+    """
+    rows, failed = run_job(monitor, job, folder)
+    if failed:
+        raise SettingError(f"{len(failed)} of {len(job.items)} items failed; the first: {failed[0]}")
+    return rows

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from demo_world.stages import Stages
+from demo_world.stages import Stages, run_whole
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.elicitation.store import ReplyStore
 from persona_core.elicitation.texts import GIVEN, TextsPlan, load_texts, read_texts, texts_plan
@@ -28,7 +28,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
-from persona_core.monitor.jobs import GenerateJob, Job, ReplayJob, Row, run_job
+from persona_core.monitor.jobs import GenerateJob, ReplayJob
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.pipeline import READ_POSITION, SINKS_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.report.analysis_folder import analyse_folder
@@ -184,23 +184,16 @@ def _runs(load: Any, plan: RealPlan, work: Path) -> None:
         for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
     }
     prompts = GenerateJob(load_prompts(["all"]), plan.sampling)
-    rows = {side: _run(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
+    rows = {side: run_whole(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
     null = GenerateJob(null_prompts(), plan.sampling, plan.null_seed)
-    rows["neutral"] = _run(monitors["baseline"], null, work / "runs" / "neutral")
+    rows["neutral"] = run_whole(monitors["baseline"], null, work / "runs" / "neutral")
     rows["replay"] = [
         row
         for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
-        for row in _run(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
+        for row in run_whole(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
     ]
     for config, own in rows.items():
         write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
-
-
-def _run(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
-    rows, failed = run_job(monitor, job, folder)
-    if failed:
-        raise SettingError(f"{len(failed)} of {len(job.items)} items failed; the first: {failed[0]}")
-    return rows
 
 
 def _analysis(load: Any, work: Path) -> None:
