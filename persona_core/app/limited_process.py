@@ -5,10 +5,13 @@ when its caller asks for the next item, as it would in this process. The child's
 ends with `end`, with this process, however that ends, and after ten minutes without a call.
 
 Pipes and pickles are those of `multiprocessing`; the start is not, as its children have this process's environment.
+What the child sends is not trusted: it is read as plain values, arrays and traces, and nothing else is looked up or
+called, so a child that a hostile model has taken over gains nothing here.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -161,15 +164,13 @@ class LimitedProcess:
                 arrived = self._connection.poll(SECONDS_BETWEEN_CHECKS)
                 self._check_memory()
                 if arrived:
-                    kind, content = pickle.loads(self._connection.recv_bytes(MAX_BYTES))
+                    kind, content = _read(self._connection.recv_bytes(MAX_BYTES))
                     if kind == "error":
                         self._open = None
                         raise PersonaError(content)
                     if kind != "log":
                         return kind, content
-                    log = logging.getLogger(content.name)
-                    if log.isEnabledFor(content.levelno):
-                        log.handle(content)
+                    logging.getLogger(content[0]).log(content[1], "%s", content[2])
                 if time.monotonic() > deadline:
                     raise self._ended(f"took more than {limit.seconds:g} seconds", limit.setting)
         except (EOFError, OSError) as error:
@@ -204,6 +205,46 @@ class LimitedProcess:
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         logger.error("The process of %s ended: %s.", self.name, how)
         return ServerError(f"The process of {self.name} ended ({how}). The app's own models are not affected.")
+
+
+class _Answer(pickle.Unpickler):
+    """Reads what a child sends. Only these classes are looked up; anything else could run code in this process."""
+
+    known = frozenset(
+        {
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("persona_core.app.streaming", "Progress"),
+            ("persona_core.traces.provenance", "Provenance"),
+            ("persona_core.traces.specific", "LogOdds"),
+            ("persona_core.traces.trace", "Trace"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.known:
+            raise pickle.UnpicklingError(f"{module}.{name} is not what a result is made of")
+        return super().find_class(module, name)
+
+
+def _read(message: bytes) -> tuple[str, Any]:
+    """A child's answer.
+
+    Raises:
+        EOFError: it is no answer that this module's `serve_calls` would send.
+    """
+    try:
+        kind, content = _Answer(io.BytesIO(message)).load()
+        if kind == "log":
+            name, level, text = content
+            content = str(name), int(level), str(text)
+        return str(kind), content
+    except Exception as error:  # reading bytes of another's making raises whatever they lead it to
+        logger.warning("A process sent what cannot be read: %s", error)
+        raise EOFError from error
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -268,7 +309,7 @@ class _ChildPipe:
             self._connection.send((kind, content))
 
     def put_nowait(self, record: logging.LogRecord) -> None:
-        self.send("log", record)
+        self.send("log", (record.name, record.levelno, record.getMessage()))
 
     def received(self) -> Any:
         """The next message; ends this process if none comes."""

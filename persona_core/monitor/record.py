@@ -33,7 +33,7 @@ def reader_provenance(lm: LanguageModel, vectors: PersonaVectors, interventions:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that the numbers depend on."""
-    return {"persona_core": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"persona_core": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
 
 
 def null_array(vectors: PersonaVectors, blocks: Sequence[int]) -> np.ndarray:

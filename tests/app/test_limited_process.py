@@ -260,3 +260,9 @@ def test_it_ends_with_the_app(work: str, end: str) -> None:
     owner.stdout.close()
     assert owner.wait(30) in (0, -9)
     check_gone(pid)
+
+
+def test_what_the_child_sends_runs_nothing_here(process: LimitedProcess, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="its result could not be read"):
+        process.call(LONG, misbehaving.set_a_trap, str(tmp_path / "ran"))
+    assert not (tmp_path / "ran").exists() and not process.alive

@@ -95,3 +95,17 @@ def load(model: str, *_: Any) -> Any:
     from tests.support.standins import SlowMonitor, steady_monitor
 
     return steady_monitor() if what == "good" else SlowMonitor(steady_monitor(), 600)
+
+
+class Trap:
+    """What makes whoever unpickles it create a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.path),)
+
+
+def set_a_trap(path: str) -> Any:
+    return Trap(path)
