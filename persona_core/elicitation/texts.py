@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,6 +139,12 @@ class TextsPlan(ElicitationPlan):
     def labels_parts(self) -> bool:
         """Whether every positive text says which parts of it show the trait."""
         return all(t.shows for t in self.texts if t.label == "positive")
+
+    @property
+    def enough_neutral(self) -> bool:
+        """Whether there are as many neutral texts as any trait has negative ones."""
+        n = Counter(t.trait for t in self.texts if t.label == "negative")
+        return sum(t.label == "neutral" for t in self.texts) >= max(n.values(), default=1)
 
     def shown(self) -> dict[int, tuple[str, ...]]:
         """Index of a request -> the parts that its trait's vector is made of; held-out replies are read whole."""

@@ -78,8 +78,14 @@ def cross_trait(store: ReplyStore, trait: str) -> CrossTrait | None:
 
 
 def sides(store: ReplyStore, kept: KeptReplies, position: str) -> Sides:
-    """States of the kept replies of both sides, and of the neutral ones."""
-    groups = (kept.positive, kept.negative, neutral_replies(store))
+    """States of the kept replies of both sides, and of the neutral ones.
+
+    Of neutral replies, those that the same hand wrote, if there are any: a given text differs from a reply of the
+    model in more than the trait.
+    """
+    writers, neutral = {r.writer for r in kept.positive}, neutral_replies(store)
+    alike = [r for r in neutral if r.writer in writers]
+    groups = (kept.positive, kept.negative, alike or neutral)
     return Sides(*(store.states(group, position) for group in groups))
 
 

@@ -20,6 +20,7 @@ from persona_core.inference.prefill import read_pooled
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
 from persona_core.pipeline import Settings, make_vectors, validate_vectors
+from persona_core.vectors.stored_replies import kept_replies, sides
 from persona_core.vectors.whitening import MIN_SHRINKAGE
 from tests.elicitation.test_elicit import trait
 from tests.support.tiny import tiny_lm
@@ -425,6 +426,26 @@ def test_a_trait_can_be_read_against_neutral_replies_and_is_steered_as_before(tm
     for wrong in wrong_ones:
         with pytest.raises(SettingError, match="contrast="):
             Settings(**wrong)
+
+
+def test_given_texts_are_read_against_given_neutral_ones_if_there_are_enough(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    for n, contrast in ((24, "neutral"), (4, "negative")):
+        neutral = [line(f"How is {i}?", f"It is as {i} is.", "neutral", None) for i in range(n)]
+        given = texts(tmp_path, [*lines(24, "candour"), *neutral])
+        plan = texts_plan(given, sampling=SAMPLING, neutral_prompts=("What is a lighthouse?",) * (n > 4))
+        with ReplyStore(tmp_path / f"out{n}") as store:
+            read_texts(lm, plan, store, progress=False)
+            label_replies(store, plan.traits, GIVEN)
+            found, wanted = (
+                make_vectors(lm, plan, store, settings, progress=False)
+                for settings in (None, Settings(contrast=contrast))
+            )
+            validate_vectors(lm, found, plan, store, progress=False)
+            kept = kept_replies(store, "candour", 50, 50)
+            assert len(sides(store, kept, "reply_mean").neutral) == n  # without the model's own reply
+        assert found.fingerprint == wanted.fingerprint
+        assert found.config["extraction"].get("contrast", "negative") == contrast
 
 
 def test_texts_without_parts_keep_the_fingerprint_that_they_had(tmp_path: Path) -> None:
