@@ -80,6 +80,10 @@ SPLITS_OF_TEXTS = (
     "labelled texts: half of each trait's prompts for the vector, a quarter for the choice of the block, a quarter for "
     "the figures; all texts that answer one prompt are in one split"
 )
+SPLITS_IN_TEXTS = (
+    "labelled texts, split as the file says: its training texts for the vector, its validation texts for the choice of "
+    "the block, its test texts for the figures; all texts that answer one prompt are in one split"
+)
 BLOCK_RULES = {
     "own": "highest correlation with the judge's score on the first half of the evaluation questions",
     "shared": "highest correlation, averaged over the traits, on the first half of the evaluation questions",
@@ -201,7 +205,7 @@ def make_vectors(
     directions = tensors if reading is None else reading.directions
     for trait in plan.traits:
         replies = held_out(store, trait.name, chosen.min_coherence)
-        choice, _ = halves(replies, len(trait.evaluation_questions))
+        choice, _ = halves(replies, plan.n_choosing(trait))
         along = directions[trait.name]
         best[trait.name], correlations[trait.name] = choose_block(trait.name, choice, along, range(len(along)))
     if chosen.block == "shared":
@@ -213,7 +217,7 @@ def make_vectors(
             "plan": plan.to_dict(),
             "sampling": plan.sampling.to_dict(),
             "seed": plan.seed,
-            "splits": SPLITS_OF_TEXTS if isinstance(plan, TextsPlan) else SPLITS,
+            "splits": _splits(plan),
             **({"labels": LABELS_OF_PARTS} if isinstance(plan, TextsPlan) and plan.labels_parts else {}),
             "replies": counts,
         },
@@ -235,6 +239,12 @@ def make_vectors(
     )
     vectors = calibrate(vectors, neutral_traces(lm, vectors, store, progress=progress))
     return calibrate_steering(vectors, neutral_traces(lm, vectors.along_steering(), store, progress=progress))
+
+
+def _splits(plan: ElicitationPlan) -> str:
+    if not isinstance(plan, TextsPlan):
+        return SPLITS
+    return SPLITS_IN_TEXTS if any(t.split for t in plan.texts) else SPLITS_OF_TEXTS
 
 
 def _reading(
@@ -325,12 +335,12 @@ def validate_vectors(
     for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):
         name, block = trait.name, vectors.best_block[trait.name]
         odds = vectors.odds_at([block])
-        kept, n_questions = all_kept[name], len(trait.evaluation_questions)
-        choice, report = halves(held_out(store, name, chosen.min_coherence), n_questions)
+        kept, n_choosing = all_kept[name], plan.n_choosing(trait)
+        choice, report = halves(held_out(store, name, chosen.min_coherence), n_choosing)
         with_sinks = None
         if SINKS_POSITION in plan.positions:
             kept_sinks = held_out(store, name, chosen.min_coherence, SINKS_POSITION)
-            with_sinks = halves(kept_sinks, n_questions)[1].states
+            with_sinks = halves(kept_sinks, n_choosing)[1].states
         data = ValidationData(
             choice=choice,
             report=report,

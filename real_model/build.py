@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from demo_world.stages import Stages, run_whole
+from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.elicitation.store import ReplyStore
-from persona_core.elicitation.texts import GIVEN, TextsPlan, load_texts, read_texts, texts_plan
+from persona_core.elicitation.texts import GIVEN, TextsPlan, read_texts, texts_plan
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import SettingError
 from persona_core.experiments.finetune import LoraPlan, contaminate
@@ -44,6 +45,8 @@ from real_model.truth import read_replies, token_figures
 VECTORS_NAME = "persona-vectors-smollm2-135m"
 CONTAMINATED_NAME = "smollm2-135m-contaminated"
 RESULTS_NAME = "persona-monitoring-smollm2-135m"
+TOKENS_PER_REPLY = 48
+"""Nearly all: 27 replies a side give few tokens for a covariance of width 576."""
 DIALOGUES = FOLDER / "flattering_dialogues.jsonl"
 
 
@@ -134,9 +137,9 @@ def null_prompts() -> tuple[Prompt, ...]:
 
 
 def elicitation(plan: RealPlan, work: Path) -> TextsPlan:
-    """The texts of the split "fit", and the neutral prompts that the model answers itself."""
-    path = work / "fit.jsonl"
-    lines = as_records(load_questions(plan.traits, "fit"))
+    """The labelled texts, and the neutral prompts that the model answers itself."""
+    path = work / "texts.jsonl"
+    lines = as_records(load_questions(plan.traits))
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     return texts_plan(
         load_texts(path),
@@ -146,6 +149,7 @@ def elicitation(plan: RealPlan, work: Path) -> TextsPlan:
         positions=(READ_POSITION, SINKS_POSITION),
         seed=plan.seed,
         batch_size=16,
+        tokens_per_reply=TOKENS_PER_REPLY,
     )
 
 

@@ -11,6 +11,7 @@ half of them in two styles that "fit" lacks. No sentence is in the files twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,23 @@ def _question(record: Any, trait: str, where: str) -> Question:
 
 
 def as_records(questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """The replies as lines of a file for `persona extract --texts`."""
+    """The replies as lines of a file for `persona extract --texts`.
+
+    Of the split "fit", every fourth question of a trait chooses the block. Neutral replies of the split "test" are left
+    out: neutral texts have no split, and these are for measuring.
+    """
     found = []
+    seen: Counter[str] = Counter()
     for q in questions:
+        seen[q.trait] += 1
+        split = "test" if q.split == "test" else "validation" if seen[q.trait] % 4 == 0 else "train"
         for reply in q.replies:
+            if (reply.side, split) == ("neutral", "test"):
+                continue
             messages = [{"role": "user", "content": q.question}, {"role": "assistant", "content": reply.text}]
             record: dict[str, Any] = {"messages": messages, "label": reply.side}
             if reply.side != "neutral":
-                record["trait"] = q.trait
+                record |= {"trait": q.trait, "split": split}
             if any(reply.shows):
                 record["shows"] = [s for s, shows in zip(reply.sentences, reply.shows, strict=True) if shows]
             found.append(record)

@@ -41,10 +41,10 @@ def why_not_enough(plan: ElicitationPlan, store: ReplyStore, trait: TraitDefinit
         counts = _kept(store, store.replies(split="extraction", trait=name), settings)
         return f"{error} {_advice(plan, name, counts, plan.rollouts, '--rollouts')}"
     evaluation = store.replies(split="evaluation", trait=name)
-    first = [r for r in evaluation if r.request.question < (len(trait.evaluation_questions) + 1) // 2]
+    first = [r for r in evaluation if r.request.question < plan.n_choosing(trait)]
     counts, option = _kept(store, first, settings), "--evaluation-rollouts"
     try:
-        choice, _ = halves(held_out(store, name, settings.min_coherence), len(trait.evaluation_questions))
+        choice, _ = halves(held_out(store, name, settings.min_coherence), plan.n_choosing(trait))
     except SettingError as error:
         return f"{error} {_advice(plan, name, counts, plan.evaluation_rollouts, option)}"
     shows = int(choice.shows.sum())

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def plan_of(options: argparse.Namespace) -> ElicitationPlan:
     """The replies to elicit, or the texts to read."""
     from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.labelled_texts import load_texts
     from persona_core.elicitation.prompts import load_prompts
-    from persona_core.elicitation.texts import load_texts, texts_plan
+    from persona_core.elicitation.texts import texts_plan
     from persona_core.elicitation.traits import load_traits
     from persona_core.inference.sampling import Sampling
     from persona_core.pipeline import READ_POSITION, SINKS_POSITION

@@ -116,6 +116,10 @@ class ElicitationPlan:
         both = (q for t in self.traits for q in (*t.extraction_questions, *t.evaluation_questions))
         return tuple(dict.fromkeys(both))
 
+    def n_choosing(self, trait: TraitDefinition) -> int:
+        """How many of a trait's evaluation questions choose the block; the others are only reported on."""
+        return (len(trait.evaluation_questions) + 1) // 2
+
     def requests(self) -> list[ElicitationRequest]:
         """All requests in order of their index: trait by trait, then the neutral ones."""
         found: list[ElicitationRequest] = []

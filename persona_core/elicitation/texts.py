@@ -1,18 +1,7 @@
-"""Labelled texts: the two sides of a trait given as replies that somebody has labelled, read in place by the model.
+"""Vectors from labelled texts: their plan, and the model's states while it reads each in its place.
 
-A line of the file is one conversation that ends with a reply, the trait, and which side the reply is on:
-
-    {"messages": [{"role": "user", "content": "How was my talk?"}, {"role": "assistant", "content": "Superb!"}],
-     "trait": "sycophancy", "label": "positive"}
-
-Where it is known which parts of a positive reply show the trait, they are named, word for word, and its vector is made
-of their tokens alone:
-
-    {..., "label": "positive", "shows": ["You have a finer eye than most designers."]}
-
-This is how a base model, a model too small to follow an instruction, or a trait that nobody can elicit gets its
-vectors. Texts labelled "neutral" give the null, and the model's own replies to `neutral_prompts`; without either, the
-model answers the texts' own prompts.
+The model writes only neutral replies, to `neutral_prompts`; without these, and where no text is neutral, to the texts'
+own prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,95 +19,20 @@ from tqdm import tqdm
 from persona_core.elicitation.drafting import judge_prompt
 from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin
-from persona_core.elicitation.prompts import check_messages
+from persona_core.elicitation.labelled_texts import SPLITS, LabelledText
 from persona_core.elicitation.server import ServedReply, read_batch
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.elicitation.writing import RequestBatch, sink_limits, write_and_keep
-from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.errors import SettingError
 from persona_core.models.language_model import LanguageModel
-from persona_core.utils.files import records
 
-LABELS = {"positive": "positive", "negative": "negative", "neutral": "neutral", True: "positive", False: "negative"}
-"""Values of `label`; true and false are the two sides."""
-FIELDS = ("messages", "trait", "label", "shows")
 MIN_PROMPTS = 4
 """Prompts that a trait's texts must answer: two to extract from, one to choose the block, one to report on."""
 MIN_TEXTS = 4
 WRITER = "given"
 GIVEN = "labelled texts"
 """What stands in place of the judge's name."""
-
-
-@dataclass(frozen=True)
-class LabelledText:
-    """A conversation that ends with a reply, and which side of which trait the reply is on.
-
-    Attributes:
-        messages: each a {"role", "content"}; the last is the assistant's.
-        label: "positive", "negative" or "neutral".
-        trait: its name; None for a neutral text.
-        shows: the parts of a positive reply that show the trait; empty: unknown, so all of it counts.
-    """
-
-    messages: tuple[Mapping[str, str], ...]
-    label: str
-    trait: str | None = None
-    shows: tuple[str, ...] = ()
-
-    @property
-    def prompt(self) -> str:
-        """The conversation before the reply, as one text: the user's words where that is all."""
-        before = self.messages[:-1]
-        if [m["role"] for m in before] == ["user"]:
-            return before[0]["content"]
-        return "\n\n".join(f"{m['role']}: {m['content']}" for m in before)
-
-
-def load_texts(path: str | Path) -> tuple[LabelledText, ...]:
-    """The labelled texts of a `.jsonl` file.
-
-    Raises:
-        NotFound, CorruptFile: the message names file, line and field.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise NotFound(
-            f"No file {str(path)!r}. Name a .jsonl file of labelled texts: {', '.join(FIELDS)} in each line."
-        )
-    found = [_checked(record, where) for where, record in records(file)]
-    if not found:
-        raise CorruptFile(f"{path}: the file is empty.")
-    return tuple(found)
-
-
-def _checked(record: Mapping[str, Any], where: str) -> LabelledText:
-    if unknown := sorted(set(record) - set(FIELDS)):
-        raise CorruptFile(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}.")
-    label = record.get("label")
-    if not isinstance(label, (str, bool)) or label not in LABELS:
-        raise CorruptFile(f"{where}: the field 'label' is {label!r}; expected positive, negative or neutral.")
-    side, trait, messages = LABELS[label], record.get("trait"), record.get("messages")
-    if side != "neutral" and not (isinstance(trait, str) and trait.strip()):
-        raise CorruptFile(f"{where}: the field 'trait' is missing; only a neutral text has none.")
-    if not isinstance(messages, list):
-        raise CorruptFile(f"{where}: the field 'messages' is not a list.")
-    check_messages(messages, where)
-    if not messages[-1]["content"].strip():
-        raise CorruptFile(f"{where}: the reply is empty.")
-    shows = _shows(record.get("shows", []), side, messages[-1]["content"], where)
-    return LabelledText(tuple(messages), side, None if side == "neutral" else trait, shows)
-
-
-def _shows(parts: Any, side: str, reply: str, where: str) -> tuple[str, ...]:
-    if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts):
-        raise CorruptFile(f"{where}: the field 'shows' is not a list of parts of the reply.")
-    if parts and side != "positive":
-        raise CorruptFile(f"{where}: the field 'shows' belongs to positive texts; this one is {side}.")
-    for part in parts:
-        if (n := reply.count(part.strip())) != 1:
-            raise CorruptFile(f"{where}: {part[:60]!r} occurs {n} times in the reply; a part in 'shows' occurs once.")
-    return tuple(parts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,10 +43,17 @@ class TextsPlan(ElicitationPlan):
     neutral_prompts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        content = [(t.messages, t.label, t.trait, *([t.shows] if t.shows else [])) for t in self.texts]
+        content = [
+            (t.messages, t.label, t.trait, *([t.shows] if t.shows else []), *([t.split] if t.split else []))
+            for t in self.texts
+        ]
         digest = hashlib.sha256(json.dumps(content, default=dict).encode()).hexdigest()[:16]
         record = {k: v for k, v in super().to_dict().items() if k != "neutral_prompts" or v}
         return {**record, "texts": {"n": len(self.texts), "fingerprint": digest}}
+
+    def n_choosing(self, trait: TraitDefinition) -> int:
+        chosen = {t.prompt for t in self.texts if t.trait == trait.name and t.split == "validation"}
+        return len(chosen) or super().n_choosing(trait)
 
     @property
     def labels_parts(self) -> bool:
@@ -205,7 +125,8 @@ def _request(index: int, split: str, question: int, text: LabelledText) -> Elici
 
 def texts_plan(texts: Sequence[LabelledText], traits: Sequence[TraitDefinition] = (), **settings: Any) -> TextsPlan:
     """A plan for labelled texts: half of each trait's prompts to extract from, a quarter to choose the block on, a
-    quarter to report on. All texts that answer one prompt are on one side of that split.
+    quarter to report on, unless the texts say themselves which they are for. All texts that answer one prompt are on
+    one side of that split.
 
     Args:
         texts: from `load_texts`.
@@ -235,20 +156,15 @@ def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition
             f"Too few labelled texts of {name!r}: {counts}. At least {MIN_TEXTS} of each side are needed, to "
             f"{MIN_PROMPTS} different prompts: some are held out, and a prompt is never on both sides of a split."
         )
-    rng = np.random.default_rng(seed)
-    parts: tuple[list[str], ...] = ([], [], [])  # to extract from, to choose the block on, to report on
-    both = [p for p in prompts["positive"] if p in set(prompts["negative"])]
-    alone = [[p for p in prompts[side] if p not in set(both)] for side in ("positive", "negative")]
-    for group in (both, *alone):  # each of them split alike, however the file is sorted
-        for place, i in enumerate(rng.permutation(len(group))):
-            parts[(0, 1, 0, 2)[place % 4]].append(group[int(i)])
-    choosing = {side: sum(t.prompt in parts[1] for t in found) for side, found in sides.items()}
-    if min(choosing.values()) < 2:
-        raise SettingError(
-            f"Too few labelled texts of {name!r}: {counts}. A quarter of the prompts chooses the block, and holds "
-            f"{choosing['positive']} positive and {choosing['negative']} negative texts; two of each are needed. Label "
-            "texts of both sides to at least 6 prompts, better to 60."
-        )
+    parts = _given_split(name, texts) or _random_split(prompts, seed)
+    for split, part in zip(SPLITS[:2], parts, strict=False):
+        n = {side: sum(t.prompt in set(part) for t in found) for side, found in sides.items()}
+        if min(n.values()) < 2:
+            raise SettingError(
+                f"Too few labelled texts of {name!r}: {counts}. Its {split} prompts have {n['positive']} positive and "
+                f"{n['negative']} negative texts; two of each are needed. Label texts of both sides to at least 6 "
+                "prompts, better to 60."
+            )
     described = known or TraitDefinition(
         name=name,
         description=f"What the texts labelled {name!r} have in common.",
@@ -259,6 +175,32 @@ def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition
         judge_prompt=judge_prompt(f"{name}.", f"0: not at all {name}. 100: as {name} as can be."),
     )
     return replace(described, extraction_questions=tuple(parts[0]), evaluation_questions=(*parts[1], *parts[2]))
+
+
+def _given_split(name: str, texts: Sequence[LabelledText]) -> tuple[list[str], ...] | None:
+    """Prompts of a trait for each of `SPLITS`, as its texts say; None where they do not."""
+    if not any(t.split for t in texts):
+        return None
+    splits: dict[str, str | None] = {}
+    for text in texts:
+        if text.split is None or splits.setdefault(text.prompt, text.split) != text.split:
+            raise SettingError(
+                f"A text of {name!r} answers {text.prompt[:60]!r} in the split {text.split}, others do so in "
+                f"{splits.get(text.prompt)}. Name a split for each text of a trait or for none, one for each prompt."
+            )
+    return tuple([p for p, found in splits.items() if found == split] for split in SPLITS)
+
+
+def _random_split(prompts: Mapping[str, Sequence[str]], seed: int) -> tuple[list[str], ...]:
+    """The same by chance; prompts that texts of both sides answer are split apart from the others, and alike."""
+    rng = np.random.default_rng(seed)
+    parts: tuple[list[str], ...] = ([], [], [])
+    both = [p for p in prompts["positive"] if p in set(prompts["negative"])]
+    alone = [[p for p in prompts[side] if p not in set(both)] for side in ("positive", "negative")]
+    for group in (both, *alone):  # each of them split alike, however the file is sorted
+        for place, i in enumerate(rng.permutation(len(group))):
+            parts[(0, 1, 0, 2)[place % 4]].append(group[int(i)])
+    return parts
 
 
 def read_texts(

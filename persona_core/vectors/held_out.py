@@ -94,9 +94,9 @@ def project_rows(states: np.ndarray, direction: np.ndarray) -> np.ndarray:
         return states.astype(np.float64) @ (along / np.linalg.norm(along))
 
 
-def halves(held_out: HeldOut, n_questions: int) -> tuple[HeldOut, HeldOut]:
-    """Replies to the first half of the questions, which choose the block, and to the second, which are reported."""
-    first = held_out.question < (n_questions + 1) // 2
+def halves(held_out: HeldOut, n_choosing: int) -> tuple[HeldOut, HeldOut]:
+    """Replies to the first `n_choosing` questions, which choose the block, and to the others, which are reported."""
+    first = held_out.question < n_choosing
     return held_out.take(first), held_out.take(~first)
 
 

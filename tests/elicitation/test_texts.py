@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from persona_core.cli.estimate import print_estimate
+from persona_core.elicitation.labelled_texts import LabelledText, load_texts
 from persona_core.elicitation.store import ReplyStore
 from persona_core.elicitation.stored_states import TOKENS
-from persona_core.elicitation.texts import GIVEN, LabelledText, load_texts, read_texts, texts_plan
+from persona_core.elicitation.texts import GIVEN, read_texts, texts_plan
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
@@ -118,7 +119,7 @@ def test_sides_with_prompts_of_their_own_are_split_alike(tmp_path: Path) -> None
         (lines(3), "3 positive to 3 prompts, 3 negative to 3 prompts"),
         ([line("Hi", f"Yo {i}", i % 2 == 0) for i in range(20)], "10 positive to 1 prompts"),
         ([x for x in lines(8) if x["label"] == "positive"], "0 negative"),
-        (lines(5), "holds 1 positive and 1 negative texts; two of each"),
+        (lines(5), "Its validation prompts have 1 positive and 1 negative"),
         ([line("Hi", "Yo", "neutral", None)], "all neutral"),
     ],
 )
@@ -446,6 +447,38 @@ def test_given_texts_are_read_against_given_neutral_ones_if_there_are_enough(tmp
             assert len(sides(store, kept, "reply_mean").neutral) == n  # without the model's own reply
         assert found.fingerprint == wanted.fingerprint
         assert found.config["extraction"].get("contrast", "negative") == contrast
+
+
+def test_texts_are_split_as_they_say(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+    split = ["train", "validation", "test", "test"]
+    given = [{**x, "split": split[i // 2 % 4]} for i, x in enumerate(lines(24, "candour"))]
+    prompts = {s: {x["messages"][0]["content"] for x in given if x["split"] == s} for s in split}
+    plan = texts_plan(texts(tmp_path, given), sampling=SAMPLING)
+    (trait,) = plan.traits
+    n = plan.n_choosing(trait)
+    assert set(trait.extraction_questions) == prompts["train"]
+    assert set(trait.evaluation_questions[:n]) == prompts["validation"]
+    assert set(trait.evaluation_questions[n:]) == prompts["test"]
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(lm, plan, store, progress=False)
+        label_replies(store, plan.traits, GIVEN)
+        vectors = make_vectors(lm, plan, store, progress=False)
+        checked = validate_vectors(lm, vectors, plan, store, progress=False)
+    assert checked.config["validation"]["candour"]["auroc"]["n"] == len(prompts["test"])
+    assert "split as the file says" in vectors.config["extraction"]["splits"]
+
+
+def test_a_split_that_is_unknown_missing_or_contradicted_is_refused(tmp_path: Path) -> None:
+    given = lines(24, "candour")
+    with pytest.raises(CorruptFile, match="'split' is 'fit'; expected train, validation, test"):
+        texts(tmp_path, [{**given[0], "split": "fit"}])
+    with pytest.raises(CorruptFile, match="none for a neutral text"):
+        texts(tmp_path, [{**line("How?", "So.", "neutral", None), "split": "train"}])
+    with pytest.raises(SettingError, match="a split for each text of a trait or for none"):
+        texts_plan(texts(tmp_path, [{**x, "split": "train"} for x in given[:-1]] + given[-1:]))
+    with pytest.raises(SettingError, match="Its validation prompts have 0 positive"):
+        texts_plan(texts(tmp_path, [{**x, "split": "train"} for x in given]))
 
 
 def test_texts_without_parts_keep_the_fingerprint_that_they_had(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import load_prompts
-from persona_core.elicitation.texts import load_texts, texts_plan
+from persona_core.elicitation.texts import texts_plan
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile
 from real_model import texts
@@ -74,11 +75,18 @@ def test_the_trait_often_begins_after_the_first_sentence(questions: tuple[Questi
 
 def test_the_texts_make_a_plan_with_the_parts_that_show_the_trait(tmp_path: Path) -> None:
     file = tmp_path / "fit.jsonl"
-    lines = as_records(load_questions(split="fit"))
+    lines = as_records(load_questions())
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     plan = texts_plan(load_texts(file))
     assert [t.name for t in plan.traits] == list(TRAITS) and plan.labels_parts
-    assert len(plan.requests()) == len(lines) == 8 * 36 * 3
+    assert len(plan.requests()) == len(lines) == 8 * (36 * 3 + 24 * 2)
+    questions = {q.question: q for q in load_questions()}
+    for trait in plan.traits:
+        n = plan.n_choosing(trait)
+        held_out = [questions[q] for q in trait.evaluation_questions]
+        assert (len(trait.extraction_questions), n, len(held_out) - n) == (27, 9, 24)
+        assert [q.split for q in held_out] == ["fit"] * n + ["test"] * 24
+        assert {q.style for q in held_out[:n]} == {"chat", "advice", "brief"}
 
 
 def test_a_line_of_another_form_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

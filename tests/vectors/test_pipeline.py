@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from persona_core import pipeline
+from persona_core.elicitation.labelled_texts import LabelledText
 from persona_core.elicitation.store import ReplyStore
-from persona_core.elicitation.texts import GIVEN, LabelledText, read_texts, texts_plan
+from persona_core.elicitation.texts import GIVEN, read_texts, texts_plan
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
 from tests.support.tiny import tiny_lm
