@@ -21,7 +21,8 @@ DEV_STAMP := $(VENV)/.installed-requirements-dev
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUN_STAMP) ## Install what is missing and serve the app on localhost
+demo: $(RUN_STAMP) ## Install what is missing, fetch the real model where it can be had, and serve the app
+	@$(PY) -m scripts.weights --optional
 	$(PY) app.py
 
 install: $(RUN_STAMP) ## Create .venv with what the app needs

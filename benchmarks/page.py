@@ -29,6 +29,7 @@ from benchmarks.common import save
 from persona_core.app.layout import build_app
 from persona_core.app.model_pool import PooledModel, load_monitor
 from persona_core.app.serve import LAUNCH
+from persona_core.app.served_set import ServedSet
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, stream_replies
 from persona_core.traces.view.payload import pair_payload
@@ -79,7 +80,7 @@ def main() -> int:
 
     plainly(0)
     figures: dict[str, Any] = {"tokens": N_TOKENS, "payloads": ratio(timed, plainly, with_payloads)}
-    demo = build_app(settings, pooled)
+    demo = build_app(ServedSet("", settings, {"baseline": pooled}))
     _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
     try:
         with pages.chromium() as running:

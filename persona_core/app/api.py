@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,7 @@ from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, messages_of, seed_of, start_of, steer_of
 from persona_core.app.run_controls import MODEL_QUEUE, Deadline
-from persona_core.app.settings import AppSettings
+from persona_core.app.served_set import ServedSet
 from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
 from persona_core.errors import PersonaError, SettingError
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
@@ -49,18 +49,17 @@ def mcp_available() -> bool:
     return importlib.util.find_spec("mcp") is not None
 
 
-def build_api(settings: AppSettings, models: Mapping[str, PooledModel]) -> None:
+def build_api(sets: Sequence[ServedSet]) -> None:
     """Add the endpoints to the Blocks that is being built.
 
     Args:
-        settings: limits.
-        models: side -> its model.
+        sets: the models that may be named.
     """
-    api = Api(settings, models)
+    api = Api(sets)
     queued = partial(gr.api, concurrency_limit=1, concurrency_id=MODEL_QUEUE)
     queued(_endpoint(api.generate), api_name="generate")
     queued(_endpoint(api.read), api_name="read")
-    if len(models) > 1:
+    if any(len(one.models) > 1 for one in sets):
         queued(_endpoint(api.compare), api_name="compare")
     gr.api(_endpoint(api.vectors), api_name="vectors")
 
@@ -71,10 +70,11 @@ class Api:
     Gradio shows only the first line of an argument's description, so each has one line.
     """
 
-    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel]) -> None:
-        self.settings, self.models = settings, models
+    def __init__(self, sets: Sequence[ServedSet]) -> None:
+        self.sets = {one.name: one for one in sets}
+        self.settings = sets[0].settings
         self._lock = threading.Lock()
-        self._vectors: PersonaVectors | None = None
+        self._vectors: dict[str, PersonaVectors] = {}
 
     def generate(
         self,
@@ -88,6 +88,7 @@ class Api:
         action: Action = "add",
         amount: float = 0.0,
         start: int = 0,
+        set_name: str = "",
     ) -> Iterator[Record]:
         """Write a reply and read every token of prompt and reply with persona vectors.
 
@@ -111,8 +112,9 @@ class Api:
             action: add: shift the trait by the amount; remove: project it out; cap: keep it at or below the amount.
             amount: In standard deviations of neutral replies.
             start: Token of the reply from which the steering acts.
+            set_name: Which of the app's sets, as /vectors lists them; empty for the first.
         """
-        pooled = self._pooled(model)
+        pooled = self._pooled(model, set_name)
         messages = chat_messages((), prompt, system, self.settings.max_prompt_chars)
         options = self._options(max_new_tokens, temperature, seed)
         monitor = pooled.monitor()  # loading does not count towards the run's time
@@ -122,24 +124,25 @@ class Api:
         for progress in stream_replies([ReplyJob(pooled, messages, model, options)], deadline):
             (trace,) = progress.traces
             if progress.ended:
-                yield record(monitor, trace) | {"notice": deadline.notice, "done": True}
+                yield record(monitor, trace) | {"notice": deadline.notice or pooled.note, "done": True}
             else:
                 yield {"text": trace.reply_text, "done": False}
 
-    def read(self, messages: list[Message], model: Model = "baseline") -> Record:
+    def read(self, messages: list[Message], model: Model = "baseline", set_name: str = "") -> Record:
         """Read a given conversation with persona vectors, whoever wrote it. Nothing is generated.
         What the assistant thought before a reply may be given beside its "content", as "reasoning_content".
 
         Args:
             messages: A list of {"role": "system", "user" or "assistant", "content": text}; the last is the reply.
             model: The reader, "baseline" or "contaminated".
+            set_name: Which of the app's sets, as /vectors lists them; empty for the first.
 
         Returns:
             A record as of /generate.
         """
-        pooled = self._pooled(model)
+        pooled = self._pooled(model, set_name)
         trace = read_text(pooled, messages_of(messages, self.settings.max_read_chars))
-        return record(pooled.monitor(), trace) | {"notice": "", "done": True}
+        return record(pooled.monitor(), trace) | {"notice": pooled.note, "done": True}
 
     def compare(
         self,
@@ -148,6 +151,7 @@ class Api:
         max_new_tokens: int = 128,
         temperature: float = 0.7,
         seed: int = 0,
+        set_name: str = "",
     ) -> Iterator[Record]:
         """Let both models answer a prompt, and each read the other's answer.
 
@@ -161,8 +165,9 @@ class Api:
             max_new_tokens: Maximum length of the reply in tokens, cut to the app's limit.
             temperature: 0 always takes the most likely token.
             seed: The same for both.
+            set_name: Which of the app's sets, as /vectors lists them; empty for the first.
         """
-        models = {side: self._pooled(side) for side in SIDES}
+        models = {side: self._pooled(side, set_name) for side in SIDES}
         messages = chat_messages((), prompt, system, self.settings.max_prompt_chars)
         options = self._options(max_new_tokens, temperature, seed)
         monitors = {side: pooled.monitor() for side, pooled in models.items()}
@@ -176,17 +181,22 @@ class Api:
             for reader, writer in ((BASELINE, CONTAMINATED), (CONTAMINATED, BASELINE)):
                 read = read_text(models[reader], replies[writer])
                 found[f"{reader}_reads_{writer}"] = record(monitors[reader], read)
-            yield {key: one | {"notice": deadline.notice, "done": True} for key, one in found.items()}
+            notice = deadline.notice or models[BASELINE].note
+            yield {key: one | {"notice": notice, "done": True} for key, one in found.items()}
 
-    def vectors(self) -> Record:
+    def vectors(self, set_name: str = "") -> Record:
         """The traits that the vectors read, the block of each, and its validation.
 
+        Args:
+            set_name: Which of the app's sets; empty for the first.
+
         Returns:
-            fingerprint, n_blocks, d_model, base_model, kind and unit of the scores, models, and traits: for each
-            "block", "description", and from its validation "auroc" with its 95 % interval and the controls that it
-            "fails".
+            fingerprint, n_blocks, d_model, base_model, kind and unit of the scores, models, the names of the app's
+            sets, and traits: for each "block", "description", and from its validation "auroc" with its 95 % interval
+            and the controls that it "fails".
         """
-        known = self._known()
+        one = self._set(set_name)
+        known = self._known(one)
         kind: Kind = "specific" if known.has_specific else "z" if known.null else "cosine"
         described, validated = (known.config.get(key, {}) for key in ("descriptions", "validation"))
         traits = {
@@ -205,23 +215,32 @@ class Api:
             "base_model": known.config.get("base_model", {}).get("name"),
             "kind": kind,
             "unit": UNITS[kind],
-            "models": list(self.models),
+            "models": list(one.models),
+            "sets": list(self.sets),
             "traits": traits,
         }
 
-    def _known(self) -> PersonaVectors:
-        """The vectors; read once, and without the model, which may take minutes to load."""
+    def _known(self, one: ServedSet) -> PersonaVectors:
+        """The set's vectors; read once, and without the model, which may take minutes to load."""
         from persona_core.vectors.vectors import PersonaVectors
 
         with self._lock:
-            if self._vectors is None:
-                self._vectors = PersonaVectors.from_pretrained(*split_revision(self.settings.vectors))
-            return self._vectors
+            if one.name not in self._vectors:
+                self._vectors[one.name] = PersonaVectors.from_pretrained(*split_revision(one.settings.vectors))
+            return self._vectors[one.name]
 
-    def _pooled(self, model: Any) -> PooledModel:
-        if not isinstance(model, str) or model not in self.models:
-            raise SettingError(f"model={str(model)[:80]!r}; this app has {', '.join(map(repr, self.models))}.")
-        return self.models[model]
+    def _set(self, name: Any) -> ServedSet:
+        if name == "":
+            return next(iter(self.sets.values()))
+        if not isinstance(name, str) or name not in self.sets:
+            raise SettingError(f"set_name={str(name)[:80]!r}; this app has {', '.join(map(repr, self.sets))}.")
+        return self.sets[name]
+
+    def _pooled(self, model: Any, set_name: Any) -> PooledModel:
+        models = self._set(set_name).models
+        if not isinstance(model, str) or model not in models:
+            raise SettingError(f"model={str(model)[:80]!r}; this app has {', '.join(map(repr, models))}.")
+        return models[model]
 
     def _options(self, max_new_tokens: Any, temperature: Any, seed: Any) -> dict[str, Any]:
         length = length_of(max_new_tokens, self.settings.max_new_tokens)

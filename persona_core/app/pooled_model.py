@@ -10,9 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
+from persona_core.app.error_messages import public_message
+from persona_core.app.model_source import model_source
 from persona_core.app.settings import AppSettings
 from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import NotFound, PersonaError
+from persona_core.traces.provenance import short_name
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor
@@ -34,13 +37,18 @@ class PooledModel:
         load: makes the monitor. Called in a thread (on ZeroGPU in the caller's, see zero_gpu.py), and again after a
             failure (the Hub was down, say).
 
+    Attributes:
+        note: what visitors must know about the model once it is loaded; mostly empty.
+
     >>> pooled = PooledModel(lambda: "a monitor")
     >>> pooled.monitor()
     'a monitor'
     """
 
-    def __init__(self, load: Callable[[], PersonaMonitor]) -> None:
+    def __init__(self, load: Callable[[], PersonaMonitor], where: Callable[[], str] = lambda: "the model") -> None:
         self._load = load
+        self._where = where
+        self.note = ""
         self._lock = threading.Lock()
         self._future: Future[PersonaMonitor] | None = None
         self._monitor: PersonaMonitor | None = None
@@ -51,12 +59,48 @@ class PooledModel:
         return _pooled_model, (self._number,)
 
     @classmethod
-    def from_settings(cls, settings: AppSettings, contaminated: bool = False) -> PooledModel:
-        """The baseline, or the baseline with the adapter. The loading thread imports torch."""
-        adapter = settings.adapter if contaminated else None
-        return cls(
-            lambda: load_monitor(settings.model, adapter, settings.vectors, settings.blocks, settings.static_cache)
-        )
+    def from_settings(
+        cls, settings: AppSettings, contaminated: bool = False, instead: AppSettings | None = None
+    ) -> PooledModel:
+        """The baseline, or the baseline with the adapter. The loading thread imports torch.
+
+        Args:
+            settings: of the model.
+            contaminated: whether it is the one with the adapter.
+            instead: of the model to load where this one cannot be.
+        """
+
+        def load_from(those: AppSettings) -> PersonaMonitor:
+            adapter = those.adapter if contaminated else None
+            return load_monitor(those.model, adapter, those.vectors, those.blocks, those.static_cache)
+
+        def load() -> PersonaMonitor:
+            try:
+                return load_from(settings)
+            except PersonaError as error:
+                if instead is None:
+                    raise
+                logger.warning("Loading another model instead: %s", error)
+                why = public_message(error)
+            monitor = load_from(instead)
+            pooled.note = f"{short_name(monitor.lm.writer_name)} wrote and read this, not the model of this page: {why}"
+            return monitor
+
+        def where() -> str:
+            source = model_source(settings.model, settings.vectors)
+            return f"{source.title} {source.where}"
+
+        pooled = cls(load, where)
+        return pooled
+
+    @property
+    def loading(self) -> str:
+        """The notice for a visitor who waits until it is loaded."""
+        try:
+            where = self._where()
+        except PersonaError:  # said once it has been tried
+            where = "the model"
+        return f"Loading {where}. This happens once after a start."
 
     @property
     def ready(self) -> bool:
@@ -117,12 +161,13 @@ def register(number: int, monitor: PersonaMonitor) -> None:
 
 
 def load_monitor(
-    model: str, adapter: str | None, vectors: str, blocks: str, static_cache: bool = False
+    model: str | None, adapter: str | None, vectors: str, blocks: str, static_cache: bool = False
 ) -> PersonaMonitor:
     """A monitor, with the onset detectors beside the vectors if there are any.
 
     Args:
-        model, adapter, vectors: Hub ids, optionally with "@" and a revision, or folders.
+        model, adapter, vectors: Hub ids, optionally with "@" and a revision, or folders; without a model the one that
+            the vectors were made on.
         blocks: "best" or "all".
         static_cache: as in `load_model`.
     """
@@ -140,11 +185,11 @@ def load_monitor(
         detectors = Detectors.from_pretrained(*split_revision(vectors))
     except NotFound as error:
         logger.info("No onset detectors: %s", error)
-    name, revision = split_revision(model)
+    source = model_source(model, vectors)
     adapter_name, adapter_revision = split_revision(adapter) if adapter else (None, None)
     lm = load_model(
-        name,
-        revision=revision,
+        source.fetched(),
+        revision=source.revision,
         adapter=adapter_name,
         adapter_revision=adapter_revision,
         static_cache=static_cache,

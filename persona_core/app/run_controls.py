@@ -23,7 +23,6 @@ UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visi
 """Arguments of an event that waits for no model: it finishes at once, shows no spinner, and is not an endpoint."""
 
 BUSY = "A reply is being written. Press Stop first."
-LOADING = "Loading the model. This happens once after a start."
 WAITING = "Waiting for the model …"
 FULL = "Too many people are waiting for the model. Try again in a minute."
 

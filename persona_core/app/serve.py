@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -12,14 +13,11 @@ from dotenv import find_dotenv, load_dotenv
 from persona_core.app.api import mcp_available
 from persona_core.app.assets import page_head, page_styles
 from persona_core.app.layout import build_app
-from persona_core.app.pooled_model import PooledModel
-from persona_core.app.settings import AppSettings
+from persona_core.app.served_set import served_sets
+from persona_core.app.settings import AppSettings, sets_from_environment
 from persona_core.app.theme import theme
 from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import PersonaError, SettingError
-from persona_core.models.gguf import find_gguf
-from persona_core.utils.hub import resolve_source, split_revision
-from persona_core.vectors.vectors import PersonaVectors
 
 # Every launch shares these, those in tests included: nothing is recorded, nothing is fetched from elsewhere.
 LAUNCH: dict[str, Any] = {
@@ -42,9 +40,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=r"(?s).*Received inputs")
     load_dotenv(find_dotenv(usecwd=True))
     try:
-        settings = AppSettings.from_environment()
+        sets = sets_from_environment()
+        settings = next(iter(sets.values()))
         _check_host(settings.host)
-        page = _page(settings)
+        page = _page(sets)
     except PersonaError as error:
         raise SystemExit(str(error)) from error
     try:
@@ -53,24 +52,13 @@ def main() -> None:
         raise SystemExit(_not_served(settings, error)) from error
 
 
-def _page(settings: AppSettings) -> gr.Blocks:
-    for name in ("model", "adapter", "results"):
-        if source := getattr(settings, name):
-            try:  # a mistyped folder is found now, not by the first visitor
-                if not (name == "model" and find_gguf(*split_revision(source))):
-                    resolve_source(*split_revision(source))
-            except PersonaError as error:
-                raise SettingError(f"PERSONA_{name.upper()}: {error}") from error
-    try:
-        PersonaVectors.from_pretrained(*split_revision(settings.vectors))
-    except PersonaError as error:
-        raise SettingError(f"No vectors to show (PERSONA_VECTORS): {error}") from error
-    baseline = PooledModel.from_settings(settings)
-    contaminated = PooledModel.from_settings(settings, contaminated=True) if settings.adapter else None
-    page = build_app(settings, baseline, contaminated)
+def _page(settings: Mapping[str, AppSettings]) -> gr.Blocks:
+    sets = served_sets(settings)
+    page = build_app(*sets)
     if zero_gpu():  # a process forked for the GPU has only the models that its parent had loaded
-        for model in filter(None, (baseline, contaminated)):
-            model.monitor()
+        for one in sets:
+            for model in one.models.values():
+                model.monitor()
     return page
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from persona_core.errors import SettingError
+from persona_core.utils.artifact_sets import DEMO, ArtifactSet, artifact_sets
 
+SET_KEYS = ("name", "model", "adapter", "vectors", "results")
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 
 
@@ -18,7 +22,7 @@ class AppSettings:
 
     Attributes:
         model: the baseline (PERSONA_MODEL). This and the next three are Hub ids, optionally with "@" and a revision, or
-            folders; the shipped ones are the default.
+            folders; the demo's are the default. None: the model that the vectors were made on.
         adapter: PEFT adapter that makes it the contaminated model (PERSONA_ADAPTER); None, or "none": only the
             baseline.
         vectors: persona vectors of the baseline (PERSONA_VECTORS).
@@ -38,10 +42,10 @@ class AppSettings:
         host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
     """
 
-    model: str = str(ARTIFACTS / "persona-tiny")
-    adapter: str | None = str(ARTIFACTS / "persona-tiny-contaminated")
-    vectors: str = str(ARTIFACTS / "persona-vectors-persona-tiny")
-    results: str | None = str(ARTIFACTS / "persona-monitoring-persona-tiny")
+    model: str | None = str(ARTIFACTS / DEMO)
+    adapter: str | None = str(ARTIFACTS / f"{DEMO}-contaminated")
+    vectors: str = str(ARTIFACTS / f"persona-vectors-{DEMO}")
+    results: str | None = str(ARTIFACTS / f"persona-monitoring-{DEMO}")
     blocks: str = "all"
     static_cache: bool = False
     max_new_tokens: int = 256
@@ -90,6 +94,61 @@ class AppSettings:
         if found.get("blocks", "all") not in ("all", "best"):
             raise SettingError(f"PERSONA_BLOCKS={found['blocks']!r}; expected 'all' or 'best'.")
         return cls(**found)  # type: ignore[arg-type]
+
+
+def sets_from_environment(environment: Mapping[str, str] = os.environ) -> dict[str, AppSettings]:
+    """Settings for each model that the app serves, by name; the first is what the app opens on.
+
+    One that PERSONA_MODEL, PERSONA_VECTORS, PERSONA_ADAPTER or PERSONA_RESULTS describe; else those of PERSONA_SETS,
+    a JSON list of objects with the keys of `SET_KEYS`; else those whose folders are in `artifacts/`.
+
+    Raises:
+        SettingError: an invalid setting, or both kinds.
+
+    >>> sets = '[{"name": "mine", "model": "me/model", "vectors": "me/vectors", "results": "me/runs"}]'
+    >>> found = sets_from_environment({"PERSONA_SETS": sets, "PERSONA_MAX_QUEUE": "5"})
+    >>> found["mine"].vectors, found["mine"].adapter, found["mine"].max_queue
+    ('me/vectors', None, 5)
+    """
+    known = AppSettings.from_environment(environment)
+    text = environment.get("PERSONA_SETS", "").strip()
+    single = [f"PERSONA_{key.upper()}" for key in SET_KEYS if environment.get(f"PERSONA_{key.upper()}", "").strip()]
+    if single and text:
+        raise SettingError(f"PERSONA_SETS and {single[0]} are both set; name the models in one of them.")
+    if single:
+        return {"": known}
+    if text:
+        return {name: replace(known, **of_set) for name, of_set in _sets(text).items()}
+    if not ARTIFACTS.is_dir():
+        return {"": known}
+    return {one.name: replace(known, **_folders(one)) for one in artifact_sets(ARTIFACTS)}
+
+
+def _folders(one: ArtifactSet) -> dict[str, Any]:
+    found = {key: getattr(one, key) for key in SET_KEYS if key != "name"}
+    return {key: None if path is None else str(path) for key, path in found.items()}
+
+
+def _sets(text: str) -> dict[str, dict[str, Any]]:
+    """The sets of PERSONA_SETS: name -> model, adapter, vectors and results."""
+    try:
+        listed = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"PERSONA_SETS is not JSON: {error}") from error
+    if not isinstance(listed, list) or not listed:
+        raise SettingError(f"PERSONA_SETS: expected a list of objects with the keys {', '.join(SET_KEYS)}.")
+    found: dict[str, dict[str, Any]] = {}
+    for one in listed:
+        if not isinstance(one, dict) or set(one) - set(SET_KEYS):
+            raise SettingError(f"PERSONA_SETS: {str(one)[:80]}; expected an object with keys of {', '.join(SET_KEYS)}.")
+        if invalid := [k for k, v in one.items() if v is not None and not (isinstance(v, str) and v.strip())]:
+            raise SettingError(f"PERSONA_SETS: {invalid[0]!r} is {one[invalid[0]]!r}; expected text.")
+        if not one.get("name") or not one.get("vectors"):
+            raise SettingError(f"PERSONA_SETS: {str(one)[:80]} needs a name and vectors.")
+        if one["name"] in found:
+            raise SettingError(f"PERSONA_SETS: the name {one['name']!r} is there twice.")
+        found[one["name"]] = {key: one.get(key) for key in SET_KEYS if key != "name"}
+    return found
 
 
 def _whole_number(variable: str, text: str) -> int:

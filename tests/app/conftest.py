@@ -20,11 +20,13 @@ def serve() -> Iterator[Callable[..., str]]:
     """Serves the app in this process; returns its address."""
     from persona_core.app.layout import build_app
     from persona_core.app.serve import LAUNCH
+    from persona_core.app.served_set import ServedSet
 
     running = []
 
     def serve_(pooled: Any, settings: Any, contaminated: Any = None) -> str:
-        demo = build_app(settings, pooled, contaminated)
+        models = {"baseline": pooled} | ({} if contaminated is None else {"contaminated": contaminated})
+        demo = build_app(ServedSet("", settings, models))
         running.append(demo)
         _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
         return str(url)

@@ -23,6 +23,7 @@ import pytest
 
 from persona_core.app.api import Api
 from persona_core.app.model_pool import PooledModel
+from persona_core.app.served_set import ServedSet
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound, PromptError
 from persona_core.inference.steering import Steer
@@ -108,7 +109,7 @@ def test_a_record_has_specific_scores_and_none_at_sink_tokens() -> None:
 
     def read(limit: float) -> tuple[dict[str, Any], Trace]:
         monitor = PersonaMonitor(lm, specific_vectors(len(lm.blocks), limit))
-        api = Api(AppSettings(results=None), {"baseline": PooledModel(lambda: monitor)})
+        api = Api([ServedSet("", AppSettings(results=None), {"baseline": PooledModel(lambda: monitor)})])
         return api.read(said), monitor.read(said)
 
     plain, trace = read(np.inf)
@@ -130,7 +131,9 @@ def test_the_thought_beside_a_reply_is_read_or_refused(name: str) -> None:
         lm = tiny_lm("llama", shape)
         monitor = PersonaMonitor(lm, specific_vectors(len(lm.blocks), np.inf))
         said: Any = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes.", name: thought}]
-        api = Api(AppSettings(results=None, max_read_chars=50), {"baseline": PooledModel(lambda: monitor)})
+        api = Api(
+            [ServedSet("", AppSettings(results=None, max_read_chars=50), {"baseline": PooledModel(lambda: monitor)})]
+        )
         return api.read(said), monitor
 
     found, monitor = read("empty-thought", "Hm, hm.")

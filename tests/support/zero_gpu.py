@@ -69,6 +69,7 @@ def main(log: str) -> None:
     from persona_core.app.layout import build_app
     from persona_core.app.model_pool import PooledModel, load_monitor
     from persona_core.app.serve import LAUNCH
+    from persona_core.app.served_set import ServedSet
     from persona_core.app.settings import AppSettings
 
     settings = AppSettings.from_environment()
@@ -79,7 +80,7 @@ def main(log: str) -> None:
         )
 
     models = pooled(None), pooled(settings.adapter)
-    demo = build_app(settings, *models)
+    demo = build_app(ServedSet("", settings, dict(zip(("baseline", "contaminated"), models, strict=True))))
     devices = [str(one.monitor().lm.device) for one in models]
     _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
     client = Client(url, verbose=False)

@@ -206,12 +206,13 @@ def test_a_stranger_loads_model_adapter_vectors_and_every_config_exactly(publish
 FIRST_VIEW = """
 import json
 from persona_core.app.layout import build_app
-from persona_core.app.model_pool import PooledModel
-from persona_core.app.settings import AppSettings
+from persona_core.app.served_set import served_sets
+from persona_core.app.settings import sets_from_environment
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.app.home import load_home
-settings = AppSettings.from_environment()
-build_app(settings, PooledModel.from_settings(settings))
+sets = sets_from_environment()
+build_app(*served_sets(sets))
+settings = next(iter(sets.values()))
 print(json.dumps(load_home(settings.vectors, SavedRuns(settings.results)).first_view))
 """
 

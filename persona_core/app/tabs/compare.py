@@ -16,7 +16,7 @@ from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.pairs import OWN_REPLIES, TEXTS, published_payload, readings_payload
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, text_of
-from persona_core.app.run_controls import BUSY, LOADING, UNQUEUED, Deadline, Press, RunControls
+from persona_core.app.run_controls import BUSY, UNQUEUED, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
 from persona_core.errors import PersonaError, PromptError
@@ -175,8 +175,8 @@ class CompareTab:
                 "temperature": temperature,
                 "seed": seed_or_random(seed),
             }
-            if not all(self.models[side].ready for side in SIDES):
-                yield skip, LOADING, skip, skip, skip, *unchanged
+            if waiting := [self.models[side] for side in SIDES if not self.models[side].ready]:
+                yield skip, waiting[0].loading, skip, skip, skip, *unchanged
             monitors = {side: self.models[side].monitor() for side in SIDES}
             deadline = Deadline(self.settings.max_seconds, press.stop)
             notice: Any = ""
@@ -197,7 +197,7 @@ class CompareTab:
                 onsets = {key: onsets_of(monitors[_reader(key)], trace) for key, trace in traces.items()}
                 final, missing = readings_payload(traces, OWN_REPLIES, onsets, self._caveats)
                 written = traces, onsets, link
-                notice = deadline.notice or missing
+                notice = deadline.notice or missing or self.models[BASELINE].note
                 yield as_json(final | {"link": link}), notice, written, OWN_REPLIES, None, *unchanged
         except PersonaError as error:
             yield skip, public_message(error), skip, skip, skip, *unchanged

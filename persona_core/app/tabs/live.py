@@ -17,7 +17,7 @@ from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.home import Example, Home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
-from persona_core.app.run_controls import BUSY, LOADING, UNQUEUED, WAITING, Deadline, Press, RunControls
+from persona_core.app.run_controls import BUSY, UNQUEUED, WAITING, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import stream_replies
 from persona_core.app.visitor_model import VisitorModel
@@ -219,7 +219,7 @@ class LiveTab:
             pooled = self._pooled(press.request, chat)
             if isinstance(pooled, VisitorModel):
                 press.pooled = pooled
-                yield LOADING
+                yield pooled.loading
                 # Twice the time: the process's own limit comes first, and says what it is.
                 pooled.load(Deadline(2 * self.settings.open_model_seconds, press.stop))
                 yield WAITING
@@ -241,7 +241,7 @@ class LiveTab:
                 pooled = press.pooled or self._pooled(request, chat)
                 pooled.check()
                 if not pooled.ready:
-                    yield skip, LOADING, skip, skip, skip, *unchanged
+                    yield skip, pooled.loading, skip, skip, skip, *unchanged
                 plan = plan_reply(pooled, request, chat, self.settings)
                 deadline = deadline or Deadline(self.settings.max_seconds, press.stop)  # loading does not count
                 for progress in stream_replies([plan.job], deadline, plan.first_side):
@@ -252,7 +252,7 @@ class LiveTab:
                     if progress.ended:
                         chat = plan.after(*progress.traces)
                         box, traits = gr.Textbox(label=chat.label), gr.Dropdown(_branch_traits(payload["traits"]))
-                        yield as_json(payload), deadline.notice, chat, box, traits, *unchanged
+                        yield as_json(payload), deadline.notice or pooled.note, chat, box, traits, *unchanged
                     else:
                         yield as_json(payload), notice, skip, skip, skip, *unchanged
                 request = None if deadline.is_set() else request.then

@@ -13,7 +13,7 @@ from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.pasted_text import parse_transcript
 from persona_core.app.requests import text_of
-from persona_core.app.run_controls import FULL, LOADING, MODEL_QUEUE, UNQUEUED
+from persona_core.app.run_controls import FULL, MODEL_QUEUE, UNQUEUED
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import final_payload, read_text
 from persona_core.errors import PersonaError
@@ -96,13 +96,13 @@ class ReadTab:
             models = [self.models[side] for side in sides if side in self.models]
             if not models:
                 raise PersonaError("Unknown reader. Choose one of those on the page.")
-            if not all(pooled.ready for pooled in models):
-                yield gr.skip(), LOADING
+            if waiting := [pooled for pooled in models if not pooled.ready]:
+                yield gr.skip(), waiting[0].loading
             payloads = [
                 final_payload(pooled.monitor(), read_text(pooled, messages), side, title="Pasted text")
                 for side, pooled in zip(sides, models, strict=True)
             ]
-            yield as_json(payloads[0] if len(payloads) == 1 else pair_payload(*payloads)), ""
+            yield as_json(payloads[0] if len(payloads) == 1 else pair_payload(*payloads)), models[0].note
         except PersonaError as error:
             yield gr.skip(), public_message(error)
         except Exception as error:
