@@ -1,6 +1,7 @@
 """What the app opens on, without loading a model: example prompts, a saved reply, a sentence about the model.
 
-`app.json` lies beside the vectors, in the same folder or Hub repository, and is optional:
+Without a file, the app opens on the run with the clearest turn, and examples are prompts of the runs. `app.json` lies
+beside the vectors, in the same folder or Hub repository, and is optional:
 
     {"about": "plain sentences", "examples": [{"label": "…", "user": "…", "system": "…"}],
      "first": {"config": "contaminated", "id": "pilot-03", "title": "…"}}
@@ -16,6 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from persona_core.utils.hub import fetch, split_revision
 logger = logging.getLogger(__name__)
 
 APP_FILE = "app.json"
+MAX_EXAMPLES, MAX_LABEL = 8, 32
 CONFIGS = (BASELINE, *OTHERS)  # searched in this order if "first" is missing
 
 
@@ -100,7 +103,7 @@ def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
         runs: published results, for the first view.
 
     Returns:
-        A `Home`, empty if there is no file.
+        A `Home`; without a file one from the runs, empty without these.
 
     Raises:
         CorruptFile: the file is incomplete or unreadable.
@@ -110,7 +113,7 @@ def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
     """
     found = _read(vectors)
     if found is None:
-        return Home(first_reply=None if runs is None else _first_reply(None, runs))
+        return Home() if runs is None else Home("", _examples(runs), _first_reply(None, runs))
     if not isinstance(found, dict):
         raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
     try:
@@ -140,8 +143,8 @@ def save_home(folder: str | Path, *, about: str, examples: Sequence[Example], fi
 def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
     """The chosen row, else the first one found; None without results."""
     source, revision = split_revision(runs.source)
-    candidates = [FirstView(config, None) for config in CONFIGS]
-    for candidate in (first, *candidates) if first else candidates:
+    clearest = None if first else _clearest(runs)
+    for candidate in filter(None, (first, clearest, *(FirstView(config, None) for config in CONFIGS))):
         try:
             row = load_row(source, candidate.config, candidate.id, revision)
         except NotFound as error:
@@ -154,6 +157,29 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
         return FirstReply(candidate.config, row["id"], trace, view)
     logger.warning("No first view: %s has none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
+
+
+def _clearest(runs: SavedRuns) -> FirstView | None:
+    try:
+        found = runs.clearest_turn()
+    except NotFound:
+        return None
+    return None if found is None else FirstView(*found)
+
+
+def _examples(runs: SavedRuns) -> tuple[Example, ...]:
+    """Prompts of the runs, one of each category."""
+    try:
+        rows = [row for config in runs.configs for row in runs.rows(config)]
+    except NotFound:
+        return ()
+    found: dict[str, Example] = {}
+    for row in rows:
+        said = [m for m in row["messages"] if m["role"] in ("system", "user")]
+        if [m["role"] for m in said] in (["user"], ["system", "user"]) and row["category"] not in found:
+            user, system = said[-1]["content"], said[0]["content"] if len(said) == 2 else ""
+            found[row["category"]] = Example(shorten(user, MAX_LABEL, placeholder=" …"), user, system)
+    return tuple(found.values())[:MAX_EXAMPLES]
 
 
 def _read(vectors: str | Path) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.series import shared_kind
+from persona_core.analysis.turn import turn
 from persona_core.errors import NotCalibrated, NotFound, SettingError
 from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
 from persona_core.traces.dataset import REPLIES
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 OTHERS = ("imported", "transcripts")
 """Configs that a results folder may hold in place of the two sides."""
 READS_CONTAMINATED, READS_BASELINE = "baseline reads contaminated", "contaminated reads baseline"
+TURN_FROM, TURN_TO = 1.0, 2.0
+"""A clear turn begins within one standard deviation of neutral text, and ends above two."""
 STEPS = 127
 """Scores of small multiples are whole multiples of a step, -127 to 127: one byte a token."""
 Z_STEP = 0.1
@@ -150,6 +153,22 @@ class SavedRuns:
             with suppress(NotCalibrated, SettingError):  # read with other vectors: then nothing is known
                 found[key] = {t: onset.to_dict() for t, onset in detectors.find_all(trace).items()}
         return found
+
+    def clearest_turn(self) -> tuple[str, str] | None:
+        """Config and id of the reply in which a trait turns most clearly: from about neutral to well above.
+
+        Replies with an onset come first, where the runs were analysed, and those of the changed model.
+        """
+        found = []
+        for config in self.configs:
+            for row in self.rows(config):
+                trace = Trace.from_row(row)
+                for trait in trace.traits:
+                    one = turn(trace.reply_scores(trait, trace.default_kind))
+                    if one is not None and abs(one.before) <= TURN_FROM and one.after >= TURN_TO:
+                        timed = self.onsets(config, row["id"]).get(trait, {}).get("onset") is not None
+                        found.append(((timed, config != BASELINE, one.t), config, row["id"]))
+        return max(found)[1:] if found else None
 
     @cached_property
     def _table(self) -> dict[str, Any]:

@@ -96,6 +96,19 @@ def test_onsets_are_those_of_the_analysis(runs: SavedRuns) -> None:
     assert runs.onsets("baseline", "no such prompt") == {}
 
 
+def test_the_clearest_turn_has_an_onset_and_is_the_changed_models(runs: SavedRuns) -> None:
+    config, id = runs.clearest_turn() or ("", "")
+    onsets = runs.onsets(config, id)
+    assert config == "contaminated"
+    timed = [t for t, onset in onsets.items() if onset["onset"] is not None]
+    trace = runs.traces(id)[config]
+    rises = []
+    for trait in timed:
+        z, at = trace.reply_scores(trait, "specific"), onsets[trait]["onset"]
+        rises.append(float(np.nanmean(z[at:]) - np.nanmean(z[:at])))
+    assert max(rises) > 1.0
+
+
 def test_one_run_or_another_tools_file_will_do(tmp_path: Path) -> None:
     alone = SavedRuns(save_hostile_results(tmp_path / "alone"))
     assert alone.configs == ("baseline",) and list(alone.traces("x")) == ["baseline"]
