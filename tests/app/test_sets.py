@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,23 +142,27 @@ def test_the_api_names_its_sets_and_reads_with_the_one_that_is_named() -> None:
         api.read(said, set_name="third")
 
 
-@pytest.mark.browser
-def test_each_model_has_its_page_and_a_menu_leads_there(slow: Any, visit: Callable[..., Any]) -> None:
+@pytest.fixture(scope="module")
+def two_pages(slow: Any) -> Iterator[str]:
+    """An app with a page whose model must not be loaded, and one without published runs; its address."""
     first = ServedSet("first", DEMO, {"baseline": PooledModel(lambda: pytest.fail("the first model was loaded"))})
     second = ServedSet("The second", replace(DEMO, results=None), {"baseline": PooledModel(lambda: slow)})
     demo = build_app(first, second)
     _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
-    try:
-        page = visit(url)
-        assert tokens_of(page)  # the published reply
-        page.get_by_role("link", name="The second").click()
-        page.wait_for_url("**/the-second*")
-        page.wait_for_selector("#view .tv", state="attached")
-        assert not tokens_of(page)  # no published runs
-        ask(page, "Hi")
-        wait_done(page)
-        assert tokens_of(page) and page.locator("#notice .notice").is_hidden()
-        page.reload()
-        page.wait_for_url("**/the-second*")
-    finally:
-        demo.close()
+    yield url
+    demo.close()
+
+
+@pytest.mark.browser
+def test_each_model_has_its_page_and_a_menu_leads_there(two_pages: str, visit: Callable[..., Any]) -> None:
+    page = visit(two_pages)
+    assert tokens_of(page)  # the published reply
+    page.get_by_role("link", name="The second").click()
+    page.wait_for_url("**/the-second*")
+    page.wait_for_selector("#view .tv", state="attached")
+    assert not tokens_of(page)  # no published runs
+    ask(page, "Hi")
+    wait_done(page)
+    assert tokens_of(page) and page.locator("#notice .notice").is_hidden()
+    page.reload()
+    page.wait_for_url("**/the-second*")
