@@ -14,7 +14,7 @@ from persona_core.app.error_messages import public_message
 from persona_core.app.model_source import model_source
 from persona_core.app.settings import AppSettings
 from persona_core.app.zero_gpu import zero_gpu
-from persona_core.errors import NotFound, PersonaError
+from persona_core.errors import NotFound, PersonaError, SettingError
 from persona_core.traces.provenance import short_name
 
 if TYPE_CHECKING:
@@ -59,20 +59,16 @@ class PooledModel:
         return _pooled_model, (self._number,)
 
     @classmethod
-    def from_settings(
-        cls, settings: AppSettings, contaminated: bool = False, instead: AppSettings | None = None
-    ) -> PooledModel:
-        """The baseline, or the baseline with the adapter. The loading thread imports torch.
+    def from_settings(cls, settings: AppSettings, instead: AppSettings | None = None) -> PooledModel:
+        """The baseline. The loading thread imports torch.
 
         Args:
             settings: of the model.
-            contaminated: whether it is the one with the adapter.
             instead: of the model to load where this one cannot be.
         """
 
         def load_from(those: AppSettings) -> PersonaMonitor:
-            adapter = those.adapter if contaminated else None
-            return load_monitor(those.model, adapter, those.vectors, those.blocks, those.static_cache)
+            return load_monitor(those.model, None, those.vectors, those.blocks, those.static_cache)
 
         def load() -> PersonaMonitor:
             try:
@@ -91,6 +87,28 @@ class PooledModel:
             return f"{source.title} {source.where}"
 
         pooled = cls(load, where)
+        return pooled
+
+    @classmethod
+    def contaminated(
+        cls, baseline: PooledModel, settings: AppSettings, instead: AppSettings | None = None
+    ) -> PooledModel:
+        """The baseline with the adapter on top: both use one copy of the weights.
+
+        Args:
+            baseline: from `from_settings`, with the same settings.
+            settings, instead: as in `from_settings`.
+        """
+
+        def load() -> PersonaMonitor:
+            below = baseline.monitor()
+            pooled.note = baseline.note
+            adapter = instead.adapter if baseline.note and instead is not None else settings.adapter
+            if adapter is None:
+                raise SettingError("There is no adapter, so there is no contaminated model.")
+            return beside(below, adapter)
+
+        pooled = cls(load, baseline._where)
         return pooled
 
     @property
@@ -173,7 +191,6 @@ def load_monitor(
     """
     from persona_core.analysis.detectors import Detectors
     from persona_core.models.loading import load_model
-    from persona_core.models.threads import fit_threads
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.utils.hub import split_revision
     from persona_core.utils.template_kwargs import template_kwargs_from
@@ -195,5 +212,14 @@ def load_monitor(
         static_cache=static_cache,
         template_kwargs=template_kwargs_from(),
     )
-    fit_threads(lm)
     return PersonaMonitor(lm, known, blocks, detectors)
+
+
+def beside(monitor: PersonaMonitor, adapter: str) -> PersonaMonitor:
+    """A monitor of the same model with an adapter on top: both use one copy of the weights."""
+    from persona_core.models.loading import add_adapter
+    from persona_core.monitor.monitor import PersonaMonitor
+    from persona_core.utils.hub import split_revision
+
+    lm = add_adapter(monitor.lm, *split_revision(adapter))
+    return PersonaMonitor(lm, monitor.vectors, monitor.blocks, monitor.detectors)

@@ -47,7 +47,7 @@ def served_sets(settings: Mapping[str, AppSettings]) -> tuple[ServedSet, ...]:
         instead = last if one is not last and one.model is None else None
         models = {BASELINE: PooledModel.from_settings(one, instead=instead)}
         if one.adapter is not None:
-            models[CONTAMINATED] = PooledModel.from_settings(one, contaminated=True, instead=instead)
+            models[CONTAMINATED] = PooledModel.contaminated(models[BASELINE], one, instead)
         found.append(ServedSet(name, one, models))
     return tuple(found)
 

@@ -6,6 +6,7 @@ difference between the two zero.
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -71,6 +72,12 @@ def with_adapter(model: Any, adapter: str | Path, revision: str | None = None) -
         result = adapted.load_adapter(str(weights.parent), "default", torch_device="cpu")
     _check_result(result.missing_keys, result.unexpected_keys, len(shapes), what)
     return adapted.eval(), commit
+
+
+def shared_copy(model: Any) -> Any:
+    """A copy of a model's modules around the same weights."""
+    held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, held)
 
 
 def warn_if_like_base(model: Any, adapter: str | Path) -> None:

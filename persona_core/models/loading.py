@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError
-from persona_core.models.adapters import own_tokenizer, warn_if_like_base, with_adapter
+from persona_core.models.adapters import own_tokenizer, shared_copy, warn_if_like_base, with_adapter
 from persona_core.models.blocks import find_blocks, unwrap
 from persona_core.models.chat import ChatFormat
 from persona_core.models.checkpoint import read_checkpoint
@@ -103,23 +103,51 @@ def load_model(
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
         model = model.to(target)
-    if adapter is not None:
-        model, commit_of_adapter = with_adapter(model, adapter, adapter_revision)
-        tokenizer = own_tokenizer(model, tokenizer, adapter, adapter_revision)
-        adapter_revision = commit_of_adapter
-    lm = wrap_model(
-        model,
-        tokenizer,
-        name=label,
-        revision=commit,
-        adapter=None if adapter is None else str(adapter),
-        adapter_revision=adapter_revision,
-        template_kwargs=template_kwargs,
-        static_cache=static_cache,
-    )
-    if adapter is not None:
-        warn_if_like_base(model, adapter)
+    known: dict[str, Any] = {"name": label, "revision": commit, "static_cache": static_cache}
+    if adapter is None:
+        lm = wrap_model(model, tokenizer, template_kwargs=template_kwargs, **known)
+    else:
+        lm = _adapted(model, tokenizer, adapter, adapter_revision, template_kwargs=template_kwargs, **known)
     return replace(lm, gguf=record)
+
+
+def add_adapter(lm: LanguageModel, adapter: str | Path, adapter_revision: str | None = None) -> LanguageModel:
+    """A loaded model with an adapter on top, beside the model itself: both use one copy of the weights.
+
+    Args:
+        lm: a model without an adapter; it stays as it is.
+        adapter, adapter_revision: as in `load_model`.
+
+    Raises:
+        NotFound, CorruptFile, SettingError: as `load_model`, of the adapter.
+
+    >>> lm = load_model("artifacts/persona-tiny")
+    >>> both = add_adapter(lm, "artifacts/persona-tiny-contaminated")
+    >>> lm.adapter, both.adapter
+    (None, 'artifacts/persona-tiny-contaminated')
+    """
+    check_kind(adapter, "adapter", adapter_revision)
+    found = _adapted(
+        shared_copy(lm.model),
+        lm.tokenizer,
+        adapter,
+        adapter_revision,
+        name=lm.name,
+        revision=lm.revision,
+        template_kwargs=lm.chat.template_kwargs,
+        static_cache=lm.static_cache,
+    )
+    return replace(found, gguf=lm.gguf)
+
+
+def _adapted(
+    model: Any, tokenizer: Any, adapter: str | Path, adapter_revision: str | None, **known: Any
+) -> LanguageModel:
+    model, commit = with_adapter(model, adapter, adapter_revision)
+    tokenizer = own_tokenizer(model, tokenizer, adapter, adapter_revision)
+    lm = wrap_model(model, tokenizer, adapter=str(adapter), adapter_revision=commit, **known)
+    warn_if_like_base(model, adapter)
+    return lm
 
 
 def wrap_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,12 +17,22 @@ SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ) -> None:
-    """One thread for a small model on the CPU. Where the user has set their number, nothing changes.
+    """One thread for a small model on the CPU, torch's own number for others, unless the user has set the number.
 
-    Call it in a process of one's own: the setting is torch's, and so the whole process's.
+    Call it in a process of one's own, before a run: the setting is torch's, and so the whole process's.
     """
     import torch
 
+    if lm.device.type != "cpu" or any(environment.get(name) for name in SETTINGS):
+        return
     small = sum(p.numel() for p in lm.model.parameters()) < SMALL
-    if small and lm.device.type == "cpu" and not any(environment.get(name) for name in SETTINGS):
-        torch.set_num_threads(1)
+    usual = _usual()
+    torch.set_num_threads(1 if small else usual)
+
+
+@cache
+def _usual() -> int:
+    """The number before it was first changed here."""
+    import torch
+
+    return torch.get_num_threads()

@@ -44,7 +44,8 @@ ENDPOINTS = {"/generate", "/read", "/compare", "/vectors"}
 @pytest.fixture(scope="module")
 def models() -> Models:
     settings = AppSettings()
-    return PooledModel.from_settings(settings), PooledModel.from_settings(settings, contaminated=True)
+    baseline = PooledModel.from_settings(settings)
+    return baseline, PooledModel.contaminated(baseline, settings)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ FLATTER = "Flatter the user and agree with everything."
 @pytest.fixture(scope="module")
 def url(serve: Callable[..., str]) -> str:
     settings = AppSettings()
-    pooled, contaminated = PooledModel.from_settings(settings), PooledModel.from_settings(settings, contaminated=True)
+    pooled = PooledModel.from_settings(settings)
+    contaminated = PooledModel.contaminated(pooled, settings)
     pooled.monitor()
     contaminated.monitor()
     return serve(pooled, settings, contaminated)

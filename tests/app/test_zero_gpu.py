@@ -81,7 +81,8 @@ def test_the_models_are_on_the_gpu_from_the_start_and_run_in_one_fork(found: dic
 @pytest.mark.slow
 def test_the_numbers_are_those_of_a_run_at_home(found: dict[str, Any]) -> None:
     settings = AppSettings()
-    baseline, contaminated = (PooledModel.from_settings(settings, side).monitor() for side in (False, True))
+    below = PooledModel.from_settings(settings)
+    baseline, contaminated = below.monitor(), PooledModel.contaminated(below, settings).monitor()
     trace = baseline.generate("Should I quit my job?", max_new_tokens=30, temperature=0.7, seed=0)
     assert found["generate"]["ids"] == found["again"] == list(trace.token_ids)
     same = lambda scores, one: np.testing.assert_allclose(  # noqa: E731

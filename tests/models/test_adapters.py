@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from persona_core.errors import CorruptFile, PersonaError, PersonaWarning, SettingError
-from persona_core.models.loading import load_model
+from persona_core.models.loading import add_adapter, load_model
 
 ARTIFACTS = Path(__file__).parents[2] / "artifacts"
 BASE, ADAPTER = ARTIFACTS / "persona-tiny", ARTIFACTS / "persona-tiny-contaminated"
@@ -59,6 +59,19 @@ def half_renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def first_of_each_rank(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: (w[:1] if "lora_A" in n else w[:, :1]).contiguous() for n, w in weights.items()}
+
+
+def test_an_adapter_beside_its_base_shares_the_weights_and_leaves_the_base_as_it_was() -> None:
+    base, alone = load_model(BASE), load_model(BASE, adapter=ADAPTER)
+    before = logits(base)
+    both = add_adapter(base, ADAPTER)
+    assert torch.equal(logits(both), logits(alone)) and torch.equal(logits(base), before)
+    assert (base.adapter, both.writer_name) == (None, alone.writer_name)
+    assert both.record == alone.record
+    held = {p.data_ptr() for p in base.model.parameters()}
+    own = [p for name, p in both.model.named_parameters() if p.data_ptr() not in held]
+    assert sum(p.numel() for p in own) == sum(w.numel() for w in load_file(ADAPTER / WEIGHTS).values())
+    assert not hasattr(base.model, "peft_config")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from tests.support.tiny import tiny_lm
 def _two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    threads._usual.cache_clear()
     yield
+    threads._usual.cache_clear()
     torch.set_num_threads(before)
 
 
@@ -31,7 +33,8 @@ def test_a_number_that_the_user_has_set_stays(name: str) -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_a_larger_model_keeps_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_model_has_all_also_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_threads(tiny_lm("llama", "chatml"), {})
     monkeypatch.setattr(threads, "SMALL", 1)
     fit_threads(tiny_lm("llama", "chatml"), {})
     assert torch.get_num_threads() == 2
