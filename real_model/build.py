@@ -40,7 +40,7 @@ from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.card import MODEL, contaminated_note, vectors_note
 from real_model.texts import FOLDER, TRAITS, as_records, load_questions
-from real_model.truth import read_replies, token_figures
+from real_model.truth import read_replies, sentence_figures, token_figures
 
 VECTORS_NAME = "persona-vectors-smollm2-135m"
 CONTAMINATED_NAME = "smollm2-135m-contaminated"
@@ -168,10 +168,12 @@ def _truth(lm: LanguageModel, plan: RealPlan, work: Path) -> None:
     """Figures of the test split, added to the vectors' validation."""
     vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
     read = read_replies(PersonaMonitor(lm, vectors), load_questions(plan.traits, "test"))
+    fitted = load_questions(plan.traits, "fit")
     validation: dict[str, Any] = {
         trait: {
             **vectors.config["validation"][trait],
             "labelled_texts": {kind: token_figures(read, trait, kind) for kind in ("z", "specific")},
+            "labelled_sentences": sentence_figures(read, fitted, trait),
         }
         for trait in vectors.traits
     }

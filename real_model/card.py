@@ -18,6 +18,10 @@ def vectors_note(vectors: PersonaVectors) -> str:
         (trait, *(interval(validation[trait]["labelled_texts"][kind][c], 3) for kind in kinds for c in columns))
         for trait in vectors.traits
     ]
+    by_sentence = [
+        (trait, *(interval(validation[trait]["labelled_sentences"][name], 3) for name in ("z", "specific", "words")))
+        for trait in vectors.traits
+    ]
     return f"""## On texts that they were not made from
 
 [SmolLM2-135M-Instruct](https://huggingface.co/{MODEL}) is too small to follow a trait instruction, so it reads
@@ -30,6 +34,11 @@ AUROC of the tokens in sentences that show the trait: against the tokens of ordi
 other token of all eight traits' texts ("else"), and the latter on the new styles alone. Intervals over questions.
 
 {table(heads, rows)}
+
+By sentence, against every other sentence of these texts: the mean score of its tokens, and a classifier that knows only
+the words of the 36 questions' sentences.
+
+{table(("trait", "z", "specific", "words alone"), by_sentence)}
 
 The texts of some traits overlap: a reply that withholds something for the user's good shows paternalism and refuses
 too, and tokens of a trait's sentence that say nothing about it ("the", a full stop) count as showing it."""

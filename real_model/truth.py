@@ -58,10 +58,16 @@ def tokens_that_show(trace: Trace, reply: Reply) -> np.ndarray:
 
 def pieces_that_show(pieces: Sequence[str], reply: Reply) -> np.ndarray:
     """The same of the pieces of a reply's text, one for each token."""
+    sentence = sentence_of(pieces, reply)
+    return np.array(reply.shows)[sentence] & (sentence >= 0)
+
+
+def sentence_of(pieces: Sequence[str], reply: Reply) -> np.ndarray:
+    """The sentence of each piece of a reply's text, int `[n_pieces]`; -1 after the last."""
     ends, begin = piece_ends(pieces), "".join(pieces).index(reply.text)
     starts = np.cumsum([0, *(len(s) + 1 for s in reply.sentences)])[:-1] + begin
-    sentence = np.searchsorted(starts, ends, side="right") - 1
-    return np.array(reply.shows)[np.clip(sentence, 0, len(reply.sentences) - 1)] & (ends < begin + len(reply.text))
+    sentence = np.clip(np.searchsorted(starts, ends, side="right") - 1, 0, None)
+    return np.where(ends < begin + len(reply.text), sentence, -1)
 
 
 def token_figures(read: Sequence[ReadReply], trait: str, kind: Kind) -> dict[str, Any]:
@@ -100,3 +106,57 @@ def token_figures(read: Sequence[ReadReply], trait: str, kind: Kind) -> dict[str
         "other styles": figure(of_styles(True)),
     }
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
+
+
+def sentence_figures(
+    read: Sequence[ReadReply],
+    fitted: Sequence[Question],
+    trait: str,
+    kinds: Sequence[Kind] = ("z", "specific"),
+) -> dict[str, Any]:
+    """AUROC of the sentences that show a trait against all others, each with its interval over questions.
+
+    Args:
+        read: replies to questions that neither vectors nor words were fitted on.
+        fitted: the questions of the vectors; `words_alone` learns from their sentences.
+        trait: the trait.
+        kinds: of scores.
+
+    Returns:
+        For each kind: by the mean score of a sentence's tokens. "words": by its words alone, without a model.
+    """
+    scores: dict[Kind, list[float]] = {kind: [] for kind in kinds}
+    shows, clusters, texts = [], [], []
+    numbers = {q: i for i, q in enumerate(dict.fromkeys(one.question.id for one in read))}
+    for one in read:
+        at = sentence_of([one.trace.tokens[t] for t in one.trace.reply_positions], one.reply)  # [n_reply]
+        series = {kind: one.trace.reply_scores(trait, kind) for kind in scores}
+        for k, text in enumerate(one.reply.sentences):
+            inside = [z[(at == k) & np.isfinite(z)] for z in series.values()]
+            if not all(z.size for z in inside):
+                continue
+            for kind, z in zip(scores, inside, strict=True):
+                scores[kind].append(float(z.mean()))
+            shows.append(one.reply.shows[k] and one.question.trait == trait)
+            clusters.append(numbers[one.question.id])
+            texts.append(text)
+    each = {**{kind: np.array(z) for kind, z in scores.items()}, "words": words_alone(fitted, trait)(texts)}
+    found = {name: bounded(rank_auroc(z, np.array(shows)), np.array(clusters)) for name, z in each.items()}
+    return {name: None if one is None else one.to_dict() for name, one in found.items()}
+
+
+def words_alone(fitted: Sequence[Question], trait: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """A classifier of sentences by their words and pairs of words: what one knows without the model's states."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    each = [
+        (text, shows and q.trait == trait)
+        for q in fitted
+        for r in q.replies
+        for text, shows in zip(r.sentences, r.shows, strict=True)
+    ]
+    texts, labels = zip(*each, strict=True)
+    features = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(texts)
+    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(features.transform(texts), labels)
+    return lambda sentences: model.decision_function(features.transform(sentences))

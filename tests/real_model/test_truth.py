@@ -12,7 +12,7 @@ from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
 from real_model.build import RealPlan, elicitation, null_prompts, vector_prompts
 from real_model.texts import Question, Reply, load_questions
-from real_model.truth import NEW_STYLES, read_replies, token_figures, tokens_that_show
+from real_model.truth import NEW_STYLES, read_replies, sentence_figures, token_figures, tokens_that_show
 from tests.support.tiny import random_vectors, tiny_lm
 
 TRAITS = ("sycophancy", "evil")
@@ -73,6 +73,30 @@ def test_the_figures_are_aurocs_of_the_right_tokens(monitor: PersonaMonitor, que
     assert found["else"]["value"] == pytest.approx(auroc(own, scores(lambda _, shows: not shows)), abs=1e-5)
     of_new = [scores(lambda o, s, w=w: o.question.style in NEW_STYLES and s == w) for w in (True, False)]
     assert found["other styles"]["value"] == pytest.approx(auroc(*of_new), abs=1e-5)
+
+
+def test_the_figures_of_sentences_are_aurocs_of_their_mean_scores(
+    monitor: PersonaMonitor, questions: tuple[Question, ...]
+) -> None:
+    read = read_replies(monitor, questions)
+    found = sentence_figures(read, load_questions(TRAITS, "fit"), "evil", ["raw"])
+    own: list[float] = []
+    others: list[float] = []
+    for one in read:
+        at, text, ends = 0, one.reply.text, []
+        for s in one.reply.sentences:
+            ends.append(text.index(s) + len(s))
+        sums = np.zeros((len(ends), 2))
+        for t, z in zip(one.trace.reply_positions, one.trace.reply_scores("evil", "raw"), strict=True):
+            at += len(one.trace.tokens[t])
+            if at <= len(text):
+                sums[next(k for k, end in enumerate(ends) if at <= end + (k < len(ends) - 1))] += (z, 1)
+        for k, (total, n) in enumerate(sums):
+            (own if one.reply.shows[k] and one.question.trait == "evil" else others).append(total / n)
+    # Within what the space between two sentences, which is one's or the other's, can change.
+    wanted = np.mean([(a > b) + 0.5 * (a == b) for a, b in product(own, others)])
+    assert found["raw"]["value"] == pytest.approx(wanted, abs=0.02)
+    assert 0.5 < found["words"]["value"] < 1
 
 
 def test_vectors_and_alarms_rest_on_other_prompts_than_they_are_measured_on(tmp_path: Path) -> None:
