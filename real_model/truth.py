@@ -140,7 +140,8 @@ def sentence_figures(
             shows.append(one.reply.shows[k] and one.question.trait == trait)
             clusters.append(numbers[one.question.id])
             texts.append(text)
-    each = {**{kind: np.array(z) for kind, z in scores.items()}, "words": words_alone(fitted, trait)(texts)}
+    each: dict[str, np.ndarray] = {kind: np.array(z) for kind, z in scores.items()}
+    each["words"] = words_alone(fitted, trait)(texts)
     found = {name: bounded(rank_auroc(z, np.array(shows)), np.array(clusters)) for name, z in each.items()}
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
