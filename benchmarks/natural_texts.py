@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.common import save
 from benchmarks.labelled_states import reply_states
-from persona_core.analysis.statistics import bounded, rank_auroc
+from persona_core.analysis.statistics import Estimate, bounded, rank_auroc
 from persona_core.models.loading import load_model
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.traces.specific import odds_against_rest
@@ -102,6 +102,9 @@ CONTRASTS: dict[str, Contrast] = {
     "its own negative replies": lambda t, b, k: t.mean(b, (t.kind == NEGATIVE) & (t.trait == k)),
     "its own neutral replies": lambda t, b, k: t.mean(b, (t.kind == NEUTRAL) & (t.trait == k)),
     "the neutral replies of all traits": lambda t, b, _: t.mean(b, t.kind == NEUTRAL),
+    "its own negative and the neutral replies, half each": lambda t, b, k: (
+        (t.mean(b, (t.kind == NEGATIVE) & (t.trait == k)) + t.mean(b, t.kind == NEUTRAL)) / 2
+    ),
     "all other tokens": lambda t, b, k: t.mean(b, (t.kind != POSITIVE) | (t.trait != k)),
 }
 """What the mean state of a trait's tokens is held against."""
@@ -156,13 +159,28 @@ def _figures(directions: np.ndarray, fit: Tokens, test: Tokens, block: int) -> d
                 own = (test.kind == POSITIVE) & (test.trait == k)
                 used = own | against
                 each.append(bounded(rank_auroc(scores[k][used], own[used]), test.question[used]))
-            known = [e for e in each if e is not None]
-            worst = min(known, key=lambda e: e.value)
-            found.setdefault(kind, {})[name] = {
-                "mean": round(float(np.mean([e.value for e in known])), 4),
-                "worst": worst.to_dict(),
-            }
+            found.setdefault(kind, {})[name] = _summary(each)
+        found[kind]["replies"] = _summary([_of_replies(scores[k], test, k) for k in range(len(TRAITS))])
     return found
+
+
+def _of_replies(scores: np.ndarray, test: Tokens, k: int) -> Estimate | None:
+    """AUROC of whole replies by their mean score: a trait's positive replies against its negative ones."""
+    sides = {True: (POSITIVE, BESIDE), False: (NEGATIVE,)}
+    means, labels, questions = [], [], []
+    for question in np.unique(test.question[test.trait == k]):
+        for positive, kinds in sides.items():
+            inside = (test.question == question) & np.isin(test.kind, kinds)
+            means.append(scores[inside].mean())
+            labels.append(positive)
+            questions.append(question)
+    return bounded(rank_auroc(np.array(means), np.array(labels)), np.array(questions))
+
+
+def _summary(each: Sequence[Estimate | None]) -> dict[str, Any]:
+    known = [e for e in each if e is not None]
+    worst = min(known, key=lambda e: e.value)
+    return {"mean": round(float(np.mean([e.value for e in known])), 4), "worst": worst.to_dict()}
 
 
 def _choose_block(fitted: Tokens, rest: Tokens) -> int:

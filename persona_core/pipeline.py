@@ -89,7 +89,9 @@ BLOCK_RULES = {
     "shared": "highest correlation, averaged over the traits, on the first half of the evaluation questions",
 }
 CONTRASTS = ("negative", "neutral")
-LABELS_OF_PARTS = "the parts of the positive texts that show the trait; held-out texts are read whole"
+LABELS_OF_PARTS = (
+    "the parts of the positive texts that show the trait, held-out ones too; negative texts are read whole"
+)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class Settings:
             average, where few held-out replies would leave the choice to chance.
         contrast: what the reading direction tells a trait from. "negative": replies of the other side, as the vector
             does. "neutral": the neutral replies, which all traits share, so that their mean is known better: a mean
-            AUROC of .92 instead of .76 on natural text (docs/real_model.md). None: "neutral" for given texts with as
-            many neutral ones as a trait has negative ones; otherwise "negative", since replies to an instruction share
-            the instruction with the other side, not with neutral ones.
+            AUROC of .92 instead of .76 for tokens of natural text, but .69 instead of .90 for whole replies against
+            negative ones (docs/real_model.md). None: "neutral" for texts that say which parts show the trait, with as
+            many neutral ones as a trait has negative ones; otherwise "negative".
     """
 
     method: str | Method = "mean_difference"
@@ -141,7 +143,7 @@ class Settings:
         """The same with a contrast, if none was given."""
         if self.contrast is not None:
             return self
-        shared = isinstance(plan, TextsPlan) and plan.enough_neutral and plan.tokens_per_reply
+        shared = isinstance(plan, TextsPlan) and plan.labels_parts and plan.enough_neutral and plan.tokens_per_reply
         return replace(self, contrast="neutral" if shared and self.function is mean_difference else "negative")
 
     @property

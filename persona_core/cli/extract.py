@@ -102,7 +102,8 @@ def arguments() -> argparse.ArgumentParser:
     extraction.add_argument(
         "--contrast", choices=("negative", "neutral"),
         help="what scores tell a trait from: the replies of the other side, or the neutral ones (default: neutral for "
-        "--texts with as many neutral texts as a trait has negative ones, otherwise negative)",
+        "--texts that name the parts that show the trait, with as many neutral texts as a trait has negative ones, "
+        "otherwise negative)",
     )  # fmt: skip
     extraction.add_argument("--min-trait", type=float, default=50.0, help="minimum score for a reply to show the trait")
     extraction.add_argument("--min-coherence", type=float, default=50.0, help="minimum coherence of a kept reply")

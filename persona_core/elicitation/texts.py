@@ -67,8 +67,8 @@ class TextsPlan(ElicitationPlan):
         return sum(t.label == "neutral" for t in self.texts) >= max(n.values(), default=1)
 
     def shown(self) -> dict[int, tuple[str, ...]]:
-        """Index of a request -> the parts that its trait's vector is made of; held-out replies are read whole."""
-        return {r.index: t.shows for r, t in self._numbered() if t is not None and t.shows and r.split == "extraction"}
+        """Index of a request -> the parts of its reply that show the trait: their tokens stand for the reply."""
+        return {r.index: t.shows for r, t in self._numbered() if t is not None and t.shows}
 
     def requests(self) -> list[ElicitationRequest]:
         """One for each text, in their order; then neutral ones for the model, if no text is neutral."""
