@@ -89,9 +89,7 @@ BLOCK_RULES = {
     "shared": "highest correlation, averaged over the traits, on the first half of the evaluation questions",
 }
 CONTRASTS = ("negative", "neutral")
-LABELS_OF_PARTS = (
-    "the parts of the positive texts that show the trait, held-out ones too; negative texts are read whole"
-)
+LABELS_OF_PARTS = "the parts of positive texts that show the trait, in every split; negative texts are read whole"
 
 
 @dataclass(frozen=True)

@@ -332,9 +332,7 @@ def parts(n: int = 8) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("template", ["chatml", "gemma"])
-def test_a_vector_is_made_of_the_parts_that_show_the_trait_and_held_out_texts_are_read_whole(
-    tmp_path: Path, template: str
-) -> None:
+def test_a_text_is_read_in_the_parts_that_show_the_trait_held_out_ones_too(tmp_path: Path, template: str) -> None:
     lm = tiny_lm("llama", template)
     plan = texts_plan(texts(tmp_path, parts()), sampling=SAMPLING)
     with ReplyStore(tmp_path / "out") as store:
@@ -350,8 +348,6 @@ def test_a_vector_is_made_of_the_parts_that_show_the_trait_and_held_out_texts_ar
         starts = [lm.tokenizer.decode(reply.token_ids[: t + 1]) for t in range(len(reply.token_ids))]
         ends, text = np.array([len(start) for start in starts]) - 1, starts[-1]
         inside = (text.index("Plainly") <= ends) & (ends <= text.index("!"))
-        if reply.request.split == "evaluation":
-            inside = np.arange(len(starts)) < reply.n_tokens
         np.testing.assert_allclose(mean, whole[inside].mean(0), rtol=2e-3, atol=1e-4)
         kept = sampled[np.isfinite(sampled[:, 0])]
         assert 0 < len(kept) <= inside.sum()
@@ -429,13 +425,13 @@ def test_a_trait_can_be_read_against_neutral_replies_and_is_steered_as_before(tm
             Settings(**wrong)
 
 
-def test_given_texts_are_read_against_given_neutral_ones_if_there_are_enough(tmp_path: Path) -> None:
+def test_texts_with_parts_are_read_against_given_neutral_ones_if_there_are_enough(tmp_path: Path) -> None:
     lm = tiny_lm("llama", "chatml")
-    for n, contrast in ((24, "neutral"), (4, "negative")):
+    for n, named, contrast in ((24, True, "neutral"), (4, True, "negative"), (24, False, "negative")):
         neutral = [line(f"How is {i}?", f"It is as {i} is.", "neutral", None) for i in range(n)]
-        given = texts(tmp_path, [*lines(24, "candour"), *neutral])
+        given = texts(tmp_path, [*(parts(24) if named else lines(24, "candour")), *neutral])
         plan = texts_plan(given, sampling=SAMPLING, neutral_prompts=("What is a lighthouse?",) * (n > 4))
-        with ReplyStore(tmp_path / f"out{n}") as store:
+        with ReplyStore(tmp_path / f"out{n}{named}") as store:
             read_texts(lm, plan, store, progress=False)
             label_replies(store, plan.traits, GIVEN)
             found, wanted = (
