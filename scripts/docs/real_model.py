@@ -155,10 +155,10 @@ def natural() -> str:
         for kind, found in by_kind.items():
             cells = [
                 f"{found[key]['mean']:.3f} / {interval(found[key]['worst'], 3)}"
-                for key in ("neutral", "negative", "else")
+                for key in ("neutral", "negative", "else", "replies")
             ]
             rows.append((contrast, kind, *cells))
-    against = ("against neutral, mean / worst", "against negative", "against all else")
+    against = ("against neutral, mean / worst", "against negative", "against all else", "replies against negative ones")
     return table(("the trait's tokens minus", "score", *against), rows)
 
 

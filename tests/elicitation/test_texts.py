@@ -365,7 +365,7 @@ def test_labels_of_parts_need_no_floor_under_the_shrinkage_and_the_card_says_so(
             label_replies(store, plan.traits, GIVEN)
             found[name] = make_vectors(lm, plan, store, progress=False).config["extraction"]
     assert min(found["whole"]["reading"]["shrinkage"]) >= MIN_SHRINKAGE and "labels" not in found["whole"]
-    assert found["parts"]["labels"].startswith("the parts of the positive texts that show the trait")
+    assert found["parts"]["labels"].startswith("the parts of positive texts that show the trait")
     assert min(found["parts"]["reading"]["shrinkage"]) < MIN_SHRINKAGE
 
 
