@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from persona_core.analysis.statistics import exact_share
 from persona_core.report.comparison_sentences import against, describe_comparison
 from persona_core.report.results_folder import ResultsFolder
 from persona_core.report.sentences import NOT_NEUTRAL, SCORES, SIGNIFICANT, describe_couplings, expected
 from persona_core.traces.dataset import REPLIES
-from scripts.docs.published_runs import TRAIT
-from scripts.docs.stored import RUNS, Figure, percent, stored
+from scripts.docs.published_runs import DEMO, REAL, TRAIT, Runs
+from scripts.docs.stored import Figure, percent, stored
 
 AHEAD = 4
 """Tokens before the trait at which an intervention is quoted."""
 
 
-def scores() -> str:
+def scores(runs: Runs) -> str:
     """What the published figures are of."""
-    about = stored("findings")["about"]
+    about = runs.findings["about"]
     says = against(about)
     return says if about.get("kind") == "specific" else f"{says} Mind that {NOT_NEUTRAL}."
 
 
-def when() -> str:
-    found = stored("findings")["when"]
+def when(runs: Runs) -> str:
+    found = runs.findings["when"]
     if "missing" in found:
         return str(found["missing"])
     own = found[TRAIT]
-    kind, runs = own.get("kind", "z"), own["configs"]
-    alarms = {config: one["n"] - one["none"] for config, one in runs.items()}
-    rate = own.get("rate", stored("findings")["about"]["rate"])
-    here = runs["contaminated"]
+    kind, configs = own.get("kind", "z"), own["configs"]
+    alarms = {config: one["n"] - one["none"] for config, one in configs.items()}
+    rate = own.get("rate", runs.findings["about"]["rate"])
+    here = configs["contaminated"]
     says = (
         f"The {SCORES[kind]} of {TRAIT} is raised in {alarms['contaminated']} of {here['n']} replies of the "
-        f"contaminated model and in {alarms['baseline']} of {runs['baseline']['n']} of the baseline, where the rate of "
-        f"neutral replies gives {expected(rate * runs['baseline']['n'])}. In {here['before the reply']} of the "
+        f"contaminated model and in {alarms['baseline']} of {configs['baseline']['n']} of the baseline, where the rate "
+        f"of neutral replies gives {expected(rate * configs['baseline']['n'])}. In {here['before the reply']} of the "
         f"contaminated ones it is raised at the first token already; in {here['doubles']} of these it more than "
         "doubles later. "
     )
     if here["onset"]:
         says += f"{here['timed']} of the {here['onset']} later rises can be timed to within 20 tokens. "
+    return says.strip()
+
+
+def near_a_known_onset() -> str:
+    """How near an onset lies to the true one, in the texts of the demo world."""
     near = stored("onset")["texts"]["cued"]["near"]
     return (
-        f"{says}In texts with a known onset, announced by a cue, {percent(near)} of the estimates lie within "
+        f"In texts with a known onset, announced by a cue, {percent(near)} of the estimates lie within "
         f"{stored('onset')['near']} tokens of it."
     )
 
 
-def how() -> str:
-    graph = stored("findings")["how"]["contaminated"]
+def how(runs: Runs) -> str:
+    graph = runs.findings["how"]["contaminated"]
     says = graph["missing"] if "missing" in graph else " ".join(describe_couplings(graph))
     shown = [
         one
-        for run in stored("findings")["how"].values()
+        for run in runs.findings["how"].values()
         for table in run.get("confirmed", ())
         if table["measure"] == "shown"
         for one in table["effects"]
@@ -65,8 +71,8 @@ def how() -> str:
     return f"{says} In {links} of {len(shown)} pairs, steering one trait changed whether the text shows another."
 
 
-def where() -> str:
-    found = stored("findings")
+def where(runs: Runs) -> str:
+    found = runs.findings
     warned = found["where"]["contaminated"]
     warned = warned.get(TRAIT, warned)
     if "missing" in warned:
@@ -96,14 +102,14 @@ def _intervention(window: Figure) -> str:
     return f"{says}. With the cap, coherence is {coherence[0]} of 100 instead of {coherence[1]}."
 
 
-def differs() -> str:
-    found = stored("findings")
+def differs(runs: Runs) -> str:
+    found = runs.findings
     return describe_comparison(found["comparison"], found["statistics"])
 
 
-def sure() -> str:
-    about = stored("findings")["about"]
-    replies = [one for one in ResultsFolder(RUNS).table(REPLIES) if one["config"] == "baseline"]
+def sure(runs: Runs) -> str:
+    about = runs.findings["about"]
+    replies = [one for one in ResultsFolder(runs.folder).table(REPLIES) if one["config"] == "baseline"]
     ids = {one["id"] for one in replies}
     alarmed = {one["id"] for one in replies if one["alarm"] is not None}
     share = exact_share(len(alarmed), len(ids))
@@ -129,11 +135,17 @@ def links() -> str:
     )
 
 
+OF_BOTH: dict[str, Callable[[Runs], str]] = {
+    "scores": scores,
+    "when": when,
+    "how": how,
+    "where": where,
+    "difference": differs,
+    "sure": sure,
+}
 TABLES: dict[str, Callable[[], str]] = {
-    "answer-scores": scores,
-    "answer-when": when,
-    "answer-how": lambda: f"{how()} {links()}",
-    "answer-where": where,
-    "answer-difference": differs,
-    "answer-sure": sure,
+    **{f"answer-{name}": partial(one, DEMO) for name, one in OF_BOTH.items()},
+    "answer-when": lambda: f"{when(DEMO)} {near_a_known_onset()}",
+    "answer-how": lambda: f"{how(DEMO)} {links()}",
+    **{f"real-answer-{name}": partial(one, REAL) for name, one in OF_BOTH.items()},
 }

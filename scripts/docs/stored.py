@@ -13,11 +13,12 @@ from scripts import PROJECT_ROOT
 
 MEASURED = PROJECT_ROOT / "benchmarks" / "results"
 ARTIFACTS = PROJECT_ROOT / "artifacts"
-RUNS = ARTIFACTS / "persona-monitoring-persona-tiny"
 SOURCES = {
     "behaviour": ARTIFACTS / "persona-tiny" / "behaviour.json",
     "vectors": ARTIFACTS / "persona-vectors-persona-tiny" / "config.json",
-    "findings": RUNS / "analysis" / "findings.json",
+    "findings": ARTIFACTS / "persona-monitoring-persona-tiny" / "analysis" / "findings.json",
+    "real_vectors": ARTIFACTS / "persona-vectors-smollm2-135m" / "config.json",
+    "real_findings": ARTIFACTS / "persona-monitoring-smollm2-135m" / "analysis" / "findings.json",
 }
 """All other names are files of `benchmarks/results/`."""
 Figure = Mapping[str, Any]
