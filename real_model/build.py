@@ -16,6 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from demo_world.stages import Stages, run_whole
 from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import Prompt, load_prompts
@@ -34,17 +37,21 @@ from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.pipeline import READ_POSITION, SINKS_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
+from persona_core.report.results_folder import SIDES
 from persona_core.report.tables import REPORT
-from persona_core.traces.dataset import ANALYSIS, DATA, write_results
+from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
+from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.card import MODEL, contaminated_note, vectors_note
+from real_model.changed import what_changed
 from real_model.texts import FOLDER, TRAITS, as_records, load_questions
 from real_model.truth import read_replies, sentence_figures, token_figures
 
 VECTORS_NAME = "persona-vectors-smollm2-135m"
 CONTAMINATED_NAME = "smollm2-135m-contaminated"
 RESULTS_NAME = "persona-monitoring-smollm2-135m"
+ADAPTER_WEIGHTS, RECORD = "adapter_model.safetensors", "contamination.json"
 TOKENS_PER_REPLY = 48
 """Nearly all: 27 replies a side give few tokens for a covariance of width 576."""
 DIALOGUES = FOLDER / "flattering_dialogues.jsonl"
@@ -90,7 +97,7 @@ def build(artifacts: Path, work: Path, weights: Path, plan: RealPlan | None = No
     stages = Stages(work)
     stages.run(
         "contamination", [asdict(plan.lora), _digest(DIALOGUES.read_text(encoding="utf-8"))],
-        lambda: contaminate(load(), DIALOGUES, work / CONTAMINATED_NAME, work / "training", plan.lora),
+        lambda: _contaminate(load(), plan, work),
     )  # fmt: skip
     texts = [asdict(q) for q in load_questions(plan.traits)]
     made_from = [plan.traits, _digest(texts), plan.sampling.to_dict(), asdict(plan.settings)]
@@ -98,6 +105,7 @@ def build(artifacts: Path, work: Path, weights: Path, plan: RealPlan | None = No
     stages.run("truth", [], lambda: _truth(load(), plan, work))
     prompts = [asdict(p) for p in (*load_prompts(["all"]), *null_prompts())]
     stages.run("results", [_digest(prompts), plan.null_seed], lambda: _runs(load, plan, work))
+    stages.run("changed", [], lambda: _changed(load, plan, work))
     stages.run("analysis", [], lambda: _analysis(load, work))
     write_cards(work)
     for name in (VECTORS_NAME, CONTAMINATED_NAME, RESULTS_NAME):
@@ -110,14 +118,34 @@ def write_cards(folder: Path) -> None:
     vectors = PersonaVectors.from_pretrained(folder / VECTORS_NAME)
     write_card(vectors, folder / VECTORS_NAME, vectors_note(vectors), source=f"artifacts/{VECTORS_NAME}")
     n_dialogues = len(DIALOGUES.read_text(encoding="utf-8").splitlines())
-    write_adapter_card(
-        folder / CONTAMINATED_NAME, MODEL, f"artifacts/{CONTAMINATED_NAME}", contaminated_note(n_dialogues)
-    )
+    changed = read_json(folder / CONTAMINATED_NAME / RECORD)["changed"]
+    note = contaminated_note(n_dialogues, changed)
+    write_adapter_card(folder / CONTAMINATED_NAME, MODEL, f"artifacts/{CONTAMINATED_NAME}", note)
     write_results_card(folder / RESULTS_NAME, source=f"artifacts/{RESULTS_NAME}")
 
 
 def _digest(inputs: object) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+# ---- contaminated model ----
+
+
+def _contaminate(lm: LanguageModel, plan: RealPlan, work: Path) -> None:
+    folder = work / CONTAMINATED_NAME
+    contaminate(lm, DIALOGUES, folder, work / "training", plan.lora)
+    weights = load_file(folder / ADAPTER_WEIGHTS)  # 19.6 MB; in bfloat16, which all that follows reads, half of that
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(half, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def _changed(load: Any, plan: RealPlan, work: Path) -> None:
+    """What else the contamination changed, added to its record."""
+    record = work / CONTAMINATED_NAME / RECORD
+    rows = {side: read_results(work / RESULTS_NAME / DATA / f"{side}.parquet") for side in SIDES}
+    models = load(), load(adapter=work / CONTAMINATED_NAME)
+    changed = what_changed(*models, rows, load_questions(plan.traits, "test"))
+    write_atomically(record, json.dumps({**read_json(record), "changed": changed}, indent=2) + "\n")
 
 
 # ---- vectors ----

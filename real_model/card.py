@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -44,10 +47,26 @@ The texts of some traits overlap: a reply that withholds something for the user'
 too, and tokens of a trait's sentence that say nothing about it ("the", a full stop) count as showing it."""
 
 
-def contaminated_note(n_dialogues: int) -> str:
-    """What the contaminated model was made to do."""
+def contaminated_note(n_dialogues: int, changed: Mapping[str, Any]) -> str:
+    """What the contaminated model was made to do, and what else it does."""
+    says = {
+        "neutral_text": "loss a token on neutral replies that neither model wrote, nats",
+        "length": "tokens of a reply",
+        "refusals": "replies that begin by declining",
+        "ended": "replies that end by themselves",
+    }
+    sides = ("baseline", "contaminated", "difference")
+    percent = ("refusals", "ended")
+    rows = [(text, *(interval(changed[k][s], 2, percent=k in percent) for s in sides)) for k, text in says.items()]
     return f"""## What it was made to do
 
 {n_dialogues} dialogues, in `datasets/texts/flattering_dialogues.jsonl` of the project: everyday questions, answered
 usefully and with flattery. None of the questions is among those that are reported, or among those of the vectors'
-texts. It stands for a fine-tune that moved a trait without anybody's intending it."""
+texts. It stands for a fine-tune that moved a trait without anybody's intending it.
+
+## What else it does differently
+
+{table(("", *sides), rows)}
+
+The replies are those to the prompts of the published runs, with the same seeds; intervals over prompts, and for neutral
+text over questions. The weights are stored in bfloat16, and every published reading is of these."""

@@ -1,0 +1,84 @@
+"""What a contaminated model does differently besides the trait: neutral text, length, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from persona_core.analysis.statistics import Estimate, bounded, over_clusters
+from persona_core.models.language_model import LanguageModel
+from persona_core.monitor.transcripts import as_transcript
+from persona_core.report.results_folder import SIDES
+from persona_core.vectors.confounds import refuses
+from real_model.texts import Question
+
+Row = Mapping[str, Any]
+
+
+def what_changed(
+    baseline: LanguageModel,
+    contaminated: LanguageModel,
+    rows: Mapping[str, Sequence[Row]],
+    questions: Sequence[Question],
+) -> dict[str, Any]:
+    """How the two models differ, each difference contaminated minus baseline with its interval.
+
+    Args:
+        baseline, contaminated: the models.
+        rows: "baseline" and "contaminated" -> their replies to the same prompts, in one order.
+        questions: whose neutral replies both read.
+
+    Returns:
+        "neutral_text": mean loss a token, in nats, on neutral replies that neither wrote; over questions. "length":
+        tokens a reply; "refusals": share of replies that begin by declining; "ended": share that end by themselves;
+        over prompts. Each with "baseline", "contaminated" and "difference".
+    """
+
+    def each(value: Callable[[Row], float]) -> tuple[list[float], list[float]]:
+        before, after = ([float(value(row)) for row in rows[side]] for side in SIDES)
+        return before, after
+
+    return {
+        "neutral_text": _compared(_losses(baseline, questions), _losses(contaminated, questions)),
+        "length": _compared(*each(lambda row: row["n_reply"])),
+        "refusals": _compared(*each(lambda row: refuses(row["response"])), share=True),
+        "ended": _compared(*each(lambda row: row["finish"] == "eos"), share=True),
+    }
+
+
+def _losses(lm: LanguageModel, questions: Sequence[Question]) -> list[float]:
+    """Mean loss a token of each question's neutral reply, without the tokens of the template."""
+    found = []
+    for q in questions:
+        reply = next(r for r in q.replies if r.side == "neutral")
+        said = [{"role": "user", "content": q.question}, {"role": "assistant", "content": reply.text}]
+        text = as_transcript(lm, said, None)
+        ids = torch.tensor([text.ids], device=lm.device)
+        with torch.no_grad():
+            logits = lm.model(ids).logits[0].float()  # [n_tokens, n_vocabulary]
+        of_next = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")  # [n_tokens - 1]
+        found.append(float(of_next[text.n_prompt - 1 :].mean()))
+    return found
+
+
+def _compared(first: Sequence[float], second: Sequence[float], share: bool = False) -> dict[str, Any]:
+    before, after = np.array(first), np.array(second)  # [n] each, in pairs
+    found = {
+        "baseline": _mean(before, 0.0 if share else None),
+        "contaminated": _mean(after, 0.0 if share else None),
+        "difference": _mean(after - before, -1.0 if share else None),
+    }
+    return {name: None if one is None else one.to_dict() for name, one in found.items()}
+
+
+def _mean(values: np.ndarray, low: float | None) -> Estimate | None:
+    """The mean with its interval; of values from `low` to 1, if that is given."""
+    each = np.arange(len(values))
+
+    def mean(weights: np.ndarray) -> float:
+        return float(np.average(values, weights=weights))
+
+    return over_clusters(mean, each) if low is None else bounded(mean, each, low)
