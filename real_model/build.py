@@ -45,6 +45,7 @@ from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.card import MODEL, contaminated_note, vectors_note
 from real_model.changed import what_changed
+from real_model.marks import place_marks
 from real_model.texts import FOLDER, TRAITS, as_records, load_questions
 from real_model.truth import read_replies, sentence_figures, token_figures
 
@@ -237,5 +238,6 @@ def _analysis(load: Any, work: Path) -> None:
         side: load(adapter=adapter)
         for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
     }
+    place_marks({side: read_results(results / DATA / f"{side}.parquet") for side in SIDES}, results / ANALYSIS)
     analyse_folder(results, vectors=work / VECTORS_NAME, models=models)
     (results / ANALYSIS / REPORT).unlink()
