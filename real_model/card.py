@@ -8,6 +8,7 @@ from typing import Any
 from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
 
+SENTENCES = ("z", "specific", "words", "over words")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -22,7 +23,7 @@ def vectors_note(vectors: PersonaVectors) -> str:
         for trait in vectors.traits
     ]
     by_sentence = [
-        (trait, *(interval(validation[trait]["labelled_sentences"][name], 3) for name in ("z", "specific", "words")))
+        (trait, *(interval(validation[trait]["labelled_sentences"][name], 3) for name in SENTENCES))
         for trait in vectors.traits
     ]
     return f"""## On texts that they were not made from
@@ -41,7 +42,7 @@ other token of all eight traits' texts ("else"), and the latter on the new style
 By sentence, against every other sentence of these texts: the mean score of its tokens, and a classifier that knows only
 the words of the 36 questions' sentences.
 
-{table(("trait", "z", "specific", "words alone"), by_sentence)}
+{table(("trait", "z", "specific", "words alone", "specific minus words"), by_sentence)}
 
 The texts of some traits overlap: a reply that withholds something for the user's good shows paternalism and refuses
 too, and tokens of a trait's sentence that say nothing about it ("the", a full stop) count as showing it."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.spans import piece_ends
-from persona_core.analysis.statistics import Estimate, bounded, rank_auroc
+from persona_core.analysis.statistics import Estimate, bounded, bounded_difference, rank_auroc
 from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Kind, Trace
@@ -123,7 +123,8 @@ def sentence_figures(
         kinds: of scores.
 
     Returns:
-        For each kind: by the mean score of a sentence's tokens. "words": by its words alone, without a model.
+        For each kind: by the mean score of a sentence's tokens. "words": by its words alone, without a model. "over
+        words": the last kind's lead over that.
     """
     scores: dict[Kind, list[float]] = {kind: [] for kind in kinds}
     shows, clusters, texts = [], [], []
@@ -142,7 +143,9 @@ def sentence_figures(
             texts.append(text)
     each: dict[str, np.ndarray] = {kind: np.array(z) for kind, z in scores.items()}
     each["words"] = words_alone(fitted, trait)(texts)
-    found = {name: bounded(rank_auroc(z, np.array(shows)), np.array(clusters)) for name, z in each.items()}
+    figures = {name: rank_auroc(z, np.array(shows)) for name, z in each.items()}
+    found = {name: bounded(one, np.array(clusters)) for name, one in figures.items()}
+    found["over words"] = bounded_difference(figures[kinds[-1]], figures["words"], np.array(clusters))
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 

@@ -24,7 +24,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import PROJECT_ROOT
-from scripts.docs import answers, architecture, demo_model, errors, prompts, published_runs, real_model, speed
+from scripts.docs import (
+    answers,
+    architecture,
+    demo_model,
+    errors,
+    prompts,
+    published_runs,
+    real_model,
+    real_vectors,
+    speed,
+)
 from scripts.docs.stored import number
 
 TABLES = (
@@ -35,6 +45,7 @@ TABLES = (
     | prompts.TABLES
     | published_runs.TABLES
     | real_model.TABLES
+    | real_vectors.TABLES
     | speed.TABLES
 )
 INSIDE = r"((?:(?!<!-- ).)*)"  # a marked part ends at the next comment, which must be its end

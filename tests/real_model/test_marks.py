@@ -19,7 +19,7 @@ def test_marks_are_placed_with_the_traits_that_were_looked_for(tmp_path: Path) -
     folder = tmp_path / "analysis"
     assert place_marks(ROWS, folder, tmp_path)
     assert load_annotations(folder / "marks.jsonl") == [mark]
-    assert load_judged_traits(folder / "judged.json") == dict.fromkeys(ROWS, ["evil", "sycophancy"])
+    assert load_judged_traits(folder / "judged.json") == {key: ["evil", "sycophancy"] for key in ROWS}
 
 
 def test_marks_of_other_replies_are_left_out(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_the_figures_of_sentences_are_aurocs_of_their_mean_scores(
     wanted = np.mean([(a > b) + 0.5 * (a == b) for a, b in product(own, others)])
     assert found["raw"]["value"] == pytest.approx(wanted, abs=0.02)
     assert 0.5 < found["words"]["value"] < 1
+    assert found["over words"]["value"] == pytest.approx(found["raw"]["value"] - found["words"]["value"], abs=1e-4)
 
 
 def test_vectors_and_alarms_rest_on_other_prompts_than_they_are_measured_on(tmp_path: Path) -> None:
