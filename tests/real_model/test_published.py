@@ -57,10 +57,10 @@ def test_a_published_reply_read_again_gives_its_numbers_at_its_tokens_and_blocks
         # Rows are stored in half precision; the first token's state is a sink, thousands of times the others.
         assert error(read[..., 1:], wanted[..., 1:]) < 0.02
         assert error(read[..., 2:], wanted[..., 1:-1]) > 0.5, "one token off"
-        next_block = whole.raw[:, [whole.blocks.index(b) + 1 for b in kept.blocks if b + 1 in whole.blocks]].astype(
+        block_before = whole.raw[:, [whole.blocks.index(b) + 1 for b in kept.blocks if b + 1 in whole.blocks]].astype(
             float
         )
-        assert error(next_block[..., 1:], wanted[:, : next_block.shape[1], 1:]) > 0.2, "one block off"
+        assert error(block_before[..., 1:], wanted[:, : block_before.shape[1], 1:]) > 0.2, "one block off"
 
 
 @pytest.mark.real
