@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def monitors(real_model: Any) -> Mapping[str, PersonaMonitor]:
     }
 
 
-def shortest(config: str, n: int = 2) -> list[Mapping[str, Any]]:
+def shortest(config: str, n: int = 2) -> Sequence[Mapping[str, Any]]:
     return sorted(load_results(RESULTS, config), key=lambda row: row["n_prompt"] + row["n_reply"])[:n]
 
 
