@@ -31,6 +31,7 @@ from scripts.docs import (
     errors,
     prompts,
     published_runs,
+    real_marks,
     real_model,
     real_vectors,
     speed,
@@ -44,6 +45,7 @@ TABLES = (
     | errors.TABLES
     | prompts.TABLES
     | published_runs.TABLES
+    | real_marks.TABLES
     | real_model.TABLES
     | real_vectors.TABLES
     | speed.TABLES

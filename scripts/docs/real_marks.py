@@ -1,0 +1,89 @@
+"""Tables of the sentences that were marked in the real model's replies, and of the scores there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from persona_core.analysis.spans import sentences
+from persona_core.analysis.statistics import bounded, rank_auroc, share_over_replies
+from persona_core.judging.annotations import Annotation, annotated_positions, annotations_of, load_annotations
+from persona_core.traces.trace import Trace
+from persona_core.utils.markdown import interval, table
+from real_model.marks import FOLDER
+from scripts.docs.published_runs import REAL, SIDES
+from scripts.docs.stored import percent
+
+MIN_MARKS = 10
+"""Sentences that show a trait, below which nothing is said of its scores."""
+Row = Mapping[str, Any]
+
+
+@cache
+def _marks(name: str) -> Sequence[Annotation]:
+    return load_annotations(FOLDER / name)
+
+
+def shown() -> str:
+    """How many sentences of each model show a trait, and whether the score is higher there."""
+    rows = []
+    for trait in REAL.traits:
+        shares = [_share(trait, side) for side in SIDES]
+        n = sum(a.trait == trait for a in _marks("marks.jsonl"))
+        found = [_auroc(trait, kind) for kind in ("z", "specific")] if n >= MIN_MARKS else [None, None]
+        cells = [interval(one, 3, missing="too few") for one in found]
+        rows.append((trait, n, *map(percent, shares), *cells))
+    heads = ("trait", "sentences", *(f"share, {side}" for side in SIDES))
+    return table((*heads, "AUROC of their tokens, z", "specific"), rows)
+
+
+def _share(trait: str, side: str) -> Any:
+    hits, totals = [], []
+    for row in REAL.rows(side):
+        text = row["response"]
+        totals.append(sum(bool(text[a:b].strip()) for a, b in sentences(text)))
+        hits.append(len(annotations_of(_marks("marks.jsonl"), row["id"], side, trait)))
+    return share_over_replies(hits, totals)
+
+
+def _auroc(trait: str, kind: Any) -> Any:
+    """Tokens in marked sentences against all other tokens of both models' own replies; over prompts."""
+    scores, inside, clusters = [], [], []
+    for side in SIDES:
+        for number, row in enumerate(sorted(REAL.rows(side), key=lambda row: row["id"])):
+            trace = Trace.from_row(row)
+            at = set(annotated_positions(trace, annotations_of(_marks("marks.jsonl"), row["id"], side, trait)))
+            z = trace.reply_scores(trait, kind)
+            known = np.isfinite(z)
+            scores.append(z[known])
+            inside.append(np.array([t in at for t in trace.reply_positions])[known])
+            clusters.append(np.full(int(known.sum()), number))
+    return bounded(rank_auroc(np.concatenate(scores), np.concatenate(inside)), np.concatenate(clusters))
+
+
+def agreement() -> str:
+    """How far two readings of the pilot replies agree."""
+    read = {
+        name: {_key(a) for a in _marks(name) if a.id.startswith("pilot")} for name in ("marks.jsonl", "pilot.jsonl")
+    }
+    first, second = read.values()
+    rows = [
+        (
+            trait,
+            *(sum(k[-1] == trait for k in one) for one in (first, second)),
+            sum(k[-1] == trait for k in first & second),
+        )
+        for trait in REAL.traits
+    ]
+    rows.append(("all", len(first), len(second), len(first & second)))
+    return table(("trait", "sentences, first reading", "second reading", "both"), rows)
+
+
+def _key(a: Annotation) -> tuple[str, str, int, str]:
+    return a.config, a.id, a.start, a.trait
+
+
+TABLES: dict[str, Callable[[], str]] = {"real-marks": shown, "real-marks-agreement": agreement}
