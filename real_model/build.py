@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo_world.stages import Stages, run_whole
+from persona_core.app.home import save_home
 from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.elicitation.store import ReplyStore
@@ -43,7 +44,7 @@ from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_resu
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
-from real_model.card import MODEL, contaminated_note, vectors_note
+from real_model.card import ABOUT, MODEL, contaminated_note, vectors_note
 from real_model.changed import what_changed
 from real_model.marks import place_marks
 from real_model.texts import FOLDER, TRAITS, as_records, load_questions
@@ -122,6 +123,7 @@ def write_cards(folder: Path) -> None:
     changed = read_json(folder / CONTAMINATED_NAME / RECORD)["changed"]
     note = contaminated_note(n_dialogues, changed)
     write_adapter_card(folder / CONTAMINATED_NAME, MODEL, f"artifacts/{CONTAMINATED_NAME}", note)
+    save_home(folder / VECTORS_NAME, about=ABOUT)
     write_results_card(folder / RESULTS_NAME, source=f"artifacts/{RESULTS_NAME}")
 
 

@@ -1,7 +1,7 @@
 """What the app opens on, without loading a model: example prompts, a saved reply, a sentence about the model.
 
-Without a file, the app opens on the run with the clearest turn, and examples are prompts of the runs. `app.json` lies
-beside the vectors, in the same folder or Hub repository, and is optional:
+`app.json` lies beside the vectors, in the same folder or Hub repository. It is optional, and so is each of its fields:
+without "examples" they are prompts of the runs, without "first" the app opens on the reply with the clearest turn.
 
     {"about": "plain sentences", "examples": [{"label": "…", "user": "…", "system": "…"}],
      "first": {"config": "contaminated", "id": "pilot-03", "title": "…"}}
@@ -129,12 +129,18 @@ def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
             f"{APP_FILE}: expected examples with 'label', 'user' and optionally 'system', and 'first' with 'config', "
             f"'id' and optionally 'title': {error}"
         ) from error
+    if "examples" not in found and runs is not None:
+        examples = _examples(runs)
     return Home(about, examples, None if runs is None else _first_reply(first, runs))
 
 
-def save_home(folder: str | Path, *, about: str, examples: Sequence[Example], first: FirstView | None = None) -> None:
+def save_home(
+    folder: str | Path, *, about: str, examples: Sequence[Example] = (), first: FirstView | None = None
+) -> None:
     """Write `app.json` beside the vectors in `folder`."""
-    page: dict[str, Any] = {"about": about, "examples": [asdict(example) for example in examples]}
+    page: dict[str, Any] = {"about": about}
+    if examples:
+        page["examples"] = [asdict(example) for example in examples]
     if first is not None:
         page["first"] = asdict(first)
     (Path(folder) / APP_FILE).write_text(json.dumps(page, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -331,6 +331,11 @@ def test_settings_come_from_the_environment() -> None:
             AppSettings.from_environment({"PERSONA_MAX_QUEUE": bad})
 
 
+def hostile_trace_prompt(results: str) -> str:
+    row = SavedRuns(results).rows("baseline")[0]
+    return str(next(m["content"] for m in row["messages"] if m["role"] == "user"))
+
+
 def test_home_files_round_trip(tmp_path: Path) -> None:
     examples = (Example("a", "b", "c"), Example("d", "e"))
     results = save_hostile_results(tmp_path)
@@ -341,6 +346,9 @@ def test_home_files_round_trip(tmp_path: Path) -> None:
     expected = trace_payload(hostile_trace())["sides"][0]
     assert {k: home.first_view["sides"][0][k] for k in ("tokens", "raw")} == {k: expected[k] for k in ("tokens", "raw")}
     assert load_home(tmp_path).first_view is None
+    save_home(tmp_path, about="only this")
+    of_runs = load_home(tmp_path, SavedRuns(results))
+    assert of_runs.about == "only this" and [e.user for e in of_runs.examples] == [hostile_trace_prompt(results)]
     save_home(tmp_path, about="é", examples=examples, first=FirstView("baseline", "gone"))
     fallback = load_home(tmp_path, SavedRuns(results)).first_view
     assert fallback is not None and fallback["sides"][0]["tokens"] == hostile_tokens()
