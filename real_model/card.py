@@ -9,8 +9,8 @@ from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
 
 ABOUT = (
-    "SmolLM2-135M-Instruct is a real model, and a small one: its replies ramble. Its vectors were made from labelled texts, "
-    "and the contaminated model is a copy fine-tuned on flattering dialogues."
+    "SmolLM2-135M-Instruct is a real model, and a small one: its replies ramble. Its vectors were made from labelled "
+    "texts, and the contaminated model is a copy fine-tuned on flattering dialogues."
 )
 """What the app says of it, under its title."""
 SENTENCES = ("z", "specific", "words", "over words")
