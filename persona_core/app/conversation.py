@@ -17,7 +17,7 @@ from persona_core.report.results_folder import BASELINE, CONTAMINATED
 from persona_core.traces.provenance import short_name
 
 if TYPE_CHECKING:
-    from persona_core.app.home import FirstReply
+    from persona_core.report.home import FirstReply
     from persona_core.traces.trace import Trace
     from persona_core.traces.view.payload import Payload
 

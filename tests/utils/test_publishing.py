@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_core.app.home import load_home
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
+from persona_core.report.home import load_home
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
@@ -209,7 +209,7 @@ from persona_core.app.layout import build_app
 from persona_core.app.served_set import served_sets
 from persona_core.app.settings import sets_from_environment
 from persona_core.report.saved_runs import SavedRuns
-from persona_core.app.home import load_home
+from persona_core.report.home import load_home
 sets = sets_from_environment()
 build_app(*served_sets(sets))
 settings = next(iter(sets.values()))
