@@ -186,10 +186,16 @@ def test_the_card_is_that_of_a_static_space_and_names_what_is_on_the_hub(tmp_pat
     assert "# Mine: &lt;b&gt;" in card.text
 
 
-def test_the_card_links_the_repositories_that_the_site_was_made_from() -> None:
+def test_the_card_links_the_repositories_that_the_site_was_made_from_but_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = RepoCard(site_card("A", "me/rows@v1", "me/vectors", models=["me/vectors"])).data.to_dict()
     assert (data["models"], data["datasets"]) == (["me/vectors"], ["me/rows"])
     assert data.get("license") is None
+    (tmp_path / "artifacts" / "rows").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    data = RepoCard(site_card("A", "artifacts/rows", "artifacts/rows")).data.to_dict()
+    assert data.get("models") is None and data.get("datasets") is None
 
 
 @needs_shipped

@@ -59,6 +59,7 @@ function mountReport(root, content, options) {
       for (const trace of data) for (const part of ["line", "marker", "error_x", "error_y"]) repaint(trace[part]);
       for (const arrow of layout.annotations ?? []) repaint(arrow);
       for (const shape of layout.shapes ?? []) repaint(shape);
+      repaint(layout.title);
     }
     const tokens = content.tokens?.[layout.meta?.config];
     if (tokens) {

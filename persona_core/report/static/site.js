@@ -27,7 +27,7 @@
   async function get(path) {
     let answer;
     try {
-      answer = await fetch(path);
+      answer = await fetch(path, { cache: "no-cache" }); // a site may be replaced: ask whether the kept copy is still that of the host
     } catch {
       const how = location.protocol === "file:" ? "Serve this folder, for example with python -m http.server." : "Check the connection, and try again.";
       throw new Error(path + " could not be fetched. " + how);
