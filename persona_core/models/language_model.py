@@ -58,8 +58,16 @@ class LanguageModel:
     @property
     def writer_name(self) -> str:
         """The model's name as a writer: its adapter is part of it, the path to a folder is not."""
-        names = (self.name,) if self.adapter is None else (self.name, self.adapter)
-        return " + ".join(map(public_name, names))
+        return self._written_as(self.name)
+
+    @property
+    def writer_names(self) -> tuple[str, ...]:
+        """`writer_name`; for weights that were converted from a GGUF file also the name that the file writes under."""
+        origin = self.converted_from
+        return (self.writer_name, *([] if origin is None else [self._written_as(origin["file"])]))
+
+    def _written_as(self, name: str) -> str:
+        return " + ".join(map(public_name, (name,) if self.adapter is None else (name, self.adapter)))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -76,7 +84,20 @@ class LanguageModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             **({"quantization": ", ".join(steps)} if steps else {}),
             **({} if self.gguf is None else {"gguf": {k: self.gguf[k] for k in ("file", "sha256")}}),
+            **({} if self.converted_from is None else {"converted_from": self.converted_from}),
         }
+
+    @property
+    def converted_from(self) -> dict[str, str] | None:
+        """The GGUF file that a folder's or repository's weights were converted from, if its config says so.
+
+        As "file" and "sha256". `persona publish` writes it, so that vectors made on the file know the model.
+        """
+        found = getattr(unwrap(self.model).config, "converted_from", None)
+        if self.gguf is not None or not isinstance(found, Mapping):
+            return None
+        known = {k: found.get(k) for k in ("file", "sha256")}
+        return {k: v for k, v in known.items() if isinstance(v, str)} if all(known.values()) else None
 
     @property
     def identity(self) -> dict[str, Any]:

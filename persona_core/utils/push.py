@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,8 +101,16 @@ def create(repo_id: str, repo_type: str, private: bool, token: str | None = None
         HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
 
 
-def set_variables(repo_id: str, variables: Mapping[str, str], token: str | None = None) -> bool:
+def set_variables(
+    repo_id: str, variables: Mapping[str, str], token: str | None = None, unset: Collection[str] = ()
+) -> bool:
     """Set a Space's public variables, only those that differ: each change restarts the Space.
+
+    Args:
+        repo_id: of the Space.
+        variables: name -> value.
+        token: as in `push`.
+        unset: names of variables to remove.
 
     Returns:
         Whether anything changed.
@@ -113,9 +121,12 @@ def set_variables(repo_id: str, variables: Mapping[str, str], token: str | None 
     with hub_errors(f"set the variables of {repo_id!r}", AGAIN):
         known = {name: found.value for name, found in api.get_space_variables(repo_id).items()}
         changed = {name: value for name, value in variables.items() if known.get(name) != value}
+        gone = [name for name in unset if name in known]
+        for name in gone:
+            api.delete_space_variable(repo_id, name)
         for name, value in changed.items():
             api.add_space_variable(repo_id, name, value)
-    return bool(changed)
+    return bool(changed or gone)
 
 
 def check_secrets(folder: Path) -> None:

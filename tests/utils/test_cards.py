@@ -12,7 +12,8 @@ from huggingface_hub import ModelCardData, RepoCard
 
 from persona_core.errors import SettingError
 from persona_core.utils.cards import make_card, usage, with_links, with_usage
-from persona_core.utils.repositories import hub_card, repositories, stage
+from persona_core.utils.repositories import repositories
+from persona_core.utils.staging import hub_card, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,79 @@
+"""A model read from a GGUF file as a folder that can be published: bfloat16 safetensors, tokenizer, configs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona_core.errors import NotFound
+from persona_core.models.gguf import RECORD, cache_folder
+from persona_core.utils.files import read_json, write_atomically
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that a GGUF file was quantized from.
+
+    Attributes:
+        repo_id: on the Hub.
+        license: of its weights.
+    """
+
+    repo_id: str
+    license: str
+
+
+ORIGINALS = {
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": Original(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+    ),
+}
+"""SHA-256 of a GGUF file -> its original. GGUF files seldom say it themselves."""
+
+
+def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
+    """Write the model of a GGUF file that `load_model` has converted before, with its weights rounded to bfloat16.
+
+    The config asks for float32 arithmetic, in which the file's weights are read, and names the file.
+
+    Args:
+        gguf: "file" and "sha256", as in a model's `record`.
+        folder: where to; it must not exist yet.
+
+    Raises:
+        NotFound: the file was not converted on this machine.
+    """
+    source = cache_folder(gguf["sha256"])
+    if not source.is_dir():
+        raise NotFound(
+            f"The weights of {gguf['file']} (SHA-256 {gguf['sha256'][:16]}…) are not on this machine. `make weights` "
+            "fetches those of SmolLM2; of another file, run load_model on it once."
+        )
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True)
+    names: dict[str, str] = {}
+    size = 0
+    for path in sorted(source.glob("*.safetensors")):
+        rounded = {name: weight.bfloat16() for name, weight in load_file(path).items()}
+        save_file(rounded, folder / path.name, metadata={"format": "pt"})
+        (folder / path.name).chmod(0o644)  # safetensors leaves files that only their owner can read
+        names |= dict.fromkeys(rounded, path.name)
+        size += sum(weight.numel() * weight.element_size() for weight in rounded.values())
+    for path in sorted(source.iterdir()):
+        if path.suffix != ".safetensors" and path.name not in (RECORD, INDEX):
+            shutil.copy(path, folder)
+    if set(names.values()) != {WEIGHTS}:
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
+        write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    config |= {"dtype": "float32", "converted_from": {**gguf, **read_json(source / RECORD)}}
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder
