@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts"
 VECTORS, RESULTS = ARTIFACTS / "persona-vectors-persona-tiny", ARTIFACTS / "persona-monitoring-persona-tiny"
 
+DEMO = tuple(f"artifacts/{name}" for name in ("persona-tiny", "persona-tiny-contaminated", VECTORS.name, RESULTS.name))
 NAMING = ("onset.json", "analysis/onset.json", "config.json")  # which name the published model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
@@ -63,7 +64,8 @@ def _serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     global hub, forks, checkout
     checkout = tmp_path_factory.mktemp("checkout")  # publishing writes links into its README.md
-    for name in ("app.py", "requirements.txt", "LICENSE", "artifacts", "persona_core"):
+    (checkout / "artifacts").mkdir()
+    for name in ("app.py", "requirements.txt", "LICENSE", "persona_core", *DEMO):
         (checkout / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "README.md", checkout)
     with (
@@ -118,7 +120,7 @@ def published(_once_published: Stored) -> Hub:
 
 
 def copy_of_the_checkout(root: Path) -> Path:
-    for name in ("artifacts", "persona_core"):
+    for name in (*DEMO, "persona_core"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("app.py", "requirements.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, root / name)
@@ -145,7 +147,7 @@ def test_five_repositories_hold_the_artifacts_and_the_app(published: Hub) -> Non
         ("dataset", "me/persona-monitoring-persona-tiny"): 2,
         ("space", "me/persona-traits"): 2,
     }
-    for repository in repositories(ROOT, "me")[:4]:
+    for repository in repositories(checkout, "me")[:4]:
         files = published.files(repository.repo_type, repository.repo_id)
         for path in repository.folder.rglob("*"):
             name = path.relative_to(repository.folder).as_posix()
