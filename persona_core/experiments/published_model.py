@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from persona_core.errors import CorruptFile
 from persona_core.experiments.weights_difference import measured_difference
-from persona_core.models.bfloat16_copy import ORIGINALS, write_bfloat16
+from persona_core.models.bfloat16_copy import write_bfloat16
+from persona_core.models.origin import ORIGINALS
 from persona_core.utils.artifact_sets import ArtifactSet
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_atomically
@@ -29,9 +32,15 @@ def write_published_model(one: ArtifactSet, folder: Path) -> Path:
 
     Raises:
         NotFound: the weights are not on this machine.
+        CorruptFile: the vectors' config does not name the file.
     """
     gguf = base_model_of(one.vectors)["gguf"]
-    return write_bfloat16({name: str(gguf[name]) for name in ("file", "sha256")}, folder)
+    file, sha256 = (str(gguf.get(name)) for name in ("file", "sha256"))
+    if not re.fullmatch("[0-9a-f]{64}", sha256):  # it names a folder of the cache
+        raise CorruptFile(
+            f"{one.vectors / 'config.json'}: the GGUF file's sha256 is {sha256!r}; expected 64 hex digits."
+        )
+    return write_bfloat16({"file": file, "sha256": sha256}, folder)
 
 
 def write_model_card(repos: Sequence[Repository]) -> Path:

@@ -5,33 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persona_core.errors import NotFound
 from persona_core.models import wheel_weights
 from persona_core.models.gguf import RECORD, GgufFile, cache_folder, converted
+from persona_core.models.origin import KEY, weights_digest
 from persona_core.utils.files import read_json, write_atomically
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class Original:
-    """The model that a GGUF file was quantized from.
-
-    Attributes:
-        repo_id: on the Hub.
-        license: of its weights.
-    """
-
-    repo_id: str
-    license: str
-
-
-ORIGINALS = {wheel_weights.FILE_SHA256: Original("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
-"""SHA-256 of a GGUF file -> its original. GGUF files seldom say it themselves."""
 
 
 def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
@@ -58,21 +45,23 @@ def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     names: dict[str, str] = {}
-    size = 0
+    weights: list[torch.Tensor] = []
     for path in sorted(source.glob("*.safetensors")):
         rounded = {name: weight.bfloat16() for name, weight in load_file(path).items()}
         save_file(rounded, folder / path.name, metadata={"format": "pt"})
         (folder / path.name).chmod(0o644)  # safetensors leaves files that only their owner can read
         names |= dict.fromkeys(rounded, path.name)
-        size += sum(weight.numel() * weight.element_size() for weight in rounded.values())
+        weights += rounded.values()
     for path in sorted(source.iterdir()):
         if path.suffix != ".safetensors" and path.name not in (RECORD, INDEX):
             shutil.copy(path, folder)
     if set(names.values()) != {WEIGHTS}:
+        size = sum(weight.numel() * weight.element_size() for weight in weights)
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(names.items()))}
         write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
     config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)
-    config |= {"dtype": "float32", "converted_from": {**gguf, **read_json(source / RECORD)}}
+    origin = {**gguf, **read_json(source / RECORD), "weights": weights_digest(weights)}
+    config |= {"dtype": "float32", KEY: origin}
     write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder

@@ -33,6 +33,8 @@ class LanguageModel:
         forward_arguments: names that the model's forward accepts.
         static_cache: generate with a static key-value cache, on a GPU as one CUDA graph; see `load_model`.
         gguf: of a model read from a GGUF file: "file", "quantization" and "sha256".
+        converted_from: of a model whose weights were converted from a GGUF file, as `persona publish` does: "file" and
+            "sha256". Vectors that were made on the file know the model by it.
     """
 
     model: Any
@@ -48,6 +50,7 @@ class LanguageModel:
     forward_arguments: frozenset[str]
     static_cache: bool = False
     gguf: Mapping[str, str] | None = None
+    converted_from: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
         names = f"{self.writer_name}{f' at {self.revision}' if self.revision else ''}"
@@ -84,20 +87,8 @@ class LanguageModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             **({"quantization": ", ".join(steps)} if steps else {}),
             **({} if self.gguf is None else {"gguf": {k: self.gguf[k] for k in ("file", "sha256")}}),
-            **({} if self.converted_from is None else {"converted_from": self.converted_from}),
+            **({} if self.converted_from is None else {"converted_from": dict(self.converted_from)}),
         }
-
-    @property
-    def converted_from(self) -> dict[str, str] | None:
-        """The GGUF file that a folder's or repository's weights were converted from, if its config says so.
-
-        As "file" and "sha256". `persona publish` writes it, so that vectors made on the file know the model.
-        """
-        found = getattr(unwrap(self.model).config, "converted_from", None)
-        if self.gguf is not None or not isinstance(found, Mapping):
-            return None
-        known = {k: found.get(k) for k in ("file", "sha256")}
-        return {k: v for k, v in known.items() if isinstance(v, str)} if all(known.values()) else None
 
     @property
     def identity(self) -> dict[str, Any]:

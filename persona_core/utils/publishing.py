@@ -43,7 +43,7 @@ def publish(
         if repository.kind == "app":
             # Settings before code: the app must not start on defaults that its repository lacks.
             create(repository.repo_id, "space", private, token)
-            set_variables(repository.repo_id, {SETS: served_sets(pinned)}, token, unset=ONE_MODEL)
+            set_variables(repository.repo_id, {SETS: sets_variable(pinned)}, token, unset=ONE_MODEL)
         pushed = push(
             folder,
             repository.repo_id,
@@ -57,7 +57,7 @@ def publish(
         yield repository, pushed
 
 
-def served_sets(pinned: dict[Repository, str]) -> str:
+def sets_variable(pinned: dict[Repository, str]) -> str:
     """The app's setting: a JSON list with the model, adapter, vectors and results of every set.
 
     Args:
