@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
-from persona_core.models.loading import load_model
+from persona_core.models.loading import add_adapter, load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results
 from persona_core.traces.trace import Trace
@@ -102,6 +102,7 @@ def _read_again(folders: Mapping[str, Path], dtype: str) -> dict[str, Any]:
         (Detectors.from_pretrained(f) for f in (folders["vectors"], folders["results"] / ANALYSIS)
          if (f / DETECTORS_FILE).is_file()), None,
     )  # fmt: skip
+    base = load_model(folders["model"], dtype=dtype, device="cpu")
     stored: list[Trace] = []
     again: list[Trace] = []
     for config, adapter in (("baseline", None), ("contaminated", folders.get("adapter"))):
@@ -110,7 +111,7 @@ def _read_again(folders: Mapping[str, Path], dtype: str) -> dict[str, Any]:
             continue
         rows = read_results(runs)
         own = [Trace.from_row(row) for row in rows[:: max(1, len(rows) // N_RUNS)][:N_RUNS]]
-        model = load_model(folders["model"], adapter=adapter, dtype=dtype, device="cpu")
+        model = base if adapter is None else add_adapter(base, adapter)
         blocks = sorted({b for trace in own for b in trace.blocks})
         again += PersonaMonitor(model, vectors, blocks=blocks).read_batch(own)
         stored += own
