@@ -117,23 +117,22 @@ no better than the quantized model: small, often wrong.
 def _difference_section(file: str, difference: Figures) -> str:
     rows = []
     for dtype, found in difference.items():
-        onsets = found["onsets"]
-        agree = "not measured"
-        if onsets is not None:
-            agree = f"{onsets['both']} of {onsets['n']}, {onsets['same']} at the same token"
+        alarms, agree = found["alarms"], "not measured"
+        if alarms is not None:
+            agree = f"{alarms['agree']} of {alarms['n']} ({alarms['raised']} with one)"
         rows += [
             (dtype, KINDS[kind], *(f"{spread[k]:g}" for k in ("largest", "p99", "median")), agree)
             for kind, spread in found["scores"].items()
         ]
     first = next(iter(difference.values()))
-    heads = ["loaded as", "score", "largest difference", "99th percentile", "median", "alarms in both readings"]
+    heads = ["loaded as", "score", "largest difference", "99th percentile", "median", "alarms agree"]
     sinks = ", ".join(f"{found['sinks']} as {dtype}" for dtype, found in difference.items())
     return f"""## How closely it reads what was read
 
 The runs were read in float32 with the file's own weights. The same replies, {first["n_replies"]} of them with
 {first["n_tokens"]:,} tokens, were read again with these weights. Differences over tokens and traits, in standard
-deviations of neutral tokens, without sink tokens (tokens that are one in one reading only: {sinks}); alarms out of
-those that either reading raises.
+deviations of neutral tokens, without sink tokens (tokens that are one in one reading only: {sinks}). Alarms agree in a
+reply and trait where both readings raise one or neither does; in brackets, where either does.
 
 {table(heads, rows)}
 

@@ -41,11 +41,11 @@ def compare_readings(
     Returns:
         "n_replies"; "n_tokens" of the replies; "sinks": tokens that are sinks in one reading only, at some trait's
         block; "scores": kind -> "largest", "p99" and "median" of the absolute differences over tokens and traits, in
-        standard deviations of neutral tokens; "onsets": of the replies and traits in which either reading finds an
-        alarm, how many ("n"), the share in which both do ("both"), and at the same token ("same").
+        standard deviations of neutral tokens; "alarms": of all replies and traits ("n"), in how many either reading
+        raises an alarm ("raised"), in how many both raise it or neither does ("agree"), and at the same token ("same").
     """
     differences: dict[str, list[np.ndarray]] = {}
-    sinks = n = both = same = 0
+    sinks = n = raised = agree = same = 0
     for first, second in zip(stored, again, strict=True):
         reply = first.reply_positions
         columns = sorted({first.blocks.index(block) for block in first.best_block.values()})
@@ -55,17 +55,17 @@ def compare_readings(
                 pair = [trace.scores_without_sinks(trait, kind)[reply] for trace in (first, second)]
                 differences.setdefault(kind, []).append(np.abs(pair[0] - pair[1]))
             if detectors is not None and trait in detectors.by_trait:
-                found = [detectors.find(trace, trait) for trace in (first, second)]
-                alarms = [onset.alarm is not None for onset in found]
-                n += any(alarms)
-                both += all(alarms)
-                same += all(alarms) and found[0].alarm == found[1].alarm
+                alarms = [detectors.find(trace, trait).alarm for trace in (first, second)]
+                n += 1
+                raised += alarms != [None, None]
+                agree += (alarms[0] is None) == (alarms[1] is None)
+                same += alarms[0] == alarms[1]
     return {
         "n_replies": len(stored),
         "n_tokens": sum(len(trace.reply_positions) for trace in stored),
         "sinks": sinks,
         "scores": {kind: _spread(np.concatenate(found)) for kind, found in differences.items()},
-        "onsets": {"n": n, "both": both, "same": same} if detectors is not None else None,
+        "alarms": None if detectors is None else {"n": n, "raised": raised, "agree": agree, "same": same},
     }
 
 
