@@ -98,10 +98,8 @@ def measured_difference(repos: Sequence[Repository]) -> dict[str, Any]:
 def _read_again(folders: Mapping[str, Path], dtype: str) -> dict[str, Any]:
     """All sides in one comparison."""
     vectors = PersonaVectors.from_pretrained(folders["vectors"])
-    detectors = next(
-        (Detectors.from_pretrained(f) for f in (folders["vectors"], folders["results"] / ANALYSIS)
-         if (f / DETECTORS_FILE).is_file()), None,
-    )  # fmt: skip
+    calibrated = next((path.parent for path in _detectors(folders) if path.is_file()), None)
+    detectors = None if calibrated is None else Detectors.from_pretrained(calibrated)
     base = load_model(folders["model"], dtype=dtype, device="cpu")
     stored: list[Trace] = []
     again: list[Trace] = []
@@ -118,11 +116,17 @@ def _read_again(folders: Mapping[str, Path], dtype: str) -> dict[str, Any]:
     return compare_readings(stored, again, detectors)
 
 
+def _detectors(folders: Mapping[str, Path]) -> tuple[Path, Path]:
+    """Where detectors may lie, the first that is there counts."""
+    return folders["vectors"] / DETECTORS_FILE, folders["results"] / ANALYSIS / DETECTORS_FILE
+
+
 def _made_from(folders: Mapping[str, Path]) -> dict[str, str]:
     """Digests of what the comparison depends on."""
     files = {
         "model": sorted(folders["model"].glob("*.safetensors")),
         "vectors": [folders["vectors"] / "vectors.safetensors"],
+        "detectors": [path for path in _detectors(folders) if path.is_file()],
         "results": sorted((folders["results"] / DATA).glob("*.parquet")),
         "adapter": sorted(folders["adapter"].glob("*.safetensors")) if "adapter" in folders else [],
     }

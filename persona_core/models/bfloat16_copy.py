@@ -24,7 +24,8 @@ INDEX = "model.safetensors.index.json"
 def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
     """Write the model of a GGUF file with its weights rounded to bfloat16.
 
-    The config asks for float32 arithmetic, in which the file's weights are read, and names the file.
+    The config asks for float32 arithmetic, as that of the converted file does, and names the file. Of SmolLM2-135M,
+    rounding then moves no z score by more than 0.03, and arithmetic in bfloat16 would move some by 0.3.
 
     Args:
         gguf: "file" and "sha256", as in a model's `record`.
@@ -62,6 +63,5 @@ def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
     config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)
     origin = {**gguf, **read_json(source / RECORD), "weights": weights_digest(weights)}
-    config |= {"dtype": "float32", KEY: origin}
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / "config.json", json.dumps({**config, KEY: origin}, indent=2, sort_keys=True) + "\n")
     return folder
