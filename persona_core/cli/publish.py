@@ -15,7 +15,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,13 +45,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> list[str]:
+    from huggingface_hub.utils import logging as hub_logging
+
     from persona_core.utils.collection import add_to_collection, open_collection
     from persona_core.utils.publishing import publish
     from persona_core.utils.staging import sizes, stage
 
     if not (options.root / "artifacts").is_dir():
         raise SettingError(f"--root {str(options.root)!r}: no folder artifacts/ there; run this in a checkout.")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of unchanged repositories; we say so below
+    hub_logging.set_verbosity_error()  # it warns of unchanged repositories; we say so below
     source = options.source or source_of(options.root)
     links = _notebooks(options.root, source)
     with tempfile.TemporaryDirectory() as scratch:

