@@ -1,11 +1,11 @@
 """Publish artifacts/ and the app on the Hugging Face Hub: repositories that link to each other.
 
-For each set of artifacts the model, the contaminated adapter, the vectors and the results dataset; and the Space, which
-loads them at the revisions that were just pushed. A Hub Collection lists them all. Where a model was read from a GGUF
-file, its weights are published as bfloat16 safetensors, and the card says how much the readings change; the first time
-this reads some stored runs again, which takes minutes. Run it in a checkout of the project. Unchanged repositories get
-no commit; after an interruption the same command does the rest. Finally the links are written into README.md, and the
-source's address into the notebooks; commit these changes.
+For each set of artifacts the model, the contaminated adapter, the vectors and the results dataset; the first set's runs
+as a static Space; and the app's Space, which loads the sets at the revisions that were just pushed. A Hub Collection
+lists them all. Where a model was read from a GGUF file, its weights are published as bfloat16 safetensors, and the card
+says how much the readings change; the first time this reads some stored runs again, which takes a minute or two. Run it
+in a checkout of the project. Unchanged repositories get no commit; after an interruption the same command does the
+rest. Finally the links are written into README.md, and the source's address into the notebooks; commit these changes.
 
 examples:
   persona publish --namespace me --dry-run     # what would go where; no network
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("publish", __doc__)
     parser.add_argument("--namespace", required=True, help="Hub user or organisation")
-    parser.add_argument("--app-name", default="persona-traits", help="name of the Space")
+    parser.add_argument(
+        "--app-name", default="persona-traits", help="name of the app's Space; the site's has -runs added"
+    )
     parser.add_argument("--source", metavar="URL", help="URL of the git repository (default: the remote origin)")
     parser.add_argument("--private", action="store_true", help="create private repositories")
     parser.add_argument("--tag", default=f"v{__version__}", help="tag for the commits")
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> list[str]:
     source = options.source or source_of(options.root)
     links = _notebooks(options.root, source)
     with tempfile.TemporaryDirectory() as scratch:
-        repos = _repositories(options, Path(scratch) / "weights")
+        repos = _repositories(options, Path(scratch))
         staging = Path(scratch) / "staged"
         if options.dry_run:
             for repository in repos:
@@ -77,23 +79,37 @@ def run(options: argparse.Namespace) -> list[str]:
     return []
 
 
-def _repositories(options: argparse.Namespace, folder: Path) -> tuple[Repository, ...]:
-    """All repositories; models that were read from a GGUF file are written into the folder, each with its card."""
+def _repositories(options: argparse.Namespace, scratch: Path) -> tuple[Repository, ...]:
+    """All repositories. Models that were read from a GGUF file, with their cards, and the site are written for it."""
     from persona_core.utils.artifact_sets import artifact_sets
     from persona_core.utils.repositories import repositories
 
-    repositories(options.root, options.namespace, options.app_name)  # refuses what is wrong before minutes of work
+    named = (options.root, options.namespace, options.app_name)
+    weights: dict[str, Path] = {}
+    repos = repositories(*named)  # refuses what is wrong before minutes of work
     missing = [one for one in artifact_sets(options.root / "artifacts") if one.model is None]
-    if not missing:
-        return repositories(options.root, options.namespace, options.app_name)
-    from persona_core.experiments.published_model import needs_weights, write_model_card, write_published_model
+    if missing:
+        from persona_core.experiments.published_model import needs_weights, write_model_card, write_published_model
 
-    weights = {one.name: write_published_model(one, folder / one.name) for one in missing if needs_weights(one)}
-    repos = repositories(options.root, options.namespace, options.app_name, weights)
-    for name in weights:
-        print(f"{name}: writing the model's card from stored runs, read again", flush=True)
-        write_model_card([r for r in repos if r.set == name])
-    return repos
+        for one in missing:
+            if needs_weights(one):
+                weights[one.name] = write_published_model(one, scratch / "weights" / one.name)
+        repos = repositories(*named, weights)
+        for name in weights:
+            print(f"{name}: writing the model's card, from stored runs read with the weights to publish", flush=True)
+            write_model_card([r for r in repos if r.set == name])
+    return repositories(*named, weights, _site(repos, scratch / "site"))
+
+
+def _site(repos: Sequence[Repository], folder: Path) -> Path:
+    """The runs of the first set as a static site."""
+    from persona_core.report.site import export_site
+
+    own = {r.kind: r for r in repos if r.set == repos[0].set}
+    models = [own[kind].repo_id for kind in ("model", "adapter", "vectors") if kind in own]
+    results = own["results"]
+    export_site(results.folder, folder, vectors=own["vectors"].folder, models=models, datasets=[results.repo_id])
+    return folder
 
 
 def _collection(slug: str) -> dict[str, tuple[str, str]]:

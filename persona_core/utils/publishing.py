@@ -52,6 +52,7 @@ def publish(
             tag=tag,
             token=token,
             message=f"Publish {TITLES[repository.kind]}",
+            sdk=repository.sdk,
         )
         pinned[repository] = f"{repository.repo_id}@{pushed.revision}"
         yield repository, pushed

@@ -49,6 +49,7 @@ def push(
     tag: str | None = None,
     token: str | None = None,
     message: str = "Update",
+    sdk: str | None = None,
 ) -> Pushed:
     """Make a repository hold exactly the files of a folder, in one commit; no commit if nothing differs.
 
@@ -60,6 +61,7 @@ def push(
         tag: put on the commit; an existing tag is not moved.
         token: None takes HF_TOKEN or what `hf auth login` saved.
         message: of the commit.
+        sdk: of a new Space: "gradio", if None, or "static".
 
     Raises:
         NotFound: no such folder.
@@ -74,7 +76,7 @@ def push(
         raise NotFound(f"No such folder: {str(path)!r}. There is nothing to push.")
     check_secrets(path)
     api = HfApi(token=token)
-    create(repo_id, repo_type, private, token)
+    create(repo_id, repo_type, private, token, sdk)
     with hub_errors(f"push to {repo_id!r}", AGAIN):
         before = api.repo_info(repo_id, repo_type=repo_type).sha
         commit = api.upload_folder(
@@ -92,11 +94,11 @@ def push(
     return Pushed(repo_id, repo_type, revision, revision != before)
 
 
-def create(repo_id: str, repo_type: str, private: bool, token: str | None = None) -> None:
-    """Create a repository if it does not exist."""
+def create(repo_id: str, repo_type: str, private: bool, token: str | None = None, sdk: str | None = None) -> None:
+    """Create a repository if it does not exist; arguments as in `push`."""
     from huggingface_hub import HfApi
 
-    sdk = "gradio" if repo_type == "space" else None
+    sdk = sdk or "gradio" if repo_type == "space" else None
     with hub_errors(f"create {repo_id!r}", AGAIN):
         HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
 

@@ -1,4 +1,7 @@
-"""What `artifacts/` becomes on the Hub: up to four repositories for each set of artifacts, and the app's Space."""
+"""What `artifacts/` becomes on the Hub: up to four repositories for each set of artifacts, and two Spaces.
+
+One Space is the app; the other, static, shows the first set's runs without a server.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from pathlib import Path
 from persona_core.errors import SettingError
 from persona_core.utils.artifact_sets import artifact_sets
 
-KINDS = ("model", "adapter", "vectors", "results", "app")
+KINDS = ("model", "adapter", "vectors", "results", "site", "app")
+SDKS = {"site": "static", "app": "gradio"}
 TITLES = {
     "model": "baseline model",
     "adapter": "contaminated model (adapter)",
     "vectors": "persona vectors",
     "results": "per-token results",
+    "site": "the runs as a static site",
     "app": "app",
 }
 
@@ -38,7 +43,12 @@ class Repository:
 
     @property
     def repo_type(self) -> str:
-        return {"results": "dataset", "app": "space"}.get(self.kind, "model")
+        return {"results": "dataset", "site": "space", "app": "space"}.get(self.kind, "model")
+
+    @property
+    def sdk(self) -> str | None:
+        """Of a Space."""
+        return SDKS.get(self.kind)
 
     @property
     def url(self) -> str:
@@ -52,9 +62,13 @@ class Repository:
 
 
 def repositories(
-    root: Path, namespace: str, app_name: str = "persona-traits", weights: Mapping[str, Path] | None = None
+    root: Path,
+    namespace: str,
+    app_name: str = "persona-traits",
+    weights: Mapping[str, Path] | None = None,
+    site: Path | None = None,
 ) -> tuple[Repository, ...]:
-    """The repositories of a checkout, in the order in which they are published: set by set, then the app.
+    """The repositories of a checkout, in the order in which they are published: set by set, then the Spaces.
 
     A set need not hold an adapter, nor a baseline that is on the Hub already.
 
@@ -63,6 +77,7 @@ def repositories(
         namespace: user or organisation on the Hub.
         app_name: of the Space.
         weights: name of a set -> a folder with its model, where `artifacts/` does not hold one.
+        site: folder of the static site; None: none is published.
 
     Raises:
         SettingError: a namespace that the Hub would refuse, half a set of artifacts, or none.
@@ -86,4 +101,6 @@ def repositories(
             for kind, folder in folders.items()
             if folder is not None
         ]
+    if site is not None:
+        found.append(Repository("site", site, f"{namespace}/{app_name}-runs", sets[0].name))
     return (*found, Repository("app", root, f"{namespace}/{app_name}"))

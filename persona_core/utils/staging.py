@@ -140,6 +140,9 @@ def hub_card(text: str, repository: Repository, repos: Sequence[Repository], lin
         card.data["base_model"] = [known.get(b, b) for b in base] if isinstance(base, list) else known.get(base, base)
         if repository.kind == "adapter":
             card.data["base_model_relation"] = "adapter"
+    if repository.kind == "site":
+        card.text = f"{card.text.rstrip()}\n\nPublished together:\n\n{listed}\n"
+        return str(card)
     ids = _ids_of_set(repository, repos)
     values = {"base": ids["model"], "vectors": ids["vectors"]} if "model" in ids else {}
     card.text = with_usage(card.text, repository.repo_id, f"Published together:\n\n{listed}", **values)

@@ -50,6 +50,7 @@ class Repo:
     """A repository: its commits in order, each with all its files."""
 
     private: bool = False
+    sdk: str | None = None
     gated: bool = False
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)  # sha, message, files
     tags: dict[str, str] = field(default_factory=dict)
@@ -220,7 +221,9 @@ class Handler(BaseHTTPRequestHandler):
         if key in self.hub.repos:
             self._json({**url, "error": "You already created this repo"}, 409)
             return
-        self.hub.repos[key] = repo = Repo(bool(asked.get("private")) or asked.get("visibility") == "private")
+        self.hub.repos[key] = repo = Repo(
+            bool(asked.get("private")) or asked.get("visibility") == "private", asked.get("sdk")
+        )
         repo.commit("initial commit", {".gitattributes": ATTRIBUTES})
         self._json(url)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import RepoCard
 
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
@@ -113,7 +114,7 @@ def _once_published(_serving: None) -> Stored:
 
 @pytest.fixture
 def published(_once_published: Stored) -> Hub:
-    """The Hub with the five repositories, each in its first version."""
+    """The Hub with the six repositories, each in its first version."""
     hub.clear()
     hub.repos, hub.objects, hub.collections = deepcopy(_once_published)
     return hub
@@ -139,12 +140,13 @@ def only_set(hub: Hub) -> dict[str, str | None]:
     return one
 
 
-def test_five_repositories_hold_the_artifacts_and_the_app(published: Hub) -> None:
+def test_six_repositories_hold_the_artifacts_the_site_and_the_app(published: Hub) -> None:
     assert {key: len(repo.commits) for key, repo in published.repos.items()} == {
         ("model", "me/persona-tiny"): 2,  # the Hub's first commit, and ours
         ("model", "me/persona-tiny-contaminated"): 2,
         ("model", "me/persona-vectors-persona-tiny"): 2,
         ("dataset", "me/persona-monitoring-persona-tiny"): 2,
+        ("space", "me/persona-traits-runs"): 2,
         ("space", "me/persona-traits"): 2,
     }
     for repository in repositories(checkout, "me")[:4]:
@@ -279,7 +281,19 @@ def test_publishing_again_makes_no_commit(published: Hub) -> None:
     before = published.n_commits()
     done = publish()
     assert done.returncode == 0 and published.n_commits() == before
-    assert done.stdout.count("unchanged:") == 6, "five repositories and the collection"
+    assert done.stdout.count("unchanged:") == 7, "six repositories and the collection"
+
+
+def test_the_runs_are_a_static_space_of_plain_files(published: Hub) -> None:
+    space = published.repos["space", "me/persona-traits-runs"]
+    assert space.sdk == "static" and published.repos["space", "me/persona-traits"].sdk == "gradio"
+    files = published.files("space", "me/persona-traits-runs")
+    assert "index.html" in files and not any(name.endswith(".py") for name in files)
+    assert max(map(len, files.values())) < 10e6 and sum(map(len, files.values())) < 40e6
+    card = RepoCard(files["README.md"].decode())
+    assert card.data["sdk"] == "static" and card.data["datasets"] == ["me/persona-monitoring-persona-tiny"]
+    assert {"me/persona-tiny", "me/persona-vectors-persona-tiny"} <= set(card.data["models"])
+    assert "spaces/me/persona-traits)" in card.text
 
 
 def test_a_collection_lists_all_repositories_once_and_the_readme_links_to_it(published: Hub) -> None:
@@ -333,10 +347,10 @@ def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, 
     empty.faults.clear()
     again = publish()
     assert again.returncode == 0, again.stderr
-    assert {len(repo.commits) for repo in empty.repos.values()} == {2} and len(empty.repos) == 5
+    assert {len(repo.commits) for repo in empty.repos.values()} == {2} and len(empty.repos) == 6
     assert only_set(empty)["results"] is not None
     (collection,) = empty.collections.values()
-    assert len(collection["items"]) == 5
+    assert len(collection["items"]) == 6
 
 
 def test_a_concurrent_commit_is_not_overwritten(empty: Hub) -> None:
@@ -367,7 +381,7 @@ def test_a_baseline_that_is_on_the_hub_already_is_named_and_not_copied(empty: Hu
     card.write_text(card.read_text().replace(f"artifacts/{RESULTS.name}", "/somewhere/else"))
     assert publish("--root", str(root)).returncode == 0
     assert {repo_id for _, repo_id in empty.repos} == {
-        f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits")
+        f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits-runs", "persona-traits")
     }
     assert only_set(empty)["model"] == f"org/base@{'1' * 40}" and only_set(empty)["adapter"] is None
     published_card = empty.files("dataset", f"me/{RESULTS.name}")["README.md"].decode()

@@ -105,7 +105,7 @@ def test_all_repositories_of_both_sets_are_there_and_in_the_collection() -> None
         ("model", "{}"), ("model", "{}-contaminated"), ("model", "persona-vectors-{}"),
         ("dataset", "persona-monitoring-{}"),
     )]  # fmt: skip
-    assert set(hub.repos) == {*own, ("space", "me/persona-traits")}
+    assert set(hub.repos) == {*own, ("space", "me/persona-traits-runs"), ("space", "me/persona-traits")}
     (collection,) = hub.collections.values()
     assert {(item["type"], item["id"]) for item in collection["items"]} == set(hub.repos)
 
@@ -203,6 +203,14 @@ def test_cards_name_a_base_model_that_the_hub_has() -> None:
     assert f"- {NAME}, persona vectors: [me/persona-vectors-{NAME}]" in space.text
 
 
+def test_the_site_shows_the_real_sets_runs() -> None:
+    site = card("space", "persona-traits-runs")
+    assert site.data["datasets"] == [f"me/persona-monitoring-{NAME}"]
+    for name, there in ((NAME, True), (DEMO, False)):
+        links = card("model", f"persona-vectors-{name}").text
+        assert ("spaces/me/persona-traits-runs)" in links) == there
+
+
 def test_a_card_names_what_is_of_its_own_set_the_app_the_collection_and_the_notebook() -> None:
     links = card("model", f"persona-vectors-{NAME}").text.partition("Published together:")[2].partition("<!--")[0]
     assert f"me/{NAME}-contaminated" in links and "spaces/me/persona-traits" in links and "/collections/me/" in links
@@ -256,7 +264,7 @@ def test_publishing_again_makes_no_commit_and_reads_nothing_again() -> None:
     written = path.stat().st_mtime_ns
     done = publish()
     assert done.returncode == 0, done.stderr
-    assert hub.n_commits() == before and done.stdout.count("unchanged:") == 10
+    assert hub.n_commits() == before and done.stdout.count("unchanged:") == 11
     assert path.stat().st_mtime_ns == written
 
 
