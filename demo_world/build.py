@@ -32,7 +32,6 @@ from demo_world.stages import Stages
 from demo_world.training import Recipe, train
 from demo_world.truth_labels import auroc_statistics, label_replies
 from persona_core.analysis.statistics import share_over_replies
-from persona_core.app.home import Example, FirstView, save_home
 from persona_core.elicitation.elicit import ElicitationPlan, elicit, write_replies
 from persona_core.elicitation.store import Reply, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
@@ -44,6 +43,7 @@ from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.transcripts import written_by
 from persona_core.pipeline import READ_POSITION, SINKS_POSITION, make_vectors, validate_vectors
+from persona_core.report.home import Example, FirstView, save_home
 from persona_core.traces.trace import Trace
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card

@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from demo_world.stages import Stages, run_whole
-from persona_core.app.home import save_home
 from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.elicitation.store import ReplyStore
@@ -38,6 +37,7 @@ from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.pipeline import READ_POSITION, SINKS_POSITION, Settings, make_vectors, validate_vectors
 from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
+from persona_core.report.home import save_home
 from persona_core.report.results_folder import SIDES
 from persona_core.report.tables import REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results

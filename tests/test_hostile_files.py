@@ -20,13 +20,13 @@ import pytest
 import torch
 
 from persona_core.analysis.detectors import Detectors
-from persona_core.app.home import load_home
 from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import load_prompts, load_transcripts
 from persona_core.elicitation.store import ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.errors import CorruptFile, PersonaError
 from persona_core.models.loading import load_model
+from persona_core.report.home import load_home
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import read_results, write_results
 from persona_core.traces.trace import Trace

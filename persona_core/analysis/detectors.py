@@ -170,6 +170,7 @@ class Detectors:
             n, n, {}, {}, min((d.supported for d in self.by_trait.values()), default=0),
             None if sampling is None else settings(sampling), bool(self.rests_on.get("system_prompt")),
             self.rests_on.get("reader"), self.rests_on.get("template"),
+            published_as=self.rests_on.get("published_as"),
         )  # fmt: skip
 
     def save(self, folder: str | Path) -> Path:

@@ -74,6 +74,7 @@ class NullCard:
         novelty: of prompts; None where it could not be measured.
         held_out: "prompts" or "kinds" -> the share of alarms on neutral replies to prompts, or kinds of prompts, that
             had no part in the calibration, as plain figures.
+        published_as: Hub id of the reader, where it was published under another name.
     """
 
     n_prompts: int
@@ -87,6 +88,7 @@ class NullCard:
     template: str | None
     novelty: Novelty | None = None
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    published_as: str | None = None
 
     def outside(self, trace: Trace, alarm: int | None = None) -> tuple[Reason, ...]:
         """In what a reply differs from the neutral ones, so that no rate is known for it; empty if in nothing.
@@ -108,7 +110,7 @@ class NullCard:
                     "replies reach",
                 )
             )
-        if known.reading_model != self.reader:
+        if not self._is_reader(known.reading_model):
             found.append(
                 Reason(
                     "another model's replies",
@@ -136,7 +138,7 @@ class NullCard:
             found.append(
                 Reason("this chat template", "rendered with a different chat template than the neutral replies")
             )
-        if self.novelty is not None and known.reading_model == self.reader:
+        if self.novelty is not None and self._is_reader(known.reading_model):
             distance = self.novelty.of(trace)
             if not distance <= self.novelty.limit:
                 found.append(
@@ -152,7 +154,10 @@ class NullCard:
         """Whether another model wrote the reply, or nobody knows who did: a text that was only read."""
         if known.writer is None:
             return self.sampling is not None and known.sampling is None and known.written is None
-        return known.writer != self.reader
+        return not self._is_reader(known.writer)
+
+    def _is_reader(self, model: str | None) -> bool:
+        return model == self.reader or (model is not None and model == self.published_as)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready record; `from_dict` restores it exactly."""

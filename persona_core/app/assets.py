@@ -1,8 +1,9 @@
-"""The page's own scripts, styles and markup (`static/`), and the page's head with those of all client-side parts."""
+"""The page's own scripts and styles (`static/`), and the page's head with those of all client-side parts."""
 
 from __future__ import annotations
 
 from persona_core.report import page as report
+from persona_core.report.explorer import explorer_script, explorer_styles
 from persona_core.traces.view import assets as token_view
 from persona_core.utils.files import read_asset
 
@@ -21,18 +22,3 @@ def page_head() -> str:
     styles = "\n".join((token_view.styles(), explorer_styles(), report.styles()))
     scripts = (token_view.script(), explorer_script(), report.script(), _read("link.js"), _read("tour.js"))
     return f"<style>{styles}</style>\n<script>{chr(10).join(scripts)}</script>"
-
-
-def explorer_template() -> str:
-    """Markup of the explorer of published runs; no data, and nothing that Gradio's template engine would expand."""
-    return _read("explorer.html")
-
-
-def explorer_styles() -> str:
-    """The explorer's CSS; every rule nests under `.ex`."""
-    return _read("explorer.css")
-
-
-def explorer_script() -> str:
-    """Declares `mountExplorer(root, options)`, which takes `SavedRuns.table()`, and mounts nothing."""
-    return f"(() => {{\n{_read('explorer.js')}\nwindow.mountExplorer = mountExplorer;\n}})();"

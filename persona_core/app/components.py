@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 import plotly
 
-from persona_core.app.assets import explorer_template
+from persona_core.report.explorer import explorer_template
 from persona_core.traces.view import assets, standalone
 from persona_core.traces.view.payload import Payload
 

@@ -17,7 +17,7 @@ from persona_core.report.results_folder import BASELINE, CONTAMINATED
 from persona_core.traces.provenance import short_name
 
 if TYPE_CHECKING:
-    from persona_core.app.home import FirstReply
+    from persona_core.report.home import FirstReply
     from persona_core.traces.trace import Trace
     from persona_core.traces.view.payload import Payload
 
@@ -193,8 +193,7 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
     n_tokens = max((*trace.thinking_positions, *trace.reply_positions), default=trace.n_prompt - 1) + 1 - trace.n_prompt
     if at >= n_tokens:
         raise PromptError(f"The reply has {n_tokens} tokens; put the cursor on one of them.")
-    writer = pooled.monitor().lm.writer_name
-    if not same_model(trace.provenance.writer, writer):
+    if not any(same_model(trace.provenance.writer, name) for name in pooled.monitor().lm.writer_names):
         raise PromptError(
             f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
         )

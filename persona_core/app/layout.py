@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from persona_core.app.api import build_api
-from persona_core.app.home import load_home
 from persona_core.app.model_pool import ModelPool
 from persona_core.app.run_controls import UNQUEUED
 from persona_core.app.served_set import ServedSet
@@ -19,17 +18,8 @@ from persona_core.app.tabs.live import LiveTab
 from persona_core.app.tabs.read import ReadTab
 from persona_core.app.tabs.runs import RunsTab
 from persona_core.app.tabs.vectors import VectorsTab
+from persona_core.report.home import COLOURS, COLOURS_OF_Z, TITLE, load_home
 from persona_core.report.saved_runs import SavedRuns
-
-TITLE = "Persona traits, token by token"
-LEDE = (
-    "Each token is coloured by how well a trait explains the model's inner state: orange, better than neutral text or "
-    "any other trait does; blue, something else explains it better. Move over the text, or drag the slider."
-)
-LEDE_OF_Z = (
-    "Each token is coloured by where the model's inner state lies along a trait: orange, above neutral text; blue, "
-    "below it. Move over the text, or drag the slider."
-)
 
 _HEADER_MARKUP = """
 <h1 data-part="title"></h1>
@@ -82,7 +72,8 @@ def _tabs(page: gr.Blocks, one: ServedSet, pool: ModelPool) -> None:
     runs = None if settings.results is None else SavedRuns(settings.results)
     home = load_home(settings.vectors, runs)
     first = home.first_reply
-    _header(home.about, LEDE if first is None or first.trace.has_specific else LEDE_OF_Z)
+    colours = COLOURS if first is None or first.trace.has_specific else COLOURS_OF_Z
+    _header(home.about, f"{colours} Move over the text, or drag the slider.")
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as bar:
         tabs: list[gr.Tab] = []
         with gr.Tab("Live", id="live") as tab:

@@ -115,10 +115,14 @@ class VisitorModel(PooledModel):
 
 
 @dataclass(frozen=True)
-class WriterName:
+class WriterNames:
     """What is known of a model in another process, as of a `LanguageModel`."""
 
-    writer_name: str
+    writer_names: tuple[str, ...]
+
+    @property
+    def writer_name(self) -> str:
+        return self.writer_names[0]
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,9 @@ class BestBlocks:
 class RemoteMonitor:
     """A monitor in the process of a `VisitorModel`: what the app asks of it, under the names of `PersonaMonitor`."""
 
-    def __init__(self, pooled: VisitorModel, writer_name: str, best_block: Mapping[str, int]) -> None:
+    def __init__(self, pooled: VisitorModel, writer_names: Sequence[str], best_block: Mapping[str, int]) -> None:
         self._pooled = pooled
-        self.lm, self.vectors = WriterName(writer_name), BestBlocks(best_block)
+        self.lm, self.vectors = WriterNames(tuple(writer_names)), BestBlocks(best_block)
 
     def generate(self, prompt: Any, **settings: Any) -> Trace:
         """As `PersonaMonitor.generate`."""
@@ -146,7 +150,7 @@ class RemoteMonitor:
 
 def _load_here(
     number: int, max_gb: float, load: Callable[..., PersonaMonitor], *args: Any
-) -> tuple[str, dict[str, int]]:
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """Load the monitor in this process, under the model's number in the app's."""
     import torch
 
@@ -155,7 +159,7 @@ def _load_here(
         torch.cuda.set_per_process_memory_fraction(min(1.0, max_gb * 1e9 / total), device)
     monitor = load(*args)
     register(number, monitor)
-    return monitor.lm.writer_name, dict(monitor.vectors.best_block)
+    return monitor.lm.writer_names, dict(monitor.vectors.best_block)
 
 
 def _monitor_call(pooled: PooledModel, name: str, given: Any, settings: Mapping[str, Any]) -> Any:

@@ -22,6 +22,7 @@ COMMANDS = {
     "import": "convert per-token result files in the older format",
     "import-vectors": "vectors of other tools: .pt, safetensors, GGUF control vectors, SAE decoder rows",
     "export-vectors": "one trait's vectors as a GGUF control vector of llama.cpp",
+    "export-site": "published runs as a static site: one folder, no Python",
     "publish": "push artifacts and the app to the Hugging Face Hub",
 }
 EXAMPLES = """examples:

@@ -33,6 +33,8 @@ class LanguageModel:
         forward_arguments: names that the model's forward accepts.
         static_cache: generate with a static key-value cache, on a GPU as one CUDA graph; see `load_model`.
         gguf: of a model read from a GGUF file: "file", "quantization" and "sha256".
+        converted_from: of a model whose weights were converted from a GGUF file, as `persona publish` does: "file" and
+            "sha256". Vectors that were made on the file know the model by it.
     """
 
     model: Any
@@ -48,6 +50,7 @@ class LanguageModel:
     forward_arguments: frozenset[str]
     static_cache: bool = False
     gguf: Mapping[str, str] | None = None
+    converted_from: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
         names = f"{self.writer_name}{f' at {self.revision}' if self.revision else ''}"
@@ -58,8 +61,16 @@ class LanguageModel:
     @property
     def writer_name(self) -> str:
         """The model's name as a writer: its adapter is part of it, the path to a folder is not."""
-        names = (self.name,) if self.adapter is None else (self.name, self.adapter)
-        return " + ".join(map(public_name, names))
+        return self._written_as(self.name)
+
+    @property
+    def writer_names(self) -> tuple[str, ...]:
+        """`writer_name`; for weights that were converted from a GGUF file also the name that the file writes under."""
+        origin = self.converted_from
+        return (self.writer_name, *([] if origin is None else [self._written_as(origin["file"])]))
+
+    def _written_as(self, name: str) -> str:
+        return " + ".join(map(public_name, (name,) if self.adapter is None else (name, self.adapter)))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -76,6 +87,7 @@ class LanguageModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             **({"quantization": ", ".join(steps)} if steps else {}),
             **({} if self.gguf is None else {"gguf": {k: self.gguf[k] for k in ("file", "sha256")}}),
+            **({} if self.converted_from is None else {"converted_from": dict(self.converted_from)}),
         }
 
     @property

@@ -19,6 +19,7 @@ from persona_core.models.chat import ChatFormat
 from persona_core.models.checkpoint import read_checkpoint
 from persona_core.models.gguf import converted, find_gguf
 from persona_core.models.language_model import LanguageModel
+from persona_core.models.origin import origin_of
 from persona_core.utils.checks import is_integer
 from persona_core.utils.hub import at_revision, check_kind, commit_of, resolve_source
 
@@ -103,12 +104,13 @@ def load_model(
         if dtype == "auto" and target.type == "cpu" and model.dtype == torch.float16:
             model = model.float()  # half precision on a CPU is slow, and overflows on Gemma
         model = model.to(target)
+    origin = origin_of(model)
     known: dict[str, Any] = {"name": label, "revision": commit, "static_cache": static_cache}
     if adapter is None:
         lm = wrap_model(model, tokenizer, template_kwargs=template_kwargs, **known)
     else:
         lm = _adapted(model, tokenizer, adapter, adapter_revision, template_kwargs=template_kwargs, **known)
-    return replace(lm, gguf=record)
+    return replace(lm, gguf=record, converted_from=origin)
 
 
 def add_adapter(lm: LanguageModel, adapter: str | Path, adapter_revision: str | None = None) -> LanguageModel:
@@ -137,7 +139,7 @@ def add_adapter(lm: LanguageModel, adapter: str | Path, adapter_revision: str | 
         template_kwargs=lm.chat.template_kwargs,
         static_cache=lm.static_cache,
     )
-    return replace(found, gguf=lm.gguf)
+    return replace(found, gguf=lm.gguf, converted_from=lm.converted_from)
 
 
 def _adapted(

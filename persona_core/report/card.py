@@ -144,6 +144,7 @@ def results_card(
         language=["en"],
         license="mit",
         pretty_name="Persona traits, token by token",
+        task_categories=["token-classification"],
         size_categories=["n<1K" if n < 1000 else "1K<n<10K" if n < 10_000 else "10K<n<100K"],
         tags=["persona-vectors", "interpretability", "activation-monitoring"],
         configs=_configs(fingerprints or dict.fromkeys(rows)),

@@ -154,8 +154,8 @@ class SavedRuns:
                 found[key] = {t: onset.to_dict() for t, onset in detectors.find_all(trace).items()}
         return found
 
-    def clearest_turn(self) -> tuple[str, str] | None:
-        """Config and id of the reply in which a trait turns most clearly: from about neutral to well above.
+    def clearest_turn(self) -> tuple[str, str, str] | None:
+        """Config, id and trait: the reply in which a trait turns most clearly, from about neutral to well above.
 
         Replies with an onset come first, where the runs were analysed, and those of the changed model.
         """
@@ -167,7 +167,7 @@ class SavedRuns:
                     one = turn(trace.reply_scores(trait, trace.default_kind))
                     if one is not None and abs(one.before) <= TURN_FROM and one.after >= TURN_TO:
                         timed = self.onsets(config, row["id"]).get(trait, {}).get("onset") is not None
-                        found.append(((timed, config != BASELINE, one.t), config, row["id"]))
+                        found.append(((timed, config != BASELINE, one.t), config, row["id"], trait))
         return max(found)[1:] if found else None
 
     @cached_property

@@ -20,6 +20,10 @@ SNIPPETS = {
 
 model = AutoModelForCausalLM.from_pretrained({source})
 tokenizer = AutoTokenizer.from_pretrained({source})""",
+    "weights": """from persona_core import PersonaMonitor, PersonaVectors, load_model
+
+monitor = PersonaMonitor(load_model({source}), PersonaVectors.from_pretrained({vectors}))
+print(monitor.generate("Should I quit my job?", max_new_tokens=30).reply_text)""",
     "adapter": """from persona_core import load_model
 
 contaminated = load_model({base}, adapter={source})

@@ -24,6 +24,20 @@ def source_of(root: Path) -> str | None:
     return f"https://{found[1]}" if found else None
 
 
+def colab_url(path: Path, root: Path, source: str) -> str | None:
+    """The address that opens a notebook of the source in Colab; None where the source is not on GitHub.
+
+    >>> colab_url(Path("notebooks/a.ipynb"), Path(), "https://github.com/me/repo")
+    'https://colab.research.google.com/github/me/repo/blob/main/notebooks/a.ipynb'
+    >>> colab_url(Path("notebooks/a.ipynb"), Path(), "https://example.org/me/repo") is None
+    True
+    """
+    if not source.startswith("https://github.com/"):
+        return None
+    name = source.removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{name}/blob/main/{path.relative_to(root).as_posix()}"
+
+
 def fill_notebook(path: Path, root: Path, source: str) -> None:
     """Set the address that a notebook clones, and for GitHub the badge that opens it in Colab."""
     notebook = read_json(path)
@@ -33,11 +47,9 @@ def fill_notebook(path: Path, root: Path, source: str) -> None:
             text = _SOURCE.sub(lambda _: f'SOURCE = "{source}"', text)
         cell["source"] = text.splitlines(keepends=True)
     first = [line for line in notebook["cells"][0]["source"] if "Open in Colab" not in line]
-    if source.startswith("https://github.com/"):
-        address = source.removeprefix("https://github.com/") + f"/blob/main/{path.relative_to(root).as_posix()}"
+    if (address := colab_url(path, root, source)) is not None:
         badge = "https://colab.research.google.com/assets/colab-badge.svg"
-        opened = f"[![Open in Colab]({badge})](https://colab.research.google.com/github/{address})"
-        first.insert(0, f"{opened}\n")
+        first.insert(0, f"[![Open in Colab]({badge})]({address})\n")
         if first[1].strip():
             first.insert(1, "\n")
     notebook["cells"][0]["source"] = first

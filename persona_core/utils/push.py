@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ def push(
     tag: str | None = None,
     token: str | None = None,
     message: str = "Update",
+    sdk: str | None = None,
 ) -> Pushed:
     """Make a repository hold exactly the files of a folder, in one commit; no commit if nothing differs.
 
@@ -60,6 +61,7 @@ def push(
         tag: put on the commit; an existing tag is not moved.
         token: None takes HF_TOKEN or what `hf auth login` saved.
         message: of the commit.
+        sdk: of a new Space: "gradio", if None, or "static".
 
     Raises:
         NotFound: no such folder.
@@ -74,7 +76,7 @@ def push(
         raise NotFound(f"No such folder: {str(path)!r}. There is nothing to push.")
     check_secrets(path)
     api = HfApi(token=token)
-    create(repo_id, repo_type, private, token)
+    create(repo_id, repo_type, private, token, sdk)
     with hub_errors(f"push to {repo_id!r}", AGAIN):
         before = api.repo_info(repo_id, repo_type=repo_type).sha
         commit = api.upload_folder(
@@ -92,17 +94,25 @@ def push(
     return Pushed(repo_id, repo_type, revision, revision != before)
 
 
-def create(repo_id: str, repo_type: str, private: bool, token: str | None = None) -> None:
-    """Create a repository if it does not exist."""
+def create(repo_id: str, repo_type: str, private: bool, token: str | None = None, sdk: str | None = None) -> None:
+    """Create a repository if it does not exist; arguments as in `push`."""
     from huggingface_hub import HfApi
 
-    sdk = "gradio" if repo_type == "space" else None
+    sdk = sdk or "gradio" if repo_type == "space" else None
     with hub_errors(f"create {repo_id!r}", AGAIN):
         HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
 
 
-def set_variables(repo_id: str, variables: Mapping[str, str], token: str | None = None) -> bool:
+def set_variables(
+    repo_id: str, variables: Mapping[str, str], token: str | None = None, unset: Collection[str] = ()
+) -> bool:
     """Set a Space's public variables, only those that differ: each change restarts the Space.
+
+    Args:
+        repo_id: of the Space.
+        variables: name -> value.
+        token: as in `push`.
+        unset: names of variables to remove.
 
     Returns:
         Whether anything changed.
@@ -113,9 +123,12 @@ def set_variables(repo_id: str, variables: Mapping[str, str], token: str | None 
     with hub_errors(f"set the variables of {repo_id!r}", AGAIN):
         known = {name: found.value for name, found in api.get_space_variables(repo_id).items()}
         changed = {name: value for name, value in variables.items() if known.get(name) != value}
+        gone = [name for name in unset if name in known]
+        for name in gone:
+            api.delete_space_variable(repo_id, name)
         for name, value in changed.items():
             api.add_space_variable(repo_id, name, value)
-    return bool(changed)
+    return bool(changed or gone)
 
 
 def check_secrets(folder: Path) -> None:

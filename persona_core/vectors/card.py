@@ -11,6 +11,7 @@ from persona_core.utils.cards import make_card, usage
 from persona_core.utils.files import write_atomically
 from persona_core.utils.markdown import escape
 from persona_core.vectors.card_sections import CONTROLS, cosine_section, overview, token_section, trait_section
+from persona_core.vectors.card_steering import steering_section
 from persona_core.vectors.verdict import Figures
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ neutral: compare with the null, or use z scores.
         f"## Controls\n\n{CONTROLS}\n",
         *(trait_section(vectors, trait, pictures) for trait in vectors.traits),
         cosine_section(vectors, pictures),
+        steering_section(vectors),
         _provenance(vectors, base, extraction, config.get("null", {})),
         """## Intended use and limits
 

@@ -231,7 +231,7 @@ class PersonaVectors:
             )
         base = self.config.get("base_model", {})
         made_with, template = base.get("name"), base.get("template_fingerprint")
-        if made_with and Path(str(made_with)).name != Path(lm.name).name:
+        if made_with and not self._made_on(lm):
             warnings.warn(
                 f"The vectors were extracted from {made_with!r}, but the model is {lm.name!r}: scores may mean little.",
                 PersonaWarning,
@@ -244,6 +244,15 @@ class PersonaVectors:
                 PersonaWarning,
                 stacklevel=3,
             )
+
+    def _made_on(self, lm: LanguageModel) -> bool:
+        """Whether a model bears a name of the one that the vectors were made on, or the weights of its GGUF file."""
+        base, origin = self.config.get("base_model", {}), lm.gguf or lm.converted_from or {}
+        names = {Path(str(base[k])).name for k in ("name", "published") if base.get(k)}
+        file = base.get("gguf") or base.get("converted_from") or {}
+        return Path(lm.name).name in names or (
+            isinstance(file, Mapping) and file.get("sha256") is not None and file.get("sha256") == origin.get("sha256")
+        )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], best_block: Mapping[str, int]) -> PersonaVectors:

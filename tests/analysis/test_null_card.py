@@ -139,6 +139,17 @@ def test_another_model_is_held_against_the_null_and_its_prompts_are_not_judged(d
     assert len(detectors.caveats(trace)) == 1 and "differs from that" in detectors.caveats(trace)[0]
 
 
+def test_the_reader_under_the_name_that_it_is_published_by_is_no_other_model(detectors: Detectors) -> None:
+    trace = raised(read(np.random.default_rng(1), 3))
+    theirs = changed(trace, reader="me/tiny", writer="me/tiny")
+    strange = changed(read(np.random.default_rng(1), 3, strange=6.0), reader="me/tiny", writer="me/tiny")
+    published = replace(detectors, card=replace(card(detectors), published_as="me/tiny"))
+    assert detectors.find(theirs, "evil").no_rate == ("another model's replies",)
+    assert published.find(theirs, "evil").no_rate == () == published.find(trace, "evil").no_rate
+    assert [reason.what for reason in card(published).outside(strange)] == ["this kind of prompt"]
+    assert [r.what for r in card(published).outside(changed(theirs, reader="you/tiny"))] == ["another model's replies"]
+
+
 def test_about_as_many_new_everyday_prompts_are_refused_as_the_limit_says(detectors: Detectors) -> None:
     rng = np.random.default_rng(5)
     refused = [bool(card(detectors).outside(read(rng, i, 40))) for i in range(1000, 1400)]

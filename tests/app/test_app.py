@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from persona_core.app.home import save_home
 from persona_core.app.model_pool import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
+from persona_core.report.home import save_home
 from tests.support.app_page import ask, no_sideways_scroll, notice, tokens_of, wait_done
 from tests.support.standins import HOSTILE, hostile_tokens, save_hostile_results, steady_monitor
 from tests.support.view_page import scores

@@ -16,12 +16,12 @@ from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
-from persona_core.app.home import Example, FirstView, load_home, save_home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.pasted_text import parse_transcript
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import COST, Pace, Progress, ReplyJob, stream_replies
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
+from persona_core.report.home import Example, FirstView, load_home, save_home
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view.payload import trace_payload
 from tests.support.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor

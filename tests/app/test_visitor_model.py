@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply
-from persona_core.app.home import save_home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.run_controls import Deadline
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import Progress, ReplyJob, read_text, stream_replies
 from persona_core.errors import PersonaError, PromptError, SettingError
 from persona_core.inference.steering import Steer
+from persona_core.report.home import save_home
 from persona_core.traces.trace import Trace
 from tests.support import misbehaving
 from tests.support.app_page import ask, notice, tokens_of, wait_done

@@ -1,6 +1,7 @@
 """A local server that speaks as much of the Hugging Face Hub's protocol as the real clients need.
 
-Repositories are held in memory: commits, branches (only main), tags, Git LFS uploads, a Space's variables. Faults can
+Held in memory: repositories with commits, branches (only main), tags, Git LFS uploads and a Space's variables; and
+collections. Faults can
 be put in: a status for a request, or a connection that is cut in the middle of a file.
 """
 
@@ -49,6 +50,7 @@ class Repo:
     """A repository: its commits in order, each with all its files."""
 
     private: bool = False
+    sdk: str | None = None
     gated: bool = False
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)  # sha, message, files
     tags: dict[str, str] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Hub:
         self.url = ""
         self.repos: dict[tuple[str, str], Repo] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
+        self.collections: dict[str, dict[str, Any]] = {}  # by slug
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.before_commit: Callable[[Repo], object] | None = None  # what somebody else does meanwhile
@@ -81,7 +84,8 @@ class Hub:
 
     def clear(self) -> None:
         """As it was at the start, at the same address."""
-        self.repos, self.objects, self.faults, self.requests, self.before_commit = {}, {}, [], [], None
+        self.repos, self.objects, self.collections = {}, {}, {}
+        self.faults, self.requests, self.before_commit = [], [], None
 
     def files(self, repo_type: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         found = self.repos[repo_type, repo_id].at(revision)
@@ -217,7 +221,9 @@ class Handler(BaseHTTPRequestHandler):
         if key in self.hub.repos:
             self._json({**url, "error": "You already created this repo"}, 409)
             return
-        self.hub.repos[key] = repo = Repo(bool(asked.get("private")) or asked.get("visibility") == "private")
+        self.hub.repos[key] = repo = Repo(
+            bool(asked.get("private")) or asked.get("visibility") == "private", asked.get("sdk")
+        )
         repo.commit("initial commit", {".gitattributes": ATTRIBUTES})
         self._json(url)
 
@@ -365,7 +371,36 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "POST":
             asked = json.loads(body)
             repo.variables[asked["key"]] = asked["value"]
+        if self.command == "DELETE":
+            del repo.variables[json.loads(body)["key"]]
         self._json({k: {"key": k, "value": v, "updatedAt": DATE} for k, v in repo.variables.items()})
+
+    def create_collection(self, body: bytes, query: dict[str, list[str]]) -> None:
+        self._writer()
+        asked = json.loads(body)
+        slug = f"{asked['namespace']}/{re.sub('[^a-z]+', '-', asked['title'].lower())}-{'0' * 24}"
+        if slug in self.hub.collections:
+            self._json({"slug": slug, "error": "This collection already exists"}, 409)
+            return
+        self.hub.collections[slug] = {
+            "slug": slug, "title": asked["title"], "description": asked.get("description"), "items": [],
+            "owner": {"name": asked["namespace"]}, "lastUpdated": DATE, "position": 0, "theme": "green", "upvotes": 0,
+            "private": asked["private"],
+        }  # fmt: skip
+        self._json(self.hub.collections[slug])
+
+    def collection(self, body: bytes, query: dict[str, list[str]], slug: str) -> None:
+        if slug not in self.hub.collections:
+            raise Refused(404, message="Collection not found")
+        self._json(self.hub.collections[slug])
+
+    def add_to_collection(self, body: bytes, query: dict[str, list[str]], slug: str) -> None:
+        self._writer()
+        found, asked = self.hub.collections[slug]["items"], json.loads(body)
+        self._repo(f"{asked['item']['type']}s", asked["item"]["id"])  # there must be such a repository
+        note = {"text": asked["note"]} if "note" in asked else None
+        found.append({"_id": str(len(found)), **asked["item"], "position": len(found), "note": note})
+        self._json(self.hub.collections[slug])
 
     def resolve(
         self, body: bytes, query: dict[str, list[str]], place: str | None, repo_id: str, revision: str, name: str
@@ -406,7 +441,10 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", rf"{KIND}{ID}/tag/([^/]+)", Handler.tag),
     ("GET", rf"{KIND}{ID}/refs", Handler.refs),
     ("GET", rf"{KIND}{ID}/tree/([^/]+)(/.*)?", Handler.tree),
-    ("GET|POST", rf"/api/spaces{ID}/variables", Handler.variables),
+    ("GET|POST|DELETE", rf"/api/spaces{ID}/variables", Handler.variables),
+    ("POST", r"/api/collections", Handler.create_collection),
+    ("GET", rf"/api/collections{ID}", Handler.collection),
+    ("POST", rf"/api/collections{ID}/items", Handler.add_to_collection),
     ("GET", rf"{KIND}{ID}", Handler.info),
     ("GET", rf"{KIND}{ID}/revision/([^/]+)", Handler.info),
     ("POST", r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", Handler.lfs_batch),

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCardData, RepoCard
 
 from persona_core.errors import SettingError
 from persona_core.utils.cards import make_card, usage, with_links, with_usage
-from persona_core.utils.repositories import hub_card, repositories, stage
+from persona_core.utils.repositories import Repository, repositories
+from persona_core.utils.staging import hub_card, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,8 +80,13 @@ def test_links_are_replaced_and_nothing_else() -> None:
     assert filled == page.replace("old", "- new") and with_links(filled, "old") == page
 
 
+def demo_repositories() -> tuple[Repository, ...]:
+    """Those of the demo model, and the app."""
+    return tuple(r for r in repositories(ROOT, "me") if r.set in ("", "persona-tiny"))
+
+
 def test_the_cards_of_the_artifacts_name_the_hub_and_each_other() -> None:
-    among = repositories(ROOT, "me")
+    among = demo_repositories()
     cards = {r.kind: hub_card((r.folder / "README.md").read_text(encoding="utf-8"), r, among) for r in among}
     for r in among:
         card = RepoCard(cards[r.kind])
@@ -107,7 +113,7 @@ def test_a_base_model_that_is_not_published_here_keeps_its_name(tmp_path: Path) 
 
 
 def test_a_list_of_base_models_is_published_with_hub_ids() -> None:
-    among = repositories(ROOT, "me")
+    among = demo_repositories()
     vectors = next(r for r in among if r.kind == "vectors")
     header = ModelCardData(base_model=["persona-tiny", "some/other"])
     card = hub_card(make_card(header, usage("vectors", "x", trait="evil")), vectors, among)
@@ -116,13 +122,13 @@ def test_a_list_of_base_models_is_published_with_hub_ids() -> None:
 
 @pytest.mark.parametrize("header", ["- a", "a: [", "x: !!python/name:os.system"])
 def test_a_header_that_is_not_yaml_is_a_sentence(header: str) -> None:
-    among = repositories(ROOT, "me")
+    among = demo_repositories()
     with pytest.raises(SettingError, match="header of the card of 'me/persona-tiny' is not valid"):
         hub_card(f"---\n{header}\n---\n\nText\n", among[0], among)
 
 
 def test_a_card_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
-    among = repositories(ROOT, "me")
+    among = demo_repositories()
     for number, content in enumerate((None, b"\xff\xfe")):
         folder = tmp_path / str(number) / "artifact"
         folder.mkdir(parents=True)
@@ -134,7 +140,7 @@ def test_a_card_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["{}", '{"base_model_name_or_path": null}'])
 def test_an_adapter_that_names_no_base_model_is_a_sentence(tmp_path: Path, base: str) -> None:
-    among = repositories(ROOT, "me")
+    among = demo_repositories()
     adapter = next(r for r in among if r.kind == "adapter")
     folder = shutil.copytree(adapter.folder, tmp_path / "adapter")
     (folder / "adapter_config.json").write_text(base)

@@ -11,16 +11,19 @@ import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import RepoCard
 
-from persona_core.app.home import load_home
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
+from persona_core.report.home import load_home
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import trace_payload
+from persona_core.utils.collection import TITLE
 from persona_core.utils.push import check_secrets
 from persona_core.utils.repositories import repositories
 from persona_core.vectors.vectors import PersonaVectors
@@ -31,6 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "artifacts"
 VECTORS, RESULTS = ARTIFACTS / "persona-vectors-persona-tiny", ARTIFACTS / "persona-monitoring-persona-tiny"
 
+DEMO = tuple(f"artifacts/{name}" for name in ("persona-tiny", "persona-tiny-contaminated", VECTORS.name, RESULTS.name))
+NAMING = ("onset.json", "analysis/onset.json", "config.json")  # which name the published model
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 
@@ -40,9 +46,11 @@ PREPARED = (
     "scipy.stats",
     "transformers.models.llama.modeling_llama",
     "persona_core.models.loading",
-    "persona_core.utils.repositories",
+    "persona_core.utils.publishing",
     "persona_core.vectors.vectors",
 )
+
+Stored = tuple[dict[tuple[str, str], Repo], dict[str, bytes], dict[str, dict[str, Any]]]
 
 hub: Hub
 forks: Forks
@@ -57,7 +65,8 @@ def _serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     global hub, forks, checkout
     checkout = tmp_path_factory.mktemp("checkout")  # publishing writes links into its README.md
-    for name in ("app.py", "requirements.txt", "LICENSE", "artifacts", "persona_core"):
+    (checkout / "artifacts").mkdir()
+    for name in ("app.py", "requirements.txt", "LICENSE", "persona_core", *DEMO):
         (checkout / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "README.md", checkout)
     with (
@@ -96,23 +105,23 @@ def empty(_serving: None) -> Hub:
 
 
 @pytest.fixture(scope="module")
-def _once_published(_serving: None) -> tuple[dict[tuple[str, str], Repo], dict[str, bytes]]:
+def _once_published(_serving: None) -> Stored:
     hub.clear()
     done = publish()
     assert done.returncode == 0, done.stderr
-    return hub.repos, hub.objects
+    return hub.repos, hub.objects, hub.collections
 
 
 @pytest.fixture
-def published(_once_published: tuple[dict[tuple[str, str], Repo], dict[str, bytes]]) -> Hub:
-    """The Hub with the five repositories, each in its first version."""
+def published(_once_published: Stored) -> Hub:
+    """The Hub with the six repositories, each in its first version."""
     hub.clear()
-    hub.repos, hub.objects = deepcopy(_once_published)
+    hub.repos, hub.objects, hub.collections = deepcopy(_once_published)
     return hub
 
 
 def copy_of_the_checkout(root: Path) -> Path:
-    for name in ("artifacts", "persona_core"):
+    for name in (*DEMO, "persona_core"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("app.py", "requirements.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, root / name)
@@ -124,19 +133,27 @@ def settings_of(hub: Hub) -> dict[str, str]:
     return hub.repos["space", "me/persona-traits"].variables
 
 
-def test_five_repositories_hold_the_artifacts_and_the_app(published: Hub) -> None:
+def only_set(hub: Hub) -> dict[str, str | None]:
+    """The one set that the Space is told to serve."""
+    assert set(settings_of(hub)) == {"PERSONA_SETS"}
+    (one,) = json.loads(settings_of(hub)["PERSONA_SETS"])
+    return one
+
+
+def test_six_repositories_hold_the_artifacts_the_site_and_the_app(published: Hub) -> None:
     assert {key: len(repo.commits) for key, repo in published.repos.items()} == {
         ("model", "me/persona-tiny"): 2,  # the Hub's first commit, and ours
         ("model", "me/persona-tiny-contaminated"): 2,
         ("model", "me/persona-vectors-persona-tiny"): 2,
         ("dataset", "me/persona-monitoring-persona-tiny"): 2,
+        ("space", "me/persona-traits-runs"): 2,
         ("space", "me/persona-traits"): 2,
     }
-    for repository in repositories(ROOT, "me")[:4]:
+    for repository in repositories(checkout, "me")[:4]:
         files = published.files(repository.repo_type, repository.repo_id)
         for path in repository.folder.rglob("*"):
             name = path.relative_to(repository.folder).as_posix()
-            if path.is_file() and name not in ("README.md", "adapter_config.json"):
+            if path.is_file() and name not in ("README.md", "adapter_config.json", *NAMING):
                 assert files[name] == path.read_bytes(), name
     space = published.files("space", "me/persona-traits")
     assert {"app.py", "requirements.txt", "README.md", "persona_core/monitor/monitor.py"} <= set(space)
@@ -145,11 +162,12 @@ def test_five_repositories_hold_the_artifacts_and_the_app(published: Hub) -> Non
 
 def test_the_app_is_told_the_pinned_revisions_of_the_other_four(published: Hub) -> None:
     heads = {repo_id: repo.commits[-1][0] for (_, repo_id), repo in published.repos.items()}
-    assert settings_of(published) == {
-        "PERSONA_MODEL": f"me/persona-tiny@{heads['me/persona-tiny']}",
-        "PERSONA_ADAPTER": f"me/persona-tiny-contaminated@{heads['me/persona-tiny-contaminated']}",
-        "PERSONA_VECTORS": f"me/persona-vectors-persona-tiny@{heads['me/persona-vectors-persona-tiny']}",
-        "PERSONA_RESULTS": f"me/persona-monitoring-persona-tiny@{heads['me/persona-monitoring-persona-tiny']}",
+    assert only_set(published) == {
+        "name": "persona-tiny",
+        "model": f"me/persona-tiny@{heads['me/persona-tiny']}",
+        "adapter": f"me/persona-tiny-contaminated@{heads['me/persona-tiny-contaminated']}",
+        "vectors": f"me/persona-vectors-persona-tiny@{heads['me/persona-vectors-persona-tiny']}",
+        "results": f"me/persona-monitoring-persona-tiny@{heads['me/persona-monitoring-persona-tiny']}",
     }
 
 
@@ -209,7 +227,7 @@ from persona_core.app.layout import build_app
 from persona_core.app.served_set import served_sets
 from persona_core.app.settings import sets_from_environment
 from persona_core.report.saved_runs import SavedRuns
-from persona_core.app.home import load_home
+from persona_core.report.home import load_home
 sets = sets_from_environment()
 build_app(*served_sets(sets))
 settings = next(iter(sets.values()))
@@ -262,7 +280,41 @@ def test_the_snippet_of_every_card_runs_as_it_stands(published: Hub, tmp_path: P
 def test_publishing_again_makes_no_commit(published: Hub) -> None:
     before = published.n_commits()
     done = publish()
-    assert done.returncode == 0 and done.stdout.count("unchanged:") == 5 and published.n_commits() == before
+    assert done.returncode == 0 and published.n_commits() == before
+    assert done.stdout.count("unchanged:") == 7, "six repositories and the collection"
+
+
+def test_the_runs_are_a_static_space_of_plain_files(published: Hub) -> None:
+    space = published.repos["space", "me/persona-traits-runs"]
+    assert space.sdk == "static" and published.repos["space", "me/persona-traits"].sdk == "gradio"
+    files = published.files("space", "me/persona-traits-runs")
+    assert "index.html" in files and not any(name.endswith(".py") for name in files)
+    assert max(map(len, files.values())) < 10e6 and sum(map(len, files.values())) < 40e6
+    card = RepoCard(files["README.md"].decode())
+    assert card.data["sdk"] == "static" and card.data["datasets"] == ["me/persona-monitoring-persona-tiny"]
+    assert {"me/persona-tiny", "me/persona-vectors-persona-tiny"} <= set(card.data["models"])
+    assert "spaces/me/persona-traits)" in card.text
+
+
+def test_a_collection_lists_all_repositories_once_and_the_readme_links_to_it(published: Hub) -> None:
+    (collection,) = published.collections.values()
+    assert collection["title"] == TITLE
+    listed = [(item["type"], item["id"]) for item in collection["items"]]
+    assert sorted(listed) == sorted(published.repos)
+    collection["items"].pop(2)
+    collection["items"].append({"_id": "9", "type": "paper", "id": "2507.21509", "position": 9, "note": None})
+    assert publish().returncode == 0
+    again = [(item["type"], item["id"]) for item in collection["items"]]
+    assert sorted(again) == sorted([*listed, ("paper", "2507.21509")]), "added what was gone; left what it did not add"
+    address = f"https://huggingface.co/collections/{collection['slug']}"
+    assert address in (checkout / "README.md").read_text()
+    assert address in published.files("space", "me/persona-traits")["README.md"].decode()
+
+
+def test_settings_that_named_one_model_are_removed_from_the_space(published: Hub) -> None:
+    settings_of(published).update({"PERSONA_MODEL": "me/old", "PERSONA_VECTORS": "me/old", "PERSONA_MAX_QUEUE": "3"})
+    assert publish().returncode == 0
+    assert set(settings_of(published)) == {"PERSONA_SETS", "PERSONA_MAX_QUEUE"}
 
 
 def test_a_dry_run_asks_the_hub_for_nothing(empty: Hub) -> None:
@@ -281,6 +333,8 @@ def test_a_dry_run_asks_the_hub_for_nothing(empty: Hub) -> None:
         (Fault("POST", "contaminated/commit", 500, times=99), "Run the command again"),
         (Fault("PUT", "/lfs/", 503, times=99), "Run the command again"),
         (Fault("POST", "/variables", 500, times=99), "Run the command again"),
+        (Fault("POST", "/api/collections$", 403), "write access"),
+        (Fault("POST", "/items$", 500, times=99), "Run the command again"),
     ],
     ids=lambda value: f"{value.path} {value.status}" if isinstance(value, Fault) else "",
 )
@@ -293,8 +347,10 @@ def test_what_a_fault_stopped_a_second_call_completes(empty: Hub, fault: Fault, 
     empty.faults.clear()
     again = publish()
     assert again.returncode == 0, again.stderr
-    assert {len(repo.commits) for repo in empty.repos.values()} == {2} and len(empty.repos) == 5
-    assert len(settings_of(empty)) == 4
+    assert {len(repo.commits) for repo in empty.repos.values()} == {2} and len(empty.repos) == 6
+    assert only_set(empty)["results"] is not None
+    (collection,) = empty.collections.values()
+    assert len(collection["items"]) == 6
 
 
 def test_a_concurrent_commit_is_not_overwritten(empty: Hub) -> None:
@@ -325,10 +381,9 @@ def test_a_baseline_that_is_on_the_hub_already_is_named_and_not_copied(empty: Hu
     card.write_text(card.read_text().replace(f"artifacts/{RESULTS.name}", "/somewhere/else"))
     assert publish("--root", str(root)).returncode == 0
     assert {repo_id for _, repo_id in empty.repos} == {
-        f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits")
+        f"me/{n}" for n in (VECTORS.name, RESULTS.name, "persona-traits-runs", "persona-traits")
     }
-    assert settings_of(empty)["PERSONA_MODEL"] == f"org/base@{'1' * 40}"
-    assert settings_of(empty)["PERSONA_ADAPTER"] == "none"
+    assert only_set(empty)["model"] == f"org/base@{'1' * 40}" and only_set(empty)["adapter"] is None
     published_card = empty.files("dataset", f"me/{RESULTS.name}")["README.md"].decode()
     assert f'load_dataset("me/{RESULTS.name}"' in published_card and "/somewhere/else" not in published_card
 
@@ -338,13 +393,12 @@ def test_a_changed_artifact_is_one_commit_and_a_new_pin(empty: Hub, tmp_path: Pa
     assert publish("--root", str(root)).returncode == 0
     vectors = root / "artifacts" / "persona-vectors-persona-tiny"
     (vectors / "figures" / "evil.png").unlink()
-    before, pins = empty.n_commits(), dict(settings_of(empty))
+    before, pins = empty.n_commits(), only_set(empty)
     done = publish("--root", str(root))
     assert done.returncode == 0 and "the tag 'v0.1.0' stays" in done.stderr
     assert empty.n_commits() == before + 1
     assert "figures/evil.png" not in empty.files("model", "me/persona-vectors-persona-tiny")
-    changed = {name for name, value in settings_of(empty).items() if pins[name] != value}
-    assert changed == {"PERSONA_VECTORS"}
+    assert {name for name, value in only_set(empty).items() if pins[name] != value} == {"vectors"}
 
 
 # ---- loading, when something is wrong ----

@@ -258,3 +258,41 @@ def test_the_quantization_reaches_transformers(
         load_model("artifacts/persona-tiny", quantization=kind, device="cpu")
     found = seen["quantization_config"].to_dict()
     assert all(found[key] == value for key, value in expected.items()) and seen["device_map"]
+
+
+def caps(card: str) -> dict[str, list[str]]:
+    """Trait -> cells of the table of strengths and caps."""
+    lines = card.split("\n## Strengths and caps to begin with\n")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_a_suggested_cap_lies_above_99_of_100_neutral_tokens_along_the_steering_direction() -> None:
+    vectors = shipped()
+    found = caps(vectors_card(vectors))
+    assert set(found) == set(vectors.traits)
+    for trait, row in found.items():
+        block, null = int(row[0]), vectors.steering_null[trait]
+        assert block == vectors.best_block[trait]
+        quantile = null.quantiles[block, null.probabilities.index(0.99)]
+        assert float(row[-1]) == pytest.approx((quantile - null.mean[block]) / null.std[block], abs=0.006)
+
+
+def test_only_strengths_that_left_the_replies_coherent_are_suggested() -> None:
+    def point(strength: float, low: float) -> dict[str, Any]:
+        around = {"value": low + 5, "low": low, "high": low + 10, "n": 20}
+        return {"strength": strength, "trait": {**around, "value": 10 * strength}, "coherence": around}
+
+    curve = dict(shipped().config["validation"]["deception"]["steering"])
+    curve["vector"] = [point(0, 90), point(1, 80), point(2, 50), point(4, 49.9), point(8, 5)]
+    curve["random"] = curve["vector"]
+    cells = caps(vectors_card(shipped(steering=curve)))["deception"]
+    assert cells[1] == "1, 2" and cells[2].startswith("20.0 [") and cells[3] == "55.0 [50.0, 60.0]"
+    curve["vector"] = [point(0, 90), point(1, 20), point(2, 10)]
+    curve["random"] = curve["vector"]
+    assert caps(vectors_card(shipped(steering=curve)))["deception"][1] == "none of 1, 2"
+    assert caps(vectors_card(shipped(steering=None)))["deception"][1] == "not measured"
+
+
+def test_uncalibrated_vectors_suggest_no_cap() -> None:
+    assert "Strengths and caps" not in vectors_card(dataclasses.replace(shipped(), null={}, steering_null={}))

@@ -247,6 +247,21 @@ def test_another_base_model_or_template_warns_and_the_same_does_not(make_lm: Mak
         PersonaMonitor(lm, random_vectors(3))
 
 
+def test_the_weights_of_the_file_that_vectors_were_made_on_fit_them_under_any_name(make_lm: Maker) -> None:
+    file = {"file": "it.Q4_1.gguf", "sha256": "a" * 64}
+    vectors = dataclasses.replace(calibrated(), config={"base_model": {"name": "it.Q4_1.gguf", "gguf": file}})
+    lm = make_lm("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PersonaMonitor(dataclasses.replace(lm, gguf={**file, "file": "renamed.gguf", "quantization": "Q4_1"}), vectors)
+        PersonaMonitor(dataclasses.replace(lm, converted_from=file), vectors)
+        published = {"name": "it.Q4_1.gguf", "gguf": file, "published": f"org/{lm.name}"}
+        PersonaMonitor(lm, dataclasses.replace(calibrated(), config={"base_model": published}))
+    for other in (lm, dataclasses.replace(lm, converted_from={**file, "sha256": "b" * 64})):
+        with pytest.warns(PersonaWarning, match=r"it\.Q4_1\.gguf"):
+            PersonaMonitor(other, vectors)
+
+
 # Damaged and foreign folders.
 
 

@@ -7,30 +7,11 @@
 // cursor, span and choices. Only the open tab's view is in the address.
 
 window.personaLink = (() => {
-  const VIEW = ["trait", "at", "span", "kind", "block", "alignment", "smooth", "scale", "special", "hidden"];
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const parts = {}; // tab -> {link, state}
   const linked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   let tab = linked.tab ?? "live";
   let settled = !linked.tab; // until the link's tab is shown, no other tab may replace it in the address
-
-  const NUMBER = /^\d{1,7}$/;
-
-  // The view's state in an address; the view checks every value again.
-  function viewState(query) {
-    const state = {};
-    for (const key of ["trait", "kind", "alignment", "scale", "block"]) if (query[key] !== undefined) state[key] = query[key];
-    for (const key of ["at", "smooth"]) if (NUMBER.test(query[key] ?? "")) state[key] = Number(query[key]);
-    const span = (query.span ?? "").split("-");
-    if (span.length === 2 && span.every((end) => NUMBER.test(end))) state.span = span.map(Number);
-    if (query.special === "0") state.special = false;
-    try {
-      if (query.hidden) state.hidden = query.hidden.split(",").map(decodeURIComponent);
-    } catch {
-      // not a list of names: nothing is hidden
-    }
-    return state;
-  }
 
   // The JSON part of the address; ignored if it is malformed.
   function json(query) {
@@ -41,25 +22,10 @@ window.personaLink = (() => {
     }
   }
 
-  function fromState(state) {
-    const query = {};
-    for (const key of VIEW) {
-      const value = state?.[key];
-      if (value === undefined || value === null || value === "") continue;
-      if (key === "span") query.span = value.join("-");
-      else if (key === "hidden") {
-        if (value.length) query.hidden = value.map(encodeURIComponent).join(",");
-      } else if (key === "special") {
-        if (!value) query.special = "0";
-      } else query[key] = String(value);
-    }
-    return query;
-  }
-
   function fullAddress() {
     const query = new URLSearchParams({ tab });
     const { link, state, more } = parts[tab] ?? {};
-    for (const [key, value] of Object.entries({ ...link, ...more, ...fromState(state) })) query.set(key, value);
+    for (const [key, value] of Object.entries({ ...link, ...more, ...viewAddress.write(state) })) query.set(key, value);
     return location.origin + location.pathname + location.search + "#" + query;
   }
 
@@ -90,7 +56,7 @@ window.personaLink = (() => {
   return {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
-      if (linked.tab === name || (!linked.tab && name === "live")) view.restore(viewState(linked), json(linked));
+      if (linked.tab === name || (!linked.tab && name === "live")) view.restore(viewAddress.read(linked), json(linked));
     },
     // `link`: restores the view; null if nothing can, undefined if it has not changed.
     changed(name, state, link) {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Any
 
@@ -11,12 +10,9 @@ import gradio as gr
 from persona_core.app.components import as_json, report_panel_component
 from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED
-from persona_core.errors import CorruptFile, PersonaError
-from persona_core.report.content import report_content
-from persona_core.report.results_folder import REPLAY, ResultsFolder
+from persona_core.errors import PersonaError
+from persona_core.report.saved_analysis import analysis_content
 from persona_core.report.saved_runs import SavedRuns
-
-logger = logging.getLogger(__name__)
 
 TAB = "analysis"
 
@@ -55,14 +51,5 @@ class AnalysisTab:
         """
         with self._lock:
             if self._content is None:
-                found = ResultsFolder(self.runs.source).findings()
-                rows = {c: self.runs.rows(c) for c in (*self.runs.configs, REPLAY) if self.runs.rows(c)}
-                try:
-                    self._content = report_content(found, rows)
-                except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                    logger.exception("The analysis could not be shown")
-                    raise CorruptFile(
-                        f"This app cannot show the analysis of these results ({type(error).__name__}). "
-                        "Analyse them again: persona analyse"
-                    ) from error
+                self._content = analysis_content(self.runs)
             return self._content

@@ -14,17 +14,17 @@ from persona_core.app.components import as_json, notice_component, token_view_co
 from persona_core.app.conversation import request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import PooledModel
-from persona_core.app.pairs import OWN_REPLIES, TEXTS, published_payload, readings_payload
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
 from persona_core.errors import PersonaError, PromptError
+from persona_core.report.pairs import OWN_REPLIES, TEXTS, published_payload, readings_payload
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 from persona_core.report.saved_runs import READS_BASELINE, READS_CONTAMINATED
 
 if TYPE_CHECKING:
-    from persona_core.app.home import FirstReply
+    from persona_core.report.home import FirstReply
     from persona_core.report.saved_runs import SavedRuns
     from persona_core.traces.trace import Trace
 

@@ -14,7 +14,6 @@ from persona_core.app.audience import current_session
 from persona_core.app.components import as_json, notice_component, token_view_component
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
-from persona_core.app.home import Example, Home
 from persona_core.app.model_pool import ModelPool, PooledModel
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, WAITING, Deadline, Press, RunControls
@@ -22,6 +21,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import stream_replies
 from persona_core.app.visitor_model import VisitorModel
 from persona_core.errors import PersonaError, PromptError
+from persona_core.report.home import Example, Home
 from persona_core.report.results_folder import BASELINE
 from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer

@@ -9,9 +9,9 @@ import gradio as gr
 
 from persona_core.app.components import as_json, explorer_component, notice_component, token_view_component
 from persona_core.app.error_messages import public_message
-from persona_core.app.pairs import published_payload
 from persona_core.app.run_controls import UNQUEUED
 from persona_core.errors import PersonaError
+from persona_core.report.pairs import published_payload
 
 if TYPE_CHECKING:
     from persona_core.report.saved_runs import SavedRuns

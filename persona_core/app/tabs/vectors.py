@@ -13,11 +13,9 @@ from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED
 from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError
-from persona_core.report.markup import figure_json, plot_placeholder
-from persona_core.utils.hub import public_name, split_revision
-from persona_core.utils.markdown import escape
-from persona_core.vectors.card_sections import CONTROLS, overview, trait_section
-from persona_core.vectors.figures import cosine_figure, validation_figure
+from persona_core.report.vectors_content import trait_content, trait_words, vectors_summary
+from persona_core.utils.hub import split_revision
+from persona_core.vectors.card_sections import CONTROLS, overview
 from persona_core.vectors.vectors import PersonaVectors
 
 TAB = "vectors"
@@ -60,7 +58,7 @@ class VectorsTab:
             vectors = self.vectors()
             first = vectors.traits[0]
             picker = gr.Radio(list(vectors.traits), value=first, visible=True)
-            return _summary(vectors, self.source) + "\n\n" + overview(vectors), picker, *self._show(first), True
+            return vectors_summary(vectors, self.source) + "\n\n" + overview(vectors), picker, *self._show(first), True
         except PersonaError as error:
             return html.escape(public_message(error)), gr.skip(), gr.skip(), gr.skip(), False
 
@@ -69,34 +67,4 @@ class VectorsTab:
         vectors = self.vectors()
         if trait not in vectors.traits:
             return gr.skip(), gr.skip()
-        validated = "auroc" in vectors.config.get("validation", {}).get(trait, {})
-        figures = {"validation": validation_figure(vectors, trait)} if validated else {}
-        if len(vectors.traits) > 1 and vectors.best_block:
-            figures["cosine"] = cosine_figure(vectors)
-        says = {
-            "validation": f"{trait}: AUROC by block, rivals, correlation with the judge's score, and steering; the "
-            "table below has the same numbers",
-            "cosine": "Cosines between the traits' vectors",
-        }
-        for one in figures.values():
-            one.update_layout(width=None)  # as wide as the page
-        places = "".join(
-            f'<section class="scroll" tabindex="0" role="region" aria-label="{html.escape(name)}"><div class="wide">'
-            f"{plot_placeholder(name, one, says[name])}</div></section>"
-            for name, one in figures.items()
-        )
-        content = {"html": places or "<p></p>", "figures": {name: figure_json(one) for name, one in figures.items()}}
-        words = trait_section(vectors, trait) or f"The vector of {html.escape(trait)} was not validated."
-        return as_json(content), words
-
-
-def _summary(vectors: PersonaVectors, source: str) -> str:
-    """One line about the vectors, as Markdown."""
-    base = vectors.config.get("base_model", {})
-    neutral = "a specific score of 0" if vectors.has_specific else "z = 0"
-    name = escape(base.get("name", "an unnamed model"))
-    return (
-        f"**{html.escape(public_name(split_revision(source)[0]))}**: {len(vectors.traits)} traits, read in the "
-        f"residual stream of `{name}` ({vectors.n_blocks} blocks, numbered from 0, width {vectors.d_model}). A larger "
-        f"projection means more of the trait; zero is not neutral, {neutral} is."
-    )
+        return as_json(trait_content(vectors, trait)), trait_words(vectors, trait)

@@ -59,6 +59,7 @@ function mountReport(root, content, options) {
       for (const trace of data) for (const part of ["line", "marker", "error_x", "error_y"]) repaint(trace[part]);
       for (const arrow of layout.annotations ?? []) repaint(arrow);
       for (const shape of layout.shapes ?? []) repaint(shape);
+      repaint(layout.title);
     }
     const tokens = content.tokens?.[layout.meta?.config];
     if (tokens) {
@@ -90,7 +91,9 @@ function mountReport(root, content, options) {
     for (const part of all("[data-trait]")) part.hidden = part.dataset.trait !== trait;
     for (const node of all("[data-trait]:not([hidden]) .plot")) if (seen.has(node)) draw(node);
     const picked = root.querySelector("nav button[aria-pressed=true]");
-    picked?.scrollIntoView({ inline: "center", block: "nearest", behavior: "instant" });
+    // Sideways only, where the row of buttons scrolls: the page stays where it is.
+    const row = picked?.closest("nav");
+    if (row) row.scrollLeft = picked.offsetLeft - (row.clientWidth - picked.offsetWidth) / 2;
   };
 
   for (const button of all("nav button"))
@@ -126,7 +129,7 @@ function mountReport(root, content, options) {
 // Inserts markup that was made from a file of figures. Its texts are escaped where it is made. As a second barrier, only
 // these elements and attributes get into the page.
 function setInert(root, markup) {
-  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|CAPTION|THEAD|TBODY|TR|TH|TD|BUTTON)$/;
+  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|CAPTION|THEAD|TBODY|TR|TH|TD|BUTTON|STRONG|EM|CODE|PRE|BR|DETAILS|SUMMARY)$/;
   const NAMES = /^(class|role|aria-[a-z]+|data-[a-z]+|scope|dir|hidden|tabindex|type)$/;
   const parsed = new DOMParser().parseFromString(markup, "text/html"); // runs nothing and loads nothing
   for (const node of parsed.body.querySelectorAll("*")) {

@@ -26,6 +26,7 @@ _SCRIPTS = (
     "menus.js",
     "playback.js",
     "readout.js",
+    "address.js",
     "view.js",
 )
 _STYLES = ("colours.css", "view.css", "text.css", "panels.css", "timeline.css")
@@ -46,6 +47,8 @@ def styles() -> str:
 
 
 def script() -> str:
-    """The view's JavaScript: declares `mountTokenView(root, options)` and `personaPlotly(url)`, and mounts nothing."""
+    """The view's JavaScript. It mounts nothing and declares `mountTokenView(root, options)`, `personaPlotly(url)`, and
+    `viewAddress`: the view's state in an address."""
     parts = "\n".join(_read(name) for name in _SCRIPTS)
-    return f"(() => {{\n{parts}\nObject.assign(window, {{ mountTokenView, personaPlotly: loadPlotly }});\n}})();"
+    names = "mountTokenView, viewAddress, personaPlotly: loadPlotly"
+    return f"(() => {{\n{parts}\nObject.assign(window, {{ {names} }});\n}})();"

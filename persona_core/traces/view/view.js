@@ -5,7 +5,7 @@
 // mountTokenView(root, options) -> { update(payload), state(), restore(state) }
 //   plotlyUrl or plotly    address of plotly.js, or plotly.js itself
 //   emptyText              shown while there is no payload
-//   shellUrl               page without a payload, for the export of a page that works offline
+//   shellUrl or shell()    page without a payload, for the export of a page that works offline
 //   onState(state)         after each change of trait, cursor, span or choices, as plain values
 //   onBranch({side, at, trait})  shows a button "Branch here"; `at` counts tokens of the reply
 //   link()                 the address that restores this view
@@ -351,13 +351,14 @@ function mountTokenView(root, options = {}) {
       download(fileName(model, "png"), await drawPicture(view, { model, trait: trait(), choices, scale, colours, chartImage }));
     }],
   };
-  if (options.shellUrl)
+  const shell = options.shell ?? (options.shellUrl && (async () => (await fetch(options.shellUrl)).text()));
+  if (shell)
     formats.html = ["HTML, a page that works offline", async () => {
-      const shell = await (await fetch(options.shellUrl)).text();
+      const page = await shell();
       const text = JSON.stringify({ ...newest, view: { ...newest.view, ...state(), trait: trait() } });
       const safe = text.replace(/[<>&\u2028\u2029]/g, (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
       // A function as replacement: in a string, "$&" would be special.
-      download(fileName(model, "html"), shell.replace(PLACEHOLDER, () => safe), "text/html;charset=utf-8");
+      download(fileName(model, "html"), page.replace(PLACEHOLDER, () => safe), "text/html;charset=utf-8");
     }];
   if (options.link)
     formats.link = ["Copy a link to this view", async () => {

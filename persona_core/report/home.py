@@ -1,4 +1,4 @@
-"""What the app opens on, without loading a model: example prompts, a saved reply, a sentence about the model.
+"""What the app and the static site open on, without loading a model: example prompts, a saved reply, what the model is.
 
 `app.json` lies beside the vectors, in the same folder or Hub repository. It is optional, and so is each of its fields:
 without "examples" they are prompts of the runs, without "first" the app opens on the reply with the clearest turn.
@@ -33,6 +33,15 @@ from persona_core.utils.hub import fetch, split_revision
 
 logger = logging.getLogger(__name__)
 
+TITLE = "Persona traits, token by token"
+COLOURS = (
+    "Each token is coloured by how well a trait explains the model's inner state: orange, better than neutral text or "
+    "any other trait does; blue, something else explains it better."
+)
+COLOURS_OF_Z = (
+    "Each token is coloured by where the model's inner state lies along a trait: orange, above neutral text; blue, "
+    "below it."
+)
 APP_FILE = "app.json"
 MAX_EXAMPLES, MAX_LABEL = 8, 32
 CONFIGS = (BASELINE, *OTHERS)  # searched in this order if "first" is missing
@@ -64,12 +73,16 @@ class FirstReply:
         config, id: of its row in the results.
         trace: of the reply.
         view: its payload.
+        title: its heading, if one was chosen.
+        trait: the one that turns in it; None where the row was chosen, or where no reply turns.
     """
 
     config: str
     id: str
     trace: Trace
     view: Payload
+    title: str | None = None
+    trait: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,11 +108,11 @@ class Home:
         return tuple(sorted(trace.traits, key=lambda t: -means.get(t, 0.0)))
 
 
-def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
+def load_home(vectors: str | Path | None, runs: SavedRuns | None = None) -> Home:
     """Read what the app opens on.
 
     Args:
-        vectors: a folder or Hub repository, optionally with "@" and a revision.
+        vectors: a folder or Hub repository, optionally with "@" and a revision; None: there is no file.
         runs: published results, for the first view.
 
     Returns:
@@ -111,7 +124,7 @@ def load_home(vectors: str | Path, runs: SavedRuns | None = None) -> Home:
     >>> load_home("no-such-folder/anywhere/at/all")
     Home(about='', examples=(), first_reply=None)
     """
-    found = _read(vectors)
+    found = None if vectors is None else _read(vectors)
     if found is None:
         return Home() if runs is None else Home("", _examples(runs), _first_reply(None, runs))
     if not isinstance(found, dict):
@@ -149,7 +162,7 @@ def save_home(
 def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
     """The chosen row, else the first one found; None without results."""
     source, revision = split_revision(runs.source)
-    clearest = None if first else _clearest(runs)
+    clearest, trait = (None, None) if first else _clearest(runs)
     for candidate in filter(None, (first, clearest, *(FirstView(config, None) for config in CONFIGS))):
         try:
             row = load_row(source, candidate.config, candidate.id, revision)
@@ -160,17 +173,19 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
         onsets = runs.onsets(candidate.config, row["id"])
         caveats = runs.caveats(trace) if onsets else ()
         view = trace_payload(trace, name=candidate.config, title=candidate.title, onsets=onsets, caveats=caveats)
-        return FirstReply(candidate.config, row["id"], trace, view)
+        turns = trait if candidate is clearest else None
+        return FirstReply(candidate.config, row["id"], trace, view, candidate.title, turns)
     logger.warning("No first view: %s has none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
 
 
-def _clearest(runs: SavedRuns) -> FirstView | None:
+def _clearest(runs: SavedRuns) -> tuple[FirstView | None, str | None]:
+    """The row in which a trait turns most clearly, and the trait."""
     try:
         found = runs.clearest_turn()
     except NotFound:
-        return None
-    return None if found is None else FirstView(*found)
+        found = None
+    return (None, None) if found is None else (FirstView(*found[:2]), found[2])
 
 
 def _examples(runs: SavedRuns) -> tuple[Example, ...]:

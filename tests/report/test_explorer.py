@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona_core.app.assets import explorer_script, explorer_styles, explorer_template
+from persona_core.report.explorer import explorer_script, explorer_styles, explorer_template
 from tests.support.standins import HOSTILE
 
 pytestmark = pytest.mark.browser

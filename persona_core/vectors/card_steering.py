@@ -1,0 +1,76 @@
+"""What to steer with: strengths that left the replies coherent, and where a cap leaves neutral text alone."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from persona_core.judging.judge import MIN_SCORE
+from persona_core.utils.markdown import escape, interval, table
+from persona_core.vectors.verdict import Figures
+
+if TYPE_CHECKING:
+    from persona_core.vectors.vectors import PersonaVectors
+
+RARE = 0.99
+"""Share of neutral tokens that a suggested cap leaves as they are."""
+
+
+def steering_section(vectors: PersonaVectors) -> str:
+    """Strengths and caps to begin with, as Markdown; "" for vectors without a null along the steering direction."""
+    validation = vectors.config.get("validation", {})
+    caps = {trait: cap_threshold(vectors, trait) for trait in vectors.traits}
+    if all(cap is None for cap in caps.values()):
+        return ""
+    curves = {trait: validation.get(trait, {}).get("steering") for trait in vectors.traits}
+    rows = [
+        (
+            escape(trait),
+            vectors.best_block.get(trait),
+            *_coherent(curves[trait]),
+            "not measured" if caps[trait] is None else f"{caps[trait]:.2f}",
+        )
+        for trait in vectors.traits
+    ]
+    measured = (
+        f"""Strengths are in norms of the vector. **Coherent**: those tried at which the interval of the mean coherence
+lies above {MIN_SCORE:g} of 100, with the trait score and the coherence at the last of them. Where that is the largest
+tried, a larger one may be coherent too."""
+        if any(curves.values())
+        else "Steering was not measured for these vectors."
+    )
+    return f"""## Strengths and caps to begin with
+
+{measured}
+
+**Cap**: the {100 * RARE:g}th percentile of neutral tokens, in standard deviations along the steering direction.
+`Steer.cap(trait, block=block, threshold=cap, unit="sd")` changes one neutral token in a hundred.
+
+{table(["trait", "block", "coherent strengths", "trait score at the last", "coherence there", "cap (sd)"], rows)}
+"""
+
+
+def cap_threshold(vectors: PersonaVectors, trait: str) -> float | None:
+    """The `RARE` quantile of neutral tokens along the steering direction at the trait's best block, as a z score.
+
+    None where the vectors do not hold it.
+    """
+    null, block = vectors.null_of_steering(trait), vectors.best_block.get(trait)
+    if null is None or block is None or RARE not in null.probabilities:
+        return None
+    mean, std = null.at(block)
+    cap = (float(null.quantiles[block, null.probabilities.index(RARE)]) - mean) / std if std > 0 else math.nan
+    return cap if math.isfinite(cap) else None
+
+
+def _coherent(curve: Figures | None) -> tuple[str, str, str]:
+    """The strengths, and trait score and coherence at the largest of them."""
+    if curve is None:
+        return ("not measured",) * 3
+    kept = [p for p in curve["vector"] if p["strength"] > 0 and p["coherence"] and p["coherence"]["low"] >= MIN_SCORE]
+    if not kept:
+        tried = ", ".join(f"{p['strength']:g}" for p in curve["vector"] if p["strength"] > 0)
+        return f"none of {tried}", "", ""
+    last = max(kept, key=lambda p: p["strength"])
+    strengths = ", ".join(f"{p['strength']:g}" for p in kept)
+    return strengths, interval(last["trait"], 1), interval(last["coherence"], 1)
