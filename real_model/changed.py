@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persona_core.analysis.statistics import Estimate, bounded, over_clusters
+from persona_core.analysis.statistics import bounded, bounded_difference, over_clusters
 from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.report.results_folder import SIDES
@@ -64,21 +64,17 @@ def _losses(lm: LanguageModel, questions: Sequence[Question]) -> list[float]:
     return found
 
 
-def _compared(first: Sequence[float], second: Sequence[float], share: bool = False) -> dict[str, Any]:
-    before, after = np.array(first), np.array(second)  # [n] each, in pairs
-    found = {
-        "baseline": _mean(before, 0.0 if share else None),
-        "contaminated": _mean(after, 0.0 if share else None),
-        "difference": _mean(after - before, -1.0 if share else None),
-    }
-    return {name: None if one is None else one.to_dict() for name, one in found.items()}
+def _compared(before: Sequence[float], after: Sequence[float], share: bool = False) -> dict[str, Any]:
+    """Means over pairs, each with its interval; of values that are 0 or 1, if they are shares."""
+    sides, each = (_mean_of(before), _mean_of(after)), np.arange(len(before))
+    if share:
+        figures = [*(bounded(side, each) for side in sides), bounded_difference(sides[1], sides[0], each)]
+    else:
+        difference = np.asarray(after) - np.asarray(before)  # [n]
+        figures = [over_clusters(one, each) for one in (*sides, _mean_of(difference))]
+    names = (*SIDES, "difference")
+    return {name: None if one is None else one.to_dict() for name, one in zip(names, figures, strict=True)}
 
 
-def _mean(values: np.ndarray, low: float | None) -> Estimate | None:
-    """The mean with its interval; of values from `low` to 1, if that is given."""
-    each = np.arange(len(values))
-
-    def mean(weights: np.ndarray) -> float:
-        return float(np.average(values, weights=weights))
-
-    return over_clusters(mean, each) if low is None else bounded(mean, each, low)
+def _mean_of(values: Sequence[float] | np.ndarray) -> Callable[[np.ndarray], float]:
+    return lambda weights: float(np.average(values, weights=weights))
