@@ -82,7 +82,7 @@ def test_the_site_opens_on_the_row_that_lies_beside_the_vectors_else_on_the_clea
     plain = export_site(SHIPPED, tmp_path / "site")
     opening = read(plain.folder / "site.json")["opening"]
     _, id, trait = SavedRuns(SHIPPED).clearest_turn() or ("", "", "")
-    why = "The clearest turn among the replies to 78 prompts and 8 traits"
+    why = "The clearest turn in the replies to 78 prompts, over 8 traits"
     assert opening == {"id": id, "trait": trait, "why": why}
     assert (
         f" {trait} averages "
