@@ -229,7 +229,7 @@ def _why(table: Mapping[str, Any], first: FirstReply | None) -> str:
     if first is None or first.title:
         return "" if first is None else str(first.title)
     n, k = len(table["prompts"]), len(table["traits"])
-    return f"The clearest turn among the replies to {n} prompts and {k} traits" if first.trait else ""
+    return f"The clearest turn in the replies to {n} prompts, over {k} traits" if first.trait else ""
 
 
 def _page(runs: SavedRuns, home: Home, title: str) -> str:

@@ -74,20 +74,17 @@ def test_the_site_is_small_whole_and_names_only_files_that_it_has(shipped: Site)
 
 @needs_shipped
 def test_the_site_opens_on_the_row_that_lies_beside_the_vectors_else_on_the_clearest_turn(
-    shipped: Site, tmp_path: Path
+    shipped: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = read(VECTORS / "app.json")["first"]
     opening = read(shipped.folder / "site.json")["opening"]
     assert (opening["id"], opening["why"]) == (first["id"], first["title"])
+    # Another trait than the one that differs most in that pair.
+    monkeypatch.setattr(SavedRuns, "clearest_turn", lambda _: ("contaminated", "pilot-05", "evil"))
     plain = export_site(SHIPPED, tmp_path / "site")
-    opening = read(plain.folder / "site.json")["opening"]
-    _, id, trait = SavedRuns(SHIPPED).clearest_turn() or ("", "", "")
-    why = "The clearest turn among the replies to 78 prompts and 8 traits"
-    assert opening == {"id": id, "trait": trait, "why": why}
-    assert (
-        f" {trait} averages "
-        in read(plain.folder / f"data/runs/{SavedRuns(SHIPPED).ids.index(id) + 1:03}.json")["says"]
-    )
+    why = "The clearest turn in the replies to 78 prompts, over 8 traits"
+    assert read(plain.folder / "site.json")["opening"] == {"id": "pilot-05", "trait": "evil", "why": why}
+    assert " evil averages " in read(plain.folder / "data" / "runs" / "005.json")["says"]
     assert read(plain.folder / "site.json")["pages"] == ["runs", "analysis"]
 
 
