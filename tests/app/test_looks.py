@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from persona_core.app.layout import build_app
 from persona_core.app.model_pool import PooledModel
-from persona_core.app.settings import AppSettings
+from persona_core.app.serve import LAUNCH
+from persona_core.app.served_set import served_sets
+from persona_core.app.settings import AppSettings, sets_from_environment
 from tests.support import pages
 from tests.support.app_page import ROOT, SHIPPED, ask, open_tab, wait_done
 from tests.support.standins import SlowMonitor, save_hostile_results, steady_monitor
@@ -31,6 +34,15 @@ def url(serve: Callable[..., str]) -> str:
     pooled.monitor()
     contaminated.monitor()
     return serve(pooled, settings, contaminated)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[str]:
+    """The app as it is without any setting; no model is loaded."""
+    demo = build_app(*served_sets(sets_from_environment({})))
+    _, address, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
+    yield address
+    demo.close()
 
 
 def live(page: Any) -> None:
@@ -103,6 +115,20 @@ def in_both_themes(page: Any) -> Iterator[str]:
     yield "-dark"
     page.evaluate("document.body.classList.remove('dark')")
     page.wait_for_timeout(500)
+
+
+def test_the_page_opens_on_a_published_reply_of_the_real_model_and_has_its_picture(
+    shipped: str, visit: Callable[..., Any]
+) -> None:
+    page = visit(shipped)
+    page.wait_for_selector("#view .tv-tok")
+    assert "SmolLM2" in page.inner_text("#masthead") and "SmolLM2" in page.inner_text("#view .tv-pane")
+    assert page.get_by_role("link", name="persona-tiny").is_visible()
+    page.wait_for_selector("#view [data-chart=ready]")
+    screenshot(page, "real", full_page=False)
+    open_tab(page, "Compare", "#compare-view .tv-tok")
+    page.wait_for_selector("#compare-view .tv[data-sides='2']")
+    screenshot(page, "real-compare", full_page=False)
 
 
 @pytest.mark.parametrize("name", list(TABS))
