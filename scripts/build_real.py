@@ -19,10 +19,7 @@ from persona_core.errors import PersonaError
 from real_model.build import build
 from scripts import weights
 
-ESTIMATE = (
-    "About an hour on two cores: training 15 minutes, vectors 15, their figures 2, runs 12, what changed 2, analysis 10 "
-    "(measured once)."
-)
+ESTIMATE = "About an hour on two cores: training 15 minutes, vectors 15, runs 12, analysis 10, all else 4."
 
 
 def main() -> int:
