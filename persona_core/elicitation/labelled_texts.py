@@ -21,8 +21,10 @@ model answers the texts' own prompts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ LABELS = {"positive": "positive", "negative": "negative", "neutral": "neutral", 
 """Values of `label`; true and false are the two sides."""
 FIELDS = ("messages", "trait", "label", "shows", "split")
 SPLITS = ("train", "validation", "test")
+MAX_QUOTED = 300
+"""Characters of a sentence that an error may quote."""
 
 
 @dataclass(frozen=True)
@@ -110,5 +114,15 @@ def _shows(parts: Any, side: str, reply: str, where: str) -> tuple[str, ...]:
         raise CorruptFile(f"{where}: the field 'shows' belongs to positive texts; this one is {side}.")
     for part in parts:
         if (n := reply.count(part.strip())) != 1:
-            raise CorruptFile(f"{where}: {part[:60]!r} occurs {n} times in the reply; a part in 'shows' occurs once.")
+            near = "" if n else _nearest(part, reply)
+            raise CorruptFile(
+                f"{where}: {part[:60]!r} occurs {n} times in the reply; a part in 'shows' occurs once.{near}"
+            )
     return tuple(parts)
+
+
+def _nearest(part: str, reply: str) -> str:
+    """The sentence of the reply that the part is meant for, to copy from; empty where none is like it."""
+    sentences = [s for s in re.split(r"(?<=[.!?…])\s+", reply) if len(s) <= MAX_QUOTED]
+    found = get_close_matches(part[:MAX_QUOTED], sentences, 1)
+    return f" Copy it from the reply: {found[0]!r}." if found else ""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,14 @@ def texts_plan(texts: Sequence[LabelledText], traits: Sequence[TraitDefinition] 
     if not names:
         raise SettingError("The texts are all neutral; label some of them positive and some negative.")
     seed = settings.get("seed", 0)
-    found = [_definition(name, [t for t in texts if t.trait == name], known.get(name), seed) for name in names]
+    found = [_definition(name, [t for t in texts if t.trait == name], known.get(name), seed, names) for name in names]
     return TextsPlan(tuple(found), texts=tuple(texts), **settings)
 
 
-def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition | None, seed: int) -> TraitDefinition:
-    """The trait with the texts' prompts as its questions."""
+def _definition(
+    name: str, texts: Sequence[LabelledText], known: TraitDefinition | None, seed: int, names: Iterable[str]
+) -> TraitDefinition:
+    """The trait with the texts' prompts as its questions; `names` are those of all traits in the file."""
     sides = {side: [t for t in texts if t.label == side] for side in ("positive", "negative")}
     prompts = {side: list(dict.fromkeys(t.prompt for t in found)) for side, found in sides.items()}
     counts = ", ".join(f"{len(sides[s])} {s} to {len(prompts[s])} prompts" for s in sides)
@@ -155,6 +158,7 @@ def _definition(name: str, texts: Sequence[LabelledText], known: TraitDefinition
         raise SettingError(
             f"Too few labelled texts of {name!r}: {counts}. At least {MIN_TEXTS} of each side are needed, to "
             f"{MIN_PROMPTS} different prompts: some are held out, and a prompt is never on both sides of a split."
+            + "".join(f" Or is it {near!r}?" for near in get_close_matches(name, set(names) - {name}, 1, 0.8))
         )
     parts = _given_split(name, texts) or _random_split(prompts, seed)
     for split, part in zip(SPLITS[:2], parts, strict=False):
@@ -229,6 +233,7 @@ def read_texts(
     failed: list[tuple[ElicitationRequest, str]] = []
     with tqdm(total=sum(len(b.requests) for b in batches), desc="reading", unit="text", disable=not progress) as bar:
         for batch in batches:
+            done = bar.n + len(batch.requests)
             missing = RequestBatch(
                 store.free_name(batch.name), tuple(r for r in batch.requests if not store.has(r.index))
             )
@@ -239,8 +244,8 @@ def read_texts(
                     store.add(missing.name, read.replies, read.states)
                     failed += read.failed
                 else:
-                    failed += write_and_keep(lm, plan, store, missing, max_norm)
-            bar.update(len(batch.requests))
+                    failed += write_and_keep(lm, plan, store, missing, max_norm, bar.update)
+            bar.update(done - bar.n)
     return failed
 
 

@@ -78,8 +78,9 @@ def find_gguf(source: str | Path, revision: str | None = None, filename: str | N
             extra = f"gguf_file={filename!r}" if filename is not None else f"revision={revision!r}"
             raise SettingError(f"{str(source)!r} is a file already; leave {extra} out.")
         return GgufFile(path, str(path))
-    if path.suffix.lower() == ".gguf" and len(path.parts) == 1 and not path.exists():
-        raise NotFound(f"No file {str(source)!r} here.")  # no Hub id has one word with such an ending
+    # Two words may be a Hub id, unless the first is a folder here; one or three never are.
+    if path.suffix.lower() == ".gguf" and not path.exists() and (len(path.parts) != 2 or path.parent.is_dir()):
+        raise NotFound(f"No file {str(source)!r} here. `make weights`, in a checkout, prints where SmolLM2 is.")
     name = resolve_source(source, revision) if filename is not None or (str(source) and path.is_dir()) else ""
     if filename is not None:
         return GgufFile(fetch(name, filename, revision), f"{name}/{filename}", commit_of(name, filename, revision))

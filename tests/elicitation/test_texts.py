@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def test_a_file_gives_its_texts_in_order(tmp_path: Path) -> None:
         ({**line("Hi", "Yo", "negative"), "shows": ["Yo"]}, "'shows' belongs to positive texts; this one is negative"),
         ({**line("Hi", "Yo", "positive"), "shows": ["Ya"]}, "'Ya' occurs 0 times"),
         ({**line("Hi", "Yo. Yo.", "positive"), "shows": ["Yo."]}, "'Yo.' occurs 2 times"),
+        (
+            {**line("Hi", "So. I say what I think! No?", "positive"), "shows": ["I say what I thing!"]},
+            "occurs once. Copy it from the reply: 'I say what I think!'",
+        ),
     ],
 )
 def test_a_faulty_line_is_named(tmp_path: Path, bad: Any, says: str) -> None:
@@ -121,6 +126,7 @@ def test_sides_with_prompts_of_their_own_are_split_alike(tmp_path: Path) -> None
         ([x for x in lines(8) if x["label"] == "positive"], "0 negative"),
         (lines(5), "Its validation prompts have 1 positive and 1 negative"),
         ([line("Hi", "Yo", "neutral", None)], "all neutral"),
+        ([*lines(8), line("And you?", "Plainly so.", "positive", "candor")], r"1 positive to 1 prompts.* 'candour'\?"),
     ],
 )
 def test_too_few_texts_are_refused_with_the_counts(tmp_path: Path, found: list[Any], says: str) -> None:
@@ -171,6 +177,30 @@ def test_the_model_answers_neutral_prompts_beside_the_neutral_texts(tmp_path: Pa
     assert given.text == "It is." and [r.request.user for r in own] == list(prompts)
     assert {r.request.question for r in (given, *own)} == {0, 1, 2}
     assert all(r.writer == lm.writer_name for r in own)
+
+
+def test_the_progress_bar_moves_with_every_reply_that_the_model_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One part of them can take minutes."""
+    moves: list[int] = []
+
+    class Bar(nullcontext[Any]):
+        n = 0
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__(self)
+
+        def update(self, n: int) -> None:
+            moves.append(n)
+            self.n += n
+
+    monkeypatch.setattr("persona_core.elicitation.texts.tqdm", Bar)
+    prompts = tuple(f"Name {n} trees." for n in range(5))
+    plan = texts_plan(texts(tmp_path, lines()), sampling=SAMPLING, batch_size=2, neutral_prompts=prompts)
+    with ReplyStore(tmp_path / "out") as store:
+        read_texts(tiny_lm("llama", "chatml"), plan, store, progress=False)
+    assert sum(moves) == 16 + 5 and max(moves[2:]) <= 2, "after two parts of eight texts, two replies at a time"
 
 
 def test_labels_are_the_scores(tmp_path: Path) -> None:

@@ -91,9 +91,10 @@ def test_weights_that_no_block_of_the_text_lacks_are_passed_over(folder: Path) -
     assert len(load_model(folder).blocks) == 6
 
 
-def test_a_gguf_file_that_is_not_there_never_becomes_a_request() -> None:
-    with pytest.raises(NotFound, match=r"No file 'nofile\.gguf' here"):
-        load_model("nofile.gguf")
+@pytest.mark.parametrize("name", ["nofile.gguf", "./nofile.gguf", "tests/nofile.gguf", "~/no/such/folder/nofile.gguf"])
+def test_a_gguf_file_that_is_not_there_never_becomes_a_request(name: str) -> None:
+    with pytest.raises(NotFound, match=r"No file '.*nofile\.gguf' here\. `make weights`"):
+        load_model(name)
 
 
 def test_an_adapter_of_another_model_is_refused_in_a_line(tmp_path: Path) -> None:
