@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import doctest
 import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +122,34 @@ def test_every_command_and_option_of_a_page_exists(page: Path, capsys: pytest.Ca
             importlib.import_module(entry).main(["--help"])
         known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert set(re.findall(r"(?<=\s)--[a-z-]+", shell)) - known - FOREIGN == set()
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each `persona` command in a page's blocks of bash."""
+    for block in blocks(text, "bash"):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            if line.startswith("persona "):
+                yield shlex.split(line, comments=True)
+
+
+def test_the_path_from_texts_to_a_card_is_on_its_page() -> None:
+    section = (
+        text_of(ROOT / "docs/creating_new_traits.md").partition("\n## A trait of your own")[2].partition("\n## ")[0]
+    )
+    assert [command[1] for command in commands(section)] == ["extract", "monitor"]
+    heredocs = re.findall(r"^python <<'(\w+)'\n(.*?)^\1$", section, re.M | re.S)
+    assert heredocs
+    for _, code in heredocs:
+        ast.parse(code)
+
+
+@every_page
+def test_every_command_of_a_page_can_be_typed_in_a_checkout(page: Path) -> None:
+    for _, name, *words in commands(text_of(page)):
+        importlib.import_module(module_of(name)).arguments().parse_args(words)
+        for word in words:
+            if word.startswith(("artifacts/", "datasets/")):
+                assert (ROOT / word).exists(), word
 
 
 @every_page
