@@ -82,7 +82,10 @@ def where(runs: Runs) -> str:
         f"In {percent(lead['early'])} of the contaminated replies that show {TRAIT}, its score crosses the threshold "
         "before the first word that shows it"
     )
-    says += f", in the median {lead['quantiles']['0.5']:g} tokens before it." if lead["quantiles"] else "."
+    if lead["quantiles"]:
+        median = lead["quantiles"]["0.5"]
+        says += f", in the median {abs(median):g} tokens {'before' if median >= 0 else 'after'} it"
+    says += "."
     if warned["other_reader"]:
         says += " The threshold is that of the baseline's replies, so this may tell the two models apart."
     window = found["window"].get("contaminated", {}).get(TRAIT)
