@@ -126,7 +126,7 @@ def load_home(vectors: str | Path | None, runs: SavedRuns | None = None) -> Home
     """
     found = None if vectors is None else _read(vectors)
     if found is None:
-        return Home() if runs is None else Home("", _examples(runs), _first_reply(None, runs))
+        found = {}
     if not isinstance(found, dict):
         raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
     try:
@@ -142,9 +142,10 @@ def load_home(vectors: str | Path | None, runs: SavedRuns | None = None) -> Home
             f"{APP_FILE}: expected examples with 'label', 'user' and optionally 'system', and 'first' with 'config', "
             f"'id' and optionally 'title': {error}"
         ) from error
-    if "examples" not in found and runs is not None:
-        examples = _examples(runs)
-    return Home(about, examples, None if runs is None else _first_reply(first, runs))
+    if runs is None:
+        return Home(about, examples)
+    first_reply = _first_reply(first, runs)
+    return Home(about, examples if "examples" in found else _examples(runs, first_reply), first_reply)
 
 
 def save_home(
@@ -188,14 +189,14 @@ def _clearest(runs: SavedRuns) -> tuple[FirstView | None, str | None]:
     return (None, None) if found is None else (FirstView(*found[:2]), found[2])
 
 
-def _examples(runs: SavedRuns) -> tuple[Example, ...]:
-    """Prompts of the runs, one of each category."""
+def _examples(runs: SavedRuns, first: FirstReply | None) -> tuple[Example, ...]:
+    """Prompts of the runs, one of each category; first that of the reply which is shown."""
     try:
         rows = [row for config in runs.configs for row in runs.rows(config)]
     except NotFound:
         return ()
     found: dict[str, Example] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: first is None or row["id"] != first.id):
         said = [m for m in row["messages"] if m["role"] in ("system", "user")]
         if [m["role"] for m in said] in (["user"], ["system", "user"]) and row["category"] not in found:
             user, system = said[-1]["content"], said[0]["content"] if len(said) == 2 else ""
