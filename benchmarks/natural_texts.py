@@ -20,12 +20,13 @@ import numpy as np
 from benchmarks.common import save
 from benchmarks.labelled_states import reply_states
 from persona_core.analysis.statistics import Estimate, bounded, rank_auroc
+from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.traces.specific import odds_against_rest
 from persona_core.utils.numbering import numbered
 from persona_core.vectors.whitening import within_class_covariance
-from real_model.texts import TRAITS, Reply, load_questions
+from real_model.texts import TRAITS, Question, Reply, load_questions
 from real_model.truth import pieces_that_show
 from scripts import weights
 
@@ -64,29 +65,31 @@ def main() -> int:
         raise SystemExit(why)
     lm = load_model(path, dtype="float32", device="cpu")
 
-    def read(split: str) -> Tokens:
-        each = [(q, r) for q in load_questions(split=split) for r in q.replies]
-        texts = [
-            as_transcript(lm, [{"role": "user", "content": q.question}, {"role": "assistant", "content": r.text}], None)
-            for q, r in each
-        ]
-        states = reply_states(lm, texts, BLOCKS)
-        kinds = [_kinds(r, t.pieces[t.n_prompt :]) for (_, r), t in zip(each, texts, strict=True)]
-        lengths = [len(kind) for kind in kinds]
-        return Tokens(
-            {b: np.concatenate([s[k] for s in states]) for k, b in enumerate(BLOCKS)},
-            np.repeat([TRAITS.index(q.trait) for q, _ in each], lengths),
-            np.concatenate(kinds),
-            np.repeat(numbered(q.id for q, _ in each), lengths),
-        )
-
-    fit, test = read("fit"), read("test")
+    fit, test = (labelled_tokens(lm, load_questions(split=split), BLOCKS) for split in ("fit", "test"))
     even = fit.question % 2 == 0
     chosen = _choose_block(fit.take(even), fit.take(~even))
     found = {name: _figures(_directions(fit, chosen, name), fit, test, chosen) for name in CONTRASTS}
     n = {split: len(load_questions(split=split)) for split in ("fit", "test")}
     save("natural_texts", {"model": lm.record, "block": chosen, "questions": n, "contrasts": found})
     return 0
+
+
+def labelled_tokens(lm: LanguageModel, questions: Sequence[Question], blocks: Sequence[int]) -> Tokens:
+    """The tokens of all replies to some questions, as the model reads them in their place."""
+    each = [(q, r) for q in questions for r in q.replies]
+    texts = [
+        as_transcript(lm, [{"role": "user", "content": q.question}, {"role": "assistant", "content": r.text}], None)
+        for q, r in each
+    ]
+    states = reply_states(lm, texts, blocks)
+    kinds = [_kinds(r, t.pieces[t.n_prompt :]) for (_, r), t in zip(each, texts, strict=True)]
+    lengths = [len(kind) for kind in kinds]
+    return Tokens(
+        {b: np.concatenate([s[k] for s in states]) for k, b in enumerate(blocks)},
+        np.repeat([TRAITS.index(q.trait) for q, _ in each], lengths),
+        np.concatenate(kinds),
+        np.repeat(numbered(q.id for q, _ in each), lengths),
+    )
 
 
 def _kinds(reply: Reply, pieces: Sequence[str]) -> np.ndarray:

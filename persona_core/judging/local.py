@@ -54,10 +54,14 @@ class LocalJudge:
         lm: the model that judges.
         batch_size: prompts per forward pass; halved where memory runs out.
         share_prefix: False reads every prompt whole.
+        min_mass: share of the probability that the numbers must hold together; 0 scores whatever the model would
+            rather say.
     """
 
-    def __init__(self, lm: LanguageModel, batch_size: int = 16, share_prefix: bool = True) -> None:
-        self._lm, self._batch_size = lm, batch_size
+    def __init__(
+        self, lm: LanguageModel, batch_size: int = 16, share_prefix: bool = True, min_mass: float = MIN_MASS
+    ) -> None:
+        self._lm, self._batch_size, self._min_mass = lm, batch_size, min_mass
         self._tree = number_tree(lm)
         self._digits = digit_tokens(lm)  # bool [vocab]
         self._header = answer_header(lm)
@@ -67,7 +71,8 @@ class LocalJudge:
 
     @property
     def name(self) -> str:
-        return f"local:{self._lm.writer_name}" + (f"@{self._lm.revision}" if self._lm.revision else "")
+        found = f"local:{self._lm.writer_name}" + (f"@{self._lm.revision}" if self._lm.revision else "")
+        return found if self._min_mass == MIN_MASS else f"{found}, numbers from {self._min_mass:g} of the probability"
 
     def score(self, questions: Sequence[Question], progress: bool = True) -> Iterator[tuple[Question, Score]]:
         """One score for each question.
@@ -213,7 +218,7 @@ class LocalJudge:
                 p *= 1.0 - digits[branches[index]]  # complete only where no digit follows
             if node.number is not None:
                 total, mean = total + p, mean + p * node.number
-        return mean / total if total >= MIN_MASS else None
+        return mean / total if total > 0 and total >= self._min_mass else None
 
 
 def answer_header(lm: LanguageModel) -> tuple[int, ...]:

@@ -162,6 +162,57 @@ def natural() -> str:
     return table(("the trait's tokens minus", "score", *against), rows)
 
 
+INSTRUCTED = {
+    "texts": "labelled texts",
+    "negative": "instructions, read against the other side",
+    "neutral": "instructions, read against neutral replies",
+}
+
+
+def instructed() -> str:
+    """Vectors from texts and by instruction on each other's held-out set, means over traits."""
+    found = stored("instructed_vectors")
+    rows = [
+        (
+            name,
+            interval(found["on_instructed_replies"][key]["states"]["mean"], 3),
+            interval(found["on_instructed_replies"][key]["alone"]["mean"], 3),
+            *(interval(found["on_texts"][key][kind]["neutral"]["mean"], 3) for kind in ("z", "specific")),
+        )
+        for key, name in INSTRUCTED.items()
+    ]
+    chance = found["random"]
+    limits = (f"{chance[key]['mean']:.3f}" for key in ("instructed_replies", "instructed_replies_alone", "texts"))
+    rows.append(("95 % of random directions stay below", *limits, "–"))
+    heads = ("vectors from", "instructed replies", "the same, read without the instruction")
+    return table((*heads, "labelled texts, z", "labelled texts, specific"), rows)
+
+
+def instructed_traits() -> str:
+    """For each trait, what the judge kept, and how alike its two vectors are."""
+    found = stored("instructed_vectors")
+    on_replies, on_texts = found["on_instructed_replies"], found["on_texts"]
+    rows = []
+    for trait, kept in found["judged"]["as_it_is"]["by_trait"].items():
+        rows.append(
+            (
+                trait,
+                ", ".join(f"{kept[side]['kept']} of {kept[side]['judged']}" for side in ("positive", "negative")),
+                *(
+                    f"{found['cosines']['negative'][of]['by_trait'][trait]:.2f}"
+                    for of in ("direction", "reading_direction")
+                ),
+                interval(on_replies["texts"]["states"]["by_trait"][trait], 3),
+                interval(on_replies["negative"]["states"]["by_trait"][trait], 3),
+                interval(on_texts["texts"]["z"]["neutral"]["by_trait"][trait], 3),
+                interval(on_texts["negative"]["z"]["neutral"]["by_trait"][trait], 3),
+            )
+        )
+    heads = ("trait", "kept by the judge, positive and negative", "cosine, steering", "cosine, reading")
+    sets = ("instructed replies: from texts", "by instruction", "labelled texts: from texts", "by instruction")
+    return table((*heads, *sets), rows)
+
+
 def _stored() -> dict[str, Any]:
     found: dict[str, Any] = stored("real_truth")
     return found
@@ -175,5 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "real-sinks": sinks,
     "real-couplings": couplings,
     "real-natural": natural,
+    "real-instructed": instructed,
+    "real-instructed-traits": instructed_traits,
     "whitening": whitening,
 }

@@ -175,6 +175,15 @@ def test_no_score_where_numbers_are_unlikely() -> None:
     assert score.value is None and score.how == "unreadable"
 
 
+def test_an_expectation_over_unlikely_numbers_is_given_where_it_is_asked_for() -> None:
+    lm = tilted(-9.0)
+    judge = LocalJudge(lm, min_mass=0.0)
+    ((_, score),) = judge.score([question("Hi")], progress=False)
+    expected, mass = by_hand(lm, "Hi")
+    assert mass < 0.01 and score.value == pytest.approx(expected, abs=1)
+    assert judge.name != LocalJudge(lm).name, "scores of the two must not be mixed"
+
+
 def test_a_prompt_that_is_too_long_has_no_score_and_stops_nothing() -> None:
     questions = [replace(question("Hi"), key="a"), replace(question("word " * 3000), key="b")]
     found = {q.key: s for q, s in LocalJudge(tilted()).score(questions, progress=False)}
