@@ -6,7 +6,7 @@
 SmolLM2-135M-Instruct writes 100 replies for each of the eight shipped traits: to 20 extraction and 20 evaluation
 questions under an instruction for the trait and under one against it, and to 20 without any, of at most 48 tokens each.
 Vectors are made of them with the side of the instruction as the label, and held against those from labelled texts, each
-on the other's held-out set. The same model judges every fifth question's replies: no larger one is at hand offline.
+on the other's held-out set. The same model judges every sixth question's replies: no larger one is at hand offline.
 
 So few because all of it takes 27 minutes of one core: 9 to write 800 replies, 4 to calibrate two sets of vectors, 4 to
 read the held-out texts, 10 to judge 128 replies twice, which costs four seconds each. It resumes from
@@ -50,8 +50,8 @@ from scripts import PROJECT_ROOT, weights
 
 WORK = PROJECT_ROOT / "outputs" / "instructed_vectors"
 CONTRASTS = ("negative", "neutral")
-JUDGED_EVERY = 5
-"""Replies to every fifth question of each split are judged."""
+JUDGED_EVERY = 6
+"""Replies to every sixth question of each split are judged: five would give one of the five instruction pairs only."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,9 +142,13 @@ def judged(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) -> dict
             judge_replies(judge, its, plan.traits)
             scores = its.scores()
             refused = [why_not_enough(plan, its, t, Settings()) is not None for t in plan.traits]
+        by_trait = {t.name: kept([r for r in some if r.request.trait == t.name], scores) for t in plan.traits}
         found[name] = {
             "judge": judge.name,
-            "by_trait": {t.name: kept([r for r in some if r.request.trait == t.name], scores) for t in plan.traits},
+            "replies": len(some),
+            "without_score": sum(side["no_score"] for trait in by_trait.values() for side in trait.values()),
+            "kept": sum(side["kept"] for trait in by_trait.values() for side in trait.values()),
+            "by_trait": by_trait,
             "vectors_refused": sum(refused),
             **_seen(some, scores),
         }
