@@ -8,8 +8,8 @@ questions under an instruction for the trait and under one against it, and to 20
 Vectors are made of them with the side of the instruction as the label, and held against those from labelled texts, each
 on the other's held-out set. The same model judges every sixth question's replies: no larger one is at hand offline.
 
-So few because all of it takes 27 minutes of one core: 9 to write 800 replies, 4 to calibrate two sets of vectors, 4 to
-read the held-out texts, 10 to judge 128 replies twice, which costs four seconds each. It resumes from
+So few because all of it takes 22 minutes of one core: 9 to write 800 replies, 4 to calibrate two sets of vectors, 4 to
+read the held-out texts, 5 to judge 128 replies. It resumes from
 `outputs/instructed_vectors`. Writes `benchmarks/results/instructed_vectors.json`, from which `python -m scripts.docs`
 makes two tables of docs/real_model.md.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import numpy as np
 from benchmarks.common import ARTIFACTS, save
 from benchmarks.vector_comparison import Scores, aurocs, compare
 from demo_world.stages import Stages
-from persona_core.cli.advice import why_not_enough
 from persona_core.elicitation.elicit import ElicitationPlan, elicit
 from persona_core.elicitation.store import Reply, ReplyScore, ReplyStore
 from persona_core.elicitation.traits import load_traits
@@ -43,6 +42,7 @@ from persona_core.models.loading import load_model
 from persona_core.pipeline import Settings, make_vectors
 from persona_core.utils.files import read_json
 from persona_core.utils.numbering import numbered
+from persona_core.vectors.extraction import MIN_REPLIES
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.build import VECTORS_NAME
 from real_model.texts import TRAITS, Question, load_questions
@@ -129,30 +129,37 @@ def _make_vectors(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) 
 
 
 def judged(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) -> dict[str, Any]:
-    """What the local judge says: as a user gets it, and with a number taken from any answer.
+    """What the local judge says: as a user gets it, and with a number read from any answer.
 
-    The second says whether it sees any difference, even if it would rather not answer with a number.
+    The second says whether it sees any difference, even where it would rather not answer with a number.
     """
     some = [r for r in store.replies() if r.request.trait is not None and r.request.question % JUDGED_EVERY == 0]
-    found: dict[str, Any] = {}
-    for name, judge in (("as_it_is", LocalJudge(lm)), ("any_number", LocalJudge(lm, min_mass=0.0))):
-        with ReplyStore(work / f"judged_{name}") as its:
-            if not its.replies():
-                its.add("judged", some, {"none": np.zeros((len(some), 1, 1), np.float32)})
-            judge_replies(judge, its, plan.traits)
-            scores = its.scores()
-            refused = [why_not_enough(plan, its, t, Settings()) is not None for t in plan.traits]
-        by_trait = {t.name: kept([r for r in some if r.request.trait == t.name], scores) for t in plan.traits}
-        found[name] = {
-            "judge": judge.name,
-            "replies": len(some),
-            "without_score": sum(side["no_score"] for trait in by_trait.values() for side in trait.values()),
-            "kept": sum(side["kept"] for trait in by_trait.values() for side in trait.values()),
-            "by_trait": by_trait,
-            "vectors_refused": sum(refused),
-            **_seen(some, scores),
-        }
-    return found
+    with ReplyStore(work / "judged") as its:
+        if not its.replies():
+            its.add("judged", some, {"none": np.zeros((len(some), 1, 1), np.float32)})
+        judge_replies(LocalJudge(lm, min_mass=0.0), its, plan.traits)
+        any_number = its.scores()
+    as_it_is = {i: s if s.how == "logprobs" else replace(s, trait=None) for i, s in any_number.items()}
+    return {
+        "judge": LocalJudge(lm).name,
+        "as_it_is": _outcome(some, as_it_is),
+        "any_number": {**_outcome(some, any_number), **_seen(some, any_number)},
+    }
+
+
+def _outcome(replies: Sequence[Reply], scores: Mapping[int, ReplyScore]) -> dict[str, Any]:
+    """Counts by trait and in all, and how many traits the filter leaves too few extraction replies of for a vector."""
+    by_trait = {name: [r for r in replies if r.request.trait == name] for name in {r.request.trait: 0 for r in replies}}
+    counts = {str(name): kept(own, scores) for name, own in by_trait.items()}
+    extraction = [kept([r for r in own if r.request.split == "extraction"], scores) for own in by_trait.values()]
+    sides = [side for trait in counts.values() for side in trait.values()]
+    return {
+        "replies": len(replies),
+        "without_score": sum(side["no_score"] for side in sides),
+        "kept": sum(side["kept"] for side in sides),
+        "too_few_for_a_vector": sum(min(s["kept"] for s in one.values()) < MIN_REPLIES for one in extraction),
+        "by_trait": counts,
+    }
 
 
 def kept(replies: Sequence[Reply], scores: Mapping[int, ReplyScore]) -> dict[str, dict[str, int]]:

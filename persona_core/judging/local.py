@@ -34,7 +34,12 @@ MIN_BRANCH = 0.01
 MAX_DIFFERENCE = 0.05
 """Share of probability by which the two ways to read a prompt may differ; bfloat16 alone makes up to .02."""
 
+UNLIKELY = "unlikely numbers"
+"""How a score was read where the numbers hold less than `MIN_MASS` together."""
+
 Row = Sequence[int]
+Expected = tuple[float, float]
+"""The expected number, and how much probability the numbers hold together."""
 Found = TypeVar("Found")
 
 
@@ -54,8 +59,8 @@ class LocalJudge:
         lm: the model that judges.
         batch_size: prompts per forward pass; halved where memory runs out.
         share_prefix: False reads every prompt whole.
-        min_mass: share of the probability that the numbers must hold together; 0 scores whatever the model would
-            rather say.
+        min_mass: share of the probability that the numbers must hold together; with 0 every reply has a score, and
+            `UNLIKELY` says where the model would rather have answered something else.
     """
 
     def __init__(
@@ -94,10 +99,13 @@ class LocalJudge:
                 values = self._expectations(trait, rubrics.get(trait, ()), [prompts[i] for i in inside])
                 found = dict(zip(inside, values, strict=True))
                 for i in batch:
-                    value = found.get(i)
-                    how = "logprobs" if value is not None else "unreadable" if i in found else "too long"
-                    yield questions[i], Score(value, how)
+                    yield questions[i], self._score(*found[i]) if i in found else Score(None, "too long")
                 bar.update(len(batch))
+
+    def _score(self, value: float, mass: float) -> Score:
+        if not mass > 0 or mass < self._min_mass:  # NaN included
+            return Score(None, "unreadable")
+        return Score(value, "logprobs" if mass >= MIN_MASS else UNLIKELY)
 
     def _batches(self, questions: Sequence[Question], prompts: Sequence[Row]) -> Iterator[list[int]]:
         """Indices of the questions, each batch of one trait and of similar lengths."""
@@ -113,8 +121,8 @@ class LocalJudge:
 
     # ---- reading ----
 
-    def _expectations(self, trait: str, rubric: Sequence[Row], rows: Sequence[Row]) -> list[float | None]:
-        """The expected number after each row; None where numbers are unlikely.
+    def _expectations(self, trait: str, rubric: Sequence[Row], rows: Sequence[Row]) -> list[Expected]:
+        """What is expected after each row.
 
         Args:
             rubric: all prompts of this trait.
@@ -124,14 +132,14 @@ class LocalJudge:
             return []
         return self._shared(trait, rubric, rows) if self._shares else self._whole(rows)
 
-    def _shared(self, trait: str, rubric: Sequence[Row], rows: Sequence[Row]) -> list[float | None]:
+    def _shared(self, trait: str, rubric: Sequence[Row], rows: Sequence[Row]) -> list[Expected]:
         """With the prefix of the rubric read once, and one forward for the prompts and all numbers."""
         prefix = self._prefixes.get(trait)
         if prefix is None or not prefix.of_all(rows):
             ids = common_prefix(rubric) if len(rubric) > 1 else ()
             prefix = self._prefixes[trait] = read_prefix(self._lm, ids)
 
-        def read(part: Sequence[Row]) -> list[float | None]:
+        def read(part: Sequence[Row]) -> list[Expected]:
             logits = read_tree(self._lm, self._tree, prefix, part)
             return [self._expectation(row.float().softmax(-1).cpu()) for row in logits]
 
@@ -168,7 +176,7 @@ class LocalJudge:
             logger.info("%s does not read prompts that share their beginning; reading each whole.", self.name)
         return far <= MAX_DIFFERENCE
 
-    def _whole(self, rows: Sequence[Row]) -> list[float | None]:
+    def _whole(self, rows: Sequence[Row]) -> list[Expected]:
         """Every prompt whole, and again behind each likely digit."""
         branches = {index: k for k, index in enumerate(self._tree.branches, 1)}
         found = torch.zeros(len(rows), 1 + len(branches), self._lm.vocabulary_size)
@@ -200,8 +208,8 @@ class LocalJudge:
         keep = {"logits_to_keep": 1} if "logits_to_keep" in lm.forward_arguments else {}
         return lm.model(**inputs, **keep, use_cache=False).logits[:, -1].float().softmax(-1).cpu()
 
-    def _expectation(self, probabilities: torch.Tensor) -> float | None:
-        """The expected number.
+    def _expectation(self, probabilities: torch.Tensor) -> Expected:
+        """The expected number and its mass.
 
         Args:
             probabilities: of the token after the prompt and after each branch, `[1 + n_branches, vocab]`.
@@ -218,7 +226,7 @@ class LocalJudge:
                 p *= 1.0 - digits[branches[index]]  # complete only where no digit follows
             if node.number is not None:
                 total, mean = total + p, mean + p * node.number
-        return mean / total if total > 0 and total >= self._min_mass else None
+        return mean / total if total else 0.0, total
 
 
 def answer_header(lm: LanguageModel) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from persona_core.judging.judge import Question
-from persona_core.judging.local import LocalJudge
+from persona_core.judging.local import UNLIKELY, LocalJudge
 from persona_core.judging.number_tree import digit_tokens, number_tree
 from persona_core.models.loading import wrap_model
 from tests.support.chat_templates import tokenizer_for
@@ -180,7 +180,9 @@ def test_an_expectation_over_unlikely_numbers_is_given_where_it_is_asked_for() -
     judge = LocalJudge(lm, min_mass=0.0)
     ((_, score),) = judge.score([question("Hi")], progress=False)
     expected, mass = by_hand(lm, "Hi")
-    assert mass < 0.01 and score.value == pytest.approx(expected, abs=1)
+    assert mass < 0.01 and score.value == pytest.approx(expected, abs=1) and score.how == UNLIKELY
+    ((_, score),) = LocalJudge(tilted(), min_mass=0.0).score([question("Hi")], progress=False)
+    assert score.how == "logprobs"
     assert judge.name != LocalJudge(lm).name, "scores of the two must not be mixed"
 
 
