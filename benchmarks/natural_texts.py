@@ -169,15 +169,24 @@ def _figures(directions: np.ndarray, fit: Tokens, test: Tokens, block: int) -> d
 
 def _of_replies(scores: np.ndarray, test: Tokens, k: int) -> Estimate | None:
     """AUROC of whole replies by their mean score: a trait's positive replies against its negative ones."""
+    means, positive, question = reply_means(scores, test, k)
+    return bounded(rank_auroc(means, positive), question)
+
+
+def reply_means(scores: np.ndarray, test: Tokens, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean score, whether it is the positive one, and question of a trait's replies of both sides, `[n_replies]`.
+
+    Or the mean state, `[n_replies, d_model]`, from states in place of scores.
+    """
     sides = {True: (POSITIVE, BESIDE), False: (NEGATIVE,)}
     means, labels, questions = [], [], []
     for question in np.unique(test.question[test.trait == k]):
         for positive, kinds in sides.items():
             inside = (test.question == question) & np.isin(test.kind, kinds)
-            means.append(scores[inside].mean())
+            means.append(scores[inside].mean(0, dtype=np.float64))
             labels.append(positive)
             questions.append(question)
-    return bounded(rank_auroc(np.array(means), np.array(labels)), np.array(questions))
+    return np.array(means), np.array(labels), np.array(questions)
 
 
 def _summary(each: Sequence[Estimate | None]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.labelled_states import reply_states
-from benchmarks.natural_texts import NEUTRAL, POSITIVE, Tokens, labelled_tokens
+from benchmarks.natural_texts import NEUTRAL, POSITIVE, Tokens, labelled_tokens, reply_means
 from persona_core.analysis.statistics import bounded, over_clusters, rank_auroc
 from persona_core.elicitation.store import ReplyStore
 from persona_core.errors import SettingError
@@ -48,12 +48,16 @@ def compare(
     at = {t: given.best_block[t] for t in given.traits}
     tokens = labelled_tokens(lm, questions, sorted(set(at.values())))
     replies = {t: InstructedReplies.of(lm, store, t, b) for t, b in at.items()}
-    chance: dict[str, dict[str, np.ndarray]] = {"instructed_replies": {}, "instructed_replies_alone": {}, "texts": {}}
+    chance: dict[str, dict[str, np.ndarray]] = {}
     for k, (t, r) in enumerate(replies.items()):
-        used, own = _told_apart(tokens, t, "neutral")
-        chance["instructed_replies"][t] = random_direction_aurocs(r.states, r.positive, N_RANDOM, k)
-        chance["instructed_replies_alone"][t] = random_direction_aurocs(r.alone, r.positive, N_RANDOM, k)
-        chance["texts"][t] = random_direction_aurocs(tokens.states[at[t]][used], own, N_RANDOM, k)
+        states = tokens.states[at[t]]
+        known = {"instructed_replies": (r.states, r.positive), "instructed_replies_alone": (r.alone, r.positive)}
+        for against in ("neutral", "else"):
+            used, own = _told_apart(tokens, t, against)
+            known[against] = states[used], own
+        known["replies"] = reply_means(states, tokens, TRAITS.index(t))[:2]
+        for name, (of, positive) in known.items():
+            chance.setdefault(name, {})[t] = random_direction_aurocs(of, positive, N_RANDOM, k)
     return {
         "cosines": {name: _cosines(given, v, at) for name, v in vectors.items() if name != "texts"},
         "on_instructed_replies": {
@@ -103,7 +107,10 @@ class InstructedReplies:
 
 
 def _on_texts(vectors: PersonaVectors, tokens: Tokens, at: Mapping[str, int]) -> dict[str, Any]:
-    """AUROC of tokens in sentences that show the trait, by score and by what they are told from."""
+    """AUROC of tokens in sentences that show the trait, by score and by what they are told from, and of whole replies.
+
+    "replies" are a trait's positive ones against its negative ones, by their mean score.
+    """
     found: dict[str, Any] = {}
     for kind in KINDS:
         scores = {t: token_scores(vectors, tokens.states[b], t, b)[kind] for t, b in at.items()}
@@ -114,6 +121,8 @@ def _on_texts(vectors: PersonaVectors, tokens: Tokens, at: Mapping[str, int]) ->
                 used, own = _told_apart(tokens, t, against)
                 parts[t] = (scores[t][used], own, tokens.question[used])
             found[kind][against] = aurocs(parts, shared_questions=True)
+        means = {t: reply_means(scores[t], tokens, TRAITS.index(t)) for t in at}
+        found[kind]["replies"] = aurocs(means, shared_questions=True)
     return found
 
 

@@ -172,20 +172,15 @@ INSTRUCTED = {
 def instructed() -> str:
     """Vectors from texts and by instruction on each other's held-out set, means over traits."""
     found = stored("instructed_vectors")
-    rows = [
-        (
-            name,
-            interval(found["on_instructed_replies"][key]["states"]["mean"], 3),
-            interval(found["on_instructed_replies"][key]["alone"]["mean"], 3),
-            *(interval(found["on_texts"][key][kind]["neutral"]["mean"], 3) for kind in ("z", "specific")),
-        )
-        for key, name in INSTRUCTED.items()
-    ]
-    chance = found["random"]
-    limits = (f"{chance[key]['mean']:.3f}" for key in ("instructed_replies", "instructed_replies_alone", "texts"))
-    rows.append(("95 % of random directions stay below", *limits, "–"))
-    heads = ("vectors from", "instructed replies", "the same, read without the instruction")
-    return table((*heads, "labelled texts, z", "labelled texts, specific"), rows)
+    rows = []
+    for key, name in INSTRUCTED.items():
+        on_replies, on_texts = found["on_instructed_replies"][key], found["on_texts"][key]["z"]
+        cells = (on_replies["states"], on_replies["alone"], on_texts["neutral"], on_texts["else"], on_texts["replies"])
+        rows.append((name, *(interval(cell["mean"], 3) for cell in cells)))
+    limits = ("instructed_replies", "instructed_replies_alone", "neutral", "else", "replies")
+    rows.append(("95 % of random directions stay below", *(f"{found['random'][key]['mean']:.3f}" for key in limits)))
+    of_texts = ("tokens of texts against neutral ones", "against all else", "whole texts against negative ones")
+    return table(("vectors from", "instructed replies", "read without the instruction", *of_texts), rows)
 
 
 def instructed_traits() -> str:
