@@ -183,6 +183,39 @@ def instructed() -> str:
     return table(("vectors from", "instructed replies", "read without the instruction", *of_texts), rows)
 
 
+def instructed_findings() -> str:
+    """What the two tables show, as far as the intervals go."""
+    found = stored("instructed_vectors")
+    judge, any_number = found["judged"]["as_it_is"], found["judged"]["any_number"]["auroc"]["mean"]
+    on_replies, on_texts = (
+        {key: found[of][key] for key in INSTRUCTED} for of in ("on_instructed_replies", "on_texts")
+    )  # fmt: skip
+    chance, cosine = found["random"], found["cosines"]["negative"]["direction"]
+
+    def beyond(figure: Mapping[str, Any], of: str) -> str:
+        limit = chance[of]["mean"]
+        says = (
+            "more than" if figure["low"] > limit else "less than" if figure["high"] < limit else "not clearly more than"
+        )
+        return f"{interval(figure, 3)}, {says} random directions ({limit:.3f})"
+
+    own, texts, read = on_replies["negative"], on_replies["texts"], on_texts["negative"]["z"]["neutral"]["mean"]
+    states, alone = "instructed_replies", "instructed_replies_alone"
+    return (
+        f"The judge gives {judge['without_score']} of {judge['replies']} replies no score, as it would rather not "
+        f"answer with a number, and keeps {judge['kept']}, so `make_vectors` refuses {judge['too_few_for_a_vector']} of "
+        f"{len(judge['by_trait'])} traits; a number read from its answers all the same tells the two sides apart "
+        f"with an AUROC of {interval(any_number, 2)}.\n"
+        "With the side of the instruction as the label, vectors tell the sides of new replies apart with an AUROC of "
+        f"{beyond(own['states']['mean'], states)}; read without the instruction, the same replies give "
+        f"{beyond(own['alone']['mean'], alone)}.\n"
+        f"On tokens of labelled texts they reach {beyond(read, 'neutral')}, where the vectors from texts reach "
+        f"{interval(on_texts['texts']['z']['neutral']['mean'], 3)}; on instructed replies these reach "
+        f"{beyond(texts['states']['mean'], states)}, and a steering direction of one kind has a cosine of "
+        f"{cosine['mean']:.2f} with its counterpart and of {cosine['others']:.2f} with those of other traits."
+    )
+
+
 def instructed_traits() -> str:
     """For each trait, what the judge kept, and how alike its two vectors are."""
     found = stored("instructed_vectors")
@@ -222,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "real-couplings": couplings,
     "real-natural": natural,
     "real-instructed": instructed,
+    "real-instructed-findings": instructed_findings,
     "real-instructed-traits": instructed_traits,
     "whitening": whitening,
 }
