@@ -203,9 +203,9 @@ def instructed_findings() -> str:
     states, alone = "instructed_replies", "instructed_replies_alone"
     return (
         f"The judge gives {judge['without_score']} of {judge['replies']} replies no score, as it would rather not "
-        f"answer with a number, and keeps {judge['kept']}, so `make_vectors` refuses {judge['too_few_for_a_vector']} of "
-        f"{len(judge['by_trait'])} traits; a number read from its answers all the same tells the two sides apart "
-        f"with an AUROC of {interval(any_number, 2)}.\n"
+        f"answer with a number, and keeps {judge['kept']}, so `make_vectors` refuses "
+        f"{judge['too_few_for_a_vector']} of {len(judge['by_trait'])} traits; a number read from its answers all the "
+        f"same tells the two sides apart with an AUROC of {interval(any_number, 2)}.\n"
         "With the side of the instruction as the label, vectors tell the sides of new replies apart with an AUROC of "
         f"{beyond(own['states']['mean'], states)}; read without the instruction, the same replies give "
         f"{beyond(own['alone']['mean'], alone)}.\n"
