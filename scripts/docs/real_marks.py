@@ -49,9 +49,14 @@ def says() -> str:
     few = [t for t in REAL.traits if t not in found]
     return (
         f"In the {2 * len(REAL.rows('baseline'))} replies that the two models wrote themselves, the specific score is "
-        f"higher where a reader finds {' and '.join(higher) or 'no trait'}; it shows nothing of "
-        f"{' and '.join(rest) or 'no other'}; and {', '.join(few)} occur too seldom to tell."
+        f"higher where a reader finds {_listed(higher)}; it shows nothing of {_listed(rest)}; {_listed(few)} occur too "
+        "seldom to tell."
     )
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words or ("none of them",)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _share(trait: str, side: str) -> Any:
