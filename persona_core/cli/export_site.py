@@ -21,13 +21,17 @@ from persona_core.cli.options import command_parser
 from persona_core.cli.running import execute
 
 
-def main(argv: list[str] | None = None) -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = command_parser("export-site", __doc__)
     parser.add_argument("results", help="runs: folder or dataset repository[@revision]")
     parser.add_argument("--out", type=Path, default=Path("site"), help="folder of the site")
     parser.add_argument("--vectors", help="vectors that the runs were read with, for their cards: folder or Hub id")
     parser.add_argument("--title", help="heading of the page")
-    return execute(parser, run, argv, first="loading {results}", resumes=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    return execute(arguments(), run, argv, first="loading {results}", resumes=False)
 
 
 def run(options: argparse.Namespace) -> Sequence[str]:

@@ -32,6 +32,7 @@ from tests.support.judged import (
 )
 
 N_QUESTIONS = 20
+N_CHOOSING = 10
 N_RESAMPLES = 120
 
 
@@ -49,7 +50,7 @@ def figures(
     """Extract from `made_of`, validate on `read`."""
     source = extracted(made_of)
     vectors = {"candour": mean_difference(source.sides), **(others or {})}
-    choice, report = halves(held_out(read), N_QUESTIONS)
+    choice, report = halves(held_out(read), N_CHOOSING)
     data = ValidationData(choice, report, token or tables(), source, across, **more)
     return with_flags(validate("candour", vectors, block, data, mean_difference, n_resamples=n_resamples, seed=seed))
 
@@ -129,14 +130,14 @@ def changed(j: JudgedReplies, where: np.ndarray, seed: int = 99) -> JudgedReplie
 
 def test_the_block_with_the_clearest_trait_is_chosen() -> None:
     vector = mean_difference(extracted(judged(1)).sides)
-    block, correlations = choose_block("candour", halves(held_out(judged(2)), N_QUESTIONS)[0], vector, range(N_BLOCKS))
+    block, correlations = choose_block("candour", halves(held_out(judged(2)), N_CHOOSING)[0], vector, range(N_BLOCKS))
     assert block == BEST == int(np.argmax(correlations))
 
 
 def test_the_report_half_has_no_say_in_the_choice_of_the_block() -> None:
     vector, read = mean_difference(extracted(judged(1)).sides), judged(2)
     other = changed(read, read.question >= N_QUESTIONS // 2)
-    found = [choose_block("candour", halves(held_out(j), N_QUESTIONS)[0], vector, range(3)) for j in (read, other)]
+    found = [choose_block("candour", halves(held_out(j), N_CHOOSING)[0], vector, range(3)) for j in (read, other)]
     assert found[0] == found[1]
 
 
@@ -148,7 +149,7 @@ def test_the_choice_half_has_no_say_in_the_figures() -> None:
 
 def test_the_halves_share_no_question_and_lose_no_reply() -> None:
     read = held_out(judged(2, n_questions=5))
-    choice, report = halves(read, 5)
+    choice, report = halves(read, 3)
     assert set(choice.question) == {0, 1, 2} and set(report.question) == {3, 4}
     assert len(choice) + len(report) == len(read)
     assert np.array_equal(report.states.block(0), read.states.block(0)[len(choice) :])
@@ -495,7 +496,7 @@ def test_an_absent_block_has_no_figure() -> None:
     source, read = extracted(judged(1)), held_out(judged(2))
     vector = mean_difference(source.sides)
     vector[2] = np.nan
-    choice, report = halves(read, N_QUESTIONS)
+    choice, report = halves(read, N_CHOOSING)
     data = ValidationData(choice, report, tables(), source)
     found = validate("candour", {"candour": vector}, BEST, data, mean_difference, n_resamples=20)
     assert found["auroc_by_block"][2] is None and found["auroc_by_block"][BEST] is not None
@@ -516,7 +517,7 @@ def test_states_are_read_one_block_at_a_time() -> None:
     source = extracted(j)
     lazy = replace(source, sides=type(source.sides)(*(Files(s._array) for s in vars(source.sides).values())))
     read: HeldOut = replace(held_out(judged(2)), states=Files(judged(2).states))
-    choice, report = halves(read, N_QUESTIONS)
+    choice, report = halves(read, N_CHOOSING)
     vector = {"candour": mean_difference(source.sides)}
     data = ValidationData(choice, report, tables(), lazy)
     found = validate("candour", vector, BEST, data, mean_difference, n_resamples=20)
