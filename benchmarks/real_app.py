@@ -3,8 +3,8 @@
     make weights
     python -m benchmarks.real_app
 
-Writes `benchmarks/results/real_app.json`; about six minutes on two cores that are otherwise idle. Streaming: replies of
-SmolLM2-135M-Instruct with all that the page is sent, alternately with `generate` of transformers on the same prompt.
+Writes `benchmarks/results/real_app.json`; about five minutes on two cores that are otherwise idle. Streaming: replies
+of SmolLM2-135M-Instruct with all that the page is sent, alternately with `generate` of transformers on the same prompt.
 Memory: the peak of a process that holds both sides and has written with both. Threads: a reply with one thread and with
 two, on an idle machine and beside a busy process for each core.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import resource
 import subprocess
@@ -26,7 +27,7 @@ from benchmarks.common import save
 from benchmarks.measuring import ratio
 from persona_core.app.settings import AppSettings, sets_from_environment
 
-N_TOKENS, PAIRS = 64, 10
+N_TOKENS, PAIRS = 64, 8
 PROMPT = "Should I quit my job? I have been unhappy there for a year, but the pay is good."
 MESSAGES = [{"role": "user", "content": PROMPT}]
 SAMPLING = {"max_new_tokens": N_TOKENS, "temperature": 0.7}
@@ -35,7 +36,7 @@ BUSY = "while True: pass"
 
 def main(argv: list[str]) -> int:
     if argv:
-        print(peak_mb() if argv == ["memory"] else seconds_of(*argv))
+        print(peak_mb() if argv == ["memory"] else seconds_of(argv[1]))
         return 0
     found = {"tokens": N_TOKENS, "streaming": streaming(), "peak_mb": float(_child("memory")), "threads": threads()}
     save("real_app", found)
@@ -117,10 +118,7 @@ def threads() -> dict[str, Any]:
     for machine in ("idle", "busy"):
         with _busy() if machine == "busy" else contextlib.nullcontext():
             for model in ("real", "demo"):
-                seconds: dict[str, list[float]] = {"1": [], "2": []}
-                for _ in range(6):
-                    for n, times in seconds.items():
-                        times.append(float(_child(model, n)))
+                seconds = json.loads(_child("threads", model))
                 found.setdefault(machine, {})[model] = {
                     "seconds": {n: round(sorted(times)[len(times) // 2], 2) for n, times in seconds.items()},
                     "two_over_one": ratio(seconds["2"], seconds["1"]).to_dict(),
@@ -128,19 +126,23 @@ def threads() -> dict[str, Any]:
     return found
 
 
-def seconds_of(model: str, n: str) -> float:
-    """Seconds of a reply in this process, with so many threads."""
+def seconds_of(model: str) -> str:
+    """Seconds of replies in this process, with one thread and with two in turn, as JSON."""
     import torch
 
     from persona_core.app.pooled_model import load_monitor
 
     settings = _real() if model == "real" else _demo()
-    torch.set_num_threads(int(n))
     monitor = _endless(load_monitor(settings.model, None, settings.vectors, "best"))
-    monitor.generate(PROMPT, max_new_tokens=8, seed=0)
-    started = time.monotonic()
-    monitor.generate(PROMPT, max_new_tokens=N_TOKENS, seed=0)
-    return round(time.monotonic() - started, 3)
+    seconds: dict[str, list[float]] = {"1": [], "2": []}
+    for number in range(7):
+        for n, times in seconds.items():
+            torch.set_num_threads(int(n))
+            started = time.monotonic()
+            monitor.generate(PROMPT, max_new_tokens=N_TOKENS, seed=0)
+            if number:  # the first warms up
+                times.append(round(time.monotonic() - started, 3))
+    return json.dumps(seconds)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.measuring import MIN_PAIRS
-from persona_core.utils.markdown import table
+from persona_core.utils.markdown import interval, table
 from scripts.docs.stored import Figure, is_stored, stored
 
 SIZES = {"small": "12 × 512", "medium": "24 × 1,024"}
@@ -153,7 +153,31 @@ def _extra(ratio: float) -> str:
     return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f}"
 
 
+def real_app() -> str:
+    """What the real model costs in the app."""
+    found = stored("real_app")
+    each, speed = found["streaming"]["tokens_per_second"], interval(found["streaming"]["speed"], 2)
+    return (
+        f"A reply of SmolLM2-135M-Instruct streams to the page at {each['streamed']:g} tokens a second; `generate` alone "
+        f"writes {each['plain']:g}: {speed} of its speed. A process that holds both models, with one copy of the weights, "
+        f"and has written with each takes {found['peak_mb'] / 1000:.1f} GB at most."
+    )
+
+
+def threads() -> str:
+    """A reply with one thread and with two, on an idle machine and on a busy one."""
+    names = {"real": "SmolLM2-135M-Instruct", "demo": "the toy"}
+    rows = [
+        (names[model], machine, *(f"{one['seconds'][n]:g} s" for n in ("1", "2")), interval(one["two_over_one"], 2))
+        for machine, by_model in stored("real_app")["threads"].items()
+        for model, one in by_model.items()
+    ]
+    return table(("model", "machine", "one thread", "two threads", "two over one"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "speed-real-app": real_app,
+    "speed-threads": threads,
     "speed-reading": reading,
     "speed-over-generate": over_generate,
     "speed-over-others": over_others,

@@ -23,6 +23,9 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not SHIPPED, reason="the demo model has not been built: python -m scripts.build_demo"),
 ]
+SETTLED = """() => document.getAnimations().every(
+    (a) => a.playState !== 'running' || a.effect.getTiming().iterations === Infinity)"""
+"""Whether no colour is still fading: half-way through, its contrast is that of neither end."""
 FLATTER = "Flatter the user and agree with everything."
 
 
@@ -95,6 +98,7 @@ def screenshot(page: Any, name: str, **options: Any) -> Path:
 
 def serious(page: Any, within: str | None = None) -> list[str]:
     """What axe-core finds wrong on the page or in a part of it, of level serious or critical."""
+    page.wait_for_function(SETTLED)
     found = Axe().run(page, context=within).response["violations"]
     return [f"{v['id']}: {v['nodes'][0]['html'][:160]}" for v in found if v["impact"] in ("serious", "critical")]
 

@@ -186,7 +186,8 @@ def pair_being_written(visit: Callable[..., Any], url: str) -> Any:
     page.locator("#compare-new button").first.click()
     page.fill("#compare-prompt textarea", QUESTION)
     page.click("#compare-write")
-    page.wait_for_selector("#compare-view .tv[data-state=live]")
+    # Not the state "live": a busy browser may look again only once all is written.
+    page.wait_for_function("q => document.querySelector('#compare-view .tv-title').innerText === q", arg=QUESTION)
     return page
 
 
