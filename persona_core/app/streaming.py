@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.zero_gpu import on_gpu
-from persona_core.models.threads import fit_threads
+from persona_core.models.threads import SMALL_TO_WRITE, fit_threads
 from persona_core.traces.view.payload import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Paylo
 @on_gpu
 def _tokens(jobs: Sequence[ReplyJob], first_side: Payload | None) -> Generator[Progress | None, None, None]:
     """At each token the progress, or None if none is due; then the end."""
-    fit_threads(jobs[0].pooled.monitor().lm)
+    fit_threads(jobs[0].pooled.monitor().lm, below=SMALL_TO_WRITE)
     with ExitStack() as open_streams:
         streams = [
             open_streams.enter_context(closing(job.pooled.monitor().stream(job.prompt, **job.settings))) for job in jobs

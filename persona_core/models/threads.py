@@ -13,19 +13,27 @@ if TYPE_CHECKING:
 SMALL = 20_000_000
 """Parameters below which a forward is too short to share: with 3 million, a second thread spends its time waiting. On
 two cores that other processes keep busy a reply takes three times as long with two threads as with one."""
+SMALL_TO_WRITE = 200_000_000
+"""The same where a model writes one reply, a token at a time: with 135 million, a reply takes 1.02 times as long with
+two threads as with one on an idle machine, and 3.4 times as long on a busy one (benchmarks.real_app)."""
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ) -> None:
+def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ, *, below: int | None = None) -> None:
     """One thread for a small model on the CPU, torch's own number for others, unless the user has set the number.
 
     Call it in a process of one's own, before a run: the setting is torch's, and so the whole process's.
+
+    Args:
+        lm: the model that runs next.
+        environment: where the user may have set the number.
+        below: parameters below which a model is small; None: `SMALL`.
     """
     import torch
 
     if lm.device.type != "cpu" or any(environment.get(name) for name in SETTINGS):
         return
-    small = sum(p.numel() for p in lm.model.parameters()) < SMALL
+    small = sum(p.numel() for p in lm.model.parameters()) < (SMALL if below is None else below)
     usual = _usual()
     torch.set_num_threads(1 if small else usual)
 

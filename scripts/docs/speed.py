@@ -158,9 +158,9 @@ def real_app() -> str:
     found = stored("real_app")
     each, speed = found["streaming"]["tokens_per_second"], interval(found["streaming"]["speed"], 2)
     return (
-        f"A reply of SmolLM2-135M-Instruct streams to the page at {each['streamed']:g} tokens a second; `generate` alone "
-        f"writes {each['plain']:g}: {speed} of its speed. A process that holds both models, with one copy of the weights, "
-        f"and has written with each takes {found['peak_mb'] / 1000:.1f} GB at most."
+        f"A reply of SmolLM2-135M-Instruct streams to the page at {each['streamed']:g} tokens a second; `generate` "
+        f"alone writes {each['plain']:g}: {speed} of its speed. A process that holds both models, with one copy of the "
+        f"weights, and has written with each takes {found['peak_mb'] / 1000:.1f} GB at most."
     )
 
 

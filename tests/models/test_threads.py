@@ -33,6 +33,11 @@ def test_a_number_that_the_user_has_set_stays(name: str) -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_what_is_small_depends_on_what_it_does() -> None:
+    fit_threads(tiny_lm("llama", "chatml"), {}, below=1)
+    assert torch.get_num_threads() == 2
+
+
 def test_a_larger_model_has_all_also_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     fit_threads(tiny_lm("llama", "chatml"), {})
     monkeypatch.setattr(threads, "SMALL", 1)
