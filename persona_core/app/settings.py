@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import SettingError
-from persona_core.utils.artifact_sets import DEMO, ArtifactSet, artifact_sets
+from persona_core.utils.artifact_sets import DEMO, SET_KEYS, ArtifactSet, artifact_sets
 
-SET_KEYS = ("name", "model", "adapter", "vectors", "results")
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
 
 

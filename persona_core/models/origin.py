@@ -42,13 +42,15 @@ ORIGINALS = {
 """SHA-256 of a GGUF file -> its original. GGUF files seldom say it themselves."""
 
 
+def ends_of(weight: torch.Tensor) -> bytes:
+    """The first and last 8 numbers of a weight, in float32: a sample by which weights are told apart."""
+    flat = weight.detach().flatten()
+    return torch.cat([flat[:8], flat[-8:]]).float().cpu().numpy().tobytes()
+
+
 def weights_digest(weights: Iterable[torch.Tensor]) -> str:
     """16 hex digits over the shape and the first and last 8 numbers of every weight, whatever their order and names."""
-    each = []
-    for weight in weights:
-        flat = weight.detach().flatten()
-        sample = torch.cat([flat[:8], flat[-8:]]).float().cpu()
-        each.append(hashlib.sha256(str(tuple(weight.shape)).encode() + sample.numpy().tobytes()).digest())
+    each = [hashlib.sha256(str(tuple(weight.shape)).encode() + ends_of(weight)).digest() for weight in weights]
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
-from persona_core.errors import CorruptFile, NotFound, SettingError
+from persona_core.errors import CorruptFile, NotFound
 from persona_core.judging.annotations import load_annotations, load_judged_traits
 from persona_core.report.analyse import analyse
 from persona_core.report.analysed_runs import without_broken
@@ -18,6 +18,7 @@ from persona_core.report.card import refresh_results_card
 from persona_core.report.findings import Findings
 from persona_core.report.interventions import load_interventions
 from persona_core.report.page import report_page
+from persona_core.report.results_folder import check_read_with
 from persona_core.report.tables import ANNOTATIONS, FINDINGS, JUDGED, REPORT, to_json, write_tables
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.utils.files import write_atomically
@@ -66,12 +67,8 @@ def analyse_folder(
         logger.warning(says)
     folder = path / ANALYSIS
     known = None if vectors is None else PersonaVectors.from_pretrained(vectors)
-    read_with = {row["provenance"]["vectors"] for own in rows.values() for row in own}
-    if known is not None and read_with != {known.fingerprint}:
-        raise SettingError(
-            f"The rows were read with vectors {', '.join(sorted(map(str, read_with)))}; those in {str(vectors)!r} are "
-            f"{known.fingerprint}. Give the vectors that the rows were read with, or leave --vectors out."
-        )
+    if known is not None:
+        check_read_with((row for own in rows.values() for row in own), known, str(vectors), "rows")
     annotations_file = folder / ANNOTATIONS if annotations is None else Path(annotations)
     judged = annotations_file.with_name(JUDGED)
     found = analyse(

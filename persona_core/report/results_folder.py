@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
-from persona_core.errors import CorruptFile, NotFound
+from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.report.findings import FORMAT_VERSION, SECTIONS, Findings
 from persona_core.report.tables import FINDINGS, SPANS
 from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch, resolve_source, split_revision
 from persona_core.utils.parquet import read_table, rows_of
+
+if TYPE_CHECKING:
+    from persona_core.vectors.vectors import PersonaVectors
 
 BASELINE, CONTAMINATED = SIDES = ("baseline", "contaminated")
 REPLAY, NEUTRAL = "replay", "neutral"
@@ -88,3 +91,23 @@ class ResultsFolder:
 
     def _analysis(self, name: str) -> Path:
         return fetch(self._name, f"{ANALYSIS}/{name}", self._revision, repo_type="dataset")
+
+
+def check_read_with(rows: Iterable[Mapping[str, Any]], vectors: PersonaVectors, source: str, what: str) -> None:
+    """Refuse vectors that did not read these rows.
+
+    Args:
+        rows: of any configs.
+        vectors: that were given with them.
+        source: where the vectors are, for the message.
+        what: the rows are called so in it.
+
+    Raises:
+        SettingError: the rows were read with others.
+    """
+    read_with = {row["provenance"]["vectors"] for row in rows}
+    if read_with != {vectors.fingerprint}:
+        raise SettingError(
+            f"The {what} were read with vectors {', '.join(sorted(map(str, read_with)))}; those in {source!r} are "
+            f"{vectors.fingerprint}. Give the vectors that the {what} were read with, or leave --vectors out."
+        )

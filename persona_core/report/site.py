@@ -31,6 +31,7 @@ from persona_core.report.explorer import explorer_script, explorer_styles, explo
 from persona_core.report.home import COLOURS, COLOURS_OF_Z, TITLE, FirstReply, Home, load_home
 from persona_core.report.pair_finding import pair_finding
 from persona_core.report.pairs import ONE_READING, READINGS, TEXTS, readings_payload
+from persona_core.report.results_folder import check_read_with
 from persona_core.report.saved_analysis import analysis_content
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.report.site_card import licence_of, site_card
@@ -109,7 +110,8 @@ def export_site(
     home = load_home(None if vectors is None else str(vectors), runs)
     known = None if vectors is None else PersonaVectors.from_pretrained(*split_revision(str(vectors)))
     if known is not None:
-        _check_read_with(runs, known, str(vectors))
+        rows = (row for config in runs.configs for row in runs.rows(config))
+        check_read_with(rows, known, str(vectors), "runs")
     left_out: list[str] = []
     reports: dict[str, Any] = {}
     try:
@@ -143,15 +145,6 @@ def _check_replaceable(folder: Path) -> None:
         raise SettingError(
             f"--out {str(folder)!r} is not empty, and was not written by {MADE_BY}: nothing there is replaced. Choose "
             "another folder, or empty it."
-        )
-
-
-def _check_read_with(runs: SavedRuns, vectors: PersonaVectors, source: str) -> None:
-    read_with = {row["provenance"]["vectors"] for config in runs.configs for row in runs.rows(config)}
-    if read_with != {vectors.fingerprint}:
-        raise SettingError(
-            f"The runs were read with vectors {', '.join(sorted(map(str, read_with)))}; those in {source!r} are "
-            f"{vectors.fingerprint}. Give the vectors that the runs were read with, or leave --vectors out."
         )
 
 

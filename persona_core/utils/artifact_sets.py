@@ -16,6 +16,8 @@ from persona_core.errors import NotFound, SettingError
 from persona_core.utils.hub import KINDS, kinds_of
 
 DEMO = "persona-tiny"
+SET_KEYS = ("name", "model", "adapter", "vectors", "results")
+"""Of a set in the app's setting PERSONA_SETS, a JSON list."""
 VECTORS, RESULTS, ADAPTER = "persona-vectors-", "persona-monitoring-", "-contaminated"
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from persona_core.utils.artifact_sets import SET_KEYS
 from persona_core.utils.push import Pushed, create, push, set_variables
 from persona_core.utils.repositories import TITLES, Repository
 from persona_core.utils.staging import Links, base_model_of, stage
@@ -74,5 +75,4 @@ def sets_variable(pinned: dict[Repository, str]) -> str:
             own |= {"name": repository.set, "model": own.get("model", elsewhere), "vectors": pin}
         elif repository.set:
             found.setdefault(repository.set, {})[repository.kind] = pin
-    keys = ("name", "model", "adapter", "vectors", "results")
-    return json.dumps([{key: one.get(key) for key in keys} for one in found.values()])
+    return json.dumps([{key: one.get(key) for key in SET_KEYS} for one in found.values()])
