@@ -86,6 +86,17 @@ class SavedRuns:
         """The rows of one run; empty where there is no such run."""
         return self._of(config) or []
 
+    def row(self, config: str, id: str) -> Mapping[str, Any]:
+        """One reply.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for row in self.rows(config):
+            if row["id"] == id:
+                return row
+        raise NotFound(f"{self.source!r} has no reply {id!r} in {config!r}.")
+
     @property
     def titles(self) -> dict[str, str]:
         """Id -> prompt, in the order in which the prompts were published."""
@@ -116,10 +127,24 @@ class SavedRuns:
         return {key: Trace.from_row(row) for key, row in found.items()}
 
     @cached_property
+    def analysed(self) -> list[dict[str, Any]]:
+        """The analysis of each reply and trait (`replies.parquet`); empty where the runs were not analysed."""
+        return self._folder.table(REPLIES)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The figures of the analysis.
+
+        Raises:
+            NotFound: the runs were not analysed.
+        """
+        return self._folder.findings().summary
+
+    @cached_property
     def _analysed(self) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
         """(config, id) -> trait -> onset; empty without an analysis."""
         found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        for one in self._folder.table(REPLIES):
+        for one in self.analysed:
             if one["answer"] is not None:  # None: too few neutral replies
                 onset = {"answer": one["answer"], "onset": one["onset"], "low": one["onset_low"]}
                 onset |= {"high": one["onset_high"], "says": one["says"], "kind": one.get("kind") or "z"}
