@@ -17,6 +17,7 @@ _SCRIPTS = (
     "payload.js",
     "scores.js",
     "choices.js",
+    "marks.js",
     "pane.js",
     "bars.js",
     "chart.js",

@@ -1,12 +1,12 @@
 // The choices of what is shown, in a menu. One object has them:
-// {trait, kind, block, alignment, smooth, scale, special, hidden}. Every value is checked: it may come from a link.
+// {trait, kind, block, alignment, smooth, scale, special, sentences, difference, hidden}. Every value is checked: it may come from a link.
 
 const SMOOTHING = [1, 3, 5, 9, 17, 33];
-const DEFAULTS = { trait: null, kind: null, block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, hidden: [] };
+const DEFAULTS = { trait: null, kind: null, block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, sentences: true, difference: false, hidden: [] };
 
 // The choices in effect for a trace: the user's if they are valid for it, else the payload's.
 function choicesFor(model, userChoices) {
-  const opens = { ...DEFAULTS, ...pick(model.view, ["kind", "alignment", "block", "trait"]) };
+  const opens = { ...DEFAULTS, ...pick(model.view, ["kind", "alignment", "block", "trait", "special"]) };
   const chosen = { ...opens, ...userChoices };
   const blocks = blocksOf(model);
   if (!kindsOf(model).includes(chosen.kind)) chosen.kind = kindsOf(model)[0];
@@ -16,6 +16,7 @@ function choicesFor(model, userChoices) {
   if (chosen.alignment !== "before") chosen.alignment = "at";
   chosen.smooth = SMOOTHING.includes(Number(chosen.smooth)) ? Number(chosen.smooth) : 1;
   if (chosen.scale !== "range") chosen.scale = "fixed";
+  chosen.difference = chosen.difference === true && model.sides.length === 2;
   chosen.hidden = (chosen.hidden ?? []).filter((name) => model.traits.includes(name));
   if (chosen.hidden.length === model.traits.length) chosen.hidden = [];
   return chosen;
@@ -100,6 +101,10 @@ function makeChoices(part, { onChange }) {
         [...(fixed ? [["fixed", "±" + SD_SCALE + ", fixed"]] : []), ["range", "up to the largest score"]],
         fixed ? choices.scale : "range"
       ),
+      ...(model.sides.length === 2
+        ? [tick("Colour by the difference of the two sides", choices.difference, (on) => onChange({ difference: on }))]
+        : []),
+      tick("Name the highest trait of each sentence", choices.sentences, (on) => onChange({ sentences: on })),
       tick("Special tokens", choices.special, (on) => onChange({ special: on })),
       shown
     );

@@ -67,6 +67,7 @@ function makePane(hooks) {
       text.replaceChildren();
       spans = [];
       painted = [];
+      marked = [];
       at = pinned = null;
       inSpan = [];
       fill(0);
@@ -74,7 +75,7 @@ function makePane(hooks) {
     }
     name.textContent = side.name;
     name.hidden = alone;
-    meta.textContent = metaLine(side.meta);
+    meta.textContent = meta.title = metaLine(side.meta);
     status.textContent = side.done ? ENDS[side.finish] ?? "" : "writing";
     status.dataset.state = side.done ? "done" : "live";
     element.dataset.state = status.dataset.state;
@@ -118,6 +119,27 @@ function makePane(hooks) {
       spans[i].classList.toggle("tv-low", share < 0);
       spans[i].classList.toggle("tv-sink", sink);
     }
+  }
+
+  // What marksOf returns. The tokens that are marked now, each with its attributes, are cleared first.
+  let marked = [];
+  function mark({ shared, parts, onset, tops }) {
+    for (const span of marked) {
+      span.classList.remove("tv-shared", "tv-parts", "tv-onset");
+      for (const name of ["onset", "top"]) delete span.dataset[name];
+    }
+    marked = [];
+    const set = (index, className, name, text) => {
+      const span = spans[index];
+      if (!span) return;
+      marked.push(span);
+      if (className) span.classList.add(className);
+      if (name) span.dataset[name] = text;
+    };
+    if (shared) for (let i = shared[0]; i < shared[1]; i++) set(i, "tv-shared");
+    if (parts !== null) set(parts, "tv-parts");
+    if (onset) set(onset.index, "tv-onset", "onset", onset.text);
+    for (const [index, top] of tops) set(index, "", "top", top);
   }
 
   let at = null;
@@ -221,5 +243,5 @@ function makePane(hooks) {
     { passive: true }
   );
 
-  return { element, text, show, showOnset, paint, moveTo, showSpan, reveal, topIndex, scrollTopTo };
+  return { element, text, show, showOnset, paint, mark, moveTo, showSpan, reveal, topIndex, scrollTopTo };
 }

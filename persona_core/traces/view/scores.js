@@ -144,8 +144,13 @@ function scaleOf(model, choices, traits) {
       for (let i = from; i < side.n; i++) if (!side.special[i] && Math.abs(scores[i]) > most) most = Math.abs(scores[i]);
     }
   }
+  return roundedUp(most);
+}
+
+// To one digit: 0.0234 becomes 0.03.
+function roundedUp(most) {
   if (most === 0) return 1;
-  const step = 10 ** Math.floor(Math.log10(most)); // rounded up to one digit: 0.0234 becomes 0.03
+  const step = 10 ** Math.floor(Math.log10(most));
   return Number((Math.ceil(most / step - 1e-9) * step).toPrecision(6));
 }
 
@@ -169,4 +174,10 @@ function strongestTrait(model, choices, traits) {
     if (weight > (best?.weight ?? -Infinity)) best = { trait, weight };
   }
   return best?.trait ?? null;
+}
+
+// The second side minus the first at each token of a side: Float64Array [n], NaN where the texts have parted.
+function sharedDifference(model, side, trait, choices) {
+  const all = differenceOf(model, trait, choices);
+  return new Float64Array(side.n).map((_, i) => (i + side.shift < model.divergence ? all[i + side.shift] : NaN));
 }

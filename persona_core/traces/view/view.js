@@ -126,23 +126,34 @@ function mountTokenView(root, options = {}) {
         chip.dataset.trait = name;
         chip.setAttribute("aria-pressed", String(name === trait()));
         chip.append(bars.colourDot(model.traits.indexOf(name)), make("bdi", "", name));
+        const found = onsetText(onsetSide(name)?.onsets[name]);
+        if (found) chip.append(make("span", "tv-chip-onset", found));
         return chip;
       })
     );
   }
 
+  // The side whose onset a trait's button names: the second where both have one.
+  const onsetSide = (name) => model.sides.findLast((side) => onsetText(side.onsets?.[name]));
+
   function show() {
     scale = scaleOf(model, choices, traits);
-    part("key-low").textContent = "−" + scale;
-    part("key-high").textContent = "+" + scale;
-    part("key-unit").textContent = UNITS[choices.kind];
+    const colours = model.sides.map((side) => (choices.difference ? sharedDifference : scoresOf)(model, side, trait(), choices));
+    // The difference has a scale of its own: it is small beside the scores.
+    const reach = choices.difference ? roundedUp(Math.max(0, ...colours.flatMap((of) => [...of].filter(Number.isFinite).map(Math.abs)))) : scale;
+    part("key-low").textContent = "−" + reach;
+    part("key-high").textContent = "+" + reach;
+    part("key-unit").textContent = choices.difference
+      ? model.sides[1].name + " minus " + model.sides[0].name + ", where both read the same words: " + UNITS[choices.kind]
+      : UNITS[choices.kind];
     part("key-unit").title = UNITS[choices.kind] + (choices.kind === "specific" ? ": " + model.traits.join(", ") : "");
     bars.highlight(trait());
     const sinks = model.sides.map((side) => sinksOf(side, blockOf(model, trait(), choices), choices.alignment));
     part("legend").textContent = legend(sinks.some((of) => of.includes(1)));
     panes.forEach((pane, s) => {
-      pane.paint(scoresOf(model, model.sides[s], trait(), choices), scale, sinks[s]);
+      pane.paint(colours[s], reach, sinks[s]);
       pane.showOnset(trait());
+      pane.mark(marksOf(model, model.sides[s], traits, choices));
       pane.text.classList.toggle("tv-plain", !choices.special);
     });
     timeline.show({ model, traits, trait: trait(), choices, scale });
@@ -189,6 +200,9 @@ function mountTokenView(root, options = {}) {
     if (!chip) return;
     const name = chip.dataset.trait;
     chooseTrait(name);
+    const side = onsetSide(name);
+    const mark = side && onsetMark(side, choices);
+    if (mark) pinAt(mark.index + side.shift); // the button goes to the onset that it names
     [...part("chips").children].find((other) => other.dataset.trait === name)?.focus();
   });
   const bars = makeBars(part, { onTrait: chooseTrait });

@@ -1,0 +1,68 @@
+// What is marked in the text: the stretch that two replies share, where they part, the onset of the selected trait, and
+// the trait that is highest in each sentence. All of it is drawn by CSS: the text stays exactly that of the tokens.
+
+const MIN_SHARED = 3; // tokens: two replies that begin with fewer of the same do not begin alike
+const MIN_TOP = 2; // standard deviations: a sentence below it is like neutral ones, whatever its highest trait
+
+// Tokens of a side: { shared: [from, to) or null, parts: index or null, onset: {index, text} or null, tops: Map }.
+function marksOf(model, side, traits, choices) {
+  const own = model.sides.length === 2 && model.divergence > model.start && model.divergence < model.length;
+  const to = model.divergence - side.shift;
+  const shared = own && to - side.n_prompt >= MIN_SHARED ? [side.n_prompt, Math.min(to, side.n)] : null;
+  return {
+    shared,
+    parts: shared && to < side.n ? to : null,
+    onset: onsetMark(side, choices),
+    tops: choices.sentences && inDeviations(choices.kind) ? topsOf(model, side, traits, choices) : new Map(),
+  };
+}
+
+function onsetMark(side, choices) {
+  const onset = side.onsets?.[choices.trait];
+  const at = onset?.onset ?? onset?.doubles;
+  if (!Number.isInteger(at)) return null;
+  const moved = (choices.alignment === "before") - (side.alignment === "before");
+  const index = side.n_prompt + at + moved;
+  return index < side.n ? { index, text: onsetText(onset) } : null;
+}
+
+// An onset in a few letters: "47 [44, 50]" where it is timed, else the tokens between which it lies; null for none.
+function onsetText(onset) {
+  if (!onset) return null;
+  if (Number.isInteger(onset.onset)) return onset.timed === false ? "between " + onset.low + " and " + onset.high : timed(onset);
+  if (Number.isInteger(onset.doubles)) return "doubles at " + onset.doubles;
+  return onset.answer === "before the reply" ? "from the start" : null;
+}
+const timed = ({ onset, low, high }) => onset + (Number.isInteger(low) ? " [" + low + ", " + high + "]" : "");
+
+// Last token of a sentence -> its highest trait and that trait's mean score, as text.
+function topsOf(model, side, traits, choices) {
+  const tops = new Map();
+  for (const [from, to] of sentencesOf(side)) {
+    let best = null;
+    for (const trait of traits) {
+      const mean = meanOver(scoresOf(model, side, trait, choices), from, to);
+      if (mean > (best?.mean ?? MIN_TOP)) best = { trait, mean };
+    }
+    if (best) tops.set(to, best.trait + " " + scoreText(best.mean));
+  }
+  return tops;
+}
+
+// [first, last] token of each sentence of the answer. A sentence ends with the token that ends it.
+function sentencesOf(side) {
+  if (side.sentences) return side.sentences;
+  const from = answerStart(side);
+  let end = from;
+  while (end < side.n && side.roles[end] === "assistant" && !side.special[end]) end++;
+  const text = side.tokens.slice(from, end).join("");
+  const found = [];
+  let [token, read] = [from, 0]; // the next token, and the letters before it
+  for (const { index, segment } of new Intl.Segmenter(undefined, { granularity: "sentence" }).segment(text)) {
+    const first = token;
+    while (token < end && read < index + segment.trimEnd().length) read += side.tokens[token++].length;
+    if (segment.trim() && token > first) found.push([first, token - 1]);
+  }
+  if (side.done) side.sentences = found;
+  return found;
+}
