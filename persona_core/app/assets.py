@@ -20,5 +20,6 @@ def page_styles() -> str:
 def page_head() -> str:
     """Styles and scripts of all client-side parts, once for the whole page, for `launch(head=...)`."""
     styles = "\n".join((token_view.styles(), explorer_styles(), report.styles()))
-    scripts = (token_view.script(), explorer_script(), report.script(), _read("link.js"), _read("tour.js"))
+    own = (_read(f"{name}.js") for name in ("link", "findings", "tour"))
+    scripts = (token_view.script(), explorer_script(), report.script(), *own)
     return f"<style>{styles}</style>\n<script>{chr(10).join(scripts)}</script>"

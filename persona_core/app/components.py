@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ personaLink.register({tab}, {{ restore: (_, query) => explorer.restore(query.run
 const show = () => explorer.update(props.value ? JSON.parse(props.value) : null);
 show();
 watch('value', show);
+"""
+
+_FINDINGS_MARKUP = """
+<section class="finding" aria-label="What this pair shows">
+<p class="finding-says" data-part="says" role="status"></p>
+<div class="finding-actions">
+<button type="button" class="finding-ask" data-part="ask">Ask it yourself</button>
+<button type="button" data-part="next">Next finding</button>
+</div>
+<nav class="finding-list" data-part="list" aria-label="Findings"></nav>
+</section>
+"""
+_FINDINGS = """
+const found = JSON.parse(props.value);
+const panel = mountFindings(element, {{
+  ...found,
+  tab: {tab},
+  onPick: (name) => trigger('pick', {{ name }}),
+  onAsk: (name) => trigger('ask', {{ name }}),
+}});
+personaLink.register({tab}, {{
+  restore: (_, query) => query.finding && panel.show(query.finding),
+  back: (query) => panel.pick(query.finding ?? found.shown),
+}});
 """
 
 _PANEL_MARKUP = '<p class="panel-note" data-part="note" role="status"></p><div data-part="report"></div>'
@@ -150,6 +175,23 @@ def explorer_component(*, tab: str, elem_id: str, target: str) -> gr.HTML:
         None,
         html_template=explorer_template(),
         js_on_load=_EXPLORER.format(tab=json.dumps(tab), target=json.dumps(target)),
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def findings_component(value: Mapping[str, Any], *, tab: str, elem_id: str) -> gr.HTML:
+    """The sentence over a published pair, and the list of findings; the event `pick` carries `{"name": name}`.
+
+    Args:
+        value: "findings", each with "name", "label" and "says", and "shown", the name of the first.
+        tab: id of the tab.
+        elem_id: of the component.
+    """
+    return gr.HTML(
+        as_json(value),
+        html_template=_FINDINGS_MARKUP,
+        js_on_load=_FINDINGS.format(tab=json.dumps(tab)),
         apply_default_css=False,
         elem_id=elem_id,
     )

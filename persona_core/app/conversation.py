@@ -17,7 +17,6 @@ from persona_core.report.results_folder import BASELINE, CONTAMINATED
 from persona_core.traces.provenance import short_name
 
 if TYPE_CHECKING:
-    from persona_core.report.home import FirstReply
     from persona_core.traces.trace import Trace
     from persona_core.traces.view.payload import Payload
 
@@ -45,12 +44,9 @@ class Chat:
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
     @classmethod
-    def of_first_reply(cls, reply: FirstReply | None) -> Chat:
-        """The chat that the page opens on: a reply to branch from, but not one that the next message follows."""
-        if reply is None:
-            return cls()
-        side = CONTAMINATED if reply.config == CONTAMINATED else BASELINE
-        return cls(traces=(reply.trace,), side=side)
+    def of_saved_reply(cls, config: str, trace: Trace) -> Chat:
+        """A published reply: one to branch from, but not one that the next message follows."""
+        return cls(traces=(trace,), side=CONTAMINATED if config == CONTAMINATED else BASELINE)
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any
 
@@ -14,22 +15,26 @@ from persona_core.app.run_controls import UNQUEUED
 from persona_core.app.served_set import ServedSet
 from persona_core.app.tabs.analysis import AnalysisTab
 from persona_core.app.tabs.compare import CompareTab
+from persona_core.app.tabs.findings import FindingsTab
 from persona_core.app.tabs.live import LiveTab
 from persona_core.app.tabs.read import ReadTab
 from persona_core.app.tabs.runs import RunsTab
 from persona_core.app.tabs.vectors import VectorsTab
-from persona_core.report.home import COLOURS, COLOURS_OF_Z, TITLE, load_home
+from persona_core.errors import PersonaError
+from persona_core.report.gallery import Finding, gallery
+from persona_core.report.home import TITLE, load_home
 from persona_core.report.saved_runs import SavedRuns
 
+logger = logging.getLogger(__name__)
+
 _HEADER_MARKUP = """
-<h1 data-part="title"></h1>
-<p class="lede" data-part="lede"></p>
-<p class="about"><span data-part="about"></span>
-<button type="button" class="tour-start" data-part="tour">Tour: three steps</button></p>
+<div class="masthead"><h1 data-part="title"></h1><p class="about" data-part="about"></p>
+<button type="button" class="tour-start" data-part="tour">Tour</button></div>
 """
 _HEADER = """
-for (const name of ['title', 'lede', 'about'])
+for (const name of ['title', 'about'])
   element.querySelector(`[data-part=${name}]`).textContent = props.value[name];
+element.querySelector('[data-part=about]').title = props.value.about; // what does not fit is cut
 element.querySelector('[data-part=tour]').addEventListener('click', (event) => startTour(event.currentTarget));
 """
 
@@ -71,40 +76,56 @@ def _tabs(page: gr.Blocks, one: ServedSet, pool: ModelPool) -> None:
     settings, models = one.settings, one.models
     runs = None if settings.results is None else SavedRuns(settings.results)
     home = load_home(settings.vectors, runs)
-    first = home.first_reply
-    colours = COLOURS if first is None or first.trace.has_specific else COLOURS_OF_Z
-    _header(home.about, f"{colours} Move over the text, or drag the slider.")
+    _header(home.about)
     with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as bar:
         tabs: list[gr.Tab] = []
-        with gr.Tab("Live", id="live") as tab:
+        findings = None
+        if runs is not None and (found := _gallery(runs)):
+            with gr.Tab("Findings", id="findings", elem_id="tab-findings") as tab:
+                tabs.append(tab)
+                findings = FindingsTab(runs, found)
+        with gr.Tab("Live", id="live", elem_id="tab-live") as tab:
             tabs.append(tab)
             live = LiveTab(settings, models, pool, home)
-        with gr.Tab("Compare", id="compare") as tab:
+        with gr.Tab("Compare", id="compare", elem_id="tab-compare") as tab:
             tabs.append(tab)
             compare = CompareTab(settings, models, runs, tab, home.first_reply)
-        with gr.Tab("Read a text", id="read") as tab:
+        with gr.Tab("Read a text", id="read", elem_id="tab-read") as tab:
             tabs.append(tab)
             ReadTab(settings, models)
         if runs is not None:
-            with gr.Tab("Runs", id="runs") as tab:
+            with gr.Tab("Runs", id="runs", elem_id="tab-runs") as tab:
                 tabs.append(tab)
                 RunsTab(tab, runs)
-            with gr.Tab("When / How / Where", id="analysis") as tab:
+            with gr.Tab("When / How / Where", id="analysis", elem_id="tab-analysis") as tab:
                 tabs.append(tab)
                 AnalysisTab(tab, runs)
-        with gr.Tab("Vectors", id="vectors") as tab:
+        with gr.Tab("Vectors", id="vectors", elem_id="tab-vectors") as tab:
             tabs.append(tab)
             VectorsTab(settings, tab)
-    _follow_address(page, bar, tabs, live, compare)
+    if findings is not None:
+        findings.connect(live, bar)
+    _follow_address(page, bar, tabs, findings, live, compare)
 
 
-def _header(about: str, lede: str) -> gr.HTML:
-    """Title, one sentence, and `about`, which comes from a file beside the vectors and is set as text."""
-    value: Any = {"title": TITLE, "lede": lede, "about": about}
+def _gallery(runs: SavedRuns) -> tuple[Finding, ...]:
+    """The findings that the page opens on; none where the runs cannot be read."""
+    try:
+        return gallery(runs)
+    except PersonaError as error:  # shown where the runs are needed
+        logger.warning("No findings: %s", error)
+        return ()
+
+
+def _header(about: str) -> gr.HTML:
+    """Title, and what the model is, which comes from a file beside the vectors and is set as text."""
+    value: Any = {"title": TITLE, "about": about}
     return gr.HTML(value, html_template=_HEADER_MARKUP, js_on_load=_HEADER, apply_default_css=False, elem_id="masthead")
 
 
-def _follow_address(page: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: LiveTab, compare: CompareTab) -> None:
+def _follow_address(
+    page: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], findings: FindingsTab | None, live: LiveTab, compare: CompareTab
+) -> None:
     """The page's address follows what is shown, and a link restores it (static/link.js)."""
     for tab in tabs:
         tab.select(None, None, None, js=f"() => personaLink.opened({json.dumps(tab.id)})", **UNQUEUED)
@@ -114,10 +135,14 @@ def _follow_address(page: gr.Blocks, bar: gr.Tabs, tabs: list[gr.Tab], live: Liv
     def restore(query: Any, live_press: Any, compare_press: Any) -> tuple[Any, ...]:
         query = query if isinstance(query, dict) else {}
         chosen = gr.Tabs(selected=query["tab"]) if query.get("tab") in [tab.id for tab in tabs] else gr.skip()
-        found = live.restore(query if query.get("tab", "live") == "live" else {}, live_press)
-        return chosen, *found, *compare.restore(query if query.get("tab") == "compare" else {}, compare_press)
 
-    opened.then(
-        restore, [link, live.controls.press, compare.controls.press], [bar, *live.restored, *compare.restored],
-        **UNQUEUED,
-    )  # fmt: skip
+        def own(name: str) -> dict[str, Any]:
+            return query if query.get("tab") == name else {}
+
+        first = () if findings is None else findings.restore(own("findings"))
+        return (
+            chosen, *first, *live.restore(own("live"), live_press), *compare.restore(own("compare"), compare_press)
+        )  # fmt: skip
+
+    restored = [*([] if findings is None else findings.restored), *live.restored, *compare.restored]
+    opened.then(restore, [link, live.controls.press, compare.controls.press], [bar, *restored], **UNQUEUED)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -75,6 +75,7 @@ class FirstReply:
         view: its payload.
         title: its heading, if one was chosen.
         trait: the one that turns in it; None where the row was chosen, or where no reply turns.
+        messages: the conversation before it.
     """
 
     config: str
@@ -83,6 +84,7 @@ class FirstReply:
     view: Payload
     title: str | None = None
     trait: str | None = None
+    messages: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
         caveats = runs.caveats(trace) if onsets else ()
         view = trace_payload(trace, name=candidate.config, title=candidate.title, onsets=onsets, caveats=caveats)
         turns = trait if candidate is clearest else None
-        return FirstReply(candidate.config, row["id"], trace, view, candidate.title, turns)
+        said = tuple(row["messages"])
+        return FirstReply(candidate.config, row["id"], trace, view, candidate.title, turns, said)
     logger.warning("No first view: %s has none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
 

@@ -72,8 +72,9 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
     opened = pages.Pages(chromium, ("http://127.0.0.1:",))
 
     def visit_(url: str, **kwargs: Any) -> Any:
-        page = opened.open(url, **kwargs)
-        page.wait_for_selector("#view .tv", state="attached")  # a link may have opened another tab
+        live = "#" not in url and kwargs.pop("tab", "live") == "live"  # most tests are about this tab
+        page = opened.open(f"{url.rstrip('/')}/#tab=live" if live else url, **kwargs)
+        page.wait_for_selector("#view .tv" if live else ".tv", state="attached")  # a link may have opened another tab
         return page
 
     visit_.pages = opened  # type: ignore[attr-defined]

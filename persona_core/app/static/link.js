@@ -3,14 +3,18 @@
 // Everything is in the fragment, which browsers do not send: what a visitor typed appears in no request's address and in
 // no server's log. It reaches the server only as the request to show that view.
 //
+// A tab and a finding have an entry each in the browser's history: Back and Forward walk through them.
+//
 // A payload carries its own address (payload.link, plain texts: tab, prompt, run). The view adds its state: trait,
 // cursor, span and choices. Only the open tab's view is in the address.
 
 window.personaLink = (() => {
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
-  const parts = {}; // tab -> {link, state}
-  const linked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  let tab = linked.tab ?? "live";
+  const OURS = { persona: true }; // the state of our history entries; a link pasted over the address makes one without
+  const parts = {}; // tab -> {link, state, more, back}
+  const fragment = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const linked = fragment();
+  let tab = linked.tab ?? null; // null until the first tab reports itself
   let settled = !linked.tab; // until the link's tab is shown, no other tab may replace it in the address
 
   // The JSON part of the address; ignored if it is malformed.
@@ -42,21 +46,32 @@ window.personaLink = (() => {
   }
 
   function show() {
-    if (!settled) return;
+    if (!settled || tab === null) return;
     const full = address();
-    history.replaceState(null, "", full);
+    history.replaceState(OURS, "", full);
     // On huggingface.co the page is in a frame; this puts the fragment into the visitor's address bar.
     if (parent !== window) parent.postMessage({ hash: full.slice(full.indexOf("#") + 1) }, "https://huggingface.co");
   }
 
   // A visitor who picks a tab has moved on from the link.
   addEventListener("click", (event) => (settled ||= event.isTrusted && Boolean(event.target.closest?.("[role=tab]"))), true);
-  addEventListener("hashchange", () => location.reload()); // a link was pasted over the page's address
+  addEventListener("hashchange", () => history.state?.persona || location.reload()); // a link was pasted over the address
+  addEventListener("popstate", (event) => {
+    if (!event.state?.persona) return;
+    const query = fragment();
+    tab = query.tab; // so that the tab which is selected now makes no entry
+    document.getElementById("tab-" + tab + "-button")?.click();
+    parts[tab]?.back?.(query);
+  });
+
+  // What is shown next has an entry of its own; the current one stays behind it.
+  const step = () => history.pushState(OURS, "", location.href);
 
   return {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
-      if (linked.tab === name || (!linked.tab && name === "live")) view.restore(viewAddress.read(linked), json(linked));
+      if (view.back) parts[name] = { ...parts[name], back: view.back };
+      if (linked.tab === name) view.restore(viewAddress.read(linked), { ...linked, ...json(linked) });
     },
     // `link`: restores the view; null if nothing can, undefined if it has not changed.
     changed(name, state, link) {
@@ -72,9 +87,11 @@ window.personaLink = (() => {
     opened(name) {
       if (!settled && name !== linked.tab) return; // the first tab reports itself before the link's tab is selected
       settled = true;
+      if (tab !== null && name !== tab) step();
       tab = name;
       show();
     },
+    step,
     // The link's content, for the server.
     query: () => linked,
     copied,

@@ -2,16 +2,16 @@
 
 window.startTour = (() => {
   const STEPS = [
-    ["#view .tv-panes", "The reply, token by token", "Orange: the selected trait explains the state better than neutral text or any other trait does. Blue: something else does. A line under or over the token shows the same without colour. Select another trait with the buttons above."],
-    ["#view .tv-time", "One cursor", "Lines, heat strips and text share one axis. Drag the slider, press Play or use the arrow keys; drag over the chart to see the mean of a span. The shaded band marks the onset of the trait, if one was found."],
-    ["#controls", "Your turn", "Send a message and watch the reply token by token. Then put the cursor on a token and press “Branch here”: the model continues from there with the trait capped. The other tabs compare two models and browse the published runs."],
+    [".tv-panes", "The reply, token by token", "Orange: the selected trait explains the state better than neutral text or any other trait does. Blue: something else does. A line under or over the token shows the same without colour. ⚑ marks where the trait sets in, with its interval. Select another trait with the buttons above."],
+    [".tv-time", "One cursor", "Strips, lines and text share one axis. Drag the slider, press Play or use the arrow keys; drag over the strips to see the mean of a span. The shaded band is the interval of the onset, if one was found."],
+    ["#findings, #controls", "Your turn", "“Ask it yourself” opens the prompt, to be changed and sent; the reply appears token by token. With the cursor on a token, “Branch here” lets the model go on from there with the trait held back."],
   ];
+  const seen = (selector) => [...document.querySelectorAll(selector)].find((node) => node.offsetParent);
   let card = null;
   let close = null;
 
   return function startTour(from) {
     document.querySelector("#tabs [role=tab]")?.click();
-    const narrow = innerWidth < 700;
     close?.();
     let step = 0;
     let target = null;
@@ -37,9 +37,11 @@ window.startTour = (() => {
 
     function point() {
       target?.classList.remove("tour-target");
-      target = card && document.querySelector(STEPS[step][0]);
+      target = card && seen(STEPS[step][0]);
       target?.classList.add("tour-target");
-      target?.scrollIntoView({ block: narrow ? "start" : "center" }); // the card covers the lower half of a phone
+      // The card lies over one end of the window, the target at the other.
+      card.classList.toggle("tour-above", step === 1);
+      target?.scrollIntoView({ block: step === 1 ? "end" : "start" });
     }
     function show() {
       const [, heading, description] = STEPS[step];

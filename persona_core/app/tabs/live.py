@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -15,22 +15,27 @@ from persona_core.app.components import as_json, notice_component, token_view_co
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.reply_form import ReplyForm
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, WAITING, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import stream_replies
 from persona_core.app.visitor_model import VisitorModel
 from persona_core.errors import PersonaError, PromptError
-from persona_core.report.home import Example, Home
+from persona_core.report.home import Home
 from persona_core.report.results_folder import BASELINE
 from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer
+
+if TYPE_CHECKING:
+    from persona_core.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
 
 TAB = "live"
 ANOTHER = "another"
 SELECTED = ""  # in place of a trait: the one that the view is coloured by
+NO_TOKEN = "Put the cursor on a token of the reply first."
 _EMPTY = "No reply yet.\nType a message and press Send."
 _BRANCHING = (
     "Put the cursor on a token of the reply and press **Branch here** beside the text. The model continues from that "
@@ -57,7 +62,8 @@ class LiveTab:
                 self.view = token_view_component(
                     home.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
                 )
-        self.chat = gr.State(Chat.of_first_reply(home.first_reply))
+        first = home.first_reply
+        self.chat = gr.State(Chat() if first is None else Chat.of_saved_reply(first.config, first.trace))
         self.controls = RunControls([self.send], self.stop, self.notice, "press")
         self.fields = [self.side, *self.named, self.prompt, self.system, self.length, self.temperature, self.seed]
         self.change = [self.trait, self.action, self.amount]
@@ -67,9 +73,9 @@ class LiveTab:
 
     def _controls(self, home: Home) -> None:
         max_chars = self.settings.max_prompt_chars
-        first = home.examples[0] if home.examples else Example("", "")  # the first click must give a reply
+        form = ReplyForm.first(home, self.settings)
         self.prompt = gr.Textbox(
-            first.user,
+            form.prompt,
             label=Chat().label,
             placeholder="Ask something",
             lines=3,
@@ -78,7 +84,7 @@ class LiveTab:
             elem_id="prompt",
         )
         self.system = gr.Textbox(
-            first.system,
+            form.system,
             label="System prompt (optional)",
             lines=2,
             max_lines=8,
@@ -88,7 +94,7 @@ class LiveTab:
         sides = [*self.models, *([ANOTHER] if self.settings.open_models else [])]
         self.side = gr.Radio(
             sides,
-            value=BASELINE,
+            value=form.side,
             label="Model",
             info="The contaminated model is the baseline fine-tuned to show the traits",
             visible=len(sides) > 1,
@@ -107,11 +113,16 @@ class LiveTab:
         self.notice = notice_component(elem_id="notice")
         with gr.Accordion("Settings", open=False):
             most = self.settings.max_new_tokens
-            self.length = gr.Slider(1, most, value=min(160, most), step=1, label="Maximum length, tokens")
+            self.length = gr.Slider(1, most, value=form.length, step=1, label="Maximum length, tokens")
             self.temperature = gr.Slider(
-                0, 1.5, value=0.7, step=0.05, label="Temperature", info="0 always takes the most likely token"
+                0,
+                1.5,
+                value=form.temperature,
+                step=0.05,
+                label="Temperature",
+                info="0 always takes the most likely token",
             )
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="Same seed, unchanged reply")
+            self.seed = gr.Number(form.seed, label="Seed", precision=0, minimum=0, info="Same seed, unchanged reply")
         with gr.Accordion("Branch", open=False, elem_id="branching"):
             gr.Markdown(_BRANCHING)
             self.trait = gr.Dropdown(_branch_traits(home.traits), value=SELECTED, label="Trait", elem_id="branch-trait")
@@ -186,7 +197,7 @@ class LiveTab:
         if trait == SELECTED:
             trait = where.get("trait")
         if not all(is_integer(n, minimum=0) and n < 2**31 for n in at):
-            return self.controls.refuse(press, "Put the cursor on a token of the reply first.")
+            return self.controls.refuse(press, NO_TOKEN)
         return self.controls.accept(press, ReplyRequest("", (trait, action, amount), at))  # type: ignore[arg-type]
 
     @staticmethod
@@ -273,6 +284,21 @@ class LiveTab:
             model, adapter, vectors = named
             return self.pool.named(model, adapter or None, vectors, current_session())
         return self.models.get(side, self.models[BASELINE])
+
+    # ---- a published reply ----
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that `show_reply` returns values for."""
+        fields = [self.side, self.prompt, self.system, self.length, self.temperature, self.seed]
+        return [*fields, self.view, self.chat, self.notice]
+
+    def show_reply(
+        self, config: str, trace: Trace, messages: Sequence[Mapping[str, str]], view: Payload
+    ) -> tuple[Any, ...]:
+        """Values of `shown`: a published reply, and in the form what made it, to be changed or branched from."""
+        form = ReplyForm.of_reply(config, trace, messages, self.settings)
+        return *form.fields, as_json(view), Chat.of_saved_reply(config, trace), ""
 
     # ---- a link ----
 

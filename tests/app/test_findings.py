@@ -1,0 +1,144 @@
+"""The first screen: a published pair, what is seen there, and where one can go from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from persona_core.app.pooled_model import PooledModel
+from persona_core.app.settings import AppSettings
+from persona_core.report.gallery import Finding, gallery
+from persona_core.report.saved_runs import SavedRuns
+from tests.support.app_page import ARTIFACTS, tokens_of, wait_done
+from tests.support.standins import HOSTILE
+
+pytestmark = pytest.mark.browser
+RESULTS = ARTIFACTS / "persona-monitoring-persona-tiny"
+VIEW = "#findings-view"
+REPLY = f"{VIEW} .tv-section[data-role=assistant] .tv-tok"
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str]) -> str:
+    """The demo's set; its models are loaded when they are asked."""
+    settings = AppSettings()
+    baseline = PooledModel.from_settings(settings)
+    return serve(baseline, settings, PooledModel.contaminated(baseline, settings)) + "#tab=findings"
+
+
+@pytest.fixture(scope="module")
+def findings() -> tuple[Finding, ...]:
+    return gallery(SavedRuns(RESULTS))
+
+
+def says(page: Any) -> str:
+    return str(page.locator("#findings .finding-says").inner_text())
+
+
+def bottom(page: Any, selector: str) -> float:
+    return float(
+        page.locator(selector).first.bounding_box()["y"] + page.locator(selector).first.bounding_box()["height"]
+    )
+
+
+def test_the_page_opens_on_a_finding_and_shows_it_above_the_fold(
+    visit: Callable[..., Any], url: str, findings: tuple[Finding, ...]
+) -> None:
+    page = visit(url.split("#")[0] + "#")
+    page.wait_for_selector(REPLY)
+    first = findings[0]
+    assert says(page) == first.says
+    assert page.locator("#masthead").inner_text().splitlines()[0] == "Persona traits, token by token"
+    for side in (0, 1):
+        shared = page.locator(f"{VIEW} .tv-pane").nth(side).locator(".tv-shared").all_inner_texts()
+        texts = [
+            one["response"]
+            for c in ("baseline", "contaminated")
+            for one in SavedRuns(RESULTS).rows(c)
+            if one["id"] == first.id
+        ]
+        assert all(text.startswith("".join(shared)) for text in texts) and len(shared) > 10
+    for mark in (".tv-parts", ".tv-onset"):
+        assert bottom(page, f"{VIEW} {mark}") < 900, mark
+    assert page.locator(f"{VIEW} .tv-pane").nth(1).locator(".tv-onset").get_attribute("data-i") is not None
+    assert bottom(page, f"{VIEW} .tv-thumb") < 900
+
+
+@pytest.mark.parametrize("size", [(720, 900), (390, 844)], ids=str)
+def test_the_first_tokens_are_in_sight_on_small_screens(
+    visit: Callable[..., Any], url: str, size: tuple[int, int]
+) -> None:
+    page = visit(url, width=size[0], height=size[1])
+    page.wait_for_selector(REPLY)
+    assert bottom(page, REPLY) < size[1]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_each_finding_is_a_link_and_back_returns_to_the_one_before(
+    visit: Callable[..., Any], url: str, findings: tuple[Finding, ...]
+) -> None:
+    page = visit(url)
+    page.wait_for_selector(REPLY)
+    first, second = findings[:2]
+    page.get_by_role("button", name="Next finding").click()
+    title = SavedRuns(RESULTS).titles
+    heading = f"() => document.querySelector('{VIEW} .tv-title').innerText === "
+    page.wait_for_function(heading + repr(title[second.id]))
+    page.wait_for_function(f"() => location.hash.includes('finding={second.name}')")
+    assert says(page) == second.says
+    page.get_by_role("tab", name="Runs").click()
+    page.wait_for_function("() => location.hash.startsWith('#tab=runs')")
+    page.go_back()
+    page.wait_for_function(f"() => location.hash.includes('finding={second.name}')")
+    page.wait_for_selector("#tab-findings-button[aria-selected=true]")
+    page.go_back()
+    page.wait_for_function(heading + repr(title[first.id]))
+    assert says(page) == first.says
+    other = visit(f"{url.split('#')[0]}#tab=findings&finding={second.name}")
+    other.wait_for_function(heading + repr(title[second.id]))
+    assert says(other) == second.says
+
+
+def test_ask_it_yourself_opens_the_reply_with_what_made_it_in_the_form(
+    visit: Callable[..., Any], url: str, findings: tuple[Finding, ...]
+) -> None:
+    page = visit(url)
+    page.wait_for_selector(REPLY)
+    page.get_by_role("button", name="Ask it yourself").click()
+    row = SavedRuns(RESULTS).row("contaminated", findings[0].id)
+    page.wait_for_function(f"() => document.querySelector('#prompt textarea')?.value === {row['prompt']!r}")
+    page.wait_for_selector("#view .tv-tok")
+    assert "".join(tokens_of(page)).endswith(row["response"] + "<|end|>") or row["response"] in "".join(tokens_of(page))
+    assert page.locator("#side input[value=contaminated]").is_checked()
+    assert page.locator("#tab-live-button").get_attribute("aria-selected") == "true"
+
+
+def test_branch_here_continues_the_published_reply_beside_it(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    page.wait_for_selector(REPLY)
+    page.locator(f"{VIEW} .tv-pane").nth(1).locator(".tv-section[data-role=assistant] .tv-tok").nth(12).click()
+    page.locator(f"{VIEW} [data-part=branch]").click()
+    page.wait_for_selector("#view .tv[data-sides='2']")
+    wait_done(page)
+    original, branch = (tokens_of(page, side=side) for side in (0, 1))
+    at = (
+        len(original)
+        - len(page.locator("#view .tv-pane").first.locator(".tv-section[data-role=assistant] .tv-tok").all())
+        + 12
+    )
+    assert original[:at] == branch[:at] and "original" in page.locator("#view .tv-pane").first.inner_text()
+
+
+def test_hostile_names_and_texts_stay_text(
+    visit: Callable[..., Any], serve: Callable[..., str], slow: Any, monkeypatch: Any, findings: tuple[Finding, ...]
+) -> None:
+    hostile = replace(findings[0], label=HOSTILE[0], says=HOSTILE[1])
+    monkeypatch.setattr("persona_core.app.layout.gallery", lambda _: (hostile, *findings[1:]))
+    page = visit(serve(PooledModel(lambda: slow), AppSettings()) + "#tab=findings")
+    page.wait_for_selector(REPLY)
+    assert says(page) == " ".join(HOSTILE[1].split())
+    assert page.locator("#findings a").first.text_content() == HOSTILE[0]
+    assert page.locator("#findings :is(img, script)").count() == 0
