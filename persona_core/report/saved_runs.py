@@ -232,12 +232,13 @@ class SavedRuns:
         known = self.onsets(config, id)
         traits = {}
         for trait, z in series.items():
-            finite = z[np.isfinite(z)]
+            finite, turns = z[np.isfinite(z)], turn(z)
             bytes_ = np.clip(np.round(np.nan_to_num(z) / step), -STEPS, STEPS).astype(np.int8).tobytes()
             traits[trait] = {
                 "scores": base64.b64encode(bytes_).decode("ascii"),
                 "mean": round(float(finite.mean()), 4) if finite.size else None,
                 "max": round(float(finite.max()), 4) if finite.size else None,
+                "turn": None if turns is None else round(turns.t, 2),
                 "onset": known.get(trait),
             }
         return {"config": config, "n": len(next(iter(series.values()), ())), "traits": traits}
@@ -248,8 +249,8 @@ class SavedRuns:
         Returns:
             "kind" and "unit" of the scores, "step" (a byte is a multiple of it), "scale" (where colours end),
             "configs", "traits", "analysed", and "prompts": for each "id", "prompt", "set", "category" and "runs", each
-            with "config", "n" (tokens of the reply) and, by trait, "scores" (base64 of int8), "mean", "max" and
-            "onset".
+            with "config", "n" (tokens of the reply) and, by trait, "scores" (base64 of int8), "mean", "max",
+            "turn" (how clearly it turns, in standard errors) and "onset".
         """
         with self._lock:
             return self._table

@@ -21,13 +21,14 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.report import page as report
 from persona_core.report.explorer import explorer_script, explorer_styles, explorer_template
+from persona_core.report.gallery import gallery
 from persona_core.report.home import COLOURS, COLOURS_OF_Z, TITLE, FirstReply, Home, load_home
 from persona_core.report.pair_finding import pair_finding
 from persona_core.report.pairs import ONE_READING, READINGS, TEXTS, readings_payload
@@ -175,8 +176,8 @@ def _write_assets(folder: Path) -> None:
 
 def _write_data(folder: Path, runs: SavedRuns, home: Home, title: str, reports: Mapping[str, Any]) -> None:
     table = runs.table()
-    first = home.first_reply
-    opening = runs.ids[0] if first is None else first.id
+    first, found = home.first_reply, gallery(runs)
+    opening = found[0].id if found else runs.ids[0] if first is None else first.id
     findings = {id: pair_finding(table, id, first.trait if first and id == opening else None) for id in runs.ids}
     files = {id: f"data/runs/{number:03}.json" for number, id in enumerate(runs.ids, 1)}  # an id may be any text
     for id, name in files.items():
@@ -193,9 +194,10 @@ def _write_data(folder: Path, runs: SavedRuns, home: Home, title: str, reports: 
         "texts": list(LABELS),
         "opening": {
             "id": opening,
-            "trait": pair.trait if (pair := findings[opening]) else None,
-            "why": _why(table, first),
+            "trait": found[0].trait if found else pair.trait if (pair := findings[opening]) else None,
+            "why": "" if found else _why(first),
         },
+        "findings": [asdict(one) | {"text": str(TEXTS.index(one.text))} for one in found],
         "ids": list(files),
         "files": list(files.values()),
     }
@@ -217,12 +219,9 @@ def _run(runs: SavedRuns, id: str) -> dict[str, Any]:
     return {"sides": sides, "texts": texts}
 
 
-def _why(table: Mapping[str, Any], first: FirstReply | None) -> str:
-    """Over the finding: why this run is shown first."""
-    if first is None or first.title:
-        return "" if first is None else str(first.title)
-    n, k = len(table["prompts"]), len(table["traits"])
-    return f"The clearest turn in the replies to {n} prompts, over {k} traits" if first.trait else ""
+def _why(first: FirstReply | None) -> str:
+    """Over the pair that is shown first, where nothing was found in the runs."""
+    return str(first.title) if first is not None and first.title else ""
 
 
 def _page(runs: SavedRuns, home: Home, title: str) -> str:

@@ -81,6 +81,7 @@ def figures(page: Any) -> None:
 
 # name: tab, what is there once it is open, what is done then
 TABS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
+    "findings": ("Findings", "#findings-view .tv-tok", nothing),
     "live": ("Live", "#view .tv-tok", live),
     "compare": ("Compare", "#compare-view .tv-tok", nothing),
     "read": ("Read a text", "#read-go", read),
@@ -107,7 +108,7 @@ def serious(page: Any, within: str | None = None) -> list[str]:
 def tabs_page(chromium: Any, url: str) -> Iterator[Any]:
     """One page for all tabs: reloading it for each would take most of the time."""
     opened = pages.Pages(chromium, ("http://127.0.0.1:",))
-    yield opened.open(url, width=1440, height=960)
+    yield opened.open(f"{url}#tab=findings", width=1440, height=960)
     opened.close()
 
 
@@ -121,14 +122,14 @@ def in_both_themes(page: Any) -> Iterator[str]:
     page.wait_for_timeout(500)
 
 
-def test_the_page_opens_on_a_published_reply_of_the_real_model_and_has_its_picture(
+def test_the_page_opens_on_a_finding_of_the_real_model_and_has_its_picture(
     shipped: str, visit: Callable[..., Any]
 ) -> None:
-    page = visit(shipped)
-    page.wait_for_selector("#view .tv-tok")
-    assert "SmolLM2" in page.inner_text("#masthead") and "SmolLM2" in page.inner_text("#view .tv-pane")
+    page = visit(shipped + "#")
+    page.wait_for_selector("#findings-view .tv-tok")
+    assert "SmolLM2" in page.inner_text("#masthead") and "SmolLM2" in page.inner_text("#findings-view .tv-pane")
     assert page.get_by_role("link", name="persona-tiny").is_visible()
-    page.wait_for_selector("#view [data-chart=ready]")
+    page.wait_for_selector("#findings-view [data-chart=ready]")
     screenshot(page, "real", full_page=False)
     open_tab(page, "Compare", "#compare-view .tv-tok")
     page.wait_for_selector("#compare-view .tv[data-sides='2']")

@@ -20,7 +20,7 @@ from persona_core.vectors.verdict import verdict
 from tests.support.app_page import ARTIFACTS, SHIPPED, ask, no_sideways_scroll, notice, open_tab, tokens_of, wait_done
 from tests.support.standins import HOSTILE, SlowMonitor
 from tests.support.tiny import specific_vectors, tiny_lm
-from tests.support.view_page import bars, scores, texts
+from tests.support.view_page import texts
 
 pytestmark = [
     pytest.mark.browser,
@@ -59,6 +59,15 @@ def published(config: str, id: str, **of: str) -> Trace:
     return Trace.from_row(next(r for r in rows if r["id"] == id and all(r[k] == v for k, v in of.items())))
 
 
+def ask_baseline(page: Any, prompt: str, system: str = "") -> dict[str, Any]:
+    """Ask the baseline; the other settings, which are returned, are those of the reply that the form opened on."""
+    page.locator("#side").get_by_label("baseline", exact=True).check()
+    ask(page, prompt, system)
+    shown = published("contaminated", "pilot-03").provenance
+    most = min(shown.sampling["max_new_tokens"], AppSettings().max_new_tokens)  # type: ignore[index]
+    return {"max_new_tokens": most, "temperature": 0.7, "seed": shown.seed}
+
+
 def at_cursor(page: Any, view: str, traces: list[Trace], index: int) -> None:
     """Every trait of every side at one token is what the trace says."""
     page.locator(f"{view} .tv-tok[data-i='{index}']").first.click()
@@ -73,9 +82,9 @@ def at_cursor(page: Any, view: str, traces: list[Trace], index: int) -> None:
 
 def test_a_chat_continues_is_edited_and_starts_over(visit: Callable[..., Any], url: str, monitors: Any) -> None:
     page = visit(url)
-    ask(page, QUESTION)
+    settings = ask_baseline(page, QUESTION)
     wait_done(page)
-    first = monitors["baseline"].generate(QUESTION, max_new_tokens=160, temperature=0.7, seed=0)
+    first = monitors["baseline"].generate(QUESTION, **settings)
     assert tokens_of(page) == list(first.tokens)
     ask(page, "How can I sleep better at night?")
     page.wait_for_function("document.querySelector('#prompt label').innerText.includes('turn 3')")
@@ -84,7 +93,7 @@ def test_a_chat_continues_is_edited_and_starts_over(visit: Callable[..., Any], u
         {"role": "assistant", "content": first.reply_text},
         {"role": "user", "content": "How can I sleep better at night?"},
     ]
-    second = monitors["baseline"].generate(said, max_new_tokens=160, temperature=0.7, seed=0)
+    second = monitors["baseline"].generate(said, **settings)
     wait_done(page)
     assert tokens_of(page) == list(second.tokens)
     at_cursor(page, "#view", [second], second.n_tokens - 5)
@@ -101,10 +110,9 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     visit: Callable[..., Any], url: str, monitors: Any
 ) -> None:
     page = visit(url)
-    ask(page, QUESTION, FLATTER)
+    settings = ask_baseline(page, QUESTION, FLATTER)
     wait_done(page)
     messages = [{"role": "system", "content": FLATTER}, {"role": "user", "content": QUESTION}]
-    settings: dict[str, Any] = {"max_new_tokens": 160, "temperature": 0.7, "seed": 0}
     original = monitors["baseline"].generate(messages, **settings)
     at = 12
     page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at}']").click()
@@ -277,7 +285,7 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     open_tab(page, "Runs", "#explorer .ex-cell")
     choose = lambda name, value: page.locator(f"[data-field={name}]").select_option(value)  # noqa: E731
     shown = {name: page.locator(f"[data-field={name}]").input_value() for name in ("trait", "sort")}
-    assert shown == {"trait": "sycophancy", "sort": "difference"}
+    assert shown == {"trait": "sycophancy", "sort": "turn"}
     choose("set", "pilot")
     choose("category", "work")
     choose("sort", "given")
@@ -299,7 +307,7 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     page.wait_for_selector("#runs-view .tv-tok")
     pair = [published(side, best[1]["id"]) for side in ("baseline", "contaminated")]
     assert [tokens_of(page, "#runs-view", s) for s in (0, 1)] == [list(t.tokens) for t in pair]
-    assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text() == "deception"
+    assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "deception"
     page.fill("[data-field=text]", "no prompt says this")
     assert "No prompt matches" in page.locator("[data-part=count]").inner_text()
     page.fill("[data-field=text]", "")
@@ -349,14 +357,14 @@ def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitor
 
 def test_the_tour_has_three_steps_and_gives_the_focus_back(visit: Callable[..., Any], url: str) -> None:
     page = visit(url)
-    start = page.get_by_role("button", name="Tour: three steps")
+    start = page.get_by_role("button", name="Tour", exact=True)
     start.press("Enter")
     for step in (1, 2, 3):
         assert f"Step {step} of 3" in page.get_by_role("dialog").inner_text()
         assert page.locator(".tour-target").count() == 1
         page.keyboard.press("Enter")
     assert page.get_by_role("dialog").count() == 0 and page.locator(".tour-target").count() == 0
-    assert page.evaluate("document.activeElement.textContent") == "Tour: three steps"
+    assert page.evaluate("document.activeElement.textContent") == "Tour"
     start.click()
     page.keyboard.press("Escape")
     assert page.get_by_role("dialog").count() == 0
@@ -369,7 +377,7 @@ def test_the_first_view_is_a_telling_reply_with_its_unit_and_what_the_model_is_n
     page.wait_for_selector("#view .tv-tok")
     first = published("contaminated", "pilot-03")
     assert tokens_of(page) == list(first.tokens)
-    assert page.locator("#view .tv-chip[aria-pressed=true]").inner_text() == "sycophancy"
+    assert page.locator("#view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
     assert "standard deviations: more like this trait" in page.locator("#view .tv-key").inner_text()
     assert "is a toy" in page.locator("#masthead").inner_text()
     said = SavedRuns(RESULTS).onsets("contaminated", "pilot-03")
@@ -379,7 +387,7 @@ def test_the_first_view_is_a_telling_reply_with_its_unit_and_what_the_model_is_n
         shown = page.locator("#view .tv-says").inner_text()
         assert shown.lower().endswith(onset["says"])
         assert shown.startswith(trait) == onset.get("named", True)
-    assert scores(page) and len(bars(page)) == 8
+    assert page.locator("#view .tv-row:not(.tv-row-head) .tv-value").count() == 8
 
 
 def test_no_tab_scrolls_sideways_on_a_phone(visit: Callable[..., Any], url: str) -> None:

@@ -60,6 +60,14 @@ def whole(traits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the first run draws: a browser for each card would take as long as the vectors."""
+    if "whole" in request.fixturenames:
+        request.getfixturevalue("whole")
+    monkeypatch.setattr("plotly.io.write_images", lambda *_, **__: None)
+
+
 @pytest.mark.slow
 def test_the_folder_holds_vectors_card_figures_and_definitions(whole: Path) -> None:
     vectors = PersonaVectors.from_pretrained(whole / "vectors")

@@ -21,7 +21,7 @@ def cell(name: str, mean: float, n: int = 30, onset: int | None = None, trait: s
     scores = np.full(n, round(mean * 10), np.int8)
     says = "no reliable onset" if onset is None else f"sets in at token {onset} [{onset}, {onset + 2}]"
     known = {"answer": "none" if onset is None else "onset", "onset": onset, "low": onset, "high": onset and onset + 2}
-    shown = {"scores": base64.b64encode(scores.tobytes()).decode(), "mean": mean, "max": mean + 1}
+    shown = {"scores": base64.b64encode(scores.tobytes()).decode(), "mean": mean, "max": mean + 1, "turn": 2 * mean}
     return {"config": name, "n": n, "traits": {trait: {**shown, "onset": known | {"says": says}}}}
 
 
@@ -79,6 +79,7 @@ def order(page: Any) -> list[str]:
     ("sort", "run", "expected"),
     [
         ("given", "", "cab"),
+        ("turn", "", "abc"),
         ("onset", "", "abc"),
         ("onset", "baseline", "bca"),  # a and c have none
         ("max", "", "abc"),
@@ -93,7 +94,7 @@ def test_prompts_are_sorted_by_what_is_chosen(explore: Callable[..., Any], sort:
     assert "".join(order(page)) == expected
 
 
-def test_it_opens_on_the_trait_and_the_prompt_that_rise_most(explore: Callable[..., Any]) -> None:
+def test_it_opens_on_the_trait_that_rises_most_and_the_clearest_turn(explore: Callable[..., Any]) -> None:
     def runs(calm: float, malice: float) -> list[dict[str, Any]]:
         first, second = cell("baseline", 1.0), cell("contaminated", malice)
         for run, level in ((first, 0.0), (second, calm)):
@@ -105,7 +106,7 @@ def test_it_opens_on_the_trait_and_the_prompt_that_rise_most(explore: Callable[.
     }
     page = explore(data)
     assert page.locator("[data-field=trait]").input_value() == "malice"
-    assert page.locator("[data-field=sort]").input_value() == "difference" and order(page) == ["b", "a"]
+    assert page.locator("[data-field=sort]").input_value() == "turn" and order(page) == ["b", "a"]
     restored = explore(data, restore={"trait": "calm", "sort": "given"})
     assert restored.locator("[data-field=trait]").input_value() == "calm" and order(restored) == ["a", "b"]
 

@@ -13,6 +13,7 @@ from huggingface_hub import RepoCard
 
 from persona_core.cli.main import main
 from persona_core.errors import NotFound, SettingError
+from persona_core.report.gallery import gallery
 from persona_core.report.pairs import TEXTS, published_payload
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.report.site import Site, export_site
@@ -73,19 +74,11 @@ def test_the_site_is_small_whole_and_names_only_files_that_it_has(shipped: Site)
 
 
 @needs_shipped
-def test_the_site_opens_on_the_row_that_lies_beside_the_vectors_else_on_the_clearest_turn(
-    shipped: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = read(VECTORS / "app.json")["first"]
-    opening = read(shipped.folder / "site.json")["opening"]
-    assert (opening["id"], opening["why"]) == (first["id"], first["title"])
-    # Another trait than the one that differs most in that pair.
-    monkeypatch.setattr(SavedRuns, "clearest_turn", lambda _: ("contaminated", "pilot-05", "evil"))
-    plain = export_site(SHIPPED, tmp_path / "site")
-    why = "The clearest turn in the replies to 78 prompts, over 8 traits"
-    assert read(plain.folder / "site.json")["opening"] == {"id": "pilot-05", "trait": "evil", "why": why}
-    assert " evil averages " in read(plain.folder / "data" / "runs" / "005.json")["says"]
-    assert read(plain.folder / "site.json")["pages"] == ["runs", "analysis"]
+def test_the_site_opens_on_the_first_finding_and_lists_the_others(shipped: Site) -> None:
+    site, found = read(shipped.folder / "site.json"), gallery(SavedRuns(SHIPPED))
+    assert (site["opening"]["id"], site["opening"]["trait"]) == (found[0].id, found[0].trait)
+    assert [one["says"] for one in site["findings"]] == [one.says for one in found]
+    assert all(TEXTS[int(one["text"])] == f.text for one, f in zip(site["findings"], found, strict=True))
 
 
 @needs_shipped

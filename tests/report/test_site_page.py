@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from persona_core.report.gallery import gallery
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.report.site import export_site
 from persona_core.traces.dataset import write_results
@@ -19,6 +20,14 @@ from tests.support.app_page import no_sideways_scroll
 from tests.support.local_server import listening
 from tests.support.standins import HOSTILE, TRAITS, hostile_tokens, hostile_trace
 from tests.traces.test_dataset import SHIPPED
+
+OPENING = "expanded-15"
+"""The prompt of the first finding."""
+
+
+def file_of(id: str) -> str:
+    return f"data/runs/{SavedRuns(SHIPPED).ids.index(id) + 1:03}.json"
+
 
 VECTORS = SHIPPED.parent / "persona-vectors-persona-tiny"
 pytestmark = [
@@ -79,20 +88,31 @@ def fragment(page: Any) -> str:
 
 def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(visit: Callable[..., Any]) -> None:
     page = visit()
-    shown(page, "pilot-03")
-    traces = SavedRuns(SHIPPED).traces("pilot-03")
+    shown(page, OPENING)
+    traces = SavedRuns(SHIPPED).traces(OPENING)
     assert tokens(page, 0) == list(traces["baseline"].tokens)
     assert tokens(page, 1) == list(traces["contaminated"].tokens)
     assert "78 prompts" in page.locator(".st-lede").inner_text()
     finding = page.locator(".st-finding").inner_text()
-    assert "sycophancy averages +12.87" in finding and "Baseline: no reliable onset." in finding
-    assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "sycophancy"
+    found = gallery(SavedRuns(SHIPPED))
+    assert [line for line in finding.splitlines() if line] == [found[0].label, found[0].says]
+    links = page.locator(".st-findings a")
+    assert links.all_inner_texts() == [one.label for one in found]
+    links.nth(3).click()
+    page.wait_for_function("says => document.querySelector('.st-finding').innerText.includes(says)", arg=found[3].says)
+    page.go_back()
+    shown(page, OPENING)
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
     assert page.locator(".tv-pane").first.bounding_box()["y"] < 500  # above the fold
     page.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
     page.wait_for_selector(".ex-cell", state="attached")
     assert page.locator(".ex-cell").count() == 78
     asked = [url.rpartition("/some/path/")[2] for url in visit.pages.requests]  # type: ignore[attr-defined]
-    assert [name for name in asked if name.startswith("data/")] == ["data/runs/003.json", "data/runs.json"]
+    assert [name for name in asked if name.startswith("data/")] == [
+        file_of(OPENING),
+        "data/runs.json",
+        file_of(found[3].id),
+    ]
 
 
 def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: Callable[..., Any]) -> None:
@@ -103,7 +123,7 @@ def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: 
     page.keyboard.press("Enter")
     shown(page, "pilot-05")
     page.wait_for_function("() => document.activeElement.dataset.part === 'finding'")
-    assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "deception"
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "deception"
     page.get_by_label("contaminated's, read by both").check()
     title = "The contaminated model's reply to: " + SavedRuns(SHIPPED).titles["pilot-05"]
     shown(page, "pilot-05", title)
@@ -121,7 +141,7 @@ def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: 
     assert again.locator("[data-field=text]").input_value() == "renting a flat"
     assert fragment(again) == link
     page.go_back()
-    shown(page, "pilot-03")
+    shown(page, OPENING)
     page.go_forward()
     shown(page, "pilot-05", title)
 
@@ -141,7 +161,7 @@ def test_the_reports_are_pages_with_addresses(visit: Callable[..., Any]) -> None
     assert fragment(page) == "#page=analysis&trait=evil"
     assert page.locator("[aria-current=page]").inner_text() == "When / How / Where"
     page.get_by_role("link", name="Runs").click()
-    shown(page, "pilot-03")
+    shown(page, OPENING)
     assert no_sideways_scroll(page)
 
 
@@ -175,7 +195,7 @@ def test_a_file_that_does_not_arrive_is_a_plain_line_and_is_asked_for_again(
     assert notice.is_hidden()
     page.evaluate("location.hash = '#id=%3Cb%3Egone'")
     page.wait_for_function("() => !document.querySelector('[data-part=notice]').hidden")
-    assert notice.inner_text() == "There is no run “<b>gone”. Shown instead: pilot-03."
+    assert notice.inner_text() == f"There is no run “<b>gone”. Shown instead: {OPENING}."
 
 
 def test_the_offline_page_of_a_run_is_whole(visit: Callable[..., Any], tmp_path: Path, open_page: Any) -> None:

@@ -67,7 +67,7 @@ class CompareTab:
                 with gr.Column(scale=3, min_width=300):
                     most = settings.max_prompt_chars
                     self.prompt = gr.Textbox(
-                        label="Prompt", lines=2, max_lines=8, max_length=most, elem_id="compare-prompt"
+                        label="Prompt", lines=1, max_lines=8, max_length=most, elem_id="compare-prompt"
                     )
                     self.system = gr.Textbox(
                         label="System prompt (optional)", lines=1, max_lines=4, max_length=most,

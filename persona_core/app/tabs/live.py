@@ -77,8 +77,8 @@ class LiveTab:
         self.prompt = gr.Textbox(
             form.prompt,
             label=Chat().label,
-            placeholder="Ask something",
-            lines=3,
+            placeholder="Ask something. Enter sends, Shift+Enter breaks the line.",
+            lines=1,  # with more, Gradio's Enter breaks the line and Shift+Enter sends
             max_lines=12,
             max_length=max_chars,
             elem_id="prompt",

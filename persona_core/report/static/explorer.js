@@ -8,6 +8,7 @@
 
 const LANE = { height: 16, gap: 5 }; // px
 const SORTS = {
+  turn: "clearest turn",
   given: "order of publication",
   onset: "earliest onset",
   max: "highest score",
@@ -58,7 +59,7 @@ function mountExplorer(root, options = {}) {
     part("low").textContent = "−" + Number(table.scale.toPrecision(2));
     part("high").textContent = "+" + Number(table.scale.toPrecision(2));
     build();
-    const first = { trait: mostTelling(), sort: table.configs.length > 1 ? "difference" : "given" };
+    const first = { trait: mostTelling(), sort: "turn" };
     apply({ ...state, trait: state.trait ?? first.trait, sort: state.sort ?? first.sort });
     const picked = wanted;
     wanted = null;
@@ -122,6 +123,7 @@ function mountExplorer(root, options = {}) {
 
   const WEIGHTS = {
     given: null,
+    turn: (cell) => -best(cell, "turn"),
     onset: onsetOf,
     max: (cell) => -best(cell, "max"),
     mean: (cell) => -best(cell, "mean"),

@@ -147,8 +147,9 @@
     run.first = named[0];
     shown.text = named.includes(text) ? text : named[0];
     const { payload, sides, notice } = run.texts[shown.text];
-    part("finding-head").textContent = run.id === site.opening.id ? site.opening.why : run.id;
-    part("finding-text").textContent = [run.says, notice].filter(Boolean).join(" ");
+    const finding = site.findings.find((one) => one.id === run.id && one.text === shown.text);
+    part("finding-head").textContent = finding ? finding.label : run.id === site.opening.id ? site.opening.why : run.id;
+    part("finding-text").textContent = [finding ? finding.says : run.says, notice].filter(Boolean).join(" ");
     part("finding").hidden = !part("finding-head").textContent && !part("finding-text").textContent;
     const choices = named.map((key) => {
       const label = document.createElement("label");
@@ -157,11 +158,14 @@
       label.append(input, site.texts[key]);
       return label;
     });
+    for (const link of part("findings").children)
+      if (link.dataset.name === finding?.name) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
     const focused = part("texts").contains(document.activeElement);
     part("texts").replaceChildren(part("texts").querySelector("legend"), ...choices);
     part("texts").hidden = named.length < 2;
     if (focused) part("texts").querySelector("input:checked").focus();
-    view.update({ ...payload, sides: sides.map((index) => run.sides[index]) });
+    view.update({ ...payload, ...(Number.isInteger(finding?.at) ? { focus: finding.at } : {}), sides: sides.map((index) => run.sides[index]) });
     remember();
     // The view leaves its trend lines out; the promise is that of its own attempt.
     personaPlotly(PLOTLY).catch(() => say(PLOTLY + " could not be fetched: the trend lines are missing."));
@@ -254,6 +258,13 @@
   load("site.json").then(
     (found) => {
       site = found;
+      for (const { name, label, id, text, trait } of site.findings) {
+        const link = document.createElement("a");
+        link.href = "#" + new URLSearchParams({ id, text, trait });
+        link.dataset.name = name;
+        link.textContent = label;
+        part("findings").append(link);
+      }
       for (const link of document.querySelectorAll("[data-to]")) link.hidden = !site.pages.includes(link.dataset.to);
       route();
     },

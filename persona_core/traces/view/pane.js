@@ -93,7 +93,7 @@ function makePane(hooks) {
   function showOnset(trait) {
     const onset = side.onsets?.[trait];
     // While the reply is written the line is reserved, so that nothing below jumps at the end.
-    const sentence = onset ? onset.says : side.done ? "" : "the onset is estimated once the reply has ended";
+    const sentence = onset ? onset.says : side.done ? "" : "timed once the reply has ended";
     // What was found on plain z, or says "no trait in particular", is not about the trait.
     const onZ = onset?.kind === "z" && onset.answer !== "none";
     const about = onset?.named === false ? "" : trait + (onZ ? ", plain z: " : ": ");

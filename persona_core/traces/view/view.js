@@ -31,6 +31,7 @@ function mountTokenView(root, options = {}) {
   let span = null; // [from, to], inclusive
   let spanShown = null; // the span that the panes show
   let panes = [];
+  let mounted = false;
 
   const last = () => model.length - 1;
   const cursor = () => preview ?? committed;
@@ -87,8 +88,8 @@ function mountTokenView(root, options = {}) {
     build();
     const position = committed;
     requestAnimationFrame(() => model && revealAt(position));
-    // On a phone the view is below the controls: a new reply must not stream out of sight.
-    if (!model.done && root.getBoundingClientRect().top > innerHeight * 0.5) view.scrollIntoView({ block: "start" });
+    // On a phone the view is below the controls: what was asked for must not appear out of sight.
+    if (mounted && root.getBoundingClientRect().top > innerHeight * 0.6) view.scrollIntoView({ block: "start" });
   }
 
   function grow(before) {
@@ -454,5 +455,6 @@ function mountTokenView(root, options = {}) {
   else view.dataset.chart = "missing";
 
   update(null);
+  setTimeout(() => (mounted = true)); // the first payload comes with the page
   return { update, state, restore };
 }
