@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.spans import piece_ends
-from persona_core.analysis.statistics import Estimate, bounded, bounded_difference, rank_auroc
+from persona_core.analysis.statistics import bounded, bounded_difference, rank_auroc
 from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Kind, Trace
+from persona_core.utils.numbering import numbered
 from real_model.texts import Question, Reply
 
 NEW_STYLES = ("formal", "story")
@@ -78,34 +79,24 @@ def token_figures(read: Sequence[ReadReply], trait: str, kind: Kind) -> dict[str
         replies, of other traits' replies, and of the sentences beside those that show the trait. "same styles" and
         "other styles": as "else", on questions of the styles that the vectors were made from, and of others.
     """
-    series = [(one, one.trace.reply_scores(trait, kind).astype(float)) for one in read]
-    numbers = {q: i for i, q in enumerate(dict.fromkeys(one.question.id for one in read))}
+    lengths = [len(one.shows) for one in read]
+    scores = np.concatenate([one.trace.reply_scores(trait, kind) for one in read]).astype(float)  # [n_tokens]
+    own = np.concatenate([one.shows & (one.question.trait == trait) for one in read])
+    neutral = np.repeat([one.reply.side == "neutral" for one in read], lengths)
+    new_style = np.repeat([one.question.style in NEW_STYLES for one in read], lengths)
+    questions = np.repeat(numbered(one.question.id for one in read), lengths)
 
-    def figure(keep: Callable[[ReadReply], np.ndarray]) -> Estimate | None:
-        scores, own, clusters = [], [], []
-        for one, z in series:
-            kept = keep(one) & np.isfinite(z)
-            scores.append(z[kept])
-            own.append((one.shows & (one.question.trait == trait))[kept])
-            clusters.append(np.full(int(kept.sum()), numbers[one.question.id]))
-        return bounded(rank_auroc(np.concatenate(scores), np.concatenate(own)), np.concatenate(clusters))
+    def figure(used: np.ndarray) -> dict[str, Any] | None:
+        kept = used & np.isfinite(scores)
+        found = bounded(rank_auroc(scores[kept], own[kept]), questions[kept])
+        return None if found is None else found.to_dict()
 
-    def shows(one: ReadReply) -> np.ndarray:
-        return one.shows & (one.question.trait == trait)
-
-    def against_neutral(one: ReadReply) -> np.ndarray:
-        return shows(one) | (one.reply.side == "neutral")
-
-    def of_styles(new: bool) -> Callable[[ReadReply], np.ndarray]:
-        return lambda one: np.full(len(one.shows), (one.question.style in NEW_STYLES) == new)
-
-    found = {
-        "neutral": figure(against_neutral),
-        "else": figure(lambda one: np.ones(len(one.shows), bool)),
-        "same styles": figure(of_styles(False)),
-        "other styles": figure(of_styles(True)),
+    return {
+        "neutral": figure(own | neutral),
+        "else": figure(np.ones(len(own), bool)),
+        "same styles": figure(~new_style),
+        "other styles": figure(new_style),
     }
-    return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 
 def sentence_figures(
@@ -127,8 +118,7 @@ def sentence_figures(
         words": the last kind's lead over that.
     """
     scores: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    shows, clusters, texts = [], [], []
-    numbers = {q: i for i, q in enumerate(dict.fromkeys(one.question.id for one in read))}
+    shows, questions, texts = [], [], []
     for one in read:
         at = sentence_of([one.trace.tokens[t] for t in one.trace.reply_positions], one.reply)  # [n_reply]
         series = {kind: one.trace.reply_scores(trait, kind) for kind in scores}
@@ -139,13 +129,13 @@ def sentence_figures(
             for kind, z in zip(scores, inside, strict=True):
                 scores[kind].append(float(z.mean()))
             shows.append(one.reply.shows[k] and one.question.trait == trait)
-            clusters.append(numbers[one.question.id])
+            questions.append(one.question.id)
             texts.append(text)
     each: dict[str, np.ndarray] = {kind: np.array(z) for kind, z in scores.items()}
     each["words"] = words_alone(fitted, trait)(texts)
-    figures = {name: rank_auroc(z, np.array(shows)) for name, z in each.items()}
-    found = {name: bounded(one, np.array(clusters)) for name, one in figures.items()}
-    found["over words"] = bounded_difference(figures[kinds[-1]], figures["words"], np.array(clusters))
+    clusters, figures = numbered(questions), {name: rank_auroc(z, np.array(shows)) for name, z in each.items()}
+    found = {name: bounded(one, clusters) for name, one in figures.items()}
+    found["over words"] = bounded_difference(figures[kinds[-1]], figures["words"], clusters)
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 
