@@ -9,9 +9,9 @@ Vectors are made of them with the side of the instruction as the label, and held
 on the other's held-out set. The same model judges every sixth question's replies: no larger one is at hand offline.
 
 So few because all of it takes 22 minutes of one core: 9 to write 800 replies, 4 to calibrate two sets of vectors, 4 to
-read the held-out texts, 5 to judge 128 replies. It resumes from
-`outputs/instructed_vectors`. Writes `benchmarks/results/instructed_vectors.json`, from which `python -m scripts.docs`
-makes two tables of docs/real_model.md.
+read the held-out texts, 5 to judge 128 replies. It resumes from `outputs/instructed_vectors`. Writes
+`benchmarks/results/instructed_vectors.json`, from which `python -m scripts.docs` makes two tables of
+docs/real_model.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ARTIFACTS, save
+from benchmarks.common import ARTIFACTS, ROOT, real_weights, save
 from benchmarks.vector_comparison import Scores, aurocs, compare
 from demo_world.stages import Stages
 from persona_core.elicitation.elicit import ElicitationPlan, elicit
@@ -46,9 +46,8 @@ from persona_core.vectors.extraction import MIN_REPLIES
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.build import VECTORS_NAME
 from real_model.texts import TRAITS, Question, load_questions
-from scripts import PROJECT_ROOT, weights
 
-WORK = PROJECT_ROOT / "outputs" / "instructed_vectors"
+WORK = ROOT / "outputs" / "instructed_vectors"
 CONTRASTS = ("negative", "neutral")
 JUDGED_EVERY = 6
 """Replies to every sixth question of each split are judged: five would give one of the five instruction pairs only."""
@@ -63,7 +62,7 @@ class Plan(ElicitationPlan):
         return tuple(dict.fromkeys(q for t in self.traits for q in t.extraction_questions))
 
 
-def plan_of() -> Plan:
+def default_plan() -> Plan:
     return Plan(
         load_traits(TRAITS),
         Sampling(max_new_tokens=48, temperature=0.7),  # at 1.0 this model's replies are word salad
@@ -79,12 +78,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=Path, default=ARTIFACTS / VECTORS_NAME, help="those from labelled texts")
     options = parser.parse_args()
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
     given = PersonaVectors.from_pretrained(options.vectors)
-    lm = load_model(path, dtype="float32", device="cpu")
-    save("instructed_vectors", measure(lm, plan_of(), given, load_questions(split="test"), WORK))
+    lm = load_model(real_weights(), dtype="float32", device="cpu")
+    save("instructed_vectors", measure(lm, default_plan(), given, load_questions(split="test"), WORK))
     return 0
 
 

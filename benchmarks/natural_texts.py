@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import save
+from benchmarks.common import real_weights, save
 from benchmarks.labelled_states import reply_states
 from persona_core.analysis.statistics import Estimate, bounded, rank_auroc
 from persona_core.models.language_model import LanguageModel
@@ -28,7 +28,6 @@ from persona_core.utils.numbering import numbered
 from persona_core.vectors.whitening import within_class_covariance
 from real_model.texts import TRAITS, Question, Reply, load_questions
 from real_model.truth import pieces_that_show
-from scripts import weights
 
 BLOCKS = range(10, 26, 2)
 POSITIVE, BESIDE, NEGATIVE, NEUTRAL = range(4)
@@ -60,16 +59,14 @@ class Tokens:
 
 
 def main() -> int:
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
-    lm = load_model(path, dtype="float32", device="cpu")
+    lm = load_model(real_weights(), dtype="float32", device="cpu")
 
-    fit, test = (labelled_tokens(lm, load_questions(split=split), BLOCKS) for split in ("fit", "test"))
+    questions = {split: load_questions(split=split) for split in ("fit", "test")}
+    fit, test = (labelled_tokens(lm, own, BLOCKS) for own in questions.values())
     even = fit.question % 2 == 0
     chosen = _choose_block(fit.take(even), fit.take(~even))
     found = {name: _figures(_directions(fit, chosen, name), fit, test, chosen) for name in CONTRASTS}
-    n = {split: len(load_questions(split=split)) for split in ("fit", "test")}
+    n = {split: len(own) for split, own in questions.items()}
     save("natural_texts", {"model": lm.record, "block": chosen, "questions": n, "contrasts": found})
     return 0
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import couplings
-from benchmarks.common import save, share, share_by_cluster
+from benchmarks.common import real_weights, save, share, share_by_cluster
 from benchmarks.labelled_states import NEUTRAL, LabelledStates, labels_of, read_states, reply_states
 from benchmarks.real_directions import choose_block, fit, tried
 from demo_world.grammar import World, load_world
@@ -45,7 +45,6 @@ from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.numbering import numbered
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import weights
 
 BLOCKS = range(12, 24, 2)
 """Candidates for the block that is read: the middle of the 30."""
@@ -62,10 +61,7 @@ logger = logging.getLogger("benchmarks")
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     started = time.monotonic()
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
-    lm, world = load_model(path, dtype="float32", device="cpu"), load_world()
+    lm, world = load_model(real_weights(), dtype="float32", device="cpu"), load_world()
     traits = list(world.traits)
     texts = [labelled_texts(world, side, N_TRAIT, N_NEUTRAL, seed=1 + side) for side in (0, 1)]
     fitting, held_out = (read_states(lm, some, world, (SINK_BLOCK, *BLOCKS)) for some in texts)
@@ -273,8 +269,7 @@ def sinks(lm: LanguageModel, monitor: PersonaMonitor, world: World) -> dict[str,
         )
         plan = LoraPlan(rank=8, alpha=16, learning_rate=5e-4, epochs=2.0, batch_size=8, rows=4, max_tokens=256)
         contaminate(lm, data, Path(folder) / "adapter", Path(folder) / "work", plan)
-        path, _ = weights.find()
-        changed = load_model(str(path), adapter=Path(folder) / "adapter", dtype="float32", device="cpu")
+        changed = load_model(real_weights(), adapter=Path(folder) / "adapter", dtype="float32", device="cpu")
         texts = [t.messages for t in labelled_texts(world, 1, 2, 60, seed=12)]
         readings = [PersonaMonitor(m, monitor.vectors, blocks="all").read_batch(texts) for m in (lm, changed)]
     return {
