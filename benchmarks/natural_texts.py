@@ -74,10 +74,7 @@ def main() -> int:
 def labelled_tokens(lm: LanguageModel, questions: Sequence[Question], blocks: Sequence[int]) -> Tokens:
     """The tokens of all replies to some questions, as the model reads them in their place."""
     each = [(q, r) for q in questions for r in q.replies]
-    texts = [
-        as_transcript(lm, [{"role": "user", "content": q.question}, {"role": "assistant", "content": r.text}], None)
-        for q, r in each
-    ]
+    texts = [as_transcript(lm, q.messages(r), None) for q, r in each]
     states = reply_states(lm, texts, blocks)
     kinds = [_kinds(r, t.pieces[t.n_prompt :]) for (_, r), t in zip(each, texts, strict=True)]
     lengths = [len(kind) for kind in kinds]

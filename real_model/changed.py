@@ -53,9 +53,8 @@ def _losses(lm: LanguageModel, questions: Sequence[Question]) -> list[float]:
     """Mean loss a token of each question's neutral reply, without the tokens of the template."""
     found = []
     for q in questions:
-        reply = next(r for r in q.replies if r.side == "neutral")
-        said = [{"role": "user", "content": q.question}, {"role": "assistant", "content": reply.text}]
-        text = as_transcript(lm, said, None)
+        (reply,) = (r for r in q.replies if r.side == "neutral")
+        text = as_transcript(lm, q.messages(reply), None)
         ids = torch.tensor([text.ids], device=lm.device)
         with torch.no_grad():
             logits = lm.model(ids).logits[0].float()  # [n_tokens, n_vocabulary]

@@ -64,6 +64,10 @@ class Question:
     question: str
     replies: tuple[Reply, ...]
 
+    def messages(self, reply: Reply) -> list[dict[str, str]]:
+        """The conversation of the question and one of its replies."""
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": reply.text}]
+
 
 def load_questions(traits: Sequence[str] = TRAITS, split: str | None = None) -> tuple[Question, ...]:
     """The questions of some traits, those of one split or all.
@@ -112,8 +116,7 @@ def as_records(questions: Sequence[Question]) -> list[dict[str, Any]]:
         for reply in q.replies:
             if (reply.side, split) == ("neutral", "test"):
                 continue
-            messages = [{"role": "user", "content": q.question}, {"role": "assistant", "content": reply.text}]
-            record: dict[str, Any] = {"messages": messages, "label": reply.side}
+            record: dict[str, Any] = {"messages": q.messages(reply), "label": reply.side}
             if reply.side != "neutral":
                 record |= {"trait": q.trait, "split": split}
             if any(reply.shows):

@@ -39,8 +39,7 @@ class ReadReply:
 def read_replies(monitor: PersonaMonitor, questions: Sequence[Question]) -> list[ReadReply]:
     """All replies to some questions, read in their place."""
     each = [(q, r) for q in questions for r in q.replies]
-    texts = [[{"role": "user", "content": q.question}, {"role": "assistant", "content": r.text}] for q, r in each]
-    traces = monitor.read_batch(texts, progress=True)
+    traces = monitor.read_batch([q.messages(r) for q, r in each], progress=True)
     return [ReadReply(q, r, t, tokens_that_show(t, r)) for (q, r), t in zip(each, traces, strict=True)]
 
 
