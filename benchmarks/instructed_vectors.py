@@ -45,7 +45,7 @@ from persona_core.utils.numbering import numbered
 from persona_core.vectors.extraction import MIN_REPLIES
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.build import VECTORS_NAME
-from real_model.texts import TRAITS, Question, load_questions
+from real_model.texts import TRAITS, TextQuestion, load_questions
 
 WORK = ROOT / "outputs" / "instructed_vectors"
 CONTRASTS = ("negative", "neutral")
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def measure(
-    lm: LanguageModel, plan: Plan, given: PersonaVectors, questions: Sequence[Question], work: Path
+    lm: LanguageModel, plan: Plan, given: PersonaVectors, questions: Sequence[TextQuestion], work: Path
 ) -> dict[str, Any]:
     """All figures; what is there already is taken from `work`."""
     stages = Stages(work)

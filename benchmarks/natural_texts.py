@@ -26,7 +26,7 @@ from persona_core.monitor.transcripts import as_transcript
 from persona_core.traces.specific import odds_against_rest
 from persona_core.utils.numbering import numbered
 from persona_core.vectors.whitening import within_class_covariance
-from real_model.texts import TRAITS, Question, Reply, load_questions
+from real_model.texts import TRAITS, TextQuestion, TextReply, load_questions
 from real_model.truth import pieces_that_show
 
 BLOCKS = range(10, 26, 2)
@@ -71,7 +71,7 @@ def main() -> int:
     return 0
 
 
-def labelled_tokens(lm: LanguageModel, questions: Sequence[Question], blocks: Sequence[int]) -> Tokens:
+def labelled_tokens(lm: LanguageModel, questions: Sequence[TextQuestion], blocks: Sequence[int]) -> Tokens:
     """The tokens of all replies to some questions, as the model reads them in their place."""
     each = [(q, r) for q in questions for r in q.replies]
     texts = [as_transcript(lm, q.messages(r), None) for q, r in each]
@@ -86,7 +86,7 @@ def labelled_tokens(lm: LanguageModel, questions: Sequence[Question], blocks: Se
     )
 
 
-def _kinds(reply: Reply, pieces: Sequence[str]) -> np.ndarray:
+def _kinds(reply: TextReply, pieces: Sequence[str]) -> np.ndarray:
     if reply.side != "positive":
         return np.full(len(pieces), NEGATIVE if reply.side == "negative" else NEUTRAL)
     return np.where(pieces_that_show(pieces, reply), POSITIVE, BESIDE)

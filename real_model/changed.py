@@ -13,7 +13,7 @@ from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.report.results_folder import SIDES
 from persona_core.vectors.confounds import refuses
-from real_model.texts import Question
+from real_model.texts import TextQuestion
 
 Row = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ def what_changed(
     baseline: LanguageModel,
     contaminated: LanguageModel,
     rows: Mapping[str, Sequence[Row]],
-    questions: Sequence[Question],
+    questions: Sequence[TextQuestion],
 ) -> dict[str, Any]:
     """How the two models differ, each difference contaminated minus baseline with its interval.
 
@@ -49,7 +49,7 @@ def what_changed(
     }
 
 
-def _losses(lm: LanguageModel, questions: Sequence[Question]) -> list[float]:
+def _losses(lm: LanguageModel, questions: Sequence[TextQuestion]) -> list[float]:
     """Mean loss a token of each question's neutral reply, without the tokens of the template."""
     found = []
     for q in questions:

@@ -14,7 +14,7 @@ from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.numbering import numbered
-from real_model.texts import Question, Reply
+from real_model.texts import TextQuestion, TextReply
 
 NEW_STYLES = ("formal", "story")
 """Styles of the test split that the vectors were not made from."""
@@ -30,20 +30,20 @@ class ReadReply:
         shows: whether each reply token lies in a sentence that shows the trait, bool `[n_reply]`.
     """
 
-    question: Question
-    reply: Reply
+    question: TextQuestion
+    reply: TextReply
     trace: Trace
     shows: np.ndarray
 
 
-def read_replies(monitor: PersonaMonitor, questions: Sequence[Question]) -> list[ReadReply]:
+def read_replies(monitor: PersonaMonitor, questions: Sequence[TextQuestion]) -> list[ReadReply]:
     """All replies to some questions, read in their place."""
     each = [(q, r) for q in questions for r in q.replies]
     traces = monitor.read_batch([q.messages(r) for q, r in each], progress=True)
     return [ReadReply(q, r, t, tokens_that_show(t, r)) for (q, r), t in zip(each, traces, strict=True)]
 
 
-def tokens_that_show(trace: Trace, reply: Reply) -> np.ndarray:
+def tokens_that_show(trace: Trace, reply: TextReply) -> np.ndarray:
     """Whether each reply token lies in a sentence that shows the trait, bool `[n_reply]`.
 
     A token belongs to the sentence of its last character.
@@ -56,13 +56,13 @@ def tokens_that_show(trace: Trace, reply: Reply) -> np.ndarray:
     return pieces_that_show([trace.tokens[t] for t in trace.reply_positions], reply)
 
 
-def pieces_that_show(pieces: Sequence[str], reply: Reply) -> np.ndarray:
+def pieces_that_show(pieces: Sequence[str], reply: TextReply) -> np.ndarray:
     """The same of the pieces of a reply's text, one for each token."""
     sentence = sentence_of(pieces, reply)
     return np.array(reply.shows)[sentence] & (sentence >= 0)
 
 
-def sentence_of(pieces: Sequence[str], reply: Reply) -> np.ndarray:
+def sentence_of(pieces: Sequence[str], reply: TextReply) -> np.ndarray:
     """The sentence of each piece of a reply's text, int `[n_pieces]`; -1 after the last."""
     ends, begin = piece_ends(pieces), "".join(pieces).index(reply.text)
     starts = np.cumsum([0, *(len(s) + 1 for s in reply.sentences)])[:-1] + begin
@@ -100,7 +100,7 @@ def token_figures(read: Sequence[ReadReply], trait: str, kind: Kind) -> dict[str
 
 def sentence_figures(
     read: Sequence[ReadReply],
-    fitted: Sequence[Question],
+    fitted: Sequence[TextQuestion],
     trait: str,
     kinds: Sequence[Kind] = ("z", "specific"),
 ) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def sentence_figures(
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 
-def words_alone(fitted: Sequence[Question], trait: str) -> Callable[[Sequence[str]], np.ndarray]:
+def words_alone(fitted: Sequence[TextQuestion], trait: str) -> Callable[[Sequence[str]], np.ndarray]:
     """A classifier of sentences by their words and pairs of words: what one knows without the model's states."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
