@@ -54,7 +54,7 @@ JUDGED_EVERY = 6
 
 
 @dataclass(frozen=True, repr=False)
-class Plan(ElicitationPlan):
+class InstructedPlan(ElicitationPlan):
     """Neutral replies to the extraction questions only: the vectors see nothing of the evaluation questions."""
 
     @property
@@ -62,8 +62,8 @@ class Plan(ElicitationPlan):
         return tuple(dict.fromkeys(q for t in self.traits for q in t.extraction_questions))
 
 
-def default_plan() -> Plan:
-    return Plan(
+def default_plan() -> InstructedPlan:
+    return InstructedPlan(
         load_traits(TRAITS),
         Sampling(max_new_tokens=48, temperature=0.7),  # at 1.0 this model's replies are word salad
         rollouts=1,
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def measure(
-    lm: LanguageModel, plan: Plan, given: PersonaVectors, questions: Sequence[TextQuestion], work: Path
+    lm: LanguageModel, plan: InstructedPlan, given: PersonaVectors, questions: Sequence[TextQuestion], work: Path
 ) -> dict[str, Any]:
     """All figures; what is there already is taken from `work`."""
     stages = Stages(work)
@@ -114,7 +114,7 @@ def _write(path: Path, figures: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(figures), encoding="utf-8")
 
 
-def _make_vectors(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) -> None:
+def _make_vectors(lm: LanguageModel, plan: InstructedPlan, store: ReplyStore, work: Path) -> None:
     label_replies(store, plan.traits)
     for contrast in CONTRASTS:
         made = make_vectors(lm, plan, store, Settings(block="shared", contrast=contrast))
@@ -124,7 +124,7 @@ def _make_vectors(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) 
 # ---- the judge ----
 
 
-def judged(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) -> dict[str, Any]:
+def judged(lm: LanguageModel, plan: InstructedPlan, store: ReplyStore, work: Path) -> dict[str, Any]:
     """What the local judge says: as a user gets it, and with a number read from any answer.
 
     The second says whether it sees any difference, even where it would rather not answer with a number.

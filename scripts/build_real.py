@@ -28,12 +28,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("outputs/build_real"), help="checkpoints and stamps")
     arguments = parser.parse_args()
     configure()
-    started = time.monotonic()
-    sys.stderr.write(f"{ESTIMATE} If it is stopped, the same command resumes from {arguments.work}.\n")
     path, why = weights.find()
     if path is None:
         print(f"build_real: {why}", file=sys.stderr)
         return 1
+    started = time.monotonic()
+    print(f"{ESTIMATE} If it is stopped, the same command resumes from {arguments.work}.", file=sys.stderr)
     try:
         build(arguments.artifacts, arguments.work, path)
     except PersonaError as error:
