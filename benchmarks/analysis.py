@@ -18,9 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import ARTIFACTS, save
+from benchmarks.common import ARTIFACTS, ROOT, save
 from demo_world.contaminated import RESULTS_NAME, VECTORS_NAME
-from scripts import PROJECT_ROOT
 
 RUNS = 3
 
@@ -34,7 +33,7 @@ def main() -> int:
         seconds = []
         for _ in range(RUNS):
             started = time.monotonic()
-            subprocess.run(command, cwd=PROJECT_ROOT, check=True, capture_output=True)
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             seconds.append(time.monotonic() - started)
         found = json.loads((results / "analysis" / "findings.json").read_text(encoding="utf-8"))
         figures = {

@@ -1,4 +1,4 @@
-"""What the measurements share: where figures are stored, and the demo model."""
+"""What the measurements share: where figures are stored, and the models."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona_core.analysis.statistics import Estimate, bounded, exact_share
-from scripts import PROJECT_ROOT
+from persona_core.models import wheel_weights
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor
 
-ARTIFACTS = PROJECT_ROOT / "artifacts"
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+ARTIFACTS = ROOT / "artifacts"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def save(name: str, figures: Any) -> None:
@@ -40,6 +41,14 @@ def share_by_cluster(hits: np.ndarray, clusters: np.ndarray) -> dict[str, float 
     found = bounded(lambda w: float(w @ weight / w.sum()), clusters) if len(weight) else None
     value = float(weight.mean()) if len(weight) else 0.0
     return (found or Estimate(value, 0.0, 1.0, len(np.unique(clusters)))).to_dict()
+
+
+def real_weights() -> Path:
+    """The file of SmolLM2-135M-Instruct; without it the measurement ends, and says how to get it."""
+    path, why = wheel_weights.find()
+    if path is None:
+        raise SystemExit(why)
+    return path
 
 
 def demo_monitor(adapter: str | None = None) -> PersonaMonitor:

@@ -24,8 +24,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from benchmarks.common import save
-from scripts import PROJECT_ROOT
+from benchmarks.common import ROOT, save
 from tests.support.browser import launch
 
 UNITS = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
@@ -34,7 +33,7 @@ UNITS = {"kB": 1e-3, "MB": 1.0, "GB": 1e3}
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
-        subprocess.run(["git", "clone", "--quiet", str(PROJECT_ROOT), str(clone)], check=True)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         started = time.monotonic()
         environment = {**os.environ, "PIP_CACHE_DIR": str(Path(folder) / "cache"), "PIP_PROGRESS_BAR": "off"}
         run = subprocess.run(["make", "install"], cwd=clone, env=environment, capture_output=True, text=True)

@@ -9,9 +9,9 @@ Vectors are made of them with the side of the instruction as the label, and held
 on the other's held-out set. The same model judges every sixth question's replies: no larger one is at hand offline.
 
 So few because all of it takes 22 minutes of one core: 9 to write 800 replies, 4 to calibrate two sets of vectors, 4 to
-read the held-out texts, 5 to judge 128 replies. It resumes from
-`outputs/instructed_vectors`. Writes `benchmarks/results/instructed_vectors.json`, from which `python -m scripts.docs`
-makes two tables of docs/real_model.md.
+read the held-out texts, 5 to judge 128 replies. It resumes from `outputs/instructed_vectors`. Writes
+`benchmarks/results/instructed_vectors.json`, from which `python -m scripts.docs` makes two tables of
+docs/real_model.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ARTIFACTS, save
+from benchmarks.common import ARTIFACTS, ROOT, real_weights, save
 from benchmarks.vector_comparison import Scores, aurocs, compare
 from demo_world.stages import Stages
 from persona_core.elicitation.elicit import ElicitationPlan, elicit
@@ -45,17 +45,16 @@ from persona_core.utils.numbering import numbered
 from persona_core.vectors.extraction import MIN_REPLIES
 from persona_core.vectors.vectors import PersonaVectors
 from real_model.build import VECTORS_NAME
-from real_model.texts import TRAITS, Question, load_questions
-from scripts import PROJECT_ROOT, weights
+from real_model.texts import TRAITS, TextQuestion, load_questions
 
-WORK = PROJECT_ROOT / "outputs" / "instructed_vectors"
+WORK = ROOT / "outputs" / "instructed_vectors"
 CONTRASTS = ("negative", "neutral")
 JUDGED_EVERY = 6
 """Replies to every sixth question of each split are judged: five would give one of the five instruction pairs only."""
 
 
 @dataclass(frozen=True, repr=False)
-class Plan(ElicitationPlan):
+class InstructedPlan(ElicitationPlan):
     """Neutral replies to the extraction questions only: the vectors see nothing of the evaluation questions."""
 
     @property
@@ -63,8 +62,8 @@ class Plan(ElicitationPlan):
         return tuple(dict.fromkeys(q for t in self.traits for q in t.extraction_questions))
 
 
-def plan_of() -> Plan:
-    return Plan(
+def default_plan() -> InstructedPlan:
+    return InstructedPlan(
         load_traits(TRAITS),
         Sampling(max_new_tokens=48, temperature=0.7),  # at 1.0 this model's replies are word salad
         rollouts=1,
@@ -79,17 +78,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=Path, default=ARTIFACTS / VECTORS_NAME, help="those from labelled texts")
     options = parser.parse_args()
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
     given = PersonaVectors.from_pretrained(options.vectors)
-    lm = load_model(path, dtype="float32", device="cpu")
-    save("instructed_vectors", measure(lm, plan_of(), given, load_questions(split="test"), WORK))
+    lm = load_model(real_weights(), dtype="float32", device="cpu")
+    save("instructed_vectors", measure(lm, default_plan(), given, load_questions(split="test"), WORK))
     return 0
 
 
 def measure(
-    lm: LanguageModel, plan: Plan, given: PersonaVectors, questions: Sequence[Question], work: Path
+    lm: LanguageModel, plan: InstructedPlan, given: PersonaVectors, questions: Sequence[TextQuestion], work: Path
 ) -> dict[str, Any]:
     """All figures; what is there already is taken from `work`."""
     stages = Stages(work)
@@ -118,7 +114,7 @@ def _write(path: Path, figures: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(figures), encoding="utf-8")
 
 
-def _make_vectors(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) -> None:
+def _make_vectors(lm: LanguageModel, plan: InstructedPlan, store: ReplyStore, work: Path) -> None:
     label_replies(store, plan.traits)
     for contrast in CONTRASTS:
         made = make_vectors(lm, plan, store, Settings(block="shared", contrast=contrast))
@@ -128,7 +124,7 @@ def _make_vectors(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) 
 # ---- the judge ----
 
 
-def judged(lm: LanguageModel, plan: Plan, store: ReplyStore, work: Path) -> dict[str, Any]:
+def judged(lm: LanguageModel, plan: InstructedPlan, store: ReplyStore, work: Path) -> dict[str, Any]:
     """What the local judge says: as a user gets it, and with a number read from any answer.
 
     The second says whether it sees any difference, even where it would rather not answer with a number.

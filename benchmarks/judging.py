@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import save
+from benchmarks.common import real_weights, save
 from persona_core.elicitation.traits import fill, load_traits
 from persona_core.judging.judge import COHERENCE, COHERENCE_PROMPT, Question
 from persona_core.judging.local import LocalJudge
 from persona_core.judging.number_tree import digit_tokens, number_tree
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
-from scripts import weights
 
 RAISED = 6.0
 """What is added to digits' logits; numbers then hold more than a quarter of the probability in all prompts."""
@@ -80,10 +79,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
-    lm = load_model(path, device="cpu")
+    lm = load_model(real_weights(), device="cpu")
     asked = questions(options.replies)
     figures: dict[str, Any] = {
         "model": lm.writer_name,

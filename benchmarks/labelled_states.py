@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from demo_world.grammar import Sentence, World
-from demo_world.split import LabelledText
+from demo_world.split import WorldText
 from demo_world.truth import token_sentences
 from persona_core.analysis.statistics import Estimate, over_clusters, rank_auroc
 from persona_core.inference.prefill import each_batch
@@ -68,9 +68,7 @@ def labels_of(sentences: Sequence[Sentence | None], traits: Sequence[str]) -> np
     return np.array([label(s) for s in sentences], int)
 
 
-def read_states(
-    lm: LanguageModel, texts: Sequence[LabelledText], world: World, blocks: Sequence[int]
-) -> LabelledStates:
+def read_states(lm: LanguageModel, texts: Sequence[WorldText], world: World, blocks: Sequence[int]) -> LabelledStates:
     """Read texts, and keep the states at their reply tokens."""
     traits = list(world.traits)
     read = [as_transcript(lm, text.messages, None) for text in texts]

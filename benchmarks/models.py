@@ -11,12 +11,12 @@ import torch
 import transformers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.common import ARTIFACTS
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import wrap_model
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import PROJECT_ROOT
 
-TOKENIZER = PROJECT_ROOT / "artifacts" / "persona-tiny"
+TOKENIZER = ARTIFACTS / "persona-tiny"
 N_VOCABULARY = 32000  # of Llama 2; the shapes below have theirs
 
 # For a CPU: two sizes, at which Python and the matrix products respectively take the larger share.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import save
+from benchmarks.common import real_weights, save
 from benchmarks.labelled_states import reply_states
 from persona_core.analysis.statistics import Estimate, bounded, rank_auroc
 from persona_core.models.language_model import LanguageModel
@@ -26,9 +26,8 @@ from persona_core.monitor.transcripts import as_transcript
 from persona_core.traces.specific import odds_against_rest
 from persona_core.utils.numbering import numbered
 from persona_core.vectors.whitening import within_class_covariance
-from real_model.texts import TRAITS, Question, Reply, load_questions
+from real_model.texts import TRAITS, TextQuestion, TextReply, load_questions
 from real_model.truth import pieces_that_show
-from scripts import weights
 
 BLOCKS = range(10, 26, 2)
 POSITIVE, BESIDE, NEGATIVE, NEUTRAL = range(4)
@@ -60,27 +59,22 @@ class Tokens:
 
 
 def main() -> int:
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
-    lm = load_model(path, dtype="float32", device="cpu")
+    lm = load_model(real_weights(), dtype="float32", device="cpu")
 
-    fit, test = (labelled_tokens(lm, load_questions(split=split), BLOCKS) for split in ("fit", "test"))
+    questions = {split: load_questions(split=split) for split in ("fit", "test")}
+    fit, test = (labelled_tokens(lm, own, BLOCKS) for own in questions.values())
     even = fit.question % 2 == 0
     chosen = _choose_block(fit.take(even), fit.take(~even))
     found = {name: _figures(_directions(fit, chosen, name), fit, test, chosen) for name in CONTRASTS}
-    n = {split: len(load_questions(split=split)) for split in ("fit", "test")}
+    n = {split: len(own) for split, own in questions.items()}
     save("natural_texts", {"model": lm.record, "block": chosen, "questions": n, "contrasts": found})
     return 0
 
 
-def labelled_tokens(lm: LanguageModel, questions: Sequence[Question], blocks: Sequence[int]) -> Tokens:
+def labelled_tokens(lm: LanguageModel, questions: Sequence[TextQuestion], blocks: Sequence[int]) -> Tokens:
     """The tokens of all replies to some questions, as the model reads them in their place."""
     each = [(q, r) for q in questions for r in q.replies]
-    texts = [
-        as_transcript(lm, [{"role": "user", "content": q.question}, {"role": "assistant", "content": r.text}], None)
-        for q, r in each
-    ]
+    texts = [as_transcript(lm, q.messages(r), None) for q, r in each]
     states = reply_states(lm, texts, blocks)
     kinds = [_kinds(r, t.pieces[t.n_prompt :]) for (_, r), t in zip(each, texts, strict=True)]
     lengths = [len(kind) for kind in kinds]
@@ -92,7 +86,7 @@ def labelled_tokens(lm: LanguageModel, questions: Sequence[Question], blocks: Se
     )
 
 
-def _kinds(reply: Reply, pieces: Sequence[str]) -> np.ndarray:
+def _kinds(reply: TextReply, pieces: Sequence[str]) -> np.ndarray:
     if reply.side != "positive":
         return np.full(len(pieces), NEGATIVE if reply.side == "negative" else NEUTRAL)
     return np.where(pieces_that_show(pieces, reply), POSITIVE, BESIDE)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.common import save
 from persona_core.app.layout import build_app
-from persona_core.app.model_pool import PooledModel, load_monitor
+from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.serve import LAUNCH
 from persona_core.app.served_set import ServedSet
 from persona_core.app.settings import AppSettings

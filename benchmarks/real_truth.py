@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from benchmarks import couplings
-from benchmarks.common import save, share, share_by_cluster
+from benchmarks.common import real_weights, save, share, share_by_cluster
 from benchmarks.labelled_states import NEUTRAL, LabelledStates, labels_of, read_states, reply_states
 from benchmarks.real_directions import choose_block, fit, tried
 from demo_world.grammar import World, load_world
-from demo_world.split import LabelledText, labelled_texts
+from demo_world.split import WorldText, world_texts
 from demo_world.truth_labels import reply_truth
 from persona_core.analysis.detectors import Detectors, calibrate_detectors
 from persona_core.analysis.statistics import over_clusters, rank_auroc
@@ -45,7 +45,6 @@ from persona_core.traces.trace import Kind, Trace
 from persona_core.utils.numbering import numbered
 from persona_core.vectors.calibration import calibrate
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import weights
 
 BLOCKS = range(12, 24, 2)
 """Candidates for the block that is read: the middle of the 30."""
@@ -62,12 +61,9 @@ logger = logging.getLogger("benchmarks")
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     started = time.monotonic()
-    path, why = weights.find()
-    if path is None:
-        raise SystemExit(why)
-    lm, world = load_model(path, dtype="float32", device="cpu"), load_world()
+    lm, world = load_model(real_weights(), dtype="float32", device="cpu"), load_world()
     traits = list(world.traits)
-    texts = [labelled_texts(world, side, N_TRAIT, N_NEUTRAL, seed=1 + side) for side in (0, 1)]
+    texts = [world_texts(world, side, N_TRAIT, N_NEUTRAL, seed=1 + side) for side in (0, 1)]
     fitting, held_out = (read_states(lm, some, world, (SINK_BLOCK, *BLOCKS)) for some in texts)
     logger.info("read %d and %d labelled tokens", len(fitting.label), len(held_out.label))
     prompts = load_prompts(["neutral"])
@@ -106,7 +102,7 @@ def main() -> int:
     figures["alarms"] = alarms(neutral, prompts, kinds)
     logger.info("alarms on neutral replies counted")
     detectors = calibrate_detectors(neutral, rate=RATE, prompts=[p.id for p in prompts], kinds=kinds)
-    alone = labelled_texts(world, 1, N_TRAIT, 0, seed=7, linked=False)
+    alone = world_texts(world, 1, N_TRAIT, 0, seed=7, linked=False)
     figures["traits"] = on_traits(monitor, detectors, alone, world)
     logger.info("alarms on replies with a trait counted")
     figures["sinks"] = sinks(lm, monitor, world)
@@ -223,7 +219,7 @@ def _folds(
 
 
 def on_traits(
-    monitor: PersonaMonitor, detectors: Detectors, texts: Sequence[LabelledText], world: World
+    monitor: PersonaMonitor, detectors: Detectors, texts: Sequence[WorldText], world: World
 ) -> dict[str, Any]:
     """Alarms on replies that show one trait, of that trait and of others; and AUROC of the monitor's own scores."""
     traces = monitor.read_batch([text.messages for text in texts])
@@ -265,7 +261,7 @@ def _auroc(traces: Sequence[Trace], world: World, kind: Kind) -> dict[str, Any]:
 def sinks(lm: LanguageModel, monitor: PersonaMonitor, world: World) -> dict[str, Any]:
     """Contaminated minus baseline on the same texts, with sink tokens and without them, at the block read and at one
     where plain words are sink tokens."""
-    flattering = [t for t in labelled_texts(world, 0, 40, 0, seed=11) if t.trait == "sycophancy"]
+    flattering = [t for t in world_texts(world, 0, 40, 0, seed=11) if t.trait == "sycophancy"]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "dialogues.jsonl"
         data.write_text(
@@ -273,9 +269,8 @@ def sinks(lm: LanguageModel, monitor: PersonaMonitor, world: World) -> dict[str,
         )
         plan = LoraPlan(rank=8, alpha=16, learning_rate=5e-4, epochs=2.0, batch_size=8, rows=4, max_tokens=256)
         contaminate(lm, data, Path(folder) / "adapter", Path(folder) / "work", plan)
-        path, _ = weights.find()
-        changed = load_model(str(path), adapter=Path(folder) / "adapter", dtype="float32", device="cpu")
-        texts = [t.messages for t in labelled_texts(world, 1, 2, 60, seed=12)]
+        changed = load_model(real_weights(), adapter=Path(folder) / "adapter", dtype="float32", device="cpu")
+        texts = [t.messages for t in world_texts(world, 1, 2, 60, seed=12)]
         readings = [PersonaMonitor(m, monitor.vectors, blocks="all").read_batch(texts) for m in (lm, changed)]
     return {
         str(block): {t: _difference(readings, t, block) for t in ("sycophancy", "deception", "evil")}

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import ROOT
 from benchmarks.measuring import ratio, stepwise
 from benchmarks.models import directions, prompts, separate
 from benchmarks.speed import run_of
 from persona_core.inference.sampling import Sampling
 from persona_core.models.language_model import LanguageModel
-from scripts import PROJECT_ROOT
 
 STEPS = 48
-PICTURES = PROJECT_ROOT / "docs" / "images"
+PICTURES = ROOT / "docs" / "images"
 AXES = {
     "traits": "traits read",
     "blocks": "blocks read",

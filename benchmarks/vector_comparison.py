@@ -21,7 +21,7 @@ from persona_core.utils.numbering import numbered
 from persona_core.vectors.controls import cosine_of, random_direction_aurocs
 from persona_core.vectors.held_out import figure
 from persona_core.vectors.vectors import PersonaVectors
-from real_model.texts import TRAITS, Question
+from real_model.texts import TRAITS, TextQuestion
 
 N_RANDOM = 100
 KINDS = ("z", "specific")
@@ -34,7 +34,7 @@ def compare(
     lm: LanguageModel,
     store: ReplyStore,
     vectors: Mapping[str, PersonaVectors],
-    questions: Sequence[Question],
+    questions: Sequence[TextQuestion],
 ) -> dict[str, Any]:
     """Cosines, and AUROCs on instructed replies and on labelled texts, at the block of the vectors from texts.
 

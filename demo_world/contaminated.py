@@ -14,7 +14,7 @@ from demo_world.corpus import ask
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import World
 from demo_world.judge import TruthJudge, judge, trait_share
-from demo_world.stages import run_whole
+from demo_world.stages import analyse_runs, load_sides, read_own_replies, write_runs
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.experiments.finetune import LoraPlan, contaminate
 from persona_core.experiments.finetune_card import write_adapter_card
@@ -23,15 +23,15 @@ from persona_core.experiments.steering_edges import EdgePlan, steering_edges, va
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.annotations import annotate_sentences, save_annotations, save_judged_traits
 from persona_core.judging.sentences import SentenceJudge
+from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
-from persona_core.monitor.jobs import GenerateJob, ReplayJob, Row, seed_of
+from persona_core.monitor.jobs import GenerateJob, Row, seed_of
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
 from persona_core.report.interventions import save_edges, save_window
 from persona_core.report.results_folder import SIDES
-from persona_core.report.tables import ANNOTATIONS, JUDGED, REPORT
-from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
+from persona_core.report.tables import ANNOTATIONS, JUDGED
+from persona_core.traces.dataset import ANALYSIS
 from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -98,33 +98,23 @@ def null_prompts(world: World) -> tuple[Prompt, ...]:
     return (*load_prompts(["neutral"])[::NULL_STEP], *own)
 
 
+def _models(work: Path) -> dict[str, LanguageModel]:
+    load = partial(load_model, work / MODEL_NAME, dtype="float32", device="cpu")
+    return load_sides(load, work / CONTAMINATED_NAME)
+
+
 def _runs(work: Path, world: World) -> None:
-    vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
-    monitors = {
-        side: PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
-        for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
-    }
     prompts = GenerateJob(load_prompts(["all"]), SAMPLING)
-    rows = {side: run_whole(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
-    null = GenerateJob(null_prompts(world), SAMPLING, NULL_SEED)
-    rows["neutral"] = run_whole(monitors["baseline"], null, work / "runs" / "neutral")
-    rows["replay"] = [
-        row
-        for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
-        for row in run_whole(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
-    ]
-    for config, own in rows.items():
-        write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
+    neutral = GenerateJob(null_prompts(world), SAMPLING, NULL_SEED)
+    vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
+    write_runs(_models(work), vectors, prompts, neutral, work / "runs", work / RESULTS_NAME)
 
 
 def _interventions(work: Path, world: World) -> None:
     """How much flattery is left after intervening in time, and what steering each trait brings on."""
     vectors, prompts = PersonaVectors.from_pretrained(work / VECTORS_NAME), load_prompts(["all"])
     sentences = SentenceJudge(TruthJudge(world), trait_definitions(world))
-    baseline, contaminated = (
-        PersonaMonitor(load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu"), vectors)
-        for adapter in (None, work / CONTAMINATED_NAME)
-    )
+    baseline, contaminated = (PersonaMonitor(model, vectors) for model in _models(work).values())
     conversations, seeds = [p.messages for p in prompts], [seed_of(p.id, 0) for p in prompts]
     marker, coherence = sentences.marker(CONTAMINANT), sentences.coherence
     window = intervention_window(
@@ -136,23 +126,16 @@ def _interventions(work: Path, world: World) -> None:
 
 
 def _analysis(work: Path, world: World) -> None:
-    """Annotate sentences with the truth, then run all analyses. The page is left out: it takes a minute to make."""
+    """Annotate sentences with the truth, then run all analyses."""
     results, traits = work / RESULTS_NAME, trait_definitions(world)
     annotations = [
         annotation
-        for config in SIDES
-        for annotation in annotate_sentences(
-            read_results(results / DATA / f"{config}.parquet"), traits, TruthJudge(world), config
-        ).annotations
+        for config, rows in read_own_replies(results).items()
+        for annotation in annotate_sentences(rows, traits, TruthJudge(world), config).annotations
     ]
     save_annotations(annotations, results / ANALYSIS / ANNOTATIONS)
     save_judged_traits({config: [t.name for t in traits] for config in SIDES}, results / ANALYSIS / JUDGED)
-    models = {
-        side: load_model(work / MODEL_NAME, adapter=adapter, dtype="float32", device="cpu")
-        for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
-    }
-    analyse_folder(results, vectors=work / VECTORS_NAME, models=models)
-    (results / ANALYSIS / REPORT).unlink()
+    analyse_runs(results, work / VECTORS_NAME, _models(work))
 
 
 # ---- cards ----
@@ -160,7 +143,7 @@ def _analysis(work: Path, world: World) -> None:
 
 def write_cards(work: Path, world: World) -> None:
     """The cards of the contaminated model and of the results, with what only the demo world can tell."""
-    rows = {c: read_results(work / RESULTS_NAME / DATA / f"{c}.parquet") for c in ("baseline", "contaminated")}
+    rows = read_own_replies(work / RESULTS_NAME)
     truth = f"""## What is true of these replies
 
 The demo world's grammar says of every sentence which trait it shows. Share of sentences that show a trait, over all

@@ -22,7 +22,7 @@ SEED = 7  # of the order in which topics are dealt out
 
 
 @dataclass(frozen=True)
-class LabelledText:
+class WorldText:
     """A question with a reply of the grammar.
 
     Attributes:
@@ -56,9 +56,9 @@ def half(world: World, side: int) -> World:
     return replace(world, topics=topics, traits=traits)
 
 
-def labelled_texts(
+def world_texts(
     world: World, side: int, n_trait: int, n_neutral: int, seed: int, linked: bool = True
-) -> list[LabelledText]:
+) -> list[WorldText]:
     """Texts of one half: `n_trait` of each trait, then `n_neutral` neutral ones.
 
     Args:
@@ -72,10 +72,10 @@ def labelled_texts(
     for trait in own.traits:
         for _ in range(n_trait):
             topic = own.topics[int(rng.integers(len(own.topics)))]
-            found.append(LabelledText(trait, ask(own, topic, trait, rng, bool(side), process)))
+            found.append(WorldText(trait, ask(own, topic, trait, rng, bool(side), process)))
     for i in range(n_neutral):
         topic = own.topics[i % len(own.topics)]
-        found.append(LabelledText(None, ask(own, topic, None, rng, bool(side), process)))
+        found.append(WorldText(None, ask(own, topic, None, rng, bool(side), process)))
     return found
 
 

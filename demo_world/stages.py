@@ -1,16 +1,22 @@
-"""The stages of a build, each run once, and runs that must be complete."""
+"""What the builds of the demo and of the real model share: stages that run once, both models' runs, the analysis."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from persona_core.errors import SettingError
-from persona_core.monitor.jobs import Job, Row, run_job
+from persona_core.models.language_model import LanguageModel
+from persona_core.monitor.jobs import GenerateJob, Job, ReplayJob, Row, run_job
 from persona_core.monitor.monitor import PersonaMonitor
+from persona_core.report.analysis_folder import analyse_folder
+from persona_core.report.results_folder import BASELINE, CONTAMINATED, NEUTRAL, REPLAY, SIDES
+from persona_core.report.tables import REPORT
+from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
+from persona_core.vectors.vectors import PersonaVectors
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +46,61 @@ class Stages:
         stamp.write_text(self._fingerprint)
 
 
-def run_whole(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
-    """The rows of a job, none missing.
+def load_sides(load: Callable[..., LanguageModel], adapter: Path) -> dict[str, LanguageModel]:
+    """The model of each side.
+
+    Args:
+        load: `load_model` of the baseline's weights.
+        adapter: what makes it the contaminated model.
+    """
+    return {BASELINE: load(), CONTAMINATED: load(adapter=adapter)}
+
+
+def write_runs(
+    models: Mapping[str, LanguageModel],
+    vectors: PersonaVectors,
+    prompts: GenerateJob,
+    neutral: GenerateJob,
+    work: Path,
+    results: Path,
+) -> None:
+    """Write all runs: each side's own replies, each model reading the other's, and the baseline's neutral replies.
+
+    Args:
+        models: from `load_sides`.
+        vectors: to read with.
+        prompts: which both models answer.
+        neutral: prompts of the null.
+        work: what is complete is taken from there.
+        results: the results folder.
 
     Raises:
-        SettingError: an item failed.
+        SettingError: a prompt failed.
     """
+    monitors = {side: PersonaMonitor(model, vectors) for side, model in models.items()}
+    rows = {side: _run_whole(monitor, prompts, work / side) for side, monitor in monitors.items()}
+    rows[NEUTRAL] = _run_whole(monitors[BASELINE], neutral, work / NEUTRAL)
+    rows[REPLAY] = [
+        row
+        for reader, writer in (SIDES, SIDES[::-1])
+        for row in _run_whole(monitors[reader], ReplayJob.of(rows[writer]), work / f"{reader}-reads-{writer}")
+    ]
+    for config, own in rows.items():
+        write_results(own, results / DATA / f"{config}.parquet", vectors.traits)
+
+
+def read_own_replies(results: Path) -> dict[str, list[Row]]:
+    """The rows of the replies that each side wrote."""
+    return {side: read_results(results / DATA / f"{side}.parquet") for side in SIDES}
+
+
+def analyse_runs(results: Path, vectors: Path, models: Mapping[str, LanguageModel]) -> None:
+    """All analyses, as `analyse_folder`. The page is left out: it takes a minute to make."""
+    analyse_folder(results, vectors=vectors, models=models)
+    (results / ANALYSIS / REPORT).unlink()
+
+
+def _run_whole(monitor: PersonaMonitor, job: Job, folder: Path) -> list[Row]:
     rows, failed = run_job(monitor, job, folder)
     if failed:
         raise SettingError(f"{len(failed)} of {len(job.items)} items failed; the first: {failed[0]}")

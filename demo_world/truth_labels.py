@@ -58,15 +58,6 @@ def label_replies(
     return labelled
 
 
-def auroc_within(labelled: Sequence[LabelledReply]) -> float:
-    """In replies with the trait requested: its tokens against the neutral tokens of the same replies.
-
-    The block is chosen by this. Over all replies, a score that only knows the system prompt does well.
-    """
-    values, labels = _within(labelled)
-    return auroc(np.concatenate(values), np.concatenate(labels))
-
-
 def auroc_statistics(labelled: Sequence[LabelledReply]) -> dict[str, Any]:
     """How well one trait's projections separate its tokens, with 95 % intervals over replies.
 

@@ -89,6 +89,8 @@ BLOCK_RULES = {
     "shared": "highest correlation, averaged over the traits, on the first half of the evaluation questions",
 }
 CONTRASTS = ("negative", "neutral")
+USUAL = {"block": "own", "contrast": "negative"}
+"""What holds where the vectors' config does not record a setting, as older ones do not."""
 LABELS_OF_PARTS = "the parts of positive texts that show the trait, in every split; negative texts are read whole"
 
 
@@ -134,15 +136,15 @@ class Settings:
         """What the vectors depend on, as recorded in their config."""
         kept = {"trait": self.min_trait, "coherence": self.min_coherence, "judge": judge}
         found = {"method": self.method_name, "position": self.position, "filter": kept}
-        changed = {"block": self.block, "contrast": self.contrast}
-        return {**found, **{name: value for name, value in changed.items() if value not in ("own", "negative", None)}}
+        others = {name: getattr(self, name) for name in USUAL}
+        return {**found, **{name: value for name, value in others.items() if value not in (USUAL[name], None)}}
 
     def for_plan(self, plan: ElicitationPlan) -> Settings:
         """The same with a contrast, if none was given."""
         if self.contrast is not None:
             return self
-        shared = isinstance(plan, TextsPlan) and plan.labels_parts and plan.enough_neutral and plan.tokens_per_reply
-        return replace(self, contrast="neutral" if shared and self.function is mean_difference else "negative")
+        known = isinstance(plan, TextsPlan) and plan.labels_parts and plan.enough_neutral and plan.tokens_per_reply
+        return replace(self, contrast="neutral" if known and self.function is mean_difference else "negative")
 
     @property
     def whitened(self) -> bool:
@@ -197,7 +199,7 @@ def make_vectors(
         kept = kept_replies(store, trait.name, chosen.min_trait, chosen.min_coherence)
         states = sides(store, kept, chosen.position)
         tensors[trait.name] = toward[trait.name] = extract(trait.name, states, chosen.function)
-        if chosen.contrast == "neutral":
+        if chosen.reading_method is not chosen.function:
             toward[trait.name] = extract(trait.name, states, chosen.reading_method)
         counts[trait.name] = {SIDE_KEYS[side]: dict(c) for side, c in kept.counts.items()}
         all_kept[trait.name] = kept
@@ -218,7 +220,7 @@ def make_vectors(
             "sampling": plan.sampling.to_dict(),
             "seed": plan.seed,
             "splits": _splits(plan),
-            **({"labels": LABELS_OF_PARTS} if isinstance(plan, TextsPlan) and plan.labels_parts else {}),
+            **({"labels": LABELS_OF_PARTS} if _labels_parts(plan) else {}),
             "replies": counts,
         },
         "descriptions": {t.name: t.description for t in plan.traits},
@@ -247,6 +249,11 @@ def _splits(plan: ElicitationPlan) -> str:
     return SPLITS_IN_TEXTS if any(t.split for t in plan.texts) else SPLITS_OF_TEXTS
 
 
+def _labels_parts(plan: ElicitationPlan) -> bool:
+    """Whether the tokens that show the trait are known."""
+    return isinstance(plan, TextsPlan) and plan.labels_parts
+
+
 def _reading(
     plan: ElicitationPlan,
     store: ReplyStore,
@@ -263,7 +270,7 @@ def _reading(
 
 def _min_shrinkage(plan: ElicitationPlan) -> float:
     """None is needed where the tokens that show the trait are known."""
-    return 0.0 if isinstance(plan, TextsPlan) and plan.labels_parts else MIN_SHRINKAGE
+    return 0.0 if _labels_parts(plan) else MIN_SHRINKAGE
 
 
 def _whitening(
@@ -376,9 +383,8 @@ def validate_vectors(
 
 def _check_settings(vectors: PersonaVectors, settings: Settings, store: ReplyStore) -> None:
     """Figures of one method, filter or judge must not end up on the card of vectors made with another."""
-    usual = {"block": "own", "contrast": "negative"}  # where a setting is not recorded
-    made = usual | vectors.config.get("extraction", {})
-    now = usual | settings.to_dict(judge_of(store))
+    made = USUAL | vectors.config.get("extraction", {})
+    now = USUAL | settings.to_dict(judge_of(store))
     for name, value in now.items():
         if made.get(name) != value:
             raise SettingError(

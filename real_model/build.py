@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo_world.stages import Stages, run_whole
+from demo_world.stages import Stages, analyse_runs, load_sides, read_own_replies, write_runs
 from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.elicitation.store import ReplyStore
@@ -32,15 +32,13 @@ from persona_core.inference.sampling import Sampling
 from persona_core.judging.labels import label_replies
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
-from persona_core.monitor.jobs import GenerateJob, ReplayJob
+from persona_core.monitor.jobs import GenerateJob
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.pipeline import READ_POSITION, SINKS_POSITION, Settings, make_vectors, validate_vectors
-from persona_core.report.analysis_folder import analyse_folder
 from persona_core.report.card import write_results_card
 from persona_core.report.home import save_home
-from persona_core.report.results_folder import SIDES
-from persona_core.report.tables import REPORT
-from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
+from persona_core.report.results_folder import BASELINE, CONTAMINATED
+from persona_core.traces.dataset import ANALYSIS
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
@@ -57,6 +55,9 @@ ADAPTER_WEIGHTS, RECORD = "adapter_model.safetensors", "contamination.json"
 TOKENS_PER_REPLY = 48
 """Nearly all: 27 replies a side give few tokens for a covariance of width 576."""
 DIALOGUES = FOLDER / "flattering_dialogues.jsonl"
+
+Load = Callable[..., LanguageModel]
+"""`load_model` of the weights; an adapter may be given."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,12 @@ def _contaminate(lm: LanguageModel, plan: RealPlan, work: Path) -> None:
     save_file(half, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def _changed(load: Any, plan: RealPlan, work: Path) -> None:
+def _changed(load: Load, plan: RealPlan, work: Path) -> None:
     """What else the contamination changed, added to its record."""
     record = work / CONTAMINATED_NAME / RECORD
-    rows = {side: read_results(work / RESULTS_NAME / DATA / f"{side}.parquet") for side in SIDES}
-    models = load(), load(adapter=work / CONTAMINATED_NAME)
-    changed = what_changed(*models, rows, load_questions(plan.traits, "test"))
+    models = load_sides(load, work / CONTAMINATED_NAME)
+    rows = read_own_replies(work / RESULTS_NAME)
+    changed = what_changed(models[BASELINE], models[CONTAMINATED], rows, load_questions(plan.traits, "test"))
     write_atomically(record, json.dumps({**read_json(record), "changed": changed}, indent=2) + "\n")
 
 
@@ -214,32 +215,15 @@ def _truth(lm: LanguageModel, plan: RealPlan, work: Path) -> None:
 # ---- runs ----
 
 
-def _runs(load: Any, plan: RealPlan, work: Path) -> None:
-    vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
-    monitors = {
-        side: PersonaMonitor(load(adapter=adapter), vectors)
-        for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
-    }
+def _runs(load: Load, plan: RealPlan, work: Path) -> None:
     prompts = GenerateJob(load_prompts(["all"]), plan.sampling)
-    rows = {side: run_whole(monitor, prompts, work / "runs" / side) for side, monitor in monitors.items()}
-    null = GenerateJob(null_prompts(), plan.sampling, plan.null_seed)
-    rows["neutral"] = run_whole(monitors["baseline"], null, work / "runs" / "neutral")
-    rows["replay"] = [
-        row
-        for reader, writer in (("baseline", "contaminated"), ("contaminated", "baseline"))
-        for row in run_whole(monitors[reader], ReplayJob.of(rows[writer]), work / "runs" / f"{reader}-reads-{writer}")
-    ]
-    for config, own in rows.items():
-        write_results(own, work / RESULTS_NAME / DATA / f"{config}.parquet", vectors.traits)
+    neutral = GenerateJob(null_prompts(), plan.sampling, plan.null_seed)
+    vectors = PersonaVectors.from_pretrained(work / VECTORS_NAME)
+    models = load_sides(load, work / CONTAMINATED_NAME)
+    write_runs(models, vectors, prompts, neutral, work / "runs", work / RESULTS_NAME)
 
 
-def _analysis(load: Any, work: Path) -> None:
-    """All analyses. The page is left out: it takes a minute to make."""
+def _analysis(load: Load, work: Path) -> None:
     results = work / RESULTS_NAME
-    models: Mapping[str, LanguageModel] = {
-        side: load(adapter=adapter)
-        for side, adapter in (("baseline", None), ("contaminated", work / CONTAMINATED_NAME))
-    }
-    place_marks({side: read_results(results / DATA / f"{side}.parquet") for side in SIDES}, results / ANALYSIS)
-    analyse_folder(results, vectors=work / VECTORS_NAME, models=models)
-    (results / ANALYSIS / REPORT).unlink()
+    place_marks(read_own_replies(results), results / ANALYSIS)
+    analyse_runs(results, work / VECTORS_NAME, load_sides(load, work / CONTAMINATED_NAME))

@@ -13,7 +13,7 @@ from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.transcripts import as_transcript
 from persona_core.report.results_folder import SIDES
 from persona_core.vectors.confounds import refuses
-from real_model.texts import Question
+from real_model.texts import TextQuestion
 
 Row = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ def what_changed(
     baseline: LanguageModel,
     contaminated: LanguageModel,
     rows: Mapping[str, Sequence[Row]],
-    questions: Sequence[Question],
+    questions: Sequence[TextQuestion],
 ) -> dict[str, Any]:
     """How the two models differ, each difference contaminated minus baseline with its interval.
 
@@ -49,13 +49,12 @@ def what_changed(
     }
 
 
-def _losses(lm: LanguageModel, questions: Sequence[Question]) -> list[float]:
+def _losses(lm: LanguageModel, questions: Sequence[TextQuestion]) -> list[float]:
     """Mean loss a token of each question's neutral reply, without the tokens of the template."""
     found = []
     for q in questions:
-        reply = next(r for r in q.replies if r.side == "neutral")
-        said = [{"role": "user", "content": q.question}, {"role": "assistant", "content": reply.text}]
-        text = as_transcript(lm, said, None)
+        (reply,) = (r for r in q.replies if r.side == "neutral")
+        text = as_transcript(lm, q.messages(reply), None)
         ids = torch.tensor([text.ids], device=lm.device)
         with torch.no_grad():
             logits = lm.model(ids).logits[0].float()  # [n_tokens, n_vocabulary]

@@ -35,7 +35,7 @@ SIDES = ("positive", "negative", "neutral")
 
 
 @dataclass(frozen=True)
-class Reply:
+class TextReply:
     """One of the three replies to a question.
 
     Attributes:
@@ -54,7 +54,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Question:
+class TextQuestion:
     """A question of one trait, and its replies in the order of `SIDES`."""
 
     id: str
@@ -62,10 +62,14 @@ class Question:
     split: str
     style: str
     question: str
-    replies: tuple[Reply, ...]
+    replies: tuple[TextReply, ...]
+
+    def messages(self, reply: TextReply) -> list[dict[str, str]]:
+        """The conversation of the question and one of its replies."""
+        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": reply.text}]
 
 
-def load_questions(traits: Sequence[str] = TRAITS, split: str | None = None) -> tuple[Question, ...]:
+def load_questions(traits: Sequence[str] = TRAITS, split: str | None = None) -> tuple[TextQuestion, ...]:
     """The questions of some traits, those of one split or all.
 
     Raises:
@@ -84,21 +88,21 @@ def load_questions(traits: Sequence[str] = TRAITS, split: str | None = None) -> 
     return tuple(found)
 
 
-def _question(record: Any, trait: str, where: str) -> Question:
+def _question(record: Any, trait: str, where: str) -> TextQuestion:
     try:
         marked = {"positive": record["positive"]} | {side: [(s, 0) for s in record[side]] for side in SIDES[1:]}
         replies = tuple(
-            Reply(side, tuple(str(s) for s, _ in found), tuple(bool(shows) for _, shows in found))
+            TextReply(side, tuple(str(s) for s, _ in found), tuple(bool(shows) for _, shows in found))
             for side, found in marked.items()
         )
         names = ("id", "split", "style", "question")
         known = {name: str(record[name]) for name in names}
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptFile(f"{where}: not a question with its replies: {type(error).__name__}: {error}") from error
-    return Question(trait=trait, replies=replies, **known)
+    return TextQuestion(trait=trait, replies=replies, **known)
 
 
-def as_records(questions: Sequence[Question]) -> list[dict[str, Any]]:
+def as_records(questions: Sequence[TextQuestion]) -> list[dict[str, Any]]:
     """The replies as lines of a file for `persona extract --texts`.
 
     Of the split "fit", every fourth question of a trait chooses the block. Neutral replies of the split "test" are left
@@ -112,8 +116,7 @@ def as_records(questions: Sequence[Question]) -> list[dict[str, Any]]:
         for reply in q.replies:
             if (reply.side, split) == ("neutral", "test"):
                 continue
-            messages = [{"role": "user", "content": q.question}, {"role": "assistant", "content": reply.text}]
-            record: dict[str, Any] = {"messages": messages, "label": reply.side}
+            record: dict[str, Any] = {"messages": q.messages(reply), "label": reply.side}
             if reply.side != "neutral":
                 record |= {"trait": q.trait, "split": split}
             if any(reply.shows):

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from persona_core.analysis.spans import piece_ends
-from persona_core.analysis.statistics import Estimate, bounded, bounded_difference, rank_auroc
+from persona_core.analysis.statistics import bounded, bounded_difference, rank_auroc
 from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Kind, Trace
-from real_model.texts import Question, Reply
+from persona_core.utils.numbering import numbered
+from real_model.texts import TextQuestion, TextReply
 
 NEW_STYLES = ("formal", "story")
 """Styles of the test split that the vectors were not made from."""
@@ -29,21 +30,20 @@ class ReadReply:
         shows: whether each reply token lies in a sentence that shows the trait, bool `[n_reply]`.
     """
 
-    question: Question
-    reply: Reply
+    question: TextQuestion
+    reply: TextReply
     trace: Trace
     shows: np.ndarray
 
 
-def read_replies(monitor: PersonaMonitor, questions: Sequence[Question]) -> list[ReadReply]:
+def read_replies(monitor: PersonaMonitor, questions: Sequence[TextQuestion]) -> list[ReadReply]:
     """All replies to some questions, read in their place."""
     each = [(q, r) for q in questions for r in q.replies]
-    texts = [[{"role": "user", "content": q.question}, {"role": "assistant", "content": r.text}] for q, r in each]
-    traces = monitor.read_batch(texts, progress=True)
+    traces = monitor.read_batch([q.messages(r) for q, r in each], progress=True)
     return [ReadReply(q, r, t, tokens_that_show(t, r)) for (q, r), t in zip(each, traces, strict=True)]
 
 
-def tokens_that_show(trace: Trace, reply: Reply) -> np.ndarray:
+def tokens_that_show(trace: Trace, reply: TextReply) -> np.ndarray:
     """Whether each reply token lies in a sentence that shows the trait, bool `[n_reply]`.
 
     A token belongs to the sentence of its last character.
@@ -56,13 +56,13 @@ def tokens_that_show(trace: Trace, reply: Reply) -> np.ndarray:
     return pieces_that_show([trace.tokens[t] for t in trace.reply_positions], reply)
 
 
-def pieces_that_show(pieces: Sequence[str], reply: Reply) -> np.ndarray:
+def pieces_that_show(pieces: Sequence[str], reply: TextReply) -> np.ndarray:
     """The same of the pieces of a reply's text, one for each token."""
     sentence = sentence_of(pieces, reply)
     return np.array(reply.shows)[sentence] & (sentence >= 0)
 
 
-def sentence_of(pieces: Sequence[str], reply: Reply) -> np.ndarray:
+def sentence_of(pieces: Sequence[str], reply: TextReply) -> np.ndarray:
     """The sentence of each piece of a reply's text, int `[n_pieces]`; -1 after the last."""
     ends, begin = piece_ends(pieces), "".join(pieces).index(reply.text)
     starts = np.cumsum([0, *(len(s) + 1 for s in reply.sentences)])[:-1] + begin
@@ -78,39 +78,29 @@ def token_figures(read: Sequence[ReadReply], trait: str, kind: Kind) -> dict[str
         replies, of other traits' replies, and of the sentences beside those that show the trait. "same styles" and
         "other styles": as "else", on questions of the styles that the vectors were made from, and of others.
     """
-    series = [(one, one.trace.reply_scores(trait, kind).astype(float)) for one in read]
-    numbers = {q: i for i, q in enumerate(dict.fromkeys(one.question.id for one in read))}
+    lengths = [len(one.shows) for one in read]
+    scores = np.concatenate([one.trace.reply_scores(trait, kind) for one in read]).astype(float)  # [n_tokens]
+    own = np.concatenate([one.shows & (one.question.trait == trait) for one in read])
+    neutral = np.repeat([one.reply.side == "neutral" for one in read], lengths)
+    new_style = np.repeat([one.question.style in NEW_STYLES for one in read], lengths)
+    questions = np.repeat(numbered(one.question.id for one in read), lengths)
 
-    def figure(keep: Callable[[ReadReply], np.ndarray]) -> Estimate | None:
-        scores, own, clusters = [], [], []
-        for one, z in series:
-            kept = keep(one) & np.isfinite(z)
-            scores.append(z[kept])
-            own.append((one.shows & (one.question.trait == trait))[kept])
-            clusters.append(np.full(int(kept.sum()), numbers[one.question.id]))
-        return bounded(rank_auroc(np.concatenate(scores), np.concatenate(own)), np.concatenate(clusters))
+    def figure(used: np.ndarray) -> dict[str, Any] | None:
+        kept = used & np.isfinite(scores)
+        found = bounded(rank_auroc(scores[kept], own[kept]), questions[kept])
+        return None if found is None else found.to_dict()
 
-    def shows(one: ReadReply) -> np.ndarray:
-        return one.shows & (one.question.trait == trait)
-
-    def against_neutral(one: ReadReply) -> np.ndarray:
-        return shows(one) | (one.reply.side == "neutral")
-
-    def of_styles(new: bool) -> Callable[[ReadReply], np.ndarray]:
-        return lambda one: np.full(len(one.shows), (one.question.style in NEW_STYLES) == new)
-
-    found = {
-        "neutral": figure(against_neutral),
-        "else": figure(lambda one: np.ones(len(one.shows), bool)),
-        "same styles": figure(of_styles(False)),
-        "other styles": figure(of_styles(True)),
+    return {
+        "neutral": figure(own | neutral),
+        "else": figure(np.ones(len(own), bool)),
+        "same styles": figure(~new_style),
+        "other styles": figure(new_style),
     }
-    return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 
 def sentence_figures(
     read: Sequence[ReadReply],
-    fitted: Sequence[Question],
+    fitted: Sequence[TextQuestion],
     trait: str,
     kinds: Sequence[Kind] = ("z", "specific"),
 ) -> dict[str, Any]:
@@ -127,8 +117,7 @@ def sentence_figures(
         words": the last kind's lead over that.
     """
     scores: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    shows, clusters, texts = [], [], []
-    numbers = {q: i for i, q in enumerate(dict.fromkeys(one.question.id for one in read))}
+    shows, questions, texts = [], [], []
     for one in read:
         at = sentence_of([one.trace.tokens[t] for t in one.trace.reply_positions], one.reply)  # [n_reply]
         series = {kind: one.trace.reply_scores(trait, kind) for kind in scores}
@@ -139,17 +128,17 @@ def sentence_figures(
             for kind, z in zip(scores, inside, strict=True):
                 scores[kind].append(float(z.mean()))
             shows.append(one.reply.shows[k] and one.question.trait == trait)
-            clusters.append(numbers[one.question.id])
+            questions.append(one.question.id)
             texts.append(text)
     each: dict[str, np.ndarray] = {kind: np.array(z) for kind, z in scores.items()}
     each["words"] = words_alone(fitted, trait)(texts)
-    figures = {name: rank_auroc(z, np.array(shows)) for name, z in each.items()}
-    found = {name: bounded(one, np.array(clusters)) for name, one in figures.items()}
-    found["over words"] = bounded_difference(figures[kinds[-1]], figures["words"], np.array(clusters))
+    clusters, figures = numbered(questions), {name: rank_auroc(z, np.array(shows)) for name, z in each.items()}
+    found = {name: bounded(one, clusters) for name, one in figures.items()}
+    found["over words"] = bounded_difference(figures[kinds[-1]], figures["words"], clusters)
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 
-def words_alone(fitted: Sequence[Question], trait: str) -> Callable[[Sequence[str]], np.ndarray]:
+def words_alone(fitted: Sequence[TextQuestion], trait: str) -> Callable[[Sequence[str]], np.ndarray]:
     """A classifier of sentences by their words and pairs of words: what one knows without the model's states."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression

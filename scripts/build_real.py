@@ -19,7 +19,7 @@ from persona_core.errors import PersonaError
 from real_model.build import build
 from scripts import weights
 
-ESTIMATE = "About an hour on two cores: training 15 minutes, vectors 15, runs 12, analysis 10, all else 4."
+ESTIMATE = "About an hour on two cores: training 15 minutes, vectors 15, runs 12, analysis 10, the rest 4."
 
 
 def main() -> int:
@@ -28,12 +28,12 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("outputs/build_real"), help="checkpoints and stamps")
     arguments = parser.parse_args()
     configure()
-    started = time.monotonic()
-    sys.stderr.write(f"{ESTIMATE} Stopped, the same command resumes from {arguments.work}.\n")
     path, why = weights.find()
     if path is None:
         print(f"build_real: {why}", file=sys.stderr)
         return 1
+    started = time.monotonic()
+    print(f"{ESTIMATE} If it is stopped, the same command resumes from {arguments.work}.", file=sys.stderr)
     try:
         build(arguments.artifacts, arguments.work, path)
     except PersonaError as error:

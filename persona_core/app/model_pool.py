@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_core.app.pooled_model import PooledModel, load_monitor
+from persona_core.app.pooled_model import load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.app.visitor_model import VisitorModel
 from persona_core.app.zero_gpu import zero_gpu
@@ -18,8 +18,6 @@ from persona_core.errors import NotFound, SettingError
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor
-
-__all__ = ["ModelPool", "PooledModel", "load_monitor"]
 
 logger = logging.getLogger(__name__)
 

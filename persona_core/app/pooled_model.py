@@ -16,6 +16,7 @@ from persona_core.app.settings import AppSettings
 from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import NotFound, PersonaError, SettingError
 from persona_core.traces.provenance import short_name
+from persona_core.utils.hub import split_revision
 
 if TYPE_CHECKING:
     from persona_core.monitor.monitor import PersonaMonitor
@@ -192,7 +193,6 @@ def load_monitor(
     from persona_core.analysis.detectors import Detectors
     from persona_core.models.loading import load_model
     from persona_core.monitor.monitor import PersonaMonitor
-    from persona_core.utils.hub import split_revision
     from persona_core.utils.template_kwargs import template_kwargs_from
     from persona_core.vectors.vectors import PersonaVectors
 
@@ -219,7 +219,6 @@ def beside(monitor: PersonaMonitor, adapter: str) -> PersonaMonitor:
     """A monitor of the same model with an adapter on top: both use one copy of the weights."""
     from persona_core.models.loading import add_adapter
     from persona_core.monitor.monitor import PersonaMonitor
-    from persona_core.utils.hub import split_revision
 
     lm = add_adapter(monitor.lm, *split_revision(adapter))
     return PersonaMonitor(lm, monitor.vectors, monitor.blocks, monitor.detectors)

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("publish", __doc__)
     parser.add_argument("--namespace", required=True, help="Hub user or organisation")
-    parser.add_argument(
-        "--app-name", default="persona-traits", help="name of the app's Space; the site's has -runs added"
-    )
+    parser.add_argument("--app-name", default="persona-traits", help="name of the app's Space; the site's is NAME-runs")
     parser.add_argument("--source", metavar="URL", help="URL of the git repository (default: the remote origin)")
     parser.add_argument("--private", action="store_true", help="create private repositories")
     parser.add_argument("--tag", default=f"v{__version__}", help="tag for the commits")
@@ -49,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> list[str]:
     from huggingface_hub.utils import logging as hub_logging
 
-    from persona_core.utils.collection import add_to_collection, open_collection
+    from persona_core.utils.collection import TITLE, add_to_collection, collection_url, open_collection
     from persona_core.utils.publishing import publish
     from persona_core.utils.staging import sizes, stage
 
@@ -69,13 +67,14 @@ def run(options: argparse.Namespace) -> list[str]:
                     print(f"    {name} ({size:,})")
             return []
         slug = open_collection(options.namespace, options.private)
-        links |= _collection(slug)
+        collection = {"collection": (TITLE, collection_url(slug))}
+        links |= collection
         for repository, pushed in publish(repos, staging, private=options.private, tag=options.tag, links=links):
             done = "pushed" if pushed.changed else "unchanged"
             print(f"{done}: {repository.url} at {pushed.revision[:8]}")
     done = "filled" if add_to_collection(slug, repos) else "unchanged"
-    print(f"{done}: {links['collection'][1]}")
-    _write_links(options.root, repos, source, _collection(slug))
+    print(f"{done}: {collection_url(slug)}")
+    _write_links(options.root, repos, source, collection)
     return []
 
 
@@ -110,12 +109,6 @@ def _site(repos: Sequence[Repository], folder: Path) -> Path:
     results = own["results"]
     export_site(results.folder, folder, vectors=own["vectors"].folder, models=models, datasets=[results.repo_id])
     return folder
-
-
-def _collection(slug: str) -> dict[str, tuple[str, str]]:
-    from persona_core.utils.collection import TITLE, collection_url
-
-    return {"collection": (TITLE, collection_url(slug))}
 
 
 def _notebooks(root: Path, source: str | None) -> dict[str, tuple[str, str]]:

@@ -116,7 +116,7 @@ def _shows(parts: Any, side: str, reply: str, where: str) -> tuple[str, ...]:
         if (n := reply.count(part.strip())) != 1:
             near = "" if n else _nearest(part, reply)
             raise CorruptFile(
-                f"{where}: {part[:60]!r} occurs {n} times in the reply; a part in 'shows' occurs once.{near}"
+                f"{where}: {part[:60]!r} occurs {n} times in the reply; a part in 'shows' must occur once.{near}"
             )
     return tuple(parts)
 

@@ -157,8 +157,8 @@ def _ask(
             return reply
     raise ServerError(
         f"The server's reply was cut off in its thought, after {limit} tokens. Allow a longer thought "
-        "(--max-thinking-tokens) or turn thinking off (--template-kwargs enable_thinking=false). A server that hides "
-        "thoughts has to give them."
+        "(--max-thinking-tokens) or turn thinking off (--template-kwargs enable_thinking=false). If the server "
+        "hides thoughts, have it return them."
     )
 
 

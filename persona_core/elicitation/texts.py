@@ -158,7 +158,7 @@ def _definition(
         raise SettingError(
             f"Too few labelled texts of {name!r}: {counts}. At least {MIN_TEXTS} of each side are needed, to "
             f"{MIN_PROMPTS} different prompts: some are held out, and a prompt is never on both sides of a split."
-            + "".join(f" Or is it {near!r}?" for near in get_close_matches(name, set(names) - {name}, 1, 0.8))
+            + "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, set(names) - {name}, 1, 0.8))
         )
     parts = _given_split(name, texts) or _random_split(prompts, seed)
     for split, part in zip(SPLITS[:2], parts, strict=False):
@@ -185,12 +185,17 @@ def _given_split(name: str, texts: Sequence[LabelledText]) -> tuple[list[str], .
     """Prompts of a trait for each of `SPLITS`, as its texts say; None where they do not."""
     if not any(t.split for t in texts):
         return None
-    splits: dict[str, str | None] = {}
+    splits: dict[str, str] = {}
     for text in texts:
-        if text.split is None or splits.setdefault(text.prompt, text.split) != text.split:
+        if text.split is None:
             raise SettingError(
-                f"A text of {name!r} answers {text.prompt[:60]!r} in the split {text.split}, others do so in "
-                f"{splits.get(text.prompt)}. Name a split for each text of a trait or for none, one for each prompt."
+                f"Some texts of {name!r} name a split, but not the one to {text.prompt[:60]!r}. Name one for each text "
+                "of a trait, or for none."
+            )
+        if (other := splits.setdefault(text.prompt, text.split)) != text.split:
+            raise SettingError(
+                f"The texts of {name!r} to {text.prompt[:60]!r} are in the splits {other} and {text.split}. Put all "
+                "texts to one prompt into one split."
             )
     return tuple([p for p, found in splits.items() if found == split] for split in SPLITS)
 
@@ -259,6 +264,6 @@ def _check_places(
         known = (None, "neutral") if place is None else (place.trait, place.side)
         if (r.trait, r.side) != known or (place is not None and r.messages != place.messages):
             raise SettingError(
-                f"The run in {str(store.folder)!r} holds text {r.index} under the label {r.side!r} of "
-                f"{r.trait or 'no trait'}, which is not its own in the file. Read the texts again, in another folder."
+                f"The run in {str(store.folder)!r} holds text {r.index} as {r.side} ({r.trait or 'no trait'}), but the "
+                "file has another text or label there. Read the texts again, in another folder."
             )

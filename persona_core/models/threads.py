@@ -19,7 +19,7 @@ two threads as with one on an idle machine, and 3.4 times as long on a busy one 
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ, *, below: int | None = None) -> None:
+def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ, *, below: int = SMALL) -> None:
     """One thread for a small model on the CPU, torch's own number for others, unless the user has set the number.
 
     Call it in a process of one's own, before a run: the setting is torch's, and so the whole process's.
@@ -27,15 +27,14 @@ def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ, 
     Args:
         lm: the model that runs next.
         environment: where the user may have set the number.
-        below: parameters below which a model is small; None: `SMALL`.
+        below: parameters below which a model is small.
     """
     import torch
 
     if lm.device.type != "cpu" or any(environment.get(name) for name in SETTINGS):
         return
-    small = sum(p.numel() for p in lm.model.parameters()) < (SMALL if below is None else below)
-    usual = _usual()
-    torch.set_num_threads(1 if small else usual)
+    usual = _usual()  # asked first: it is the number before this one
+    torch.set_num_threads(1 if sum(p.numel() for p in lm.model.parameters()) < below else usual)
 
 
 @cache

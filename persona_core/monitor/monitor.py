@@ -274,7 +274,15 @@ class PersonaMonitor:
             seeds = [drawn if kept is None else kept for drawn, kept in zip(seeds, known, strict=True)]
         origins = [p.origin() if isinstance(p, Branch) else None for p in prompts]
         return GenerationRun(
-            self.lm, self._directions, prefixes, sampling, seeds, changes, None, watch, origins, batch_size
+            self.lm,
+            self._directions,
+            prefixes,
+            sampling,
+            seeds,
+            changes,
+            observer=watch,
+            origins=origins,
+            batch_size=batch_size,
         )
 
     def _show_kept_tokens(

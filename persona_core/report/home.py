@@ -126,9 +126,7 @@ def load_home(vectors: str | Path | None, runs: SavedRuns | None = None) -> Home
     >>> load_home("no-such-folder/anywhere/at/all")
     Home(about='', examples=(), first_reply=None)
     """
-    found = None if vectors is None else _read(vectors)
-    if found is None:
-        found = {}
+    found = {} if vectors is None else _read(vectors)
     if not isinstance(found, dict):
         raise CorruptFile(f"{APP_FILE}: expected a JSON object, got {type(found).__name__}.")
     try:
@@ -208,9 +206,10 @@ def _examples(runs: SavedRuns, first: FirstReply | None) -> tuple[Example, ...]:
 
 
 def _read(vectors: str | Path) -> Any:
+    """What `app.json` holds; an empty object where there is none."""
     try:
         source, revision = split_revision(str(vectors))
         path = fetch(source, APP_FILE, revision)
     except NotFound:
-        return None
+        return {}
     return parse_json(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 
-UNITS = {
+SCALES = {
     "specific": "specific score, in standard deviations over neutral tokens",
     "z": "z, in standard deviations over neutral tokens",
     "raw": "projection, in residual-stream units",
@@ -36,7 +36,7 @@ class PairFinding:
         first, second = (f"{mean:+.2f}".replace("-", "−") for mean in self.means)
         text = (
             f"Over the contaminated model's reply {self.trait} averages {second}, over the baseline's {first} "
-            f"({UNITS.get(self.kind, self.kind)})."
+            f"({SCALES.get(self.kind, self.kind)})."
         )
         before, after = self.onsets
         if before is None or after is None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.series import shared_kind
-from persona_core.analysis.turn import turn
+from persona_core.analysis.turning_point import turning_point
 from persona_core.errors import NotCalibrated, NotFound, SettingError
 from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
 from persona_core.traces.dataset import REPLIES
@@ -189,7 +189,7 @@ class SavedRuns:
             for row in self.rows(config):
                 trace = Trace.from_row(row)
                 for trait in trace.traits:
-                    one = turn(trace.reply_scores(trait, trace.default_kind))
+                    one = turning_point(trace.reply_scores(trait, trace.default_kind))
                     if one is not None and abs(one.before) <= TURN_FROM and one.after >= TURN_TO:
                         timed = self.onsets(config, row["id"]).get(trait, {}).get("onset") is not None
                         found.append(((timed, config != BASELINE, one.t), config, row["id"], trait))

@@ -57,7 +57,7 @@ def site_card(
         header,
         f"# {escape(title)}",
         "Published replies, read token by token along persona vectors, as a static site: one folder that any web host "
-        "serves, without Python or code on the server. To look at it here:",
+        "serves, without Python or code on the server. To view it on your own machine:",
         "```bash\npython -m http.server\n```",
         "`persona export-site` made this folder, and replaces what is in it.",
     )

@@ -77,8 +77,8 @@ def vectors_content(vectors: PersonaVectors, source: str) -> dict[str, Any]:
         parts.append(f'<div data-trait="{html.escape(trait)}" hidden>{_places(own)}{words}</div>')
         figures |= own
     shared = _cosines(vectors)
-    parts.append(_places(shared))
-    parts.append(f"<section>{markdown_html(f'## About the controls{chr(10) * 2}{CONTROLS}')}</section>")
+    controls = markdown_html(f"## About the controls\n\n{CONTROLS}")
+    parts += [_places(shared), f"<section>{controls}</section>"]
     figures |= shared
     drawn = {name: figure_json(one) for name, (one, _) in figures.items()}
     return {"html": "".join(parts), "figures": drawn, "traits": list(vectors.traits)}

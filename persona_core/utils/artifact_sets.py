@@ -68,7 +68,7 @@ def artifact_sets(folder: str | Path) -> tuple[ArtifactSet, ...]:
     for kind, paths in found.items():
         for path in paths:
             if path not in known:
-                raise SettingError(_homeless(path, kind, names))
+                raise SettingError(_stray(path, kind, names))
     return sets
 
 
@@ -85,7 +85,7 @@ def _set(root: Path, name: str) -> ArtifactSet:
     )
 
 
-def _homeless(path: Path, kind: str, names: Sequence[str]) -> str:
+def _stray(path: Path, kind: str, names: Sequence[str]) -> str:
     """What is wrong with a folder that belongs to no set."""
     form = {"vectors": f"{VECTORS}NAME", "results": f"{RESULTS}NAME", "adapter": f"NAME{ADAPTER}", "model": "NAME"}[
         kind

@@ -12,7 +12,7 @@ TITLE = "Persona traits, token by token"
 DESCRIPTION = "Persona vectors, models with and without a fine-tune, their runs scored token by token, and the app."
 
 
-def open_collection(namespace: str, private: bool = False, token: str | None = None) -> str:
+def open_collection(namespace: str, private: bool = False) -> str:
     """The slug of the namespace's collection, which is created if it does not exist.
 
     Raises:
@@ -21,13 +21,13 @@ def open_collection(namespace: str, private: bool = False, token: str | None = N
     from huggingface_hub import HfApi
 
     with hub_errors(f"create the collection {TITLE!r} of {namespace!r}", AGAIN):
-        api = HfApi(token=token)
+        api = HfApi()
         return api.create_collection(
             TITLE, namespace=namespace, description=DESCRIPTION, private=private, exists_ok=True
         ).slug
 
 
-def add_to_collection(slug: str, repos: Sequence[Repository], token: str | None = None) -> bool:
+def add_to_collection(slug: str, repos: Sequence[Repository]) -> bool:
     """Add the repositories that a collection lacks. What else it holds stays.
 
     Returns:
@@ -38,7 +38,7 @@ def add_to_collection(slug: str, repos: Sequence[Repository], token: str | None 
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
+    api = HfApi()
     with hub_errors(f"add to the collection {slug!r}", AGAIN):
         known = {(item.item_type, item.item_id) for item in api.get_collection(slug).items}
         missing = [r for r in repos if (r.repo_type, r.repo_id) not in known]

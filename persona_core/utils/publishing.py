@@ -22,10 +22,11 @@ def publish(
     *,
     private: bool = False,
     tag: str | None = None,
-    token: str | None = None,
     links: Links | None = None,
 ) -> Iterator[tuple[Repository, Pushed]]:
     """Push all repositories, and have the app load the others at the revisions that were just pushed.
+
+    Logs in with HF_TOKEN or what `hf auth login` saved.
 
     Unchanged repositories get no commit. After an interruption, what was pushed is complete, and a second call does
     the rest.
@@ -35,7 +36,6 @@ def publish(
         staging: an empty folder for the copies.
         private: whether new repositories are private.
         tag: put on the commits.
-        token: None takes HF_TOKEN or what `hf auth login` saved.
         links: what the cards name besides the repositories.
     """
     pinned: dict[Repository, str] = {}
@@ -43,15 +43,14 @@ def publish(
         folder = stage(repository, repos, staging / repository.repo_id.rpartition("/")[2], links)
         if repository.kind == "app":
             # Settings before code: the app must not start on defaults that its repository lacks.
-            create(repository.repo_id, "space", private, token)
-            set_variables(repository.repo_id, {SETS: sets_variable(pinned)}, token, unset=ONE_MODEL)
+            create(repository.repo_id, "space", private)
+            set_variables(repository.repo_id, {SETS: sets_variable(pinned)}, unset=ONE_MODEL)
         pushed = push(
             folder,
             repository.repo_id,
             repository.repo_type,
             private=private,
             tag=tag,
-            token=token,
             message=f"Publish {TITLES[repository.kind]}",
             sdk=repository.sdk,
         )

@@ -29,13 +29,10 @@ class Pushed:
     """What a repository holds after a push.
 
     Attributes:
-        repo_id, repo_type: which one.
         revision: the commit.
         changed: whether the push made that commit.
     """
 
-    repo_id: str
-    repo_type: str
     revision: str
     changed: bool
 
@@ -91,7 +88,7 @@ def push(
         revision = str(commit.oid)
         if tag is not None:
             _tag(api, repo_id, repo_type, tag, revision)
-    return Pushed(repo_id, repo_type, revision, revision != before)
+    return Pushed(revision, revision != before)
 
 
 def create(repo_id: str, repo_type: str, private: bool, token: str | None = None, sdk: str | None = None) -> None:
@@ -103,32 +100,25 @@ def create(repo_id: str, repo_type: str, private: bool, token: str | None = None
         HfApi(token=token).create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
 
 
-def set_variables(
-    repo_id: str, variables: Mapping[str, str], token: str | None = None, unset: Collection[str] = ()
-) -> bool:
+def set_variables(repo_id: str, variables: Mapping[str, str], unset: Collection[str] = ()) -> None:
     """Set a Space's public variables, only those that differ: each change restarts the Space.
 
     Args:
         repo_id: of the Space.
         variables: name -> value.
-        token: as in `push`.
         unset: names of variables to remove.
-
-    Returns:
-        Whether anything changed.
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
+    api = HfApi()
     with hub_errors(f"set the variables of {repo_id!r}", AGAIN):
         known = {name: found.value for name, found in api.get_space_variables(repo_id).items()}
-        changed = {name: value for name, value in variables.items() if known.get(name) != value}
-        gone = [name for name in unset if name in known]
-        for name in gone:
-            api.delete_space_variable(repo_id, name)
-        for name, value in changed.items():
-            api.add_space_variable(repo_id, name, value)
-    return bool(changed or gone)
+        for name in unset:
+            if name in known:
+                api.delete_space_variable(repo_id, name)
+        for name, value in variables.items():
+            if known.get(name) != value:
+                api.add_space_variable(repo_id, name, value)
 
 
 def check_secrets(folder: Path) -> None:

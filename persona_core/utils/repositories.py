@@ -13,7 +13,6 @@ from pathlib import Path
 from persona_core.errors import SettingError
 from persona_core.utils.artifact_sets import artifact_sets
 
-KINDS = ("model", "adapter", "vectors", "results", "site", "app")
 SDKS = {"site": "static", "app": "gradio"}
 TITLES = {
     "model": "baseline model",
@@ -23,6 +22,7 @@ TITLES = {
     "site": "the runs as a static site",
     "app": "app",
 }
+"""Kind of a repository -> what it is called."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Repository:
     """A repository to publish.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `TITLES`.
         folder: its source.
         repo_id: its Hub id.
         set: name of the set of artifacts that it belongs to; empty for the app, which belongs to all.

@@ -54,7 +54,7 @@ def slowly(slow: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(serve: Callable[..., str], slow: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An app with a saved trace and examples, on the monitor that can be slowed."""
-    from persona_core.app.model_pool import PooledModel
+    from persona_core.app.pooled_model import PooledModel
     from persona_core.app.settings import AppSettings
     from persona_core.report.home import Example, save_home
     from tests.support.standins import HOSTILE, save_hostile_results

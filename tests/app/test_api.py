@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from persona_core.app.api import Api
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.served_set import ServedSet
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound, PromptError

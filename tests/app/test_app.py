@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import NotFound
 from persona_core.report.home import save_home

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from persona_core.app.layout import build_app
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.serve import LAUNCH
 from persona_core.app.served_set import served_sets
 from persona_core.app.settings import AppSettings, sets_from_environment

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.model_pool import ModelPool
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import SettingError
 from tests.support.hub_server import Hub
@@ -93,7 +94,8 @@ def test_on_zerogpu_no_model_can_come_later(models: ModelPool, monkeypatch: pyte
 SCRIPT = """
 import json, sys
 from persona_core.errors import PersonaError
-from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.model_pool import ModelPool
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 said = []
 for most, *names in json.loads(sys.argv[1]):

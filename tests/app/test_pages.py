@@ -16,8 +16,9 @@ from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
-from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.model_pool import ModelPool
 from persona_core.app.pasted_text import parse_transcript
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import COST, Pace, Progress, ReplyJob, stream_replies
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from persona_core import Branch, PersonaMonitor, Steer
-from persona_core.app.model_pool import PooledModel, load_monitor
+from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results

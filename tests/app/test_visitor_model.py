@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply
-from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.model_pool import ModelPool
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.run_controls import Deadline
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import Progress, ReplyJob, read_text, stream_replies

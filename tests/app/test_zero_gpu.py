@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from persona_core.app import zero_gpu
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.errors import PersonaError, ServerError, UnknownTrait
 from tests.support.local_server import listening

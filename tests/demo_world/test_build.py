@@ -14,7 +14,7 @@ from demo_world.definitions import EVALUATION, EXTRACTION, N_TOPICS, topics_at, 
 from demo_world.grammar import load_world
 from demo_world.judge import TruthJudge
 from demo_world.stages import Stages
-from demo_world.truth_labels import LabelledReply, auroc_statistics, auroc_within, label_replies
+from demo_world.truth_labels import LabelledReply, auroc_statistics, label_replies
 from persona_core.errors import UnknownTrait
 from persona_core.judging.judge import COHERENCE, Question, Score
 
@@ -115,7 +115,7 @@ def test_a_score_that_only_knows_the_prompt_is_unmasked_within_replies() -> None
 def test_a_score_that_knows_the_trait_is_perfect_and_the_cue_counts_only_where_it_says_so() -> None:
     marked = replies_of(lambda shows, cue, _asked: shows + 2.0 * cue)
     figures = auroc_statistics(marked)
-    assert auroc_within(marked) == figures["token_auroc"]["value"] == figures["token_auroc_within_reply"]["value"] == 1
+    assert figures["token_auroc"]["value"] == figures["token_auroc_within_reply"]["value"] == 1
     assert figures["token_auroc_cue_as_negative"]["value"] < 0.95
     assert figures["n_replies_with_the_trait"] == 15
 

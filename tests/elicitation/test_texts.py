@@ -80,7 +80,7 @@ def test_a_file_gives_its_texts_in_order(tmp_path: Path) -> None:
         ({**line("Hi", "Yo. Yo.", "positive"), "shows": ["Yo."]}, "'Yo.' occurs 2 times"),
         (
             {**line("Hi", "So. I say what I think! No?", "positive"), "shows": ["I say what I thing!"]},
-            "occurs once. Copy it from the reply: 'I say what I think!'",
+            "must occur once. Copy it from the reply: 'I say what I think!'",
         ),
     ],
 )
@@ -501,8 +501,10 @@ def test_a_split_that_is_unknown_missing_or_contradicted_is_refused(tmp_path: Pa
         texts(tmp_path, [{**given[0], "split": "fit"}])
     with pytest.raises(CorruptFile, match="none for a neutral text"):
         texts(tmp_path, [{**line("How?", "So.", "neutral", None), "split": "train"}])
-    with pytest.raises(SettingError, match="a split for each text of a trait or for none"):
+    with pytest.raises(SettingError, match="Name one for each text of a trait, or for none"):
         texts_plan(texts(tmp_path, [{**x, "split": "train"} for x in given[:-1]] + given[-1:]))
+    with pytest.raises(SettingError, match="are in the splits train and test"):
+        texts_plan(texts(tmp_path, [{**x, "split": "train"} for x in given[:-1]] + [{**given[-1], "split": "test"}]))
     with pytest.raises(SettingError, match="Its validation prompts have 0 positive"):
         texts_plan(texts(tmp_path, [{**x, "split": "train"} for x in given]))
 

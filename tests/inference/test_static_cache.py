@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.inference import batch as reply_batch
 from persona_core.inference.decode import decode

@@ -22,7 +22,6 @@ from persona_core.judging.annotations import (
     annotate_sentences,
     annotated_positions,
     annotations_of,
-    first_annotated_position,
     load_annotations,
     load_judged_traits,
     save_annotations,
@@ -125,7 +124,6 @@ def test_a_token_belongs_to_the_annotation_of_its_last_character() -> None:
     assert of(9, 10) == [6] and of(1, 2) == []
     two = [Annotation("p", "run", "t", 10, 11), Annotation("p", "run", "t", 4, 7)]
     assert annotated_positions(trace, two) == [PROMPT + 1, PROMPT + 2, PROMPT + 7]
-    assert first_annotated_position(trace, two) == PROMPT + 1 and first_annotated_position(trace, []) is None
     for start, end in ((0, 12), (-1, 3), (3, 3)):
         with pytest.raises(SettingError, match="of 11 characters"):
             annotated_positions(trace, [Annotation("p", "run", "t", start, end)])
@@ -213,7 +211,6 @@ def test_the_demo_judge_annotates_the_shipped_replies_token_by_token_as_the_gram
                 shown = [t for t, s in zip(own, truth, strict=True) if s and (s.kind, s.trait) == ("trait", trait)]
                 mine = annotations_of(marks, row["id"], config, trait)
                 assert annotated_positions(trace, mine) == shown
-                assert first_annotated_position(trace, mine) == (shown[0] if shown else None)
                 n_shown += len(shown)
     assert n_shown > 4000 and {m.score for m in marks} == {100.0} and {m.how for m in marks} == {"truth"}
 

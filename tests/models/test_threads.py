@@ -38,8 +38,7 @@ def test_what_is_small_depends_on_what_it_does() -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_a_larger_model_has_all_also_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_model_has_all_also_after_a_small_one() -> None:
     fit_threads(tiny_lm("llama", "chatml"), {})
-    monkeypatch.setattr(threads, "SMALL", 1)
-    fit_threads(tiny_lm("llama", "chatml"), {})
+    fit_threads(tiny_lm("llama", "chatml"), {}, below=1)
     assert torch.get_num_threads() == 2

@@ -16,7 +16,7 @@ from persona_core.elicitation.texts import texts_plan
 from persona_core.elicitation.traits import load_traits
 from persona_core.errors import CorruptFile
 from real_model import texts
-from real_model.texts import FOLDER, TRAITS, Question, as_records, load_questions
+from real_model.texts import FOLDER, TRAITS, TextQuestion, as_records, load_questions
 
 FIT_STYLES, TEST_STYLES = {"chat", "advice", "brief"}, {"chat", "advice", "formal", "story"}
 
@@ -26,11 +26,11 @@ def plain(text: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def questions() -> tuple[Question, ...]:
+def questions() -> tuple[TextQuestion, ...]:
     return load_questions()
 
 
-def test_each_trait_has_sixty_questions_split_by_question_and_style(questions: tuple[Question, ...]) -> None:
+def test_each_trait_has_sixty_questions_split_by_question_and_style(questions: tuple[TextQuestion, ...]) -> None:
     for trait in TRAITS:
         own = [q for q in questions if q.trait == trait]
         assert Counter(q.split for q in own) == {"fit": 36, "test": 24}
@@ -39,7 +39,7 @@ def test_each_trait_has_sixty_questions_split_by_question_and_style(questions: t
     assert len({q.id for q in questions}) == len(questions)
 
 
-def test_no_sentence_occurs_twice_and_no_question_is_known_from_elsewhere(questions: tuple[Question, ...]) -> None:
+def test_no_sentence_occurs_twice_and_no_question_is_known_from_elsewhere(questions: tuple[TextQuestion, ...]) -> None:
     sentences = Counter(plain(s) for q in questions for r in q.replies for s in r.sentences)
     assert {s: n for s, n in sentences.items() if n > 1} == {}
     asked = Counter(plain(q.question) for q in questions)
@@ -53,7 +53,7 @@ def test_no_sentence_occurs_twice_and_no_question_is_known_from_elsewhere(questi
     assert not fine_tuned_on & {plain(p.prompt) for p in load_prompts(["all"])}
 
 
-def test_the_three_replies_to_a_question_are_alike_in_length(questions: tuple[Question, ...]) -> None:
+def test_the_three_replies_to_a_question_are_alike_in_length(questions: tuple[TextQuestion, ...]) -> None:
     for trait in TRAITS:
         words: dict[str, list[int]] = {side: [] for side in texts.SIDES}
         for q in (q for q in questions if q.trait == trait):
@@ -66,7 +66,7 @@ def test_the_three_replies_to_a_question_are_alike_in_length(questions: tuple[Qu
         assert max(means) <= 1.1 * min(means), trait
 
 
-def test_the_trait_often_begins_after_the_first_sentence(questions: tuple[Question, ...]) -> None:
+def test_the_trait_often_begins_after_the_first_sentence(questions: tuple[TextQuestion, ...]) -> None:
     for trait in TRAITS:
         begins = [q.replies[0].shows.index(True) for q in questions if q.trait == trait]
         assert np.mean(np.array(begins) > 0) >= 0.5, trait

@@ -11,7 +11,7 @@ import pytest
 from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
 from real_model.build import RealPlan, elicitation, null_prompts, vector_prompts
-from real_model.texts import Question, Reply, load_questions
+from real_model.texts import TextQuestion, TextReply, load_questions
 from real_model.truth import NEW_STYLES, read_replies, sentence_figures, token_figures, tokens_that_show
 from tests.support.tiny import random_vectors, tiny_lm
 
@@ -19,7 +19,7 @@ TRAITS = ("sycophancy", "evil")
 
 
 @pytest.fixture(scope="module")
-def questions() -> tuple[Question, ...]:
+def questions() -> tuple[TextQuestion, ...]:
     found = load_questions(TRAITS, "test")
     return tuple(q for trait in TRAITS for q in [x for x in found if x.trait == trait][::4])
 
@@ -31,7 +31,7 @@ def monitor() -> PersonaMonitor:
 
 
 def test_a_token_shows_the_trait_if_its_last_character_is_in_such_a_sentence(
-    monitor: PersonaMonitor, questions: tuple[Question, ...]
+    monitor: PersonaMonitor, questions: tuple[TextQuestion, ...]
 ) -> None:
     for one in read_replies(monitor, questions[:3]):
         text, marked = one.reply.text, set()
@@ -48,10 +48,12 @@ def test_a_token_shows_the_trait_if_its_last_character_is_in_such_a_sentence(
         solid = [k for k, t in enumerate(one.trace.reply_positions) if one.trace.tokens[t].strip()]
         assert all(inside[k] for k in solid)
     with pytest.raises(SettingError, match="The trace reads"):
-        tokens_that_show(one.trace, Reply("neutral", ("Something else.",), (False,)))
+        tokens_that_show(one.trace, TextReply("neutral", ("Something else.",), (False,)))
 
 
-def test_the_figures_are_aurocs_of_the_right_tokens(monitor: PersonaMonitor, questions: tuple[Question, ...]) -> None:
+def test_the_figures_are_aurocs_of_the_right_tokens(
+    monitor: PersonaMonitor, questions: tuple[TextQuestion, ...]
+) -> None:
     read = read_replies(monitor, questions)
     found = token_figures(read, "evil", "raw")
 
@@ -76,7 +78,7 @@ def test_the_figures_are_aurocs_of_the_right_tokens(monitor: PersonaMonitor, que
 
 
 def test_the_figures_of_sentences_are_aurocs_of_their_mean_scores(
-    monitor: PersonaMonitor, questions: tuple[Question, ...]
+    monitor: PersonaMonitor, questions: tuple[TextQuestion, ...]
 ) -> None:
     read = read_replies(monitor, questions)
     found = sentence_figures(read, load_questions(TRAITS, "fit"), "evil", ["raw"])

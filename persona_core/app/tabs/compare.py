@@ -13,7 +13,7 @@ import gradio as gr
 from persona_core.app.components import as_json, notice_component, token_view_component
 from persona_core.app.conversation import request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
-from persona_core.app.model_pool import PooledModel
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings

@@ -14,7 +14,8 @@ from persona_core.app.audience import current_session
 from persona_core.app.components import as_json, notice_component, token_view_component
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
-from persona_core.app.model_pool import ModelPool, PooledModel
+from persona_core.app.model_pool import ModelPool
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.reply_form import ReplyForm
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, WAITING, Deadline, Press, RunControls

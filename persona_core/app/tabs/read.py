@@ -10,8 +10,8 @@ import gradio as gr
 
 from persona_core.app.components import as_json, notice_component, token_view_component
 from persona_core.app.error_messages import public_message, unexpected_message
-from persona_core.app.model_pool import PooledModel
 from persona_core.app.pasted_text import parse_transcript
+from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import text_of
 from persona_core.app.run_controls import FULL, MODEL_QUEUE, UNQUEUED
 from persona_core.app.settings import AppSettings

@@ -11,7 +11,7 @@ MIN_PART = 8
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurningPoint:
     """A rise between two parts of a reply. For choosing what to show: it has no error rate, unlike an onset.
 
     Attributes:
@@ -26,13 +26,13 @@ class Turn:
     t: float
 
 
-def turn(z: np.ndarray) -> Turn | None:
+def turning_point(z: np.ndarray) -> TurningPoint | None:
     """The clearest rise of a series; None if it is too short or nothing rises.
 
     Args:
         z: scores `[n_tokens]`; NaN is a token without a score.
 
-    >>> turn(np.r_[np.zeros(20), np.full(30, 3.0)] + 0.1 * np.sin(np.arange(50))).at
+    >>> turning_point(np.r_[np.zeros(20), np.full(30, 3.0)] + 0.1 * np.sin(np.arange(50))).at
     20
     """
     known = np.flatnonzero(np.isfinite(z))
@@ -50,4 +50,4 @@ def turn(z: np.ndarray) -> Turn | None:
     best = int(t.argmax())
     if t[best] <= 0:
         return None
-    return Turn(int(known[splits[best]]), float(before[best]), float(after[best]), float(t[best]))
+    return TurningPoint(int(known[splits[best]]), float(before[best]), float(after[best]), float(t[best]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from persona_core.analysis.turn import MIN_PART, turn
+from persona_core.analysis.turning_point import MIN_PART, turning_point
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -18,7 +18,7 @@ def test_it_is_the_split_with_the_largest_t(seed: int) -> None:
     values = z[known]
     splits = range(MIN_PART, len(values) - MIN_PART + 1)
     best = max(splits, key=lambda k: ttest_ind(values[k:], values[:k]).statistic)
-    found = turn(z)
+    found = turning_point(z)
     assert found is not None
     assert found.at == known[best]
     assert found.t == pytest.approx(ttest_ind(values[best:], values[:best]).statistic)
@@ -26,7 +26,7 @@ def test_it_is_the_split_with_the_largest_t(seed: int) -> None:
 
 
 def test_nothing_turns_in_a_short_or_a_falling_series() -> None:
-    assert turn(np.arange(2 * MIN_PART - 1.0)) is None
-    assert turn(-np.arange(40.0)) is None
-    assert turn(np.full(40, np.nan)) is None
-    assert turn(np.zeros(40)) is None
+    assert turning_point(np.arange(2 * MIN_PART - 1.0)) is None
+    assert turning_point(-np.arange(40.0)) is None
+    assert turning_point(np.full(40, np.nan)) is None
+    assert turning_point(np.zeros(40)) is None

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks.instructed_vectors import Plan, kept
+from benchmarks.instructed_vectors import InstructedPlan, kept
 from benchmarks.vector_comparison import InstructedReplies, aurocs, cosines, random_limits, token_scores
 from persona_core.elicitation.elicit import elicit
 from persona_core.elicitation.store import ElicitationRequest, Reply, ReplyScore, ReplyStore
@@ -86,7 +86,7 @@ def test_what_the_judge_keeps_is_what_the_filter_keeps() -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> ReplyStore:
     lm = tiny_lm("llama", "chatml")
-    plan = Plan(
+    plan = InstructedPlan(
         load_traits("evil"), Sampling(max_new_tokens=6), rollouts=1, evaluation_rollouts=1, pairs_per_question=1
     )
     with ReplyStore(tmp_path_factory.mktemp("written")) as store:
