@@ -232,7 +232,7 @@ class SavedRuns:
         known = self.onsets(config, id)
         traits = {}
         for trait, z in series.items():
-            finite, turns = z[np.isfinite(z)], turn(z)
+            finite, turns = z[np.isfinite(z)], turning_point(z)
             bytes_ = np.clip(np.round(np.nan_to_num(z) / step), -STEPS, STEPS).astype(np.int8).tobytes()
             traits[trait] = {
                 "scores": base64.b64encode(bytes_).decode("ascii"),
