@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -55,7 +56,7 @@ class AnalysedRuns:
         """Runs with one reply per prompt: all but the replay and the null."""
         return [c for c in self.rows if c not in (NEUTRAL, REPLAY)]
 
-    @property
+    @cached_property
     def kind(self) -> Kind:
         """The score that all runs have: "specific", or "z"."""
         return shared_kind(trace for own in self.traces.values() for trace in own)

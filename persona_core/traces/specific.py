@@ -60,8 +60,18 @@ def specific_scores(raw: np.ndarray, at: LogOdds) -> np.ndarray:
     >>> specific_scores(np.array([[9.0], [0.0]]), at).astype(int).tolist()
     [[8], [-9]]
     """
-    odds = odds_against_rest(raw, at.slope, at.offset)
-    return ((odds - at.mean[:, None]) / at.std[:, None]).astype(np.float32)
+    return np.stack([specific_score(raw, at, k) for k in range(len(raw))])
+
+
+def specific_score(raw: np.ndarray, at: LogOdds, trait: int) -> np.ndarray:
+    """Specific scores of one trait at one block, float32 `[n_tokens]`.
+
+    Args:
+        raw, at: as for `specific_scores`.
+        trait: its row.
+    """
+    odds = _odds(raw, at.slope, at.offset, trait)
+    return ((odds - at.mean[trait]) / at.std[trait]).astype(np.float32)
 
 
 def odds_against_rest(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -71,10 +81,10 @@ def odds_against_rest(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray) ->
         raw: `[n_traits, n_tokens]`.
         slope, offset: `[n_traits]`.
     """
+    return np.stack([_odds(raw, slope, offset, k) for k in range(len(raw))])
+
+
+def _odds(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray, trait: int) -> np.ndarray:
     each = slope[:, None].astype(np.float64) * raw + offset[:, None]  # [n_traits, n_tokens]
-    n_traits, n_tokens = each.shape
-    with_neutral = np.concatenate([np.zeros((1, n_tokens)), each])  # [1 + n_traits, n_tokens]
-    found = np.empty_like(each)
-    for k in range(n_traits):
-        found[k] = each[k] - np.logaddexp.reduce(np.delete(with_neutral, k + 1, axis=0), axis=0)
-    return found
+    rest = np.concatenate([np.zeros((1, each.shape[1])), np.delete(each, trait, axis=0)])  # neutral text is one of them
+    return each[trait] - np.logaddexp.reduce(rest, axis=0)

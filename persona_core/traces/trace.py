@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from persona_core.errors import CorruptFile, NotCalibrated, NotFound, SettingErr
 from persona_core.traces.provenance import Provenance
 from persona_core.traces.records import fields_of_record, fields_of_row, record_of, row_of
 from persona_core.traces.sinks import is_sink
-from persona_core.traces.specific import LogOdds, specific_scores
+from persona_core.traces.specific import LogOdds, specific_score
 from persona_core.utils.checks import known_block
 from persona_core.utils.files import read_json
 
@@ -200,7 +201,7 @@ class Trace:
                 f"No specific score for {self.traits[row]!r} at block {self.blocks[column]}: it needs vectors of "
                 "several traits that were extracted and calibrated together. Use kind='z'."
             )
-        return specific_scores(self.raw[:, column], known)[row]
+        return specific_score(self.raw[:, column], known, row)
 
     def _aligned(self, values: np.ndarray, alignment: Alignment, unknown: Any) -> np.ndarray:
         """Values at every token, moved where they are aligned otherwise, `[n_tokens]`."""
@@ -252,7 +253,7 @@ class Trace:
         """Whether every trait has a null, so that z scores exist."""
         return bool(len(self.traits)) and bool(np.isfinite(self.null_mean).all() and (self.null_std > 0).all())
 
-    @property
+    @cached_property
     def has_specific(self) -> bool:
         """Whether every trait has specific scores."""
         return self.log_odds is not None and bool((self.log_odds.std > 0).all())
