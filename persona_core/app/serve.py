@@ -10,10 +10,12 @@ from typing import Any
 import gradio as gr
 from dotenv import find_dotenv, load_dotenv
 from fastapi import Request, Response
+from fastapi.middleware import Middleware
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from persona_core.app.api import mcp_available
 from persona_core.app.assets import page_head, page_styles
+from persona_core.app.audience import HalfQueue
 from persona_core.app.layout import build_app
 from persona_core.app.served_set import served_sets
 from persona_core.app.settings import AppSettings, sets_from_environment
@@ -23,9 +25,12 @@ from persona_core.errors import PersonaError, SettingError
 from persona_core.report.home import TITLE
 
 
-def app_kwargs() -> dict[str, Any]:
+def app_kwargs(settings: AppSettings) -> dict[str, Any]:
     """For the server below Gradio, which adds its own to it."""
-    return {"exception_handlers": {404: _not_found}}
+    return {
+        "exception_handlers": {404: _not_found},
+        "middleware": [Middleware(HalfQueue, places=settings.max_queue)],
+    }
 
 
 async def _not_found(request: Request, error: Any) -> Response:
@@ -68,7 +73,7 @@ def main() -> None:
     except PersonaError as error:
         raise SystemExit(str(error)) from error
     try:
-        page.launch(server_name=settings.host, server_port=settings.port, app_kwargs=app_kwargs(), **LAUNCH)
+        page.launch(server_name=settings.host, server_port=settings.port, app_kwargs=app_kwargs(settings), **LAUNCH)
     except OSError as error:
         raise SystemExit(_not_served(settings, error)) from error
 

@@ -39,7 +39,8 @@ class AppSettings:
         max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
         max_read_chars: the longest text that visitors can paste, in characters (PERSONA_MAX_READ_CHARS).
         max_seconds: how long one run may use the model (PERSONA_MAX_SECONDS); it then ends with what it has.
-        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are rejected.
+        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE), half of them from one address; further ones are
+            rejected.
         open_models: whether visitors may name a public Hub model (PERSONA_OPEN_MODELS=1).
         max_model_gb: the largest weights of such a model, in GB (PERSONA_MAX_MODEL_GB).
         open_model_gb: memory that its process may take, in GB (PERSONA_OPEN_MODEL_GB).

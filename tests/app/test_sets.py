@@ -187,7 +187,7 @@ def two_pages(slow: Any) -> Iterator[str]:
     second = ServedSet("The second", replace(DEMO, results=None), {"baseline": PooledModel(lambda: slow)})
     demo = build_app(first, second)
     _, url, _ = demo.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, app_kwargs=app_kwargs(), **LAUNCH
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, app_kwargs=app_kwargs(DEMO), **LAUNCH
     )
     yield url
     demo.close()
