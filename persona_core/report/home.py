@@ -175,7 +175,7 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
         caveats = runs.caveats(trace) if onsets else ()
         view = trace_payload(trace, name=candidate.config, title=candidate.title, onsets=onsets, caveats=caveats)
         turns = trait if candidate is clearest else None
-        said = tuple(row["messages"])
+        said = tuple(row["messages"] or ())
         return FirstReply(candidate.config, row["id"], trace, view, candidate.title, turns, said)
     logger.warning("No first view: %s has none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
