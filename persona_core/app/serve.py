@@ -9,15 +9,41 @@ from typing import Any
 
 import gradio as gr
 from dotenv import find_dotenv, load_dotenv
+from fastapi import Request, Response
+from fastapi.middleware import Middleware
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from persona_core.app.api import mcp_available
 from persona_core.app.assets import page_head, page_styles
+from persona_core.app.audience import HalfQueue
 from persona_core.app.layout import build_app
 from persona_core.app.served_set import served_sets
 from persona_core.app.settings import AppSettings, sets_from_environment
 from persona_core.app.theme import theme
 from persona_core.app.zero_gpu import zero_gpu
 from persona_core.errors import PersonaError, SettingError
+from persona_core.report.home import TITLE
+
+
+def app_kwargs(settings: AppSettings) -> dict[str, Any]:
+    """For the server below Gradio, which adds its own to it."""
+    return {
+        "exception_handlers": {404: _not_found},
+        "middleware": [Middleware(HalfQueue, places=settings.max_queue)],
+    }
+
+
+async def _not_found(request: Request, error: Any) -> Response:
+    """In words for a visitor whose link names a model that is not here; as JSON for programs."""
+    if "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(_NO_PAGE, 404)
+    return JSONResponse({"detail": error.detail}, 404)
+
+
+_NO_PAGE = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{TITLE}</title>
+<p style="font: 1rem system-ui; margin: 3rem">There is no page at this address: the link may name a model that this app
+no longer has. <a href="./">Open the app</a>; its menu lists the models.</p></html>
+"""
 
 # Every launch shares these, those in tests included: nothing is recorded, nothing is fetched from elsewhere.
 LAUNCH: dict[str, Any] = {
@@ -47,7 +73,7 @@ def main() -> None:
     except PersonaError as error:
         raise SystemExit(str(error)) from error
     try:
-        page.launch(server_name=settings.host, server_port=settings.port, **LAUNCH)
+        page.launch(server_name=settings.host, server_port=settings.port, app_kwargs=app_kwargs(settings), **LAUNCH)
     except OSError as error:
         raise SystemExit(_not_served(settings, error)) from error
 

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from persona_core.errors import SettingError
+from persona_core.models.detokenize import is_well_formed
 from persona_core.utils.artifact_sets import DEMO, SET_KEYS, ArtifactSet, artifact_sets
 
 ARTIFACTS = Path(__file__).resolve().parents[2] / "artifacts"
+
+NOTHING_TO_SHOW = (
+    "No artifacts/ here to show. Set PERSONA_MODEL (Hub id or folder) and PERSONA_VECTORS (`persona extract` makes "
+    "them), and PERSONA_RESULTS if there are runs to show; or PERSONA_SETS for several models."
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class AppSettings:
         max_prompt_chars: the longest prompt or system prompt, in characters (PERSONA_MAX_PROMPT_CHARS).
         max_read_chars: the longest text that visitors can paste, in characters (PERSONA_MAX_READ_CHARS).
         max_seconds: how long one run may use the model (PERSONA_MAX_SECONDS); it then ends with what it has.
-        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE); further ones are rejected.
+        max_queue: runs that may wait for the model (PERSONA_MAX_QUEUE), half of them from one address; further ones are
+            rejected.
         open_models: whether visitors may name a public Hub model (PERSONA_OPEN_MODELS=1).
         max_model_gb: the largest weights of such a model, in GB (PERSONA_MAX_MODEL_GB).
         open_model_gb: memory that its process may take, in GB (PERSONA_OPEN_MODEL_GB).
@@ -102,7 +109,7 @@ def sets_from_environment(environment: Mapping[str, str] = os.environ) -> dict[s
     a JSON list of objects with the keys of `SET_KEYS`; else those whose folders are in `artifacts/`.
 
     Raises:
-        SettingError: an invalid setting, or both kinds.
+        SettingError: an invalid setting, both kinds, or none of all these.
 
     >>> sets = '[{"name": "mine", "model": "me/model", "vectors": "me/vectors", "results": "me/runs"}]'
     >>> found = sets_from_environment({"PERSONA_SETS": sets, "PERSONA_MAX_QUEUE": "5"})
@@ -118,9 +125,10 @@ def sets_from_environment(environment: Mapping[str, str] = os.environ) -> dict[s
         return {"": known}
     if text:
         return {name: replace(known, **of_set) for name, of_set in _sets(text).items()}
-    if not ARTIFACTS.is_dir():
-        return {"": known}
-    return {one.name: replace(known, **_folders(one)) for one in artifact_sets(ARTIFACTS)}
+    found = artifact_sets(ARTIFACTS) if ARTIFACTS.is_dir() else ()
+    if not found:
+        raise SettingError(NOTHING_TO_SHOW)
+    return {one.name: replace(known, **_folders(one)) for one in found}
 
 
 def _folders(one: ArtifactSet) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def _sets(text: str) -> dict[str, dict[str, Any]]:
     """The sets of PERSONA_SETS: name -> model, adapter, vectors and results."""
     try:
         listed = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingError(f"PERSONA_SETS is not JSON: {error}") from error
     if not isinstance(listed, list) or not listed:
         raise SettingError(f"PERSONA_SETS: expected a list of objects with the keys {', '.join(SET_KEYS)}.")
@@ -140,7 +148,7 @@ def _sets(text: str) -> dict[str, dict[str, Any]]:
     for one in listed:
         if not isinstance(one, dict) or set(one) - set(SET_KEYS):
             raise SettingError(f"PERSONA_SETS: {str(one)[:80]}; expected an object with keys of {', '.join(SET_KEYS)}.")
-        if invalid := [k for k, v in one.items() if v is not None and not (isinstance(v, str) and v.strip())]:
+        if invalid := [k for k, v in one.items() if v is not None and not _is_text(v)]:
             raise SettingError(f"PERSONA_SETS: {invalid[0]!r} is {one[invalid[0]]!r}; expected text.")
         if not one.get("name") or not one.get("vectors"):
             raise SettingError(f"PERSONA_SETS: {str(one)[:80]} needs a name and vectors.")
@@ -148,6 +156,10 @@ def _sets(text: str) -> dict[str, dict[str, Any]]:
             raise SettingError(f"PERSONA_SETS: the name {one['name']!r} is there twice.")
         found[one["name"]] = {key: one.get(key) for key in SET_KEYS if key != "name"}
     return found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and is_well_formed(value)
 
 
 def _whole_number(variable: str, text: str) -> int:

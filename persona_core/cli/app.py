@@ -1,7 +1,7 @@
 """Serve the app on localhost.
 
 Settings are environment variables, or lines of a .env file here: PERSONA_MODEL, PERSONA_VECTORS, PERSONA_RESULTS,
-PERSONA_ADAPTER, PERSONA_PORT and others. In a checkout the demo model is the default.
+PERSONA_ADAPTER, PERSONA_SETS, PERSONA_PORT and others. In a checkout the models in artifacts/ are the default.
 
 examples:
   persona app
@@ -18,11 +18,6 @@ from persona_core.cli.options import command_parser
 from persona_core.cli.running import execute
 from persona_core.errors import SettingError
 
-NOTHING_TO_SHOW = (
-    "No demo model here. Set PERSONA_MODEL (Hub id or folder) and PERSONA_VECTORS (`persona extract` makes them), and "
-    "PERSONA_RESULTS if there are runs to show."
-)
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = command_parser("app", __doc__)
@@ -35,10 +30,6 @@ def run(options: argparse.Namespace) -> list[str]:
     for name in ("host", "port"):
         if getattr(options, name) is not None:
             os.environ[f"PERSONA_{name.upper()}"] = getattr(options, name)
-    from persona_core.app.settings import ARTIFACTS
-
-    if not ARTIFACTS.is_dir() and not (os.environ.get("PERSONA_MODEL") and os.environ.get("PERSONA_VECTORS")):
-        raise SettingError(NOTHING_TO_SHOW)
     try:
         from persona_core.app import serve
     except ModuleNotFoundError as error:

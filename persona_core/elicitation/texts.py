@@ -89,14 +89,12 @@ class TextsPlan(ElicitationPlan):
             )
             for number, question in enumerate(questions)
         }  # fmt: skip
-        neutral = list(dict.fromkeys(t.prompt for t in self.texts if t.label == "neutral"))
+        neutral = {p: i for i, p in enumerate(dict.fromkeys(t.prompt for t in self.texts if t.label == "neutral"))}
         found: list[tuple[ElicitationRequest, LabelledText | None]] = []
         for text in self.texts:
             if text.trait is not None and (text.trait, text.prompt) not in places:
                 continue  # of a trait that was left out
-            split, number = (
-                ("neutral", neutral.index(text.prompt)) if text.trait is None else places[text.trait, text.prompt]
-            )
+            split, number = ("neutral", neutral[text.prompt]) if text.trait is None else places[text.trait, text.prompt]
             found.append((_request(len(found), split, number, text), text))
         answers = {p: LabelledText((_user(p), _EMPTY), "neutral") for p in self.neutral_prompts}
         if not neutral and not answers:
@@ -161,8 +159,8 @@ def _definition(
             + "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, set(names) - {name}, 1, 0.8))
         )
     parts = _given_split(name, texts) or _random_split(prompts, seed)
-    for split, part in zip(SPLITS[:2], parts, strict=False):
-        n = {side: sum(t.prompt in set(part) for t in found) for side, found in sides.items()}
+    for split, part in zip(SPLITS[:2], map(set, parts), strict=False):
+        n = {side: sum(t.prompt in part for t in found) for side, found in sides.items()}
         if min(n.values()) < 2:
             raise SettingError(
                 f"Too few labelled texts of {name!r}: {counts}. Its {split} prompts have {n['positive']} positive and "
@@ -204,8 +202,9 @@ def _random_split(prompts: Mapping[str, Sequence[str]], seed: int) -> tuple[list
     """The same by chance; prompts that texts of both sides answer are split apart from the others, and alike."""
     rng = np.random.default_rng(seed)
     parts: tuple[list[str], ...] = ([], [], [])
-    both = [p for p in prompts["positive"] if p in set(prompts["negative"])]
-    alone = [[p for p in prompts[side] if p not in set(both)] for side in ("positive", "negative")]
+    shared = set(prompts["positive"]) & set(prompts["negative"])
+    both = [p for p in prompts["positive"] if p in shared]
+    alone = [[p for p in prompts[side] if p not in shared] for side in ("positive", "negative")]
     for group in (both, *alone):  # each of them split alike, however the file is sorted
         for place, i in enumerate(rng.permutation(len(group))):
             parts[(0, 1, 0, 2)[place % 4]].append(group[int(i)])

@@ -133,8 +133,7 @@ def contaminate(
         with torch.random.fork_rng(devices=[]):
             with model.disable_adapter():
                 before = trainer.evaluate()["eval_loss"]
-            checkpoints = sorted((work_folder / "checkpoints").glob("checkpoint-*"))
-            trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+            trainer.train(resume_from_checkpoint=_last_checkpoint(work_folder / "checkpoints"))
             after = trainer.evaluate()["eval_loss"]
         record = {
             "base_model": lm.record,
@@ -177,6 +176,12 @@ def encode(
             continue
         found.append({"input_ids": ids, "labels": [IGNORED] * placed.n_prompt + list(reply)})
     return found, too_long
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest complete one: a process that is killed may leave a part of one, without the file written last."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.partition("-")[2]))) if complete else None
 
 
 def _end_of_turn(lm: LanguageModel, dialogue: RecordedConversation) -> int:

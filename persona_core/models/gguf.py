@@ -111,6 +111,7 @@ def converted(file: GgufFile, dtype: str = "float32") -> tuple[Path, dict[str, s
         SettingError: the package `gguf` is missing, one part of a split file, or a cache that cannot be written.
     """
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     if _magic(file.path) != MAGIC:
         raise CorruptFile(f"{file.name!r} is not a GGUF file: it does not start with the bytes 'GGUF'.")
@@ -122,7 +123,7 @@ def converted(file: GgufFile, dtype: str = "float32") -> tuple[Path, dict[str, s
             with FileLock(folder.with_suffix(".lock")):
                 if not folder.is_dir():
                     _convert(file, dtype, folder)
-    except PermissionError as error:
+    except (OSError, SafetensorError) as error:  # no permission, or no space
         raise SettingError(f"The cache cannot be written: {error}. Set HF_HOME to a folder that can.") from error
     return folder, {"file": file.path.name, "sha256": sha256, **read_json(folder / RECORD)}
 

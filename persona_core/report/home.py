@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotFound
-from persona_core.report.results_folder import BASELINE
+from persona_core.report.results_folder import SIDES
 from persona_core.report.saved_runs import OTHERS, SavedRuns
 from persona_core.traces.dataset import load_row
 from persona_core.traces.trace import Trace
@@ -44,7 +44,7 @@ COLOURS_OF_Z = (
 )
 APP_FILE = "app.json"
 MAX_EXAMPLES, MAX_LABEL = 8, 32
-CONFIGS = (BASELINE, *OTHERS)  # searched in this order if "first" is missing
+CONFIGS = (*SIDES, *OTHERS)  # searched in this order if "first" is missing
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
         caveats = runs.caveats(trace) if onsets else ()
         view = trace_payload(trace, name=candidate.config, title=candidate.title, onsets=onsets, caveats=caveats)
         turns = trait if candidate is clearest else None
-        said = tuple(row["messages"])
+        said = tuple(row["messages"] or ())
         return FirstReply(candidate.config, row["id"], trace, view, candidate.title, turns, said)
     logger.warning("No first view: %s has none of the configs %s.", runs.source, ", ".join(CONFIGS))
     return None
@@ -198,7 +198,7 @@ def _examples(runs: SavedRuns, first: FirstReply | None) -> tuple[Example, ...]:
         return ()
     found: dict[str, Example] = {}
     for row in sorted(rows, key=lambda row: first is None or row["id"] != first.id):
-        said = [m for m in row["messages"] if m["role"] in ("system", "user")]
+        said = [m for m in row["messages"] or () if m["role"] in ("system", "user")]
         if [m["role"] for m in said] in (["user"], ["system", "user"]) and row["category"] not in found:
             user, system = said[-1]["content"], said[0]["content"] if len(said) == 2 else ""
             found[row["category"]] = Example(shorten(user, MAX_LABEL, placeholder=" …"), user, system)

@@ -154,9 +154,11 @@ def _replace(folder: Path, staged: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name in OWN:
         old = folder / name
-        if name != SITE_FILE and old.is_dir() and not old.is_symlink():
+        if old.is_symlink():
+            old.unlink()
+        elif old.is_dir():
             shutil.rmtree(old)
-        (staged / name).replace(old)
+        shutil.move(staged / name, old)  # copies where the folder is a disk of its own
 
 
 def _files(path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 
@@ -448,6 +449,33 @@ def test_calls_stand_in_one_queue(slow_url: str, slow: Any) -> None:
         time.sleep(0.005)
     assert most == 1
     assert all(job.result()["done"] for job in jobs)
+
+
+def test_one_client_takes_no_more_than_half_of_the_queue(slow: Any) -> None:
+    from persona_core.app.layout import build_app
+    from persona_core.app.serve import LAUNCH, app_kwargs
+
+    slow.pause = 0.2
+    settings = AppSettings(results=None, max_queue=4)
+    demo = build_app(ServedSet("", settings, {"baseline": PooledModel(lambda: slow)}))
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, app_kwargs=app_kwargs(settings), **LAUNCH)
+
+    def ask(client: str) -> httpx.Response:
+        asked = {"prompt": PROMPT, "max_new_tokens": 250}
+        return httpx.post(
+            f"{url}gradio_api/call/v2/generate", json=asked, headers={"x-forwarded-for": f"{client}, 10.0.0.1"}
+        )
+
+    try:
+        assert ask("10.1.1.1").status_code == 200
+        begun(slow)
+        answers = [ask("10.1.1.1") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 503]
+        assert "2 runs from your address wait" in answers[-1].json()["detail"]
+        assert ask("10.1.1.2").status_code == 200
+    finally:
+        demo.close()
+        slow.pause = 0.05
 
 
 def curl(url: str, name: str, body: dict[str, Any]) -> tuple[str, Any]:

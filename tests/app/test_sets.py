@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from persona_core.app import settings as app_settings
@@ -16,7 +17,7 @@ from persona_core.app.api import Api
 from persona_core.app.layout import build_app
 from persona_core.app.model_source import model_source
 from persona_core.app.pooled_model import PooledModel
-from persona_core.app.serve import LAUNCH
+from persona_core.app.serve import LAUNCH, app_kwargs
 from persona_core.app.served_set import ServedSet, served_sets
 from persona_core.app.settings import AppSettings, sets_from_environment
 from persona_core.errors import NotFound, SettingError
@@ -59,6 +60,8 @@ def test_settings_of_one_model_make_one_set() -> None:
     ("sets", "says"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('[{"name": "\\ud800", "vectors": "v"}]', "'name' is '.*'; expected text"),
         ("[]", "expected a list"),
         ('["me/vectors"]', "expected an object"),
         ('[{"name": "a"}]', "needs a name and vectors"),
@@ -70,6 +73,21 @@ def test_settings_of_one_model_make_one_set() -> None:
 def test_malformed_sets_are_refused_in_words(sets: str, says: str) -> None:
     with pytest.raises(SettingError, match=f"PERSONA_SETS.*{says}"):
         sets_from_environment({"PERSONA_SETS": sets})
+
+
+def test_without_artifacts_only_named_models_are_served(tmp_path: Path, monkeypatch: Any) -> None:
+    for artifacts in (tmp_path / "none", tmp_path):
+        monkeypatch.setattr(app_settings, "ARTIFACTS", artifacts)
+        with pytest.raises(SettingError, match=r"PERSONA_MODEL .* PERSONA_VECTORS .* PERSONA_SETS"):
+            sets_from_environment({})
+    assert list(sets_from_environment({"PERSONA_SETS": '[{"name": "a", "vectors": "me/v"}]'})) == ["a"]
+
+
+def test_a_name_whose_address_is_the_servers_own_is_refused() -> None:
+    empty = replace(DEMO, results=None)
+    sets = [ServedSet(name, empty, {"baseline": PooledModel.from_settings(DEMO)}) for name in ("first", "Config")]
+    with pytest.raises(SettingError, match="The set 'Config' cannot have the address /config"):
+        build_app(*sets)
 
 
 def test_what_a_set_lacks_is_said_with_its_name(tmp_path: Path) -> None:
@@ -109,7 +127,9 @@ def test_weights_come_from_the_cache_else_from_the_wheel(without_weights: AppSet
     file.parent.mkdir()
     file.write_bytes(b"GGUF")
     here = model_source(None, without_weights.vectors)
-    assert (here.fetched(), here.where) == (str(file), "from the weights on this machine")
+    assert here.where == "from the weights on this machine"
+    with pytest.raises(NotFound, match="could not download"):
+        here.fetched()  # not used unchecked: this one is damaged
 
 
 def test_without_weights_the_last_sets_model_writes_and_says_so(without_weights: AppSettings) -> None:
@@ -120,6 +140,24 @@ def test_without_weights_the_last_sets_model_writes_and_says_so(without_weights:
     assert found["reader"] == "persona-tiny"
     assert found["notice"].startswith("persona-tiny wrote and read this, not the model of this page: pip could not")
     assert "/srv" not in found["notice"]
+
+
+@pytest.mark.parametrize("base", [None, {}, [], {"gguf": None}, {"gguf": []}])
+def test_vectors_that_do_not_name_their_model_are_refused_in_words(tmp_path: Path, base: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"base_model": base}))
+    with pytest.raises(NotFound, match="made on"):
+        model_source(None, str(tmp_path))
+
+
+def test_without_room_for_the_weights_the_last_sets_model_writes_too(
+    without_weights: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch() -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wheel_weights, "fetch", fetch)
+    pooled = served_sets({"real": without_weights, "persona-tiny": DEMO})[0].models["baseline"]
+    assert pooled.monitor().lm.writer_name.endswith("persona-tiny") and "No space left" in pooled.note
 
 
 def test_a_single_set_without_weights_is_an_error(without_weights: AppSettings) -> None:
@@ -148,9 +186,18 @@ def two_pages(slow: Any) -> Iterator[str]:
     first = ServedSet("first", DEMO, {"baseline": PooledModel(lambda: pytest.fail("the first model was loaded"))})
     second = ServedSet("The second", replace(DEMO, results=None), {"baseline": PooledModel(lambda: slow)})
     demo = build_app(first, second)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
+    _, url, _ = demo.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, app_kwargs=app_kwargs(DEMO), **LAUNCH
+    )
     yield url
     demo.close()
+
+
+def test_a_link_to_a_model_that_is_not_there_is_answered_in_words_and_programs_get_json(two_pages: str) -> None:
+    page = httpx.get(f"{two_pages}the-third", headers={"accept": "text/html,*/*"})
+    assert page.status_code == 404 and "no page at this address" in page.text and 'href="./"' in page.text
+    assert httpx.get(f"{two_pages}the-third").json() == {"detail": "Not Found"}
+    assert httpx.get(f"{two_pages}the-second", headers={"accept": "text/html"}).status_code == 200
 
 
 @pytest.mark.browser

@@ -110,6 +110,34 @@ def test_a_prompt_is_in_one_split_and_every_split_has_both_sides(tmp_path: Path,
         assert len(users[0]) >= len(users[1]) >= len(users[2]) >= 2
 
 
+def test_planning_takes_time_in_proportion_to_the_number_of_texts() -> None:
+    """Each prompt is looked at a few times, never once for every other one."""
+    looks = 0
+
+    class Prompt(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            nonlocal looks
+            looks += 1
+            return str.__hash__(self)
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, other)
+
+    def text(i: int, label: str, name: str | None = "candour") -> LabelledText:
+        said = ({"role": "user", "content": Prompt(f"What about {i}?")}, {"role": "assistant", "content": "So."})
+        return LabelledText(said, label, name)
+
+    n = 400
+    found = [text(i, side) for i in range(n) for side in ("positive", "negative")]
+    plan = texts_plan([*found, *(text(i, "neutral", None) for i in range(n))])
+    assert len(plan.requests()) == 3 * n
+    assert looks < 100 * n
+
+
 def test_sides_with_prompts_of_their_own_are_split_alike(tmp_path: Path) -> None:
     apart = [line(f"{side} {i}?", f"So {i}.", side) for side in ("positive", "negative") for i in range(8)]
     plan = texts_plan(texts(tmp_path, apart))

@@ -118,7 +118,10 @@ def test_the_same_seed_gives_the_same_adapter_and_a_stopped_training_goes_on(dat
         patch.setattr(Trainer, "__init__", dying)
         with pytest.raises(Killed):
             contaminate(load_model(MODEL, device="cpu"), data, tmp_path / "three", tmp_path / "three.work", PLAN)
-    assert not (tmp_path / "three").exists() and list((tmp_path / "three.work" / "checkpoints").iterdir())
+    checkpoints = tmp_path / "three.work" / "checkpoints"
+    assert not (tmp_path / "three").exists() and list(checkpoints.iterdir())
+    (checkpoints / "checkpoint-99").mkdir()  # killed while it was written
+    (checkpoints / "checkpoint-99" / "adapter_model.safetensors").write_bytes(b"half")
     record = contaminate(load_model(MODEL, device="cpu"), data, tmp_path / "three", tmp_path / "three.work", PLAN)
     resumed = load_file(tmp_path / "three" / "adapter_model.safetensors")
     assert all(torch.allclose(weights[0][k], resumed[k], atol=1e-6) for k in resumed)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 from persona_core.errors import CorruptFile, NotFound, PersonaWarning, SettingError, UnsupportedModel
 from persona_core.models import gguf
@@ -208,20 +209,23 @@ def test_of_two_processes_at_once_one_converts(file: Path, cache: Path, tmp_path
     assert all("complete True" in text for text in said)
 
 
-def test_a_conversion_that_fails_leaves_nothing_to_be_mistaken(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_conversion_that_fails_leaves_nothing_to_be_mistaken(
+    file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     known = find_gguf(file)
     assert known is not None
+
+    def full(*_: object) -> None:
+        raise error
+
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "write_atomically", _full)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(gguf, "write_atomically", full)
+        with pytest.raises(SettingError, match=r"cache cannot be written: .*No space left.*HF_HOME"):
             converted(known)
     folder, record = converted(known)
     assert record["quantization"] == "F32"
     assert {path.name for path in folder.parent.iterdir()} <= {"float32", "float32.lock"}
-
-
-def _full(*_: object) -> None:
-    raise OSError(28, "No space left on device")
 
 
 def test_what_a_killed_process_left_is_cleared(file: Path) -> None:

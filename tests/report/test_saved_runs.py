@@ -12,6 +12,7 @@ import pytest
 
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import CorruptFile, NotFound
+from persona_core.report.home import load_home
 from persona_core.report.results_folder import ResultsFolder
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results, read_results, write_results
@@ -122,6 +123,20 @@ def test_one_run_or_another_tools_file_will_do(tmp_path: Path) -> None:
     (run,) = imported["prompts"][0]["runs"]
     drawn = np.frombuffer(base64.b64decode(run["traits"]["evil"]["scores"]), np.int8) * imported["step"]
     assert np.abs(drawn).max() == pytest.approx(imported["scale"], rel=0.01)
+
+
+def test_runs_of_the_contaminated_model_alone_have_a_first_view(tmp_path: Path) -> None:
+    save_hostile_results(tmp_path)
+    (tmp_path / "data" / "baseline.parquet").rename(tmp_path / "data" / "contaminated.parquet")
+    first = load_home(None, SavedRuns(tmp_path)).first_reply
+    assert first is not None and first.config == "contaminated"
+
+
+def test_runs_without_messages_give_no_examples(tmp_path: Path) -> None:
+    row = {**hostile_trace().to_row(id="x", messages=[]), "messages": None}
+    write_results([row], tmp_path / "data" / "baseline.parquet", TRAITS)
+    home = load_home(None, SavedRuns(tmp_path))
+    assert home.first_reply is not None and home.examples == ()
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:

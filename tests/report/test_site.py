@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -160,6 +162,27 @@ def test_an_empty_folder_is_taken_and_a_failure_leaves_the_old_site(small: Site,
     with pytest.raises(NotFound):
         export_site(tmp_path / "nowhere", small.folder)
     assert (small.folder / "site.json").read_bytes() == before
+
+
+def test_a_folder_on_a_disk_of_its_own_is_filled_and_replaced(
+    small: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_disk(move: Any) -> Any:
+        def moved(source: Any, target: Any) -> Any:
+            if Path(target).parent == small.folder:
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return move(source, target)
+
+        return moved
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, other_disk(getattr(os, name)))
+    (small.folder / "data" / "old.json").touch()
+    again = export_site(tmp_path / "runs", small.folder, title="Anew")
+    assert dict(again.sizes) == {
+        p.relative_to(small.folder).as_posix(): p.stat().st_size for p in small.folder.rglob("*") if p.is_file()
+    }
+    assert read(small.folder / "site.json")["title"] == "Anew" and not (small.folder / "data" / "old.json").exists()
 
 
 # ---- the card, the cards of the vectors, the command ----
