@@ -88,7 +88,7 @@ def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(vis
     assert "sycophancy averages +12.87" in finding and "Baseline: no reliable onset." in finding
     assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "sycophancy"
     assert page.locator(".tv-pane").first.bounding_box()["y"] < 500  # above the fold
-    page.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
+    page.wait_for_selector("[data-chart=ready]", state="attached")
     page.wait_for_selector(".ex-cell", state="attached")
     assert page.locator(".ex-cell").count() == 78
     asked = [url.rpartition("/some/path/")[2] for url in visit.pages.requests]  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ def test_the_offline_page_of_a_run_is_whole(visit: Callable[..., Any], tmp_path:
         page.locator("[data-part=formats] button", has_text="HTML").click()
     download.value.save_as(tmp_path / "run.html")
     alone = open_page((tmp_path / "run.html").as_uri())
-    alone.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
+    alone.wait_for_selector("[data-chart=ready]", state="attached")
     assert tokens(alone, 1) == list(SavedRuns(SHIPPED).traces("pilot-05")["contaminated"].tokens)
 
 

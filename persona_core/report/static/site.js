@@ -48,11 +48,8 @@
       return new Promise(() => {});
     });
 
-  // The page that the HTML export fills in, with plotly.js in it.
-  async function shell() {
-    const [page, library] = await Promise.all(["assets/standalone.txt", PLOTLY].map(async (path) => (await get(path)).text()));
-    return page.replace('<script type="application/json"', (tag) => "<script>" + library + "</script>\n" + tag);
-  }
+  // The page that the HTML export fills in.
+  const shell = async () => (await get("assets/standalone.txt")).text();
 
   // ---- the address ----------------------------------------------------------------------------------------------
 
@@ -109,7 +106,6 @@
   let newest = 0; // only the run that was opened last is shown
 
   const view = mountTokenView(part("run"), {
-    plotlyUrl: PLOTLY,
     emptyText: "The replies appear here.",
     shell,
     onState(state) {
@@ -163,8 +159,6 @@
     if (focused) part("texts").querySelector("input:checked").focus();
     view.update({ ...payload, sides: sides.map((index) => run.sides[index]) });
     remember();
-    // The view leaves its trend lines out; the promise is that of its own attempt.
-    personaPlotly(PLOTLY).catch(() => say(PLOTLY + " could not be fetched: the trend lines are missing."));
   }
 
   part("texts").addEventListener("change", (event) => showRun(event.target.value));
@@ -232,7 +226,7 @@
         const content = await load("data/" + page + ".json");
         shown.trait = query.trait ?? null;
         reports[page] ??= mountReport(root, content, {
-          plotly: plotly(),
+          plotly,
           trait: query.trait,
           onTrait(trait) {
             shown.trait = trait;
