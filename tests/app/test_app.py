@@ -42,7 +42,9 @@ def test_the_first_view_shows_the_saved_trace_literally(visit: Callable[..., Any
     assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "flattery"
     assert page.locator(".tv-at").get_attribute("data-i") == "12"
     page.wait_for_selector("[data-chart=ready]")
-    assert not any("queue/join" in url for url in visit.pages.requests), "who only looks takes no place in the queue"  # type: ignore[attr-defined]
+    asked = visit.pages.requests  # type: ignore[attr-defined]
+    assert not any("queue/join" in url for url in asked), "who only looks takes no place in the queue"
+    assert not any("plotly" in url for url in asked), "it is for the figures of the reports"
 
 
 def test_a_drag_asks_the_server_for_nothing(visit: Callable[..., Any], address: str) -> None:

@@ -72,12 +72,20 @@ def shown(page: Any, id: str, title: str | None = None) -> None:
     page.wait_for_function("t => document.querySelector('.tv-title').textContent === t", arg=expected)
 
 
+def all_runs(page: Any) -> None:
+    """Go to the list of all runs."""
+    page.get_by_role("button", name="All runs").click()
+    page.wait_for_selector(".ex-cell")
+
+
 def fragment(page: Any) -> str:
     page.wait_for_timeout(300)  # the view reports its state a little later
     return str(page.evaluate("location.hash"))
 
 
-def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(visit: Callable[..., Any]) -> None:
+def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(
+    visit: Callable[..., Any], root: Path
+) -> None:
     page = visit()
     shown(page, "pilot-03")
     traces = SavedRuns(SHIPPED).traces("pilot-03")
@@ -89,14 +97,20 @@ def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(vis
     assert page.locator(".tv-chip[aria-pressed=true]").inner_text() == "sycophancy"
     assert page.locator(".tv-pane").first.bounding_box()["y"] < 500  # above the fold
     page.wait_for_selector("[data-chart=ready]", state="attached")
-    page.wait_for_selector(".ex-cell", state="attached")
-    assert page.locator(".ex-cell").count() == 78
+    page.wait_for_load_state("networkidle")
     asked = [url.rpartition("/some/path/")[2] for url in visit.pages.requests]  # type: ignore[attr-defined]
-    assert [name for name in asked if name.startswith("data/")] == ["data/runs/003.json", "data/runs.json"]
+    assert [name for name in asked if name.startswith("data/")] == ["data/runs/003.json"]
+    assert "assets/plotly.min.js" not in asked, "it is for the figures of the reports"
+    sizes = [(root / "some" / "path" / (name or "index.html")).stat().st_size for name in asked]
+    assert sum(sizes) < 500_000
+    all_runs(page)
+    assert page.locator(".ex-cell").count() == 78
 
 
 def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: Callable[..., Any]) -> None:
     page = visit()
+    shown(page, "pilot-03")
+    all_runs(page)
     page.locator("[data-field=trait]").select_option("deception")
     page.locator("[data-field=text]").fill("renting a flat")
     page.locator(".ex-cell").first.focus()
@@ -117,6 +131,7 @@ def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: 
     again = visit(link)
     shown(again, "pilot-05", title)
     assert again.locator(".tv-thumb").get_attribute("aria-valuenow") == "2"
+    all_runs(again)
     again.wait_for_selector(".ex-chosen")
     assert again.locator("[data-field=text]").input_value() == "renting a flat"
     assert fragment(again) == link
@@ -169,7 +184,7 @@ def test_a_file_that_does_not_arrive_is_a_plain_line_and_is_asked_for_again(
     notice.wait_for()
     assert notice.inner_text() == "data/runs/005.json could not be fetched: the server answered 404."
     away.rename(file)
-    page.wait_for_selector(".ex-cell")  # the list is there all the same
+    all_runs(page)  # they are there all the same
     page.evaluate("location.hash = '#id=pilot-05&trait=evil'")
     shown(page, "pilot-05")
     assert notice.is_hidden()
@@ -202,7 +217,7 @@ def test_hostile_text_stays_text_and_no_script_but_the_sites_own_runs(
     page.wait_for_selector(".tv-tok")
     assert tokens(page, 0) == hostile_tokens()
     assert page.locator("h1").inner_text() == page.title() == HOSTILE[5]
-    page.wait_for_selector(".ex-cell")
+    all_runs(page)
     assert HOSTILE[1] in str(page.locator(".ex-foot").text_content())
     assert page.locator("img, main script").count() == 0
     visit.pages.expected.append("Content Security Policy")  # type: ignore[attr-defined]

@@ -184,10 +184,10 @@
   let picking = false; // until then, what the explorer chooses is no visitor's choice
   let unfiltered = null; // its own choices
 
-  // After the run itself, which a visitor waits for.
+  // The list of all runs is larger than the rest of the page: it is fetched after the run itself, when it comes near.
   let all = null;
   function showAll() {
-    all ??= load("data/runs.json").then(
+    all ??= near(part("runs")).then(() => load("data/runs.json")).then(
       (table) => {
         explorer.restore({ ...shown.filters, id: shown.id });
         explorer.update(table);
@@ -200,6 +200,19 @@
     );
     all.then(() => picking && explorer.restore({ ...shown.filters, id: shown.id }));
   }
+
+  const near = (node) =>
+    new Promise((resolve) => {
+      const watcher = new IntersectionObserver(
+        (entries) => {
+          if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+          watcher.disconnect();
+          resolve();
+        },
+        { rootMargin: "200px" }
+      );
+      watcher.observe(node);
+    });
 
   function filtersOf(text) {
     try {

@@ -1,5 +1,8 @@
 // The trend lines: one plot per side on one canvas, on the timeline's axis. chartOf() says what is drawn, as plain data;
 // drawChart() draws it. Text on a canvas is inert, whatever a trait is named.
+//
+// No chart library: uPlot (51 kB) would draw axes and paths, and band, onset, names and marks would still be drawn here, in
+// its hooks; its axis would have to be held to that of the lanes.
 
 const N_COLOURS = 8; // --tv-c0 … --tv-c7; further traits repeat the colours with dashes
 const PLOT = { one: 150, each: 116, gap: 20, edge: 6, label: 13 }; // px; the gap above each of two plots has its name

@@ -91,9 +91,10 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     const { model } = scene;
     part("zoom-in").disabled = axis.to - axis.from <= AXIS.fewest;
     part("zoom-out").disabled = part("zoom-all").disabled = !zoomedIn;
-    const all = scene.choices.block === "all";
-    const rows = all ? "A row per block of " + scene.trait + "." : model.done ? "A row per trait, by its highest mean of " + SUSTAINED + " tokens." : "A row per trait.";
-    part("window").textContent = zoomedIn ? "Tokens " + (axis.from + 1) + " to " + Math.min(axis.to, model.length) + " of " + model.length + "." : rows;
+    const rows = scene.choices.block === "all" ? "One row per block, for " + scene.trait + "." : "One row per trait" + (model.done ? ", the highest mean of " + SUSTAINED + " tokens first." : ".");
+    const ticks = model.sides.some((side) => scene.traits.some((name) => onsetAt(model, side, name, scene.choices)));
+    const shown = "Tokens " + (axis.from + 1) + " to " + Math.min(axis.to, model.length) + " of " + model.length + ".";
+    part("window").textContent = zoomedIn ? shown : rows + (ticks ? " A tick is an onset, the line under it its interval." : "");
     [area.dataset.from, area.dataset.to] = [axis.from, axis.to];
   }
 
