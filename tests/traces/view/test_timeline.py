@@ -126,14 +126,17 @@ def test_each_line_has_its_name_at_its_end(show: Callable[..., Any], width: int)
 
 
 def test_the_range_is_that_of_the_reply_and_what_is_beyond_is_marked(show: Callable[..., Any]) -> None:
-    far = {trait: {0: -88.0, 2: 40.0, FIRST + 3: 5.0} for trait in TRAITS}
-    page = show(make_payload(words(20), scores=far))
+    n = FIRST + 20
+    far = {trait: {0: -88.0, 2: 40.0, FIRST + 3: 5.0, n - 1: 50.0} for trait in TRAITS}
+    page = show(make_payload(words(20), scores=far, special=(*(False,) * (n - 1), True)))
     low, high = y_range(page)
     assert -6 <= low <= -2.5 and 5 <= high < 9
-    assert page.evaluate("view.chart().sides[0].lines[0].clipped") == [0, 2]
+    assert page.evaluate("view.chart().sides[0].lines[0].clipped") == [0, 2, n - 1]
     assert "Triangle: a prompt or special token beyond the range." in page.locator(".tv-legend").inner_text()
-    top = [x for x, y in pixels(page, 0) if y < 0.04]
-    assert top, "a mark at the upper edge"
+    place = "e => [e.offsetLeft, e.clientWidth, e.parentElement.clientWidth]"
+    left, width, whole = page.locator(".tv-area").evaluate(place)
+    marks = [x for x, y in pixels(page, 0) if y < 0.05 and abs(x * whole - left - width * 2.5 / n) < 3]
+    assert marks, "at the upper edge, over the token: the line itself passes beside it"
     update(page, make_payload(words(20), scores={"malice": {FIRST + 3: 5.0}}))
     assert "Triangle" not in page.locator(".tv-legend").inner_text()
     update(page, make_payload(words(20), scores={"malice": {FIRST + 3: 30.0}}))
