@@ -87,7 +87,7 @@ def main() -> int:
             opened = pages.Pages(running, ("http://127.0.0.1", "file:"))
             figures["first_view_s"] = round(statistics.median(first_view(opened, url) for _ in range(5)), 2)
             page = opened.open(url)
-            page.wait_for_selector("[data-chart=ready] .js-plotly-plot")
+            page.wait_for_selector("[data-chart=ready]")
             page.locator("#controls").get_by_text("Settings", exact=True).click()
             page.wait_for_timeout(1000)  # the sheet opens
             page.get_by_label("number input for Maximum length, tokens").fill(str(N_TOKENS))

@@ -29,7 +29,6 @@ _PLOTLY_URL = json.dumps(f"gradio_api/file={PLOTLY_JS}")
 _TOKEN_VIEW = """
 let payload = null;
 const view = mountTokenView(element, {{
-  plotlyUrl: {plotly_url},
   shellUrl: {shell_url},
   emptyText: {empty_text},
   onState: (state) => personaLink.changed({tab}, state, payload ? payload.link : null),
@@ -95,7 +94,7 @@ const show = () => {{
   if (!content?.html) return;
   report?.destroy();
   report = mountReport(element.querySelector('[data-part=report]'), content, {{
-    plotly: personaPlotly({plotly_url}),
+    plotly: () => personaPlotly({plotly_url}),
     trait: wanted,
     onTrait: (trait) => {{
       wanted = trait;
@@ -137,13 +136,11 @@ def token_view_component(
         branch: whether to offer a button that triggers the event `branch` with `{"side": s, "at": t, "trait": name}`,
             where t counts tokens of the reply and the trait is the one shown. Nothing else calls the server.
     """
-    # plotly.js comes from the installed wheel: no CDN, and the version that the figures are written for.
-    gr.set_static_paths([PLOTLY_JS, _shell()])
+    gr.set_static_paths([_shell()])
     return gr.HTML(
         None if value is None else as_json(value),
         html_template=assets.template(),
         js_on_load=_TOKEN_VIEW.format(
-            plotly_url=_PLOTLY_URL,
             shell_url=json.dumps(f"gradio_api/file={_shell()}"),
             empty_text=json.dumps(empty_text),
             tab=json.dumps(tab),
@@ -205,6 +202,8 @@ def report_panel_component(*, tab: str, elem_id: str, empty_text: str) -> gr.HTM
         elem_id: of the component.
         empty_text: shown while there is no value.
     """
+    # plotly.js comes from the installed wheel: no CDN, and the version that the figures are written for. Fetched with
+    # the first figure that comes into view.
     gr.set_static_paths([PLOTLY_JS])
     return gr.HTML(
         None,

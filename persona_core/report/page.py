@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from persona_core.report.content import Row, report_content
 from persona_core.report.findings import Findings
-from persona_core.traces.view.standalone import inline_json, offline_page, plotlyjs
+from persona_core.traces.view.standalone import inline_json, offline_page
 from persona_core.utils.files import read_asset
 
 
@@ -34,13 +34,21 @@ def report_page(findings: Findings, rows: Mapping[str, Sequence[Row]], title: st
     return offline_page(title, f"{styles()}\n{_asset('page.css')}", body)
 
 
+def plotlyjs() -> str:
+    """The text of plotly.js, which draws a report's figures; from the plotly package."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
 def styles() -> str:
     """The report's CSS; every rule nests under `.report`."""
     return _asset("report.css")
 
 
 def script() -> str:
-    """The report's JavaScript: declares `mountReport(root, content, options)` and mounts nothing."""
+    """The report's JavaScript: declares `mountReport(root, content, options)` and `personaPlotly(url)`, and mounts
+    nothing."""
     return _asset("report.js")
 
 

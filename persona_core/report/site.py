@@ -4,7 +4,8 @@
 README.md            front matter of a static Space
 index.html           the page; its policy lets it load only its own files
 site.json            prompts, texts and what the page opens on; names the maker of the folder
-assets/              one script, one style sheet, plotly.js, and the page that the HTML export fills in
+assets/              one script, one style sheet, the page that the HTML export fills in, and plotly.js, which only the
+                     figures of the reports fetch
 data/runs.json       the explorer's table
 data/runs/001.json   a prompt's replies, each as read by either model; fetched when it is opened
 data/analysis.json   the analysis, where the results were analysed
@@ -39,7 +40,7 @@ from persona_core.report.site_card import licence_of, site_card
 from persona_core.report.vectors_content import vectors_content
 from persona_core.traces.provenance import short_name
 from persona_core.traces.view import assets as token_view
-from persona_core.traces.view.standalone import inline_json, plotlyjs, shell_page
+from persona_core.traces.view.standalone import inline_json, shell_page
 from persona_core.utils.files import read_asset, read_json, write_atomically
 from persona_core.utils.hub import split_revision
 from persona_core.vectors.vectors import PersonaVectors
@@ -54,10 +55,10 @@ LABELS = ("own replies", "baseline's, read by both", "contaminated's, read by bo
 """Of the texts, in the order of `TEXTS`."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
-    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'"
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
 """Nothing but the site's own files is loaded, and no script runs that is not one of them. Inline styles, which load
-nothing, are plotly.js's; data: and blob: are the pictures that it draws for the PNG export."""
+nothing, are plotly.js's; data: pictures are its heat maps, and the icon."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def _write_assets(folder: Path) -> None:
     styles = (token_view.styles(), explorer_styles(), report.styles(), _asset("site.css"))
     write_atomically(folder / "site.js", "\n".join(parts))
     write_atomically(folder / "site.css", "\n".join(styles))
-    write_atomically(folder / "plotly.min.js", plotlyjs())
+    write_atomically(folder / "plotly.min.js", report.plotlyjs())
     # As plain text: it is no page of this site.
-    write_atomically(folder / "standalone.txt", shell_page(include_plotlyjs=False))
+    write_atomically(folder / "standalone.txt", shell_page())
 
 
 def _write_data(folder: Path, runs: SavedRuns, home: Home, title: str, reports: Mapping[str, Any]) -> None:

@@ -151,7 +151,7 @@ def test_every_tab_is_accessible_and_has_its_picture(tabs_page: Any, name: str) 
 
 def test_a_phone_is_accessible_and_has_its_picture(visit: Callable[..., Any], url: str) -> None:
     page = visit(url, width=390, height=844)
-    page.wait_for_selector("#view .js-plotly-plot")
+    page.wait_for_selector("#view [data-chart=ready]")
     page.wait_for_timeout(300)
     assert serious(page) == []
     screenshot(page, "live-phone", full_page=True)
@@ -159,7 +159,7 @@ def test_a_phone_is_accessible_and_has_its_picture(visit: Callable[..., Any], ur
 
 def test_open_menus_and_the_tour_are_accessible_and_have_a_picture(visit: Callable[..., Any], url: str) -> None:
     page = visit(url)
-    page.wait_for_selector("#view .js-plotly-plot")
+    page.wait_for_selector("#view [data-chart=ready]")
     page.locator("#view [data-part=options] summary").click()
     for suffix in in_both_themes(page):
         assert serious(page, "#view") == []
@@ -210,7 +210,7 @@ def test_the_keyboard_alone_reaches_everything(visit: Callable[..., Any], url: s
 
 def test_choices_by_keyboard_change_every_panel(visit: Callable[..., Any], url: str) -> None:
     page = visit(url)
-    page.wait_for_selector("#view .js-plotly-plot")
+    page.wait_for_selector("#view [data-chart=ready]")
     page.locator("#view [data-part=options] summary").press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")  # the kind of score: from specific to z

@@ -323,7 +323,7 @@ def test_markup_that_was_not_escaped_gets_no_further_than_the_parser(open_page: 
           window.ran = () => (window.runs += 1);
           const root = document.createElement("div");
           document.body.append(root);
-          mountReport(root, { html: markup, figures: {} }, { plotly: new Promise(() => {}) });
+          mountReport(root, { html: markup, figures: {} }, { plotly: () => new Promise(() => {}) });
           root.querySelector("section").click();
         }""",
         markup,

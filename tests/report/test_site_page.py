@@ -81,12 +81,20 @@ def shown(page: Any, id: str, title: str | None = None) -> None:
     page.wait_for_function("t => document.querySelector('.tv-title').textContent === t", arg=expected)
 
 
+def all_runs(page: Any) -> None:
+    """Go to the list of all runs."""
+    page.get_by_role("button", name="All runs").click()
+    page.wait_for_selector(".ex-cell")
+
+
 def fragment(page: Any) -> str:
     page.wait_for_timeout(300)  # the view reports its state a little later
     return str(page.evaluate("location.hash"))
 
 
-def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(visit: Callable[..., Any]) -> None:
+def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(
+    visit: Callable[..., Any], root: Path
+) -> None:
     page = visit()
     shown(page, OPENING)
     traces = SavedRuns(SHIPPED).traces(OPENING)
@@ -98,25 +106,27 @@ def test_the_first_page_says_what_it_is_shows_the_finding_and_lists_all_runs(vis
     assert [line for line in finding.splitlines() if line] == [found[0].label, found[0].says]
     links = page.locator(".st-findings a")
     assert links.all_inner_texts() == [one.label for one in found]
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
+    assert page.locator(".tv-pane").first.bounding_box()["y"] < 500  # above the fold
+    page.wait_for_selector("[data-chart=ready]", state="attached")
+    page.wait_for_load_state("networkidle")
+    asked = [url.rpartition("/some/path/")[2] for url in visit.pages.requests]  # type: ignore[attr-defined]
+    assert [name for name in asked if name.startswith("data/")] == [file_of(OPENING)]
+    assert "assets/plotly.min.js" not in asked, "it is for the figures of the reports"
+    sizes = [(root / "some" / "path" / (name or "index.html")).stat().st_size for name in asked]
+    assert sum(sizes) < 500_000
+    all_runs(page)
+    assert page.locator(".ex-cell").count() == 78
     links.nth(3).click()
     page.wait_for_function("says => document.querySelector('.st-finding').innerText.includes(says)", arg=found[3].says)
     page.go_back()
     shown(page, OPENING)
-    assert page.locator(".tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
-    assert page.locator(".tv-pane").first.bounding_box()["y"] < 500  # above the fold
-    page.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
-    page.wait_for_selector(".ex-cell", state="attached")
-    assert page.locator(".ex-cell").count() == 78
-    asked = [url.rpartition("/some/path/")[2] for url in visit.pages.requests]  # type: ignore[attr-defined]
-    assert [name for name in asked if name.startswith("data/")] == [
-        file_of(OPENING),
-        "data/runs.json",
-        file_of(found[3].id),
-    ]
 
 
 def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: Callable[..., Any]) -> None:
     page = visit()
+    shown(page, OPENING)
+    all_runs(page)
     page.locator("[data-field=trait]").select_option("deception")
     page.locator("[data-field=text]").fill("renting a flat")
     page.locator(".ex-cell").first.focus()
@@ -137,6 +147,7 @@ def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: 
     again = visit(link)
     shown(again, "pilot-05", title)
     assert again.locator(".tv-thumb").get_attribute("aria-valuenow") == "2"
+    all_runs(again)
     again.wait_for_selector(".ex-chosen")
     assert again.locator("[data-field=text]").input_value() == "renting a flat"
     assert fragment(again) == link
@@ -189,7 +200,7 @@ def test_a_file_that_does_not_arrive_is_a_plain_line_and_is_asked_for_again(
     notice.wait_for()
     assert notice.inner_text() == "data/runs/005.json could not be fetched: the server answered 404."
     away.rename(file)
-    page.wait_for_selector(".ex-cell")  # the list is there all the same
+    all_runs(page)  # they are there all the same
     page.evaluate("location.hash = '#id=pilot-05&trait=evil'")
     shown(page, "pilot-05")
     assert notice.is_hidden()
@@ -206,7 +217,7 @@ def test_the_offline_page_of_a_run_is_whole(visit: Callable[..., Any], tmp_path:
         page.locator("[data-part=formats] button", has_text="HTML").click()
     download.value.save_as(tmp_path / "run.html")
     alone = open_page((tmp_path / "run.html").as_uri())
-    alone.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
+    alone.wait_for_selector("[data-chart=ready]", state="attached")
     assert tokens(alone, 1) == list(SavedRuns(SHIPPED).traces("pilot-05")["contaminated"].tokens)
 
 
@@ -222,7 +233,7 @@ def test_hostile_text_stays_text_and_no_script_but_the_sites_own_runs(
     page.wait_for_selector(".tv-tok")
     assert tokens(page, 0) == hostile_tokens()
     assert page.locator("h1").inner_text() == page.title() == HOSTILE[5]
-    page.wait_for_selector(".ex-cell")
+    all_runs(page)
     assert HOSTILE[1] in str(page.locator(".ex-foot").text_content())
     assert page.locator("img, main script").count() == 0
     visit.pages.expected.append("Content Security Policy")  # type: ignore[attr-defined]

@@ -8,37 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly
 
 from persona_core.traces.view.assets import script, styles, template
 from tests.support.standins import Payload
 
-PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
-
-def bare_page(plotly_js: bool, dark: bool) -> str:
-    """Leaves the view in `window.view`, its states in `window.states`, and loads plotly.js by its address."""
-    url = json.dumps(PLOTLY_JS.as_uri() if plotly_js else None)
+def bare_page(dark: bool = False) -> str:
+    """Leaves the view in `window.view`, and its states in `window.states`."""
     return (
         "<!doctype html><meta charset=utf-8><link rel=icon href='data:,'>"
         f"<style>body {{ margin: 8px }} {styles()}</style>"
         f"<body class='{'dark' if dark else ''}'>{template()}<script>{script()}\n"
         "window.states = []; window.branches = [];\n"
-        f"window.view = mountTokenView(document.body, {{ plotlyUrl: {url}, onState: (s) => states.push(s), "
+        f"window.view = mountTokenView(document.body, {{ onState: (s) => states.push(s), "
         "link: () => 'https://here/?at=1' });</script>"
     )
 
 
 def shower(open_page: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """`show(payload, plotly=True, dark=False, width=…)`: the payload in a new bare page."""
+    """`show(payload, dark=False, width=…)`: the payload in a new bare page."""
 
-    def show(payload: Payload | None, *, plotly: bool = True, dark: bool = False, **kwargs: Any) -> Any:
+    def show(payload: Payload | None, *, dark: bool = False, **kwargs: Any) -> Any:
         path = folder / "page.html"
-        path.write_text(bare_page(plotly, dark), encoding="utf-8")
+        path.write_text(bare_page(dark), encoding="utf-8")
         page = open_page(path.as_uri(), **kwargs)
         update(page, payload)
-        if plotly and payload:
-            page.wait_for_selector("[data-chart=ready] .js-plotly-plot", state="attached")
         return page
 
     return show
@@ -60,12 +54,13 @@ def cursor(page: Any, shift: int = 0) -> int:
           const area = document.querySelector('.tv-area').getBoundingClientRect();
           const line = document.querySelector('.tv-cursor').getBoundingClientRect();
           const thumb = document.querySelector('.tv-thumb');
-          const n = Number(thumb.getAttribute('aria-valuemax'));
+          const { from, to } = document.querySelector('.tv-area').dataset;
+          const at = (x) => Math.floor((x - area.left) / area.width * (to - from)) + Number(from);
           return [
             Number(document.querySelector('.tv-at').dataset.i) + shift,
             Number(thumb.getAttribute('aria-valuenow')) - 1,
-            Math.floor((line.left + line.width / 2 - area.left) / area.width * n),
-            Math.floor((thumb.getBoundingClientRect().left + 8 - area.left) / area.width * n),
+            at(line.left + line.width / 2),
+            at(thumb.getBoundingClientRect().left + 8),
             Number(document.querySelector('.tv-position').textContent.match(/Token (\\d+)/)[1]) - 1,
           ];
         }""",
@@ -84,23 +79,35 @@ def scores(page: Any) -> list[str]:
     return page.locator(".tv-score").all_inner_texts()
 
 
-def strip(page: Any, key: str, row: int, n_rows: int) -> list[int]:
-    """Strengths along one row of a heat strip, 0 to 255 for each pixel."""
+def strip(page: Any, key: str, name: str) -> list[int]:
+    """Strengths along the row of that name in a heat strip, 0 to 255 for each pixel."""
     return page.evaluate(
-        """([key, row, rows]) => {
+        """([key, name]) => {
           const c = document.querySelector(`.tv-heat[data-strip="${key}"]`);
+          const names = [...c.parentElement.querySelectorAll('.tv-lane-name')].map((one) => one.textContent);
+          const [row, rows] = [names.indexOf(name), names.length];
           const y = Math.floor((row + 0.3) * c.height / rows);
           const copy = new OffscreenCanvas(c.width, 1).getContext('2d', { willReadFrequently: true });
           copy.drawImage(c, 0, -y);
           const data = copy.getImageData(0, 0, c.width, 1).data;
           return Array.from({ length: c.width }, (_, x) => data[4 * x + 3]);
         }""",
-        [key, row, n_rows],
+        [key, name],
     )
 
 
 def position_of_strongest(row: list[int], n_positions: int) -> int:
     return int((row.index(max(row)) + 0.5) / len(row) * n_positions)  # the middle of its first pixel
+
+
+def lines(page: Any, side: int = 0) -> dict[str, list[float | None]]:
+    """The trend lines that are drawn on a side: trait -> its values, None for a gap."""
+    drawn = page.evaluate(
+        """(side) => view.chart().sides[side].lines.map((line) =>
+          [line.trait, [...line.values].map((value) => Number.isNaN(value) ? null : value)])""",
+        side,
+    )
+    return dict(drawn)
 
 
 def choose(page: Any, name: str, value: str) -> None:

@@ -8,7 +8,7 @@
   let wanted = "";
   try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* not decodable: the first trait */ }
   mountReport(document.getElementById("report"), content, {
-    plotly: Promise.resolve(window.Plotly),
+    plotly: () => Promise.resolve(window.Plotly),
     trait: wanted,
     onTrait: (trait) => history.replaceState(null, "", "#" + encodeURIComponent(trait)),
   });

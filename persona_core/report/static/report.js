@@ -2,13 +2,14 @@
 //
 // mountReport(root, content, options) -> { pick(trait), destroy() }
 //   content            from report_content (persona_core/report/content.py)
-//   plotly             a promise of plotly.js
+//   plotly()           a promise of plotly.js; called when the first figure comes into view
 //   trait              shown first, if there is one of that name
 //   onTrait(trait)     called when another trait is picked
 
 function mountReport(root, content, options) {
   const seen = new Set();
   let plotly = null;
+  let asked = null; // for plotly.js
 
   setInert(root, content.html);
   root.classList.add("report");
@@ -82,6 +83,10 @@ function mountReport(root, content, options) {
     for (const entry of entries) {
       if (!entry.isIntersecting || seen.has(entry.target)) continue;
       seen.add(entry.target);
+      asked ??= options.plotly().then((library) => {
+        plotly = library;
+        drawSeen();
+      });
       draw(entry.target);
     }
   }, { rootMargin: "300px" });
@@ -111,10 +116,6 @@ function mountReport(root, content, options) {
     node.style.minHeight = Number(node.dataset.height) + "px";
     watcher.observe(node);
   }
-  options.plotly.then((library) => {
-    plotly = library;
-    drawSeen();
-  });
   // Call before mounting other content: removes the listeners outside the root.
   const destroy = () => {
     removeEventListener("beforeprint", drawAll);
@@ -124,6 +125,25 @@ function mountReport(root, content, options) {
     seen.clear();
   };
   return { pick, destroy };
+}
+
+// Load plotly.js once per page, 4.8 MB, and keep a private reference: Gradio loads another version.
+function personaPlotly(url) {
+  const key = Symbol.for("persona_core.plotly");
+  window[key] ??= new Promise((resolve, reject) => {
+    const before = window.Plotly;
+    const script = document.createElement("script");
+    script.src = url;
+    script.onload = () => {
+      const mine = window.Plotly;
+      if (before === undefined) delete window.Plotly;
+      else window.Plotly = before;
+      resolve(mine);
+    };
+    script.onerror = () => reject(new Error("plotly.js did not load"));
+    document.head.append(script);
+  });
+  return window[key];
 }
 
 // Inserts markup that was made from a file of figures. Its texts are escaped where it is made. As a second barrier, only

@@ -48,11 +48,8 @@
       return new Promise(() => {});
     });
 
-  // The page that the HTML export fills in, with plotly.js in it.
-  async function shell() {
-    const [page, library] = await Promise.all(["assets/standalone.txt", PLOTLY].map(async (path) => (await get(path)).text()));
-    return page.replace('<script type="application/json"', (tag) => "<script>" + library + "</script>\n" + tag);
-  }
+  // The page that the HTML export fills in.
+  const shell = async () => (await get("assets/standalone.txt")).text();
 
   // ---- the address ----------------------------------------------------------------------------------------------
 
@@ -109,7 +106,6 @@
   let newest = 0; // only the run that was opened last is shown
 
   const view = mountTokenView(part("run"), {
-    plotlyUrl: PLOTLY,
     emptyText: "The replies appear here.",
     shell,
     onState(state) {
@@ -167,8 +163,6 @@
     if (focused) part("texts").querySelector("input:checked").focus();
     view.update({ ...payload, ...(Number.isInteger(finding?.at) ? { focus: finding.at } : {}), sides: sides.map((index) => run.sides[index]) });
     remember();
-    // The view leaves its trend lines out; the promise is that of its own attempt.
-    personaPlotly(PLOTLY).catch(() => say(PLOTLY + " could not be fetched: the trend lines are missing."));
   }
 
   part("texts").addEventListener("change", (event) => showRun(event.target.value));
@@ -194,10 +188,10 @@
   let picking = false; // until then, what the explorer chooses is no visitor's choice
   let unfiltered = null; // its own choices
 
-  // After the run itself, which a visitor waits for.
+  // The list of all runs is larger than the rest of the page: it is fetched after the run itself, when it comes near.
   let all = null;
   function showAll() {
-    all ??= load("data/runs.json").then(
+    all ??= near(part("runs")).then(() => load("data/runs.json")).then(
       (table) => {
         explorer.restore({ ...shown.filters, id: shown.id });
         explorer.update(table);
@@ -210,6 +204,19 @@
     );
     all.then(() => picking && explorer.restore({ ...shown.filters, id: shown.id }));
   }
+
+  const near = (node) =>
+    new Promise((resolve) => {
+      const watcher = new IntersectionObserver(
+        (entries) => {
+          if (!entries.some(({ isIntersecting }) => isIntersecting)) return;
+          watcher.disconnect();
+          resolve();
+        },
+        { rootMargin: "200px" }
+      );
+      watcher.observe(node);
+    });
 
   function filtersOf(text) {
     try {
@@ -236,7 +243,7 @@
         const content = await load("data/" + page + ".json");
         shown.trait = query.trait ?? null;
         reports[page] ??= mountReport(root, content, {
-          plotly: plotly(),
+          plotly,
           trait: query.trait,
           onTrait(trait) {
             shown.trait = trait;

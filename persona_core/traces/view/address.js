@@ -1,13 +1,13 @@
 // The view's state (trait, cursor, span and choices) in the query of an address, and back. The view checks every value.
 
 const viewAddress = (() => {
-  const FIELDS = ["trait", "at", "span", "kind", "block", "alignment", "smooth", "scale", "special", "hidden"];
+  const FIELDS = ["trait", "at", "span", "kind", "block", "alignment", "smooth", "scale", "lines", "special", "hidden"];
   const NUMBER = /^\d{1,7}$/;
 
   // The state that the fields of a query describe; malformed ones are left out.
   function read(query) {
     const state = {};
-    for (const key of ["trait", "kind", "alignment", "scale", "block"]) if (query[key] !== undefined) state[key] = query[key];
+    for (const key of ["trait", "kind", "alignment", "scale", "lines", "block"]) if (query[key] !== undefined) state[key] = query[key];
     for (const key of ["at", "smooth"]) if (NUMBER.test(query[key] ?? "")) state[key] = Number(query[key]);
     const span = (query.span ?? "").split("-");
     if (span.length === 2 && span.every((end) => NUMBER.test(end))) state.span = span.map(Number);

@@ -20,6 +20,7 @@ _SCRIPTS = (
     "marks.js",
     "pane.js",
     "bars.js",
+    "axis.js",
     "chart.js",
     "lanes.js",
     "timeline.js",
@@ -48,8 +49,7 @@ def styles() -> str:
 
 
 def script() -> str:
-    """The view's JavaScript. It mounts nothing and declares `mountTokenView(root, options)`, `personaPlotly(url)`, and
-    `viewAddress`: the view's state in an address."""
+    """The view's JavaScript. It mounts nothing and declares `mountTokenView(root, options)`, and `viewAddress`: the
+    view's state in an address."""
     parts = "\n".join(_read(name) for name in _SCRIPTS)
-    names = "mountTokenView, viewAddress, personaPlotly: loadPlotly"
-    return f"(() => {{\n{parts}\nObject.assign(window, {{ {names} }});\n}})();"
+    return f"(() => {{\n{parts}\nObject.assign(window, {{ mountTokenView, viewAddress }});\n}})();"

@@ -1,8 +1,10 @@
 // The choices of what is shown, in a menu. One object has them:
-// {trait, kind, block, alignment, smooth, scale, special, sentences, difference, hidden}. Every value is checked: it may come from a link.
+// {trait, kind, block, alignment, smooth, scale, lines, special, sentences, difference, hidden}. Every value is checked: it
+// may come from a link.
 
 const SMOOTHING = [1, 3, 5, 9, 17, 33];
-const DEFAULTS = { trait: null, kind: null, block: "best", alignment: "at", smooth: 1, scale: "fixed", special: true, sentences: true, difference: false, hidden: [] };
+const LONG = { reply: 300, window: 9 }; // tokens
+const DEFAULTS = { trait: null, kind: null, block: "best", alignment: "at", smooth: null, scale: "fixed", lines: "some", special: true, sentences: true, difference: false, hidden: [] };
 
 // The choices in effect for a trace: the user's if they are valid for it, else the payload's.
 function choicesFor(model, userChoices) {
@@ -14,15 +16,20 @@ function choicesFor(model, userChoices) {
   if (typeof chosen.block === "number" && !blocks.includes(chosen.block)) chosen.block = "best";
   if (chosen.block === "all" && blocks.length < 2) chosen.block = "best";
   if (chosen.alignment !== "before") chosen.alignment = "at";
-  chosen.smooth = SMOOTHING.includes(Number(chosen.smooth)) ? Number(chosen.smooth) : 1;
+  chosen.smooth = SMOOTHING.includes(Number(chosen.smooth)) ? Number(chosen.smooth) : null;
   if (chosen.scale !== "range") chosen.scale = "fixed";
   chosen.difference = chosen.difference === true && model.sides.length === 2;
+  if (chosen.lines !== "all") chosen.lines = "some";
   chosen.hidden = (chosen.hidden ?? []).filter((name) => model.traits.includes(name));
   if (chosen.hidden.length === model.traits.length) chosen.hidden = [];
   return chosen;
 }
 
 const pick = (from, keys) => Object.fromEntries(keys.filter((key) => from?.[key] !== undefined).map((key) => [key, from[key]]));
+
+// Tokens in the trailing mean of the lines. Unless one is chosen, which is then that of every number shown, only the lines
+// of long replies are smoothed.
+const lineWindow = (model, choices) => choices.smooth ?? (model.length - model.start >= LONG.reply ? LONG.window : 1);
 
 const blocksOf = (model) => model.sides[0].blocks.filter((block) => model.sides.every((side) => side.blocks.includes(block)));
 
@@ -93,9 +100,13 @@ function makeChoices(part, { onChange }) {
       ),
       select(
         "smooth", "Smoothing",
-        SMOOTHING.map((n) => [n, n === 1 ? "none" : "mean of the last " + n + " tokens"]),
-        choices.smooth
+        [
+          ["", "lines of " + LONG.reply + " tokens and more"],
+          ...SMOOTHING.map((n) => [n, n === 1 ? "none" : "mean of the last " + n + " tokens"]),
+        ],
+        choices.smooth ?? ""
       ),
+      select("lines", "Lines", [["some", "chosen trait, and those above the band"], ["all", "all traits"]], choices.lines),
       select(
         "scale", "Colour range",
         [...(fixed ? [["fixed", "±" + SD_SCALE + ", fixed"]] : []), ["range", "up to the largest score"]],

@@ -12,7 +12,7 @@ function exported(model, traits, choices) {
     kind: choices.kind,
     unit: UNITS[choices.kind],
     state: choices.alignment === "before" ? "the state that chose the token" : "after reading the token",
-    smoothing: choices.smooth,
+    smoothing: choices.smooth ?? 1,
     blocks: Object.fromEntries(traits.map((trait) => [trait, blockOf(model, trait, choices)])),
     sides: model.sides.map((side) => {
       const scores = traits.map((trait) => scoresOf(model, side, trait, choices));
@@ -75,7 +75,7 @@ function fileName(model, ending) {
   return (words || "trace") + "." + ending;
 }
 
-// The picture: title, coloured text of each side, the chart and the heat strips, redrawn on one canvas.
+// The picture: title, coloured text of each side, the heat strips and the chart, redrawn on one canvas.
 async function drawPicture(view, { model, trait, choices, scale, colours, chartImage }) {
   const strips = [...view.querySelectorAll(".tv-lane")].map((lane) => ({
     title: lane.previousElementSibling?.matches(".tv-lane-title") ? lane.previousElementSibling.textContent : "",
@@ -140,9 +140,8 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
   }
 
   const columns = model.sides.map(layOut);
-  const picture = chartImage ? await loadImage(chartImage) : null;
-  const chartHeight = picture ? (picture.height / picture.width) * (width - 2 * edge) : 0;
-  // Strips lie under the chart's plot area, at the scale at which the chart is drawn.
+  const chartHeight = (chartImage.height / chartImage.width) * (width - 2 * edge);
+  // Strips lie over the chart's plot area, at the scale at which the chart is drawn.
   const chart = view.querySelector(".tv-chart");
   const [area, zoom] = [view.querySelector(".tv-area"), (width - 2 * edge) / Math.max(chart.clientWidth, 1)];
   const [stripLeft, stripWidth] = [edge + area.offsetLeft * zoom, area.clientWidth * zoom];
@@ -176,11 +175,9 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     pen.stroke();
     pen.restore();
   };
-  // As much of a text as fits into a width; measured in the font that it is written in.
-  const fitted = (text, most) => {
+  const fitted = (text, room) => {
     pen.font = "600 13px " + sans;
-    while (text.length > 1 && pen.measureText(text).width > most) text = text.slice(0, Math.ceil(text.length * 0.95) - 2) + "…";
-    return text;
+    return fittedText(pen, text, room);
   };
   write(fitted(model.title, (width - 2 * edge) * (13 / 21)), edge, 46, 21, "--tv-ink", 600);
   write(trait + ", " + UNITS[choices.kind] + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
@@ -212,8 +209,6 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     }
   });
   let y = 116 + textHeight + 24;
-  if (picture) pen.drawImage(picture, edge, y, width - 2 * edge, chartHeight);
-  y += chartHeight + 12;
   for (const { canvas: strip, title, names } of strips) {
     if (title) write(title, stripLeft, (y += 18) - 5, 13, "--tv-muted", 600);
     const height = strip.clientHeight * zoom;
@@ -230,14 +225,6 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     });
     y += height + 10;
   }
+  pen.drawImage(chartImage, edge, y + 2, width - 2 * edge, chartHeight);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-}
-
-function loadImage(url) {
-  return new Promise((resolve, reject) => {
-    const image = new Image();
-    image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("the chart could not be drawn"));
-    image.src = url;
-  });
 }

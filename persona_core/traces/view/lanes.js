@@ -1,43 +1,48 @@
-// The lanes under the chart: the roles, a heat strip for each side (a row per trait, or per block), and with two sides a
-// strip of their difference. Drawn on canvases, on the timeline's axis.
+// The lanes: the roles, a heat strip for each side (a row per trait, or per block), and with two sides a strip of their
+// difference. Drawn on canvases, on the timeline's axis.
 
-const ROW = { roomy: 11, tight: 6 }; // px per row; tight above ten rows
+const ROW = { one: 18, two: 13, tight: 6 }; // px per row of one side, of two, and above ten rows
 
 function makeLanes(node) {
   const roles = make("div", "tv-roles");
   let canvases = [];
   let built = null; // what the elements show; while a reply grows they stay and are repainted
 
-  // strips: from top to bottom, [{key, label, rows: [{label, colour, scores, shift, chosen}], faint(position)}]
+  // strips: from top to bottom, [{key, label, rows: [{label, note, colour, scores, shift, chosen, onset}], faint(position)}]
   function show(strips, drawing) {
-    const wanted = JSON.stringify(strips.map(({ key, label, rows }) => [key, label, rows.map((row) => [row.label, row.colour, row.chosen])]));
+    const texts = strips.map(({ key, label, rows }) => [key, label, rows.map((row) => [row.label, row.note, row.colour, row.chosen])]);
+    const wanted = JSON.stringify(texts);
     if (built !== wanted) build(strips);
     built = wanted;
-    strips.forEach((strip, s) => paintStrip(canvases[s], strip, { ...drawing, height: rowHeight(strip) }));
-    showRoles(roles, drawing.model, drawing.width);
+    const { model } = drawing;
+    strips.forEach((strip, s) => paintStrip(canvases[s], strip, { ...drawing, height: rowHeight(strip, strips.length) }));
+    showRoles(roles, model, drawing);
   }
 
-  const rowHeight = (strip) => (strip.rows.length > 10 ? ROW.tight : ROW.roomy);
+  const rowHeight = ({ rows }, strips) => (rows.length > 10 ? ROW.tight : strips > 1 ? ROW.two : ROW.one);
 
   function build(strips) {
     canvases = [];
     const parts = strips.map((strip) => {
-      const height = rowHeight(strip);
+      const height = rowHeight(strip, strips.length);
       const lane = make("div", "tv-lane");
       const names = make("div", "tv-lane-names");
+      const notes = make("div", "tv-lane-notes");
       for (const row of strip.rows) {
         const name = make("div", "tv-lane-name");
-        name.style.height = height + "px";
+        const note = make("div", "tv-lane-note", row.note);
+        name.style.height = note.style.height = height + "px";
         name.classList.toggle("tv-chosen", Boolean(row.chosen));
         const dot = make("span", "tv-dot");
         dot.style.setProperty("--dot", row.colour);
         name.append(make("bdi", "", row.label), dot);
         names.append(name);
+        notes.append(note);
       }
       const canvas = make("canvas", "tv-heat");
       canvas.dataset.strip = strip.key;
       canvas.style.height = height * strip.rows.length + "px";
-      lane.append(names, canvas);
+      lane.append(names, canvas, notes);
       canvases.push(canvas);
       return strip.label ? [make("div", "tv-lane-title", strip.label), lane] : [lane];
     });
@@ -47,12 +52,13 @@ function makeLanes(node) {
   return { show };
 }
 
-function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours }) {
+function paintStrip(canvas, strip, { width, ratio, height, axis, scale, colours }) {
   canvas.width = Math.max(1, Math.round(width * ratio));
   canvas.height = Math.round(height * strip.rows.length * ratio);
   const pen = canvas.getContext("2d");
-  const [high, low] = [colours.of("--tv-high"), colours.of("--tv-low")];
-  const n = model.length;
+  const [high, low, ink, paper] = ["--tv-high", "--tv-low", "--tv-ink", "--tv-paper"].map(colours.of);
+  const n = axis.to - axis.from;
+  const x = (position) => Math.round(((position - axis.from) / n) * canvas.width);
   // One column per token; with more tokens than pixels, the strongest token of each pixel: a spike is never averaged
   // away.
   const columns = Math.min(n, canvas.width);
@@ -60,8 +66,8 @@ function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours
     const top = Math.round(r * height * ratio);
     const bottom = Math.round((r + 1) * height * ratio) - (strip.rows.length > 1 ? Math.ceil(ratio) : 0);
     for (let column = 0; column < columns; column++) {
-      const from = Math.floor((column * n) / columns);
-      const to = Math.max(from + 1, Math.floor(((column + 1) * n) / columns));
+      const from = axis.from + Math.floor((column * n) / columns);
+      const to = Math.max(from + 1, axis.from + Math.floor(((column + 1) * n) / columns));
       let best = 0;
       for (let position = from; position < to; position++) {
         const score = row.scores[position - row.shift];
@@ -74,27 +80,42 @@ function paintStrip(canvas, strip, { width, ratio, height, model, scale, colours
       pen.fillStyle = best < 0 ? low : high;
       pen.fillRect(left, top, right - left, bottom - top);
     }
+    pen.globalAlpha = 1;
+    if (row.onset) paintOnset(row.onset, top, bottom);
   });
+
+  // A tick at the token, and a line under its interval; with an edge, to be seen on every colour.
+  function paintOnset({ at, low: from, high: to }, top, bottom) {
+    const [tick, line] = [Math.round(2 * ratio), Math.max(1, Math.round(1.5 * ratio))];
+    const left = Math.round((x(at) + x(at + 1) - tick) / 2);
+    for (const [colour, edge] of [[paper, Math.ceil(ratio)], [ink, 0]]) {
+      pen.fillStyle = colour;
+      pen.fillRect(left - edge, top, tick + 2 * edge, bottom - top);
+      if (from !== null) pen.fillRect(x(from), bottom - line - edge, Math.max(x(to + 1) - x(from), 1), line + edge);
+    }
+  }
 }
 
 // The roles on the first side; the sides differ only in the reply.
-function showRoles(lane, model, width) {
+function showRoles(lane, model, { width, axis }) {
   const side = model.sides[0];
   const runs = [];
-  let from = 0;
+  let begin = 0;
   for (let i = 1; i <= side.n; i++) {
-    if (i < side.n && side.roles[i] === side.roles[from]) continue;
-    runs.push([side.roles[from], from + side.shift, i + side.shift]);
-    from = i;
+    if (i < side.n && side.roles[i] === side.roles[begin]) continue;
+    const [start, end] = [Math.max(begin + side.shift, axis.from), Math.min(i + side.shift, axis.to)];
+    if (start < end) runs.push([side.roles[begin], start, end]);
+    begin = i;
   }
+  const share = (positions) => positions / (axis.to - axis.from);
   lane.replaceChildren(
     ...runs.map(([role, start, end]) => {
       // A label that does not fit is left out: half a word would mislead.
-      const fitsLabel = role !== "template" && ((end - start) / model.length) * width > 8 + 6.5 * role.length;
+      const fitsLabel = role !== "template" && share(end - start) * width > 8 + 6.5 * role.length;
       const run = make("div", "tv-run", fitsLabel ? role : "");
       run.dataset.role = role;
-      run.style.left = (100 * start) / model.length + "%";
-      run.style.width = (100 * (end - start)) / model.length + "%";
+      run.style.left = 100 * share(start - axis.from) + "%";
+      run.style.width = 100 * share(end - start) + "%";
       return run;
     })
   );

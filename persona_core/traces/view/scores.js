@@ -110,11 +110,12 @@ function aligned(scores, stored, wanted) {
 
 // Causal mean of each score and up to `window - 1` before it: later tokens never change earlier ones.
 function smoothed(scores, window) {
-  if (window <= 1) return scores;
+  if (!(window > 1)) return scores;
   return scores.map((score, i) => {
     if (Number.isNaN(score)) return NaN;
-    const known = [...scores.subarray(Math.max(0, i - window + 1), i + 1)].filter((s) => !Number.isNaN(s));
-    return Math.fround(known.reduce((sum, s) => sum + s, 0) / known.length);
+    let [sum, known] = [0, 0];
+    for (let j = Math.max(0, i - window + 1); j <= i; j++) if (!Number.isNaN(scores[j])) [sum, known] = [sum + scores[j], known + 1];
+    return Math.fround(sum / known);
   });
 }
 
@@ -130,6 +131,29 @@ function meanOver(scores, from, to) {
 function answerStart(side) {
   const at = side.roles.indexOf("assistant", side.n_prompt);
   return side.roles.includes("thinking") && at >= 0 ? at : side.n_prompt;
+}
+
+const SUSTAINED = 5; // tokens
+
+// The highest mean of five consecutive scored tokens of a side's reply: a state, rather than one token. NaN if it has none.
+function sustainedPeak(model, side, trait, choices) {
+  const scores = scoresOf(model, side, trait, choices);
+  const known = [];
+  for (let i = side.n_prompt; i < side.n; i++) if (!side.special[i] && !Number.isNaN(scores[i])) known.push(scores[i]);
+  const length = Math.min(SUSTAINED, known.length);
+  let [high, sum] = [NaN, 0];
+  known.forEach((score, i) => {
+    sum += score - (i >= length ? known[i - length] : 0);
+    if (i >= length - 1 && !(sum / length <= high)) high = sum / length;
+  });
+  return high;
+}
+
+// Traits from the one that rises highest, on either side, to the one that rises least.
+function byPeak(model, traits, choices) {
+  const best = (trait) => Math.max(...model.sides.map((side) => sustainedPeak(model, side, trait, choices)).filter(Number.isFinite));
+  const peaks = new Map(traits.map((trait) => [trait, best(trait)])); // -Infinity without any score
+  return [...traits].sort((a, b) => peaks.get(b) - peaks.get(a) || 0); // -Infinity less itself is NaN
 }
 
 // The score at full colour.

@@ -6,14 +6,13 @@ import html
 import json
 from typing import Any
 
-from persona_core.errors import PersonaError
 from persona_core.traces.trace import Kind, Trace
 from persona_core.traces.view.assets import script, styles, template
 from persona_core.traces.view.payload import trace_payload
 
 # The browser itself refuses every request.
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
 
@@ -31,44 +30,38 @@ _MOUNT = """
   prefers.addEventListener("change", apply);
   const payload = JSON.parse(document.getElementById("payload").textContent);
   if (payload.title) document.title = payload.title;
-  const view = mountTokenView(document.querySelector("main"), { plotly: window.Plotly });
+  const view = mountTokenView(document.querySelector("main"));
   view.restore(payload.view);
   view.update(payload);
 })();
 """
 
 
-def standalone_page(payload: dict[str, Any], *, include_plotlyjs: bool = True) -> str:
+def standalone_page(payload: dict[str, Any]) -> str:
     """Render a payload as a complete HTML page that works offline.
 
     Args:
         payload: see `persona_core.traces.view.payload`.
-        include_plotlyjs: put plotly.js (4.8 MB) into the page. Without it the page is small and lacks
-            only the trend lines.
 
     Returns:
         The page's text; write it as UTF-8.
 
-    Raises:
-        PersonaError: `include_plotlyjs` without the plotly package.
-
     Example:
-        >>> page = standalone_page(trace_payload(trace), include_plotlyjs=False)  # doctest: +SKIP
+        >>> page = standalone_page(trace_payload(trace))  # doctest: +SKIP
     """
-    return _page(str(payload.get("title") or "Trace"), inline_json(payload), include_plotlyjs)
+    return _page(str(payload.get("title") or "Trace"), inline_json(payload))
 
 
-def shell_page(include_plotlyjs: bool = True) -> str:
+def shell_page() -> str:
     """The standalone page with `"payload goes here"` instead of the payload, which the browser inserts."""
-    return _page("Trace", inline_json("payload goes here"), include_plotlyjs)
+    return _page("Trace", inline_json("payload goes here"))
 
 
-def _page(title: str, payload: str, include_plotlyjs: bool) -> str:
-    plotly = f"<script>{plotlyjs()}</script>\n" if include_plotlyjs else ""
+def _page(title: str, payload: str) -> str:
     body = f"""<body>
 <main>{template()}</main>
 <script type="application/json" id="payload">{payload}</script>
-{plotly}<script>{script()}{_MOUNT}</script>
+<script>{script()}{_MOUNT}</script>
 </body>"""
     return offline_page(title, f"{_PAGE_STYLE}{styles()}", body)
 
@@ -90,30 +83,12 @@ def offline_page(title: str, style: str, body: str) -> str:
 """
 
 
-def standalone_html(
-    trace: Trace, *, kind: Kind | None = None, title: str | None = None, include_plotlyjs: bool = True
-) -> str:
-    """`standalone_page` for a trace. Arguments as in `trace_payload` and `standalone_page`."""
-    return standalone_page(trace_payload(trace, kind=kind, title=title), include_plotlyjs=include_plotlyjs)
+def standalone_html(trace: Trace, *, kind: Kind | None = None, title: str | None = None) -> str:
+    """`standalone_page` for a trace. Arguments as in `trace_payload`."""
+    return standalone_page(trace_payload(trace, kind=kind, title=title))
 
 
 def inline_json(payload: Any) -> str:
     """JSON that is safe between script tags: no `<`, no `&`, and only ASCII (so no U+2028 either)."""
     text = json.dumps(payload, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def plotlyjs() -> str:
-    """The text of plotly.js from the plotly package.
-
-    Raises:
-        PersonaError: it is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise PersonaError(
-            "include_plotlyjs=True needs the plotly package. Install it with `pip install plotly`, "
-            "or pass include_plotlyjs=False."
-        ) from error
-    return str(get_plotlyjs())

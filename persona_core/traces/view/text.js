@@ -67,3 +67,13 @@ function labelled(text, control) {
   label.append(make("span", "", text), control);
   return label;
 }
+
+// As much of a text as fits into a width in the pen's font.
+function fittedText(pen, text, width) {
+  let shown = text;
+  for (let end = text.length - 1; end > 0 && pen.measureText(shown).width > width; end--) {
+    end = Math.min(end, Math.ceil((text.length * width) / pen.measureText(text).width));
+    shown = text.slice(0, end) + "…";
+  }
+  return shown;
+}

@@ -2,8 +2,8 @@
 //
 // One rule keeps the panels in step: only showCursor() tells them where the cursor is.
 //
-// mountTokenView(root, options) -> { update(payload), state(), restore(state) }
-//   plotlyUrl or plotly    address of plotly.js, or plotly.js itself
+// mountTokenView(root, options) -> { update(payload), state(), restore(state), chart() }
+//   chart() is what the trend lines show, as plain data: see chartOf() in chart.js
 //   emptyText              shown while there is no payload
 //   shellUrl or shell()    page without a payload, for the export of a page that works offline
 //   onState(state)         after each change of trait, cursor, span or choices, as plain values
@@ -61,13 +61,12 @@ function mountTokenView(root, options = {}) {
     else start();
     if (wanted) restoreCursor();
     part("title").textContent = model.title || "Conversation";
-    show();
+    show(grown);
     if (model.done || !grown) reportState(); // another trace has another address, so that a reload while it is written restores it
   }
 
   function start() {
     playback.stop();
-    if (!model.done) timeline.clear();
     span = preview = null;
     pinned = false;
     pinnedSide = 0;
@@ -137,7 +136,7 @@ function mountTokenView(root, options = {}) {
   // The side whose onset a trait's button names: the second where both have one.
   const onsetSide = (name) => model.sides.findLast((side) => onsetText(side.onsets?.[name]));
 
-  function show() {
+  function show(same = true) {
     scale = scaleOf(model, choices, traits);
     const colours = model.sides.map((side) => (choices.difference ? sharedDifference : scoresOf)(model, side, trait(), choices));
     // The difference has a scale of its own: it is small beside the scores.
@@ -150,32 +149,43 @@ function mountTokenView(root, options = {}) {
     part("key-unit").title = UNITS[choices.kind] + (choices.kind === "specific" ? ": " + model.traits.join(", ") : "");
     bars.highlight(trait());
     const sinks = model.sides.map((side) => sinksOf(side, blockOf(model, trait(), choices), choices.alignment));
-    part("legend").textContent = legend(sinks.some((of) => of.includes(1)));
     panes.forEach((pane, s) => {
       pane.paint(colours[s], reach, sinks[s]);
       pane.showOnset(trait());
       pane.mark(marksOf(model, model.sides[s], traits, choices));
       pane.text.classList.toggle("tv-plain", !choices.special);
     });
-    timeline.show({ model, traits, trait: trait(), choices, scale });
+    timeline.show({ model, traits, trait: trait(), choices, scale }, same);
+    part("legend").textContent = legend(timeline.chart(), sinks.some((of) => of.includes(1)));
+    showLines(timeline.chart());
     showCursor();
     part("branch").hidden = !options.onBranch;
   }
 
-  function legend(sinks) {
-    const parts = ["One line per trait, colours as in the buttons, " + UNITS[choices.kind] + "."];
+  function legend(chart, sinks) {
+    const some = chart.left_out ? ": " + trait() + ", and any trait whose mean of " + SUSTAINED + " tokens rises above the grey band." : ", one per trait.";
+    const parts = ["Lines" + some + " Unit: " + UNITS[choices.kind] + "."];
     if (choices.smooth > 1) parts.push("Mean of the last " + choices.smooth + " tokens.");
+    else if (chart.window > 1) parts.push("The lines are smoothed: each point is the mean of the last " + chart.window + " tokens.");
     if (inDeviations(choices.kind)) parts.push("Grey band: ±2, where most tokens of neutral replies lie.");
     if (choices.kind === "raw") parts.push("Grey band: neutral mean ± 2 standard deviations of " + trait() + ".");
     if (choices.kind === "cosine") parts.push("Zero is not neutral for cosines; it is for z.");
     parts.push("Dotted line: start of the reply.");
     const onset = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.onset));
     if (onset) parts.push("Tick and shaded band: where " + trait() + " rises, with its interval.");
+    if (chart.sides.some((side) => side.lines.some((line) => line.clipped.length))) parts.push("Triangle: a prompt or special token beyond the range.");
     const doubles = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.doubles));
     if (doubles) parts.push((onset ? "Tick alone" : "Tick") + ": where " + trait() + ", high at the first token, more than doubles.");
     if (sinks) parts.push("Hatched: sink tokens, whose state is far outside the usual range; they have no score.");
     return parts.join(" ");
   }
+
+  // Offers the lines that are left out, or to leave them out again.
+  function showLines({ left_out }) {
+    part("lines").hidden = choices.lines !== "all" && left_out === 0;
+    part("lines").textContent = choices.lines === "all" ? "Fewer lines" : "Show all " + traits.length + " lines";
+  }
+  part("lines").addEventListener("click", () => choose({ lines: choices.lines === "all" ? "some" : "all" }));
 
   // ---- choices --------------------------------------------------------------------------------------------------
 
@@ -282,11 +292,13 @@ function mountTokenView(root, options = {}) {
     options.onBranch?.({ side: s, at: committed - model.start, trait: trait() });
   });
 
+  const ZOOM = { "+": 0.5, "=": 0.5, "-": 2, 0: Infinity };
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
   function onKey(event) {
     if (!model || event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.key in STEPS ? cursor() + STEPS[event.key] : { Home: 0, End: last() }[event.key];
     if (event.key === "Escape") follow();
+    else if (event.key in ZOOM) timeline.zoom(ZOOM[event.key]);
     else if (target === undefined) return;
     else if (event.shiftKey) {
       // The end of the span at the cursor moves.
@@ -362,7 +374,7 @@ function mountTokenView(root, options = {}) {
     png: ["PNG, text and chart", async () => {
       const style = getComputedStyle(view);
       const colours = { of: (name) => style.getPropertyValue(name).trim() };
-      const chartImage = await timeline.picture();
+      const chartImage = timeline.picture();
       download(fileName(model, "png"), await drawPicture(view, { model, trait: trait(), choices, scale, colours, chartImage }));
     }],
   };
@@ -446,15 +458,7 @@ function mountTokenView(root, options = {}) {
   for (const node of [document.documentElement, document.body])
     restyled.observe(node, { attributes: true, attributeFilter: ["class", "data-theme"] });
 
-  if (options.plotly) timeline.usePlotly(options.plotly);
-  else if (options.plotlyUrl)
-    // After the first paint: only the chart needs plotly.js, which has five megabytes.
-    setTimeout(() => {
-      loadPlotly(options.plotlyUrl).then(timeline.usePlotly, () => (view.dataset.chart = "missing"));
-    }, 50);
-  else view.dataset.chart = "missing";
-
   update(null);
   setTimeout(() => (mounted = true)); // the first payload comes with the page
-  return { update, state, restore };
+  return { update, state, restore, chart: () => timeline.chart() };
 }

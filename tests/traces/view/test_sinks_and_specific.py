@@ -11,7 +11,7 @@ import pytest
 from persona_core.traces.trace import UNITS
 from persona_core.traces.view.payload import pair_payload
 from tests.support.standins import FIRST, TRAITS, Payload, make_payload, odds, words
-from tests.support.view_page import bars, choose, position_of_strongest, scores, strip, token, update
+from tests.support.view_page import bars, choose, lines, position_of_strongest, scores, strip, token, update
 
 pytestmark = pytest.mark.browser
 
@@ -28,12 +28,8 @@ def with_sinks(sinks: tuple[int, ...] = (0, SINK), **changes: Any) -> Payload:
     return make_payload(words(12), scores=spikes, norms=norms, max_norm=limits, **changes)
 
 
-def line(page: Any) -> list[float | None]:
-    return page.evaluate("Array.from(document.querySelector('.js-plotly-plot').data[0].y, (y) => isNaN(y) ? null : y)")
-
-
 def top_of_chart(page: Any) -> float:
-    return float(page.evaluate("document.querySelector('.js-plotly-plot').layout.yaxis.range[1]"))
+    return float(page.evaluate("view.chart().range.high"))
 
 
 def test_a_sink_token_is_hatched_and_has_no_colour_and_no_score(show: Callable[..., Any]) -> None:
@@ -56,11 +52,12 @@ def test_a_sink_token_is_hatched_and_has_no_colour_and_no_score(show: Callable[.
 
 def test_a_sink_token_is_a_gap_in_the_lines_and_moves_no_scale(show: Callable[..., Any]) -> None:
     page = show(with_sinks())
-    assert line(page) == [None if i in (0, SINK) else 3.0 if i == FIRST + 9 else 0.1 for i in range(N)]
+    expected = [None if i in (0, SINK) else 3.0 if i == FIRST + 9 else 0.1 for i in range(N)]
+    assert list(lines(page).values()) == [expected]
     assert top_of_chart(page) < 9
     choose(page, "scale", "range")
     assert page.locator("[data-part=key-high]").inner_text() == "+3"
-    row = strip(page, "0", 0, 3)
+    row = strip(page, "0", TRAITS[0])
     assert position_of_strongest(row, N) == FIRST + 9
     assert max(row[int(len(row) * (SINK + 0.3) / N) : int(len(row) * (SINK + 0.7) / N)]) == 0
     choose(page, "smooth", "3")
@@ -125,7 +122,7 @@ def test_a_statement_that_names_no_trait_stands_without_its_name(show: Callable[
         "flattery": {"answer": "onset", "onset": 2, "says": "rises at token 2 [1, 3]", "kind": "z"},
         "malice": {"answer": "onset", "onset": 2, "says": "rises at token 2 [1, 3]", "kind": "specific"},
     }
-    page = show(make_payload(words(6), onsets=onsets), plotly=False)
+    page = show(make_payload(words(6), onsets=onsets))
     said = []
     for i in range(3):
         page.locator(".tv-chip").nth(i).click()
@@ -140,5 +137,5 @@ def test_a_statement_that_names_no_trait_stands_without_its_name(show: Callable[
 def test_log_odds_of_another_length_are_refused(show: Callable[..., Any]) -> None:
     payload = make_payload(words(3), log_odds=odds(3))
     payload["sides"][0]["log_odds"] = payload["sides"][0]["null_std"]
-    page = show(payload, plotly=False)
+    page = show(payload)
     assert "differ in length" in page.locator(".tv-empty").inner_text()

@@ -13,7 +13,17 @@ import pytest
 from persona_core.traces.view.payload import pair_payload, trace_payload
 from persona_core.traces.view.standalone import standalone_page
 from tests.support.standins import FIRST, HOSTILE, TRAITS, Payload, cut, make_payload, make_trace, words
-from tests.support.view_page import bars, cursor, position_of_strongest, scores, shown_tokens, strip, token, update
+from tests.support.view_page import (
+    bars,
+    cursor,
+    lines,
+    position_of_strongest,
+    scores,
+    shown_tokens,
+    strip,
+    token,
+    update,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -34,12 +44,10 @@ def test_a_spike_lights_the_same_token_everywhere(show: Callable[..., Any]) -> N
     assert scores(page) == ["+7.80"]
     fills = page.locator(".tv-fill").evaluate_all("all => all.map(f => f.style.transform)")
     assert fills == ["scaleX(0.0125)", "scaleX(0.975)", "scaleX(-0.5)"]
-    for row in (1, 2):
-        assert position_of_strongest(strip(page, "0", row, 3), n) == spike
-    quiet = strip(page, "0", 0, 3)
-    assert max(quiet) < 10, "a trait without the spike stays pale there"
-    drawn = page.evaluate("document.querySelector('.js-plotly-plot').calcdata.at(-1).map((d) => [d.x, d.y])")
-    assert drawn == [[i, 7.8 if i == spike else 0.1] for i in range(n)]
+    for name in ("flattery", "malice"):
+        assert position_of_strongest(strip(page, "0", name), n) == spike
+    assert max(strip(page, "0", "deception")) < 10, "a trait without the spike stays pale there"
+    assert lines(page) == {"flattery": [7.8 if i == spike else 0.1 for i in range(n)]}
 
 
 def test_hover_click_keys_slider_and_chart_move_one_cursor(show: Callable[..., Any]) -> None:
@@ -62,16 +70,6 @@ def test_hover_click_keys_slider_and_chart_move_one_cursor(show: Callable[..., A
     page.mouse.click(area["x"] + area["width"] * 9.5 / n, area["y"] + 40)
     page.mouse.move(2, 2)
     assert cursor(page) == 9
-    # The drawn line has token 9 where the cursor is.
-    offset = page.evaluate(
-        """() => {
-          const plot = document.querySelector('.js-plotly-plot');
-          const x = plot._fullLayout.xaxis;
-          return plot.getBoundingClientRect().left + x._offset + x.d2p(9);
-        }"""
-    )
-    line = page.locator(".tv-cursor").bounding_box()
-    assert abs(line["x"] + line["width"] / 2 - offset) < 1
     page.locator("[data-part=pin]").click()
     assert page.locator("[data-part=pin]").inner_text() == "Pin"
 
@@ -121,7 +119,6 @@ def test_a_step_of_the_slider_touches_no_more_in_a_long_trace(show: Callable[...
 
     short = changes()
     update(page, make_payload(words(2000 - FIRST), traits=traits))
-    page.wait_for_function("document.querySelector('.js-plotly-plot').data[0].y.length === 2000")
     assert page.locator(".tv-tok").count() == 2000
     assert 0 < changes() <= 1.5 * short
 
@@ -328,7 +325,7 @@ def test_a_stream_appends_follows_and_respects_the_pin(show: Callable[..., Any])
     shown = page.locator(".tv-chip[aria-pressed=true]").inner_text()
     reply = whole.scores(shown, whole.default_kind)[FIRST:]
     assert cursor(page) == FIRST + int(np.argmax(reply)), "a reply that has ended is opened on its strongest moment"
-    page.wait_for_function("n => document.querySelector('.js-plotly-plot').data[0].y.length === n", arg=len(tokens))
+    assert len(lines(page)[shown]) == len(tokens)
     other = make_payload(words(3), prompt=["Other", "?"])
     update(page, other)
     assert shown_tokens(page) == other["sides"][0]["tokens"]
@@ -355,38 +352,26 @@ def test_a_finished_stream_is_coloured_by_what_it_shows_most(show: Callable[...,
     assert cursor(page) == FIRST + 6, "on its strongest moment"
 
 
-def test_all_but_the_chart_works_without_plotly(show: Callable[..., Any]) -> None:
-    page = show(make_payload(words(12)), plotly=False)
-    token(page, 9).click()
-    page.mouse.move(2, 2)
-    assert cursor(page) == 9
-    assert not page.locator(".tv-chart").is_visible()
-
-
-def test_plotly_stays_private(show: Callable[..., Any]) -> None:
-    assert show(make_payload(words(3))).evaluate("typeof window.Plotly") == "undefined"
-
-
 def test_lists_of_other_lengths_are_named(show: Callable[..., Any]) -> None:
     payload = make_payload(words(3))
     payload["sides"][0]["roles"].pop()
-    page = show(payload, plotly=False)
+    page = show(payload)
     assert "differ in length" in page.locator(".tv-empty").inner_text()
 
 
 # ---- standalone -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plotly", [False, True])
-def test_a_standalone_page_works_offline(open_page: Callable[..., Any], tmp_path: Path, plotly: bool) -> None:
+def test_a_standalone_page_works_offline_and_is_small(open_page: Callable[..., Any], tmp_path: Path) -> None:
     payload = make_payload(HOSTILE, title=HOSTILE[5])
     path = tmp_path / "trace.html"
-    path.write_text(standalone_page(payload, include_plotlyjs=plotly), encoding="utf-8")
+    path.write_text(standalone_page(payload), encoding="utf-8")
+    assert path.stat().st_size < 150_000
     page = open_page(path.as_uri(), theme="dark")
     assert_literal(page, payload)
     assert page.title() == HOSTILE[5]
     assert page.locator("body.dark").count() == 1
-    assert page.locator(".js-plotly-plot").count() == int(plotly)
+    page.wait_for_selector("[data-chart=ready]")
     token(page, 3).click()
     page.mouse.move(2, 2)
     assert cursor(page) == 3

@@ -87,9 +87,8 @@ def test_both_sides_are_on_one_cursor_from_the_start_of_the_reply(show: Callable
     assert bars(page) == ["+0.10", "+0.10", "+6.00", "−7.00", "+0.10", "+0.10"]
     n = FIRST + 3 + 25
     for key in ("0", "1", "difference"):
-        assert position_of_strongest(strip(page, key, 1, 3), n) == FIRST + 3 + 5
-    drawn = page.evaluate("document.querySelector('.js-plotly-plot').data.map((line) => [line.x0, line.yaxis])")
-    assert drawn == [[3, "y"]] * 3 + [[0, "y2"]] * 3
+        assert position_of_strongest(strip(page, key, "flattery"), n) == FIRST + 3 + 5
+    assert page.evaluate("view.chart().sides.map((side) => side.lines.map((line) => line.from))") == [[3], [0]]
     page.locator("[role=slider]").press("End")
     assert scores(page) == ["–", "+0.10"], "the first side has ended"
     assert page.locator(".tv-token").first.inner_text() == "(no token here)"
@@ -146,7 +145,7 @@ def test_two_sides_stand_beside_each_other_only_where_there_is_room(show: Callab
 
 def test_every_choice_shows_what_python_computes(show: Callable[..., Any]) -> None:
     trace = rich_trace()
-    page = show(trace_payload(trace), plotly=False)
+    page = show(trace_payload(trace))
     kinds: tuple[Kind, ...] = ("specific", "z", "raw", "cosine")
     assert page.locator("select[name=kind] option").evaluate_all("all => all.map(o => o.value)") == [
         "specific",
@@ -166,7 +165,7 @@ def test_every_choice_shows_what_python_computes(show: Callable[..., Any]) -> No
 
 
 def test_smoothing_looks_back_only(show: Callable[..., Any]) -> None:
-    page = show(make_payload(words(30), scores={"malice": {FIRST + 10: 5.1}}), plotly=False)
+    page = show(make_payload(words(30), scores={"malice": {FIRST + 10: 5.1}}))
     choose(page, "smooth", "5")
     found = []
     for index in range(FIRST + 8, FIRST + 17):
@@ -194,15 +193,15 @@ def test_traits_blocks_special_tokens_and_scale_can_be_chosen(show: Callable[...
     assert names == ["block 1", "block 4", "block 7"]
     chosen = page.locator(".tv-chip[aria-pressed=true]").inner_text()
     scale = float(page.locator("[data-part=key-high]").inner_text())
-    for row, block in enumerate((1, 4, 7)):
+    for block in (1, 4, 7):
         z = np.abs(scored(trace, chosen, block=block))
-        peak = position_of_strongest(strip(page, "0", row, 3), trace.n_tokens)
+        peak = position_of_strongest(strip(page, "0", f"block {block}"), trace.n_tokens)
         assert z[peak] >= min(np.nanmax(z), scale) - 0.05, "colours end at the scale"
 
 
 def test_a_trace_without_a_null_has_no_z(show: Callable[..., Any]) -> None:
     nothing = np.full((3, 1), np.nan, np.float32)
-    page = show(make_payload(words(4), null_mean=nothing, null_std=nothing), plotly=False)
+    page = show(make_payload(words(4), null_mean=nothing, null_std=nothing))
     assert page.locator("select[name=kind] option").evaluate_all("all => all.map(o => o.value)") == ["cosine", "raw"]
     assert page.locator("[data-part=key-unit]").inner_text() == "cosine"
 
@@ -250,7 +249,7 @@ def test_marked_text_and_shift_arrows_are_spans_too(show: Callable[..., Any]) ->
 
 
 def test_play_walks_to_the_end_and_stops(show: Callable[..., Any]) -> None:
-    page = show(make_payload(words(8)), plotly=False)
+    page = show(make_payload(words(8)))
     page.locator("[role=slider]").press("Home")
     play = page.locator("[data-part=play]")
     play.click()
@@ -270,6 +269,10 @@ def test_play_walks_to_the_end_and_stops(show: Callable[..., Any]) -> None:
 # ---- onsets ----
 
 
+def onset_drawn(page: Any) -> Any:
+    return page.evaluate("view.chart().sides[0].onset")
+
+
 def test_an_onset_is_marked_and_described_and_so_is_its_absence(show: Callable[..., Any]) -> None:
     onsets = {
         "flattery": {"onset": 10, "low": 8, "high": 12, "says": "sets in at token 10 [8, 12]"},
@@ -281,17 +284,12 @@ def test_an_onset_is_marked_and_described_and_so_is_its_absence(show: Callable[.
     assert page.locator(".tv-says").inner_text() == "flattery: sets in at token 10 [8, 12]"
     page.get_by_text("Why is this less certain here?").click()
     assert "with a system prompt" in page.locator(".tv-pane-head").inner_text()
-    page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 5")
-    shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.x0, s.x1])")
-    assert [FIRST + 7.5, FIRST + 12.5] in shapes and [FIRST + 10, FIRST + 10] in shapes
+    assert onset_drawn(page) == {"at": FIRST + 10, "low": FIRST + 8, "high": FIRST + 12}
     choose(page, "alignment", "before")
-    page.wait_for_function(
-        "at => document.querySelector('.js-plotly-plot').layout.shapes.some((s) => s.x0 === at && s.x1 === at)",
-        arg=FIRST + 11,
-    )
+    assert onset_drawn(page)["at"] == FIRST + 11
     page.locator(".tv-chip").nth(2).click()
     assert page.locator(".tv-says").inner_text() == "malice: no reliable onset"
-    page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 3")
+    assert onset_drawn(page) is None
     page.locator(".tv-chip").nth(0).click()
     assert page.locator(".tv-says").is_hidden()
 
@@ -301,9 +299,7 @@ def test_a_score_that_is_high_from_the_start_has_a_tick_where_it_doubles_and_no_
     onset = {"answer": "before the reply", "onset": None, "low": None, "high": None, "doubles": 12, "says": says}
     page = show(make_payload(words(40), onsets={"flattery": onset}))
     page.locator(".tv-chip").nth(1).click()
-    page.wait_for_function("document.querySelector('.js-plotly-plot').layout.shapes.length === 4")
-    shapes = page.evaluate("document.querySelector('.js-plotly-plot').layout.shapes.map((s) => [s.type, s.x0, s.x1])")
-    assert ["line", FIRST + 12, FIRST + 12] in shapes
+    assert onset_drawn(page) == {"at": FIRST + 12, "low": None, "high": None}
     assert "Tick: where flattery, high at the first token, more than doubles." in page.locator("body").inner_text()
 
 
@@ -344,7 +340,7 @@ def test_exported_numbers_are_the_displayed_ones(show: Callable[..., Any]) -> No
 
 def test_exports_say_which_tokens_are_sinks_and_what_is_specific(show: Callable[..., Any]) -> None:
     trace = rich_trace()
-    page = show(trace_payload(trace, kind="z"), plotly=False)
+    page = show(trace_payload(trace, kind="z"))
     tokens = json.loads(saved(page, "json"))["sides"][0]["tokens"]
     rows = list(csv.DictReader(io.StringIO(saved(page, "csv").decode("utf-8"))))
     assert [i for i, one in enumerate(tokens) if one["sink"]] == [SINK]
@@ -397,7 +393,7 @@ def test_an_exported_page_opens_offline_where_it_was(open_page: Callable[..., An
     payload = make_payload([*HOSTILE, *words(10)], title=HOSTILE[5])
     shell = json.dumps(shell_page())
     page_path = tmp_path / "app.html"
-    page_path.write_text(bare_page(False, False), encoding="utf-8")
+    page_path.write_text(bare_page(), encoding="utf-8")
     page = open_page(page_path.as_uri())
     page.evaluate(
         """([shell, payload]) => {
@@ -420,7 +416,7 @@ def test_an_exported_page_opens_offline_where_it_was(open_page: Callable[..., An
     assert offline.title() == HOSTILE[5]
     assert cursor(offline) == FIRST + 3
     assert offline.locator(".tv-chip[aria-pressed=true]").inner_text() == TRAITS[2]
-    offline.wait_for_selector(".js-plotly-plot")
+    offline.wait_for_selector("[data-chart=ready]")
 
 
 def test_a_standalone_page_of_two_sides(open_page: Callable[..., Any], tmp_path: Path) -> None:
