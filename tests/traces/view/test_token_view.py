@@ -140,7 +140,7 @@ def test_hostile_text_shows_literally(show: Callable[..., Any]) -> None:
     page = show(pair_payload(payload, payload))
     assert_literal(page, payload)
     assert page.locator(".tv-title").inner_text() == HOSTILE[1]
-    assert page.locator(".tv-chip").all_inner_texts() == names
+    assert page.locator(".tv-chip bdi").all_inner_texts() == names
     assert page.locator(".tv-name-line").all_inner_texts() == [HOSTILE[1]] * 2
     assert page.locator(".tv-says").first.inner_text() == f"{HOSTILE[1]}: {HOSTILE[1]}"
     token(page, FIRST).click()
