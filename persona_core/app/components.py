@@ -35,7 +35,7 @@ const view = mountTokenView(element, {{
   onBranch: {branch},
   link: personaLink.copied,
 }});
-personaLink.register({tab}, view);
+personaLink.register({tab}, {{ ...view, element }});
 const show = () => view.update((payload = props.value ? JSON.parse(props.value) : null));
 show();
 watch('value', show);

@@ -17,6 +17,7 @@ from persona_core.app.api import mcp_available
 from persona_core.app.assets import page_head, page_styles
 from persona_core.app.audience import HalfQueue
 from persona_core.app.layout import build_app
+from persona_core.app.page_meta import PageMeta
 from persona_core.app.served_set import served_sets
 from persona_core.app.settings import AppSettings, sets_from_environment
 from persona_core.app.theme import theme
@@ -29,7 +30,7 @@ def app_kwargs(settings: AppSettings) -> dict[str, Any]:
     """For the server below Gradio, which adds its own to it."""
     return {
         "exception_handlers": {404: _not_found},
-        "middleware": [Middleware(HalfQueue, places=settings.max_queue)],
+        "middleware": [Middleware(HalfQueue, places=settings.max_queue), Middleware(PageMeta, title=TITLE)],
     }
 
 

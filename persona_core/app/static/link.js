@@ -9,6 +9,7 @@
 // cursor, span and choices. Only the open tab's view is in the address.
 
 window.personaLink = (() => {
+  const MAX_NOTE = 280;
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const OURS = { persona: true }; // the state of our history entries; a link pasted over the address makes one without
   const parts = {}; // tab -> {link, state, more, back}
@@ -39,8 +40,8 @@ window.personaLink = (() => {
   }
 
   // For copying; an address that cannot restore the view is an error.
-  function copied() {
-    const full = fullAddress();
+  function copied(comment = "") {
+    const full = fullAddress() + (comment ? "&note=" + encodeURIComponent(comment) : "");
     if (full.length > MAX_LENGTH) throw new Error("the conversation is too long for a link.");
     return full;
   }
@@ -52,6 +53,9 @@ window.personaLink = (() => {
     // On huggingface.co the page is in a frame; this puts the fragment into the visitor's address bar.
     if (parent !== window) parent.postMessage({ hash: full.slice(full.indexOf("#") + 1) }, "https://huggingface.co");
   }
+
+  // ?embed=1 shows the view alone, for other people's pages.
+  document.documentElement.classList.toggle("embed", new URLSearchParams(location.search).get("embed") === "1");
 
   // A visitor who picks a tab has moved on from the link.
   addEventListener("click", (event) => (settled ||= event.isTrusted && Boolean(event.target.closest?.("[role=tab]"))), true);
@@ -67,10 +71,20 @@ window.personaLink = (() => {
   // What is shown next has an entry of its own; the current one stays behind it.
   const step = () => history.pushState(OURS, "", location.href);
 
+  // The comment of whoever sent the link, over the view that it is about.
+  function noteFor(view) {
+    if (!view.element || document.querySelector(".link-note")) return;
+    const note = document.createElement("p");
+    note.className = "link-note";
+    note.textContent = linked.note.slice(0, MAX_NOTE);
+    view.element.prepend(note);
+  }
+
   return {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
       if (view.back) parts[name] = { ...parts[name], back: view.back };
+      if (linked.tab === name && linked.note) noteFor(view);
       if (linked.tab === name) view.restore(viewAddress.read(linked), { ...linked, ...json(linked) });
     },
     // `link`: restores the view; null if nothing can, undefined if it has not changed.
@@ -95,5 +109,6 @@ window.personaLink = (() => {
     // The link's content, for the server.
     query: () => linked,
     copied,
+    MAX_NOTE,
   };
 })();

@@ -392,7 +392,14 @@ function mountTokenView(root, options = {}) {
       await navigator.clipboard.writeText(options.link());
       readout.announce("Link copied.");
     }];
-  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels: { link: "Copied" } });
+  if (options.link)
+    formats.comment = ["Copy a link with a comment", async () => {
+      const comment = prompt("A comment, shown over the view to whoever opens the link:");
+      if (comment === null) return;
+      await navigator.clipboard.writeText(options.link(comment));
+      readout.announce("Link copied.");
+    }];
+  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels: { link: "Copied", comment: "Copied" } });
 
   // ---- state ----------------------------------------------------------------------------------------------------
 
