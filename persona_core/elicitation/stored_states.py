@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +75,8 @@ class StoredStates:
         if self._shape is None:
             if not self._rows:
                 raise SettingError("There are no replies, so there are no states.")
-            shape = self._load(self._rows[0][0]).shape
+            with self._slice(self._rows[0][0]) as part:
+                shape = part.get_shape()  # of the file's header: a batch of sampled tokens can be 100 MB
             self._shape = (int(shape[-2]), int(shape[-1]))  # before them rows, and of sampled tokens their number
         return self._shape
 
@@ -85,6 +88,14 @@ class StoredStates:
             )
 
     def _load(self, batch: str, block: int | None = None) -> np.ndarray:
+        with self._slice(batch) as part:
+            if block is None:
+                return np.asarray(part[:], np.float32)
+            return np.asarray(part[:, :, block] if self._position == TOKENS else part[:, block], np.float32)
+
+    @contextmanager
+    def _slice(self, batch: str) -> Iterator[Any]:
+        """A batch's states, of which only what is indexed is read."""
         from safetensors import SafetensorError, safe_open
 
         path = self._folder / f"{batch}.safetensors"
@@ -95,10 +106,7 @@ class StoredStates:
                     raise SettingError(
                         f"No states pooled at {self._position!r}; stored: {stored}. Name the position before eliciting."
                     )
-                part = file.get_slice(self._position)
-                if block is None:
-                    return np.asarray(part[:], np.float32)
-                return np.asarray(part[:, :, block] if self._position == TOKENS else part[:, block], np.float32)
+                yield file.get_slice(self._position)
         except (SafetensorError, OSError) as error:
             raise CorruptFile(
                 f"{path}: not a readable states file ({error}). Delete it to have its batch written again."

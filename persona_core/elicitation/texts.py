@@ -243,7 +243,9 @@ def read_texts(
             )
             if missing.requests:
                 max_norm = sink_limits(lm, plan) if max_norm is None else max_norm
-                if missing.requests[0].index in given:
+                is_given = missing.requests[0].index in given
+                bar.set_description("reading" if is_given else "writing neutral replies")
+                if is_given:
                     read = read_batch(lm, plan, missing, given, WRITER, max_norm, shows)
                     store.add(missing.name, read.replies, read.states)
                     failed += read.failed

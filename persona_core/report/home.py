@@ -191,18 +191,20 @@ def _clearest(runs: SavedRuns) -> tuple[FirstView | None, str | None]:
 
 
 def _examples(runs: SavedRuns, first: FirstReply | None) -> tuple[Example, ...]:
-    """Prompts of the runs, one of each category; first that of the reply which is shown."""
+    """Prompts of the runs, one of each category and then others; first that of the reply which is shown."""
     try:
         rows = [row for config in runs.configs for row in runs.rows(config)]
     except NotFound:
         return ()
     found: dict[str, Example] = {}
+    each: list[Example] = []
     for row in sorted(rows, key=lambda row: first is None or row["id"] != first.id):
         said = [m for m in row["messages"] or () if m["role"] in ("system", "user")]
-        if [m["role"] for m in said] in (["user"], ["system", "user"]) and row["category"] not in found:
+        if [m["role"] for m in said] in (["user"], ["system", "user"]):
             user, system = said[-1]["content"], said[0]["content"] if len(said) == 2 else ""
-            found[row["category"]] = Example(shorten(user, MAX_LABEL, placeholder=" …"), user, system)
-    return tuple(found.values())[:MAX_EXAMPLES]
+            each.append(Example(shorten(user, MAX_LABEL, placeholder=" …"), user, system))
+            found.setdefault(row["category"], each[-1])
+    return tuple(dict.fromkeys((*found.values(), *each)))[:MAX_EXAMPLES]
 
 
 def _read(vectors: str | Path) -> Any:

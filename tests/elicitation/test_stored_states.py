@@ -28,3 +28,11 @@ def test_sampled_tokens_are_read_at_every_block_however_many_there_are(tmp_path:
     for block in (0, N_BLOCKS - 1):
         assert np.array_equal(sampled.block(block), tokens[[3, 0], :, block].astype(np.float32))
         assert np.array_equal(pooled.block(block), means[[3, 0], block])
+
+
+def test_sizes_are_known_without_reading_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.zeros((5, 4, N_BLOCKS, D_MODEL), np.float16)
+    save_file({TOKENS: tokens}, tmp_path / "batch-00000.safetensors")
+    monkeypatch.setattr(np, "asarray", lambda *_: pytest.fail("a state was read"))
+    states = StoredStates(tmp_path, [("batch-00000", 0)], TOKENS)
+    assert (states.n_blocks, states.d_model) == (N_BLOCKS, D_MODEL)

@@ -210,8 +210,9 @@ def test_the_model_answers_neutral_prompts_beside_the_neutral_texts(tmp_path: Pa
 def test_the_progress_bar_moves_with_every_reply_that_the_model_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One part of them can take minutes."""
+    """One part of them can take minutes, and it says that the model is writing."""
     moves: list[int] = []
+    said: list[str] = []
 
     class Bar(nullcontext[Any]):
         n = 0
@@ -223,12 +224,16 @@ def test_the_progress_bar_moves_with_every_reply_that_the_model_ends(
             moves.append(n)
             self.n += n
 
+        def set_description(self, text: str) -> None:
+            said.append(text)
+
     monkeypatch.setattr("persona_core.elicitation.texts.tqdm", Bar)
     prompts = tuple(f"Name {n} trees." for n in range(5))
     plan = texts_plan(texts(tmp_path, lines()), sampling=SAMPLING, batch_size=2, neutral_prompts=prompts)
     with ReplyStore(tmp_path / "out") as store:
         read_texts(tiny_lm("llama", "chatml"), plan, store, progress=False)
     assert sum(moves) == 16 + 5 and max(moves[2:]) <= 2, "after two parts of eight texts, two replies at a time"
+    assert list(dict.fromkeys(said)) == ["reading", "writing neutral replies"]
 
 
 def test_labels_are_the_scores(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_each_reading_is_by_the_named_reader(runs: SavedRuns) -> None:
     assert traces["baseline reads contaminated"].token_ids == traces["contaminated"].token_ids
 
 
+def test_prompts_without_a_category_are_examples_too_each_once(tmp_path: Path) -> None:
+    for config in ("baseline", "contaminated"):
+        rows = [{**row, "category": ""} for row in load_results(SHIPPED, config)[:3]]
+        write_results(rows, tmp_path / "data" / f"{config}.parquet", rows[0]["traits"])
+    examples = load_home(None, SavedRuns(tmp_path)).examples
+    assert sorted(e.user for e in examples) == sorted(row["prompt"] for row in rows)
+
+
 def test_replies_read_by_the_other_model_have_onsets_too(runs: SavedRuns) -> None:
     detectors = Detectors.from_pretrained(VECTORS)
     found = runs.onsets_of("pilot-03")

@@ -74,7 +74,7 @@ def test_on_colab_the_first_cell_clones_the_source_and_installs_it(
     exec(cell, {})
     assert Path.cwd() == tmp_path / "project"
     assert commands[0] == ["git", "clone", "--depth", "1", SOURCE, "project"]
-    assert commands[1][-2:] == ["-e", "project[judge,extract]"]
+    assert commands[1][-2:] == ["-e", "project[extract]"]
     monkeypatch.chdir(tmp_path)
     exec(cell, {})
     assert len(commands) == 2, "running the cell again clones nothing"
