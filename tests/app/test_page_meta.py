@@ -14,7 +14,12 @@ from PIL import Image
 
 from persona_core.app.page_meta import CARD, PageMeta
 
-THEIRS = '<html><head>\n<meta property="og:title" content="Gradio" />\n<meta\n\tname="twitter:image"\n\tcontent="x"\n/></head>ok'
+THEIRS = """<html><head>
+<meta property="og:title" content="Gradio" />
+<meta
+    name="twitter:image"
+    content="x"
+/></head>ok"""
 
 
 @pytest.fixture(scope="module")
