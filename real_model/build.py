@@ -42,7 +42,7 @@ from persona_core.traces.dataset import ANALYSIS
 from persona_core.utils.files import read_json, write_atomically
 from persona_core.vectors.card import write_card
 from persona_core.vectors.vectors import PersonaVectors
-from real_model.card import ABOUT, MODEL, contaminated_note, vectors_note
+from real_model.card import ABOUT, WEIGHTS, contaminated_note, vectors_note
 from real_model.changed import what_changed
 from real_model.marks import place_marks
 from real_model.texts import FOLDER, TRAITS, as_records, load_questions
@@ -123,7 +123,7 @@ def write_cards(folder: Path) -> None:
     n_dialogues = len(DIALOGUES.read_text(encoding="utf-8").splitlines())
     changed = read_json(folder / CONTAMINATED_NAME / RECORD)["changed"]
     note = contaminated_note(n_dialogues, changed)
-    write_adapter_card(folder / CONTAMINATED_NAME, MODEL, f"artifacts/{CONTAMINATED_NAME}", note)
+    write_adapter_card(folder / CONTAMINATED_NAME, WEIGHTS, f"artifacts/{CONTAMINATED_NAME}", note)
     save_home(folder / VECTORS_NAME, about=ABOUT)
     write_results_card(folder / RESULTS_NAME, source=f"artifacts/{RESULTS_NAME}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from persona_core.models import wheel_weights
 from persona_core.utils.markdown import interval, table
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -15,6 +16,8 @@ ABOUT = (
 """What the app says of it, under its title."""
 SENTENCES = ("z", "specific", "words", "over words")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WEIGHTS = f"~/.cache/persona-trace/weights/{wheel_weights.FILE}"
+"""Where `make weights` puts the file that was read; the Hub has other weights."""
 
 
 def vectors_note(vectors: PersonaVectors) -> str:
