@@ -95,8 +95,10 @@ def _repositories(options: argparse.Namespace, scratch: Path) -> tuple[Repositor
                 weights[one.name] = write_published_model(one, scratch / "weights" / one.name)
         repos = repositories(*named, weights)
         for name in weights:
-            print(f"{name}: writing the model's card, from stored runs read with the weights to publish", flush=True)
-            write_model_card([r for r in repos if r.set == name])
+            if not options.dry_run:
+                says = "writing the model's card, from stored runs read with the weights to publish"
+                print(f"{name}: {says}", flush=True)
+            write_model_card([r for r in repos if r.set == name], measure=not options.dry_run)
     return repositories(*named, weights, _site(repos, scratch / "site"))
 
 

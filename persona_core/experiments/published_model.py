@@ -43,28 +43,29 @@ def write_published_model(one: ArtifactSet, folder: Path) -> Path:
     return write_bfloat16({"file": file, "sha256": sha256}, folder)
 
 
-def write_model_card(repos: Sequence[Repository]) -> Path:
+def write_model_card(repos: Sequence[Repository], measure: bool = True) -> Path:
     """Measure how the published weights read the stored runs, and write the model's card.
 
     Args:
         repos: the repositories of one set.
+        measure: otherwise the card lacks what takes minutes, and is kept beside the runs: how closely they read.
     """
     model = next(r for r in repos if r.kind == "model")
     vectors = next(r for r in repos if r.kind == "vectors")
     gguf = base_model_of(vectors.folder)["gguf"]
-    text = published_model_card(model.set, gguf, vectors.repo_id, measured_difference(repos))
+    text = published_model_card(model.set, gguf, vectors.repo_id, measured_difference(repos) if measure else None)
     write_atomically(model.folder / "README.md", text)
     return model.folder / "README.md"
 
 
-def published_model_card(name: str, gguf: Figures, vectors: str, difference: Figures) -> str:
+def published_model_card(name: str, gguf: Figures, vectors: str, difference: Figures | None) -> str:
     """The card of the published weights.
 
     Args:
         name: of the set.
         gguf: "file" and "sha256" of the file that was read.
         vectors: what a reader loads the vectors from.
-        difference: as `measured_difference` returns it.
+        difference: as `measured_difference` returns it; None leaves that section out.
     """
     from huggingface_hub import ModelCardData
 
@@ -95,7 +96,7 @@ The model on which persona vectors and runs were made: the file `{escape(gguf["f
 this model as theirs.
 {quantized_from}""",
         usage("weights", name, vectors=vectors),
-        _difference_section(gguf["file"], original, difference),
+        "" if difference is None else _difference_section(gguf["file"], original, difference),
         """## Intended use and limits
 
 For reading, steering and comparing traits with the vectors, adapter and runs that belong to it. As an assistant it is

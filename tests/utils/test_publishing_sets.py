@@ -280,6 +280,15 @@ def test_weights_that_are_not_here_are_a_sentence_that_says_how_to_get_them(tmp_
     assert FILE in done.stderr and "make weights" in done.stderr and hub.n_commits() == before
 
 
+def test_a_dry_run_writes_nothing_beside_the_runs(tmp_path: Path) -> None:
+    root = shutil.copytree(checkout, tmp_path / "root", symlinks=True)
+    (root / "artifacts" / f"persona-monitoring-{NAME}" / "analysis" / "weights.json").unlink(missing_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    done = publish("--dry-run", root=root)
+    assert done.returncode == 0 and f"model me/{NAME}: " in done.stdout, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
 def test_half_a_set_is_a_sentence(tmp_path: Path) -> None:
     shutil.copytree(checkout, tmp_path / "root", symlinks=True)
     shutil.rmtree(tmp_path / "root" / "artifacts" / f"persona-monitoring-{NAME}")
