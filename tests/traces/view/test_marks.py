@@ -40,7 +40,7 @@ def pair(first: list[str], second: list[str], **of_second: Any) -> Any:
 
 def test_the_stretch_that_both_replies_share_ends_where_they_part(show: Callable[..., Any]) -> None:
     first, second = words(12), [*words(7), " other", " words"]
-    page = show(pair(first, second), plotly=False)
+    page = show(pair(first, second))
     for side in (0, 1):
         assert classed(page, "tv-shared", side) == list(range(FIRST, FIRST + 7))
         assert classed(page, "tv-parts", side) == [FIRST + 7]
@@ -58,7 +58,7 @@ def test_a_traits_button_names_its_onset_and_goes_there(show: Callable[..., Any]
         TRAITS[2]: ONSET | {"timed": False, "low": 0, "high": 19},
         TRAITS[0]: ONSET | {"answer": "none", "onset": None, "low": None, "high": None},
     }
-    page = show(payload, plotly=False)
+    page = show(payload)
     chips = page.locator(".tv-chip")
     assert [" ".join(text.split()) for text in chips.all_inner_texts()] == [
         TRAITS[0],
@@ -76,7 +76,7 @@ def test_a_traits_button_names_its_onset_and_goes_there(show: Callable[..., Any]
 def test_each_sentence_names_its_highest_trait_if_it_is_not_like_neutral_ones(show: Callable[..., Any]) -> None:
     wise = {FIRST + i: 6.0 for i in range(4, 9)}
     payload = make_payload(SENTENCES, scores={TRAITS[1]: wise, TRAITS[2]: {FIRST + 10: 5.0}})
-    page = show(payload, plotly=False)
+    page = show(payload)
     found = page.locator("[data-top]").evaluate_all("all => all.map(t => [Number(t.dataset.i), t.dataset.top])")
     assert found == [[FIRST + 8, f"{TRAITS[1]} +6.00"]], "the last sentence averages 1.3, the first 0.1"
     page.locator("[data-part=options] summary").click()
@@ -86,7 +86,7 @@ def test_each_sentence_names_its_highest_trait_if_it_is_not_like_neutral_ones(sh
 
 def test_the_difference_of_two_sides_has_its_own_scale_and_ends_where_the_texts_part(show: Callable[..., Any]) -> None:
     high = {FIRST + 2: 1.1, FIRST + 5: 0.6, FIRST + 8: 9.0}
-    page = show(pair(words(12), [*words(7), " other", " words"], scores={TRAITS[0]: high}), plotly=False)
+    page = show(pair(words(12), [*words(7), " other", " words"], scores={TRAITS[0]: high}))
     page.locator(".tv-chip").first.click()
     page.locator("[data-part=options] summary").click()
     page.get_by_label("Colour by the difference of the two sides").check()
