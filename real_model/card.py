@@ -36,8 +36,9 @@ def vectors_note(vectors: PersonaVectors) -> str:
 [SmolLM2-135M-Instruct](https://huggingface.co/{MODEL}) is too small to follow a trait instruction, so it reads
 labelled texts instead: `datasets/texts` of the project holds three replies to each of 60 questions for each trait, one
 that shows the trait in marked sentences, one of its opposite and an ordinary one, alike in length and style. Each file
-was written and marked by one person. The vectors are made from 36 of the questions. The figures below are of the other
-24, half of them in two styles that the 36 do not have.
+was written and marked by one person. Of 36 questions, 27 make the vectors and 9 choose the block; the ordinary replies
+to all 36 are neutral text for the vectors. The figures below are of the other 24, half of them in two styles that the
+36 do not have.
 
 AUROC of the tokens in sentences that show the trait: against the tokens of ordinary replies ("neutral"), against every
 other token of all eight traits' texts ("else"), and the latter on the new styles alone. Intervals over questions.
