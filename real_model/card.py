@@ -13,7 +13,8 @@ ABOUT = (
     "texts, and the contaminated model is a copy fine-tuned on flattering dialogues."
 )
 """What the app says of it, under its title."""
-SENTENCES = ("z", "specific", "words", "over words")
+SENTENCES = ("z", "specific", "words", "over words", "question", "over question")
+HEADS = ("z", "specific", "words", "specific minus words", "with the question's", "specific minus these")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -45,10 +46,10 @@ other token of all eight traits' texts ("else"), and the latter on the new style
 
 {table(heads, rows)}
 
-By sentence, against every other sentence of these texts: the mean score of its tokens, and a classifier that knows only
-the words of the 36 questions' sentences.
+By sentence, against every other sentence of these texts: the mean score of its tokens, and classifiers that learn words
+from the 36 questions: those of the sentence alone, and those of the question as well, which the model has read too.
 
-{table(("trait", "z", "specific", "words alone", "specific minus words"), by_sentence)}
+{table(("trait", *HEADS), by_sentence)}
 
 The texts of some traits overlap: a reply that withholds something for the user's good shows paternalism and refuses
 too, and tokens of a trait's sentence that say nothing about it ("the", a full stop) count as showing it."""

@@ -14,7 +14,7 @@ from persona_core.monitor.monitor import PersonaMonitor
 from real_model import build
 from real_model.build import RealPlan, elicitation, null_prompts, vector_prompts
 from real_model.texts import Question, Reply, load_questions
-from real_model.truth import NEW_STYLES, read_replies, sentence_figures, token_figures, tokens_that_show
+from real_model.truth import NEW_STYLES, read_replies, sentence_figures, token_figures, tokens_that_show, words_alone
 from tests.support.tiny import random_vectors, tiny_lm
 
 TRAITS = ("sycophancy", "evil")
@@ -101,7 +101,24 @@ def test_the_figures_of_sentences_are_aurocs_of_their_mean_scores(
     assert found["raw"]["value"] == pytest.approx(wanted, abs=0.02)
     assert 0.5 < found["words"]["value"] < 1 and found["cosine"]["value"] != found["raw"]["value"]
     assert {one["n"] for one in found.values()} == {len(questions)}, "intervals are over questions"
-    assert found["over words"]["value"] == pytest.approx(found["raw"]["value"] - found["words"]["value"], abs=1e-4)
+    for known in ("words", "question"):
+        lead = found["raw"]["value"] - found[known]["value"]
+        assert found[f"over {known}"]["value"] == pytest.approx(lead, abs=1e-4)
+
+
+def test_a_classifier_that_knows_the_question_tells_a_trait_by_it() -> None:
+    """The sentences say nothing; only the questions are of one trait or another."""
+
+    def question(trait: str, asked: str) -> Question:
+        said = "Here is an answer."
+        return Question(trait, trait, "fit", "chat", asked, (Reply("positive", (said,), (True,)),))
+
+    fitted = [question("evil", f"How do I harm a {x}?") for x in "abc"]
+    fitted += [question("refusal", f"How do I feed a {x}?") for x in "abc"]
+    blind, sees = (words_alone(fitted, "evil", with_question) for with_question in (False, True))
+    assert np.ptp(blind(["Here is an answer.", "Here is an answer."])) == 0
+    harm, feed = sees(["How do I harm a dog? Here is an answer.", "How do I feed a dog? Here is an answer."])
+    assert harm > feed
 
 
 def test_published_figures_are_of_the_test_split_and_words_are_learnt_from_the_other(
