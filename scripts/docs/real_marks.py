@@ -77,7 +77,7 @@ def _differs() -> str:
 def _differing() -> Mapping[str, Any]:
     """Contaminated minus baseline of the traits with enough marks, the largest difference first."""
     counted = [t for t in REAL.traits if sum(a.trait == t for a in _marks("marks.jsonl")) >= MIN_MARKS]
-    found = {t: effect(t, *(REAL.rows(c) for c in (*SIDES, "replay"))).total for t in counted}
+    found: dict[str, Any] = {t: effect(t, REAL.rows("baseline"), REAL.rows("contaminated")).total for t in counted}
     return dict(sorted(found.items(), key=lambda item: -abs(item[1].value)))
 
 

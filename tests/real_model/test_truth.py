@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -124,13 +125,19 @@ def test_a_classifier_that_knows_the_question_tells_a_trait_by_it() -> None:
 def test_published_figures_are_of_the_test_split_and_words_are_learnt_from_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm, asked = tiny_lm("llama", "chatml"), []
+    lm = tiny_lm("llama", "chatml")
+    asked: list[Sequence[Question]] = []
+
+    def note(questions: Sequence[Question]) -> dict[str, str]:
+        asked.append(questions)
+        return {}
+
     vectors = random_vectors(len(lm.blocks), TRAITS)
     config = {**vectors.config, "validation": {t: {} for t in TRAITS}}
     replace(vectors, config=config).save_pretrained(tmp_path / build.VECTORS_NAME)
-    monkeypatch.setattr(build, "read_replies", lambda _, questions: asked.append(questions) or "read")
-    monkeypatch.setattr(build, "token_figures", lambda read, *_: {"of": read})
-    monkeypatch.setattr(build, "sentence_figures", lambda read, fitted, _: asked.append(fitted) or {"of": read})
+    monkeypatch.setattr(build, "read_replies", lambda _, questions: note(questions))
+    monkeypatch.setattr(build, "token_figures", lambda *_: {})
+    monkeypatch.setattr(build, "sentence_figures", lambda _, fitted, __: note(fitted))
     build._truth(lm, RealPlan(traits=TRAITS), tmp_path)
     read, *fitted = ({q.split for q in questions} for questions in asked)
     assert read == {"test"} and fitted == [{"fit"}] * len(TRAITS)
