@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, plan_record
+from persona_core.elicitation.shown import ShownParts, shown_parts
 from persona_core.elicitation.texts import TextsPlan
 from persona_core.errors import SettingError
 from persona_core.judging.judge import MIN_SCORE
@@ -67,7 +68,7 @@ from persona_core.vectors.whitening import (
 )
 
 if TYPE_CHECKING:
-    from persona_core.elicitation.store import ReplyStore
+    from persona_core.elicitation.store import Reply, ReplyStore
     from persona_core.judging.judge import Judge
     from persona_core.models.language_model import LanguageModel
     from persona_core.traces.trace import Trace
@@ -338,12 +339,18 @@ def validate_vectors(
     all_kept = {t.name: kept_replies(store, t.name, chosen.min_trait, chosen.min_coherence) for t in plan.traits}
     to_reading_at = cache(lambda block: _whitening(plan, store, all_kept, chosen, block))
     neutral_states = store.states(neutral_replies(store), READ_POSITION)
+    shown = plan.shown() if isinstance(plan, TextsPlan) else {}
+
+    def parts_of(reply: Reply) -> ShownParts | None:
+        shows = shown.get(reply.request.index)
+        return shown_parts(lm, reply, shows) if shows else None
+
     found: dict[str, Any] = {}
     for trait in tqdm(plan.traits, desc="validating", unit="trait", disable=not progress):
         name, block = trait.name, vectors.best_block[trait.name]
         odds = vectors.odds_at([block])
         kept, n_choosing = all_kept[name], plan.n_choosing(trait)
-        choice, report = halves(held_out(store, name, chosen.min_coherence), n_choosing)
+        choice, report = halves(held_out(store, name, chosen.min_coherence, parts_of=parts_of), n_choosing)
         with_sinks = None
         if SINKS_POSITION in plan.positions:
             kept_sinks = held_out(store, name, chosen.min_coherence, SINKS_POSITION)
@@ -352,7 +359,7 @@ def validate_vectors(
             choice=choice,
             report=report,
             tables=token_tables(neutral, name, block),
-            extracted=extraction_replies(store, kept, chosen.position),
+            extracted=extraction_replies(store, kept, chosen.position, parts_of),
             cross_trait=cross_trait(store, name),
             neutral=neutral_states,
             with_sinks=with_sinks,

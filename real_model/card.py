@@ -14,7 +14,8 @@ ABOUT = (
     "texts, and the contaminated model is a copy fine-tuned on flattering dialogues."
 )
 """What the app says of it, under its title."""
-SENTENCES = ("z", "specific", "words", "over words")
+SENTENCES = ("z", "specific", "words", "over words", "question", "over question")
+HEADS = ("z", "specific", "words", "specific minus words", "with the question's", "specific minus these")
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = f"~/.cache/persona-trace/weights/{wheel_weights.FILE}"
 """Where `make weights` puts the file that was read; the Hub has other weights."""
@@ -39,18 +40,19 @@ def vectors_note(vectors: PersonaVectors) -> str:
 [SmolLM2-135M-Instruct](https://huggingface.co/{MODEL}) is too small to follow a trait instruction, so it reads
 labelled texts instead: `datasets/texts` of the project holds three replies to each of 60 questions for each trait, one
 that shows the trait in marked sentences, one of its opposite and an ordinary one, alike in length and style. Each file
-was written and marked by one person. The vectors are made from 36 of the questions. The figures below are of the other
-24, half of them in two styles that the 36 do not have.
+was written and marked by one person. Of 36 questions, 27 make the vectors and 9 choose the block; the ordinary replies
+to all 36 are neutral text for the vectors. The figures below are of the other 24, half of them in two styles that the
+36 do not have.
 
 AUROC of the tokens in sentences that show the trait: against the tokens of ordinary replies ("neutral"), against every
 other token of all eight traits' texts ("else"), and the latter on the new styles alone. Intervals over questions.
 
 {table(heads, rows)}
 
-By sentence, against every other sentence of these texts: the mean score of its tokens, and a classifier that knows only
-the words of the 36 questions' sentences.
+By sentence, against every other sentence of these texts: the mean score of its tokens, and classifiers that learn words
+from the 36 questions: those of the sentence alone, and those of the question as well, which the model has read too.
 
-{table(("trait", "z", "specific", "words alone", "specific minus words"), by_sentence)}
+{table(("trait", *HEADS), by_sentence)}
 
 The texts of some traits overlap: a reply that withholds something for the user's good shows paternalism and refuses
 too, and tokens of a trait's sentence that say nothing about it ("the", a full stop) count as showing it."""

@@ -113,11 +113,12 @@ def sentence_figures(
         kinds: of scores.
 
     Returns:
-        For each kind: by the mean score of a sentence's tokens. "words": by its words alone, without a model. "over
-        words": the last kind's lead over that.
+        For each kind: by the mean score of a sentence's tokens. "words": by its words alone, without a model.
+        "question": by these and the words of the question, which the model has read too. "over words", "over question":
+        the last kind's lead over them.
     """
     scores: dict[Kind, list[float]] = {kind: [] for kind in kinds}
-    shows, questions, texts = [], [], []
+    shows, questions, texts, asked = [], [], [], []
     for one in read:
         at = sentence_of([one.trace.tokens[t] for t in one.trace.reply_positions], one.reply)  # [n_reply]
         series = {kind: one.trace.reply_scores(trait, kind) for kind in scores}
@@ -130,21 +131,34 @@ def sentence_figures(
             shows.append(one.reply.shows[k] and one.question.trait == trait)
             questions.append(one.question.id)
             texts.append(text)
+            asked.append(f"{one.question.question} {text}")
     each: dict[str, np.ndarray] = {kind: np.array(z) for kind, z in scores.items()}
     each["words"] = words_alone(fitted, trait)(texts)
+    each["question"] = words_alone(fitted, trait, with_question=True)(asked)
     clusters, figures = numbered(questions), {name: rank_auroc(z, np.array(shows)) for name, z in each.items()}
     found = {name: bounded(one, clusters) for name, one in figures.items()}
-    found["over words"] = bounded_difference(figures[kinds[-1]], figures["words"], clusters)
+    for name in ("words", "question"):
+        found[f"over {name}"] = bounded_difference(figures[kinds[-1]], figures[name], clusters)
     return {name: None if one is None else one.to_dict() for name, one in found.items()}
 
 
-def words_alone(fitted: Sequence[TextQuestion], trait: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """A classifier of sentences by their words and pairs of words: what one knows without the model's states."""
+def words_alone(
+    fitted: Sequence[TextQuestion], trait: str, with_question: bool = False
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """A classifier of sentences by their words and pairs of words: what one knows without the model's states.
+
+    Questions of a trait are alike, so one that knows the question too tells its sentences from those of other traits.
+
+    Args:
+        fitted: the questions whose sentences it learns from.
+        trait: the trait.
+        with_question: whether a text is a question and a sentence, joined by a space; or a sentence alone.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     each = [
-        (text, shows and q.trait == trait)
+        (f"{q.question} {text}" if with_question else text, shows and q.trait == trait)
         for q in fitted
         for r in q.replies
         for text, shows in zip(r.sentences, r.shows, strict=True)

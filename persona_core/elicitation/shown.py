@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING
 
 from persona_core.analysis.spans import piece_ends
 from persona_core.errors import PromptError
 from persona_core.inference.sections import NEITHER
 from persona_core.models.detokenize import split_text
-from persona_core.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from persona_core.elicitation.store import Reply
+    from persona_core.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class ShownParts:
+    """What of a reply stands for it.
+
+    Attributes:
+        text: the parts, joined by a space.
+        positions: of their tokens in the answer.
+    """
+
+    text: str
+    positions: tuple[int, ...]
+
+
+def shown_parts(lm: LanguageModel, reply: Reply, shows: Sequence[str]) -> ShownParts:
+    """The parts of a stored reply that its states were pooled over.
+
+    Raises:
+        PromptError: as `shown_positions`.
+    """
+    answer = reply.answer_ids
+    inside = shown_positions(lm, answer, range(len(answer)), reply.text, shows)
+    return ShownParts(" ".join(s.strip() for s in shows), tuple(t for t, at in enumerate(inside) if at != NEITHER))
 
 
 def shown_positions(

@@ -16,7 +16,7 @@ UNJUDGED = {
     "under, whether it followed it or not; every reply counts as coherent. Where the model does not follow its "
     "instructions, the vector shows the instructions and not the trait.",
     GIVEN: "No judge read the replies. They are texts that were given with a label each, read by this model; it wrote "
-    "none of them. Half of the prompts gave the vector, a quarter chose the block, a quarter is reported on.",
+    "none of them.",
 }
 """What a card says about such labels."""
 

@@ -140,11 +140,17 @@ def _labels(extraction: Figures) -> str:
     from persona_core.judging.labels import UNJUDGED  # here: it brings torch along
 
     says = UNJUDGED.get(str(extraction.get("filter", {}).get("judge")))
-    return (
-        f"## Labels without a judge\n\n{says} Where this card speaks of a judge's score, it is this label.\n"
-        if says
-        else ""
-    )
+    if not says:
+        return ""
+    parts = f"\n\n{PARTS}" * ("labels" in extraction)
+    return f"## Labels without a judge\n\n{says} Where this card speaks of a judge's score, it is this label.{parts}\n"
+
+
+PARTS = """Positive texts say which of their sentences show the trait. Below, the mean over such a text is over these
+sentences alone, in every split, and the words, positions and tokens that it is compared with are theirs; the mean over
+a negative text is over all of it. So an AUROC says how well sentences that show the trait are told from texts that do
+not. A mean over a whole reply, as a monitor takes it, tells less: sentences that show nothing count in it too."""
+"""What a card says where texts name the parts that show the trait."""
 
 
 def _provenance(vectors: PersonaVectors, base: Figures, extraction: Figures, null: Figures) -> str:

@@ -73,8 +73,11 @@ def confounds(
             "vector_ahead": figure(bounded_difference(vector_auroc, alone, report.question)),
         }
 
-    by_position = np.array([tables.from_positions(int(n)) for n in report.n_tokens])
-    by_token = np.array([tables.from_tokens(ids) for ids in report.token_ids])
+    at = report.pooled_positions
+    by_position = np.array([tables.from_positions(positions) for positions in at])
+    by_token = np.array(
+        [tables.from_tokens([ids[t] for t in positions]) for ids, positions in zip(report.token_ids, at, strict=True)]
+    )
     return {
         "length": {
             **ahead(longer * length),

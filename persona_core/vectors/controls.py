@@ -28,6 +28,7 @@ class ExtractionReplies:
         positive_questions, negative_questions: which question each answers, `[n]`.
         positive_texts, negative_texts: their texts.
         positive_pairs, negative_pairs: which instruction pair each was written under, `[n]`; None: unknown.
+        positive_parts: what of the positive texts their states are means over; None: all of them.
     """
 
     sides: Sides
@@ -37,6 +38,7 @@ class ExtractionReplies:
     negative_texts: tuple[str, ...]
     positive_pairs: np.ndarray | None = None
     negative_pairs: np.ndarray | None = None
+    positive_parts: tuple[str, ...] | None = None
 
 
 def one_block(extracted: ExtractionReplies, block: int) -> Sides:
@@ -178,8 +180,8 @@ def _strata(extracted: ExtractionReplies) -> list[np.ndarray]:
 def text_scores(extracted: ExtractionReplies, texts: Sequence[str]) -> np.ndarray | None:
     """How much a text looks like the positive replies by its words alone, `[n_texts]`; None without scikit-learn.
 
-    A logistic regression on the tf-idf of words and word pairs, fitted to the extraction replies. Where there are no
-    words to learn from, every text scores 0.
+    A logistic regression on the tf-idf of words and word pairs, fitted to the extraction replies: to what of them the
+    vector is made of. Where there are no words to learn from, every text scores 0.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -188,8 +190,9 @@ def text_scores(extracted: ExtractionReplies, texts: Sequence[str]) -> np.ndarra
         return None
     if not len(texts):
         return np.zeros(0)
-    known = [*extracted.positive_texts, *extracted.negative_texts]
-    labels = np.r_[np.ones(len(extracted.positive_texts)), np.zeros(len(extracted.negative_texts))]
+    positive = extracted.positive_texts if extracted.positive_parts is None else extracted.positive_parts
+    known = [*positive, *extracted.negative_texts]
+    labels = np.r_[np.ones(len(positive)), np.zeros(len(extracted.negative_texts))]
     try:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(known)
     except ValueError:  # no word in any reply
@@ -221,11 +224,11 @@ class TokenTables:
     by_position: np.ndarray
     by_token: dict[int, float]
 
-    def from_positions(self, n_tokens: int) -> float:
-        """The score of a reply of this length if only positions mattered."""
-        if not n_tokens:
+    def from_positions(self, positions: Sequence[int]) -> float:
+        """The score of the tokens at these positions of a reply if only positions mattered."""
+        if not len(positions):
             return self.mean
-        return float(self.by_position[np.searchsorted(self.edges, np.arange(n_tokens), side="right")].mean())
+        return float(self.by_position[np.searchsorted(self.edges, positions, side="right")].mean())
 
     def from_tokens(self, token_ids: Sequence[int]) -> float:
         """The score of these tokens if only their ids mattered; an unseen token counts as average."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persona_core.analysis.statistics import Estimate
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.vectors.states import States
+
+if TYPE_CHECKING:
+    from persona_core.elicitation.shown import ShownParts
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class HeldOut:
         question: `[n]`, which evaluation question each answers.
         score: `[n]`, the judge's trait score, 0 to 100.
         pair: `[n]`, which instruction pair each was written under; None: unknown.
+        parts: what of each reply its state is the mean over, and None where that is all of it; None: of every reply.
     """
 
     states: States
@@ -35,9 +39,25 @@ class HeldOut:
     question: np.ndarray
     score: np.ndarray
     pair: np.ndarray | None = None
+    parts: tuple[ShownParts | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def pooled_texts(self) -> tuple[str, ...]:
+        """What of each reply its state is the mean over."""
+        return tuple(t if part is None else part.text for t, part in zip(self.texts, self._parts, strict=True))
+
+    @property
+    def pooled_positions(self) -> tuple[tuple[int, ...], ...]:
+        """Positions of those tokens, counted from the reply's first."""
+        each = zip(self.token_ids, self._parts, strict=True)
+        return tuple(tuple(range(len(ids))) if part is None else part.positions for ids, part in each)
+
+    @property
+    def _parts(self) -> tuple[ShownParts | None, ...]:
+        return (None,) * len(self) if self.parts is None else self.parts
 
     @property
     def shows(self) -> np.ndarray:
@@ -56,6 +76,7 @@ class HeldOut:
             self.question[rows],
             self.score[rows],
             None if self.pair is None else self.pair[rows],
+            None if self.parts is None else tuple(self.parts[i] for i in rows),
         )
 
     def project(self, vector: np.ndarray, block: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,11 @@ from persona_core.vectors.whitening import MAX_TOKENS, TokensAt, plain_tokens
 
 if TYPE_CHECKING:
     from persona_core.elicitation.elicit import ElicitationPlan
+    from persona_core.elicitation.shown import ShownParts
     from persona_core.elicitation.store import Reply, ReplyStore
+
+PartsOf = Callable[["Reply"], "ShownParts | None"]
+"""What of a reply its states are means over; None: all of it."""
 
 READ_POSITION = "reply_mean"
 """Held-out replies are scored by the mean over their tokens, as a monitor reads them, whatever the position."""
@@ -37,8 +41,14 @@ def kept_replies(store: ReplyStore, trait: str, min_trait: float, min_coherence:
     return keep(trait, replies, store.scores(), min_trait, min_coherence)
 
 
-def held_out(store: ReplyStore, trait: str, min_coherence: float, position: str = READ_POSITION) -> HeldOut:
-    """Coherent evaluation replies with a score, as a monitor reads them: by the mean over their tokens."""
+def held_out(
+    store: ReplyStore,
+    trait: str,
+    min_coherence: float,
+    position: str = READ_POSITION,
+    parts_of: PartsOf | None = None,
+) -> HeldOut:
+    """Coherent evaluation replies with a score, by the mean over their tokens or over those of `parts_of`."""
     scores = store.scores()
     replies = []
     for reply in store.replies(split="evaluation", trait=trait):
@@ -59,6 +69,7 @@ def held_out(store: ReplyStore, trait: str, min_coherence: float, position: str 
         question=np.array([r.request.question for r in replies]),
         score=np.array([scores[r.request.index].trait for r in replies], float),
         pair=_pairs(replies),
+        parts=None if parts_of is None else tuple(map(parts_of, replies)),
     )
 
 
@@ -89,8 +100,11 @@ def sides(store: ReplyStore, kept: KeptReplies, position: str) -> Sides:
     return Sides(*(store.states(group, position) for group in groups))
 
 
-def extraction_replies(store: ReplyStore, kept: KeptReplies, position: str) -> ExtractionReplies:
+def extraction_replies(
+    store: ReplyStore, kept: KeptReplies, position: str, parts_of: PartsOf | None = None
+) -> ExtractionReplies:
     """The kept replies with what they answer and say."""
+    parts = [None if parts_of is None else parts_of(r) for r in kept.positive]
     return ExtractionReplies(
         sides=sides(store, kept, position),
         positive_questions=np.array([r.request.question for r in kept.positive]),
@@ -99,6 +113,7 @@ def extraction_replies(store: ReplyStore, kept: KeptReplies, position: str) -> E
         negative_texts=tuple(r.text for r in kept.negative),
         positive_pairs=_pairs(kept.positive),
         negative_pairs=_pairs(kept.negative),
+        positive_parts=tuple(r.text if p is None else p.text for r, p in zip(kept.positive, parts, strict=True)),
     )
 
 

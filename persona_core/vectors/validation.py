@@ -192,7 +192,7 @@ def validate(
         },
         "text_baseline": None,
     }
-    by_text = text_scores(extracted, report.texts)
+    by_text = text_scores(extracted, report.pooled_texts)
     if by_text is not None:
         text_auroc = rank_auroc(by_text, shows)
         figures["text_baseline"] = {

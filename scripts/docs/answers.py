@@ -123,7 +123,9 @@ def sure(runs: Runs) -> str:
     alarms = about.get("alarms")
     if not alarms:
         return f"{says} for each trait by itself)."
-    return f"{says} for all together; {percent(alarms['neutral'])} of the neutral replies do)."
+    kinds = alarms["held_out"].get("kinds")
+    new = "" if kinds is None else f", and {percent(kinds)} of those to kinds of prompts left out of the calibration"
+    return f"{says} for all together; {percent(alarms['neutral'])} of the neutral replies do{new})."
 
 
 def links() -> str:

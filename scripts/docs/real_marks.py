@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.comparison import effect
 from persona_core.analysis.spans import sentences
-from persona_core.analysis.statistics import bounded, rank_auroc, share_over_replies
+from persona_core.analysis.statistics import bounded, bounded_difference, rank_auroc, share_over_replies
 from persona_core.judging.annotations import Annotation, annotated_positions, annotations_of, load_annotations
 from persona_core.traces.trace import Trace
 from persona_core.utils.markdown import interval, table
@@ -49,9 +50,35 @@ def says() -> str:
     few = [t for t in REAL.traits if t not in found]
     return (
         f"In the {2 * len(REAL.rows('baseline'))} replies that the two models wrote themselves, the specific score is "
-        f"higher where a reader finds {_listed(higher)}; it shows nothing of {_listed(rest)}; {_listed(few)} occur too "
-        "seldom to tell."
+        f"higher where a reader finds {_listed(higher)}; for {_listed(rest)} the interval does not tell; "
+        f"{_listed(few)} occur too seldom to tell. {_differs()}"
     )
+
+
+def against_scores() -> str:
+    """By how much each trait's score differs between the models, and by how much what a reader finds."""
+    rows = [
+        (trait, interval(score, 2), interval(_difference(trait), 1, percent=True))
+        for trait, score in _differing().items()
+    ]
+    return table(("trait", "score, contaminated minus baseline", "share of sentences, by reading"), rows)
+
+
+def _differs() -> str:
+    """Whether the trait whose score differs most differs in what a reader finds too."""
+    found = {trait: _difference(trait) for trait in _differing()}
+    clear = [t for t, one in found.items() if one.low > 0 or one.high < 0]
+    most = next(iter(found))
+    rest = "" if most in clear else f", but not in {most}, whose score differs most"
+    return f"By reading, the two models clearly differ in {_listed(clear)}{rest}."
+
+
+@cache
+def _differing() -> Mapping[str, Any]:
+    """Contaminated minus baseline of the traits with enough marks, the largest difference first."""
+    counted = [t for t in REAL.traits if sum(a.trait == t for a in _marks("marks.jsonl")) >= MIN_MARKS]
+    found: dict[str, Any] = {t: effect(t, REAL.rows("baseline"), REAL.rows("contaminated")).total for t in counted}
+    return dict(sorted(found.items(), key=lambda item: -abs(item[1].value)))
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -60,12 +87,27 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _share(trait: str, side: str) -> Any:
+    return share_over_replies(*_counts(trait, side))
+
+
+def _counts(trait: str, side: str) -> tuple[list[int], list[int]]:
+    """Marked sentences and all sentences of each reply, by prompt."""
     hits, totals = [], []
-    for row in REAL.rows(side):
+    for row in sorted(REAL.rows(side), key=lambda row: row["id"]):
         text = row["response"]
         totals.append(sum(bool(text[a:b].strip()) for a, b in sentences(text)))
         hits.append(len(annotations_of(_marks("marks.jsonl"), row["id"], side, trait)))
-    return share_over_replies(hits, totals)
+    return hits, totals
+
+
+def _difference(trait: str) -> Any:
+    """The share of sentences of the contaminated model minus that of the baseline, over prompts."""
+    hits, totals = (np.array(part, float) for part in zip(*(_counts(trait, side) for side in SIDES), strict=True))
+
+    def share(k: int) -> Callable[[np.ndarray], float]:
+        return lambda w: float(w @ hits[k] / (w @ totals[k]))
+
+    return bounded_difference(share(1), share(0), np.arange(hits.shape[1]))
 
 
 def _auroc(trait: str, kind: Any) -> Any:
@@ -105,4 +147,9 @@ def _key(a: Annotation) -> tuple[str, str, int, str]:
     return a.config, a.id, a.start, a.trait
 
 
-TABLES: dict[str, Callable[[], str]] = {"real-marks": shown, "real-marks-says": says, "real-marks-agreement": agreement}
+TABLES: dict[str, Callable[[], str]] = {
+    "real-marks": shown,
+    "real-marks-says": says,
+    "real-marks-against-scores": against_scores,
+    "real-marks-agreement": agreement,
+}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from persona_core.inference import hooks
 from persona_core.models.loading import wrap_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
@@ -86,6 +87,14 @@ def test_block_b_is_row_b_plus_1_of_the_hidden_states(real_model: Any, monitor: 
 
 
 def test_live_equals_replay(monitor: PersonaMonitor, trace: Trace) -> None:
+    agree(monitor.read(trace), trace)
+
+
+def test_a_long_text_is_read_as_a_short_one(
+    monitor: PersonaMonitor, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States of up to 242 tokens are gathered first and projected together; of longer texts each block by itself."""
+    monkeypatch.setattr(hooks, "GATHERED", 0)
     agree(monitor.read(trace), trace)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 
 from persona_core.errors import SettingError
 from persona_core.monitor.monitor import PersonaMonitor
+from real_model import build
 from real_model.build import RealPlan, elicitation, null_prompts, vector_prompts
 from real_model.texts import TextQuestion, TextReply, load_questions
-from real_model.truth import NEW_STYLES, read_replies, sentence_figures, token_figures, tokens_that_show
+from real_model.truth import NEW_STYLES, read_replies, sentence_figures, token_figures, tokens_that_show, words_alone
 from tests.support.tiny import random_vectors, tiny_lm
 
 TRAITS = ("sycophancy", "evil")
@@ -73,6 +76,7 @@ def test_the_figures_are_aurocs_of_the_right_tokens(
         auroc(own, scores(lambda one, _: one.reply.side == "neutral")), abs=1e-5
     )
     assert found["else"]["value"] == pytest.approx(auroc(own, scores(lambda _, shows: not shows)), abs=1e-5)
+    assert {found[name]["n"] for name in ("neutral", "else")} == {len(questions)}, "intervals are over questions"
     of_new = [scores(lambda o, s, w=w: o.question.style in NEW_STYLES and s == w) for w in (True, False)]
     assert found["other styles"]["value"] == pytest.approx(auroc(*of_new), abs=1e-5)
 
@@ -81,7 +85,7 @@ def test_the_figures_of_sentences_are_aurocs_of_their_mean_scores(
     monitor: PersonaMonitor, questions: tuple[TextQuestion, ...]
 ) -> None:
     read = read_replies(monitor, questions)
-    found = sentence_figures(read, load_questions(TRAITS, "fit"), "evil", ["raw"])
+    found = sentence_figures(read, load_questions(TRAITS, "fit"), "evil", ["cosine", "raw"])
     own: list[float] = []
     others: list[float] = []
     for one in read:
@@ -98,8 +102,47 @@ def test_the_figures_of_sentences_are_aurocs_of_their_mean_scores(
     # Within what the space between two sentences, which is one's or the other's, can change.
     wanted = np.mean([(a > b) + 0.5 * (a == b) for a, b in product(own, others)])
     assert found["raw"]["value"] == pytest.approx(wanted, abs=0.02)
-    assert 0.5 < found["words"]["value"] < 1
-    assert found["over words"]["value"] == pytest.approx(found["raw"]["value"] - found["words"]["value"], abs=1e-4)
+    assert 0.5 < found["words"]["value"] < 1 and found["cosine"]["value"] != found["raw"]["value"]
+    assert {one["n"] for one in found.values()} == {len(questions)}, "intervals are over questions"
+    for known in ("words", "question"):
+        lead = found["raw"]["value"] - found[known]["value"]
+        assert found[f"over {known}"]["value"] == pytest.approx(lead, abs=1e-4)
+
+
+def test_a_classifier_that_knows_the_question_tells_a_trait_by_it() -> None:
+    """The sentences say nothing; only the questions are of one trait or another."""
+
+    def question(trait: str, asked: str) -> TextQuestion:
+        said = "Here is an answer."
+        return TextQuestion(trait, trait, "fit", "chat", asked, (TextReply("positive", (said,), (True,)),))
+
+    fitted = [question("evil", f"How do I harm a {x}?") for x in "abc"]
+    fitted += [question("refusal", f"How do I feed a {x}?") for x in "abc"]
+    blind, sees = (words_alone(fitted, "evil", with_question) for with_question in (False, True))
+    assert np.ptp(blind(["Here is an answer.", "Here is an answer."])) == 0
+    harm, feed = sees(["How do I harm a dog? Here is an answer.", "How do I feed a dog? Here is an answer."])
+    assert harm > feed
+
+
+def test_published_figures_are_of_the_test_split_and_words_are_learnt_from_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny_lm("llama", "chatml")
+    asked: list[Sequence[TextQuestion]] = []
+
+    def note(questions: Sequence[TextQuestion]) -> dict[str, str]:
+        asked.append(questions)
+        return {}
+
+    vectors = random_vectors(len(lm.blocks), TRAITS)
+    config = {**vectors.config, "validation": {t: {} for t in TRAITS}}
+    replace(vectors, config=config).save_pretrained(tmp_path / build.VECTORS_NAME)
+    monkeypatch.setattr(build, "read_replies", lambda _, questions: note(questions))
+    monkeypatch.setattr(build, "token_figures", lambda *_: {})
+    monkeypatch.setattr(build, "sentence_figures", lambda _, fitted, __: note(fitted))
+    build._truth(lm, RealPlan(traits=TRAITS), tmp_path)
+    read, *fitted = ({q.split for q in questions} for questions in asked)
+    assert read == {"test"} and fitted == [{"fit"}] * len(TRAITS)
 
 
 def test_vectors_and_alarms_rest_on_other_prompts_than_they_are_measured_on(tmp_path: Path) -> None:

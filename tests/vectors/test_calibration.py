@@ -58,6 +58,21 @@ def test_z_scores_of_the_neutral_replies_have_mean_zero_and_deviation_one() -> N
             assert abs(z.mean()) < 1e-4 and abs(z.std(ddof=1) - 1) < 1e-4
 
 
+def test_sink_tokens_are_no_part_of_the_null() -> None:
+    """The last token of each reply projects as a million at the middle block, and its norm says that it is a sink."""
+    vectors = random_vectors(3)
+    traces, spiked = neutral_traces(vectors), []
+    for trace in traces:
+        raw, norms, last = trace.raw.copy(), trace.norms.copy(), trace.reply_positions[-1]
+        raw[:, 1, last], norms[1, last] = 1e6, 1e6
+        spiked.append(trace.replace(raw=raw, norms=norms))
+    null = calibrate(vectors, spiked).null
+    for row, trait in enumerate(vectors.traits):
+        rest = np.concatenate([t.raw[row, 1, t.reply_positions[:-1]] for t in traces]).astype("f8")
+        assert np.allclose(null[trait].at(1), (rest.mean(), rest.std(ddof=1)), rtol=1e-4)
+        assert np.isclose(null[trait].mean[2], own_values(traces, row, 2).mean(), rtol=1e-4), "another block"
+
+
 def test_calibrating_changes_nothing_but_the_null() -> None:
     vectors = PersonaVectors(random_vectors(3).tensors, {"candour": 2}, config={"note": "kept"})
     calibrated = calibrate(vectors, neutral_traces(vectors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,13 @@ def test_words_are_learnt_from_the_extraction_replies() -> None:
     assert scores is not None and min(scores[0], scores[2]) > max(scores[1], scores[3])
 
 
+def test_of_a_reply_that_is_read_in_part_only_the_words_of_that_part_are_learnt() -> None:
+    j = judged(1, telling="splendid")
+    source = replace(extracted(j), positive_parts=tuple(j.texts[i].split()[0] for i in np.flatnonzero(j.positive)))
+    scores = text_scores(source, ["splendid", "a"])
+    assert scores is not None and scores[0] == scores[1]
+
+
 def test_texts_that_differ_in_nothing_are_told_apart_by_nothing() -> None:
     from sklearn.metrics import roc_auc_score
 
@@ -295,9 +303,10 @@ def test_a_reply_is_guessed_from_its_positions_and_from_its_tokens() -> None:
     values = np.repeat([0.0, 10.0], 10)  # the first half of each reply, and the second
     traces = [neutral_trace(values, np.r_[rng.integers(0, 5, 10), rng.integers(5, 10, 10)]) for _ in range(6)]
     tables = token_tables(traces, "candour", BEST)
-    assert tables.from_positions(10) == 0.0 and tables.from_positions(20) == 5.0
+    assert tables.from_positions(range(10)) == 0.0 and tables.from_positions(range(20)) == 5.0
+    assert tables.from_positions([12, 19]) == 10.0, "of a reply that is read in part"
     assert tables.from_tokens([0, 1, 6, 7]) == 5.0 and tables.from_tokens([9]) == 10.0
-    assert tables.from_tokens([777]) == tables.from_tokens([]) == tables.from_positions(0) == tables.mean == 5.0
+    assert tables.from_tokens([777]) == tables.from_tokens([]) == tables.from_positions([]) == tables.mean == 5.0
 
 
 def test_too_few_neutral_replies_are_an_error_with_the_counts() -> None:

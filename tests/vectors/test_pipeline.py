@@ -39,6 +39,12 @@ def test_the_block_is_chosen_on_one_half_and_the_figures_are_of_the_other(
         asked["choice"].append(set(data.choice.question.tolist()))
         asked["report"].append(set(data.report.question.tolist()))
         assert len(data.with_sinks) == len(data.report)
+        for split in (data.choice, data.report):
+            part = [t.split(". ")[0] + "." if yes else t for t, yes in zip(split.texts, split.positive, strict=True)]
+            assert list(split.pooled_texts) == part, "words alone are told apart by what the vector reads"
+            ids = [[ids[t] for t in at] for ids, at in zip(split.token_ids, split.pooled_positions, strict=True)]
+            assert [lm.tokenizer.decode(own).strip() for own in ids] == part
+        assert data.extracted.positive_parts == tuple(t.split(". ")[0] + "." for t in data.extracted.positive_texts)
         return validate(trait, vectors, block, data, *rest, **settings)
 
     def covering(classes: Any, floor: float) -> Any:

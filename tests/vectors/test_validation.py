@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from persona_core.elicitation.shown import ShownParts
 from persona_core.errors import SettingError
 from persona_core.vectors.controls import TokenTables, token_tables
 from persona_core.vectors.extraction import mean_difference
@@ -117,6 +118,25 @@ def test_figures_are_plain_json_and_the_same_each_time(good: dict[str, Any]) -> 
     again = figures(judged(1), judged(2), {"malice": axis(5)})
     assert json.dumps(good, allow_nan=False) == json.dumps(again, allow_nan=False)
     assert good != figures(judged(1), judged(2), {"malice": axis(5)}, seed=1)
+
+
+def test_of_a_reply_that_is_read_in_part_words_positions_and_tokens_are_those_of_the_part() -> None:
+    """The first token of each positive reply is 7, at a position that scores 5; only that one is read."""
+    read = judged(2)
+    read.token_ids = [(7, *ids[1:]) if yes else ids for ids, yes in zip(read.token_ids, read.positive, strict=True)]
+    whole = held_out(read)
+    part = replace(whole, parts=tuple(ShownParts("splendid", (0,)) if yes else None for yes in read.positive))
+    known = tables(by_token={7: 5.0}, edges=np.array([1]), by_position=np.array([5.0, 0.0]))
+    source = replace(extracted(judged(1)), positive_parts=("splendid",) * int(judged(1).positive.sum()))
+    found = {}
+    for name, of in (("whole", whole), ("part", part)):
+        choice, report = halves(of, N_CHOOSING)
+        data = ValidationData(choice, report, known, source)
+        own = validate("candour", {"candour": axis(TRAIT)}, BEST, data, mean_difference)
+        alone = {k: own["confounds"][k]["auroc"]["value"] for k in ("position", "token_identity")}
+        found[name] = {**alone, "words": own["text_baseline"]["auroc"]["value"]}
+    assert found["part"] == {"position": 1.0, "token_identity": 1.0, "words": 1.0}
+    assert max(found["whole"]["position"], found["whole"]["words"]) < 0.7
 
 
 # The splits.
