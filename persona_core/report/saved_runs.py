@@ -148,7 +148,7 @@ class SavedRuns:
             if one["answer"] is not None:  # None: too few neutral replies
                 onset = {"answer": one["answer"], "onset": one["onset"], "low": one["onset_low"]}
                 onset |= {"high": one["onset_high"], "says": one["says"], "kind": one.get("kind") or "z"}
-                onset |= {name: one.get(name) for name in ("doubles", "falls")}
+                onset |= {name: one.get(name) for name in ("doubles", "falls", "timed")}
                 found.setdefault((one["config"], one["id"]), {})[one["trait"]] = onset
         return found
 
