@@ -44,6 +44,7 @@ test-fast: $(DEV_STAMP) ## Run the tests that are quick and need neither a brows
 
 screenshots: $(DEV_STAMP) chromium ## Renew the pictures in docs/images
 	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py tests/report/test_analyse.py -k "picture or one_trait"
+	mv docs/images/persona-card.png persona_core/app/static/
 
 lint: $(DEV_STAMP) ## Check style, format, types, layers and dependencies
 	$(PY) -m ruff check .

@@ -131,6 +131,10 @@ def test_the_page_opens_on_a_finding_of_the_real_model_and_has_its_picture(
     assert page.get_by_role("link", name="persona-tiny").is_visible()
     page.wait_for_selector("#findings-view [data-chart=ready]")
     screenshot(page, "real", full_page=False)
+    card = visit(f"{shipped}?embed=1#tab=findings", width=1200, height=630)  # the picture of links to the app
+    card.wait_for_selector("#findings-view [data-chart=ready]")
+    assert card.locator("#masthead").is_hidden() and card.locator("#findings .finding-says").is_visible()
+    screenshot(card, "persona-card", full_page=False)
     open_tab(page, "Compare", "#compare-view .tv-tok")
     page.wait_for_selector("#compare-view .tv[data-sides='2']")
     screenshot(page, "real-compare", full_page=False)
