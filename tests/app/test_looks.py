@@ -81,7 +81,7 @@ def figures(page: Any) -> None:
 
 # name: tab, what is there once it is open, what is done then
 TABS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
-    "findings": ("Findings", "#findings-view .tv-tok", nothing),
+    "findings": ("Findings", "#findings-view .tv-section[data-role=assistant] .tv-tok", nothing),
     "live": ("Live", "#view .tv-tok", live),
     "compare": ("Compare", "#compare-view .tv-tok", nothing),
     "read": ("Read a text", "#read-go", read),
@@ -126,7 +126,7 @@ def test_the_page_opens_on_a_finding_of_the_real_model_and_has_its_picture(
     shipped: str, visit: Callable[..., Any]
 ) -> None:
     page = visit(shipped + "#")
-    page.wait_for_selector("#findings-view .tv-tok")
+    page.wait_for_selector("#findings-view .tv-section[data-role=assistant] .tv-tok")
     assert "SmolLM2" in page.inner_text("#masthead") and "SmolLM2" in page.inner_text("#findings-view .tv-pane")
     assert page.get_by_role("link", name="persona-tiny").is_visible()
     page.wait_for_selector("#findings-view [data-chart=ready]")

@@ -160,13 +160,12 @@ def test_clause_10_scores_are_specific_by_default() -> None:
 
 @pytest.mark.parametrize("broken", ["no rivals", "no neutral"])
 def test_mutation_scores_that_are_not_specific(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    def wrong(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    def wrong(raw: np.ndarray, slope: np.ndarray, offset: np.ndarray, trait: int) -> np.ndarray:
         each = slope[:, None] * raw + offset[:, None]
-        if broken == "no rivals":
-            return each
-        return np.stack([e - np.logaddexp.reduce(np.delete(each, k, 0), axis=0) for k, e in enumerate(each)])
+        rivals = np.logaddexp.reduce(np.delete(each, trait, 0), axis=0)
+        return each[trait] if broken == "no rivals" else each[trait] - rivals
 
-    monkeypatch.setattr(specific, "odds_against_rest", wrong)
+    monkeypatch.setattr(specific, "_odds", wrong)
     with pytest.raises(AssertionError):
         check_specific()
 

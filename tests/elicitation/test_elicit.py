@@ -250,7 +250,9 @@ def test_what_a_second_try_wrote_is_not_overwritten_by_a_third(tmp_path: Path, m
 
 
 INTERRUPTED = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it as ignored
 from persona_core.elicitation import elicit as module
 from persona_core.elicitation.store import ReplyStore
 from tests.elicitation.test_elicit import plan
