@@ -28,13 +28,18 @@ from persona_core.report.saved_runs import SavedRuns
 logger = logging.getLogger(__name__)
 
 _HEADER_MARKUP = """
-<div class="masthead"><h1 data-part="title"></h1><p class="about" data-part="about"></p>
+<div class="masthead"><a class="skip" href="#" data-part="skip">Skip to the text</a>
+<h1 data-part="title"></h1><p class="about" data-part="about"></p>
 <button type="button" class="tour-start" data-part="tour">Tour</button></div>
 """
 _HEADER = """
 for (const name of ['title', 'about'])
   element.querySelector(`[data-part=${name}]`).textContent = props.value[name];
 element.querySelector('[data-part=about]').title = props.value.about; // what does not fit is cut
+element.querySelector('[data-part=skip]').addEventListener('click', (event) => {
+  event.preventDefault();
+  [...document.querySelectorAll('.tv-text')].find((text) => text.offsetParent)?.focus();
+});
 element.querySelector('[data-part=tour]').addEventListener('click', (event) => startTour(event.currentTarget));
 """
 

@@ -51,7 +51,7 @@ def test_the_page_opens_on_a_finding_and_shows_it_above_the_fold(
     page.wait_for_selector(REPLY)
     first = findings[0]
     assert says(page) == first.says
-    assert page.locator("#masthead").inner_text().splitlines()[0] == "Persona traits, token by token"
+    assert page.locator("#masthead").bounding_box()["height"] < 40, "one line"
     for side in (0, 1):
         shared = page.locator(f"{VIEW} .tv-pane").nth(side).locator(".tv-shared").all_inner_texts()
         texts = [
@@ -130,6 +130,19 @@ def test_branch_here_continues_the_published_reply_beside_it(visit: Callable[...
         + 12
     )
     assert original[:at] == branch[:at] and "original" in page.locator("#view .tv-pane").first.inner_text()
+
+
+def test_the_text_is_within_ten_tab_stops(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    page.wait_for_selector(REPLY)
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Skip to the text":
+            break
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement === document.querySelector('#findings-view .tv-text')")
+    page.keyboard.press("End")
+    assert page.locator(f"{VIEW} .tv-at").count() >= 1
 
 
 def test_hostile_names_and_texts_stay_text(
