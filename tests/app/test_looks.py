@@ -175,7 +175,7 @@ def test_open_menus_and_the_tour_are_accessible_and_have_a_picture(visit: Callab
         assert serious(page, "#view .tv-menus") == []
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.textContent") == "Export"
-    page.get_by_role("button", name="Tour: three steps").click()
+    page.get_by_role("button", name="Tour").click()
     for _ in in_both_themes(page):
         assert serious(page, ".tour-card") == []
 
@@ -204,7 +204,7 @@ def test_the_keyboard_alone_reaches_everything(visit: Callable[..., Any], url: s
         )
     names = [name for name, *_ in seen]
     texts = [text for _, text, _ in seen]
-    for wanted in ("Tour: three steps", "Send", "View", "Export", "sycophancy", "Branch here"):
+    for wanted in ("Tour", "Send", "View", "Export", "sycophancy", "Branch here"):
         assert any(wanted in text for text in texts), wanted
     for wanted in ("thumb", "play", "pin", "tv-text"):
         assert any(wanted in str(name) for name in names), wanted

@@ -228,7 +228,7 @@ def test_the_same_command_writes_the_same_files_again(tmp_path: Path) -> None:
     rows = few(26, "baseline", "contaminated")
     ids = {row["id"] for row in rows["baseline"]}
     rows["replay"] = [row for row in load_results(SHIPPED, "replay") if row["id"] in ids]
-    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:130]
     traits = (TRAIT, "evil")
     for config, own in about(rows, *traits).items():
         write_results(own, tmp_path / "data" / f"{config}.parquet", traits)
@@ -465,7 +465,7 @@ def test_interventions_of_another_form_are_refused_before_anything_is_written(tm
 @pytest.mark.slow
 def test_not_annotated_is_not_the_same_as_not_shown() -> None:
     rows = few(40, "contaminated")
-    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:130]
     annotated = load_annotations(SHIPPED / "analysis" / "marks.jsonl")
     own = [m for m in annotated if m.config == "contaminated" and m.trait == TRAIT]
     rows = about(rows, TRAIT, "evil")
@@ -503,7 +503,7 @@ def test_a_run_without_a_null_is_left_out_and_named_and_one_with_several_replies
 @pytest.mark.slow
 def test_with_the_models_at_hand_their_doubt_and_random_directions_stand_beside_the_vectors() -> None:
     rows = few(24, "contaminated")
-    rows["neutral"] = load_results(SHIPPED, "neutral")[:312]
+    rows["neutral"] = load_results(SHIPPED, "neutral")[:130]
     annotated = [m for m in load_annotations(SHIPPED / "analysis" / "marks.jsonl") if m.trait == TRAIT]
     models = {
         "baseline": load_model(SHIPPED.parent / "persona-tiny", device="cpu"),

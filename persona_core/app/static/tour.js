@@ -37,7 +37,8 @@ window.startTour = (() => {
 
     function point() {
       target?.classList.remove("tour-target");
-      target = card && seen(STEPS[step][0]);
+      if (!card) return; // closed before the tab was drawn
+      target = seen(STEPS[step][0]);
       target?.classList.add("tour-target");
       // The card lies over one end of the window, the target at the other.
       card.classList.toggle("tour-above", step === 1);
