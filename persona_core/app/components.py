@@ -133,8 +133,9 @@ def token_view_component(
         tab: id of the tab; while it is open, the view's choices are in the page's address.
         elem_id: of the component.
         empty_text: shown while there is no payload.
-        branch: whether to offer a button that triggers the event `branch` with `{"side": s, "at": t, "trait": name}`,
-            where t counts tokens of the reply and the trait is the one shown. Nothing else calls the server.
+        branch: whether to offer buttons that trigger the event `branch` with `{"side": s, "at": t, "trait": name,
+            "action": "cap" | "remove" | "add"}`, where t counts tokens of the reply and the trait is the one shown.
+            `personaLink.branch(tab)` triggers it without an action. Nothing else calls the server.
     """
     gr.set_static_paths([_shell()])
     return gr.HTML(

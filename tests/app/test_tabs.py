@@ -116,11 +116,11 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     original = monitors["baseline"].generate(messages, **settings)
     at = 12
     page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at}']").click()
-    page.locator("#branching button").first.click()  # the settings; the view's own Branch would begin at once
+    page.locator("#branching button").first.click()  # by what it says; a button in the view would begin at once
     page.locator("#branch-trait input").click()
     page.get_by_role("option", name="sycophancy", exact=True).click()
     page.locator("#branch-action").get_by_label("remove", exact=True).check()
-    page.locator("#view [data-part=branch]").click()
+    page.click("#branch-go")
     page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
     steer = Steer.ablate("sycophancy", monitors["baseline"].vectors.best_block["sycophancy"], start=at)
     expected = monitors["baseline"].generate(Branch(original, at), steer=steer, **settings)
@@ -132,7 +132,7 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     later = 25
     page.locator("#view .tv-pane").nth(1).locator(f".tv-tok[data-i='{expected.n_prompt + later}']").click()
     page.locator("#branch-action").get_by_label("add", exact=True).check()
-    page.locator("#view [data-part=branch]").click()
+    page.click("#branch-go")
     page.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1].innerText === 'sycophancy +1 SD'")
     page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
     block = monitors["baseline"].vectors.best_block["sycophancy"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from persona_core.app.audience import current_session
+from persona_core.app.branch_buttons import change_of
 from persona_core.app.components import as_json, notice_component, token_view_component
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
@@ -39,8 +40,9 @@ SELECTED = ""  # in place of a trait: the one that the view is coloured by
 NO_TOKEN = "Put the cursor on a token of the reply first."
 _EMPTY = "No reply yet.\nType a message and press Send."
 _BRANCHING = (
-    "Put the cursor on a token of the reply and press **Branch here** beside the text. The model continues from that "
-    "token with one trait changed; the branch is shown beside the original."
+    "Put the cursor on a token of the reply. The model continues from there with one trait changed, and the branch is "
+    "shown beside the original. The buttons beside the text change the trait that is shown, by an amount that leaves "
+    "neutral text alone; here you choose."
 )
 
 
@@ -137,6 +139,7 @@ class LiveTab:
             self.amount = gr.Slider(
                 -MAX_AMOUNT, MAX_AMOUNT, value=1, step=0.5, label="Amount, standard deviations", elem_id="branch-amount"
             )
+            self.branch = gr.Button("Branch at the cursor", size="sm", elem_id="branch-go")
         self.examples = None
         if home.examples:
             self.examples = gr.Examples(
@@ -159,6 +162,8 @@ class LiveTab:
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
         sent = self.controls.on_press(pressed, self._request_reply, self.fields, [self.prompt])
         branched = self.controls.on_press(self.view.branch, self._request_branch, self.change)
+        # In the browser only: the view knows where the cursor is, and sends it.
+        self.branch.click(None, None, None, js=f"() => personaLink.branch({TAB!r})", **UNQUEUED)
         outputs = [self.view, self.notice, self.chat, self.prompt, self.trait]
         self.controls.run_after(
             [sent.then, branched.then],
@@ -195,11 +200,9 @@ class LiveTab:
     ) -> tuple[Any, ...]:
         where = event._data if isinstance(event._data, dict) else {}
         at = where.get("side"), where.get("at")
-        if trait == SELECTED:
-            trait = where.get("trait")
         if not all(is_integer(n, minimum=0) and n < 2**31 for n in at):
             return self.controls.refuse(press, NO_TOKEN)
-        return self.controls.accept(press, ReplyRequest("", (trait, action, amount), at))  # type: ignore[arg-type]
+        return self.controls.accept(press, ReplyRequest("", change_of(where, trait, action, amount), at))  # type: ignore[arg-type]
 
     @staticmethod
     def _edit(press: Press | None, chat: Chat) -> tuple[Any, ...]:
