@@ -34,6 +34,8 @@ function mountTokenView(root, options = {}) {
   let mounted = false;
 
   const last = () => model.length - 1;
+  // The newest token: of a branch, whose original is longer for a while, or of the longer of two replies.
+  const newestAt = () => Math.max(...model.sides.filter((side) => !side.done).map((side) => side.shift + side.n - 1));
   const cursor = () => preview ?? committed;
   const trait = () => choices.trait;
 
@@ -83,7 +85,7 @@ function mountTokenView(root, options = {}) {
       part("panes").replaceChildren(...panes.map(({ element }) => element));
     }
     panes.forEach((pane, s) => pane.show(model.sides[s], false, model.sides.length === 1));
-    committed = model.done ? opening() : last();
+    committed = model.done ? opening() : newestAt();
     build();
     const position = committed;
     requestAnimationFrame(() => model && revealAt(position));
@@ -97,7 +99,7 @@ function mountTokenView(root, options = {}) {
       build();
     }
     panes.forEach((pane, s) => pane.show(model.sides[s], true, model.sides.length === 1));
-    if (!pinned && last() >= before.length) committed = last();
+    if (!pinned && !model.done) committed = newestAt();
     if (model.done === before.done) return;
     build();
     if (!pinned) {
@@ -261,7 +263,7 @@ function mountTokenView(root, options = {}) {
   function follow() {
     pinned = false;
     preview = span = null;
-    if (!model.done) committed = last();
+    if (!model.done) committed = newestAt();
     showCursor();
     if (!model.done) revealAt(committed);
     reportState();
