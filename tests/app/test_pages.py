@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +17,16 @@ from hypothesis import given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
+from persona_core import Branch, Steer
 from persona_core.app.branch_buttons import suggested_amount
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.model_pool import ModelPool
 from persona_core.app.pasted_text import parse_transcript
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import COST, Pace, Progress, ReplyJob, stream_replies
+from persona_core.app.streaming import COST, MEASURED_LATER, Pace, Progress, ReplyJob, stream_replies
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
+from persona_core.monitor.branch_outcome import branch_outcome
 from persona_core.report.home import Example, FirstView, load_home, save_home
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view.payload import trace_payload
@@ -191,6 +194,20 @@ def test_the_amount_of_a_button_is_in_the_link_of_its_branch() -> None:
     with pytest.raises(SettingError, match="Unknown action"):
         unknown = ReplyRequest("", (trait, "praise", None), (0, 3))
         plan_reply(PooledModel(lambda: monitor), unknown, Chat(traces=(trace,)), AppSettings())
+
+
+def test_a_branch_comes_with_what_it_has_changed_once_it_is_written() -> None:
+    monitor: Any = steady_monitor()
+    trait = monitor.vectors.traits[0]
+    trace = monitor.generate([{"role": "user", "content": "Hello"}], max_new_tokens=12, seed=1)
+    shown = run_of(monitor, ReplyRequest("", (trait, "add", 3.0), (0, 3)), chat=Chat(traces=(trace,)))
+    payloads = [json.loads(values[0]) for values in shown if isinstance(values[0], str)]
+    assert {p["outcome"]["says"] for p in payloads[:-1]} == {MEASURED_LATER}
+    steer = Steer(trait, monitor.vectors.best_block[trait], strength=3.0, unit="sd", start=3)
+    written = monitor.generate(Branch(trace, 3), steer=steer, max_new_tokens=12, temperature=0.7)
+    assert payloads[-1]["outcome"] == asdict(branch_outcome(monitor, Branch(trace, 3), written, trait))
+    (reply,) = [json.loads(v[0]) for v in run_of(monitor, ReplyRequest("baseline", ("Hi", "", 3, 0.7, 0)))[-1:]]
+    assert "outcome" not in reply
 
 
 def test_a_reply_is_no_longer_than_the_owner_allows() -> None:

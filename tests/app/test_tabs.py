@@ -12,6 +12,7 @@ import pytest
 from persona_core import Branch, PersonaMonitor, Steer
 from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
+from persona_core.monitor.branch_outcome import branch_outcome
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.statements import with_not_neutral
@@ -127,6 +128,8 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     assert tokens_of(page, side=0) == list(original.tokens)
     assert tokens_of(page, side=1) == list(expected.tokens)
     assert page.locator("#view .tv-name-line").all_inner_texts() == ["original", "without sycophancy"]
+    outcome = branch_outcome(monitors["baseline"], Branch(original, at), expected, "sycophancy")
+    assert page.locator("#view [data-part=outcome-says]").inner_text() == outcome.says
     at_cursor(page, "#view", [original, expected], original.n_prompt + at + 1)
     # A branch of the branch, from the second side, replaces the pair; its link brings both back.
     later = 25

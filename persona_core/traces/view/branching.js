@@ -1,4 +1,4 @@
-// The buttons that let the model write on from the cursor with the selected trait changed.
+// The buttons that let the model write on from the cursor with the selected trait changed, and what a branch has changed.
 
 const CHANGES = {
   cap: (trait) => "Write on from here, and keep " + trait + " at or below what it scores on neutral text",
@@ -27,6 +27,12 @@ function makeBranching(part, onBranch, where) {
   for (const button of buttons) button.addEventListener("click", () => branch(button.dataset.action));
 
   function show(trait) {
+    const { says, detail, warning } = where().model.outcome ?? {};
+    part("outcome").hidden = !says;
+    part("outcome-says").textContent = says ?? "";
+    part("outcome-detail").textContent = detail ?? "";
+    part("outcome-warning").textContent = warning ? "⚠ " + warning : "";
+    part("outcome-warning").hidden = !warning;
     part("branch").hidden = !onBranch;
     part("branch").setAttribute("aria-label", "Write on from here with " + trait + " changed");
     for (const button of buttons) button.title = CHANGES[button.dataset.action](trait);
