@@ -36,7 +36,7 @@ from tests.support.standins import SlowMonitor, hostile_tokens, hostile_trace, s
 
 
 def run_of(monitor: Any, *request: ReplyRequest, chat: Chat | None = None) -> list[tuple[Any, ...]]:
-    """What one press on Send streams to the page: view, notice, chat, prompt, trait and the buttons."""
+    """What one press on Send streams to the page: view, notice, chat, prompt, trait, what was sent, and the buttons."""
     import gradio as gr
 
     from persona_core.app.run_controls import Press
