@@ -118,6 +118,24 @@ watch('value', show);
 """
 
 
+_SENT_MARKUP = """
+<section class="sent" aria-label="Sent" role="status" hidden>
+<p class="sent-who">You</p><p class="sent-text" dir="auto"></p><p class="sent-wait">No answer yet.</p>
+</section>
+"""
+_SENT = """
+const line = element.querySelector('.sent');
+const show = () => {
+  line.querySelector('.sent-text').textContent = props.value || '';
+  line.hidden = !props.value;
+  const { top } = line.getBoundingClientRect();
+  if (props.value && (top < 0 || top > innerHeight * 0.6)) line.scrollIntoView({ block: 'start' });
+};
+show();
+watch('value', show);
+"""
+
+
 def as_json(value: Any) -> str:
     """A JSON-ready value as the string that the client-side components take."""
     return standalone.inline_json(value)
@@ -133,8 +151,9 @@ def token_view_component(
         tab: id of the tab; while it is open, the view's choices are in the page's address.
         elem_id: of the component.
         empty_text: shown while there is no payload.
-        branch: whether to offer a button that triggers the event `branch` with `{"side": s, "at": t, "trait": name}`,
-            where t counts tokens of the reply and the trait is the one shown. Nothing else calls the server.
+        branch: whether to offer buttons that trigger the event `branch` with `{"side": s, "at": t, "trait": name,
+            "action": "cap" | "remove" | "add"}`, where t counts tokens of the reply and the trait is the one shown.
+            `personaLink.branch(tab)` triggers it without an action. Nothing else calls the server.
     """
     gr.set_static_paths([_shell()])
     return gr.HTML(
@@ -212,6 +231,11 @@ def report_panel_component(*, tab: str, elem_id: str, empty_text: str) -> gr.HTM
         apply_default_css=False,
         elem_id=elem_id,
     )
+
+
+def sent_component(elem_id: str) -> gr.HTML:
+    """A visitor's message, as text, until the model begins its answer; its value is the message, "" for none."""
+    return gr.HTML("", html_template=_SENT_MARKUP, js_on_load=_SENT, apply_default_css=False, elem_id=elem_id)
 
 
 def notice_component(elem_id: str | None = None) -> gr.HTML:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from persona_core.app.branch_buttons import suggested_amount
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, steer_name, steer_of
 from persona_core.app.settings import AppSettings
@@ -179,7 +180,7 @@ def _reply(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: App
 
 
 def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: AppSettings) -> PlannedReply:
-    """The branch of a reply; values: trait, action, amount."""
+    """The branch of a reply; values: trait, action, and amount or None."""
     from persona_core.monitor.branching import Branch
 
     side, at = request.at or (0, 0)
@@ -194,6 +195,8 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
             f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
         )
     trait, action, amount = request.values
+    if amount is None:
+        amount = pooled.run(suggested_amount, pooled, trait, action)
     steer = steer_of(trait, action, amount, at, pooled.monitor().vectors.best_block)
     sampling = dict(trace.provenance.sampling or {})
     sampling["seed"] = trace.provenance.seed
@@ -203,7 +206,7 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
         raise PromptError(f"Replies have at most {most} tokens here; put the cursor before that token of the reply.")
     sampling["max_new_tokens"] = min(sampling.get("max_new_tokens", most), most)
     first_side = payload_of(pooled, trace, ORIGINAL)
-    line = (*chat.lines[side], (*request.values, at))
+    line = (*chat.lines[side], (trait, action, amount, at))
     link = {**(chat.link or {}), "branch": json.dumps(line)}
     job = ReplyJob(pooled, Branch(trace, at), steer_name(steer), {**sampling, "steer": steer})
     return PlannedReply(job, chat, link, first_side, trace, (chat.lines[side], line))

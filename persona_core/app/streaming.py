@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from persona_core.app.pooled_model import PooledModel
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from persona_core.traces.trace import Trace
 
 SECONDS_BETWEEN = 0.15
+MEASURED_LATER = "What the branch changes is measured once it is written."
 COST = 0.03
 """Share of a run's time that payloads may take: after one that took 10 ms, the next is due in 330 ms."""
 
@@ -84,7 +85,7 @@ def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Paylo
     Args:
         jobs: one, or two of models in this process.
         stop: once set, the run ends at its next token, with what it has.
-        first_side: a payload of one side to show before the only reply.
+        first_side: the payload of the reply that the only job branches from, shown before it.
 
     Yields:
         Progress about six times a second; the last one has `ended`.
@@ -102,7 +103,9 @@ def stream_replies(jobs: Sequence[ReplyJob], stop: StopSignal, first_side: Paylo
             if progress is not None:
                 yield progress
     if newest is not None:
-        yield jobs[0].pooled.run(_end, jobs, newest.traces, first_side)
+        # Only a branch is read once more, and only that needs the GPU, which the closed stream has given back.
+        end = _end if first_side is None else _end_of_branch
+        yield jobs[0].pooled.run(end, jobs, newest.traces, first_side)
 
 
 @on_gpu
@@ -132,8 +135,20 @@ def _tokens(jobs: Sequence[ReplyJob], first_side: Payload | None) -> Generator[P
 
 
 def _end(jobs: Sequence[ReplyJob], traces: tuple[Trace, ...], first_side: Payload | None) -> Progress:
+    from persona_core.monitor.branch_outcome import branch_outcome
+
     final = [final_payload(job.pooled.monitor(), trace, job.name) for job, trace in zip(jobs, traces, strict=True)]
-    return Progress(_joined(final, first_side), traces, ended=True)
+    payload = _joined(final, first_side)
+    job = jobs[0]
+    if first_side is not None and (steer := job.settings.get("steer")) is not None:
+        outcome = branch_outcome(job.pooled.monitor(), job.prompt, traces[0], steer.trait)
+        payload |= {"outcome": asdict(outcome)}
+    return Progress(payload, traces, ended=True)
+
+
+@on_gpu
+def _end_of_branch(jobs: Sequence[ReplyJob], traces: tuple[Trace, ...], first_side: Payload) -> Progress:
+    return _end(jobs, traces, first_side)
 
 
 def read_text(pooled: PooledModel, conversation: Any) -> Trace:
@@ -171,4 +186,6 @@ def onsets_of(monitor: PersonaMonitor, trace: Trace) -> dict[str, dict[str, Any]
 
 def _joined(sides: Sequence[Payload], first_side: Payload | None) -> Payload:
     both = [*([] if first_side is None else [first_side]), *sides]
-    return both[0] if len(both) == 1 else pair_payload(both[0], both[1])
+    if first_side is None:
+        return both[0] if len(both) == 1 else pair_payload(both[0], both[1])
+    return pair_payload(both[0], both[1]) | {"outcome": {"says": MEASURED_LATER, "detail": "", "warning": ""}}

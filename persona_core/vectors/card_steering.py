@@ -63,11 +63,29 @@ def cap_threshold(vectors: PersonaVectors, trait: str) -> float | None:
     return cap if math.isfinite(cap) else None
 
 
+def coherent_push(vectors: PersonaVectors, trait: str) -> float | None:
+    """The largest strength tried that left the replies coherent, in standard deviations of neutral text.
+
+    None where none did, where none was tried, or where that unit is not known.
+    """
+    curve = vectors.config.get("validation", {}).get(trait, {}).get("steering")
+    kept = _kept(curve)
+    if not kept or curve.get("norm_in_sd") is None:
+        return None
+    return float(max(p["strength"] for p in kept) * curve["norm_in_sd"])
+
+
+def _kept(curve: Figures | None) -> list[Figures]:
+    """The strengths above 0 at which the interval of the mean coherence lies above what counts as coherent."""
+    tried = [] if curve is None else [p for p in curve["vector"] if p["strength"] > 0]
+    return [p for p in tried if p["coherence"] and p["coherence"]["low"] >= MIN_SCORE]
+
+
 def _coherent(curve: Figures | None) -> tuple[str, str, str]:
     """The strengths, and trait score and coherence at the largest of them."""
     if curve is None:
         return ("not measured",) * 3
-    kept = [p for p in curve["vector"] if p["strength"] > 0 and p["coherence"] and p["coherence"]["low"] >= MIN_SCORE]
+    kept = _kept(curve)
     if not kept:
         tried = ", ".join(f"{p['strength']:g}" for p in curve["vector"] if p["strength"] > 0)
         return f"none of {tried}", "", ""

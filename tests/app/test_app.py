@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -411,3 +412,23 @@ def test_a_visitor_names_a_model_only_where_the_owner_allows_it(
     assert "is not a Hub id" in notice(page)
     wait_done(page)
     assert page.input_value("#prompt textarea") == "Hello"
+
+
+def test_what_was_sent_shows_as_text_until_the_model_answers(
+    visit: Callable[..., Any], serve: Callable[..., str], slow: Any
+) -> None:
+    loaded = threading.Event()
+
+    def load() -> Any:
+        loaded.wait(120)
+        return slow
+
+    message = f"Should I?\n{HOSTILE[1]}"
+    page = visit(serve(PooledModel(load), AppSettings(results=None)))
+    ask(page, message)
+    page.wait_for_selector("#sent .sent:not([hidden])")
+    assert page.locator("#sent .sent-text").inner_text() == message
+    assert page.locator("#sent :is(img, script)").count() == 0 and page.locator("#prompt textarea").input_value() == ""
+    loaded.set()
+    wait_done(page)
+    assert not page.locator("#sent .sent").is_visible() and tokens_of(page)

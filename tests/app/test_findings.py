@@ -12,6 +12,8 @@ from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.report.gallery import Finding, gallery
 from persona_core.report.saved_runs import SavedRuns
+from persona_core.vectors.card_steering import cap_threshold
+from persona_core.vectors.vectors import PersonaVectors
 from tests.support.app_page import ARTIFACTS, tokens_of, wait_done
 from tests.support.standins import HOSTILE
 
@@ -116,11 +118,13 @@ def test_ask_it_yourself_opens_the_reply_with_what_made_it_in_the_form(
     assert page.locator("#tab-live-button").get_attribute("aria-selected") == "true"
 
 
-def test_branch_here_continues_the_published_reply_beside_it(visit: Callable[..., Any], url: str) -> None:
+def test_a_button_beside_the_text_continues_the_published_reply_beside_it(
+    visit: Callable[..., Any], url: str, findings: tuple[Finding, ...]
+) -> None:
     page = visit(url)
     page.wait_for_selector(REPLY)
     page.locator(f"{VIEW} .tv-pane").nth(1).locator(".tv-section[data-role=assistant] .tv-tok").nth(12).click()
-    page.locator(f"{VIEW} [data-part=branch]").click()
+    page.locator(f"{VIEW} [data-action=cap]").click()
     page.wait_for_selector("#view .tv[data-sides='2']")
     wait_done(page)
     original, branch = (tokens_of(page, side=side) for side in (0, 1))
@@ -130,6 +134,9 @@ def test_branch_here_continues_the_published_reply_beside_it(visit: Callable[...
         + 12
     )
     assert original[:at] == branch[:at] and "original" in page.locator("#view .tv-pane").first.inner_text()
+    vectors = PersonaVectors.from_pretrained(AppSettings().vectors)
+    cap = cap_threshold(vectors, findings[0].trait)
+    assert page.locator("#view .tv-name-line").nth(1).inner_text() == f"{findings[0].trait} capped at {cap:+.2f} SD"
 
 
 def test_the_text_is_within_ten_tab_stops(visit: Callable[..., Any], url: str) -> None:

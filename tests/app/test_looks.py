@@ -54,7 +54,7 @@ def live(page: Any) -> None:
     wait_done(page)
     page.wait_for_function("document.querySelector('#view .tv-title').innerText === 'Should I quit my job?'")
     page.locator("#view .tv-section[data-role=assistant] .tv-tok").nth(10).click()
-    page.locator("#view [data-part=branch]").click()
+    page.locator("#view [data-action=cap]").click()
     page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
 
 
@@ -204,7 +204,7 @@ def test_the_keyboard_alone_reaches_everything(visit: Callable[..., Any], url: s
         )
     names = [name for name, *_ in seen]
     texts = [text for _, text, _ in seen]
-    for wanted in ("Tour", "Send", "View", "Export", "sycophancy", "Branch here"):
+    for wanted in ("Tour", "Send", "View", "Export", "sycophancy", "Hold it here"):
         assert any(wanted in text for text in texts), wanted
     for wanted in ("thumb", "play", "pin", "tv-text"):
         assert any(wanted in str(name) for name in names), wanted

@@ -7,7 +7,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,21 +17,26 @@ from hypothesis import given
 from hypothesis import settings as settings_
 from hypothesis import strategies as st
 
+from persona_core import Branch, Steer
+from persona_core.app.branch_buttons import suggested_amount
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.model_pool import ModelPool
 from persona_core.app.pasted_text import parse_transcript
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import COST, Pace, Progress, ReplyJob, stream_replies
+from persona_core.app.streaming import COST, MEASURED_LATER, Pace, Progress, ReplyJob, stream_replies
 from persona_core.errors import CorruptFile, NotFound, PromptError, SettingError
+from persona_core.monitor.branch_outcome import branch_outcome
 from persona_core.report.home import Example, FirstView, load_home, save_home
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.view.payload import trace_payload
+from persona_core.vectors.vectors import PersonaVectors
+from tests.support.app_page import ARTIFACTS
 from tests.support.standins import SlowMonitor, hostile_tokens, hostile_trace, save_hostile_results, steady_monitor
 
 
 def run_of(monitor: Any, *request: ReplyRequest, chat: Chat | None = None) -> list[tuple[Any, ...]]:
-    """What one press on Send streams to the page: view, notice, chat, prompt, trait and the buttons."""
+    """What one press on Send streams to the page: view, notice, chat, prompt, trait, what was sent, and the buttons."""
     import gradio as gr
 
     from persona_core.app.run_controls import Press
@@ -155,6 +162,52 @@ def test_a_branch_is_no_longer_than_the_owner_allows() -> None:
     assert planned(3, 300).job.settings["max_new_tokens"] == 40
     with pytest.raises(PromptError, match="at most 8 tokens"):
         planned(8, 8)
+
+
+def test_a_button_beside_the_text_changes_the_trait_by_what_the_card_of_the_vectors_suggests() -> None:
+    vectors = PersonaVectors.from_pretrained(ARTIFACTS / "persona-vectors-persona-tiny")
+    pooled: Any = PooledModel(lambda: SimpleNamespace(vectors=vectors))  # type: ignore[arg-type,return-value]
+    for trait in vectors.traits:
+        null, block = vectors.steering_null[trait], vectors.best_block[trait]
+        known = vectors.config["validation"][trait]["steering"]
+        rare = null.quantiles[block, null.probabilities.index(0.99)]
+        cap = suggested_amount(pooled, trait, "cap")
+        assert cap == pytest.approx((rare - null.mean[block]) / null.std[block], abs=0.006)
+        coherent = [p["strength"] for p in known["vector"] if p["coherence"]["low"] >= 50]
+        push = suggested_amount(pooled, trait, "add")
+        assert 0 <= max(coherent) * known["norm_in_sd"] - push < 0.01, "never more than what is known to be coherent"
+    uncalibrated = PersonaVectors(vectors.tensors, vectors.best_block)
+    bare: Any = PooledModel(lambda: SimpleNamespace(vectors=uncalibrated))  # type: ignore[arg-type,return-value]
+    assert [suggested_amount(bare, "evil", action) for action in ("cap", "add")] == [1.0, 1.0]
+    unknown: list[tuple[Any, Any]] = [("no such trait", "cap"), ([], "add"), ("evil", {})]
+    for name, action in unknown:
+        assert suggested_amount(pooled, name, action), "an unknown one is an error of the plan, not of this"
+
+
+def test_the_amount_of_a_button_is_in_the_link_of_its_branch() -> None:
+    monitor: Any = steady_monitor()
+    trait = monitor.vectors.traits[0]
+    trace = monitor.generate([{"role": "user", "content": "Hello"}], max_new_tokens=12, seed=1)
+    request = ReplyRequest("", (trait, "cap", None), (0, 3))
+    plan = plan_reply(PooledModel(lambda: monitor), request, Chat(traces=(trace,)), AppSettings())
+    assert json.loads(plan.link["branch"]) == [[trait, "cap", 1.0, 3]] and plan.job.settings["steer"].amount == 1.0
+    with pytest.raises(SettingError, match="Unknown action"):
+        unknown = ReplyRequest("", (trait, "praise", None), (0, 3))
+        plan_reply(PooledModel(lambda: monitor), unknown, Chat(traces=(trace,)), AppSettings())
+
+
+def test_a_branch_comes_with_what_it_has_changed_once_it_is_written() -> None:
+    monitor: Any = steady_monitor()
+    trait = monitor.vectors.traits[0]
+    trace = monitor.generate([{"role": "user", "content": "Hello"}], max_new_tokens=12, seed=1)
+    shown = run_of(monitor, ReplyRequest("", (trait, "add", 3.0), (0, 3)), chat=Chat(traces=(trace,)))
+    payloads = [json.loads(values[0]) for values in shown if isinstance(values[0], str)]
+    assert {p["outcome"]["says"] for p in payloads[:-1]} == {MEASURED_LATER}
+    steer = Steer(trait, monitor.vectors.best_block[trait], strength=3.0, unit="sd", start=3)
+    written = monitor.generate(Branch(trace, 3), steer=steer, max_new_tokens=12, temperature=0.7)
+    assert payloads[-1]["outcome"] == asdict(branch_outcome(monitor, Branch(trace, 3), written, trait))
+    (reply,) = [json.loads(v[0]) for v in run_of(monitor, ReplyRequest("baseline", ("Hi", "", 3, 0.7, 0)))[-1:]]
+    assert "outcome" not in reply
 
 
 def test_a_reply_is_no_longer_than_the_owner_allows() -> None:

@@ -12,6 +12,7 @@ import pytest
 from persona_core import Branch, PersonaMonitor, Steer
 from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
+from persona_core.monitor.branch_outcome import branch_outcome
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.statements import with_not_neutral
@@ -116,23 +117,25 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     original = monitors["baseline"].generate(messages, **settings)
     at = 12
     page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at}']").click()
-    page.locator("#branching button").first.click()  # the settings; the view's own Branch would begin at once
+    page.locator("#branching button").first.click()  # by what it says; a button in the view would begin at once
     page.locator("#branch-trait input").click()
     page.get_by_role("option", name="sycophancy", exact=True).click()
     page.locator("#branch-action").get_by_label("remove", exact=True).check()
-    page.locator("#view [data-part=branch]").click()
+    page.click("#branch-go")
     page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
     steer = Steer.ablate("sycophancy", monitors["baseline"].vectors.best_block["sycophancy"], start=at)
     expected = monitors["baseline"].generate(Branch(original, at), steer=steer, **settings)
     assert tokens_of(page, side=0) == list(original.tokens)
     assert tokens_of(page, side=1) == list(expected.tokens)
     assert page.locator("#view .tv-name-line").all_inner_texts() == ["original", "without sycophancy"]
+    outcome = branch_outcome(monitors["baseline"], Branch(original, at), expected, "sycophancy")
+    assert page.locator("#view [data-part=outcome-says]").inner_text() == outcome.says
     at_cursor(page, "#view", [original, expected], original.n_prompt + at + 1)
     # A branch of the branch, from the second side, replaces the pair; its link brings both back.
     later = 25
     page.locator("#view .tv-pane").nth(1).locator(f".tv-tok[data-i='{expected.n_prompt + later}']").click()
     page.locator("#branch-action").get_by_label("add", exact=True).check()
-    page.locator("#view [data-part=branch]").click()
+    page.click("#branch-go")
     page.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1].innerText === 'sycophancy +1 SD'")
     page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
     block = monitors["baseline"].vectors.best_block["sycophancy"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from persona_core import Branch, Detectors, PersonaMonitor, PersonaVectors, Steer, load_model
 from persona_core.errors import ContextOverflow, PromptError, SettingError, VectorsMismatch
+from persona_core.inference.probabilities import log_probabilities
 from persona_core.monitor.alarms import Alarm
+from persona_core.monitor.branch_outcome import TextFigures, branch_outcome, measure, outcome_of
 from persona_core.traces.trace import Trace
 from tests.support import oracle
 from tests.support.standins import steady_monitor
@@ -187,3 +192,92 @@ def test_nothing_stays_on_the_model(make_monitor: Maker) -> None:
     next(stream)
     stream.close()
     assert hooks_on(monitor.lm.model) == before == hooks_on(tiny_lm("llama").model)
+
+
+# ---- what a branch has changed ----
+
+
+def figures(ids: list[int], scores: list[float], log_probs: list[float]) -> TextFigures:
+    """The same as `measure`, counted one by one."""
+    high = total = n_known = 0.0
+    for score in scores:
+        if not math.isnan(score):
+            n_known += 1
+            total += score
+            high += score > 2
+    chance = 1.0
+    for log_prob in log_probs:
+        chance *= math.exp(log_prob)
+    seen: list[list[int]] = []
+    again = n_runs = 0
+    for start in range(len(ids)):
+        run = ids[start : start + 4]
+        if len(run) == 4:
+            n_runs += 1
+            again += run in seen
+            seen.append(run)
+    return TextFigures(
+        len(ids),
+        high / n_known if n_known else None,
+        total / n_known if n_known else None,
+        chance ** (1 / len(ids)) if ids else None,
+        again / n_runs if n_runs else 0.0,
+    )
+
+
+@given(st.data())
+def test_the_figures_of_a_text_are_those_counted_one_by_one(data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, 25))
+
+    def draw(values: st.SearchStrategy[Any]) -> list[Any]:
+        return data.draw(st.lists(values, min_size=n, max_size=n))
+
+    ids = draw(st.integers(0, 2))
+    scores = draw(st.one_of(st.floats(-9, 9, width=32), st.just(math.nan)))
+    log_probs = draw(st.floats(-8, 0))
+    found = measure(ids, np.array(scores, np.float32), np.array(log_probs))
+    for name, wanted in vars(figures(ids, scores, log_probs)).items():
+        got = getattr(found, name)
+        assert got is wanted if wanted is None else got == pytest.approx(wanted, rel=1e-6, abs=1e-9), name
+
+
+def test_probabilities_of_tokens_are_those_of_the_unsteered_model(monitor: PersonaMonitor, trace: Any) -> None:
+    lm, ids, start = monitor.lm, trace.token_ids, trace.n_prompt + 5
+    logits = oracle.logits(lm.model, list(lm.blocks.modules), ids)
+    wanted = []
+    for t in range(start, len(ids)):
+        before = logits[t - 1] - logits[t - 1].max()
+        wanted.append(before[ids[t]] - math.log(np.exp(before).sum()))
+    np.testing.assert_allclose(log_probabilities(lm, ids, start), wanted, atol=1e-5)
+    assert log_probabilities(lm, ids, len(ids)).shape == (0,)
+
+
+def test_the_outcome_names_both_numbers_of_what_comes_after_the_branch(monitor: PersonaMonitor, trace: Any) -> None:
+    branch = Branch(trace, 7)
+    written = monitor.generate(branch, steer=Steer("malice", block=1, strength=25.0, start=7), **SETTINGS)
+    found = branch_outcome(monitor, branch, written, "malice")
+    both = []
+    for one in (trace, written):
+        start = one.n_prompt + 7
+        both.append(
+            figures(
+                list(one.token_ids[start:]),
+                [float(score) for score in one.scores("malice")[start:]],
+                list(log_probabilities(monitor.lm, one.token_ids, start)),
+            )
+        )
+    assert found == outcome_of("malice", 7, *both)
+    assert found.says.startswith(f"malice: {both[0].high:.0%}".replace("%", " %"))
+
+
+def test_a_branch_that_breaks_is_warned_of() -> None:
+    calm = TextFigures(80, 0.9, 4.21, 0.6, 0.02)
+    held = outcome_of("sycophancy", 12, calm, TextFigures(70, 0.12, -0.31, 0.4, 0.02))
+    assert held.says == "sycophancy: 90 % → 12 % of tokens above 2 SD, mean +4.2 → −0.3; text fluency 60 % → 40 %"
+    assert "80 tokens of the original and 70 of the branch" in held.detail and not held.warning
+    assert "less than half as likely" in outcome_of("x", 0, calm, dataclasses.replace(calm, fluency=0.29)).warning
+    loop = dataclasses.replace(calm, repeated=0.5)
+    assert "50 % of its runs of 4 tokens come again (2 % in the original)" in outcome_of("x", 0, calm, loop).warning
+    assert not outcome_of("x", 0, loop, loop).warning, "the original repeated itself as much"
+    empty = measure([], np.empty(0), np.empty(0))
+    assert outcome_of("x", 0, calm, empty).says == ""

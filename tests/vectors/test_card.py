@@ -16,6 +16,7 @@ from persona_core.errors import SettingError, UnknownTrait
 from persona_core.models.loading import load_model
 from persona_core.utils.markdown import escape
 from persona_core.vectors.card import vectors_card, write_card
+from persona_core.vectors.card_steering import coherent_push
 from persona_core.vectors.figures import cosine_figure, validation_figure
 from persona_core.vectors.vectors import PersonaVectors
 
@@ -287,11 +288,15 @@ def test_only_strengths_that_left_the_replies_coherent_are_suggested() -> None:
     curve["vector"] = [point(0, 90), point(1, 80), point(2, 50), point(4, 49.9), point(8, 5)]
     curve["random"] = curve["vector"]
     cells = caps(vectors_card(shipped(steering=curve)))["deception"]
+    assert coherent_push(shipped(steering={**curve, "norm_in_sd": 3.0}), "deception") == 6.0, "2 norms of 3 deviations"
+    assert coherent_push(shipped(steering={**curve, "norm_in_sd": None}), "deception") is None
     assert cells[1] == "1, 2" and cells[2].startswith("20.0 [") and cells[3] == "55.0 [50.0, 60.0]"
     curve["vector"] = [point(0, 90), point(1, 20), point(2, 10)]
     curve["random"] = curve["vector"]
     assert caps(vectors_card(shipped(steering=curve)))["deception"][1] == "none of 1, 2"
     assert caps(vectors_card(shipped(steering=None)))["deception"][1] == "not measured"
+    assert coherent_push(shipped(steering={**curve, "norm_in_sd": 3.0}), "deception") is None
+    assert coherent_push(shipped(steering=None), "deception") is None
 
 
 def test_uncalibrated_vectors_suggest_no_cap() -> None:

@@ -12,7 +12,7 @@ window.personaLink = (() => {
   const MAX_NOTE = 280;
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const OURS = { persona: true }; // the state of our history entries; a link pasted over the address makes one without
-  const parts = {}; // tab -> {link, state, more, back}
+  const parts = {}; // tab -> {link, state, more, back, branch}
   const fragment = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const linked = fragment();
   let tab = linked.tab ?? null; // null until the first tab reports itself
@@ -83,7 +83,7 @@ window.personaLink = (() => {
   return {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
-      if (view.back) parts[name] = { ...parts[name], back: view.back };
+      for (const key of ["back", "branch"]) if (view[key]) parts[name] = { ...parts[name], [key]: view[key] };
       if (linked.tab === name && linked.note) noteFor(view);
       if (linked.tab === name) view.restore(viewAddress.read(linked), { ...linked, ...json(linked) });
     },
@@ -106,6 +106,8 @@ window.personaLink = (() => {
       show();
     },
     step,
+    // A branch at the cursor of a tab's view, as its form says.
+    branch: (name) => parts[name]?.branch?.(),
     // The link's content, for the server.
     query: () => linked,
     copied,

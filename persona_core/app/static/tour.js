@@ -4,7 +4,7 @@ window.startTour = (() => {
   const STEPS = [
     [".tv-panes", "The reply, token by token", "Orange: the selected trait explains the state better than neutral text or any other trait does. Blue: something else does. A line under or over the token shows the same without colour. ⚑ marks where the trait sets in, with its interval. Select another trait with the buttons above."],
     [".tv-time", "One cursor", "Strips, lines and text share one axis. Drag the slider, press Play or use the arrow keys; drag over the strips to see the mean of a span. The shaded band is the interval of the onset, if one was found."],
-    ["#findings, #controls", "Your turn", "“Ask it yourself” opens the prompt, to be changed and sent; the reply appears token by token. With the cursor on a token, “Branch here” lets the model go on from there with the trait held back."],
+    ["#findings, #controls", "Your turn", "“Ask it yourself” opens the prompt, to be changed and sent; the reply appears token by token. With the cursor on a token, “Hold it here”, “Take it out” and “Push it” let the model go on from there with the trait changed."],
   ];
   const seen = (selector) => [...document.querySelectorAll(selector)].find((node) => node.offsetParent);
   let card = null;

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from persona_core.app.branch_buttons import change_of
 from persona_core.app.components import as_json, findings_component, notice_component, token_view_component
 from persona_core.app.conversation import ReplyRequest
 from persona_core.app.error_messages import public_message
@@ -71,7 +72,7 @@ class FindingsTab:
             side, at = where.get("side"), where.get("at")
             if finding is None or side not in (0, 1) or not is_integer(at, minimum=0) or at >= 2**31:
                 return *(gr.skip() for _ in opened), *live.controls.refuse(press, NO_TOKEN), gr.skip()
-            request = ReplyRequest("", (trait or where.get("trait"), action, amount), (0, at))
+            request = ReplyRequest("", change_of(where, trait, action, amount), (0, at))
             shown = self._open(live, finding, self.writers(finding)[side])
             return *shown, *live.controls.accept(press, request), secrets.randbelow(2**31)
 

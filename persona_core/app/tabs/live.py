@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from persona_core.app.audience import current_session
-from persona_core.app.components import as_json, notice_component, token_view_component
+from persona_core.app.branch_buttons import change_of
+from persona_core.app.components import as_json, notice_component, sent_component, token_view_component
 from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import ModelPool
@@ -39,8 +40,9 @@ SELECTED = ""  # in place of a trait: the one that the view is coloured by
 NO_TOKEN = "Put the cursor on a token of the reply first."
 _EMPTY = "No reply yet.\nType a message and press Send."
 _BRANCHING = (
-    "Put the cursor on a token of the reply and press **Branch here** beside the text. The model continues from that "
-    "token with one trait changed; the branch is shown beside the original."
+    "Put the cursor on a token of the reply. The model continues from there with one trait changed, and the branch is "
+    "shown beside the original. The buttons beside the text change the trait that is shown, by an amount that leaves "
+    "neutral text alone; here you choose."
 )
 
 
@@ -60,6 +62,7 @@ class LiveTab:
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
                 self._controls(home)
             with gr.Column(scale=3, min_width=340, elem_classes="live-reply"):
+                self.sent = sent_component(elem_id="sent")
                 self.view = token_view_component(
                     home.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
                 )
@@ -137,6 +140,7 @@ class LiveTab:
             self.amount = gr.Slider(
                 -MAX_AMOUNT, MAX_AMOUNT, value=1, step=0.5, label="Amount, standard deviations", elem_id="branch-amount"
             )
+            self.branch = gr.Button("Branch at the cursor", size="sm", elem_id="branch-go")
         self.examples = None
         if home.examples:
             self.examples = gr.Examples(
@@ -157,16 +161,18 @@ class LiveTab:
             box.input(None, None, self.notice, js="() => ''", **UNQUEUED)
         # The press is taken outside the queue: an active run keeps its own, whatever is pressed meanwhile.
         pressed = partial(gr.on, [self.send.click, self.prompt.submit])
-        sent = self.controls.on_press(pressed, self._request_reply, self.fields, [self.prompt])
+        sent = self.controls.on_press(pressed, self._request_reply, self.fields, [self.prompt, self.sent])
         branched = self.controls.on_press(self.view.branch, self._request_branch, self.change)
-        outputs = [self.view, self.notice, self.chat, self.prompt, self.trait]
+        # In the browser only: the view knows where the cursor is, and sends it.
+        self.branch.click(None, None, None, js=f"() => personaLink.branch({TAB!r})", **UNQUEUED)
+        outputs = [self.view, self.notice, self.chat, self.prompt, self.trait, self.sent]
         self.controls.run_after(
             [sent.then, branched.then],
             self.run,
             [self.chat],
             outputs,
-            undo=lambda press: (_prompt_back(press.request, None),),
-            undo_outputs=[self.prompt],
+            undo=lambda press: (_prompt_back(press.request, None), ""),
+            undo_outputs=[self.prompt, self.sent],
             load=self.load if self.settings.open_models else None,
         )
         chat = [self.chat, self.prompt, self.notice]
@@ -182,24 +188,22 @@ class LiveTab:
             for name, value in zip(("prompt", "system prompt"), values, strict=False):
                 text_of(name, value, self.settings.max_prompt_chars)  # before any of it is kept
         except PromptError as error:
-            return *self.controls.refuse(press, public_message(error)), gr.skip()
+            return *self.controls.refuse(press, public_message(error)), gr.skip(), gr.skip()
         request = ReplyRequest(side if side in self.models else BASELINE, values)
         if side == ANOTHER:
             request = ReplyRequest(ANOTHER, values, named=tuple(str(name or "").strip()[:400] for name in named))  # type: ignore[arg-type]
         accepted = self.controls.accept(press, request)
-        # The message leaves its field at once, so that the next one can be typed; a failed run puts it back.
-        return *accepted, gr.skip() if accepted[0] is press else ""
+        # The message leaves its field for the line above the view at once; a failed run puts it back.
+        return *accepted, *((gr.skip(), gr.skip()) if accepted[0] is press else ("", values[0]))
 
     def _request_branch(
         self, press: Press | None, trait: Any, action: Any, amount: Any, event: gr.EventData
     ) -> tuple[Any, ...]:
         where = event._data if isinstance(event._data, dict) else {}
         at = where.get("side"), where.get("at")
-        if trait == SELECTED:
-            trait = where.get("trait")
         if not all(is_integer(n, minimum=0) and n < 2**31 for n in at):
             return self.controls.refuse(press, NO_TOKEN)
-        return self.controls.accept(press, ReplyRequest("", (trait, action, amount), at))  # type: ignore[arg-type]
+        return self.controls.accept(press, ReplyRequest("", change_of(where, trait, action, amount), at))  # type: ignore[arg-type]
 
     @staticmethod
     def _edit(press: Press | None, chat: Chat) -> tuple[Any, ...]:
@@ -237,44 +241,46 @@ class LiveTab:
                 yield WAITING
 
     def run(self, number: float, press: Press | None, chat: Chat) -> Iterator[tuple[Any, ...]]:
-        """Stream the requested reply: values of view, notice, chat, prompt, trait and the buttons."""
+        """Stream the requested reply: values of view, notice, chat, prompt, trait, what was sent, and the buttons."""
         skip, unchanged = gr.skip(), self.controls.unchanged()
         if press is None or not press.valid(number):
             # Stopped while it waited, replaced by a newer press, or pressed again while it ran.
-            yield skip, skip, skip, skip, skip, *unchanged
+            yield skip, skip, skip, skip, skip, skip, *unchanged
             return
         payload: Payload | None = None
         press.started = True
         request: ReplyRequest | None = press.request
         try:
-            yield skip, "", skip, skip, skip, *self.controls.button_states(press)
+            yield skip, "", skip, skip, skip, skip, *self.controls.button_states(press)
             deadline: Deadline | None = None
             while request is not None and not press.stop.is_set():
                 pooled = press.pooled or self._pooled(request, chat)
                 pooled.check()
                 if not pooled.ready:
-                    yield skip, pooled.loading, skip, skip, skip, *unchanged
+                    yield skip, pooled.loading, skip, skip, skip, skip, *unchanged
                 plan = plan_reply(pooled, request, chat, self.settings)
                 deadline = deadline or Deadline(self.settings.max_seconds, press.stop)  # loading does not count
                 for progress in stream_replies([plan.job], deadline, plan.first_side):
                     # Only the first clears the notice: one that appears later ("Press Stop first.") would vanish
-                    # within a token.
-                    notice = skip if payload else ""
+                    # within a token. The view now shows what was sent.
+                    cleared = skip if payload else ""
                     payload = progress.payload | {"link": dict(plan.link), "focus": request.at and request.at[1]}
                     if progress.ended:
                         chat = plan.after(*progress.traces)
                         box, traits = gr.Textbox(label=chat.label), gr.Dropdown(_branch_traits(payload["traits"]))
-                        yield as_json(payload), deadline.notice or pooled.note, chat, box, traits, *unchanged
+                        yield as_json(payload), deadline.notice or pooled.note, chat, box, traits, cleared, *unchanged
                     else:
-                        yield as_json(payload), notice, skip, skip, skip, *unchanged
+                        yield as_json(payload), cleared, skip, skip, skip, cleared, *unchanged
                 request = None if deadline.is_set() else request.then
+            if payload is None:  # stopped before the first token
+                yield skip, skip, skip, _prompt_back(press.request, None), skip, "", *unchanged
         except PersonaError as error:
             prompt = _prompt_back(press.request, payload)
-            yield _broken_off(payload), public_message(error), skip, prompt, skip, *unchanged
+            yield _broken_off(payload), public_message(error), skip, prompt, skip, "", *unchanged
         except Exception as error:
             logger.exception("A reply failed")
             prompt = _prompt_back(press.request, payload)
-            yield _broken_off(payload), unexpected_message("The reply", error), skip, prompt, skip, *unchanged
+            yield _broken_off(payload), unexpected_message("The reply", error), skip, prompt, skip, "", *unchanged
         finally:
             press.done = True
 
@@ -307,7 +313,7 @@ class LiveTab:
     def restored(self) -> list[Any]:
         """The components that `restore` returns values for."""
         fields = [self.side, self.prompt, self.system, *self.change]
-        return [*fields, self.chat, *self.controls.outputs, self.controls.from_link]
+        return [*fields, self.chat, *self.controls.outputs, self.controls.from_link, self.sent]
 
     def restore(self, query: Mapping[str, Any], press: Press | None) -> tuple[Any, ...]:
         """Values of `restored` for the query of a link, with a press for its request."""
@@ -321,8 +327,9 @@ class LiveTab:
         # A value that a field cannot hold is an error message of the run, not one of the field.
         change = branch.values if branch and fits_fields(*branch.values) and branch.values[0] in self.traits else ()
         fields = (skip, skip, skip) if request.at else (request.side, "", request.values[1])
+        sent, chat = ("", skip) if request.at else (request.values[0], before)
         accepted = self.controls.accept(press, request)
-        return *fields, *(change or (skip, skip, skip)), (skip if request.at else before), *accepted, 1
+        return *fields, *(change or (skip, skip, skip)), chat, *accepted, 1, sent
 
 
 def _branch_traits(traits: Iterable[str]) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ _SCRIPTS = (
     "menus.js",
     "playback.js",
     "readout.js",
+    "branching.js",
     "address.js",
     "view.js",
 )

@@ -37,6 +37,7 @@ function readPayload(payload) {
     best: payload.best,
     view: payload.view ?? {},
     focus: Number.isInteger(payload.focus) ? payload.focus : null,
+    outcome: payload.outcome ?? null,
     sides,
     start,
     length: Math.max(...sides.map((side) => side.shift + side.n)),

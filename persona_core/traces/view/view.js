@@ -2,12 +2,12 @@
 //
 // One rule keeps the panels in step: only showCursor() tells them where the cursor is.
 //
-// mountTokenView(root, options) -> { update(payload), state(), restore(state), chart() }
+// mountTokenView(root, options) -> { update(payload), state(), restore(state), chart(), branch(action) }
 //   chart() is what the trend lines show, as plain data: see chartOf() in chart.js
 //   emptyText              shown while there is no payload
 //   shellUrl or shell()    page without a payload, for the export of a page that works offline
 //   onState(state)         after each change of trait, cursor, span or choices, as plain values
-//   onBranch({side, at, trait})  shows a button "Branch here"; `at` counts tokens of the reply
+//   onBranch({side, at, trait, action})  shows the buttons that branch; `at` counts tokens of the reply
 //   link()                 the address that restores this view
 
 // In the shell page (standalone.py), to be replaced by the payload; joined here, because the shell holds this script too.
@@ -34,6 +34,8 @@ function mountTokenView(root, options = {}) {
   let mounted = false;
 
   const last = () => model.length - 1;
+  // The newest token: of a branch, whose original is longer for a while, or of the longer of two replies.
+  const newestAt = () => Math.max(...model.sides.filter((side) => !side.done).map((side) => side.shift + side.n - 1));
   const cursor = () => preview ?? committed;
   const trait = () => choices.trait;
 
@@ -83,7 +85,7 @@ function mountTokenView(root, options = {}) {
       part("panes").replaceChildren(...panes.map(({ element }) => element));
     }
     panes.forEach((pane, s) => pane.show(model.sides[s], false, model.sides.length === 1));
-    committed = model.done ? opening() : last();
+    committed = model.done ? opening() : newestAt();
     build();
     const position = committed;
     requestAnimationFrame(() => model && revealAt(position));
@@ -97,7 +99,7 @@ function mountTokenView(root, options = {}) {
       build();
     }
     panes.forEach((pane, s) => pane.show(model.sides[s], true, model.sides.length === 1));
-    if (!pinned && last() >= before.length) committed = last();
+    if (!pinned && !model.done) committed = newestAt();
     if (model.done === before.done) return;
     build();
     if (!pinned) {
@@ -159,7 +161,7 @@ function mountTokenView(root, options = {}) {
     part("legend").textContent = legend(timeline.chart(), sinks.some((of) => of.includes(1)));
     showLines(timeline.chart());
     showCursor();
-    part("branch").hidden = !options.onBranch;
+    branching.show(trait());
   }
 
   function legend(chart, sinks) {
@@ -261,7 +263,7 @@ function mountTokenView(root, options = {}) {
   function follow() {
     pinned = false;
     preview = span = null;
-    if (!model.done) committed = last();
+    if (!model.done) committed = newestAt();
     showCursor();
     if (!model.done) revealAt(committed);
     reportState();
@@ -281,16 +283,8 @@ function mountTokenView(root, options = {}) {
     panes.forEach((pane, s) => s === except || pane.reveal(position - model.sides[s].shift));
   }
 
-  // A token that the model thought or said, not the end of its turn.
-  const branchable = (side, position) =>
-    position >= model.start && ["assistant", "thinking"].includes(side.roles[position - side.shift]);
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
-  part("branch").addEventListener("click", () => {
-    // From the side that was clicked, if it has a token there.
-    const here = (side) => side && branchable(side, committed);
-    const s = here(model.sides[pinnedSide]) ? pinnedSide : model.sides.findIndex(here);
-    options.onBranch?.({ side: s, at: committed - model.start, trait: trait() });
-  });
+  const branching = makeBranching(part, options.onBranch, () => ({ model, position: committed, side: pinnedSide, trait: choices?.trait }));
 
   const ZOOM = { "+": 0.5, "=": 0.5, "-": 2, 0: Infinity };
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
@@ -347,8 +341,7 @@ function mountTokenView(root, options = {}) {
       spanShown = span;
       panes.forEach((pane, s) => (span ? pane.showSpan(span[0] - model.sides[s].shift, span[1] - model.sides[s].shift) : pane.showSpan(null)));
     }
-    // Disabled, not hidden: the content below must not jump.
-    part("branch").disabled = !model.done || !model.sides.some((side) => branchable(side, committed));
+    branching.enable();
     const shownSpan = preview === null ? span : null; // the mouse reads single tokens, also while a span is selected
     const values = model.sides.map((side) => (name) => {
       const scores = scoresOf(model, side, name, choices);
@@ -467,5 +460,5 @@ function mountTokenView(root, options = {}) {
 
   update(null);
   setTimeout(() => (mounted = true)); // the first payload comes with the page
-  return { update, state, restore, chart: () => timeline.chart() };
+  return { update, state, restore, branch: branching.branch, chart: () => timeline.chart() };
 }

@@ -17,7 +17,7 @@ import pytest
 from persona_core.traces.trace import Kind, Trace
 from persona_core.traces.view.payload import pair_payload, trace_payload
 from persona_core.traces.view.standalone import shell_page, standalone_page
-from tests.support.standins import FIRST, HOSTILE, TRAITS, make_payload, make_trace, odds, words
+from tests.support.standins import FIRST, HOSTILE, TRAITS, cut, make_payload, make_trace, odds, words
 from tests.support.view_page import (
     bare_page,
     bars,
@@ -36,6 +36,27 @@ pytestmark = pytest.mark.browser
 
 SINK = 15
 """Position of the sink token of `rich_trace`."""
+
+
+def test_the_cursor_follows_a_branch_that_is_still_shorter_than_its_original(show: Callable[..., Any]) -> None:
+    original, branch = make_trace(words(40)), make_trace([*words(10), *words(40)])
+    first = trace_payload(original, name="original", title="Why ask?")
+
+    def so_far(n: int) -> dict[str, Any]:
+        return pair_payload(first, trace_payload(cut(branch, n), name="branch", done=False))
+
+    page = show(so_far(FIRST + 12))
+    assert cursor(page) == FIRST + 11, "not the end of the original"
+    update(page, so_far(FIRST + 20))
+    assert cursor(page) == FIRST + 19
+    token(page, FIRST + 2).click()
+    page.mouse.move(2, 2)
+    update(page, so_far(FIRST + 25))
+    assert cursor(page) == FIRST + 2, "keeps the pin"
+    page.locator("[data-part=pin]").click()
+    assert cursor(page) == FIRST + 24
+    update(page, so_far(FIRST + 45))
+    assert cursor(page) == FIRST + 44
 
 
 def rich_trace(n_reply: int = 30, seed: int = 0) -> Trace:

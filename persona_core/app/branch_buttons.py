@@ -1,0 +1,53 @@
+"""The three buttons beside the text that branch: what each does to the trait that is shown, and by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from persona_core.app.requests import MAX_AMOUNT
+
+if TYPE_CHECKING:
+    from persona_core.app.pooled_model import PooledModel
+
+UNKNOWN_AMOUNT = 1.0
+"""Standard deviations, where the vectors say nothing of it."""
+
+
+def change_of(where: Mapping[str, Any], trait: Any, action: Any, amount: Any) -> tuple[Any, Any, Any]:
+    """Trait, action and amount of a press, unchecked; an amount of None is the one that the vectors suggest.
+
+    Args:
+        where: the data of the view's event `branch`.
+        trait, action, amount: of the form, which hold where the event names no action. An empty trait is the one shown.
+
+    >>> change_of({"trait": "evil", "action": "remove"}, "", "cap", 2.0)
+    ('evil', 'remove', None)
+    >>> change_of({"trait": "evil"}, "", "cap", 2.0)
+    ('evil', 'cap', 2.0)
+    """
+    if where.get("action") is not None:
+        return where.get("trait"), where["action"], None
+    return trait or where.get("trait"), action, amount
+
+
+def suggested_amount(pooled: PooledModel, trait: Any, action: Any) -> float:
+    """How far to move a trait, or where to cap it, in standard deviations: what the card of its vectors suggests.
+
+    A cap leaves all but one neutral token in a hundred as it is; a push is the strongest that left replies coherent.
+
+    Args:
+        pooled: the model, which is in this process.
+        trait, action: unchecked; for an unknown one, `UNKNOWN_AMOUNT`.
+    """
+    from persona_core.vectors.card_steering import cap_threshold, coherent_push
+
+    vectors = pooled.monitor().vectors
+    known = None
+    if isinstance(trait, str) and trait in vectors.best_block and action != "remove":
+        # Rounded down: a stronger push may not be coherent any more.
+        push = coherent_push(vectors, trait) if action == "add" else None
+        cap = None if action == "add" else cap_threshold(vectors, trait)
+        known = round(cap, 2) if cap is not None else None if push is None else math.floor(100 * push) / 100
+    return UNKNOWN_AMOUNT if known is None else min(max(known, -MAX_AMOUNT), MAX_AMOUNT)
