@@ -11,7 +11,7 @@
 window.personaLink = (() => {
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const OURS = { persona: true }; // the state of our history entries; a link pasted over the address makes one without
-  const parts = {}; // tab -> {link, state, more, back}
+  const parts = {}; // tab -> {link, state, more, back, opens, place}
   const fragment = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const linked = fragment();
   let tab = linked.tab ?? null; // null until the first tab reports itself
@@ -71,6 +71,10 @@ window.personaLink = (() => {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
       if (view.back) parts[name] = { ...parts[name], back: view.back };
+      if (view.open) {
+        parts[name] = { ...parts[name], opens: [...(parts[name]?.opens ?? []), view.open] };
+        if (parts[name].place) view.open(parts[name].place);
+      }
       if (linked.tab === name) view.restore(viewAddress.read(linked), { ...linked, ...json(linked) });
     },
     // `link`: restores the view; null if nothing can, undefined if it has not changed.
@@ -92,6 +96,12 @@ window.personaLink = (() => {
       show();
     },
     step,
+    // Another tab's reply {id, trait, at}: selects the tab, whose parts open it now or once they are there.
+    open(name, place) {
+      parts[name] = { ...parts[name], place };
+      document.getElementById("tab-" + name + "-button")?.click();
+      for (const view of parts[name].opens ?? []) view(place);
+    },
     // The link's content, for the server.
     query: () => linked,
     copied,
