@@ -35,8 +35,23 @@ const view = mountTokenView(element, {{
   onBranch: {branch},
   link: personaLink.copied,
 }});
-personaLink.register({tab}, {{ ...view, element }});
-const show = () => view.update((payload = props.value ? JSON.parse(props.value) : null));
+let place = null; // a reply to open: its payload is on the way
+const arrive = () => {{
+  if (!place || payload?.link?.id !== place.id) return;
+  view.restore({{ trait: place.trait, at: place.at }});
+  place = null;
+  element.scrollIntoView();
+  element.querySelector('[data-part=thumb]').focus({{ preventScroll: true }});
+}};
+const open = (next) => {{
+  place = next;
+  arrive();
+}};
+personaLink.register({tab}, {{ ...view, element, open }});
+const show = () => {{
+  view.update((payload = props.value ? JSON.parse(props.value) : null));
+  arrive();
+}};
 show();
 watch('value', show);
 """
@@ -46,13 +61,17 @@ const explorer = mountExplorer(element, {{
   emptyText: 'Loading the published runs …',
   onPick: (id, trait) => {{
     trigger('pick', {{ id, trait }});
-    // The reply opens below the list: scroll to it, but keep the clicked cell in sight.
-    const under = document.querySelector({target}).getBoundingClientRect().top - innerHeight * 0.45;
+    // The reply opens below the list: scroll to it, but keep the clicked cell in sight where there is room for both.
+    const room = innerWidth > 760 ? innerHeight * 0.45 : 0;
+    const under = document.querySelector({target}).getBoundingClientRect().top - room;
     if (under > 0) scrollBy({{ top: under }});
   }},
   onState: (state) => personaLink.part({tab}, 'runs', state),
 }});
-personaLink.register({tab}, {{ restore: (_, query) => explorer.restore(query.runs) }});
+personaLink.register({tab}, {{
+  restore: (_, query) => explorer.restore(query.runs),
+  open: ({{ id, trait }}) => explorer.open(id, trait),
+}});
 const show = () => explorer.update(props.value ? JSON.parse(props.value) : null);
 show();
 watch('value', show);
@@ -87,6 +106,10 @@ _PANEL = """
 const note = element.querySelector('[data-part=note]');
 let wanted = null;
 let report = null;
+const runsAddress = ({{ id, trait, at }}) => {{
+  const runs = JSON.stringify({{ id, trait }});
+  return '#' + new URLSearchParams({{ tab: 'runs', runs, ...viewAddress.write({{ trait, at }}) }});
+}};
 const show = () => {{
   const content = props.value ? JSON.parse(props.value) : null;
   note.textContent = content?.error || (content?.html ? '' : {empty_text});
@@ -100,6 +123,8 @@ const show = () => {{
       wanted = trait;
       personaLink.part({tab}, 'trait', trait);
     }},
+    address: content.ids && document.getElementById('tab-runs-button') ? runsAddress : undefined,
+    onOpen: (place) => personaLink.open('runs', place),
   }});
 }};
 personaLink.register({tab}, {{ restore: (state) => (wanted = state.trait ?? null) }});

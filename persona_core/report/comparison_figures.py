@@ -117,6 +117,7 @@ def prompt_figure(prompts: Sequence[Figure]) -> go.Figure:
         )
     )
     apply_layout(figure, 340, margin={"l": 60, "r": 16, "t": 10, "b": 44})
+    figure.update_layout(meta={"prompts": [p["id"] for p in known]})
     figure.update_xaxes(title="effect of the text", zeroline=True)
     figure.update_yaxes(title="effect of the weights", zeroline=True)
     return figure

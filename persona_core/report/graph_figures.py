@@ -35,7 +35,7 @@ def coupling_matrix(graph: Figure) -> go.Figure:
             showscale=False,
         )
     )  # fmt: skip
-    apply_layout(figure, 420, margin={"l": 136, "r": 10, "t": 10, "b": 96})
+    apply_layout(figure, 116 + 27 * len(traits), margin={"l": 136, "r": 10, "t": 10, "b": 96})
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
     figure.update_xaxes(showgrid=False, tickangle=-35, automargin=True)
     return figure

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 
 from persona_core.report.figure_style import interval
 from persona_core.report.sentences import SCORES
-from persona_core.utils.markdown import interval as plain_interval
 
 N_SHOWN = 8
 """Sentences listed for each search; the file holds all."""
@@ -36,12 +35,29 @@ def section(title: str, question: str, body: str) -> str:
     return f"<section><h2>{title} <small>{question}</small></h2>{body}</section>"
 
 
+def answer(says: str, plot: str, heading: str) -> str:
+    """Sentences, and beside them the one figure that shows it.
+
+    Args:
+        says: markup.
+        plot: where the figure is drawn.
+        heading: of the figure, as text.
+    """
+    return f'<div class="answer"><div>{says}</div><div><h3>{html.escape(heading)}</h3>{plot}</div></div>'
+
+
+def folded(summary: str, body: str) -> str:
+    """What is shown on request; report.js draws no figure in it before."""
+    return f"<details><summary>{summary}</summary>{body}</details>" if body else ""
+
+
+def folded_section(title: str, question: str, body: str) -> str:
+    """A section of which only the heading shows."""
+    return f"<section>{folded(f'<h2>{title} <small>{question}</small></h2>', body)}</section>"
+
+
 def reader_name(about: Mapping[str, Any], config: str) -> str:
     return html.escape(about["readers"].get(config) or "an unknown model")
-
-
-def brackets(estimate: Mapping[str, Any]) -> str:
-    return plain_interval(estimate, 1).partition(" ")[2]
 
 
 def spans_source(config: str, of: str) -> str:
@@ -55,9 +71,10 @@ def statistic_cell(own: Mapping[str, Any], name: str) -> str:
     return interval(own.get(name), missing="–") + changed
 
 
-def listed_spans(spans: Sequence[Mapping[str, Any]]) -> str:
+def listed_spans(spans: Sequence[Mapping[str, Any]], shown: int = N_SHOWN) -> str:
+    """Sentences, each of which report.js makes a link to its reply where replies can be opened."""
     items = []
-    for s in spans[:N_SHOWN]:
+    for s in spans[:shown]:
         share = s["unusual"]
         null = (
             ""
@@ -68,5 +85,8 @@ def listed_spans(spans: Sequence[Mapping[str, Any]]) -> str:
         )
         often = "" if s["replies"] <= 1 else f", in {s['replies']} replies"
         text, where = html.escape(s["text"].strip()), html.escape(s["id"] + often + null)
-        items.append(f'<li><b>{s["value"]:+.1f}</b><span><q dir="auto">{text}</q><small>{where}</small></span></li>')
+        place = f'data-id="{html.escape(s["id"])}" data-at="{int(s["at"])}"'
+        items.append(
+            f'<li><b>{s["value"]:+.1f}</b><span><q dir="auto" {place}>{text}</q><small>{where}</small></span></li>'
+        )
     return f'<ol class="spans">{"".join(items)}</ol>'

@@ -27,7 +27,7 @@ def report_page(findings: Findings, rows: Mapping[str, Sequence[Row]], title: st
 <div id="report"></div>
 </main>
 <script type="application/json" id="data">{inline_json(content)}</script>
-<script>{plotlyjs()}</script>
+<script type="text/plain" id="plotly">{plotlyjs()}</script>
 <script>{script()}
 {_asset("page.js")}</script>
 </body>"""

@@ -90,7 +90,7 @@ def heat_map(
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
-    apply_layout(figure, 60 + max(120, 5 * len(order)), margin={"l": 34, "r": 60, "t": 8, "b": 40})
+    apply_layout(figure, 60 + max(120, 4 * len(order)), margin={"l": 34, "r": 60, "t": 8, "b": 40})
     figure.update_layout(meta={"order": order})
     figure.update_xaxes(title="token of the reply", range=[-2, longest - 0.5], showgrid=False, zeroline=False)
     figure.update_yaxes(

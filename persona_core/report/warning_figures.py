@@ -64,7 +64,7 @@ def warning_figure(scores: Mapping[str, Figure], measure: str, title: str) -> go
             line={"color": SCORES.get(name, "#6a7280"), "dash": DASHES.get(name, "solid")},
             hovertemplate=f"{html.escape(name)}, %{{text}}<extra></extra>",
         )
-    apply_layout(figure, 360, margin={"l": 60, "r": 16, "t": 56, "b": 66})
+    apply_layout(figure, 330, margin={"l": 60, "r": 16, "t": 56, "b": 66})
     figure.update_xaxes(title=LEAD_AXIS, autorange="reversed", type="category")
     figure.update_yaxes(title=title, range=[-0.03, 1.05])
     return figure
@@ -86,7 +86,7 @@ def window_figure(cells: Sequence[Figure], measure: str, title: str, top: float 
                 text=[f"{interval(c[measure])}, {c['n']} replies" for c in own],
                 hovertemplate=f"{html.escape(arm)}, from %{{text}}<extra></extra>",
             )
-    apply_layout(figure, 360, margin={"l": 60, "r": 16, "t": 56, "b": 66})
+    apply_layout(figure, 330, margin={"l": 60, "r": 16, "t": 56, "b": 66})
     figure.update_xaxes(title=LEAD_AXIS, autorange="reversed", type="category")
     figure.update_yaxes(title=title, range=[-0.03 * top, 1.05 * top])
     return figure

@@ -340,6 +340,37 @@ def test_the_analysis_says_when_how_and_where_with_its_uncertainty(visit: Callab
     assert again.locator("#analysis nav button[aria-pressed=true]").inner_text() == "refusal"
 
 
+def test_the_analysis_is_short_and_its_tokens_and_sentences_open_their_reply(
+    visit: Callable[..., Any], url: str
+) -> None:
+    page = visit(url)
+    open_tab(page, "When / How / Where", "#analysis section")
+    page.wait_for_selector("#analysis .plot .main-svg")
+    assert page.evaluate("document.documentElement.scrollHeight") < 2500
+    assert page.locator("#analysis .answer:visible .plot").count() == 3, "one figure for each question"
+    heat = "#analysis [data-figure='heat/contaminated/sycophancy']"
+    page.wait_for_selector(f"{heat}[data-opens]")
+    place = page.evaluate(
+        "heat => { const all = document.querySelector(heat).data[0].customdata; return all[3][0]; }", heat
+    )
+    box = page.locator(f"{heat} .nsewdrag").bounding_box()
+    n_rows, left, right = 78, -2, page.evaluate("heat => document.querySelector(heat)._fullLayout.xaxis.range[1]", heat)
+    at = lambda x, y: (box["x"] + box["width"] * (x - left) / (right - left), box["y"] + box["height"] * y)  # noqa: E731
+    page.mouse.move(*at(10, 3.5 / n_rows))
+    page.mouse.click(*at(10, 3.5 / n_rows))
+    opened = published("contaminated", place)
+    page.wait_for_function("id => location.hash.includes('tab=runs') && location.hash.includes('id=' + id)", arg=place)
+    at_cursor(page, "#runs-view", [published("baseline", place), opened], opened.reply_positions[10])
+    assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
+    assert page.locator("#runs-view .tv-panes").bounding_box()["y"] < 500
+    page.go_back()
+    page.locator("#analysis summary", has_text="Sentences").click()
+    sentence = page.locator("#analysis .spans a:visible").first
+    sentence.click()
+    page.wait_for_selector("#runs-view .tv-tok")
+    page.wait_for_function("() => !document.querySelector('#tab-analysis').offsetParent")
+
+
 def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitors: Any) -> None:
     page = visit(url)
     open_tab(page, "Vectors", "#vectors-figures .plot")

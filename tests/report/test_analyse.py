@@ -254,7 +254,7 @@ def test_the_page_shows_one_trait_at_a_time_and_requests_nothing(
     page.wait_for_selector(".js-plotly-plot")
     assert page.locator("nav button[aria-pressed=true]").inner_text() == TRAIT
     alarms = findings["when"][TRAIT]["configs"]["contaminated"]
-    assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".cards:visible").inner_text()
+    assert f"{alarms['n'] - alarms['none']} of {alarms['n']}" in page.locator(".answer:visible").first.inner_text()
     page.wait_for_timeout(1000)  # the figures are drawn one after the other
     page.screenshot(path=pages.PICTURES / "report.png")
     page.get_by_role("button", name="deception").click()
@@ -262,6 +262,7 @@ def test_the_page_shows_one_trait_at_a_time_and_requests_nothing(
     shown = page.locator("[data-trait]:not([hidden])")
     assert {shown.nth(k).get_attribute("data-trait") for k in range(shown.count())} == {"deception"}
     page.wait_for_selector("[data-trait=deception] .js-plotly-plot")
+    assert page.locator("details .js-plotly-plot").count() == 0, "what is folded is not drawn"
     drawn = page.evaluate(
         "document.querySelector('[data-figure=\"heat/contaminated/deception\"]').data[0].z.map(r => r[0])"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from persona_core.report.answers import answer_how, answer_when, answer_where
 from persona_core.report.comparison_figures import effects_table
 from persona_core.report.comparison_sentences import against, describe_comparison
 from persona_core.report.graph_figures import coupling_matrix, graph_figure
@@ -216,6 +217,61 @@ def test_a_warning_by_the_specific_score_is_held_against_plain_z_and_says_what_a
     assert "Its specific score exceeds 3.2 before that token" in says
     assert "The AUROC of the specific score is not clearly above that of" in says and ": z (4)." in says
     assert "alarm in 4.9 % [3.0, 8.0] of neutral replies, on evil in 0.8 %" in says
+
+
+# ---- the three answers ----
+
+
+def test_when_is_answered_by_counts_the_middle_onset_and_what_neutral_replies_would_do() -> None:
+    found: dict[str, Any] = {
+        "kind": "specific",
+        "rate": 0.008,
+        "configs": {"baseline": run(78, 1, 0, 1, None), "contaminated": run(78, 3, 54, 3, 6)},
+    }
+    dated: list[dict[str, Any]] = [{"answer": "onset", "onset": n} for n in (40, 10, 20)]
+    onsets = {"baseline": dated[:1], "contaminated": [*dated, {"answer": "none", "onset": None}]}
+    says = answer_when("<evil>", found, onsets, 0.05)
+    assert says.startswith("Baseline: 1 of 78 replies raise an alarm on &lt;evil&gt;; the one onset inside a reply")
+    assert "reply is at token 40; in as many neutral replies about 0.6 would." in says
+    assert "Contaminated: 57 of 78" in says and "54 of them at the first token already; half of the 3 onsets" in says
+    assert "come by token 20" in says and "not neutral" not in says
+    found["configs"]["contaminated"]["no_rate"] = 9
+    outside = answer_when("evil", found, onsets, 0.05).partition("Contaminated")[2]
+    assert "For 9 of them no false-alarm rate is known" in outside and "neutral replies about" not in outside
+    plain = answer_when("evil", {**found, "kind": "z"}, onsets, 0.05)
+    assert "alarm on the z of evil" in plain and "An alarm on z means “not neutral”" in plain
+
+
+def test_how_names_the_edges_of_the_trait_and_says_so_where_there_is_none() -> None:
+    linked = graph()
+    linked["edges"] = [edge("together", "series", 0.5)]
+    says = answer_how("a", {"baseline": graph(), "contaminated": linked})
+    assert says.startswith("Baseline: no trait varies with a more, or less, than it does in neutral replies")
+    assert "Contaminated: a and b vary together more than in neutral replies: r = 0.70 against 0.40" in says
+    assert "none of this alone is evidence of a cause" in says
+    assert answer_how("c", {"run": linked}).endswith("or to come before it; 1 pairs of other traits are linked.")
+    assert answer_how("a", {"baseline": graph(), "contaminated": graph()}).startswith("Baseline and contaminated: no ")
+    missing = answer_how("a", {"run": graph(missing="No coupling is claimed: <why>")})
+    assert missing.endswith("No coupling is claimed: &lt;why&gt;") and "varies" not in missing
+    assert answer_how("a", {"run": {"missing": "too few"}}) == "Run: too few"
+
+
+def test_where_says_what_the_score_gives_away_and_what_an_intervention_leaves_beside_a_random_one() -> None:
+    found = {**scores(est(0.99, 0.97, 1.0), est(0.6, 0.5, 0.7)), "at_start": 31, "other_reader": True}
+    says = answer_where("evil", {"baseline": {"missing": "4 of 78 show it."}, "contaminated": found}, {})
+    assert says.startswith("Baseline: 4 of 78 show it. Contaminated: 40 replies show evil, first at token 12 (median)")
+    assert "crosses the threshold before that in 90 % [80, 100] of them" in says
+    assert "(where it crosses at all, 6 tokens before that one, median), and in 5 % [3, 8] of neutral" in says
+    assert "In 31 the first token already exceeds it." in says and "another model's" in says
+    cells = [
+        {"arm": arm, "k": k, "share": est(share, 0, 1), "coherence": est(coherence, 0, 100)}
+        for arm, k, share, coherence in (
+            ("none", 0, 0.9, 96), ("cap", 0, 0.1, 65), ("cap, random", 0, 0.7, 92), ("cap", 8, 0.02, 60)
+        )
+    ]  # fmt: skip
+    says = answer_where("evil", {}, {"contaminated": {"cells": cells}})
+    assert "the trait is in 10 % [0, 100] of the tokens (contaminated) instead of 90 %" in says
+    assert "along a random direction leaves 70 %" in says and says.endswith("Coherence falls from 96 to 65 of 100.")
 
 
 def effect(total: float, q: float, changed: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:

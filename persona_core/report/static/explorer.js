@@ -1,7 +1,7 @@
 // Small multiples of the published runs: one cell per prompt, one lane per run. Filtering and sorting happen here; a
 // click requests the whole reply. Prompts, ids and names are untrusted: they are only ever set as text.
 //
-// mountExplorer(root, options) -> { update(table), state(), restore(state) }
+// mountExplorer(root, options) -> { update(table), state(), restore(state), open(id, trait) }
 //   emptyText         shown while there is no table
 //   onPick(id, trait) a prompt was chosen while that trait was selected
 //   onState(state)    after each change: {trait, sort, run, set, category, text, id}
@@ -293,6 +293,15 @@ function mountExplorer(root, options = {}) {
   return {
     update,
     state: () => ({ ...state }),
+    // As if the prompt had been chosen with that trait selected; also before the runs have arrived.
+    open(id, trait) {
+      wanted = id;
+      state = { ...state, trait: trait ?? state.trait, id };
+      if (!table) return;
+      wanted = null;
+      change({});
+      options.onPick?.(id, state.trait);
+    },
     // Called before the runs have arrived; the state is applied, and its prompt picked, once they have.
     restore(saved) {
       state = { ...state, ...saved };

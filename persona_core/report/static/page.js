@@ -1,4 +1,5 @@
-// Mounts the report on its own page: the system's theme, and the trait in the address.
+// Mounts the report on its own page: the system's theme, and the trait in the address. plotly.js lies there as text, and
+// runs with the first figure.
 (() => {
   const prefers = matchMedia("(prefers-color-scheme: dark)");
   const theme = () => document.documentElement.classList.toggle("dark", prefers.matches);
@@ -8,7 +9,12 @@
   let wanted = "";
   try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* not decodable: the first trait */ }
   mountReport(document.getElementById("report"), content, {
-    plotly: () => Promise.resolve(window.Plotly),
+    plotly() {
+      const script = document.createElement("script");
+      script.textContent = document.getElementById("plotly").textContent;
+      document.head.append(script);
+      return Promise.resolve(window.Plotly);
+    },
     trait: wanted,
     onTrait: (trait) => history.replaceState(null, "", "#" + encodeURIComponent(trait)),
   });

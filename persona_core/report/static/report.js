@@ -1,19 +1,24 @@
-// Draws each figure when it comes into view, in the theme's colours; shows one trait at a time.
+// Draws each figure when it comes into view, in the theme's colours; shows one trait at a time. A dot, a row or a sentence
+// that is about one reply opens it.
 //
 // mountReport(root, content, options) -> { pick(trait), destroy() }
 //   content            from report_content (persona_core/report/content.py)
 //   plotly()           a promise of plotly.js; called when the first figure comes into view
 //   trait              shown first, if there is one of that name
 //   onTrait(trait)     called when another trait is picked
+//   address(place)     the link to a reply: {id, trait, at}, where `at` is a position in its token view, or missing
+//   onOpen(place)      called in place of following that link; without either, a reply's id is only shown
 
 function mountReport(root, content, options) {
   const seen = new Set();
+  const late = new Set(); // seen, but hidden when the theme changed
   let plotly = null;
   let asked = null; // for plotly.js
 
   setInert(root, content.html);
   root.classList.add("report");
   const all = (selector) => root.querySelectorAll(selector);
+  const escaped = (text) => text.replace(/[&<>"]/g, (c) => "&#" + c.charCodeAt(0) + ";"); // Plotly's texts are markup
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   // Lines that read well on white are too dark on black: these are the pairs of the token view's two themes.
@@ -65,7 +70,7 @@ function mountReport(root, content, options) {
     const tokens = content.tokens?.[layout.meta?.config];
     if (tokens) {
       data[0].text = layout.meta.order.map((row) => tokens[row]);
-      data[0].customdata = layout.meta.order.map((row, at) => data[0].z[at].map(() => content.ids[layout.meta.config][row]));
+      data[0].customdata = layout.meta.order.map((row, at) => data[0].z[at].map(() => escaped(content.ids[layout.meta.config][row])));
       layout.plot_bgcolor = colour("--soft"); // behind the end of a reply
     }
     return [data, layout];
@@ -73,11 +78,53 @@ function mountReport(root, content, options) {
 
   const draw = (node) => {
     const figure = content.figures[node.dataset.figure];
-    if (!plotly || !figure || node.closest("[hidden]") || !node.clientWidth) return;
+    if (!plotly || !figure) return;
+    if (node.closest("[hidden], details:not([open])") || !node.clientWidth) return void late.add(node);
+    late.delete(node);
     const [data, layout] = themed(figure);
     plotly.react(node, data, layout, { responsive: true, displayModeBar: false, showSendToCloud: false });
+    if (!opens || node.dataset.opens || !placeOf(figure, { pointNumber: 0, curveNumber: 0, x: 0, y: 0 }).id) return;
+    node.dataset.opens = "true";
+    node.on("plotly_click", ({ points }) => open({ ...placeOf(figure, points[0]), trait: traitOf(node) }));
   };
   const drawSeen = () => seen.forEach(draw);
+
+  // ---- replies ----
+
+  const opens = Boolean(options.address);
+  root.classList.toggle("opens", opens);
+  const traitOf = (node) => node.closest("[data-trait]")?.dataset.trait;
+
+  // The reply of a point: rows of a heat map are replies and columns tokens; other dots name a prompt in figure.layout.meta.
+  function placeOf({ layout }, { x, y, pointNumber }) {
+    const { order, config, prompts } = layout.meta ?? {};
+    if (!order) return { id: prompts?.[pointNumber] };
+    const row = order[y];
+    const positions = content.positions[config]?.[row];
+    const token = Math.max(x, 0); // "before the reply" is drawn left of its first token
+    return { id: content.ids[config]?.[row], at: Array.isArray(positions) ? positions[token] : positions + token };
+  }
+
+  function open(place) {
+    if (place.id === undefined) return;
+    if (options.onOpen) options.onOpen(place);
+    else location.assign(options.address(place));
+  }
+
+  function link(node) {
+    const place = { id: node.dataset.id, at: Number(node.dataset.at), trait: traitOf(node) };
+    const made = document.createElement("a");
+    made.href = options.address(place);
+    made.title = "Read this reply at this sentence";
+    made.addEventListener("click", (event) => {
+      if (!options.onOpen || event.ctrlKey || event.metaKey || event.shiftKey) return; // these open another tab or window
+      event.preventDefault();
+      open(place);
+    });
+    made.append(...node.childNodes);
+    node.append(made);
+  }
+  if (opens) all("[data-id]").forEach(link);
 
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
@@ -106,6 +153,9 @@ function mountReport(root, content, options) {
       pick(button.dataset.pick);
       options.onTrait?.(button.dataset.pick);
     });
+  // A figure that was hidden when it was to be drawn is drawn when its part is unfolded.
+  const unfolded = (event) => late.forEach((node) => event.target.contains(node) && draw(node));
+  root.addEventListener("toggle", unfolded, true);
   const restyled = new MutationObserver(drawSeen);
   for (const node of [document.documentElement, document.body])
     restyled.observe(node, { attributes: true, attributeFilter: ["class", "data-theme"] });
@@ -119,6 +169,7 @@ function mountReport(root, content, options) {
   // Call before mounting other content: removes the listeners outside the root.
   const destroy = () => {
     removeEventListener("beforeprint", drawAll);
+    root.removeEventListener("toggle", unfolded, true);
     restyled.disconnect();
     watcher.disconnect();
     for (const node of seen) plotly?.purge(node);
@@ -149,8 +200,8 @@ function personaPlotly(url) {
 // Inserts markup that was made from a file of figures. Its texts are escaped where it is made. As a second barrier, only
 // these elements and attributes get into the page.
 function setInert(root, markup) {
-  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|CAPTION|THEAD|TBODY|TR|TH|TD|BUTTON|STRONG|EM|CODE|PRE|BR|DETAILS|SUMMARY)$/;
-  const NAMES = /^(class|role|aria-[a-z]+|data-[a-z]+|scope|dir|hidden|tabindex|type)$/;
+  const TAGS = /^(SECTION|HEADER|NAV|DIV|SPAN|P|H2|H3|H4|SMALL|B|Q|UL|OL|LI|TABLE|CAPTION|THEAD|TBODY|TR|TH|TD|BUTTON|STRONG|EM|CODE|PRE|BR|DETAILS|SUMMARY|ABBR)$/;
+  const NAMES = /^(class|role|aria-[a-z]+|data-[a-z]+|scope|dir|hidden|tabindex|title|type)$/;
   const parsed = new DOMParser().parseFromString(markup, "text/html"); // runs nothing and loads nothing
   for (const node of parsed.body.querySelectorAll("*")) {
     if (!TAGS.test(node.tagName)) node.remove();

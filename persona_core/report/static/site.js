@@ -244,6 +244,7 @@
         shown.trait = query.trait ?? null;
         reports[page] ??= mountReport(root, content, {
           plotly,
+          address: (place) => "#" + new URLSearchParams(Object.entries(place).filter(([, value]) => value !== undefined)),
           trait: query.trait,
           onTrait(trait) {
             shown.trait = trait;
