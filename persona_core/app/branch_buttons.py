@@ -11,6 +11,8 @@ from persona_core.app.requests import MAX_AMOUNT
 if TYPE_CHECKING:
     from persona_core.app.pooled_model import PooledModel
 
+CHOOSE = "choose"
+"""In place of an action: another token, whose id is the amount; nothing is steered."""
 UNKNOWN_AMOUNT = 1.0
 """Standard deviations, where the vectors say nothing of it."""
 
@@ -27,6 +29,8 @@ def change_of(where: Mapping[str, Any], trait: Any, action: Any, amount: Any) ->
     >>> change_of({"trait": "evil"}, "", "cap", 2.0)
     ('evil', 'cap', 2.0)
     """
+    if where.get("action") == CHOOSE:
+        return None, CHOOSE, where.get("token")
     if where.get("action") is not None:
         return where.get("trait"), where["action"], None
     return trait or where.get("trait"), action, amount

@@ -33,6 +33,7 @@ const view = mountTokenView(element, {{
   emptyText: {empty_text},
   onState: (state) => personaLink.changed({tab}, state, payload ? payload.link : null),
   onBranch: {branch},
+  onAlternatives: {alternatives},
   link: personaLink.copied,
 }});
 let place = null; // a reply to open: its payload is on the way
@@ -167,7 +168,13 @@ def as_json(value: Any) -> str:
 
 
 def token_view_component(
-    value: Payload | None = None, *, tab: str, elem_id: str, empty_text: str = "", branch: bool = False
+    value: Payload | None = None,
+    *,
+    tab: str,
+    elem_id: str,
+    empty_text: str = "",
+    branch: bool = False,
+    alternatives: bool = False,
 ) -> gr.HTML:
     """The token view. Its value is a payload; each new payload redraws only what changed.
 
@@ -178,7 +185,10 @@ def token_view_component(
         empty_text: shown while there is no payload.
         branch: whether to offer buttons that trigger the event `branch` with `{"side": s, "at": t, "trait": name,
             "action": "cap" | "remove" | "add"}`, where t counts tokens of the reply and the trait is the one shown.
-            `personaLink.branch(tab)` triggers it without an action. Nothing else calls the server.
+            `personaLink.branch(tab)` triggers it without an action.
+        alternatives: whether to offer a button that triggers the event `alternatives` with `{"side": s, "at": t}`; the
+            answer goes to `personaLink.alternatives(tab, found)`. A choice triggers `branch` with the action "choose"
+            and `"token": id`. Nothing else calls the server.
     """
     gr.set_static_paths([_shell()])
     return gr.HTML(
@@ -189,6 +199,7 @@ def token_view_component(
             empty_text=json.dumps(empty_text),
             tab=json.dumps(tab),
             branch="(where) => trigger('branch', where)" if branch else "undefined",
+            alternatives="(where) => trigger('alternatives', where)" if alternatives else "undefined",
         ),
         apply_default_css=False,
         elem_id=elem_id,

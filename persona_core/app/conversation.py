@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from persona_core.app.branch_buttons import suggested_amount
+from persona_core.app.branch_buttons import CHOOSE, suggested_amount
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, steer_name, steer_of
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import ReplyJob, payload_of
+from persona_core.app.streaming import ReplyJob, payload_of, with_token
 from persona_core.errors import PromptError
 from persona_core.models.detokenize import is_well_formed
 from persona_core.report.results_folder import BASELINE, CONTAMINATED
@@ -180,7 +180,7 @@ def _reply(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: App
 
 
 def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: AppSettings) -> PlannedReply:
-    """The branch of a reply; values: trait, action, and amount or None."""
+    """The branch of a reply; values: trait, action, and amount or None. With `CHOOSE` the amount is a token's id."""
     from persona_core.monitor.branching import Branch
 
     side, at = request.at or (0, 0)
@@ -190,26 +190,40 @@ def _branch(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: Ap
     n_tokens = max((*trace.thinking_positions, *trace.reply_positions), default=trace.n_prompt - 1) + 1 - trace.n_prompt
     if at >= n_tokens:
         raise PromptError(f"The reply has {n_tokens} tokens; put the cursor on one of them.")
-    if not any(same_model(trace.provenance.writer, name) for name in pooled.monitor().lm.writer_names):
-        raise PromptError(
-            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
-        )
+    check_writer(pooled, trace)
     trait, action, amount = request.values
-    if amount is None:
-        amount = pooled.run(suggested_amount, pooled, trait, action)
-    steer = steer_of(trait, action, amount, at, pooled.monitor().vectors.best_block)
+    if action == CHOOSE:
+        branch = Branch(with_token(pooled, trace, at, amount), at + 1)
+        name, steer = f"“{branch.trace.tokens[-1].strip()}” instead", None
+    else:
+        if amount is None:
+            amount = pooled.run(suggested_amount, pooled, trait, action)
+        steer = steer_of(trait, action, amount, at, pooled.monitor().vectors.best_block)
+        branch, name = Branch(trace, at), steer_name(steer)
     sampling = dict(trace.provenance.sampling or {})
     sampling["seed"] = trace.provenance.seed
     # A published reply may be longer than visitors' replies may be here.
     most = settings.max_new_tokens
-    if at >= most:
+    if branch.at >= most:
         raise PromptError(f"Replies have at most {most} tokens here; put the cursor before that token of the reply.")
     sampling["max_new_tokens"] = min(sampling.get("max_new_tokens", most), most)
     first_side = payload_of(pooled, trace, ORIGINAL)
     line = (*chat.lines[side], (trait, action, amount, at))
     link = {**(chat.link or {}), "branch": json.dumps(line)}
-    job = ReplyJob(pooled, Branch(trace, at), steer_name(steer), {**sampling, "steer": steer})
+    job = ReplyJob(pooled, branch, name, {**sampling, "steer": steer})
     return PlannedReply(job, chat, link, first_side, trace, (chat.lines[side], line))
+
+
+def check_writer(pooled: PooledModel, trace: Trace) -> None:
+    """Refuse a trace that another model wrote.
+
+    Raises:
+        PromptError.
+    """
+    if not any(same_model(trace.provenance.writer, name) for name in pooled.monitor().lm.writer_names):
+        raise PromptError(
+            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
+        )
 
 
 def same_model(writer: str | None, name: str) -> bool:

@@ -129,7 +129,10 @@ def _tokens(jobs: Sequence[ReplyJob], first_side: Payload | None) -> Generator[P
                 trace_payload(trace, name=job.name, done=done)
                 for job, trace, done in zip(jobs, traces, ends, strict=True)
             ]
-            yield Progress(_joined(sides, first_side), traces)
+            payload = _joined(sides, first_side)
+            if first_side is not None and jobs[0].settings.get("steer") is not None:
+                payload |= {"outcome": {"says": MEASURED_LATER, "detail": "", "warning": ""}}
+            yield Progress(payload, traces)
             pace.made()
         yield _end(jobs, tuple(step.trace() for step in newest if step is not None), first_side)
 
@@ -162,6 +165,29 @@ def _read(pooled: PooledModel, conversation: Any) -> Trace:
     return pooled.monitor().read(conversation)
 
 
+def alternatives_of(pooled: PooledModel, trace: Trace, at: int) -> list[dict[str, Any]]:
+    """What the model could have said in place of a token of a reply, as plain values; see `Alternative`."""
+    return cast("list[dict[str, Any]]", pooled.run(_alternatives, pooled, trace, at))
+
+
+@on_gpu
+def _alternatives(pooled: PooledModel, trace: Trace, at: int) -> list[dict[str, Any]]:
+    from persona_core.monitor.alternatives import alternatives
+
+    return [asdict(one) for one in alternatives(pooled.monitor().lm, trace, at)]
+
+
+def with_token(pooled: PooledModel, trace: Trace, at: int, token_id: Any) -> Trace:
+    """The trace up to a token of its reply, which is another one now."""
+    return cast("Trace", pooled.run(_with_token, pooled, trace, at, token_id))
+
+
+def _with_token(pooled: PooledModel, trace: Trace, at: int, token_id: Any) -> Trace:
+    from persona_core.monitor.alternatives import branch_with
+
+    return branch_with(pooled.monitor().lm, trace, at, token_id).trace
+
+
 def payload_of(pooled: PooledModel, trace: Trace, name: str) -> Payload:
     """The payload of a complete trace, made where the model and its detectors are."""
     return cast("Payload", pooled.run(_payload, pooled, trace, name))
@@ -186,6 +212,4 @@ def onsets_of(monitor: PersonaMonitor, trace: Trace) -> dict[str, dict[str, Any]
 
 def _joined(sides: Sequence[Payload], first_side: Payload | None) -> Payload:
     both = [*([] if first_side is None else [first_side]), *sides]
-    if first_side is None:
-        return both[0] if len(both) == 1 else pair_payload(both[0], both[1])
-    return pair_payload(both[0], both[1]) | {"outcome": {"says": MEASURED_LATER, "detail": "", "warning": ""}}
+    return both[0] if len(both) == 1 else pair_payload(both[0], both[1])

@@ -36,6 +36,18 @@ def log_probabilities(lm: LanguageModel, ids: Sequence[int], start: int) -> np.n
     return logs.gather(-1, own).squeeze(-1).double().cpu().numpy()
 
 
+def likeliest(lm: LanguageModel, ids: Sequence[int], k: int) -> list[tuple[int, float]]:
+    """The ids that are most likely to come next, at temperature 1, with their probabilities; likeliest first.
+
+    Args:
+        lm: the model.
+        ids: of the text so far.
+        k: how many.
+    """
+    found = _next_token_logs(lm, ids, 1)[0].topk(k)
+    return list(zip(found.indices.tolist(), found.values.exp().tolist(), strict=True))
+
+
 @torch.inference_mode()
 def _next_token_logs(lm: LanguageModel, ids: Sequence[int], n: int) -> torch.Tensor:
     """Log probabilities of what follows each of the last `n` tokens, float32 `[n, vocab]`."""

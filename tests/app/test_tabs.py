@@ -12,6 +12,7 @@ import pytest
 from persona_core import Branch, PersonaMonitor, Steer
 from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
+from persona_core.monitor.alternatives import alternatives, branch_with
 from persona_core.monitor.branch_outcome import branch_outcome
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
@@ -147,6 +148,42 @@ def test_branch_here_goes_on_from_the_cursor_beside_the_original(
     again.wait_for_function("document.querySelectorAll('#view .tv-name-line')[1]?.innerText === 'sycophancy +1 SD'")
     again.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
     assert [tokens_of(again, side=s) for s in (0, 1)] == [list(expected.tokens), list(second.tokens)]
+
+
+def test_another_token_is_chosen_and_the_reply_goes_on_from_it(
+    visit: Callable[..., Any], url: str, monitors: Any
+) -> None:
+    page = visit(url)
+    settings = ask_baseline(page, QUESTION)
+    wait_done(page)
+    monitor = monitors["baseline"]
+    original = monitor.generate(QUESTION, **settings)
+    at = 12
+    found = alternatives(monitor.lm, original, at)
+    page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at}']").click()
+    page.get_by_role("button", name="What else could it have said?").click()
+    buttons = page.locator("#view [data-part=else-list] button")
+    buttons.first.wait_for()
+    shown = [text.replace("␣", " ") for text in page.locator("#view .tv-else-token").all_text_contents()]
+    assert shown == [one.text for one in found]
+    page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at + 1}']").click()
+    assert buttons.count() == 0, "they were about another token"
+    page.locator(f"#view .tv-tok[data-i='{original.n_prompt + at}']").click()
+    page.get_by_role("button", name="What else could it have said?").click()
+    buttons.first.wait_for()
+    other = next(
+        i for i, one in enumerate(found) if one.id != original.token_ids[original.n_prompt + at] and not one.ends
+    )
+    expected = monitor.generate(branch_with(monitor.lm, original, at, found[other].id), **settings)
+    buttons.nth(other).click()
+    page.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
+    assert [tokens_of(page, side=s) for s in (0, 1)] == [list(original.tokens), list(expected.tokens)]
+    assert page.locator("#view .tv-name-line").nth(1).inner_text() == f"“{found[other].text.strip()}” instead"
+    assert page.locator("#view [data-part=outcome]").is_hidden(), "no trait was changed"
+    page.wait_for_timeout(400)
+    again = visit(page.url)
+    again.wait_for_selector("#view .tv[data-sides='2'][data-state=done]")
+    assert [tokens_of(again, side=s) for s in (0, 1)] == [list(original.tokens), list(expected.tokens)]
 
 
 def test_a_drawn_seed_is_in_the_link(visit: Callable[..., Any], url: str) -> None:

@@ -16,6 +16,7 @@ from persona_core import Branch, Detectors, PersonaMonitor, PersonaVectors, Stee
 from persona_core.errors import ContextOverflow, PromptError, SettingError, VectorsMismatch
 from persona_core.inference.probabilities import log_probabilities
 from persona_core.monitor.alarms import Alarm
+from persona_core.monitor.alternatives import alternatives, branch_with
 from persona_core.monitor.branch_outcome import TextFigures, branch_outcome, measure, outcome_of
 from persona_core.traces.trace import Trace
 from tests.support import oracle
@@ -281,3 +282,41 @@ def test_a_branch_that_breaks_is_warned_of() -> None:
     assert not outcome_of("x", 0, loop, loop).warning, "the original repeated itself as much"
     empty = measure([], np.empty(0), np.empty(0))
     assert outcome_of("x", 0, calm, empty).says == ""
+
+
+# ---- another token ----
+
+
+def test_alternatives_are_the_likeliest_tokens_after_what_comes_before(monitor: PersonaMonitor, trace: Any) -> None:
+    lm, at = monitor.lm, 9
+    before = trace.token_ids[: trace.n_prompt + at]
+    scores = np.exp(oracle.logits(lm.model, list(lm.blocks.modules), before)[-1])
+    wanted = sorted(range(len(scores)), key=lambda i: -scores[i])[:5]
+    found = alternatives(lm, trace, at)
+    assert [one.id for one in found] == wanted
+    assert [one.probability for one in found] == pytest.approx([scores[i] / scores.sum() for i in wanted], rel=1e-4)
+    ending = dataclasses.replace(lm, eos_ids=frozenset({wanted[1]}))
+    assert [one.ends for one in alternatives(ending, trace, at)] == [False, True, False, False, False]
+
+
+def test_with_the_token_that_was_chosen_the_branch_is_the_original(monitor: PersonaMonitor, trace: Any) -> None:
+    at = 9
+    again = monitor.generate(branch_with(monitor.lm, trace, at, trace.token_ids[trace.n_prompt + at]), **SETTINGS)
+    assert again.token_ids == trace.token_ids and again.tokens == trace.tokens and again.roles == trace.roles
+    other = next(
+        one.id for one in alternatives(monitor.lm, trace, at) if one.id != trace.token_ids[trace.n_prompt + at]
+    )
+    branch = monitor.generate(branch_with(monitor.lm, trace, at, other), **SETTINGS)
+    assert branch.token_ids[: trace.n_prompt + at + 1] == (*trace.token_ids[: trace.n_prompt + at], other)
+    assert np.isfinite(branch.raw).all() and branch.n_reply == trace.n_reply
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**9, 1.5, None, "7"])
+def test_a_token_that_is_none_is_refused(monitor: PersonaMonitor, trace: Any, token_id: Any) -> None:
+    with pytest.raises(PromptError, match="choose another one"):
+        branch_with(monitor.lm, trace, 3, token_id)
+
+
+def test_a_token_that_ends_the_reply_is_refused(monitor: PersonaMonitor, trace: Any) -> None:
+    with pytest.raises(PromptError, match="choose another one"):
+        branch_with(dataclasses.replace(monitor.lm, eos_ids=frozenset({7})), trace, 3, 7)

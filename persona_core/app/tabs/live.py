@@ -13,15 +13,15 @@ import gradio as gr
 from persona_core.app.audience import current_session
 from persona_core.app.branch_buttons import change_of
 from persona_core.app.components import as_json, notice_component, sent_component, token_view_component
-from persona_core.app.conversation import Chat, ReplyRequest, plan_reply, request_from_link
+from persona_core.app.conversation import Chat, ReplyRequest, check_writer, plan_reply, request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import ModelPool
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.reply_form import ReplyForm
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
-from persona_core.app.run_controls import BUSY, UNQUEUED, WAITING, Deadline, Press, RunControls
+from persona_core.app.run_controls import BUSY, MODEL_QUEUE, UNQUEUED, WAITING, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import stream_replies
+from persona_core.app.streaming import alternatives_of, stream_replies
 from persona_core.app.visitor_model import VisitorModel
 from persona_core.errors import PersonaError, PromptError
 from persona_core.report.home import Home
@@ -64,10 +64,11 @@ class LiveTab:
             with gr.Column(scale=3, min_width=340, elem_classes="live-reply"):
                 self.sent = sent_component(elem_id="sent")
                 self.view = token_view_component(
-                    home.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True
+                    home.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True, alternatives=True
                 )
         first = home.first_reply
         self.chat = gr.State(Chat() if first is None else Chat.of_saved_reply(first.config, first.trace))
+        self.found = gr.JSON(visible="hidden", elem_id="alternatives")
         self.controls = RunControls([self.send], self.stop, self.notice, "press")
         self.fields = [self.side, *self.named, self.prompt, self.system, self.length, self.temperature, self.seed]
         self.change = [self.trait, self.action, self.amount]
@@ -165,6 +166,16 @@ class LiveTab:
         branched = self.controls.on_press(self.view.branch, self._request_branch, self.change)
         # In the browser only: the view knows where the cursor is, and sends it.
         self.branch.click(None, None, None, js=f"() => personaLink.branch({TAB!r})", **UNQUEUED)
+        asked = self.view.alternatives(
+            self._alternatives,
+            self.chat,
+            [self.found, self.notice],
+            concurrency_limit=1,
+            concurrency_id=MODEL_QUEUE,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        asked.then(None, self.found, None, js=f"(found) => personaLink.alternatives({TAB!r}, found)", **UNQUEUED)
         outputs = [self.view, self.notice, self.chat, self.prompt, self.trait, self.sent]
         self.controls.run_after(
             [sent.then, branched.then],
@@ -204,6 +215,20 @@ class LiveTab:
         if not all(is_integer(n, minimum=0) and n < 2**31 for n in at):
             return self.controls.refuse(press, NO_TOKEN)
         return self.controls.accept(press, ReplyRequest("", change_of(where, trait, action, amount), at))  # type: ignore[arg-type]
+
+    def _alternatives(self, chat: Chat, event: gr.EventData) -> tuple[Any, Any]:
+        """What else could stand at a token: values of `found` and of the notice."""
+        where = event._data if isinstance(event._data, dict) else {}
+        side, at = where.get("side"), where.get("at")
+        if not (is_integer(at, minimum=0) and is_integer(side, minimum=0) and side < len(chat.traces)):
+            return None, NO_TOKEN
+        try:
+            trace = chat.traces[side]
+            pooled = self._pooled(ReplyRequest("", (), (side, at)), chat)
+            check_writer(pooled, trace)
+            return {"side": side, "at": at, "tokens": alternatives_of(pooled, trace, at)}, ""
+        except PersonaError as error:
+            return None, public_message(error)
 
     @staticmethod
     def _edit(press: Press | None, chat: Chat) -> tuple[Any, ...]:

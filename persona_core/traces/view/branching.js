@@ -6,8 +6,8 @@ const CHANGES = {
   add: (trait) => "Write on from here with more " + trait + ": as far as replies are known to stay coherent, else by 1 standard deviation",
 };
 
-// onBranch({side, at, trait, action}), or none; where() -> {model, position, side: the one that was clicked, trait}
-function makeBranching(part, onBranch, where) {
+// onBranch, onAlternatives: see mountTokenView; where() -> {model, position, side: the one that was clicked, trait}
+function makeBranching(part, { onBranch, onAlternatives }, where) {
   const buttons = [...part("branch").querySelectorAll("[data-action]")];
 
   // A token that the model thought or said, not the end of its turn.
@@ -26,7 +26,34 @@ function makeBranching(part, onBranch, where) {
   }
   for (const button of buttons) button.addEventListener("click", () => branch(button.dataset.action));
 
+  // What else could stand at the cursor: asked for at one token, and gone once the cursor is at another.
+  let asked = null;
+  const here = () => ({ side: sideHere(), at: where().position - where().model.start });
+  const same = (one) => one && one.side === here().side && one.at === here().at;
+  part("else-ask").addEventListener("click", () => {
+    if (!where().model) return;
+    asked = here();
+    part("else-list").replaceChildren(make("span", "tv-note", "Asking the model …"));
+    onAlternatives?.(asked);
+  });
+  function alternatives(found) {
+    if (!where().model || !asked) return;
+    part("else-list").replaceChildren(
+      ...(same(found) ? found.tokens : []).map(({ id, text, probability, ends }) => {
+        const button = make("button", "tv-button");
+        button.type = "button";
+        const share = probability < 0.001 ? "< 0.1 %" : (100 * probability).toFixed(probability < 0.1 ? 1 : 0) + " %";
+        button.append(make("bdi", "tv-else-token", visibleToken(text)), make("span", "tv-else-share", share));
+        button.disabled = ends;
+        button.title = ends ? "The reply would end here" : "Write on from here with this token";
+        button.addEventListener("click", () => onBranch?.({ ...found, tokens: undefined, action: "choose", token: id }));
+        return button;
+      })
+    );
+  }
+
   function show(trait) {
+    part("else").hidden = !onAlternatives;
     const { says, detail, warning } = where().model.outcome ?? {};
     part("outcome").hidden = !says;
     part("outcome-says").textContent = says ?? "";
@@ -43,7 +70,12 @@ function makeBranching(part, onBranch, where) {
     const { model } = where();
     const off = !model.done || sideHere() < 0;
     for (const button of buttons) button.disabled = off;
+    part("else-ask").disabled = off;
+    if (asked && (off || !same(asked))) {
+      asked = null;
+      part("else-list").replaceChildren();
+    }
   }
 
-  return { branch, show, enable };
+  return { branch, alternatives, show, enable };
 }

@@ -2,12 +2,13 @@
 //
 // One rule keeps the panels in step: only showCursor() tells them where the cursor is.
 //
-// mountTokenView(root, options) -> { update(payload), state(), restore(state), chart(), branch(action) }
+// mountTokenView(root, options) -> { update(payload), state(), restore(state), chart(), branch(action), alternatives(found) }
 //   chart() is what the trend lines show, as plain data: see chartOf() in chart.js
 //   emptyText              shown while there is no payload
 //   shellUrl or shell()    page without a payload, for the export of a page that works offline
 //   onState(state)         after each change of trait, cursor, span or choices, as plain values
 //   onBranch({side, at, trait, action})  shows the buttons that branch; `at` counts tokens of the reply
+//   onAlternatives({side, at})           shows the button that asks what else could stand at the cursor
 //   link()                 the address that restores this view
 
 // In the shell page (standalone.py), to be replaced by the payload; joined here, because the shell holds this script too.
@@ -284,7 +285,7 @@ function mountTokenView(root, options = {}) {
   }
 
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
-  const branching = makeBranching(part, options.onBranch, () => ({ model, position: committed, side: pinnedSide, trait: choices?.trait }));
+  const branching = makeBranching(part, options, () => ({ model, position: committed, side: pinnedSide, trait: choices?.trait }));
 
   const ZOOM = { "+": 0.5, "=": 0.5, "-": 2, 0: Infinity };
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
@@ -460,5 +461,5 @@ function mountTokenView(root, options = {}) {
 
   update(null);
   setTimeout(() => (mounted = true)); // the first payload comes with the page
-  return { update, state, restore, branch: branching.branch, chart: () => timeline.chart() };
+  return { update, state, restore, branch: branching.branch, alternatives: branching.alternatives, chart: () => timeline.chart() };
 }
