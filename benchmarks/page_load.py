@@ -2,7 +2,7 @@
 
     python -m benchmarks.page_load
 
-Writes `benchmarks/results/page_load.json`; two minutes on cores that are otherwise idle. Each page is opened by
+Writes `benchmarks/results/page_load.json`; three minutes on cores that are otherwise idle. Each page is opened by
 visitors with an empty cache: the app on each of its sets, the static site of each, and one reply exported as HTML.
 All are medians. A task is measured in CPU time of the page's main thread, the rest by the clock from the navigation on.
 Gradio's own files are counted apart; bytes are uncompressed.
@@ -33,7 +33,7 @@ from persona_core.report.saved_runs import SavedRuns
 from persona_core.report.site import export_site
 from tests.support import pages
 
-VISITS = 5
+VISITS = 3
 QUIET = 1500  # ms after the chart within which a task still belongs to loading
 # Every page of Gradio asks for these; what else the app's asks for is ours.
 GRADIOS = ("/assets/", "/static/", "/theme.css", "/svelte/", "/gradio_api/startup-events", "/gradio_api/heartbeat")
