@@ -20,7 +20,7 @@ from persona_core.app.model_pool import ModelPool
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.run_controls import Deadline
 from persona_core.app.settings import AppSettings
-from persona_core.app.streaming import Progress, ReplyJob, read_text, stream_replies
+from persona_core.app.streaming import Progress, ReplyJob, alternatives_of, read_text, stream_replies
 from persona_core.errors import PersonaError, PromptError, SettingError
 from persona_core.inference.steering import Steer
 from persona_core.report.home import save_home
@@ -111,19 +111,26 @@ def test_the_reply_is_token_for_token_that_of_this_process(there: PooledModel, h
 @pytest.mark.slow
 def test_its_reply_can_be_branched_from_and_read_again(there: PooledModel, here: PooledModel) -> None:
     settings = AppSettings()
-    traces = []
+    traces, said = [], []
     for pooled in (there, here):
         (*_, first) = replies(pooled)
         chat = Chat(traces=first.traces, side="another", named=("org/good", "", "org/vectors"))
         plan = plan_reply(pooled, ReplyRequest("", ("malice", "cap", 0.0), at=(0, 4)), chat, settings)
         *_, branch = stream_replies([plan.job], Deadline(100), plan.first_side)
         assert plan.first_side is not None
+        listed = alternatives_of(pooled, first.traces[0], 4)
+        other = ReplyRequest("", (None, "choose", listed[1]["id"]), at=(0, 4))
+        *_, chosen = stream_replies([plan_reply(pooled, other, chat, settings).job], Deadline(100), plan.first_side)
+        button = plan_reply(pooled, ReplyRequest("", ("malice", "add", None), at=(0, 4)), chat, settings)
+        said.append((branch.payload["outcome"]["says"], chosen.traces[0].token_ids, button.job.settings["steer"]))
+        assert [one["id"] for one in listed][1] == chosen.traces[0].token_ids[chosen.traces[0].n_prompt + 4]
         traces.append((branch.traces[0], plan.first_side, read_text(pooled, first.traces[0])))
         with pytest.raises(PromptError, match="which this app does not have"):
             stranger = first.traces[0].replace(
                 provenance=first.traces[0].provenance.__class__(reader="other", writer="other")
             )
             plan_reply(pooled, ReplyRequest("", ("malice", "cap", 0.0), at=(0, 4)), Chat(traces=(stranger,)), settings)
+    assert said[0] == said[1]
     (branched, original, read), (own_branched, own_original, own_read) = traces
     check_same(branched, own_branched)
     check_same(read, own_read)
