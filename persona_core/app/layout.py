@@ -115,7 +115,7 @@ def _tabs(page: gr.Blocks, one: ServedSet, pool: ModelPool) -> None:
             with gr.Tab("When / How / Where", id="analysis", elem_id="tab-analysis") as tab:
                 tabs.append(tab)
                 AnalysisTab(tab, runs)
-        with gr.Tab("Vectors", id="vectors", elem_id="tab-vectors") as tab:
+        with gr.Tab("About the instrument", id="vectors", elem_id="tab-vectors") as tab:
             tabs.append(tab)
             VectorsTab(settings, tab)
     if findings is not None:

@@ -25,6 +25,7 @@ from persona_core.report.markup import (
 )
 from persona_core.report.report_context import ReportContext, Row
 from persona_core.report.sentences import group_reasons, merged_caveats
+from persona_core.report.terms import explained
 from persona_core.report.three_answers import how_section, when_section, where_section
 
 COLUMNS = {
@@ -63,8 +64,7 @@ class _Content(ReportContext):
             self._statistics(),
             self._limits(),
         ]
-        html_ = "".join(parts)
-        return {"html": html_, "figures": self.figures, "traits": self.traits, **self.replies()}
+        return {"html": explained("".join(parts)), "figures": self.figures, "traits": self.traits, **self.replies()}
 
     # ---- sections ----
 

@@ -145,7 +145,7 @@ def _where_plots(
         if "missing" in own:
             continue
         says = describe_warning(trait, own)
-        for measure, label in (("recall", "threshold exceeded"), ("auroc", "AUROC at the same position")):
+        for measure, label in (("recall", "replies above the threshold"), ("auroc", "told apart from neutral (AUROC)")):
             figure = warning_figures.warning_figure(own["scores"], measure, label)
             plots[measure, config] = page.plot(f"{measure}/{config}/{trait}", figure, says), f"{config}: {label}"
     for config, window in windows.items():

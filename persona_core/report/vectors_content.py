@@ -22,7 +22,7 @@ _VALIDATION, _COSINE = "validation", "cosine"
 
 
 def vectors_summary(vectors: PersonaVectors, source: str) -> str:
-    """One line about the vectors, as Markdown.
+    """What a persona vector is, how these were made and checked, and what they are of, as Markdown.
 
     Args:
         vectors: what it is about.
@@ -32,9 +32,24 @@ def vectors_summary(vectors: PersonaVectors, source: str) -> str:
     neutral = "a specific score of 0" if vectors.has_specific else "z = 0"
     name = escape(base.get("name", "an unnamed model"))
     return (
+        "A persona vector is a direction in the model's internal state: the average state over texts that show a trait "
+        "minus the average over texts that do not. A token's score says how far its state lies along it. "
+        f"{_checked(vectors)}\n\n"
         f"**{html.escape(public_name(split_revision(source)[0]))}**: {len(vectors.traits)} traits, read in the "
         f"residual stream of `{name}` ({vectors.n_blocks} blocks, numbered from 0, width {vectors.d_model}). A larger "
         f"projection means more of the trait; zero is not neutral, {neutral} is."
+    )
+
+
+def _checked(vectors: PersonaVectors) -> str:
+    known = vectors.config.get("validation", {})
+    n = sum("auroc" in known.get(trait, {}) for trait in vectors.traits)
+    if not n:
+        return "Whether these directions work has not been checked yet."
+    which = "Each direction" if n == len(vectors.traits) else f"{n} of these {len(vectors.traits)} directions"
+    return (
+        f"{which} was checked on replies to questions that had no part in making it, against chance, other traits and "
+        "the words alone; the tables below have the results, also where a check failed."
     )
 
 

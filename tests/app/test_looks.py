@@ -87,7 +87,7 @@ TABS: dict[str, tuple[str, str, Callable[[Any], None]]] = {
     "read": ("Read a text", "#read-go", read),
     "runs": ("Runs", "#explorer .ex-cell", runs),
     "analysis": ("When / How / Where", "#analysis .plot .main-svg", nothing),
-    "vectors": ("Vectors", "#vectors-figures .plot", figures),
+    "vectors": ("About the instrument", "#vectors-figures .plot", figures),
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qs, urlencode
 
 import numpy as np
 import pytest
@@ -358,6 +360,19 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     assert again.locator(".ex-chosen .ex-prompt").text_content() == best[1]["prompt"]
 
 
+def test_on_a_phone_the_runs_are_one_column_and_a_reply_opens_in_sight(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url, width=390, height=844)
+    open_tab(page, "Runs", "#explorer .ex-cell")
+    lefts = page.locator(".ex-cell").evaluate_all("all => all.slice(0, 6).map(c => c.getBoundingClientRect().left)")
+    assert len(set(lefts)) == 1
+    for n in (1, 2):  # also once a reply is open already
+        page.evaluate("scrollTo(0, 0)")
+        page.locator(".ex-cell").nth(n).click()
+        title = page.locator(".ex-prompt").nth(n).text_content()
+        page.wait_for_function("t => document.querySelector('#runs-view .tv-title')?.textContent === t", arg=title)
+        page.wait_for_function("() => Math.abs(document.querySelector('#runs-view').getBoundingClientRect().top) < 60")
+
+
 # ---- analysis, vectors ----
 
 
@@ -387,35 +402,48 @@ def test_the_analysis_is_short_and_its_tokens_and_sentences_open_their_reply(
     assert page.locator("#analysis .answer:visible .plot").count() == 3, "one figure for each question"
     heat = "#analysis [data-figure='heat/contaminated/sycophancy']"
     page.wait_for_selector(f"{heat}[data-opens]")
-    place = page.evaluate(
-        "heat => { const all = document.querySelector(heat).data[0].customdata; return all[3][0]; }", heat
+    page.locator(heat).scroll_into_view_if_needed()
+    id, x, y = page.evaluate(  # the cell of token 10 in the fourth row
+        """heat => {
+          const plot = document.querySelector(heat), { xaxis, yaxis } = plot._fullLayout;
+          const box = plot.getBoundingClientRect();
+          const at = (axis, value) => axis._offset + axis.d2p(value);
+          return [plot.data[0].customdata[3][0], box.left + at(xaxis, 10), box.top + at(yaxis, 3)];
+        }""",
+        heat,
     )
-    box = page.locator(f"{heat} .nsewdrag").bounding_box()
-    n_rows, left, right = 78, -2, page.evaluate("heat => document.querySelector(heat)._fullLayout.xaxis.range[1]", heat)
-    at = lambda x, y: (box["x"] + box["width"] * (x - left) / (right - left), box["y"] + box["height"] * y)  # noqa: E731
-    page.mouse.move(*at(10, 3.5 / n_rows))
-    page.mouse.click(*at(10, 3.5 / n_rows))
-    opened = published("contaminated", place)
-    page.wait_for_function("id => location.hash.includes('tab=runs') && location.hash.includes('id=' + id)", arg=place)
-    at_cursor(page, "#runs-view", [published("baseline", place), opened], opened.reply_positions[10])
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)
+    page.wait_for_selector("#runs-view .tv-tok")
+    index = published("contaminated", id).reply_positions[10]
+    page.wait_for_function("end => location.hash.endsWith(end)", arg=f"&trait=sycophancy&at={index}")
+    assert f"tab=runs&id={id}&" in page.url
+    assert page.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(index + 1)
     assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
     assert page.locator("#runs-view .tv-panes").bounding_box()["y"] < 500
     page.go_back()
     page.locator("#analysis summary", has_text="Sentences").click()
     sentence = page.locator("#analysis .spans a:visible").first
+    wanted = {key: values[0] for key, values in parse_qs(str(sentence.get_attribute("href"))[1:]).items()}
+    assert wanted["tab"] == "runs"
     sentence.click()
-    page.wait_for_selector("#runs-view .tv-tok")
-    page.wait_for_function("() => !document.querySelector('#tab-analysis').offsetParent")
+    page.wait_for_function("end => location.hash.endsWith(end)", arg=f"&trait=sycophancy&at={wanted['at']}")
+    id = json.loads(wanted["runs"])["id"]
+    assert f"tab=runs&id={id}&" in page.url
+    again = visit(page.url.partition("#")[0] + "#" + urlencode(wanted))
+    again.wait_for_selector("#runs-view .tv-tok")
+    assert again.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(int(wanted["at"]) + 1)
 
 
 def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitors: Any) -> None:
     page = visit(url)
-    open_tab(page, "Vectors", "#vectors-figures .plot")
+    open_tab(page, "About the instrument", "#vectors-figures .plot")
     page.locator("#vectors-figures").scroll_into_view_if_needed()  # figures are drawn once they are in sight
     page.wait_for_selector("#vectors-figures .plot .main-svg")
     summary = page.locator("#vectors-summary").inner_text()
     validation = monitors["baseline"].vectors.config["validation"]
     assert all(str(verdict(figures)) in summary for figures in validation.values())
+    assert summary.startswith("A persona vector is a direction in the model's internal state")
     page.locator("#vectors-trait").get_by_label("refusal", exact=True).check()
     page.wait_for_function("document.querySelector('#vectors-words').innerText.startsWith('refusal')")
     auroc = validation["refusal"]["auroc"]
@@ -475,5 +503,5 @@ TABS = {
     "Read a text": "#read-go",
     "Runs": "#explorer .ex-cell",
     "When / How / Where": "#analysis section",
-    "Vectors": "#vectors-figures .plot",
+    "About the instrument": "#vectors-figures .plot",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from persona_core.report.sentences import (
     describe_warning,
     group_reasons,
 )
+from persona_core.report.terms import explained
 
 
 def est(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -272,6 +274,17 @@ def test_where_says_what_the_score_gives_away_and_what_an_intervention_leaves_be
     says = answer_where("evil", {}, {"contaminated": {"cells": cells}})
     assert "the trait is in 10 % [0, 100] of the tokens (contaminated) instead of 90 %" in says
     assert "along a random direction leaves 70 %" in says and says.endswith("Coherence falls from 96 to 65 of 100.")
+
+
+def test_a_term_is_explained_once_in_each_part_and_never_in_a_models_text_or_a_name() -> None:
+    markup = (
+        "<section><h2>AUROC</h2><p title='AUROC'>AUROC, Fisher&#x27;s z and the AUROC; annulled.</p>"
+        '<div data-trait="null" hidden><q>an AUROC</q>AUROC</div></section>'
+    )
+    page = explained(markup)
+    assert page.count("<abbr") == 3 and page.count(">AUROC</abbr>") == 2 and ">Fisher&#x27;s z</abbr>" in page
+    assert "<h2>AUROC</h2>" in page and "<q>an AUROC</q>" in page and "annulled" in page and "title='AUROC'" in page
+    assert re.sub(r"</?abbr[^>]*>", "", page) == markup
 
 
 def effect(total: float, q: float, changed: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The Vectors tab: what the vectors were extracted from, and the validation card of each."""
+"""The tab "About the instrument": what the vectors were extracted from, and the validation card of each."""
 
 from __future__ import annotations
 
