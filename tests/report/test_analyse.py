@@ -298,6 +298,7 @@ def test_what_a_model_writes_runs_nothing_on_the_page(tmp_path: Path, open_page:
     path = tmp_path / "report.html"
     path.write_text(report_page(found, rows, "<script>alert(3)</script>"), encoding="utf-8")
     page = open_page(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = true))")
     for k in range(page.locator(".plot:visible").count()):
         page.locator(".plot:visible").nth(k).scroll_into_view_if_needed()
     page.wait_for_selector(".js-plotly-plot")
