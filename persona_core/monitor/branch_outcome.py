@@ -78,7 +78,7 @@ def measure(ids: Sequence[int], scores: np.ndarray, log_probs: np.ndarray) -> Te
         float((known > HIGH).mean()) if len(known) else None,
         float(known.mean()) if len(known) else None,
         float(np.exp(log_probs.mean())) if len(log_probs) else None,
-        1 - len(set(runs)) / len(runs) if runs else 0.0,
+        (len(runs) - len(set(runs))) / len(runs) if runs else 0.0,
     )
 
 

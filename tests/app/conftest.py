@@ -73,7 +73,10 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
 
     def visit_(url: str, **kwargs: Any) -> Any:
         live = "#" not in url and kwargs.pop("tab", "live") == "live"  # most tests are about this tab
-        page = opened.open(f"{url.rstrip('/')}/#tab=live" if live else url, **kwargs)
+        page = opened.open(url, **kwargs)
+        page.wait_for_selector(".tv", state="attached")
+        if live and page.locator("#tab-findings-button").count():
+            page.locator("#tab-live-button").click()
         page.wait_for_selector("#view .tv" if live else ".tv", state="attached")  # a link may have opened another tab
         return page
 
