@@ -252,10 +252,8 @@ class ReplyBatch:
         arguments: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": mask, "past_key_values": cache}
         if "position_ids" in lm.forward_arguments:
             arguments["position_ids"] = inputs.positions
-        if "logits_to_keep" in lm.forward_arguments:
-            arguments["logits_to_keep"] = 1
         with tap.forward(inputs.reply_index, inputs.answer_index, inputs.replies) if tap else nullcontext():
-            out = lm.model(**arguments, use_cache=True)
+            out = lm.model(**arguments, **lm.last_logits(1), use_cache=True)
         reading = tap.reading() if tap and tap.read_blocks else None
         return out.logits[:, -1].float().to(lm.device), reading
 

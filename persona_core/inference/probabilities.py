@@ -52,6 +52,7 @@ def likeliest(lm: LanguageModel, ids: Sequence[int], k: int) -> list[tuple[int, 
 def _next_token_logs(lm: LanguageModel, ids: Sequence[int], n: int) -> torch.Tensor:
     """Log probabilities of what follows each of the last `n` tokens, float32 `[n, vocab]`."""
     lm.refuse_training()
-    keep = {"logits_to_keep": n} if "logits_to_keep" in lm.forward_arguments else {}
-    logits = lm.model(input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False, **keep).logits
+    logits = lm.model(
+        input_ids=torch.tensor([list(ids)], device=lm.device), use_cache=False, **lm.last_logits(n)
+    ).logits
     return logits[0, -n:].float().log_softmax(-1)

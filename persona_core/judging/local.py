@@ -205,8 +205,7 @@ class LocalJudge:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in lm.forward_arguments:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in lm.forward_arguments else {}
-        return lm.model(**inputs, **keep, use_cache=False).logits[:, -1].float().softmax(-1).cpu()
+        return lm.model(**inputs, **lm.last_logits(1), use_cache=False).logits[:, -1].float().softmax(-1).cpu()
 
     def _expectation(self, probabilities: torch.Tensor) -> Expected:
         """The expected number and its mass.

@@ -129,7 +129,9 @@ def read_prefix(lm: LanguageModel, ids: tuple[int, ...]) -> Prefix:
     """Keys and values of a prefix."""
     cache = DynamicCache()
     if ids:
-        lm.model(input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True, **_last(lm, 1))
+        lm.model(
+            input_ids=torch.tensor([ids], device=lm.device), past_key_values=cache, use_cache=True, **lm.last_logits(1)
+        )
     return Prefix(ids, cache)
 
 
@@ -166,7 +168,7 @@ def read_tree(lm: LanguageModel, tree: NumberTree, prefix: Prefix, rows: Sequenc
         position_ids=positions.to(lm.device),
         past_key_values=prefix.repeated(len(rows)),
         use_cache=True,
-        **_last(lm, 1 + n_branches),
+        **lm.last_logits(1 + n_branches),
     ).logits
     return logits[:, -1 - n_branches :]
 
@@ -175,7 +177,3 @@ def takes_a_tree(lm: LanguageModel) -> bool:
     """Whether a model may be given a mask and positions of its own; whether it reads them right is seen by trying."""
     config = unwrap(lm.model).config
     return "position_ids" in lm.forward_arguments and getattr(config, "_attn_implementation", "") in MASKED_BY_US
-
-
-def _last(lm: LanguageModel, n: int) -> dict[str, int]:
-    return {"logits_to_keep": n} if "logits_to_keep" in lm.forward_arguments else {}

@@ -108,6 +108,10 @@ class LanguageModel:
         """The device of the token ids."""
         return self.model.get_input_embeddings().weight.device
 
+    def last_logits(self, n: int) -> dict[str, int]:
+        """Arguments of a forward whose logits are wanted at the last `n` tokens only; none where it computes all."""
+        return {"logits_to_keep": n} if "logits_to_keep" in self.forward_arguments else {}
+
     @property
     def dispatched(self) -> bool:
         """Whether accelerate moves weights or states between devices around each module's forward."""
