@@ -17,7 +17,6 @@ from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 
 if TYPE_CHECKING:
     from persona_core.report.saved_runs import SavedRuns
-    from persona_core.traces.trace import Trace
 
 Row = Mapping[str, Any]
 
@@ -77,8 +76,10 @@ def _before_the_words(runs: SavedRuns, rows: Sequence[Row]) -> Iterator[Finding]
     found = []
     for id, own in replies.items():
         row = max(own, key=lambda row: row["mean"])
-        at, shared = _turns_at(row), shared_tokens(runs, id)
-        if at is not None and at < shared and _words(runs, id, 0, shared) >= MIN_SHARED:
+        if (at := _turns_at(row)) is None:
+            continue
+        shared = _shared_tokens(runs, id)
+        if at < shared and _words(runs, id, 0, shared) >= MIN_SHARED:
             found.append((row["onset"] is not None, row["mean"], at, shared, row))
     for timed, _, at, shared, row in sorted(found, key=lambda one: one[:2], reverse=True):
         same, early = _words(runs, row["id"], 0, shared), _words(runs, row["id"], at, shared)
@@ -103,7 +104,7 @@ def _turns_at(row: Row) -> int | None:
 
 def _clearest_turn(runs: SavedRuns, rows: Sequence[Row]) -> Iterator[Finding]:
     """The reply in which a trait turns most clearly."""
-    found = runs.clearest_turn()
+    found = runs.clearest_turn
     if found is None:
         return
     config, id, trait = found
@@ -218,24 +219,26 @@ def _by_effect(rows: Sequence[Row], effect: str) -> list[Row]:
     return sorted(known, key=lambda row: -row[effect])
 
 
-def shared_tokens(runs: SavedRuns, id: str) -> int:
+def _shared_tokens(runs: SavedRuns, id: str) -> int:
     """How many tokens both models' replies to a prompt begin with alike; 0 where there are not two."""
-    traces = runs.traces(id)
-    if not set(SIDES) <= set(traces):
+    try:
+        first, second = (_reply(runs, side, id, "token_ids") for side in SIDES)
+    except NotFound:
         return 0
-    first, second = (_reply_ids(traces[side]) for side in SIDES)
     pairs = zip(first, second, strict=False)
     return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def _reply_ids(trace: Trace) -> Sequence[int]:
-    return [int(i) for i in trace.token_ids[trace.n_prompt :]]
-
-
 def _words(runs: SavedRuns, id: str, start: int, end: int) -> int:
     """Words of the contaminated model's reply between two of its tokens."""
-    trace = runs.traces(id)[CONTAMINATED]
-    return len("".join(trace.tokens[trace.n_prompt + start : trace.n_prompt + end]).split())
+    return len("".join(_reply(runs, CONTAMINATED, id, "tokens")[start:end]).split())
+
+
+def _reply(runs: SavedRuns, config: str, id: str, column: str) -> Sequence[Any]:
+    """What a row holds for the tokens of its reply."""
+    row = runs.row(config, id)
+    own: Sequence[Any] = row[column][row["n_prompt"] :]
+    return own
 
 
 def _count(n: int, noun: str) -> str:

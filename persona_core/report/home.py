@@ -184,7 +184,7 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
 def _clearest(runs: SavedRuns) -> tuple[FirstView | None, str | None]:
     """The row in which a trait turns most clearly, and the trait."""
     try:
-        found = runs.clearest_turn()
+        found = runs.clearest_turn
     except NotFound:
         found = None
     return (None, None) if found is None else (FirstView(*found[:2]), found[2])

@@ -179,6 +179,7 @@ class SavedRuns:
                 found[key] = {t: onset.to_dict() for t, onset in detectors.find_all(trace).items()}
         return found
 
+    @cached_property
     def clearest_turn(self) -> tuple[str, str, str] | None:
         """Config, id and trait: the reply in which a trait turns most clearly, from about neutral to well above.
 

@@ -57,7 +57,7 @@ def test_one_reply_alone_is_no_pair() -> None:
 def test_the_first_reply_names_the_trait_that_turns_in_it_unless_the_row_was_chosen(tmp_path: Path) -> None:
     runs = SavedRuns(SHIPPED)
     first = load_home(None, runs).first_reply
-    assert first is not None and (first.config, first.id, first.trait) == runs.clearest_turn() and first.title is None
+    assert first is not None and (first.config, first.id, first.trait) == runs.clearest_turn and first.title is None
     z, at = first.trace.reply_scores(str(first.trait)), runs.onsets(first.config, first.id)[str(first.trait)]["onset"]
     assert np.nanmean(z[:at]) < 1 < 2 < np.nanmean(z[at:])
     save_home(tmp_path, about="", examples=[], first=FirstView("baseline", "pilot-07", "Mine"))

@@ -106,7 +106,7 @@ def test_onsets_are_those_of_the_analysis(runs: SavedRuns) -> None:
 
 
 def test_the_clearest_turn_has_an_onset_and_is_the_changed_models(runs: SavedRuns) -> None:
-    config, id, turns = runs.clearest_turn() or ("", "", "")
+    config, id, turns = runs.clearest_turn or ("", "", "")
     onsets = runs.onsets(config, id)
     assert config == "contaminated" and onsets[turns]["onset"] is not None
     timed = [t for t, onset in onsets.items() if onset["onset"] is not None]
