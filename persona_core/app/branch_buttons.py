@@ -48,10 +48,11 @@ def suggested_amount(pooled: PooledModel, trait: Any, action: Any) -> float:
     from persona_core.vectors.card_steering import cap_threshold, coherent_push
 
     vectors = pooled.monitor().vectors
-    known = None
-    if isinstance(trait, str) and trait in vectors.best_block and action != "remove":
-        # Rounded down: a stronger push may not be coherent any more.
-        push = coherent_push(vectors, trait) if action == "add" else None
-        cap = None if action == "add" else cap_threshold(vectors, trait)
-        known = round(cap, 2) if cap is not None else None if push is None else math.floor(100 * push) / 100
-    return UNKNOWN_AMOUNT if known is None else min(max(known, -MAX_AMOUNT), MAX_AMOUNT)
+    if not isinstance(trait, str) or trait not in vectors.best_block or action == "remove":
+        return UNKNOWN_AMOUNT
+    known = (coherent_push if action == "add" else cap_threshold)(vectors, trait)
+    if known is None:
+        return UNKNOWN_AMOUNT
+    # A push is rounded down: a stronger one may not be coherent any more.
+    rounded = math.floor(100 * known) / 100 if action == "add" else round(known, 2)
+    return min(max(rounded, -MAX_AMOUNT), MAX_AMOUNT)

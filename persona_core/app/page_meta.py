@@ -37,15 +37,14 @@ class PageMeta:
         if scope["path"].endswith(f"/{CARD}"):
             picture = files("persona_core.app.static").joinpath(CARD).read_bytes()
             return await Response(picture, media_type="image/png")(scope, receive, send)
-        page = _Page(send, tags(self.title, str(Request(scope).base_url)))
-        return await self.app(scope, receive, page.send)
+        return await self.app(scope, receive, _Page(scope, send, self.title).send)
 
 
 class _Page:
     """Passes an answer on; a page only once it is whole, with its tags replaced."""
 
-    def __init__(self, send: Send, tags: str) -> None:
-        self._send, self._tags = send, tags.encode()
+    def __init__(self, scope: Scope, send: Send, title: str) -> None:
+        self._scope, self._send, self._title = scope, send, title
         self._start: dict[str, Any] | None = None  # of a page
         self._body = b""
 
@@ -57,7 +56,8 @@ class _Page:
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body"):
-                body = _THEIRS.sub(b"", self._body).replace(b"</head>", self._tags + b"</head>", 1)
+                own = tags(self._title, str(Request(self._scope).base_url)).encode()
+                body = _THEIRS.sub(b"", self._body).replace(b"</head>", own + b"</head>", 1)
                 headers = [(k, v) for k, v in self._start["headers"] if k.lower() != b"content-length"]
                 headers.append((b"content-length", str(len(body)).encode()))
                 await self._send({**self._start, "headers": headers})

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from persona_core.errors import CorruptFile, NotFound
+from persona_core.report.pairs import reply_payload
 from persona_core.report.results_folder import SIDES
 from persona_core.report.saved_runs import OTHERS, SavedRuns
 from persona_core.traces.dataset import load_row
 from persona_core.traces.trace import Trace
-from persona_core.traces.view.payload import Payload, trace_payload
+from persona_core.traces.view.payload import Payload
 from persona_core.utils.files import parse_json
 from persona_core.utils.hub import fetch, split_revision
 
@@ -171,9 +172,7 @@ def _first_reply(first: FirstView | None, runs: SavedRuns) -> FirstReply | None:
             logger.info("Not the first view, trying the next run: %s", error)
             continue
         trace = Trace.from_row(row)
-        onsets = runs.onsets(candidate.config, row["id"])
-        caveats = runs.caveats(trace) if onsets else ()
-        view = trace_payload(trace, name=candidate.config, title=candidate.title, onsets=onsets, caveats=caveats)
+        view = reply_payload(runs, candidate.config, row["id"], trace, candidate.title)
         turns = trait if candidate is clearest else None
         said = tuple(row["messages"] or ())
         return FirstReply(candidate.config, row["id"], trace, view, candidate.title, turns, said)

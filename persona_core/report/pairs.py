@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 from persona_core.report.saved_runs import READS_BASELINE, READS_CONTAMINATED
-from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import Payload, pair_payload, trace_payload
 
 if TYPE_CHECKING:
     from persona_core.report.saved_runs import SavedRuns
+    from persona_core.traces.trace import Trace
 
 OWN_REPLIES, BASELINE_REPLY, CONTAMINATED_REPLY = TEXTS = (
     "each model's own reply",
@@ -69,12 +69,14 @@ def published_payload(runs: SavedRuns, id: str, text: str = OWN_REPLIES) -> tupl
     return payload | {"link": {"id": id, "text": str(TEXTS.index(text))}}, notice
 
 
-def reply_payload(runs: SavedRuns, config: str, id: str) -> Payload:
+def reply_payload(runs: SavedRuns, config: str, id: str, trace: Trace, title: str | None = None) -> Payload:
     """One published reply by itself.
 
-    Raises:
-        NotFound, CorruptFile: as `SavedRuns`.
+    Args:
+        runs: that it is one of.
+        config, id: of its row.
+        trace: of the row.
+        title: heading; None takes the last user message.
     """
-    trace = Trace.from_row(runs.row(config, id))
     onsets = runs.onsets(config, id)
-    return trace_payload(trace, name=config, onsets=onsets, caveats=runs.caveats(trace) if onsets else ())
+    return trace_payload(trace, name=config, title=title, onsets=onsets, caveats=runs.caveats(trace) if onsets else ())

@@ -123,6 +123,7 @@ class FindingsTab:
         if finding is None:
             return *(gr.skip() for _ in live.shown), gr.skip()
         row = self.runs.row(config, finding.id)
-        view = reply_payload(self.runs, config, finding.id)
+        trace = Trace.from_row(row)
+        view = reply_payload(self.runs, config, finding.id, trace)
         view |= {"view": view["view"] | {"trait": finding.trait}}
-        return *live.show_reply(config, Trace.from_row(row), row["messages"], view), gr.Tabs(selected=LIVE)
+        return *live.show_reply(config, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)
