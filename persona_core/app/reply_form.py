@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from persona_core.app.requests import MAX_TEMPERATURE
 from persona_core.app.settings import AppSettings
 from persona_core.report.home import Home
-from persona_core.report.results_folder import BASELINE, CONTAMINATED
+from persona_core.report.results_folder import BASELINE
 from persona_core.traces.trace import Trace
+from persona_core.utils.checks import is_integer, is_number
+
+LENGTH, TEMPERATURE = 160, 0.7
+"""Of a reply, where nothing says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -26,37 +31,45 @@ class ReplyForm:
     prompt: str
     system: str
     length: int
-    temperature: float = 0.7
+    temperature: float = TEMPERATURE
     seed: int = 0
 
     @classmethod
     def of_reply(
-        cls, config: str, trace: Trace, messages: Sequence[Mapping[str, str]], settings: AppSettings
+        cls,
+        config: str,
+        trace: Trace,
+        messages: Sequence[Mapping[str, str]],
+        settings: AppSettings,
+        sides: Collection[str],
     ) -> ReplyForm:
-        """What made a published reply; its length is cut to what this app allows.
+        """What made a published reply, as far as the fields can hold it: the row may come from elsewhere.
 
         Args:
             config: of the results.
             trace: the reply.
             messages: the conversation before it. Of a longer one only the last message has a field.
+            settings: limits.
+            sides: the models that this app has.
         """
-        said = trace.provenance.sampling or {}
-        last = {m["role"]: m["content"] for m in messages}
+        sampling = trace.provenance.sampling or {}
+        length, temperature = sampling.get("max_new_tokens"), sampling.get("temperature")
+        seed, last = trace.provenance.seed, {m["role"]: m["content"] for m in messages}
         return cls(
-            CONTAMINATED if config == CONTAMINATED else BASELINE,
+            config if config in sides else BASELINE,
             last.get("user", ""),
             last.get("system", ""),
-            min(int(said.get("max_new_tokens", 160)), settings.max_new_tokens),
-            float(said.get("temperature", cls.temperature)),
-            int(trace.provenance.seed or 0),
+            min(length if is_integer(length, minimum=1) else LENGTH, settings.max_new_tokens),
+            min(max(float(temperature), 0.0), MAX_TEMPERATURE) if is_number(temperature) else TEMPERATURE,
+            seed if is_integer(seed, minimum=0) else 0,
         )
 
     @classmethod
-    def first(cls, home: Home, settings: AppSettings) -> ReplyForm:
+    def first(cls, home: Home, settings: AppSettings, sides: Collection[str]) -> ReplyForm:
         """What the page opens on: the reply that is shown, else an example. The first click must give a reply."""
         if (shown := home.first_reply) is not None:
-            return cls.of_reply(shown.config, shown.trace, shown.messages, settings)
-        length = min(160, settings.max_new_tokens)
+            return cls.of_reply(shown.config, shown.trace, shown.messages, settings, sides)
+        length = min(LENGTH, settings.max_new_tokens)
         if not home.examples:
             return cls(BASELINE, "", "", length)
         return cls(BASELINE, home.examples[0].user, home.examples[0].system, length)

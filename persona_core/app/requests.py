@@ -19,6 +19,7 @@ ACTIONS = ("add", "remove", "cap", "cap from its alarm on")
 """What a branch can do to a trait."""
 MAX_AMOUNT = 20.0
 """Standard deviations: the most by which a trait is moved, or at which it is capped."""
+MAX_TEMPERATURE = 1.5
 MAX_MESSAGES = 40
 """Of a conversation; the context usually ends it earlier."""
 

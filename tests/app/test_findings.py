@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
+from persona_core.app.tabs.findings import FindingsTab
 from persona_core.report.gallery import Finding, gallery
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.vectors.card_steering import cap_threshold
@@ -150,6 +152,14 @@ def test_the_text_is_within_ten_tab_stops(visit: Callable[..., Any], url: str) -
     assert page.evaluate("document.activeElement === document.querySelector('#findings-view .tv-text')")
     page.keyboard.press("End")
     assert page.locator(f"{VIEW} .tv-at").count() >= 1
+
+
+@pytest.mark.parametrize("name", ["gone", None, 3, ["weights"], {"name": "weights"}], ids=repr)
+def test_a_finding_that_is_not_there_is_a_sentence(findings: tuple[Finding, ...], name: Any) -> None:
+    with gr.Blocks():
+        tab = FindingsTab(SavedRuns(RESULTS), findings)
+    assert tab.show(name)[1] == "Unknown finding. Choose one from the list."
+    assert findings[0].says and tab.show(findings[0].name)[1] == ""
 
 
 def test_hostile_names_and_texts_stay_text(

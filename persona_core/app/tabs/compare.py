@@ -14,7 +14,7 @@ from persona_core.app.components import as_json, notice_component, token_view_co
 from persona_core.app.conversation import request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.pooled_model import PooledModel
-from persona_core.app.requests import chat_messages, length_of, seed_or_random, text_of
+from persona_core.app.requests import MAX_TEMPERATURE, chat_messages, length_of, seed_or_random, text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
@@ -76,7 +76,7 @@ class CompareTab:
                 with gr.Column(scale=2, min_width=260):
                     most = settings.max_new_tokens
                     self.length = gr.Slider(1, most, value=min(160, most), step=1, label="Maximum length, tokens")
-                    self.temperature = gr.Slider(0, 1.5, value=0.7, step=0.05, label="Temperature")
+                    self.temperature = gr.Slider(0, MAX_TEMPERATURE, value=0.7, step=0.05, label="Temperature")
                     self.seed = gr.Number(0, label="Seed, the same for both", precision=0, minimum=0)
             with gr.Row():
                 self.write = gr.Button("Write both", variant="primary", elem_id="compare-write", min_width=120)

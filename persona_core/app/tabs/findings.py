@@ -97,7 +97,7 @@ class FindingsTab:
 
     def show(self, name: Any) -> tuple[Any, ...]:
         """Values of view, notice and shown for the name of a finding."""
-        if name not in self.findings:
+        if not isinstance(name, str) or name not in self.findings:
             return gr.skip(), "Unknown finding. Choose one from the list.", gr.skip()
         try:
             return as_json(self.payload(self.findings[name])), "", name

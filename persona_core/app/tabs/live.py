@@ -18,7 +18,7 @@ from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.model_pool import ModelPool
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.reply_form import ReplyForm
-from persona_core.app.requests import ACTIONS, MAX_AMOUNT, fits_fields, text_of
+from persona_core.app.requests import ACTIONS, MAX_AMOUNT, MAX_TEMPERATURE, fits_fields, text_of
 from persona_core.app.run_controls import BUSY, MODEL_QUEUE, UNQUEUED, WAITING, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import alternatives_of, stream_replies
@@ -78,7 +78,7 @@ class LiveTab:
 
     def _controls(self, home: Home) -> None:
         max_chars = self.settings.max_prompt_chars
-        form = ReplyForm.first(home, self.settings)
+        form = ReplyForm.first(home, self.settings, self.models)
         self.prompt = gr.Textbox(
             form.prompt,
             label=Chat().label,
@@ -121,7 +121,7 @@ class LiveTab:
             self.length = gr.Slider(1, most, value=form.length, step=1, label="Maximum length, tokens")
             self.temperature = gr.Slider(
                 0,
-                1.5,
+                MAX_TEMPERATURE,
                 value=form.temperature,
                 step=0.05,
                 label="Temperature",
@@ -329,7 +329,7 @@ class LiveTab:
         self, config: str, trace: Trace, messages: Sequence[Mapping[str, str]], view: Payload
     ) -> tuple[Any, ...]:
         """Values of `shown`: a published reply, and in the form what made it, to be changed or branched from."""
-        form = ReplyForm.of_reply(config, trace, messages, self.settings)
+        form = ReplyForm.of_reply(config, trace, messages, self.settings, self.models)
         return *form.fields, as_json(view), Chat.of_saved_reply(config, trace), ""
 
     # ---- a link ----
