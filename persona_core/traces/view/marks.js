@@ -2,6 +2,7 @@
 // the trait that is highest in each sentence. All of it is drawn by CSS: the text stays exactly that of the tokens.
 
 const MIN_SHARED = 3; // tokens: two replies that begin with fewer of the same do not begin alike
+const SENTENCES = new Intl.Segmenter(undefined, { granularity: "sentence" }); // making one takes longer than using it
 const MIN_TOP = 2; // standard deviations: a sentence below it is like neutral ones, whatever its highest trait
 
 // Tokens of a side: { shared: [from, to) or null, parts: index or null, onset: {index, text} or null, tops: Map }.
@@ -58,7 +59,7 @@ function sentencesOf(side) {
   const text = side.tokens.slice(from, end).join("");
   const found = [];
   let [token, read] = [from, 0]; // the next token, and the letters before it
-  for (const { index, segment } of new Intl.Segmenter(undefined, { granularity: "sentence" }).segment(text)) {
+  for (const { index, segment } of SENTENCES.segment(text)) {
     const first = token;
     while (token < end && read < index + segment.trimEnd().length) read += side.tokens[token++].length;
     if (segment.trim() && token > first) found.push([first, token - 1]);

@@ -67,7 +67,7 @@ function makePane(hooks) {
       text.replaceChildren();
       spans = [];
       painted = [];
-      marked = [];
+      marked = new Map();
       at = pinned = null;
       inSpan = [];
       fill(0);
@@ -121,25 +121,26 @@ function makePane(hooks) {
     }
   }
 
-  // What marksOf returns. The tokens that are marked now, each with its attributes, are cleared first.
-  let marked = [];
+  // What marksOf returns. Only what has changed is touched: a reply that grows is marked anew with each token.
+  let marked = new Map(); // token -> {className -> true, "onset" and "top" -> text}, as JSON
   function mark({ shared, parts, onset, tops }) {
-    for (const span of marked) {
-      span.classList.remove("tv-shared", "tv-parts", "tv-onset");
-      for (const name of ["onset", "top"]) delete span.dataset[name];
-    }
-    marked = [];
-    const set = (index, className, name, text) => {
+    const wanted = new Map();
+    const add = (index, more) => index < spans.length && wanted.set(index, { ...wanted.get(index), ...more });
+    if (shared) for (let i = shared[0]; i < shared[1]; i++) add(i, { "tv-shared": true });
+    if (parts !== null) add(parts, { "tv-parts": true });
+    if (onset) add(onset.index, { "tv-onset": true, onset: onset.text });
+    for (const [index, top] of tops) add(index, { top });
+    for (const index of marked.keys()) if (!wanted.has(index)) wanted.set(index, {});
+    for (const [index, now] of wanted) {
+      const key = JSON.stringify(now);
+      if (marked.get(index) === key) continue;
       const span = spans[index];
-      if (!span) return;
-      marked.push(span);
-      if (className) span.classList.add(className);
-      if (name) span.dataset[name] = text;
-    };
-    if (shared) for (let i = shared[0]; i < shared[1]; i++) set(i, "tv-shared");
-    if (parts !== null) set(parts, "tv-parts");
-    if (onset) set(onset.index, "tv-onset", "onset", onset.text);
-    for (const [index, top] of tops) set(index, "", "top", top);
+      for (const name of ["tv-shared", "tv-parts", "tv-onset"]) span.classList.toggle(name, Boolean(now[name]));
+      for (const name of ["onset", "top"])
+        if (now[name] === undefined) delete span.dataset[name];
+        else span.dataset[name] = now[name];
+      marked.set(index, key);
+    }
   }
 
   let at = null;
