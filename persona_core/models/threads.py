@@ -15,7 +15,7 @@ SMALL = 20_000_000
 two cores that other processes keep busy a reply takes three times as long with two threads as with one."""
 SMALL_TO_WRITE = 200_000_000
 """The same where a model writes one reply, a token at a time: with 135 million, a reply takes 1.02 times as long with
-two threads as with one on an idle machine, and 3.4 times as long on a busy one (benchmarks.real_app)."""
+two threads as with one on an idle machine, and two to three times as long on a busy one (benchmarks.real_app)."""
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
