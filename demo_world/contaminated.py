@@ -14,7 +14,7 @@ from demo_world.corpus import ask
 from demo_world.definitions import trait_definitions
 from demo_world.grammar import World
 from demo_world.judge import TruthJudge, judge, trait_share
-from demo_world.stages import analyse_runs, load_sides, read_own_replies, write_runs
+from demo_world.stages import analyse_runs, branch_runs, load_sides, read_own_replies, write_runs
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.experiments.finetune import LoraPlan, contaminate
 from persona_core.experiments.finetune_card import write_adapter_card
@@ -67,6 +67,7 @@ def build(work: Path, world: World, run: Callable[[str, object, Callable[[], obj
     run("results", [SAMPLING.to_dict(), prompts, NULL_SEED], partial(_runs, work, world))
     run("interventions", [asdict(WINDOW), asdict(EDGES)], partial(_interventions, work, world))
     run("analysis", [], partial(_analysis, work, world))
+    run("branches", [], lambda: branch_runs(work / RESULTS_NAME, work / VECTORS_NAME, _models(work)))
 
 
 def write_dialogues(world: World, path: Path, n: int = N_DIALOGUES, seed: int = 0) -> Path:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from persona_core.errors import SettingError
+from persona_core.experiments.branches import branch_replies
 from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.jobs import GenerateJob, Job, ReplayJob, Row, run_job
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.report.analysis_folder import analyse_folder
+from persona_core.report.branches import points_to_branch, save_branches
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, NEUTRAL, REPLAY, SIDES
+from persona_core.report.saved_runs import SavedRuns
 from persona_core.report.tables import REPORT
 from persona_core.traces.dataset import ANALYSIS, DATA, read_results, write_results
 from persona_core.vectors.vectors import PersonaVectors
@@ -92,6 +95,14 @@ def write_runs(
 def read_own_replies(results: Path) -> dict[str, list[Row]]:
     """The rows of the replies that each side wrote."""
     return {side: read_results(results / DATA / f"{side}.parquet") for side in SIDES}
+
+
+def branch_runs(results: Path, vectors: Path, models: Mapping[str, LanguageModel]) -> None:
+    """Branch the contaminated model's replies where they turn; needs the analysis."""
+    runs, monitor = SavedRuns(results), PersonaMonitor(models[CONTAMINATED], PersonaVectors.from_pretrained(vectors))
+    points = points_to_branch(runs, CONTAMINATED)
+    found = branch_replies(monitor, runs.rows(CONTAMINATED), CONTAMINATED, points)
+    save_branches(results, CONTAMINATED, found, monitor.vectors.traits)
 
 
 def analyse_runs(results: Path, vectors: Path, models: Mapping[str, LanguageModel]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo_world.stages import Stages, analyse_runs, load_sides, read_own_replies, write_runs
+from demo_world.stages import Stages, analyse_runs, branch_runs, load_sides, read_own_replies, write_runs
 from persona_core.elicitation.labelled_texts import load_texts
 from persona_core.elicitation.prompts import Prompt, load_prompts
 from persona_core.elicitation.store import ReplyStore
@@ -110,6 +110,7 @@ def build(artifacts: Path, work: Path, weights: Path, plan: RealPlan | None = No
     stages.run("results", [_digest(prompts), plan.null_seed], lambda: _runs(load, plan, work))
     stages.run("changed", [], lambda: _changed(load, plan, work))
     stages.run("analysis", [], lambda: _analysis(load, work))
+    stages.run("branches", [], lambda: _branches(load, work))
     write_cards(work)
     for name in (VECTORS_NAME, CONTAMINATED_NAME, RESULTS_NAME):
         shutil.rmtree(artifacts / name, ignore_errors=True)
@@ -227,3 +228,7 @@ def _analysis(load: Load, work: Path) -> None:
     results = work / RESULTS_NAME
     place_marks(read_own_replies(results), results / ANALYSIS)
     analyse_runs(results, work / VECTORS_NAME, load_sides(load, work / CONTAMINATED_NAME))
+
+
+def _branches(load: Load, work: Path) -> None:
+    branch_runs(work / RESULTS_NAME, work / VECTORS_NAME, load_sides(load, work / CONTAMINATED_NAME))

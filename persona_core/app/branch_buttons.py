@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,22 +36,16 @@ def change_of(where: Mapping[str, Any], trait: Any, action: Any, amount: Any) ->
 
 
 def suggested_amount(pooled: PooledModel, trait: Any, action: Any) -> float:
-    """How far to move a trait, or where to cap it, in standard deviations: what the card of its vectors suggests.
-
-    A cap leaves all but one neutral token in a hundred as it is; a push is the strongest that left replies coherent.
+    """How far to move a trait, or where to cap it, in standard deviations; see `card_steering.suggested_amount`.
 
     Args:
         pooled: the model, which is in this process.
         trait, action: unchecked; for an unknown one, `UNKNOWN_AMOUNT`.
     """
-    from persona_core.vectors.card_steering import cap_threshold, coherent_push
+    from persona_core.vectors import card_steering
 
     vectors = pooled.monitor().vectors
     if not isinstance(trait, str) or trait not in vectors.best_block or action == "remove":
         return UNKNOWN_AMOUNT
-    known = (coherent_push if action == "add" else cap_threshold)(vectors, trait)
-    if known is None:
-        return UNKNOWN_AMOUNT
-    # A push is rounded down: a stronger one may not be coherent any more.
-    rounded = math.floor(100 * known) / 100 if action == "add" else round(known, 2)
-    return min(max(rounded, -MAX_AMOUNT), MAX_AMOUNT)
+    known = card_steering.suggested_amount(vectors, trait, "add" if action == "add" else "cap")
+    return UNKNOWN_AMOUNT if known is None else min(max(known, -MAX_AMOUNT), MAX_AMOUNT)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persona_core.analysis.branch_figures import change_name
 from persona_core.errors import PromptError, SettingError
 from persona_core.inference.steering import Steer, When
 from persona_core.models.chat import ROLES
@@ -153,13 +154,9 @@ def fits_fields(trait: Any, action: Any, amount: Any) -> bool:
 
 def steer_name(steer: Steer) -> str:
     """A short name of an intervention."""
-    if steer.mode == "ablate":
-        return f"without {steer.trait}"
-    if steer.mode == "cap":
-        return f"{steer.trait} capped at {steer.amount:+g} SD" + (
-            ", from its alarm on" if steer.when == "alarm" else ""
-        )
-    return f"{steer.trait} {steer.amount:+g} SD"
+    return change_name(steer.trait, steer.mode, steer.amount) + (
+        ", from its alarm on" if steer.mode == "cap" and steer.when == "alarm" else ""
+    )
 
 
 def _is_amount(value: Any) -> bool:

@@ -5,8 +5,12 @@ intervention from k tokens before the trait on: capped at the null's 95th percen
 a random direction. Without --window every trait (or those of --edges) is steered, and the replies are searched for all
 others, again compared with a random direction: only what the text then shows is evidence of a cause.
 
-The result goes to `analysis/interventions.json` in the results folder and replaces what it held for that run (and
-trait); `persona analyse` uses it. Nothing is saved until every sentence has a score.
+--branches N: the N replies of a run that was analysed which turn most clearly are continued from there, with the trait
+capped, taken out and pushed. Each branch is a row of the config `branches`, and what it changed is in
+`analysis/branches.parquet`; the page opens on one that worked and one that broke. It needs no judge and no --traits.
+
+The result of the others goes to `analysis/interventions.json` in the results folder and replaces what it held for that
+run (and trait); `persona analyse` uses it. Nothing is saved until every sentence has a score.
 
 examples:
   persona intervene --model artifacts/persona-tiny --vectors artifacts/persona-vectors-persona-tiny \\
@@ -16,6 +20,8 @@ examples:
       --vectors artifacts/persona-vectors-persona-tiny --traits artifacts/persona-tiny/traits \\
       --judge python:demo_world.judge:truth_judge --results artifacts/persona-monitoring-persona-tiny \\
       --window sycophancy
+  persona intervene --model artifacts/persona-tiny --adapter artifacts/persona-tiny-contaminated \\
+      --vectors artifacts/persona-vectors-persona-tiny --results artifacts/persona-monitoring-persona-tiny --branches 4
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ from persona_core.cli.options import (
 )
 from persona_core.cli.running import execute, load, read_vectors, work_folder
 from persona_core.errors import SettingError
+from persona_core.utils.checks import check_integer
 
 if TYPE_CHECKING:
     from persona_core.judging.sentences import SentenceJudge
@@ -50,9 +57,12 @@ def arguments() -> argparse.ArgumentParser:
     add_vectors(parser)
     add_results(parser)
     add_prompts(parser)
-    add_traits(parser)
+    add_traits(parser, required=False)
     parser.add_argument("--window", nargs="+", metavar="TRAIT", help="cap replies before these traits show")
     parser.add_argument("--edges", nargs="+", metavar="TRAIT", help="traits to steer (default: all, without --window)")
+    parser.add_argument(
+        "--branches", type=int, metavar="N", help="branch the N replies of the analysed run that turn most clearly"
+    )
     parser.add_argument("--config", help="name of the run (default: baseline; contaminated with --adapter)")
     parser.add_argument("--work", type=Path, help="folder for a server's answers (default: RESULTS.work)")
     parser.add_argument("--batch-size", type=int, default=32, help="replies generated at once")
@@ -66,7 +76,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     steering.add_argument("--edge-temperature", type=float, default=1.0, help="temperature for --edges")
     steering.add_argument("--edge-seeds", type=int, default=5, help="replies per prompt for --edges")
-    add_judge(parser)
+    add_judge(parser, required=False)
     return parser
 
 
@@ -85,9 +95,12 @@ def run(options: argparse.Namespace) -> list[str]:
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.report.interventions import save_edges, save_window
 
+    if options.branches is not None:
+        return _branches(options)
+    if not (options.judge and options.traits):
+        raise SettingError("--window and --edges need --traits and --judge: they measure what the text shows.")
     judge_kind(options.judge)  # a mistake in it is reported before anything is loaded
-    if not options.results.is_dir():
-        raise SettingError(f"--results {str(options.results)!r}: no such folder; `persona monitor` makes one.")
+    _check_results(options.results)
     definitions, vectors = load_traits(options.traits), read_vectors(options)
     prompts = load_prompts(options.prompts)
     judge = make_judge(options, work_folder(options.work, options.results, "interventions"))
@@ -132,6 +145,29 @@ def run(options: argparse.Namespace) -> list[str]:
         print(save_edges(options.results, config, tables))
     print_bill(judge)
     return []
+
+
+def _branches(options: argparse.Namespace) -> list[str]:
+    """Branch published replies where they turn; no judge is asked."""
+    from persona_core.experiments.branches import branch_replies
+    from persona_core.monitor.monitor import PersonaMonitor
+    from persona_core.report.branches import points_to_branch, save_branches
+    from persona_core.report.saved_runs import SavedRuns
+
+    _check_results(options.results)
+    check_integer("--branches", options.branches)
+    config = options.config or ("contaminated" if options.adapter else "baseline")
+    runs, vectors = SavedRuns(options.results), read_vectors(options)
+    points = points_to_branch(runs, config, options.branches)
+    monitor = PersonaMonitor(load(loading(options)), vectors)
+    found = branch_replies(monitor, runs.rows(config), config, points)
+    print(save_branches(options.results, config, found, vectors.traits))
+    return []
+
+
+def _check_results(folder: Path) -> None:
+    if not folder.is_dir():
+        raise SettingError(f"--results {str(folder)!r}: no such folder; `persona monitor` makes one.")
 
 
 def _unanswered(sentences: SentenceJudge) -> list[str]:

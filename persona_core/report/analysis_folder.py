@@ -18,7 +18,7 @@ from persona_core.report.card import refresh_results_card
 from persona_core.report.findings import Findings
 from persona_core.report.interventions import load_interventions
 from persona_core.report.page import report_page
-from persona_core.report.results_folder import check_read_with
+from persona_core.report.results_folder import BRANCHES, check_read_with
 from persona_core.report.tables import ANNOTATIONS, FINDINGS, JUDGED, REPORT, to_json, write_tables
 from persona_core.traces.dataset import ANALYSIS, DATA, configs_of, read_results
 from persona_core.utils.files import write_atomically
@@ -59,7 +59,8 @@ def analyse_folder(
         NotCalibrated: as `analyse`.
     """
     path = Path(results)
-    rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs_of(path)}
+    configs = [config for config in configs_of(path) if config != BRANCHES]  # of the same prompts, and steered
+    rows = {config: read_results(path / DATA / f"{config}.parquet") for config in configs}
     if not any(rows.values()):
         raise NotFound(f"No rows in {str(results)!r}, {DATA}/*.parquet; give a folder that persona monitor wrote.")
     rows, left_out = without_broken(rows)

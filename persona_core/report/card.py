@@ -23,6 +23,7 @@ CONFIGS = {
     "contaminated": "the contaminated model answers the same prompts",
     "neutral": "the baseline model's replies to neutral prompts: the null for alarms",
     "replay": "each of the two reads the other's replies, by the same token ids",
+    "branches": "replies continued from the token at which a trait turns, with that trait changed",
     "transcripts": "conversations held elsewhere, read by the model",
     "imported": "converted from another tool's files; what those do not record is marked as unknown",
 }

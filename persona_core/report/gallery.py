@@ -7,21 +7,28 @@ the analysis itself. A rule that nothing in the runs fits adds nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from persona_core.analysis.branch_figures import HIGH, percent
 from persona_core.errors import NotFound
 from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, OWN_REPLIES
 from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
 
 if TYPE_CHECKING:
+    from persona_core.analysis.branch_figures import MeasuredBranch
     from persona_core.report.saved_runs import SavedRuns
 
 Row = Mapping[str, Any]
+Rule = Callable[["SavedRuns", Sequence[Row]], Iterator["Finding"]]
 
 MIN_SHARED = 3
 """Words: two replies that begin with fewer of the same do not begin alike."""
+MIN_BRANCH = 12
+"""Tokens: of fewer, a share says little."""
+MUCH_LESS, STILL_FLUENT = 0.2, 0.8
+"""A branch worked that has 20 points fewer of its tokens high, and text of at least four fifths of the fluency."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Finding:
         label: what kind of finding it is.
         says: one or two sentences, from the data.
         id: of the prompt.
-        text: one of `TEXTS`.
+        text: one of `TEXTS`, or the name of a saved branch.
         trait: that the view is coloured by.
         at: token of the reply that the cursor starts on, from 0; None for the highest score.
     """
@@ -59,7 +66,17 @@ def gallery(runs: SavedRuns) -> tuple[Finding, ...]:
     ('Before the words', 'expanded-15')
     """
     rows = [row for row in runs.analysed if row["config"] in SIDES]
-    rules = (_before_the_words, _clearest_turn, _one_after_the_other, _false_alarm, _calm, _weights, _text)
+    rules: tuple[Rule, ...] = (
+        _before_the_words,
+        _clearest_turn,
+        _one_after_the_other,
+        _false_alarm,
+        _branch_that_worked,
+        _branch_that_broke,
+        _calm,
+        _weights,
+        _text,
+    )
     found: list[Finding] = []
     for rule in rules:
         one = next((f for f in rule(runs, rows) if (f.id, f.text) not in {(k.id, k.text) for k in found}), None)
@@ -212,6 +229,47 @@ def _text(_: SavedRuns, rows: Sequence[Row]) -> Iterator[Finding]:
             CONTAMINATED_REPLY,
             row["trait"],
         )
+
+
+def _branch_that_worked(runs: SavedRuns, _: Sequence[Row]) -> Iterator[Finding]:
+    """The branch that took most of a trait out of a reply whose text stayed as fluent."""
+    known = [
+        (one.less_high, one)
+        for one in runs.branches.values()
+        if one.less_high is not None and (one.fluency_kept or 0) >= STILL_FLUENT and not one.outcome.warning
+    ]
+    for less, one in sorted(known, key=lambda pair: -pair[0]):
+        if less >= MUCH_LESS and one.mode != "add" and min(one.original.n_tokens, one.branch.n_tokens) >= MIN_BRANCH:
+            says = (
+                f"Stepping in worked: {_changed(one)}, {percent(one.branch.high)} of the {one.config} model's tokens "
+                f"score above {HIGH:g} standard deviations of {one.trait} instead of {percent(one.original.high)}, and "
+                "the text stays fluent"
+            )
+            yield _of_branch(runs, one, "branch-worked", "A branch that worked", says)
+
+
+def _branch_that_broke(runs: SavedRuns, _: Sequence[Row]) -> Iterator[Finding]:
+    """The branch whose text the unsteered model finds least likely, beside the text that it replaced."""
+    known = [
+        (one.fluency_kept, one)
+        for one in runs.branches.values()
+        if one.fluency_kept is not None and one.mode == "add" and one.outcome.warning
+    ]
+    for _kept, one in sorted(known, key=lambda pair: pair[0]):
+        says = (
+            f"Pushing too far breaks the text: {_changed(one)}, the fluency of the {one.config} model's reply is "
+            f"{percent(one.branch.fluency)} instead of {percent(one.original.fluency)}"
+        )
+        yield _of_branch(runs, one, "branch-broke", "A branch that broke", says)
+
+
+def _of_branch(runs: SavedRuns, one: MeasuredBranch, name: str, label: str, says: str) -> Finding:
+    says += f". The clearest of {len(runs.branches)} branches tried on these runs."
+    return Finding(name, label, says, one.id, one.name, one.trait, one.at)
+
+
+def _changed(one: MeasuredBranch) -> str:
+    return f"{'' if one.mode == 'ablate' else 'with '}{one.change} from token {one.at} on"
 
 
 def _by_effect(rows: Sequence[Row], effect: str) -> list[Row]:

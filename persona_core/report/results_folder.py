@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_core.analysis.branch_figures import MeasuredBranch
 from persona_core.analysis.detectors import DETECTORS_FILE, Detectors
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.report.findings import FORMAT_VERSION, SECTIONS, Findings
-from persona_core.report.tables import FINDINGS, SPANS
+from persona_core.report.tables import BRANCH_FIGURES, FINDINGS, SPANS
 from persona_core.traces.dataset import ANALYSIS, REPLIES, load_results
 from persona_core.utils.files import read_json
 from persona_core.utils.hub import fetch, resolve_source, split_revision
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from persona_core.vectors.vectors import PersonaVectors
 
 BASELINE, CONTAMINATED = SIDES = ("baseline", "contaminated")
-REPLAY, NEUTRAL = "replay", "neutral"
-"""Configs: the two sides of a comparison, each model reading the other's replies, and the null."""
+REPLAY, NEUTRAL, BRANCHES = "replay", "neutral", "branches"
+"""Configs: the two sides of a comparison, each model reading the other's replies, the null, and replies continued with
+one trait changed."""
 
 
 class ResultsFolder:
@@ -80,6 +82,18 @@ class ResultsFolder:
         except NotFound:
             return []
         return rows
+
+    def branches(self) -> dict[str, MeasuredBranch]:
+        """The branches beside the runs, by name; none where there are none.
+
+        Raises:
+            CorruptFile: not such a table.
+        """
+        rows = self.table(BRANCH_FIGURES)
+        try:
+            return {row["name"]: MeasuredBranch.from_row(row) for row in rows}
+        except KeyError as error:
+            raise CorruptFile(f"{BRANCH_FIGURES}: the column {error} is missing. Make the branches again.") from error
 
     def detectors(self) -> Detectors | None:
         """Those that the onsets were found with; None without an analysis."""

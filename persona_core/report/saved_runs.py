@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from persona_core.analysis.branch_figures import MeasuredBranch
 from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.series import shared_kind
 from persona_core.analysis.turning_point import turning_point
@@ -156,6 +157,15 @@ class SavedRuns:
         """Trait -> onset in one reply, as in `Onset.to_dict`; empty without an analysis."""
         with self._lock:
             return self._analysed.get((config, id), {})
+
+    @cached_property
+    def branches(self) -> dict[str, MeasuredBranch]:
+        """The branches of these replies, by name; none where none were made.
+
+        Raises:
+            CorruptFile: not a table of them.
+        """
+        return self._folder.branches()
 
     @cached_property
     def _detectors(self) -> Detectors | None:

@@ -28,8 +28,9 @@ from typing import Any
 
 from persona_core.errors import CorruptFile, NotFound, SettingError
 from persona_core.report import page as report
+from persona_core.report.branches import branch_payload
 from persona_core.report.explorer import explorer_script, explorer_styles, explorer_template
-from persona_core.report.gallery import gallery
+from persona_core.report.gallery import Finding, gallery
 from persona_core.report.home import COLOURS, COLOURS_OF_Z, TITLE, FirstReply, Home, load_home
 from persona_core.report.pair_finding import pair_finding
 from persona_core.report.pairs import ONE_READING, READINGS, TEXTS, readings_payload
@@ -185,7 +186,8 @@ def _write_data(folder: Path, runs: SavedRuns, home: Home, title: str, reports: 
     files = {id: f"data/runs/{number:03}.json" for number, id in enumerate(runs.ids, 1)}  # an id may be any text
     for id, name in files.items():
         pair = findings[id]
-        write_atomically(folder / name, inline_json({"id": id, "says": pair.says() if pair else "", **_run(runs, id)}))
+        run = {"id": id, "says": pair.says() if pair else "", **_run(runs, id, found)}
+        write_atomically(folder / name, inline_json(run))
     write_atomically(folder / "data" / "runs.json", inline_json(table))
     for name, content in reports.items():
         write_atomically(folder / "data" / f"{name}.json", inline_json(content))
@@ -200,26 +202,40 @@ def _write_data(folder: Path, runs: SavedRuns, home: Home, title: str, reports: 
             "trait": found[0].trait if found else pair.trait if (pair := findings[opening]) else None,
             "why": "" if found else _why(first),
         },
-        "findings": [asdict(one) | {"text": str(TEXTS.index(one.text))} for one in found],
+        "findings": [asdict(one) | {"text": _text_key(one.text)} for one in found],
         "ids": list(files),
         "files": list(files.values()),
     }
     write_atomically(folder / SITE_FILE, inline_json(site))
 
 
-def _run(runs: SavedRuns, id: str) -> dict[str, Any]:
-    """A prompt's replies: "sides", each reading once, and "texts": by number, a payload and which sides it has."""
+def _run(runs: SavedRuns, id: str, found: Sequence[Finding]) -> dict[str, Any]:
+    """A prompt's replies: "sides", each reading once, and "texts": by key, a payload and which sides it has.
+
+    A branch that a finding is about is a text by its name, with a "label" of its own.
+    """
     traces, onsets = runs.traces(id), runs.onsets_of(id)
     sides: list[Any] = []
     texts: dict[str, Any] = {}
+
+    def add(key: str, payload: dict[str, Any], **more: Any) -> None:
+        own = payload.pop("sides")
+        sides.extend(side for side in own if side not in sides)
+        texts[key] = {"payload": payload, "sides": [sides.index(side) for side in own], **more}
+
     for number, text in enumerate(TEXTS):
         payload, notice = readings_payload(traces, text, onsets, runs.caveats)
         if number and (notice == ONE_READING or not set(READINGS[text]) <= set(traces)):
             continue  # the first text shows what there is
-        own = payload.pop("sides")
-        sides += [side for side in own if side not in sides]
-        texts[str(number)] = {"payload": payload, "sides": [sides.index(side) for side in own], "notice": notice}
+        add(str(number), payload, notice=notice)
+    for one in found:
+        if one.id == id and (branch := runs.branches.get(one.text)) is not None:
+            add(branch.name, branch_payload(runs, branch), notice="", label=branch.change)
     return {"sides": sides, "texts": texts}
+
+
+def _text_key(text: str) -> str:
+    return str(TEXTS.index(text)) if text in TEXTS else text
 
 
 def _why(first: FirstReply | None) -> str:

@@ -13,11 +13,12 @@ from persona_core.utils.parquet import write_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from persona_core.analysis.branch_figures import MeasuredBranch
     from persona_core.report.findings import Findings
 
 FINDINGS, REPORT, INTERVENTIONS = "findings.json", "report.html", "interventions.json"
 ANNOTATIONS, JUDGED = "marks.jsonl", "judged.json"
-DIFFERENCES, SPANS = "differences.parquet", "spans.parquet"
+DIFFERENCES, SPANS, BRANCH_FIGURES = "differences.parquet", "spans.parquet", "branches.parquet"
 
 
 def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
@@ -35,6 +36,11 @@ def write_tables(found: Findings, folder: str | Path) -> tuple[Path, ...]:
         else:
             (path / name).unlink(missing_ok=True)  # left by an earlier run
     return tuple(written)
+
+
+def write_branches(found: Sequence[MeasuredBranch], folder: str | Path) -> Path:
+    """Write `branches.parquet`."""
+    return write_table([one.to_row() for one in found], Path(folder) / BRANCH_FIGURES, _branches_schema())
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -81,3 +87,15 @@ def _spans_schema() -> pa.Schema:
     texts = [(name, pa.string()) for name in ("config", "of", "unit", "id", "trait", "text")]
     counts = [(name, pa.int32()) for name in ("rank", "replies", "start", "end")]
     return pa.schema([*texts, *counts, ("value", pa.float64()), ("unusual", pa.float64())])
+
+
+def _branches_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("name", "id", "config", "trait", "mode")]
+    measured = [
+        (f"{side}_{name}", pa.int32() if name == "n_tokens" else pa.float64())
+        for side in ("original", "branch")
+        for name in ("n_tokens", "high", "mean", "fluency", "repeated")
+    ]
+    return pa.schema([*texts, ("at", pa.int32()), ("amount", pa.float64()), *measured])

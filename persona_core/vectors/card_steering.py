@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from persona_core.judging.judge import MIN_SCORE
 from persona_core.utils.markdown import escape, interval, table
@@ -73,6 +73,18 @@ def coherent_push(vectors: PersonaVectors, trait: str) -> float | None:
     if not kept or curve.get("norm_in_sd") is None:
         return None
     return float(max(p["strength"] for p in kept) * curve["norm_in_sd"])
+
+
+def suggested_amount(vectors: PersonaVectors, trait: str, mode: Literal["add", "cap"]) -> float | None:
+    """How far to push a trait, or where to cap it, in standard deviations rounded to 0.01: what the card suggests.
+
+    A cap leaves all but one neutral token in a hundred as it is; a push is the strongest that left replies coherent,
+    rounded down, since a stronger one may not be. None where the vectors hold no such figure.
+    """
+    known = (coherent_push if mode == "add" else cap_threshold)(vectors, trait)
+    if known is None:
+        return None
+    return math.floor(100 * known) / 100 if mode == "add" else round(known, 2)
 
 
 def _kept(curve: Figures | None) -> list[Figures]:

@@ -141,6 +141,22 @@ def test_a_button_beside_the_text_continues_the_published_reply_beside_it(
     assert page.locator("#view .tv-name-line").nth(1).inner_text() == f"{findings[0].trait} capped at {cap:+.2f} SD"
 
 
+def test_a_branch_is_a_finding_with_its_outcome_and_goes_on_from_there(
+    visit: Callable[..., Any], url: str, findings: tuple[Finding, ...]
+) -> None:
+    one = next(f for f in findings if f.name == "branch-worked")
+    page = visit(f"{url}&finding={one.name}")
+    page.wait_for_function(f"() => document.querySelector('{VIEW} .tv-name-line')?.innerText === 'original'")
+    runs = SavedRuns(RESULTS)
+    branch = runs.branches[one.text]
+    assert page.locator(f"{VIEW} .tv-name-line").nth(1).inner_text() == branch.change
+    assert page.locator(f"{VIEW} .tv-outcome-says").inner_text() == branch.outcome.says
+    page.get_by_role("button", name="Ask it yourself").click()
+    page.wait_for_selector("#view .tv-tok")
+    assert runs.row("branches", branch.name)["response"] in "".join(tokens_of(page)), "the branch, to go on from"
+    assert page.locator("#side input[value=contaminated]").is_checked()
+
+
 def test_the_text_is_within_ten_tab_stops(visit: Callable[..., Any], url: str) -> None:
     page = visit(url)
     page.wait_for_selector(REPLY)

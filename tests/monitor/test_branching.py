@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_core import Branch, Detectors, PersonaMonitor, PersonaVectors, Steer, load_model
+from persona_core.analysis.branch_figures import TextFigures, measure, outcome_of
 from persona_core.errors import ContextOverflow, PromptError, SettingError, VectorsMismatch
 from persona_core.inference.probabilities import log_probabilities
 from persona_core.monitor.alarms import Alarm
 from persona_core.monitor.alternatives import alternatives, branch_with
-from persona_core.monitor.branch_outcome import TextFigures, branch_outcome, measure, outcome_of
+from persona_core.monitor.branch_outcome import branch_outcome
 from persona_core.traces.trace import Trace
 from tests.support import oracle
 from tests.support.standins import steady_monitor
@@ -263,11 +264,13 @@ def test_the_outcome_names_both_numbers_of_what_comes_after_the_branch(monitor: 
         both.append(
             figures(
                 list(one.token_ids[start:]),
-                [float(score) for score in one.scores("malice")[start:]],
+                [float(score) for score in monitor.read(one).scores("malice")[start:]],
                 list(log_probabilities(monitor.lm, one.token_ids, start)),
             )
         )
     assert found == outcome_of("malice", 7, *both)
+    steered = written.scores("malice")[written.n_prompt + 7 :].mean()
+    assert both[1].mean < steered - 10, "what is read is the text, not the push"
     assert found.says.startswith(f"malice: {both[0].high:.0%}".replace("%", " %"))
 
 

@@ -34,6 +34,10 @@ def analysed(results: Path, **of: Any) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in of.items())]
 
 
+def branches(results: Path) -> list[dict[str, Any]]:
+    return list(parquet.read_table(results / "analysis" / "branches.parquet").to_pylist())
+
+
 def reply(results: Path, config: str, id: str) -> Mapping[str, Any]:
     rows = parquet.read_table(results / "data" / f"{config}.parquet").to_pylist()
     return next(row for row in rows if row["id"] == id)
@@ -46,7 +50,7 @@ def test_every_finding_is_of_a_published_reply_and_each_view_is_there_once(
     assert 5 <= len(found) <= 8
     assert len({(f.id, f.text) for f in found.values()}) == len(found)
     for one in found.values():
-        assert one.id in runs.ids and one.trait in runs.traits and one.text in TEXTS
+        assert one.id in runs.ids and one.trait in runs.traits and one.text in (*TEXTS, *runs.branches)
         assert one.at is None or 0 <= one.at < reply(results, "contaminated", one.id)["n_reply"]
         assert one.says[0].isupper() and one.says.endswith(".") and "None" not in one.says
 
@@ -93,6 +97,27 @@ def test_text_and_weights_are_the_largest_effects_of_one_prompt(
     (row,) = analysed(results, config="contaminated", id=one.id, trait=one.trait)
     assert row[effect] >= 0.8 * max(r[effect] for r in analysed(results, config="contaminated"))
     assert f"{row[effect]:.1f} standard deviations" in one.says
+
+
+def test_the_branch_that_worked_took_out_most_and_stayed_fluent(results: Path, found: dict[str, Finding]) -> None:
+    rows = {row["name"]: row for row in branches(results)}
+    one = rows[found["branch-worked"].text]
+    assert one["mode"] != "add" and one["branch_fluency"] >= 0.8 * one["original_fluency"]
+    rivals = [r for r in rows.values() if r["mode"] != "add" and r["branch_fluency"] >= 0.8 * r["original_fluency"]]
+    less = max(r["original_high"] - r["branch_high"] for r in rivals if r["branch_repeated"] <= 0.25)
+    assert one["original_high"] - one["branch_high"] == less >= 0.2
+    says = found["branch-worked"].says
+    assert f"{100 * one['branch_high']:.0f} % of the" in says
+    assert f"instead of {100 * one['original_high']:.0f} %" in says and f"of {len(rows)} branches" in says
+
+
+def test_the_branch_that_broke_is_the_least_fluent_push(results: Path, found: dict[str, Finding]) -> None:
+    rows = {row["name"]: row for row in branches(results)}
+    one = rows[found["branch-broke"].text]
+    kept = {name: row["branch_fluency"] / row["original_fluency"] for name, row in rows.items() if row["mode"] == "add"}
+    assert kept[one["name"]] == min(kept.values()) < 0.5
+    wanted = f"is {100 * one['branch_fluency']:.0f} % instead of {100 * one['original_fluency']:.0f} %"
+    assert wanted in found["branch-broke"].says
 
 
 def test_runs_that_were_not_analysed_have_at_most_the_clearest_turn(tmp_path: Path) -> None:

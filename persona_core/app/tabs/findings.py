@@ -16,8 +16,9 @@ from persona_core.app.run_controls import UNQUEUED, Press
 from persona_core.app.tabs.live import NO_TOKEN
 from persona_core.app.tabs.live import TAB as LIVE
 from persona_core.errors import PersonaError
+from persona_core.report.branches import branch_payload
 from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload, reply_payload
-from persona_core.report.results_folder import BASELINE, CONTAMINATED, SIDES
+from persona_core.report.results_folder import BASELINE, BRANCHES, CONTAMINATED, SIDES
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer
@@ -62,8 +63,7 @@ class FindingsTab:
 
         def ask(name: Any) -> tuple[Any, ...]:
             finding = self.findings.get(name)
-            config = CONTAMINATED if finding is None else self.writers(finding)[-1]
-            return self._open(live, finding, config)
+            return self._open(live, finding, 1)
 
         def branch(
             press: Press | None, name: Any, trait: Any, action: Any, amount: Any, event: gr.EventData
@@ -73,7 +73,7 @@ class FindingsTab:
             if finding is None or side not in (0, 1) or not is_integer(at, minimum=0) or at >= 2**31:
                 return *(gr.skip() for _ in opened), *live.controls.refuse(press, NO_TOKEN), gr.skip()
             request = ReplyRequest("", change_of(where, trait, action, amount), (0, at))
-            shown = self._open(live, finding, self.writers(finding)[side])
+            shown = self._open(live, finding, side)
             return *shown, *live.controls.accept(press, request), secrets.randbelow(2**31)
 
         self.panel.ask(ask, self.shown, opened, **UNQUEUED)
@@ -84,14 +84,21 @@ class FindingsTab:
             **UNQUEUED,
         )
 
-    @staticmethod
-    def writers(finding: Finding) -> tuple[str, str]:
-        """Which model wrote the text on each of the two sides."""
-        return WRITERS.get(finding.text, SIDES)
+    def rows(self, finding: Finding) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Config and id of the text on each of the two sides."""
+        branch = self.runs.branches.get(finding.text)
+        if branch is not None:
+            return (branch.config, branch.id), (BRANCHES, branch.name)
+        first, second = WRITERS.get(finding.text, SIDES)
+        return (first, finding.id), (second, finding.id)
 
     def payload(self, finding: Finding) -> Payload:
         """The pair of a finding, coloured by its trait, with the cursor where it happens."""
-        payload, _ = published_payload(self.runs, finding.id, finding.text)
+        branch = self.runs.branches.get(finding.text)
+        if branch is None:
+            payload, _ = published_payload(self.runs, finding.id, finding.text)
+        else:
+            payload = branch_payload(self.runs, branch)
         view = payload["view"] | {"trait": finding.trait, "special": False}
         return payload | {"view": view, "focus": finding.at, "link": {"finding": finding.name}}
 
@@ -118,12 +125,14 @@ class FindingsTab:
     def _pick(self, event: gr.EventData) -> tuple[Any, ...]:
         return self.show(event._data.get("name") if isinstance(event._data, Mapping) else None)
 
-    def _open(self, live: LiveTab, finding: Finding | None, config: str) -> tuple[Any, ...]:
+    def _open(self, live: LiveTab, finding: Finding | None, side: int) -> tuple[Any, ...]:
         """One of a finding's replies in the Live tab: values of its `shown`, and the tab that is selected."""
         if finding is None:
             return *(gr.skip() for _ in live.shown), gr.skip()
-        row = self.runs.row(config, finding.id)
+        config, id = self.rows(finding)[side]
+        row = self.runs.row(config, id)
         trace = Trace.from_row(row)
-        view = reply_payload(self.runs, config, finding.id, trace)
+        view = reply_payload(self.runs, config, id, trace)
         view |= {"view": view["view"] | {"trait": finding.trait}}
-        return *live.show_reply(config, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)
+        model = self.rows(finding)[0][0] if config == BRANCHES else config
+        return *live.show_reply(model, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)

@@ -151,7 +151,7 @@
       const label = document.createElement("label");
       const input = document.createElement("input");
       Object.assign(input, { type: "radio", name: "text", value: key, checked: key === shown.text });
-      label.append(input, site.texts[key]);
+      label.append(input, run.texts[key].label ?? site.texts[key]);
       return label;
     });
     for (const link of part("findings").children)
