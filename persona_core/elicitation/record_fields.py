@@ -62,4 +62,15 @@ REPLY_FIELDS = {
 }
 SCORE_FIELDS = {"index": COUNT, "trait": SCORE, "coherence": SCORE, "how": TEXT, "of": replace(TEXT, needed=False)}
 CROSS_TRAIT_FIELDS = {"index": COUNT, "trait": TEXT, "value": SCORE, "of": replace(TEXT, needed=False)}
-SERVED_FIELDS = {"index": COUNT, "text": TEXT, "finish": TEXT, "thought": replace(TEXT_OR_NULL, needed=False)}
+IDS_OR_NULL = Field(
+    lambda value: value is None or (isinstance(value, list) and all(is_count(i) for i in value)),
+    "a list of token ids, or null",
+    needed=False,
+)
+SERVED_FIELDS = {
+    "index": COUNT,
+    "text": TEXT,
+    "finish": TEXT,
+    "thought": replace(TEXT_OR_NULL, needed=False),
+    "token_ids": IDS_OR_NULL,
+}

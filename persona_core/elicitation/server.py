@@ -1,8 +1,9 @@
 """Replies written by an OpenAI-compatible server (vLLM, SGLang, TGI), read by the local model.
 
-A server writes many replies at once but returns no states. Each text is tokenised once, where the chat template puts a
-reply, and from then on its ids count: the local model reads them and its states are pooled. Texts are stored as they
-arrive (`served.jsonl`), so a run that was killed requests none of them twice.
+A server writes many replies at once but returns no states. Where it returns the ids that it wrote (vLLM does), those
+are read; otherwise each text is tokenised once, where the chat template puts a reply. From then on the ids count: the
+local model reads them and its states are pooled. Replies are stored as they arrive (`served.jsonl`), so a run that was
+killed requests none of them twice.
 """
 
 from __future__ import annotations
@@ -10,34 +11,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
 
 import numpy as np
 from tqdm import tqdm
 
 from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin, served_lines
+from persona_core.elicitation.served_reply import Asker, ServedReply, is_cut_in_thought, reply_ids_of
 from persona_core.elicitation.shown import shown_positions
 from persona_core.elicitation.store import SERVED_FILE, ElicitationRequest, Reply, ReplyStore
 from persona_core.elicitation.writing import BatchResult, RequestBatch, sink_limits, states_of
-from persona_core.errors import PersonaError, PromptError, ServerError
+from persona_core.errors import PersonaError
 from persona_core.inference.pooling import parse_positions
 from persona_core.inference.prefill import read_pooled
-from persona_core.inference.sections import answer_positions, opens_thought
+from persona_core.inference.sections import answer_positions
 from persona_core.models.detokenize import text_of
 from persona_core.models.language_model import LanguageModel
 from persona_core.utils.files import append_lines
 from persona_core.utils.openai_client import WRITER_KEY, address, ask_all, explain, open_client
 
-if TYPE_CHECKING:
-    from openai import OpenAI
-
 logger = logging.getLogger(__name__)
-
-LONGER = 4
-"""A reply that is cut off in its thought gets room for this many times the usual limit of a thought (1,024 tokens)
-more, unless the limit was set."""
 
 
 def elicit_served(
@@ -78,19 +72,20 @@ def elicit_served(
         store, plan.traits, plan.requests(), {**plan_record(plan, lm), "served": {"base_url": base_url, "model": model}}
     )
     path = store.folder / SERVED_FILE
-    texts = {r["index"]: ServedReply(r["text"], r["finish"], r.get("thought")) for r in served_lines(store)}
+    texts = {line["index"]: ServedReply.from_line(line) for line in served_lines(store)}
     wanted = {r.index: r for stage in stages for r in stage}
-    texts = {i: reply for i, reply in texts.items() if i in wanted and not _is_cut_in_thought(reply, wanted[i], lm)}
+    texts = {i: reply for i, reply in texts.items() if i in wanted and not is_cut_in_thought(reply, wanted[i], lm)}
     missing = [r for r in wanted.values() if not store.has(r.index) and r.index not in texts]
     failed: list[tuple[ElicitationRequest, str]] = []
     if missing:
         client = open_client(
             base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries, key=WRITER_KEY
         )
+        asker = Asker(client, plan, model, lm)
         results = ask_all(
             client,
             missing,
-            lambda request: _ask(client, plan, request, model, lm),
+            asker.ask,
             lambda error: explain(error, base_url, model, WRITER_KEY),
             concurrency,
             answered_before=bool(texts) or bool(store.replies()),
@@ -120,76 +115,6 @@ def elicit_served(
     return [*failed, *unread]
 
 
-@dataclass(frozen=True)
-class ServedReply:
-    """A server's answer.
-
-    Attributes:
-        text: what it said.
-        finish: why it ended.
-        thought: what it thought before, where the server gives that by itself.
-    """
-
-    text: str
-    finish: str
-    thought: str | None = None
-
-
-def _ask(
-    client: OpenAI, plan: ElicitationPlan, request: ElicitationRequest, model: str, lm: LanguageModel
-) -> ServedReply:
-    """The server's reply. One that is cut off in its thought is requested once more, with room for a longer thought."""
-    sampling, kwargs = plan.sampling, lm.chat.given_kwargs
-    limit = sampling.longest_reply(lm.chat.thought_marks is not None)
-    limits = [limit] if sampling.max_thinking_tokens is not None else [limit, limit + LONGER * sampling.thought_limit]
-    for limit in limits:
-        completion = client.chat.completions.create(
-            model=model,
-            messages=request.messages,  # type: ignore[arg-type]
-            max_tokens=limit,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=plan.seed + request.index,
-            extra_body={"chat_template_kwargs": kwargs} if kwargs else None,
-        )
-        reply = _reply_of(completion)
-        if not _is_cut_in_thought(reply, request, lm):
-            return reply
-    raise ServerError(
-        f"The server's reply was cut off in its thought, after {limit} tokens. Allow a longer thought "
-        "(--max-thinking-tokens) or turn thinking off (--template-kwargs enable_thinking=false). If the server "
-        "hides thoughts, have it return them."
-    )
-
-
-def _reply_of(completion: Any) -> ServedReply:
-    choices = getattr(completion, "choices", None) or []
-    message = choices[0].message if choices else None
-    content = getattr(message, "content", None)
-    # vLLM and SGLang call it reasoning_content, OpenRouter and newer vLLM reasoning
-    thoughts = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
-    thought = next((text for text in thoughts if isinstance(text, str) and text.strip()), None)
-    reason = choices[0].finish_reason if choices else None
-    if content is None and reason == "length":
-        content = ""
-    if not isinstance(content, str):
-        raise ServerError("The server's answer has no text.")
-    return ServedReply(content, "eos" if reason == "stop" else reason or "unknown", thought)
-
-
-def _is_cut_in_thought(reply: ServedReply, request: ElicitationRequest, lm: LanguageModel) -> bool:
-    """Whether a reply ended before its answer began: its limit left no text, or a thought in the text is open.
-
-    Not every server says "length" of a reply that was cut off.
-    """
-    marks, text = lm.chat.thought_marks, reply.text.strip()
-    if not text:
-        return reply.finish == "length"
-    if reply.thought or marks is None or marks.closing in text:
-        return False
-    return marks.begins(text) or opens_thought(lm, lm.chat.render(request.messages).token_ids)
-
-
 def read_batch(
     lm: LanguageModel,
     plan: ElicitationPlan,
@@ -209,7 +134,7 @@ def read_batch(
         served = texts[request.index]
         try:
             prompt = lm.chat.render(request.messages).token_ids
-            reply_ids = _reply_ids(lm, request, served, prompt)
+            reply_ids = reply_ids_of(lm, request, served, prompt)
             answered = answer_positions(lm, prompt, reply_ids)
             parts = (shows or {}).get(request.index)
             counted = shown_positions(lm, reply_ids, answered, served.text, parts) if parts else answered
@@ -255,25 +180,3 @@ def _answer(lm: LanguageModel, text: str, reply_ids: Sequence[int], answered: Se
     if marks is None or not (marks.begins(text) or marks.closing in text):
         return lm.chat.before_stop(text)
     return text_of(lm.tokenizer, [i for i, at in zip(reply_ids, answered, strict=True) if at >= 0])
-
-
-def _reply_ids(
-    lm: LanguageModel, request: ElicitationRequest, served: ServedReply, prompt: tuple[int, ...]
-) -> tuple[int, ...]:
-    """A served reply's ids behind the prompt that it was written to; none for an empty one.
-
-    Raises:
-        PromptError: the template puts such a reply elsewhere.
-    """
-    if not served.text and not served.thought:
-        return ()
-    reply = {"role": "assistant", "content": served.text}
-    if served.thought:
-        reply["reasoning_content"] = served.thought
-    ids = lm.chat.place([*request.messages, reply]).token_ids
-    if ids[: len(prompt)] != prompt:
-        raise PromptError(
-            "The reply does not continue the prompt that this model's template writes: the server leaves the thought "
-            "out, or runs another template."
-        )
-    return ids[len(prompt) :]

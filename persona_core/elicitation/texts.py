@@ -21,7 +21,8 @@ from persona_core.elicitation.drafting import judge_prompt
 from persona_core.elicitation.elicit import ElicitationPlan, batches_of, plan_record
 from persona_core.elicitation.growing import begin
 from persona_core.elicitation.labelled_texts import SPLITS, LabelledText
-from persona_core.elicitation.server import ServedReply, read_batch
+from persona_core.elicitation.served_reply import ServedReply
+from persona_core.elicitation.server import read_batch
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore
 from persona_core.elicitation.traits import TraitDefinition
 from persona_core.elicitation.writing import RequestBatch, sink_limits, write_and_keep

@@ -49,6 +49,68 @@ def test_the_server_gets_the_requests_of_the_plan_and_the_local_model_reads_the_
         assert oracle.relative_error(state, wanted) < 1e-4
 
 
+def written_ids(lm: Any, text: str) -> list[int]:
+    """Ids that no tokenizer makes of the text: a character each."""
+    return [i for char in text for i in lm.tokenizer.encode(char, add_special_tokens=False)] + [min(lm.eos_ids)]
+
+
+def test_the_ids_that_a_server_wrote_are_the_ids_that_are_read(tmp_path: Path) -> None:
+    lm = tiny_lm("llama", "chatml")
+
+    def with_ids(body: dict[str, Any], number: int) -> Answer:
+        assert body["return_token_ids"] is True
+        status, found = answer(body, number)
+        found["prompt_token_ids"] = list(lm.chat.render(body["messages"]).token_ids)
+        found["choices"][0]["token_ids"] = written_ids(lm, found["choices"][0]["message"]["content"])
+        return status, found
+
+    with serving(with_ids) as server, ReplyStore(tmp_path) as store:
+        assert run(store, server.url) == []
+        replies = store.replies()
+        states = list(store.states(replies))
+    for reply, state in zip(replies[::3], states[::3], strict=True):
+        assert list(reply.token_ids) == written_ids(lm, reply.text)
+        prompt = lm.chat.render(reply.request.messages).token_ids
+        full = oracle.states(lm.model, list(lm.blocks.modules), [*prompt, *reply.token_ids])
+        answered = full[:, len(prompt) : len(prompt) + len(reply.token_ids) - 1].mean(1)  # the end of turn is no answer
+        assert oracle.relative_error(state, answered) < 1e-4
+
+
+def test_a_server_that_knows_no_ids_is_asked_for_them_once(tmp_path: Path) -> None:
+    def old(body: dict[str, Any], number: int) -> Answer:
+        if "return_token_ids" in body:
+            return error(400, "Unrecognized request argument supplied: return_token_ids")
+        return answer(body, number)
+
+    with serving(old) as server, ReplyStore(tmp_path) as store:
+        assert run(store, server.url, concurrency=1) == []
+        assert len(store.replies()) == len(plan().requests())
+    assert sum("return_token_ids" in request for request in server.requests) == 1
+
+
+@pytest.mark.parametrize("broken", ["prompt", "tokenizer", "vocabulary"])
+def test_a_server_with_another_template_or_tokenizer_is_found_out(tmp_path: Path, broken: str) -> None:
+    lm = tiny_lm("llama", "chatml")
+
+    def other(body: dict[str, Any], number: int) -> Answer:
+        status, found = answer(body, number)
+        found["prompt_token_ids"] = list(lm.chat.render(body["messages"]).token_ids)
+        ids = written_ids(lm, found["choices"][0]["message"]["content"])
+        if broken == "prompt":
+            found["prompt_token_ids"].insert(3, 1)
+        found["choices"][0]["token_ids"] = {"tokenizer": ids[::-1], "vocabulary": [*ids, 10**6]}.get(broken, ids)
+        return status, found
+
+    says = {"prompt": "differ from token 3 on", "tokenizer": "another tokenizer", "vocabulary": "1000000"}[broken]
+    with serving(other) as server, ReplyStore(tmp_path) as store:
+        try:
+            reasons = [why for _, why in run(store, server.url)]
+        except ServerError as error:
+            reasons = [str(error)]
+        assert reasons and all(says in why for why in reasons)
+        assert store.replies() == []
+
+
 def test_a_server_that_thinks_gives_thought_and_answer_apart(tmp_path: Path) -> None:
     """The thought is read, and is in neither the judged text nor the mean of the reply."""
     tokenizer = tokenizer_for("opens-thought")
