@@ -28,11 +28,13 @@ from persona_core.cli.extraction_plan import plan_of, steering_plan_of, with_tra
 from persona_core.cli.judges import KINDS, add_judge, check_judge, cost_of, make_judge, print_bill
 from persona_core.cli.options import (
     add_model,
+    add_ray,
     add_reply_sampling,
     add_seed,
     add_traits,
     command_parser,
     loading,
+    workers,
 )
 from persona_core.cli.running import execute, load
 from persona_core.errors import SettingError
@@ -75,7 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     replies.add_argument("--base-url", help="OpenAI-compatible server that writes the replies for the model to read")
     replies.add_argument("--served-model", help="the model's name on that server (default: --model)")
-    replies.add_argument("--ray", type=int, metavar="N", help="run on N Ray workers, each with its own model")
+    add_ray(replies)
 
     add_judge(parser, required=False)
     parser.add_argument(
@@ -269,7 +271,7 @@ def _elicit(
     elif options.ray:
         from persona_core.elicitation.ray import elicit_sharded
 
-        failed = elicit_sharded(_loading(options), plan, store, options.ray)
+        failed = elicit_sharded(_loading(options), plan, store, workers(options))
     else:
         from persona_core.elicitation.elicit import elicit
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persona_core.utils.ray import Workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -105,7 +108,23 @@ def add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, help="folder for unfinished batches (default: OUT.work)")
     parser.add_argument("--batch-size", type=int, default=16, help="texts per forward pass")
     parser.add_argument("--blocks", default="best", help="blocks to read: best, all, or numbers such as 8,12")
+    add_ray(parser)
+
+
+def add_ray(parser: Any) -> None:
+    """Workers of a cluster; see `workers`."""
     parser.add_argument("--ray", type=int, metavar="N", help="run on N Ray workers, each with its own model")
+    parser.add_argument(
+        "--gpus-per-worker", type=float, metavar="G", help="GPUs of each worker (default: 1 where the cluster has N); "
+        "with more than one, --device balanced spreads the model over them",
+    )  # fmt: skip
+
+
+def workers(options: argparse.Namespace) -> Workers:
+    """The workers of `--ray`."""
+    from persona_core.utils.ray import Workers
+
+    return Workers(options.ray, options.gpus_per_worker)
 
 
 def add_seed(parser: Any, what: str = "random seed for sampling") -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dotenv import find_dotenv, load_dotenv
 
+from persona_core.cli.options import workers
 from persona_core.errors import PersonaError, SettingError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def carry_out(
     if options.ray:
         from persona_core.monitor.ray import run_sharded
 
-        return run_sharded(arguments, vectors, blocks, job, work, options.ray)
+        return run_sharded(arguments, vectors, blocks, job, work, workers(options))
     from persona_core.monitor.jobs import run_job
     from persona_core.monitor.monitor import PersonaMonitor
 

@@ -18,41 +18,46 @@ from persona_core.elicitation.growing import begin
 from persona_core.elicitation.store import ElicitationRequest, ReplyStore, as_reply, to_record
 from persona_core.elicitation.writing import BatchResult, RequestBatch, sink_limits, write_batch
 from persona_core.models.loading import load_model
-from persona_core.utils.ray import mapped
+from persona_core.utils.ray import Workers, cluster
 
 
 def elicit_sharded(
-    loading: Mapping[str, Any], plan: ElicitationPlan, store: ReplyStore, n_workers: int, progress: bool = True
+    loading: Mapping[str, Any], plan: ElicitationPlan, store: ReplyStore, workers: Workers, progress: bool = True
 ) -> list[tuple[ElicitationRequest, str]]:
     """As `elicit`, with the batches mapped over Ray workers.
 
     Args:
         loading: arguments of `load_model`; each worker loads the model itself.
-        n_workers: number of workers; each takes a GPU where the cluster has enough.
+        workers: how many, and the GPUs of each.
 
     Returns:
         Requests that could not be answered, with the reason.
 
     Raises:
-        SettingError: Ray is missing, or the store was started with another plan or model.
+        SettingError: Ray is missing, too few GPUs, or the store was started with another plan or model.
     """
-    stages = begin(store, plan.traits, plan.requests(), plan_record(plan, load_model(**loading)))
-    todo = []
-    for batch in batches_of(stages, plan.batch_size):
-        missing = tuple(r for r in batch.requests if not store.has(r.index))
-        if missing:
-            todo.append(RequestBatch(store.free_name(batch.name), missing))
-    if not todo:
-        return []
     failed: list[tuple[ElicitationRequest, str]] = []
-    with tqdm(total=sum(len(b.requests) for b in todo), desc="eliciting", unit="reply", disable=not progress) as bar:
-        for row in mapped(_Worker, (dict(loading), plan, todo), len(todo), n_workers):
-            batch = todo[int(row["number"])]
-            written = _unpack(row, batch)
-            store.add(batch.name, written.replies, written.states)
-            failed += written.failed
-            bar.update(len(batch.requests))
+    with cluster(workers) as ray:
+        stages = begin(store, plan.traits, plan.requests(), ray.ask(_record, dict(loading), plan))
+        todo = []
+        for batch in batches_of(stages, plan.batch_size):
+            missing = tuple(r for r in batch.requests if not store.has(r.index))
+            if missing:
+                todo.append(RequestBatch(store.free_name(batch.name), missing))
+        total = sum(len(batch.requests) for batch in todo)
+        with tqdm(total=total, desc="eliciting", unit="reply", disable=not progress) as bar:
+            for row in ray.mapped(_Worker, (dict(loading), plan, todo), len(todo)):
+                batch = todo[int(row["number"])]
+                written = _unpack(row, batch)
+                store.add(batch.name, written.replies, written.states)
+                failed += written.failed
+                bar.update(len(batch.requests))
     return failed
+
+
+def _record(loading: dict[str, Any], plan: ElicitationPlan) -> dict[str, Any]:
+    """What the replies depend on: the weights are on the workers only."""
+    return plan_record(plan, load_model(**loading))
 
 
 class _Worker:

@@ -91,7 +91,7 @@ class Asker:
         pairs = enumerate(zip(theirs, ours.token_ids, strict=False))
         at = next((t for t, (a, b) in pairs if a != b), min(len(theirs), len(ours.token_ids)))
         raise PromptError(
-            f"The server's prompt has {len(theirs)} tokens where this model's template writes {len(ours.token_ids)}; they "
+            f"The server's prompt has {len(theirs)} tokens, this model's template writes {len(ours.token_ids)}; they "
             f"differ from token {at} on: the server runs another template, or other --template-kwargs."
         )
 

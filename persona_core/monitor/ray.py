@@ -16,7 +16,7 @@ from tqdm import tqdm
 from persona_core.models.loading import load_model
 from persona_core.monitor.jobs import Failure, Job, Row, identity_of, open_work_folder, run_part
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.utils.ray import mapped
+from persona_core.utils.ray import Workers, cluster
 from persona_core.vectors.vectors import PersonaVectors
 
 
@@ -26,7 +26,7 @@ def run_sharded(
     blocks: str | Sequence[int],
     job: Job,
     folder: str | Path,
-    n_workers: int,
+    workers: Workers,
     progress: bool = True,
 ) -> tuple[list[Row], list[Failure]]:
     """As `jobs.run_job`, with the parts mapped over Ray workers; the rows are identical.
@@ -35,23 +35,30 @@ def run_sharded(
         loading: arguments of `load_model`; each worker loads the model itself.
         vectors, blocks: of the monitor.
         job, folder: as in `jobs.run_job`.
-        n_workers: workers; with GPUs in the cluster each uses one.
+        workers: how many, and the GPUs of each.
 
     Raises:
-        SettingError: Ray is missing, or the folder belongs to another job, model or vectors.
+        SettingError: Ray is missing, too few GPUs, or the folder belongs to another job, model or vectors.
     """
-    monitor = PersonaMonitor(load_model(**loading), vectors, blocks)
-    with open_work_folder(folder, job, identity_of(monitor)) as parts:
+    with (
+        cluster(workers) as ray,
+        open_work_folder(folder, job, ray.ask(_identity, dict(loading), vectors, blocks)) as parts,
+    ):
         todo = [part for part in parts if part.pending]
         failed: list[Failure] = []
         with tqdm(total=sum(len(p.pending) for p in todo), desc="monitoring", unit="text", disable=not progress) as bar:
             tasks = [(part.name, part.pending) for part in todo]
-            for row in mapped(_Reader, (dict(loading), vectors, blocks, job, tasks), len(tasks), n_workers):
+            for row in ray.mapped(_Reader, (dict(loading), vectors, blocks, job, tasks), len(tasks)):
                 part = todo[int(row["number"])]
                 part.save(json.loads(row["rows"]), vectors.traits)
                 failed += [(item, why) for item, why in json.loads(row["failed"])]
                 bar.update(len(part.pending))
         return [row for part in parts for row in part.rows()], failed
+
+
+def _identity(loading: dict[str, Any], vectors: PersonaVectors, blocks: str | Sequence[int]) -> dict[str, Any]:
+    """What rows depend on: the weights are on the workers only."""
+    return identity_of(PersonaMonitor(load_model(**loading), vectors, blocks))
 
 
 class _Reader:

@@ -217,13 +217,14 @@ def test_killed_at_any_moment_the_run_ends_with_the_same_file(tmp_path: Path) ->
 def test_two_workers_make_the_rows_of_one_process(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from persona_core.monitor.ray import run_sharded
+    from persona_core.utils.ray import Workers
 
     model = str(ROOT / "artifacts" / "persona-tiny")
     vectors = PersonaVectors.from_pretrained(ROOT / "artifacts" / "persona-vectors-persona-tiny")
     loading: dict[str, Any] = {"name": model, "dtype": "float32", "device": "cpu"}
     prompts = (*PROMPTS, Prompt("long", "word " * 5000))
     job = GenerateJob(prompts, Sampling(8, 0.7), batch_size=1)  # more than one batch, so that both workers read
-    shared, failed = run_sharded(loading, vectors, "best", job, tmp_path / "shared", 2, progress=False)
+    shared, failed = run_sharded(loading, vectors, "best", job, tmp_path / "shared", Workers(2), progress=False)
     from persona_core.models.loading import load_model
 
     alone, failed_alone = run_job(PersonaMonitor(load_model(**loading), vectors), job, tmp_path / "alone", False)
