@@ -1,4 +1,4 @@
-"""Distribute tasks over Ray workers. The driver holds no model: one that takes several GPUs need not fit where it runs."""
+"""Distribute tasks over Ray workers. The driver holds no model: it may run where the model does not fit."""
 
 from __future__ import annotations
 
