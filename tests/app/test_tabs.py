@@ -415,10 +415,11 @@ def test_the_analysis_is_short_and_its_tokens_and_sentences_open_their_reply(
     page.mouse.move(x, y)
     page.mouse.click(x, y)
     page.wait_for_selector("#runs-view .tv-tok")
-    index = published("contaminated", id).reply_positions[10]
+    trace = published("contaminated", id)
+    index = trace.reply_positions[10] - trace.n_prompt
     page.wait_for_function("end => location.hash.endsWith(end)", arg=f"&trait=sycophancy&at={index}")
     assert f"tab=runs&id={id}&" in page.url
-    assert page.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(index + 1)
+    assert page.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(index)
     assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
     assert page.locator("#runs-view .tv-panes").bounding_box()["y"] < 500
     page.go_back()
@@ -432,7 +433,7 @@ def test_the_analysis_is_short_and_its_tokens_and_sentences_open_their_reply(
     assert f"tab=runs&id={id}&" in page.url
     again = visit(page.url.partition("#")[0] + "#" + urlencode(wanted))
     again.wait_for_selector("#runs-view .tv-tok")
-    assert again.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(int(wanted["at"]) + 1)
+    assert again.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == wanted["at"]
 
 
 def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitors: Any) -> None:

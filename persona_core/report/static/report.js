@@ -6,7 +6,7 @@
 //   plotly()           a promise of plotly.js; called when the first figure comes into view
 //   trait              shown first, if there is one of that name
 //   onTrait(trait)     called when another trait is picked
-//   address(place)     the link to a reply: {id, trait, at}, where `at` is a position in its token view, or missing
+//   address(place)     the link to a reply: {id, trait, at}, where `at` is a token of the reply, from 0, or missing
 //   onOpen(place)      called in place of following that link; without either, a reply's id is only shown
 
 function mountReport(root, content, options) {

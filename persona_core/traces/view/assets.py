@@ -15,6 +15,7 @@ from persona_core.utils.files import read_asset
 _SCRIPTS = (
     "text.js",
     "payload.js",
+    "positions.js",
     "scores.js",
     "choices.js",
     "marks.js",

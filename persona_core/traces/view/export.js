@@ -2,7 +2,7 @@
 
 const MAX_HEIGHT = 32000; // px of a canvas: Chromium draws 32,767, other browsers little more
 
-// One record per token of each side: the displayed scores (null if there is none), the specific ones if the trace has
+// One record per token of each side: its places in the conversation and in the reply, the displayed scores (null if there is none), the specific ones if the trace has
 // them, and whether the token is a sink token at the block of one of these traits.
 function exported(model, traits, choices) {
   const specific = kindsOf(model).includes("specific");
@@ -26,6 +26,7 @@ function exported(model, traits, choices) {
         onsets: side.onsets,
         tokens: side.tokens.map((text, i) => ({
           index: i,
+          reply_token: i < side.n_prompt ? null : i - side.n_prompt, // what onsets count
           id: side.ids[i],
           role: side.roles[i],
           special: side.special[i],
@@ -51,11 +52,11 @@ function exportedTable(model, traits, choices) {
   const data = exported(model, traits, choices);
   const specific = data.sides[0].tokens[0].specific ? traits : [];
   const names = [...traits, ...specific.map((trait) => "specific: " + trait)];
-  const rows = [["side", "index", "id", "role", "special", "sink", "text", ...names].map(heading)];
+  const rows = [["side", "index", "reply_token", "id", "role", "special", "sink", "text", ...names].map(heading)];
   for (const side of data.sides)
     for (const token of side.tokens)
       rows.push([
-        heading(side.name), token.index, token.id, token.role, token.special, token.sink, field(JSON.stringify(token.text)),
+        heading(side.name), token.index, token.reply_token, token.id, token.role, token.special, token.sink, field(JSON.stringify(token.text)),
         ...traits.map((trait) => field(token.scores[trait])),
         ...specific.map((trait) => field(token.specific[trait])),
       ]);
@@ -180,7 +181,7 @@ async function drawPicture(view, { model, trait, choices, scale, colours, chartI
     return fittedText(pen, text, room);
   };
   write(fitted(model.title, (width - 2 * edge) * (13 / 21)), edge, 46, 21, "--tv-ink", 600);
-  write(trait + ", " + UNITS[choices.kind] + ". Full colour at ±" + scale + ".", edge, 70, 14, "--tv-muted");
+  write(trait + ", " + UNITS[choices.kind] + ". Full colour at ±" + scale + ". Tokens are counted from the start of the reply.", edge, 70, 14, "--tv-muted");
   model.sides.forEach((side, s) => {
     const x0 = edge + s * (columnWidth + columnGap);
     const y0 = 116;

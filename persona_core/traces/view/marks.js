@@ -22,19 +22,23 @@ function onsetMark(side, choices) {
   const onset = side.onsets?.[choices.trait];
   const at = onset?.onset ?? onset?.doubles;
   if (!Number.isInteger(at)) return null;
-  const moved = (choices.alignment === "before") - (side.alignment === "before");
+  const moved = movedBy(side, choices);
   const index = side.n_prompt + at + moved;
-  return index < side.n ? { index, text: onsetText(onset) } : null;
+  return index < side.n ? { index, text: onsetText(onset, moved) } : null;
 }
 
+// A score that is shown a token later moves its onset along.
+const movedBy = (side, choices) => (choices.alignment === "before") - (side.alignment === "before");
+
 // An onset in a few letters: "47 [44, 50]" where it is timed, else the tokens between which it lies; null for none.
-function onsetText(onset) {
+function onsetText(onset, moved) {
   if (!onset) return null;
-  if (Number.isInteger(onset.onset)) return onset.timed === false ? "between " + onset.low + " and " + onset.high : timed(onset);
-  if (Number.isInteger(onset.doubles)) return "doubles at " + onset.doubles;
+  const { onset: at, low, high, doubles } = onset;
+  const interval = Number.isInteger(low) ? " [" + (low + moved) + ", " + (high + moved) + "]" : "";
+  if (Number.isInteger(at)) return onset.timed === false ? "between " + (low + moved) + " and " + (high + moved) : at + moved + interval;
+  if (Number.isInteger(doubles)) return "doubles at " + (doubles + moved);
   return onset.answer === "before the reply" ? "from the start" : null;
 }
-const timed = ({ onset, low, high }) => onset + (Number.isInteger(low) ? " [" + low + ", " + high + "]" : "");
 
 // Last token of a sentence -> its highest trait and that trait's mean score, as text.
 function topsOf(model, side, traits, choices) {

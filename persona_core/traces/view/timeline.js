@@ -93,7 +93,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     part("zoom-out").disabled = part("zoom-all").disabled = !zoomedIn;
     const rows = scene.choices.block === "all" ? "One row per block, for " + scene.trait + "." : "One row per trait" + (model.done ? ", the highest mean of " + SUSTAINED + " tokens first." : ".");
     const ticks = model.sides.some((side) => scene.traits.some((name) => onsetAt(model, side, name, scene.choices)));
-    const shown = "Tokens " + (axis.from + 1) + " to " + Math.min(axis.to, model.length) + " of " + model.length + ".";
+    const shown = "Shown: " + rangeText(model, axis.from, Math.min(axis.to, model.length) - 1) + ".";
     part("window").textContent = zoomedIn ? shown : rows + (ticks ? " A tick is an onset, the line under it its interval." : "");
     [area.dataset.from, area.dataset.to] = [axis.from, axis.to];
   }
@@ -152,7 +152,8 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     canvas.height = Math.round(chartHeight(drawn) * ratio);
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    drawn.labels = drawChart(pen, drawn, { width, left, right, axis, colours, indexOf: (name) => scene.model.traits.indexOf(name) });
+    drawn.ticks = axisTicks(axis, scene.model.start, width, TICKS_APART);
+    drawn.labels = drawChart(pen, drawn, { width, left, right, axis, start: scene.model.start, colours, indexOf: (name) => scene.model.traits.indexOf(name) });
   }
 
   function redraw() {

@@ -129,7 +129,8 @@ function mountTokenView(root, options = {}) {
         chip.dataset.trait = name;
         chip.setAttribute("aria-pressed", String(name === trait()));
         chip.append(bars.colourDot(model.traits.indexOf(name)), make("bdi", "", name));
-        const found = onsetText(onsetSide(name)?.onsets[name]);
+        const side = onsetSide(name);
+        const found = side && onsetText(side.onsets[name], movedBy(side, choices));
         if (found) chip.append(make("span", "tv-chip-onset", found));
         return chip;
       })
@@ -137,7 +138,7 @@ function mountTokenView(root, options = {}) {
   }
 
   // The side whose onset a trait's button names: the second where both have one.
-  const onsetSide = (name) => model.sides.findLast((side) => onsetText(side.onsets?.[name]));
+  const onsetSide = (name) => model.sides.findLast((side) => onsetText(side.onsets?.[name], 0));
 
   function show(same = true) {
     scale = scaleOf(model, choices, traits);
@@ -154,7 +155,7 @@ function mountTokenView(root, options = {}) {
     const sinks = model.sides.map((side) => sinksOf(side, blockOf(model, trait(), choices), choices.alignment));
     panes.forEach((pane, s) => {
       pane.paint(colours[s], reach, sinks[s]);
-      pane.showOnset(trait());
+      pane.showOnset(trait(), movedBy(model.sides[s], choices));
       pane.mark(marksOf(model, model.sides[s], traits, choices));
       pane.text.classList.toggle("tv-plain", !choices.special);
     });
@@ -397,12 +398,12 @@ function mountTokenView(root, options = {}) {
 
   // ---- state ----------------------------------------------------------------------------------------------------
 
-  // The choices and the cursor as plain values, without defaults.
+  // The choices and the cursor as plain values, without defaults; `at` and `span` count tokens of the reply.
   function state() {
     if (!model) return {};
     const kept = { ...userChoices };
-    if (pinned) kept.at = committed;
-    if (span) kept.span = span;
+    if (pinned) kept.at = replyToken(model, committed);
+    if (span) kept.span = span.map((position) => replyToken(model, position));
     return kept;
   }
   let reportTimer = null;
@@ -428,11 +429,11 @@ function mountTokenView(root, options = {}) {
 
   function restoreCursor() {
     if (!model.done) return;
-    const { at, savedSpan } = wanted;
+    const [at, ends] = [model.start + wanted.at, (Array.isArray(wanted.savedSpan) ? wanted.savedSpan : []).map((token) => model.start + token)];
     wanted = null;
     const inside = (position) => Number.isInteger(position) && position >= 0 && position <= last();
-    if (Array.isArray(savedSpan) && savedSpan.every(inside)) {
-      span = [Math.min(...savedSpan), Math.max(...savedSpan)];
+    if (ends.length === 2 && ends.every(inside)) {
+      span = [Math.min(...ends), Math.max(...ends)];
       committed = span[0];
       pinned = true;
     }

@@ -198,7 +198,7 @@ def test_buttons_keys_and_wheel_zoom_lanes_chart_and_cursor_alike(show: Callable
     assert last - first == n // 2 and cursor(page) == spike
     assert abs(page.locator(".tv-thumb").bounding_box()["x"] - before) < 10, "it stays where it was"
     assert first + position_of_strongest(strip(page, "0", "malice"), last - first) == spike
-    assert f"Tokens {first + 1} to {last} of {n}" in page.locator("[data-part=window]").inner_text()
+    assert f"Shown: tokens {first - FIRST} to {last - 1 - FIRST}." in page.locator("[data-part=window]").inner_text()
     slider = page.locator("[role=slider]")
     for key, length in (("+", 50), ("+", 25), ("+", 13), ("+", 12), ("-", 24), ("0", n)):
         slider.press(key)
@@ -237,7 +237,7 @@ def test_the_cursor_takes_a_zoomed_window_along_and_a_new_reply_is_shown_whole(s
 
 def test_a_span_can_be_zoomed_to(show: Callable[..., Any]) -> None:
     page = show(make_payload(words(192)))
-    page.evaluate("view.restore({ at: 60, span: [60, 99] })")
+    page.evaluate("at => view.restore({ at, span: [at, at + 39] })", 60 - FIRST)
     page.locator("[role=slider]").press("+")
     assert axis(page) == (60, 100)
     span, area = page.locator(".tv-span").bounding_box(), page.locator(".tv-area").bounding_box()
