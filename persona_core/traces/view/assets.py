@@ -30,6 +30,7 @@ _SCRIPTS = (
     "playback.js",
     "readout.js",
     "branching.js",
+    "turns.js",
     "address.js",
     "view.js",
 )

@@ -162,6 +162,7 @@ function mountTokenView(root, options = {}) {
     timeline.show({ model, traits, trait: trait(), choices, scale }, same);
     part("legend").textContent = legend(timeline.chart(), sinks.some((of) => of.includes(1)));
     showLines(timeline.chart());
+    turns.show({ model, trait: trait(), choices, scale });
     showCursor();
     branching.show(trait());
   }
@@ -288,6 +289,15 @@ function mountTokenView(root, options = {}) {
   part("pin").addEventListener("click", () => (pinned ? follow() : pinAt(cursor())));
   const branching = makeBranching(part, options, () => ({ model, position: committed, side: pinnedSide, trait: choices?.trait }));
 
+  const turns = makeTurns(part("turns"), {
+    onPick(position, s) {
+      playback.stop();
+      span = null;
+      pinnedSide = s;
+      pinAt(position);
+    },
+  });
+
   const ZOOM = { "+": 0.5, "=": 0.5, "-": 2, 0: Infinity };
   const STEPS = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
   function onKey(event) {
@@ -343,6 +353,7 @@ function mountTokenView(root, options = {}) {
       spanShown = span;
       panes.forEach((pane, s) => (span ? pane.showSpan(span[0] - model.sides[s].shift, span[1] - model.sides[s].shift) : pane.showSpan(null)));
     }
+    turns.moveTo(position);
     branching.enable();
     const shownSpan = preview === null ? span : null; // the mouse reads single tokens, also while a span is selected
     const values = model.sides.map((side) => (name) => {
