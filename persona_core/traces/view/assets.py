@@ -23,6 +23,7 @@ _SCRIPTS = (
     "bars.js",
     "axis.js",
     "chart.js",
+    "orders.js",
     "lanes.js",
     "timeline.js",
     "export.js",

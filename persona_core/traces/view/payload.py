@@ -21,8 +21,8 @@ the initial choices; "focus", if present, is the token of the reply where the cu
 prompt, as onsets are. There are one or two sides. Arrays are base64 of little-endian float32, exact: the view computes
 specific scores, z, cosines, smoothing and other blocks from them without the server. "log_odds" holds slope, offset,
 mean and sd of `LogOdds`; a token whose norm exceeds "max_norm" is a sink token, which the view does not score. Payloads
-of older versions lack both. `tokens` joins to the exact decoded text. A missing number is NaN. Everything in a payload is untrusted text: the view never puts
-it into markup.
+of older versions lack both. `tokens` joins to the exact decoded text. A missing number is NaN. Everything in a payload
+is untrusted text: the view never puts it into markup.
 """
 
 from __future__ import annotations

@@ -290,3 +290,51 @@ def test_hostile_names_are_only_ever_drawn(show: Callable[..., Any]) -> None:
     page = show(pair_payload(*[make_payload(HOSTILE, traits=names, scores=every, name=HOSTILE[1])] * 2))
     assert sorted(lines(page)) == sorted(names)
     assert page.locator(".tv img, .tv script").count() == 0
+
+
+# ---- which trait rises before which ----
+
+
+def timed(onset: int, low: int, high: int, **more: Any) -> Payload:
+    return {"answer": "onset", "onset": onset, "low": low, "high": high, "timed": True, "kind": "specific", **more}
+
+
+def in_words(page: Any) -> str:
+    return str(page.locator("[data-part=window]").inner_text()).partition("An arc: ")[2]
+
+
+def test_an_arc_leads_from_one_onset_to_a_later_one_if_their_intervals_do_not_meet(show: Callable[..., Any]) -> None:
+    def words_for(**onsets: Payload) -> str:
+        update(page, make_payload(words(40), onsets={t: o | {"says": "rises"} for t, o in onsets.items()}))
+        return in_words(page)
+
+    page = show(None)
+    early, late = timed(5, 3, 7), timed(12, 8, 15)
+    assert words_for(malice=early, flattery=late) == "malice before flattery, intervals apart."
+    assert words_for(malice=early, flattery=timed(12, 7, 15)) == "", "token 7 is in both intervals"
+    assert words_for(malice=early, flattery=late | {"timed": False}) == "", "somewhere between 8 and 15 only"
+    assert words_for(malice=early, flattery=late | {"kind": "z"}) == "", "of different scores"
+    last = timed(30, 28, 33)
+    three = {"malice": early, "flattery": late, "deception": last}
+    assert words_for(**three) == "malice before flattery, flattery before deception, intervals apart."
+    assert words_for(malice=timed(5, 3, 9), flattery=timed(8, 6, 11), deception=last) == (
+        "malice before deception, flattery before deception, intervals apart."
+    )
+    choose(page, "block", "4")
+    assert "before deception" in in_words(page)
+
+
+def test_an_arc_says_under_the_mouse_what_it_means(show: Callable[..., Any]) -> None:
+    onsets = {"malice": timed(5, 3, 7, says="rises"), "flattery": timed(30, 28, 33, says="rises")}
+    page = show(make_payload(words(40), scores=RISES, onsets=onsets))
+    assert rows(page) == ["flattery", "malice", "deception"]
+    heat = page.locator(".tv-heat").bounding_box()
+    x = lambda at: heat["x"] + heat["width"] * (FIRST + at + 0.5) / (FIRST + 40)  # noqa: E731
+    area = page.locator(".tv-area")
+    page.mouse.move(x(15), heat["y"] + heat["height"] / 2)  # leaves its row as a level line
+    assert area.get_attribute("title") == "malice before flattery, intervals apart"
+    page.mouse.move(x(15), heat["y"] + heat["height"] * 5 / 6)
+    assert area.get_attribute("title") == ""
+    update(page, make_payload(words(40), scores=RISES))
+    page.mouse.move(x(15), heat["y"] + heat["height"] / 2)
+    assert area.get_attribute("title") == ""
