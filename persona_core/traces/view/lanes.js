@@ -24,8 +24,16 @@ function makeLanes(node) {
 
   const rowHeight = ({ rows }, strips) => (rows.length > 10 ? ROW.tight : strips > 1 ? ROW.two : ROW.one);
 
+  // The width of the longest name, with the dot behind it.
+  function widest(strips) {
+    const pen = make("canvas").getContext("2d");
+    pen.font = "700 10.5px " + getComputedStyle(node).fontFamily;
+    return Math.ceil(Math.max(...strips.flatMap(({ rows }) => rows.map(({ label }) => pen.measureText(label).width)))) + 20;
+  }
+
   function build(strips) {
     canvases = [];
+    node.parentElement.style.setProperty("--tv-names", widest(strips) + "px");
     const parts = strips.map((strip) => {
       const height = rowHeight(strip, strips.length);
       const lane = make("div", "tv-lane");
@@ -38,6 +46,7 @@ function makeLanes(node) {
         name.classList.toggle("tv-chosen", Boolean(row.chosen));
         const dot = make("span", "tv-dot");
         dot.style.setProperty("--dot", row.colour);
+        name.title = row.label; // a name may be cut off all the same
         name.append(make("bdi", "", row.label), dot);
         names.append(name);
         notes.append(note);

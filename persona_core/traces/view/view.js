@@ -175,7 +175,7 @@ function mountTokenView(root, options = {}) {
     if (inDeviations(choices.kind)) parts.push("Grey band: ±2, where most tokens of neutral replies lie.");
     if (choices.kind === "raw") parts.push("Grey band: neutral mean ± 2 standard deviations of " + trait() + ".");
     if (choices.kind === "cosine") parts.push("Zero is not neutral for cosines; it is for z.");
-    parts.push("Dotted line: start of the reply.");
+    parts.push("Dotted line: start of the reply, from which tokens are counted.");
     const onset = model.sides.some((side) => Number.isInteger(side.onsets?.[trait()]?.onset));
     if (onset) parts.push("Tick and shaded band: where " + trait() + " rises, with its interval.");
     if (chart.sides.some((side) => side.lines.some((line) => line.clipped.length))) parts.push("Triangle: a prompt or special token beyond the range.");

@@ -338,3 +338,21 @@ def test_an_arc_says_under_the_mouse_what_it_means(show: Callable[..., Any]) -> 
     update(page, make_payload(words(40), scores=RISES))
     page.mouse.move(x(15), heat["y"] + heat["height"] / 2)
     assert area.get_attribute("title") == ""
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_names_of_rows_can_be_read_on_a_phone_too(show: Callable[..., Any], width: int) -> None:
+    traits = ["manipulativeness", "hallucination", "evil"]
+    page = show(pair_payload(*[make_payload(words(20), traits=traits, name=name) for name in "ab"]), width=width)
+    cut_off = "all => all.filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.textContent)"
+    for chosen in range(3):
+        page.locator(".tv-chip").nth(chosen).click()
+        assert page.locator(".tv-lane-name > bdi").evaluate_all(cut_off) == []
+    assert page.locator(".tv-area").evaluate("e => e.clientWidth") > 0.5 * min(width, 700)
+    update(page, make_payload(words(20), traits=["x" * 90, *traits]))
+    name = page.locator(".tv-lane-name", has_text="xxx")
+    assert name.get_attribute("title") == "x" * 90, "one that is cut off all the same"
+    assert page.locator(".tv-area").evaluate("e => e.clientWidth") > 0.45 * min(width, 700)
