@@ -436,6 +436,7 @@ function mountTokenView(root, options = {}) {
     build();
     if (wanted) restoreCursor();
     show();
+    reportState();
   }
 
   function restoreCursor() {
