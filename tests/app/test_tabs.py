@@ -16,7 +16,7 @@ from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.monitor.alternatives import alternatives, branch_with
 from persona_core.monitor.branch_outcome import branch_outcome
-from persona_core.report.pairs import CONTAMINATED_REPLY, READINGS
+from persona_core.report.pairs import CONTAMINATED_REPLY, HEADINGS, READINGS
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.statements import with_not_neutral
@@ -482,7 +482,9 @@ def test_a_sentence_that_two_readings_differ_in_opens_in_both_readings(visit: Ca
     readings = [traces[key] for key in READINGS[CONTAMINATED_REPLY]]
     sentence.click()
     for one in (page, visit(page.url.partition("#")[0] + href)):
-        one.wait_for_function("t => document.querySelector('#runs-view .tv-thumb')?.ariaValueNow === t", arg=at)
+        title = "t => document.querySelector('#runs-view .tv-title')?.textContent.startsWith(t)"
+        one.wait_for_function(title, arg=HEADINGS[CONTAMINATED_REPLY])
+        one.wait_for_function("t => document.querySelector('#runs-view .tv-thumb').ariaValueNow === t", arg=at)
         assert [tokens_of(one, "#runs-view", s) for s in (0, 1)] == [list(t.tokens) for t in readings]
 
 
