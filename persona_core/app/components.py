@@ -38,9 +38,11 @@ const view = mountTokenView(element, {{
 }});
 let place = null; // a reply to open: its payload is on the way
 const arrive = () => {{
-  if (!place || payload?.link?.id !== place.id) return;
-  view.restore({{ trait: place.trait, at: place.at }});
+  if (!place || payload?.link?.id !== place.id || (place.text ?? payload.link.text) !== payload.link.text) return;
+  const {{ trait, at, stay }} = place;
   place = null;
+  view.restore({{ ...(trait && {{ trait }}), ...(at !== undefined && {{ at }}) }});
+  if (stay) return;
   element.scrollIntoView();
   element.querySelector('[data-part=thumb]').focus({{ preventScroll: true }});
 }};
@@ -48,7 +50,9 @@ const open = (next) => {{
   place = next;
   arrive();
 }};
-personaLink.register({tab}, {{ ...view, element, open }});
+// For a part of the same tab that opens a reply itself.
+const aim = (next) => open({{ ...next, stay: true }});
+personaLink.register({tab}, {{ ...view, element, open, aim }});
 const show = () => {{
   view.update((payload = props.value ? JSON.parse(props.value) : null));
   arrive();
@@ -58,10 +62,14 @@ watch('value', show);
 """
 
 _EXPLORER = """
+let linked = null; // a reply to open, and which of its texts
 const explorer = mountExplorer(element, {{
   emptyText: 'Loading the published runs …',
-  onPick: (id, trait) => {{
-    trigger('pick', {{ id, trait }});
+  onPick: ({{ id, trait, picked, at }}) => {{
+    const text = (linked?.id === id && linked.text) || '0';
+    if (linked?.id !== id) personaLink.aim({tab}, {{ id, at, text, trait: picked ? trait : undefined }});
+    linked = null;
+    trigger('pick', {{ id, trait, text }});
     // The reply opens below the list: scroll to it, but keep the clicked cell in sight where there is room for both.
     const room = innerWidth > 760 ? innerHeight * 0.45 : 0;
     const under = document.querySelector({target}).getBoundingClientRect().top - room;
@@ -70,8 +78,14 @@ const explorer = mountExplorer(element, {{
   onState: (state) => personaLink.part({tab}, 'runs', state),
 }});
 personaLink.register({tab}, {{
-  restore: (_, query) => explorer.restore(query.runs),
-  open: ({{ id, trait }}) => explorer.open(id, trait),
+  restore: (_, query) => {{
+    linked = {{ id: query.runs?.id, text: query.text }};
+    explorer.restore(query.runs);
+  }},
+  open: (place) => {{
+    linked = place;
+    explorer.open(place.id, place.trait);
+  }},
 }});
 const show = () => explorer.update(props.value ? JSON.parse(props.value) : null);
 show();
@@ -107,9 +121,9 @@ _PANEL = """
 const note = element.querySelector('[data-part=note]');
 let wanted = null;
 let report = null;
-const runsAddress = ({{ id, trait, at }}) => {{
-  const runs = JSON.stringify({{ id, trait }});
-  return '#' + new URLSearchParams({{ tab: 'runs', runs, ...viewAddress.write({{ trait, at }}) }});
+const runsAddress = ({{ id, trait, at, text }}) => {{
+  const reply = {{ runs: JSON.stringify({{ id, trait }}), ...(text && {{ text }}) }};
+  return '#' + new URLSearchParams({{ tab: 'runs', ...reply, ...viewAddress.write({{ trait, at }}) }});
 }};
 const show = () => {{
   const content = props.value ? JSON.parse(props.value) : null;
@@ -221,7 +235,8 @@ def explorer_component(*, tab: str, elem_id: str, target: str) -> gr.HTML:
     Args:
         tab: id of the tab; while it is open, the filters are in the page's address.
         elem_id: of the component.
-        target: selector of the view that opens a picked run. The event `pick` carries `{"id": id, "trait": name}`.
+        target: selector of the view that opens a picked run. The event `pick` carries `{"id": id, "trait": name,
+            "text": number}`, the place in `TEXTS` of the text to show.
     """
     return gr.HTML(
         None,

@@ -119,7 +119,7 @@ class _Content(ReportContext):
     def _spans(self) -> str:
         groups: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
         for span in self.found.spans:
-            at = span["start"] + self.shift(span["config"], span["id"])
+            at = span["start"] - self.starts.get(span["config"], {}).get(span["id"], 0)
             groups.setdefault((span["trait"], span["config"], span["of"], span["unit"]), []).append({**span, "at": at})
         parts = {}
         for trait in self.traits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persona_core.utils.files import read_asset
+from persona_core.utils.files import compact_script, read_asset
 
 
 def explorer_template() -> str:
@@ -17,7 +17,8 @@ def explorer_styles() -> str:
 
 def explorer_script() -> str:
     """Declares `mountExplorer(root, options)`, which takes `SavedRuns.table()`, and mounts nothing."""
-    return f"(() => {{\n{_read('explorer.js')}\nwindow.mountExplorer = mountExplorer;\n}})();"
+    parts = compact_script("\n".join(_read(name) for name in ("explorer_lanes.js", "explorer.js")))
+    return f"(() => {{\n{parts}\nwindow.mountExplorer = mountExplorer;\n}})();"
 
 
 def _read(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from persona_core.report.figure_style import interval
+from persona_core.report.pairs import READ_BY_BOTH, TEXTS
 from persona_core.report.sentences import SCORES
 
 N_SHOWN = 8
@@ -86,6 +87,8 @@ def listed_spans(spans: Sequence[Mapping[str, Any]], shown: int = N_SHOWN) -> st
         often = "" if s["replies"] <= 1 else f", in {s['replies']} replies"
         text, where = html.escape(s["text"].strip()), html.escape(s["id"] + often + null)
         place = f'data-id="{html.escape(s["id"])}" data-at="{int(s["at"])}"'
+        if s.get("of") == "difference":  # of the two readings of one text
+            place += f' data-text="{TEXTS.index(READ_BY_BOTH[s["config"]])}"'
         items.append(
             f'<li><b>{s["value"]:+.1f}</b><span><q dir="auto" {place}>{text}</q><small>{where}</small></span></li>'
         )

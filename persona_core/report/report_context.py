@@ -29,10 +29,7 @@ class ReportContext:
         self.found, self.summary = findings, findings.summary
         self.rows = {c: own for c, own in rows.items() if c in self.summary["how"]}
         self.traces = {c: [Trace.from_row(row) for row in own] for c, own in self.rows.items()}
-        starts = {c: [t.n_prompt for t in own] for c, own in self.traces.items()}
-        self._starts = {
-            c: {row["id"]: n for row, n in zip(own, starts[c], strict=True)} for c, own in self.rows.items()
-        }
+        self.starts = {c: {row["id"]: int(row["n_prompt"]) for row in own} for c, own in self.rows.items()}
         self.figures: dict[str, Any] = {}
         self.kind = self.summary["about"].get("kind", "z")
         self.score = SCORES[self.kind]
@@ -60,23 +57,12 @@ class ReportContext:
         """Markup of which report.js shows one trait's at a time."""
         return "".join(f'<div data-trait="{html.escape(t)}" hidden>{part}</div>' for t, part in parts.items())
 
-    def shift(self, config: str, id: str) -> int:
-        """Positions by which a reply is moved where it stands beside the other run's: there, both begin together."""
-        starts = [own[id] for own in self._starts.values() if id in own]
-        return max(starts) - self._starts[config][id] if id in self._starts.get(config, {}) else 0
-
     def replies(self) -> dict[str, Any]:
         """Tokens, ids and positions of the replies, by config, for the figures in which a dot or a row is a reply.
 
-        Positions are those of the two runs side by side, where the replies begin together.
+        Positions count from the first token of a reply, a thought included.
         """
-        positions = {
-            config: [
-                [p + self.shift(config, row["id"]) for p in t.reply_positions]
-                for row, t in zip(own, self.traces[config], strict=True)
-            ]
-            for config, own in self.rows.items()
-        }
+        positions = {c: [[p - t.n_prompt for p in t.reply_positions] for t in own] for c, own in self.traces.items()}
         tokens = {c: [[shown(t.tokens[p]) for p in t.reply_positions] for t in own] for c, own in self.traces.items()}
         return {
             "tokens": tokens,

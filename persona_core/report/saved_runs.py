@@ -223,7 +223,7 @@ class SavedRuns:
         for id, prompt in self.titles.items():
             rows = {c: row for c in self.configs for row in self.rows(c) if row["id"] == id}
             first = next(iter(rows.values()))
-            runs = [self._cell(c, id, series[c][id], step) for c in rows]
+            runs = [self._cell(c, id, traces[c][id], series[c][id], step) for c in rows]
             prompts.append(
                 {"id": id, "prompt": prompt, "set": first["set"], "category": first["category"], "runs": runs}
             )
@@ -238,7 +238,9 @@ class SavedRuns:
             "prompts": prompts,
         }
 
-    def _cell(self, config: str, id: str, series: Mapping[str, np.ndarray], step: float) -> dict[str, Any]:
+    def _cell(
+        self, config: str, id: str, trace: Trace, series: Mapping[str, np.ndarray], step: float
+    ) -> dict[str, Any]:
         """One reply: a byte per token and trait for the picture (0 at sink tokens), and what replies are sorted by."""
         known = self.onsets(config, id)
         traits = {}
@@ -252,7 +254,13 @@ class SavedRuns:
                 "turn": None if turns is None else round(turns.t, 2),
                 "onset": known.get(trait),
             }
-        return {"config": config, "n": len(next(iter(series.values()), ())), "traits": traits}
+        n = len(next(iter(series.values()), ()))
+        return {
+            "config": config,
+            "n": n,
+            "start": trace.reply_positions[0] - trace.n_prompt if n else 0,
+            "traits": traits,
+        }
 
     def table(self) -> dict[str, Any]:
         """All replies of all runs as the small multiples need them: JSON-ready, about 3 kB a reply.
@@ -260,8 +268,8 @@ class SavedRuns:
         Returns:
             "kind" and "unit" of the scores, "step" (a byte is a multiple of it), "scale" (where colours end),
             "configs", "traits", "analysed", and "prompts": for each "id", "prompt", "set", "category" and "runs", each
-            with "config", "n" (tokens of the reply) and, by trait, "scores" (base64 of int8), "mean", "max",
-            "turn" (how clearly it turns, in standard errors) and "onset".
+            with "config", "n" (tokens of the answer), "start" (tokens of the reply before it) and, by trait, "scores"
+            (base64 of int8), "mean", "max", "turn" (how clearly it turns, in standard errors) and "onset".
         """
         with self._lock:
             return self._table

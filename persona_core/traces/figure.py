@@ -37,7 +37,8 @@ def trace_figure(
 
     Returns:
         A figure with one line of `n_tokens` points for each trait, in the order of `trace.traits`, with gaps at sink
-        tokens. Hovering shows the token. A dotted line marks where the reply begins.
+        tokens. The axis counts tokens of the reply from 0, as onsets do; those of the prompt are negative. Hovering
+        shows the token. A dotted line marks where the reply begins.
 
     Raises:
         SettingError: an unknown kind or alignment, or a window below 1.
@@ -49,7 +50,7 @@ def trace_figure(
     if smooth < 1:
         raise SettingError(f"smooth={smooth!r}; expected a whole number of tokens from 1.")
     kind = kind or trace.default_kind
-    positions = np.arange(trace.n_tokens)
+    positions = np.arange(trace.n_tokens) - trace.n_prompt
     # Plotly reads a subset of HTML in text: without escaping a token such as <a href=…> would become a link.
     tokens = [shown(token) for token in trace.tokens]
     figure = go.Figure()
@@ -71,15 +72,17 @@ def trace_figure(
     if kind in ("specific", "z"):
         figure.add_hrect(y0=-2, y1=2, fillcolor=_GREY, opacity=0.07, line_width=0, layer="below")
     if 0 < trace.n_prompt < trace.n_tokens:
-        figure.add_vline(
-            x=trace.n_prompt - 0.5, line={"color": _GREY, "width": 1, "dash": "dot"}, annotation_text="reply"
-        )
+        figure.add_vline(x=-0.5, line={"color": _GREY, "width": 1, "dash": "dot"}, annotation_text="reply")
     window = f", mean of {smooth} tokens" if smooth > 1 else ""
     figure.update_layout(
         title=html.escape(title) if title else None,
         template="plotly_white",
         hovermode="x unified",
-        xaxis={"title": "token", "showgrid": False, "range": [-0.5, max(trace.n_tokens, 1) - 0.5]},
+        xaxis={
+            "title": "token of the reply",
+            "showgrid": False,
+            "range": [-0.5 - trace.n_prompt, max(trace.n_tokens, 1) - 0.5 - trace.n_prompt],
+        },
         yaxis={"title": UNITS[kind] + window, "zerolinecolor": _GREY, "gridcolor": _PALE},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         margin={"l": 60, "r": 20, "t": 70 if title else 50, "b": 50},

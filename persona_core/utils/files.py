@@ -28,6 +28,18 @@ def read_asset(package: str, name: str) -> str:
     return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
+def compact_script(script: str) -> str:
+    """JavaScript as a page carries it: without indentation, and without lines that are only a comment.
+
+    A string that spans lines would lose its indentation: there must be none.
+
+    >>> compact_script("// Doubles.\\nconst twice = (n) =>\\n  2 * n; // exact")
+    'const twice = (n) =>\\n2 * n; // exact'
+    """
+    lines = (line.strip() for line in script.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
 def shipped_folder(name: str) -> Path:
     """A folder of data that comes with the library: "traits" or "prompts".
 

@@ -224,8 +224,8 @@ def test_choices_by_keyboard_change_every_panel(visit: Callable[..., Any], url: 
     page.locator("#view .tv-text").first.focus()
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#view .tv-position").inner_text().startswith("Token 2 of")
-    page.wait_for_function("document.querySelector('#view .tv-live').textContent.startsWith('Token 2 of')")
+    assert page.locator("#view .tv-position").inner_text().startswith("Prompt token 1\n")
+    page.wait_for_function("document.querySelector('#view .tv-live').textContent.startsWith('Prompt token 1:')")
 
 
 def test_a_long_reply_makes_each_token_once(

@@ -16,6 +16,7 @@ from persona_core.app.pooled_model import PooledModel, load_monitor
 from persona_core.app.settings import AppSettings
 from persona_core.monitor.alternatives import alternatives, branch_with
 from persona_core.monitor.branch_outcome import branch_outcome
+from persona_core.report.pairs import CONTAMINATED_REPLY, HEADINGS, READINGS
 from persona_core.report.saved_runs import SavedRuns
 from persona_core.traces.dataset import load_results
 from persona_core.traces.statements import with_not_neutral
@@ -360,6 +361,40 @@ def test_the_runs_are_filtered_sorted_and_opened(visit: Callable[..., Any], url:
     assert again.locator(".ex-chosen .ex-prompt").text_content() == best[1]["prompt"]
 
 
+def test_a_click_in_a_lane_opens_the_reply_at_that_token_and_the_chosen_trait_stays(
+    visit: Callable[..., Any], url: str
+) -> None:
+    page = visit(url)
+    open_tab(page, "Runs", "#explorer .ex-cell")
+    page.wait_for_function("document.querySelector('.ex-heat').width > 10")
+    most = max(run["n"] for prompt in SavedRuns(RESULTS).table()["prompts"] for run in prompt["runs"])
+
+    def pick(number: int, token: int) -> None:
+        lane = page.locator(".ex-cell").nth(number).locator(".ex-heat").first
+        box = lane.bounding_box()
+        lane.click(position={"x": box["width"] * (token + 0.5) / most, "y": 6})
+        title = page.locator(".ex-prompt").nth(number).text_content()
+        page.wait_for_function("t => document.querySelector('#runs-view .tv-title')?.textContent === t", arg=title)
+        at = "t => document.querySelector('#runs-view .tv-thumb').ariaValueNow === String(t)"
+        page.wait_for_function(at, arg=token)
+
+    def trait() -> str:
+        return str(page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0])
+
+    pick(0, 11)
+    assert trait() == "sycophancy"
+    pick(0, 14)  # of the reply that is open already
+    page.wait_for_function("location.hash.includes('&at=14')")
+    page.locator("#runs-view .tv-chip").nth(1).click()
+    chosen = trait()
+    assert chosen != "sycophancy"
+    pick(1, 12)
+    assert trait() == chosen
+    page.locator("[data-field=trait]").select_option("evil")
+    pick(0, 13)
+    assert trait() == "evil"
+
+
 def test_on_a_phone_the_runs_are_one_column_and_a_reply_opens_in_sight(visit: Callable[..., Any], url: str) -> None:
     page = visit(url, width=390, height=844)
     open_tab(page, "Runs", "#explorer .ex-cell")
@@ -415,10 +450,11 @@ def test_the_analysis_is_short_and_its_tokens_and_sentences_open_their_reply(
     page.mouse.move(x, y)
     page.mouse.click(x, y)
     page.wait_for_selector("#runs-view .tv-tok")
-    index = published("contaminated", id).reply_positions[10]
+    trace = published("contaminated", id)
+    index = trace.reply_positions[10] - trace.n_prompt
     page.wait_for_function("end => location.hash.endsWith(end)", arg=f"&trait=sycophancy&at={index}")
     assert f"tab=runs&id={id}&" in page.url
-    assert page.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(index + 1)
+    assert page.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(index)
     assert page.locator("#runs-view .tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "sycophancy"
     assert page.locator("#runs-view .tv-panes").bounding_box()["y"] < 500
     page.go_back()
@@ -432,7 +468,24 @@ def test_the_analysis_is_short_and_its_tokens_and_sentences_open_their_reply(
     assert f"tab=runs&id={id}&" in page.url
     again = visit(page.url.partition("#")[0] + "#" + urlencode(wanted))
     again.wait_for_selector("#runs-view .tv-tok")
-    assert again.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == str(int(wanted["at"]) + 1)
+    assert again.locator("#runs-view .tv-thumb").get_attribute("aria-valuenow") == wanted["at"]
+
+
+def test_a_sentence_that_two_readings_differ_in_opens_in_both_readings(visit: Callable[..., Any], url: str) -> None:
+    page = visit(url)
+    open_tab(page, "When / How / Where", "#analysis section")
+    page.locator("#analysis summary", has_text="Sentences").click()
+    sentence = page.locator("#analysis .spans q[data-text='2'] a:visible").first
+    id, at = sentence.evaluate("a => [a.parentElement.dataset.id, a.parentElement.dataset.at]")
+    href = str(sentence.get_attribute("href"))
+    traces = SavedRuns(RESULTS).traces(id)
+    readings = [traces[key] for key in READINGS[CONTAMINATED_REPLY]]
+    sentence.click()
+    for one in (page, visit(page.url.partition("#")[0] + href)):
+        title = "t => document.querySelector('#runs-view .tv-title')?.textContent.startsWith(t)"
+        one.wait_for_function(title, arg=HEADINGS[CONTAMINATED_REPLY])
+        one.wait_for_function("t => document.querySelector('#runs-view .tv-thumb').ariaValueNow === t", arg=at)
+        assert [tokens_of(one, "#runs-view", s) for s in (0, 1)] == [list(t.tokens) for t in readings]
 
 
 def test_each_vector_shows_its_card(visit: Callable[..., Any], url: str, monitors: Any) -> None:

@@ -22,7 +22,7 @@ def cell(name: str, mean: float, n: int = 30, onset: int | None = None, trait: s
     says = "no reliable onset" if onset is None else f"sets in at token {onset} [{onset}, {onset + 2}]"
     known = {"answer": "none" if onset is None else "onset", "onset": onset, "low": onset, "high": onset and onset + 2}
     shown = {"scores": base64.b64encode(scores.tobytes()).decode(), "mean": mean, "max": mean + 1, "turn": 2 * mean}
-    return {"config": name, "n": n, "traits": {trait: {**shown, "onset": known | {"says": says}}}}
+    return {"config": name, "n": n, "start": 0, "traits": {trait: {**shown, "onset": known | {"says": says}}}}
 
 
 def table(prompts: list[dict[str, Any]], trait: str = "malice") -> dict[str, Any]:
@@ -57,9 +57,10 @@ def explore(open_page: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]
             "<!doctype html><meta charset=utf-8><link rel=icon href='data:,'>"
             f"<style>body {{ margin: 8px }} {explorer_styles()}</style>"
             f"<body>{explorer_template()}<script>{explorer_script()}\n"
-            "window.picked = []; window.states = [];\n"
+            "window.picks = []; window.picked = []; window.states = [];\n"
             "window.explorer = mountExplorer(document.body, { emptyText: 'Nothing here.',"
-            " onPick: (id, trait) => picked.push([id, trait]), onState: (s) => states.push(s) });</script>",
+            " onPick: (pick) => picks.push(pick) && picked.push([pick.id, pick.trait]),"
+            " onState: (s) => states.push(s) });</script>",
             encoding="utf-8",
         )
         page = open_page(path.as_uri(), **kwargs)
@@ -179,6 +180,34 @@ def test_a_click_or_enter_picks_and_arrows_move(explore: Callable[..., Any]) -> 
     assert page.evaluate("document.activeElement.querySelector('.ex-prompt').textContent") == "How do I bake?"
     assert page.locator(".ex-cell[tabindex='0']").count() == 1, "one stop for the tab key"
     assert page.evaluate("states.at(-1).id") == "c"
+
+
+def test_a_click_in_a_lane_picks_the_token_of_the_reply(explore: Callable[..., Any]) -> None:
+    thoughtful = cell("contaminated", 2.0, n=15) | {"start": 12}
+    page = explore(table([prompt("d", "Long?", [cell("baseline", 1.0, n=30), thoughtful])]))
+    page.wait_for_function("document.querySelector('.ex-heat').width > 10")
+
+    def clicked(lane: int, token: float) -> Any:
+        box = page.locator(".ex-heat").nth(lane).bounding_box()
+        page.mouse.click(box["x"] + box["width"] * token / 30, box["y"] + 6)
+        return page.evaluate("picks.at(-1).at")
+
+    assert clicked(0, 19.5) == 19
+    assert clicked(1, 3.5) == 15, "behind a thought of twelve tokens"
+    assert clicked(1, 15.5) is None, "behind the end of the reply"
+    page.locator(".ex-prompt").click()
+    assert page.evaluate("picks.at(-1)") == {"id": "d", "trait": "malice", "picked": False, "at": None}
+    assert len(page.evaluate("picks")) == 4, "one pick a click"
+
+
+def test_a_pick_says_whether_its_trait_has_just_been_selected(explore: Callable[..., Any]) -> None:
+    both = cell("baseline", 1.0)
+    both["traits"]["calm"] = both["traits"]["malice"]
+    page = explore(table([prompt("d", "Long?", [both])]) | {"traits": ["malice", "calm"]})
+    page.locator("[data-field=trait]").select_option("calm")
+    page.locator(".ex-prompt").click()
+    page.locator(".ex-prompt").click()
+    assert [(p["trait"], p["picked"]) for p in page.evaluate("picks")] == [("calm", True), ("calm", False)]
 
 
 def test_hostile_text_is_shown_and_runs_nothing(explore: Callable[..., Any]) -> None:

@@ -85,7 +85,7 @@ def test_the_small_multiples_are_the_scores_to_a_twentieth(runs: SavedRuns) -> N
             for trait, shown in run["traits"].items():
                 z = trace.reply_scores(trait)
                 drawn = np.frombuffer(base64.b64decode(shown["scores"]), np.int8) * table["step"]
-                assert run["n"] == len(z) == len(drawn)
+                assert run["n"] == len(z) == len(drawn) and run["start"] == 0
                 np.testing.assert_allclose(drawn, np.clip(np.nan_to_num(z), -12.7, 12.7), atol=0.0501)
                 assert shown["mean"] == pytest.approx(np.nanmean(z), abs=1e-4)
                 assert shown["max"] == pytest.approx(np.nanmax(z), abs=1e-4)

@@ -143,10 +143,11 @@ def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: 
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     link = fragment(page)
-    assert link.startswith("#id=pilot-05&text=2&trait=deception&at=1")
+    second = str(1 - traces["contaminated"].n_prompt)  # of the prompt
+    assert link.startswith(f"#id=pilot-05&text=2&trait=deception&at={second}")
     again = visit(link)
     shown(again, "pilot-05", title)
-    assert again.locator(".tv-thumb").get_attribute("aria-valuenow") == "2"
+    assert again.locator(".tv-thumb").get_attribute("aria-valuenow") == second
     all_runs(again)
     again.wait_for_selector(".ex-chosen")
     assert again.locator("[data-field=text]").input_value() == "renting a flat"

@@ -55,13 +55,16 @@ def cursor(page: Any, shift: int = 0) -> int:
           const line = document.querySelector('.tv-cursor').getBoundingClientRect();
           const thumb = document.querySelector('.tv-thumb');
           const { from, to } = document.querySelector('.tv-area').dataset;
+          const start = -Number(thumb.getAttribute('aria-valuemin'));
+          const readout = document.querySelector('.tv-position').textContent;
+          const named = Number(readout.match(/oken (\\d+)/)[1]) + (readout.startsWith('Token') ? start : 0);
           const at = (x) => Math.floor((x - area.left) / area.width * (to - from)) + Number(from);
           return [
             Number(document.querySelector('.tv-at').dataset.i) + shift,
-            Number(thumb.getAttribute('aria-valuenow')) - 1,
+            start + Number(thumb.getAttribute('aria-valuenow')),
             at(line.left + line.width / 2),
             at(thumb.getBoundingClientRect().left + 8),
-            Number(document.querySelector('.tv-position').textContent.match(/Token (\\d+)/)[1]) - 1,
+            named,
           ];
         }""",
         shift,

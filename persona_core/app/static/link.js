@@ -12,7 +12,7 @@ window.personaLink = (() => {
   const MAX_NOTE = 280;
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const OURS = { persona: true }; // the state of our history entries; a link pasted over the address makes one without
-  const parts = {}; // tab -> {link, state, more, back, branch, alternatives, opens, place}
+  const parts = {}; // tab -> {link, state, more, back, branch, alternatives, aim, opens, place}
   const fragment = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const linked = fragment();
   let tab = linked.tab ?? null; // null until the first tab reports itself
@@ -83,7 +83,7 @@ window.personaLink = (() => {
   return {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
-      for (const key of ["back", "branch", "alternatives"]) if (view[key]) parts[name] = { ...parts[name], [key]: view[key] };
+      for (const key of ["back", "branch", "alternatives", "aim"]) if (view[key]) parts[name] = { ...parts[name], [key]: view[key] };
       if (view.open) {
         parts[name] = { ...parts[name], opens: [...(parts[name]?.opens ?? []), view.open] };
         if (parts[name].place) view.open(parts[name].place);
@@ -114,7 +114,9 @@ window.personaLink = (() => {
     branch: (name) => parts[name]?.branch?.(),
     // What else could stand at a token of it.
     alternatives: (name, found) => parts[name]?.alternatives?.(found),
-    // Another tab's reply {id, trait, at}: selects the tab, whose parts open it now or once they are there.
+    // Where a tab's view is to go in the reply that it shows next: {id, text, trait, at}.
+    aim: (name, place) => parts[name]?.aim?.(place),
+    // Another tab's reply {id, text, trait, at}: selects the tab, whose parts open it now or once they are there.
     open(name, place) {
       parts[name] = { ...parts[name], place };
       document.getElementById("tab-" + name + "-button")?.click();

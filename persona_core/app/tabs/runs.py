@@ -11,7 +11,7 @@ from persona_core.app.components import as_json, explorer_component, notice_comp
 from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED
 from persona_core.errors import PersonaError
-from persona_core.report.pairs import published_payload
+from persona_core.report.pairs import OWN_REPLIES, TEXTS, published_payload
 
 if TYPE_CHECKING:
     from persona_core.report.saved_runs import SavedRuns
@@ -49,14 +49,15 @@ class RunsTab:
 
     def _pick(self, event: gr.EventData) -> tuple[Any, str]:
         picked = event._data if isinstance(event._data, Mapping) else {}
-        return self.show(picked.get("id"), picked.get("trait"))
+        return self.show(picked.get("id"), picked.get("trait"), picked.get("text"))
 
-    def show(self, id: Any, trait: Any) -> tuple[Any, str]:
-        """Values of view and notice for a chosen prompt, on the trait that was selected."""
+    def show(self, id: Any, trait: Any, text: Any = "0") -> tuple[Any, str]:
+        """Values of view and notice for a chosen prompt, on the trait that was selected; `text`: place in `TEXTS`."""
         try:
             if not isinstance(id, str) or id not in self.runs.titles:
                 return gr.skip(), "Unknown prompt. Choose one from the list."
-            payload, notice = published_payload(self.runs, id)
+            shown = {str(number): one for number, one in enumerate(TEXTS)}.get(text, OWN_REPLIES)
+            payload, notice = published_payload(self.runs, id, shown)
             chosen = {"trait": trait} if trait in payload["traits"] else {}
             return as_json(payload | {"view": payload["view"] | chosen}), notice
         except PersonaError as error:

@@ -2,11 +2,11 @@
 // click requests the whole reply. Prompts, ids and names are untrusted: they are only ever set as text.
 //
 // mountExplorer(root, options) -> { update(table), state(), restore(state), open(id, trait) }
-//   emptyText         shown while there is no table
-//   onPick(id, trait) a prompt was chosen while that trait was selected
-//   onState(state)    after each change: {trait, sort, run, set, category, text, id}
+//   emptyText        shown while there is no table
+//   onPick(pick)     a prompt was chosen: {id, trait: the selected one, picked: whether the visitor has selected it since the
+//                    last pick, at: the token of the reply that was clicked, or undefined}
+//   onState(state)   after each change: {trait, sort, run, set, category, text, id}
 
-const LANE = { height: 16, gap: 5 }; // px
 const SORTS = {
   turn: "clearest turn",
   given: "order of publication",
@@ -33,11 +33,6 @@ function mountExplorer(root, options = {}) {
     return made;
   }
 
-  function bytes(text) {
-    const binary = atob(text);
-    return Int8Array.from(binary, (c) => c.charCodeAt(0));
-  }
-
   // ---- cells ----
 
   function update(next) {
@@ -61,10 +56,10 @@ function mountExplorer(root, options = {}) {
     build();
     const first = { trait: mostTelling(), sort: "turn" };
     apply({ ...state, trait: state.trait ?? first.trait, sort: state.sort ?? first.sort });
-    const picked = wanted;
+    const linked = wanted;
     wanted = null;
     options.onState?.({ ...state });
-    if (picked !== null && table.prompts.some((prompt) => prompt.id === picked)) options.onPick?.(picked, state.trait);
+    if (linked !== null && table.prompts.some((prompt) => prompt.id === linked)) pick(linked);
   }
 
   function fill(name, choices) {
@@ -85,6 +80,7 @@ function mountExplorer(root, options = {}) {
         const canvas = node("canvas", "ex-heat");
         canvas.setAttribute("aria-hidden", "true");
         canvas.style.height = LANE.height + "px";
+        canvas.title = "Open the reply at this token";
         const summary = node("span", "ex-says");
         lane.append(node("span", "ex-run", table.configs.length > 1 ? run.config : ""), canvas, summary);
         return { run, lane, canvas, summary, drawn: null };
@@ -93,7 +89,10 @@ function mountExplorer(root, options = {}) {
       const foot = node("span", "ex-foot");
       foot.append(node("bdi", "", [prompt.id, prompt.category].filter(Boolean).join(" · ")), difference);
       button.append(title, ...lanes.map(({ lane }) => lane), foot);
-      button.addEventListener("click", () => choose(prompt.id));
+      button.addEventListener("click", (event) => {
+        const lane = lanes.find(({ canvas }) => canvas === event.target);
+        choose(prompt.id, lane && tokenOfLane(lane.canvas, lane.run, longest(), event.clientX));
+      });
       item.append(button);
       const cell = { prompt, item, button, lanes, difference, seen: false };
       button.cell = cell;
@@ -205,38 +204,14 @@ function mountExplorer(root, options = {}) {
   let theme = 0; // counts theme changes; lanes drawn before one are redrawn
   function draw(cell) {
     const style = getComputedStyle(part("explorer"));
-    const of = (name) => style.getPropertyValue(name).trim();
     const n = longest();
     for (const lane of cell.lanes) {
       if (lane.lane.hidden) continue;
-      const { canvas, run } = lane;
-      const ratio = window.devicePixelRatio || 1;
-      const width = Math.round(canvas.clientWidth * ratio);
+      const width = laneWidth(lane.canvas);
       const key = [state.trait, width, theme].join();
       if (width === 0 || lane.drawn === key) continue;
       lane.drawn = key;
-      canvas.width = width;
-      canvas.height = Math.round(LANE.height * ratio);
-      const pen = canvas.getContext("2d");
-      const found = run.traits[state.trait];
-      const scores = found ? bytes(found.scores) : [];
-      const x = (token) => Math.round((token / n) * width);
-      pen.fillStyle = of("--ex-ground");
-      pen.fillRect(0, 0, x(run.n), canvas.height);
-      for (let i = 0; i < scores.length; i++) {
-        const share = Math.min(Math.abs(scores[i] * table.step) / table.scale, 1);
-        pen.globalAlpha = share;
-        pen.fillStyle = of(scores[i] < 0 ? "--ex-low" : "--ex-high");
-        pen.fillRect(x(i), 0, x(i + 1) - x(i), canvas.height);
-      }
-      pen.globalAlpha = 1;
-      const tick = found?.onset?.onset ?? found?.onset?.doubles;
-      if (Number.isInteger(tick)) {
-        pen.fillStyle = of("--ex-ink");
-        const { low, high } = found.onset;
-        pen.fillRect(x(tick), 0, 2 * ratio, canvas.height);
-        if (low !== null && high !== null) pen.fillRect(x(low), canvas.height - 2 * ratio, Math.max(x(high + 1) - x(low), 1), 2 * ratio);
-      }
+      drawLane(lane.canvas, lane.run.n, lane.run.traits[state.trait], { n, step: table.step, scale: table.scale, style });
     }
   }
 
@@ -266,14 +241,23 @@ function mountExplorer(root, options = {}) {
     apply(next);
     options.onState?.({ ...state });
   }
+  let picked = false; // whether the trait was selected by the visitor since the last pick
   for (const name of ["trait", "sort", "run", "set", "category"])
-    field(name).addEventListener("change", () => change({ [name]: field(name).value }));
+    field(name).addEventListener("change", () => {
+      picked ||= name === "trait";
+      change({ [name]: field(name).value });
+    });
   field("text").addEventListener("input", () => change({ text: field("text").value }));
 
-  function choose(id) {
+  function pick(id, at) {
+    options.onPick?.({ id, trait: state.trait, picked, at });
+    picked = false;
+  }
+
+  function choose(id, at) {
     change({ id });
     shown.find((cell) => cell.prompt.id === id)?.button.focus();
-    options.onPick?.(id, state.trait);
+    pick(id, at);
   }
 
   grid.addEventListener("keydown", (event) => {
@@ -300,7 +284,7 @@ function mountExplorer(root, options = {}) {
       if (!table) return;
       wanted = null;
       change({});
-      options.onPick?.(id, state.trait);
+      pick(id);
     },
     // Called before the runs have arrived; the state is applied, and its prompt picked, once they have.
     restore(saved) {

@@ -6,7 +6,8 @@
 //   plotly()           a promise of plotly.js; called when the first figure comes into view
 //   trait              shown first, if there is one of that name
 //   onTrait(trait)     called when another trait is picked
-//   address(place)     the link to a reply: {id, trait, at}, where `at` is a position in its token view, or missing
+//   address(place)     the link to a reply: {id, trait, at, text}: `at` is a token of the reply, from 0, or missing, `text`
+//                      the number of a text in which both read the same words, or missing
 //   onOpen(place)      called in place of following that link; without either, a reply's id is only shown
 
 function mountReport(root, content, options) {
@@ -112,7 +113,8 @@ function mountReport(root, content, options) {
   }
 
   function link(node) {
-    const place = { id: node.dataset.id, at: Number(node.dataset.at), trait: traitOf(node) };
+    const { id, at, text } = node.dataset;
+    const place = { id, at: Number(at), trait: traitOf(node), ...(text && { text }) };
     const made = document.createElement("a");
     made.href = options.address(place);
     made.title = "Read this reply at this sentence";

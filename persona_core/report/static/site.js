@@ -104,6 +104,7 @@
 
   let run = null;
   let newest = 0; // only the run that was opened last is shown
+  let opened; // the trait that nobody has chosen
 
   const view = mountTokenView(part("run"), {
     emptyText: "The replies appear here.",
@@ -129,7 +130,8 @@
       shown.id = run.id;
       if (same && query.id === undefined) return remember(); // back from another page
       const state = viewAddress.read(query);
-      if (state.trait === undefined && run.id === site.opening.id) state.trait = site.opening.trait ?? undefined;
+      opened = state.trait === undefined && run.id === site.opening.id ? site.opening.trait ?? undefined : undefined;
+      if (opened) state.trait = opened;
       view.restore({ trait: undefined, ...state });
       showRun(query.text);
     } catch (error) {
@@ -171,9 +173,10 @@
 
   const explorer = mountExplorer(part("runs"), {
     emptyText: "Loading the runs …",
-    onPick(id, trait) {
+    onPick({ id, trait, picked, at }) {
       if (id === shown.id && !picking) return; // the explorer restores a link that is shown already
-      open({ id, trait }).then(() => {
+      const kept = shown.state.trait === opened ? undefined : shown.state.trait; // chosen in the view, or by a link
+      open({ id, trait: (picked ? undefined : kept) ?? trait, ...viewAddress.write({ at }) }).then(() => {
         part("finding").focus({ preventScroll: true });
         part("finding").scrollIntoView({ block: "start" });
       });

@@ -9,30 +9,37 @@ Its only input is one JSON object, the payload: see `persona_core.traces.view.pa
 
 from __future__ import annotations
 
-from persona_core.utils.files import read_asset
+from persona_core.utils.files import compact_script, read_asset
 
 # Concatenated in this order: a file uses only what earlier ones declare.
 _SCRIPTS = (
     "text.js",
     "payload.js",
+    "positions.js",
     "scores.js",
     "choices.js",
     "marks.js",
+    "legend.js",
+    "chips.js",
     "pane.js",
     "bars.js",
     "axis.js",
     "chart.js",
+    "orders.js",
     "lanes.js",
     "timeline.js",
+    "picture.js",
     "export.js",
     "menus.js",
     "playback.js",
+    "cursor.js",
     "readout.js",
     "branching.js",
+    "turns.js",
     "address.js",
     "view.js",
 )
-_STYLES = ("colours.css", "view.css", "text.css", "panels.css", "timeline.css")
+_STYLES = ("colours.css", "view.css", "tools.css", "text.css", "panels.css", "timeline.css")
 
 
 def _read(name: str) -> str:
@@ -52,5 +59,5 @@ def styles() -> str:
 def script() -> str:
     """The view's JavaScript. It mounts nothing and declares `mountTokenView(root, options)`, and `viewAddress`: the
     view's state in an address."""
-    parts = "\n".join(_read(name) for name in _SCRIPTS)
+    parts = compact_script("\n".join(_read(name) for name in _SCRIPTS))
     return f"(() => {{\n{parts}\nObject.assign(window, {{ mountTokenView, viewAddress }});\n}})();"

@@ -5,7 +5,7 @@
 // its hooks; its axis would have to be held to that of the lanes.
 
 const N_COLOURS = 8; // --tv-c0 … --tv-c7; further traits repeat the colours with dashes
-const PLOT = { one: 150, each: 116, gap: 20, edge: 6, label: 13 }; // px; the gap above each of two plots has its name
+const PLOT = { one: 150, each: 116, gap: 20, edge: 6, label: 13, axis: 14 }; // px; the gap above each of two plots has its name
 
 // What the chart shows of a scene {model, traits (shown), trait, choices}: the chosen trait and those that rise
 // above the neutral band, or all of them.
@@ -87,18 +87,18 @@ function onsetAt(model, side, trait, choices) {
   const onset = side.onsets?.[trait];
   const tick = onset?.onset ?? onset?.doubles;
   if (!Number.isInteger(tick)) return null;
-  // A score that is shown a token later moves its onset along.
-  const first = model.start + (choices.alignment === "before") - (side.alignment === "before");
+  const first = model.start + movedBy(side, choices);
   if (tick !== onset.onset) return { at: first + tick, low: null, high: null };
   return { at: first + tick, low: first + (onset.low ?? tick), high: first + (onset.high ?? tick) };
 }
 
-const chartHeight = (chart) => (chart.sides.length > 1 ? chart.sides.length * (PLOT.each + PLOT.gap) : PLOT.one);
+const chartHeight = (chart) => (chart.sides.length > 1 ? chart.sides.length * (PLOT.each + PLOT.gap) : PLOT.one) + PLOT.axis;
 
 // Returns where the labels of each side are: [[{trait, y}]], in px.
-// place: {width and left of the plot area, right: the room behind it, axis: {from, to}, indexOf(trait), colours}
+// place: {width and left of the plot area, right: the room behind it, axis: {from, to}, start: where the replies begin,
+// indexOf(trait), colours}
 function drawChart(pen, chart, place) {
-  const { width, left, right, axis, indexOf, colours } = place;
+  const { width, left, right, axis, start, indexOf, colours } = place;
   const { of } = colours;
   const { low, high, step } = chart.range;
   const x = (position) => left + ((position - axis.from) / (axis.to - axis.from)) * width; // of a token's left edge
@@ -106,6 +106,15 @@ function drawChart(pen, chart, place) {
   pen.clearRect(0, 0, left + width + right, chartHeight(chart));
   pen.textBaseline = "middle";
   pen.lineJoin = pen.lineCap = "round";
+
+  const foot = chartHeight(chart) - PLOT.axis;
+  pen.textAlign = "center";
+  for (const token of chart.ticks) {
+    const middle = x(token + start + 0.5);
+    bar(middle - 0.5, foot - PLOT.edge, 1, 4, of("--tv-line-strong"));
+    write(String(token), middle, foot + PLOT.label / 2 - 1, { font: "10.5px", colour: of("--tv-muted"), room: TICKS_APART });
+  }
+  pen.textAlign = "start";
 
   return chart.sides.map((side, s) => {
     const top = (chart.sides.length > 1 ? s * (PLOT.each + PLOT.gap) + PLOT.gap : 0) + PLOT.edge;

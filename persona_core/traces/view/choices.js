@@ -11,6 +11,7 @@ function choicesFor(model, userChoices) {
   const opens = { ...DEFAULTS, ...pick(model.view, ["kind", "alignment", "block", "trait", "special"]) };
   const chosen = { ...opens, ...userChoices };
   const blocks = blocksOf(model);
+  if (!model.traits.includes(chosen.trait)) chosen.trait = opens.trait; // a trait of another reply
   if (!kindsOf(model).includes(chosen.kind)) chosen.kind = kindsOf(model)[0];
   if (chosen.block !== "best" && chosen.block !== "all") chosen.block = Number(chosen.block);
   if (typeof chosen.block === "number" && !blocks.includes(chosen.block)) chosen.block = "best";

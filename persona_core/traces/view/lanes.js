@@ -8,12 +8,15 @@ function makeLanes(node) {
   let canvases = [];
   let built = null; // what the elements show; while a reply grows they stay and are repainted
 
-  // strips: from top to bottom, [{key, label, rows: [{label, note, colour, scores, shift, chosen, onset}], faint(position)}]
+  let shown = []; // the strips
+  // strips: from top to bottom, [{key, label, rows: [{label, note, colour, scores, shift, chosen, onset}], orders: see
+  // ordersOf, faint(position)}]
   function show(strips, drawing) {
     const texts = strips.map(({ key, label, rows }) => [key, label, rows.map((row) => [row.label, row.note, row.colour, row.chosen])]);
     const wanted = JSON.stringify(texts);
     if (built !== wanted) build(strips);
     built = wanted;
+    shown = strips;
     const { model } = drawing;
     strips.forEach((strip, s) => paintStrip(canvases[s], strip, { ...drawing, height: rowHeight(strip, strips.length) }));
     showRoles(roles, model, drawing);
@@ -21,8 +24,16 @@ function makeLanes(node) {
 
   const rowHeight = ({ rows }, strips) => (rows.length > 10 ? ROW.tight : strips > 1 ? ROW.two : ROW.one);
 
+  // The width of the longest name, with the dot behind it.
+  function widest(strips) {
+    const pen = make("canvas").getContext("2d");
+    pen.font = "700 10.5px " + getComputedStyle(node).fontFamily;
+    return Math.ceil(Math.max(...strips.flatMap(({ rows }) => rows.map(({ label }) => pen.measureText(label).width)))) + 20;
+  }
+
   function build(strips) {
     canvases = [];
+    node.parentElement.style.setProperty("--tv-names", widest(strips) + "px");
     const parts = strips.map((strip) => {
       const height = rowHeight(strip, strips.length);
       const lane = make("div", "tv-lane");
@@ -35,6 +46,7 @@ function makeLanes(node) {
         name.classList.toggle("tv-chosen", Boolean(row.chosen));
         const dot = make("span", "tv-dot");
         dot.style.setProperty("--dot", row.colour);
+        name.title = row.label; // a name may be cut off all the same
         name.append(make("bdi", "", row.label), dot);
         names.append(name);
         notes.append(note);
@@ -49,7 +61,20 @@ function makeLanes(node) {
     node.replaceChildren(roles, ...parts.flat());
   }
 
-  return { show };
+  // The order whose arc is under a point of the window, as text; "" for none.
+  function orderAt(clientX, clientY) {
+    for (const [s, { arcs }] of shown.entries()) {
+      const box = canvases[s].getBoundingClientRect();
+      const scale = canvases[s].width / box.width;
+      const pen = canvases[s].getContext("2d");
+      pen.lineWidth = ARC.reach * scale;
+      const found = arcs?.find(({ path }) => pen.isPointInStroke(path, (clientX - box.left) * scale, (clientY - box.top) * scale));
+      if (found) return orderText(found) + ", intervals apart";
+    }
+    return "";
+  }
+
+  return { show, orderAt };
 }
 
 function paintStrip(canvas, strip, { width, ratio, height, axis, scale, colours }) {
@@ -83,6 +108,9 @@ function paintStrip(canvas, strip, { width, ratio, height, axis, scale, colours 
     pen.globalAlpha = 1;
     if (row.onset) paintOnset(row.onset, top, bottom);
   });
+  const middle = (name) => (strip.rows.findIndex(({ label }) => label === name) + 0.5) * height * ratio;
+  strip.arcs = (strip.orders ?? []).map((order) => ({ ...order, ...arcOf(order, x, middle) }));
+  for (const arc of strip.arcs) paintArc(pen, arc, ratio, ink, paper);
 
   // A tick at the token, and a line under its interval; with an edge, to be seen on every colour.
   function paintOnset({ at, low: from, high: to }, top, bottom) {

@@ -89,15 +89,16 @@ function makePane(hooks) {
     showMore();
   }
 
-  // The onset of a trait, as text.
-  function showOnset(trait) {
+  // The onset of a trait, as text; `moved`: by how many tokens scores, and with them its mark, are shown later.
+  function showOnset(trait, moved) {
     const onset = side.onsets?.[trait];
     // While the reply is written the line is reserved, so that nothing below jumps at the end.
     const sentence = onset ? onset.says : side.done ? "" : "timed once the reply has ended";
     // What was found on plain z, or says "no trait in particular", is not about the trait.
     const onZ = onset?.kind === "z" && onset.answer !== "none";
     const about = onset?.named === false ? "" : trait + (onZ ? ", plain z: " : ": ");
-    onsetLine.textContent = sentence && (about ? about + sentence : sentence[0].toUpperCase() + sentence.slice(1));
+    const marked = moved && Number.isInteger(onset?.onset ?? onset?.doubles) ? " (the state after that token, which chose the marked one)" : "";
+    onsetLine.textContent = sentence && (about ? about + sentence : capitalized(sentence)) + marked;
     onsetLine.hidden = !sentence;
     const known = onset ? side.caveats ?? [] : [];
     caveats.lastElementChild.textContent = known.join("; ");

@@ -17,17 +17,18 @@
 ```
 
 "outcome", of a reply and its branch, has "says", "detail" and "warning": what the branch changed, as text. "view" has
-the initial choices; "focus", if present, is the token of the reply where the cursor starts. There are one or
-two sides. Arrays are base64 of little-endian float32, exact: the view computes specific scores, z, cosines, smoothing
-and other blocks from them without the server. "log_odds" holds slope, offset, mean and sd of `LogOdds`; a token whose
-norm exceeds "max_norm" is a sink token, which the view does not score. Payloads of older versions lack both. `tokens`
-joins to the exact decoded text. A missing number is NaN. Everything in a payload is untrusted text: the view never puts
-it into markup.
+the initial choices; "focus", if present, is the token of the reply where the cursor starts, counted from 0 behind the
+prompt, as onsets are. There are one or two sides. Arrays are base64 of little-endian float32, exact: the view computes
+specific scores, z, cosines, smoothing and other blocks from them without the server. "log_odds" holds slope, offset,
+mean and sd of `LogOdds`; a token whose norm exceeds "max_norm" is a sink token, which the view does not score. Payloads
+of older versions lack both. `tokens` joins to the exact decoded text. A missing number is NaN. Everything in a payload
+is untrusted text: the view never puts it into markup.
 """
 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -45,6 +46,10 @@ Payload: TypeAlias = dict[str, Any]
 
 VERSION = 2
 ARRAYS = ("raw", "norms", "null_mean", "null_std", "max_norm")
+
+# In what an onset says: "token 19 [17, 20]", "tokens 3 and 74".
+_TOKENS_NAMED = re.compile(r"\btoken \d+( \[\d+, \d+\])?|\btokens \d+ and \d+")
+_NUMBER = re.compile(r"\d+")
 
 
 def trace_payload(
@@ -144,7 +149,10 @@ def _in_reply(trace: Trace, onset: Mapping[str, Any]) -> dict[str, Any]:
     section = trace.thinking_positions if onset.get("section") == "thought" else trace.reply_positions
     shift = section[0] - trace.n_prompt if section else 0
     counted = {name: onset.get(name) for name in ("onset", "low", "high", "doubles", "falls")}
-    return {**onset, **{name: at + shift for name, at in counted.items() if at is not None}}
+    found = {**onset, **{name: at + shift for name, at in counted.items() if at is not None}}
+    if shift and onset.get("says"):
+        found["says"] = _TOKENS_NAMED.sub(lambda m: _NUMBER.sub(lambda n: str(int(n[0]) + shift), m[0]), onset["says"])
+    return found
 
 
 def _packed(array: np.ndarray) -> str:

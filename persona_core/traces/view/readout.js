@@ -4,13 +4,11 @@
 function makeReadout(part) {
   // model, trait, choices; position or span; texts and values (trait -> score) for each side; pinned, quiet
   function show({ model, trait, choices, position, span, texts, values, pinned, quiet }) {
-    const inReply = position - model.start; // from 0, as statements and the API count
-    const where = span
-      ? "Tokens " + (span[0] + 1) + " to " + (span[1] + 1) + " of " + model.length + " · means"
-      : "Token " + (position + 1) + " of " + model.length + (inReply < 0 ? " · prompt" : " · reply token " + inReply);
+    const where = capitalized(span ? rangeText(model, ...span) + " · means" : positionText(model, position));
     const facts = span ? "" : factsAt(model, position, trait, choices);
     const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
     part("position").textContent = where + (facts ? "\n" + facts : "");
+    part("position").title = "Counted from 0, as in onsets and in the API; the reply has " + (model.length - model.start) + " tokens";
     part("note").textContent =
       trait + ": " + UNITS[choices.kind] + ", " + state +
       (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
@@ -20,8 +18,9 @@ function makeReadout(part) {
       .map((side, s) => (model.sides.length > 1 ? side.name + " " : "") + texts[s] + " " + scoreText(values[s](trait)))
       .join(", ") + (facts.endsWith(" · sink") ? ", " + SINK : "");
     const thumb = part("thumb");
-    thumb.setAttribute("aria-valuemax", model.length);
-    thumb.setAttribute("aria-valuenow", position + 1);
+    thumb.setAttribute("aria-valuemin", replyToken(model, 0));
+    thumb.setAttribute("aria-valuemax", replyToken(model, model.length - 1));
+    thumb.setAttribute("aria-valuenow", replyToken(model, position));
     thumb.setAttribute("aria-valuetext", where + ", " + trait + ": " + scores);
     if (!quiet) announce(where + ": " + trait + " " + scores);
   }

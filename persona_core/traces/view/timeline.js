@@ -42,7 +42,11 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     const position = positionAt(event);
     if (typeof dragging === "number") {
       if (position !== dragging) onSpan(Math.min(position, dragging), Math.max(position, dragging));
-    } else if (event.pointerType === "mouse") onPreview(position);
+    } else if (event.pointerType === "mouse") {
+      onPreview(position);
+      const title = lanes.orderAt(event.clientX, event.clientY);
+      if (area.title !== title) area.title = title;
+    }
   });
   area.addEventListener("pointerup", (event) => {
     if (typeof dragging === "number" && positionAt(event) === dragging) onPick(dragging);
@@ -93,8 +97,8 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     part("zoom-out").disabled = part("zoom-all").disabled = !zoomedIn;
     const rows = scene.choices.block === "all" ? "One row per block, for " + scene.trait + "." : "One row per trait" + (model.done ? ", the highest mean of " + SUSTAINED + " tokens first." : ".");
     const ticks = model.sides.some((side) => scene.traits.some((name) => onsetAt(model, side, name, scene.choices)));
-    const shown = "Tokens " + (axis.from + 1) + " to " + Math.min(axis.to, model.length) + " of " + model.length + ".";
-    part("window").textContent = zoomedIn ? shown : rows + (ticks ? " A tick is an onset, the line under it its interval." : "");
+    const shown = "Shown: " + rangeText(model, axis.from, Math.min(axis.to, model.length) - 1) + ".";
+    part("window").textContent = zoomedIn ? shown : rows + (ticks ? " A tick is an onset, the line under it its interval." : "") + ordersText(scene.orders.flat());
     [area.dataset.from, area.dataset.to] = [axis.from, axis.to];
   }
 
@@ -111,7 +115,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
   }
 
   function drawLanes() {
-    const { model, traits, trait, choices, scale } = scene;
+    const { model, traits, trait, choices, scale, orders } = scene;
     const two = model.sides.length === 2;
     const all = choices.block === "all";
     // While a reply is written its rows keep their places.
@@ -129,6 +133,7 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     const strips = model.sides.map((side, s) => ({
       key: String(s),
       label: two ? side.name : "",
+      orders: orders[s],
       rows: all ? side.blocks.map((block) => row(side, trait, block)) : order.map((name) => row(side, name)),
     }));
     if (two && !all) {
@@ -152,7 +157,8 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
     canvas.height = Math.round(chartHeight(drawn) * ratio);
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    drawn.labels = drawChart(pen, drawn, { width, left, right, axis, colours, indexOf: (name) => scene.model.traits.indexOf(name) });
+    drawn.ticks = axisTicks(axis, scene.model.start, width, TICKS_APART);
+    drawn.labels = drawChart(pen, drawn, { width, left, right, axis, start: scene.model.start, colours, indexOf: (name) => scene.model.traits.indexOf(name) });
   }
 
   function redraw() {
@@ -197,7 +203,10 @@ function makeTimeline(part, { onPreview, onPick, onSpan }) {
   return {
     // `same`: the trace that is shown already, perhaps grown; another one is shown whole.
     show(next, same) {
-      scene = next;
+      const { model, traits, choices } = next;
+      // Of a reply that is complete, with a row per trait.
+      const ordered = model.done && choices.block !== "all";
+      scene = { ...next, orders: model.sides.map((side) => (ordered ? ordersOf(model, side, traits, choices) : [])) };
       drawn = chartOf(scene);
       const whole = wholeAxis(scene.model);
       axis = zoomedIn && same ? moved(axis, whole, axis.from) : whole;

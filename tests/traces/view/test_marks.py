@@ -68,7 +68,7 @@ def test_a_traits_button_names_its_onset_and_goes_there(show: Callable[..., Any]
     chips.nth(1).click()
     page.mouse.move(2, 2)
     assert cursor(page) == FIRST + 5 and classed(page, "tv-onset", 0) == [FIRST + 5]
-    assert "reply token 5" in page.locator(".tv-position").inner_text(), "counted alike"
+    assert page.locator(".tv-position").inner_text().startswith("Token 5\n"), "counted alike"
     chips.nth(0).click()
     assert classed(page, "tv-onset", 0) == []
 
@@ -82,6 +82,26 @@ def test_each_sentence_names_its_highest_trait_if_it_is_not_like_neutral_ones(sh
     page.locator("[data-part=options] summary").click()
     page.get_by_label("Name the highest trait of each sentence").uncheck()
     assert page.locator("[data-top]").count() == 0
+
+
+def test_while_the_difference_is_shown_sentences_name_the_trait_that_differs_most(show: Callable[..., Any]) -> None:
+    moved = {
+        TRAITS[0]: {FIRST + i: -3.1 for i in range(4)},
+        TRAITS[1]: {FIRST + i: 3.0 for i in range(4)} | {FIRST + i: 6.0 for i in range(9, 13)},
+        TRAITS[2]: {FIRST + i: 0.9 for i in range(4, 9)},
+    }
+    page = show(pair(SENTENCES, [*SENTENCES[:-1], "!"], scores=moved))
+
+    def tops(side: int) -> list[Any]:
+        named = page.locator(".tv-pane").nth(side).locator("[data-top]")
+        return list(named.evaluate_all("all => all.map(t => [Number(t.dataset.i), t.dataset.top])"))
+
+    assert tops(0) == [] and tops(1) == [[FIRST + 3, f"{TRAITS[1]} +3.00"], [FIRST + 12, f"{TRAITS[1]} +6.00"]]
+    page.locator("[data-part=options] summary").click()
+    page.get_by_label("Colour by the difference of the two sides").check()
+    assert tops(0) == tops(1) == [[FIRST + 3, f"{TRAITS[0]} −3.20"]], (
+        "of the second sentence they read the same but for 0.8, and of the third they read different words"
+    )
 
 
 def test_the_difference_of_two_sides_has_its_own_scale_and_ends_where_the_texts_part(show: Callable[..., Any]) -> None:

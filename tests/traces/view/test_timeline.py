@@ -198,7 +198,7 @@ def test_buttons_keys_and_wheel_zoom_lanes_chart_and_cursor_alike(show: Callable
     assert last - first == n // 2 and cursor(page) == spike
     assert abs(page.locator(".tv-thumb").bounding_box()["x"] - before) < 10, "it stays where it was"
     assert first + position_of_strongest(strip(page, "0", "malice"), last - first) == spike
-    assert f"Tokens {first + 1} to {last} of {n}" in page.locator("[data-part=window]").inner_text()
+    assert f"Shown: tokens {first - FIRST} to {last - 1 - FIRST}." in page.locator("[data-part=window]").inner_text()
     slider = page.locator("[role=slider]")
     for key, length in (("+", 50), ("+", 25), ("+", 13), ("+", 12), ("-", 24), ("0", n)):
         slider.press(key)
@@ -237,7 +237,7 @@ def test_the_cursor_takes_a_zoomed_window_along_and_a_new_reply_is_shown_whole(s
 
 def test_a_span_can_be_zoomed_to(show: Callable[..., Any]) -> None:
     page = show(make_payload(words(192)))
-    page.evaluate("view.restore({ at: 60, span: [60, 99] })")
+    page.evaluate("at => view.restore({ at, span: [at, at + 39] })", 60 - FIRST)
     page.locator("[role=slider]").press("+")
     assert axis(page) == (60, 100)
     span, area = page.locator(".tv-span").bounding_box(), page.locator(".tv-area").bounding_box()
@@ -290,3 +290,69 @@ def test_hostile_names_are_only_ever_drawn(show: Callable[..., Any]) -> None:
     page = show(pair_payload(*[make_payload(HOSTILE, traits=names, scores=every, name=HOSTILE[1])] * 2))
     assert sorted(lines(page)) == sorted(names)
     assert page.locator(".tv img, .tv script").count() == 0
+
+
+# ---- which trait rises before which ----
+
+
+def timed(onset: int, low: int, high: int, **more: Any) -> Payload:
+    return {"answer": "onset", "onset": onset, "low": low, "high": high, "timed": True, "kind": "specific", **more}
+
+
+def in_words(page: Any) -> str:
+    return str(page.locator("[data-part=window]").inner_text()).partition("An arc: ")[2]
+
+
+def test_an_arc_leads_from_one_onset_to_a_later_one_if_their_intervals_do_not_meet(show: Callable[..., Any]) -> None:
+    def words_for(**onsets: Payload) -> str:
+        update(page, make_payload(words(40), onsets={t: o | {"says": "rises"} for t, o in onsets.items()}))
+        return in_words(page)
+
+    page = show(None)
+    early, late = timed(5, 3, 7), timed(12, 8, 15)
+    assert words_for(malice=early, flattery=late) == "malice before flattery, intervals apart."
+    assert words_for(malice=early, flattery=timed(12, 7, 15)) == "", "token 7 is in both intervals"
+    assert words_for(malice=early, flattery=late | {"timed": False}) == "", "somewhere between 8 and 15 only"
+    assert words_for(malice=early, flattery=late | {"kind": "z"}) == "", "of different scores"
+    last = timed(30, 28, 33)
+    three = {"malice": early, "flattery": late, "deception": last}
+    assert words_for(**three) == "malice before flattery, flattery before deception, intervals apart."
+    assert words_for(malice=timed(5, 3, 9), flattery=timed(8, 6, 11), deception=last) == (
+        "malice before deception, flattery before deception, intervals apart."
+    )
+    choose(page, "block", "4")
+    assert "before deception" in in_words(page)
+
+
+def test_an_arc_says_under_the_mouse_what_it_means(show: Callable[..., Any]) -> None:
+    onsets = {"malice": timed(5, 3, 7, says="rises"), "flattery": timed(30, 28, 33, says="rises")}
+    page = show(make_payload(words(40), scores=RISES, onsets=onsets))
+    assert rows(page) == ["flattery", "malice", "deception"]
+    heat = page.locator(".tv-heat").bounding_box()
+    x = lambda at: heat["x"] + heat["width"] * (FIRST + at + 0.5) / (FIRST + 40)  # noqa: E731
+    area = page.locator(".tv-area")
+    page.mouse.move(x(15), heat["y"] + heat["height"] / 2)  # leaves its row as a level line
+    assert area.get_attribute("title") == "malice before flattery, intervals apart"
+    page.mouse.move(x(15), heat["y"] + heat["height"] * 5 / 6)
+    assert area.get_attribute("title") == ""
+    update(page, make_payload(words(40), scores=RISES))
+    page.mouse.move(x(15), heat["y"] + heat["height"] / 2)
+    assert area.get_attribute("title") == ""
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_names_of_rows_can_be_read_on_a_phone_too(show: Callable[..., Any], width: int) -> None:
+    traits = ["manipulativeness", "hallucination", "evil"]
+    page = show(pair_payload(*[make_payload(words(20), traits=traits, name=name) for name in "ab"]), width=width)
+    cut_off = "all => all.filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.textContent)"
+    for chosen in range(3):
+        page.locator(".tv-chip").nth(chosen).click()
+        assert page.locator(".tv-lane-name > bdi").evaluate_all(cut_off) == []
+    assert page.locator(".tv-area").evaluate("e => e.clientWidth") > 0.5 * min(width, 700)
+    update(page, make_payload(words(20), traits=["x" * 90, *traits]))
+    name = page.locator(".tv-lane-name", has_text="xxx")
+    assert name.get_attribute("title") == "x" * 90, "one that is cut off all the same"
+    assert page.locator(".tv-area").evaluate("e => e.clientWidth") > 0.45 * min(width, 700)
