@@ -156,8 +156,8 @@ def _follow_address(
 
         first = () if findings is None else findings.restore(own("findings"))
         return (
-            chosen, *first, *live.restore(own("live"), live_press), *compare.restore(own("compare"), compare_press)
+            chosen, *first, *live.link.restore(own("live"), live_press), *compare.restore(own("compare"), compare_press)
         )  # fmt: skip
 
-    restored = [*([] if findings is None else findings.restored), *live.restored, *compare.restored]
+    restored = [*([] if findings is None else findings.restored), *live.link.restored, *compare.restored]
     opened.then(restore, [link, live.controls.press, compare.controls.press], [bar, *restored], **UNQUEUED)

@@ -13,8 +13,8 @@ from persona_core.app.components import as_json, findings_component, notice_comp
 from persona_core.app.conversation import ReplyRequest
 from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED, Press
-from persona_core.app.tabs.live import NO_TOKEN
 from persona_core.app.tabs.live import TAB as LIVE
+from persona_core.app.token_alternatives import NO_TOKEN
 from persona_core.errors import PersonaError
 from persona_core.report.branches import branch_payload
 from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload, reply_payload
@@ -59,7 +59,7 @@ class FindingsTab:
     def connect(self, live: LiveTab, bar: gr.Tabs) -> None:
         """The events; some of them open a reply in the Live tab."""
         self.panel.pick(self._pick, None, [self.view, self.notice, self.shown], **UNQUEUED)
-        opened = [*live.shown, bar]
+        opened = [*live.link.shown, bar]
 
         def ask(name: Any) -> tuple[Any, ...]:
             finding = self.findings.get(name)
@@ -79,7 +79,7 @@ class FindingsTab:
         self.panel.ask(ask, self.shown, opened, **UNQUEUED)
         self.view.branch(
             branch,
-            [live.controls.press, self.shown, *live.change],
+            [live.controls.press, self.shown, *live.form.change],
             [*opened, *live.controls.outputs, live.controls.from_link],
             **UNQUEUED,
         )
@@ -128,11 +128,11 @@ class FindingsTab:
     def _open(self, live: LiveTab, finding: Finding | None, side: int) -> tuple[Any, ...]:
         """One of a finding's replies in the Live tab: values of its `shown`, and the tab that is selected."""
         if finding is None:
-            return *(gr.skip() for _ in live.shown), gr.skip()
+            return *(gr.skip() for _ in live.link.shown), gr.skip()
         config, id = self.rows(finding)[side]
         row = self.runs.row(config, id)
         trace = Trace.from_row(row)
         view = reply_payload(self.runs, config, id, trace)
         view |= {"view": view["view"] | {"trait": finding.trait}}
         model = self.rows(finding)[0][0] if config == BRANCHES else config
-        return *live.show_reply(model, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)
+        return *live.link.show_reply(model, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)
