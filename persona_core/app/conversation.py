@@ -222,7 +222,8 @@ def check_writer(pooled: PooledModel, trace: Trace) -> None:
     """
     if not any(same_model(trace.provenance.writer, name) for name in pooled.monitor().lm.writer_names):
         raise PromptError(
-            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
+            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message in the "
+            "Live tab instead."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -36,8 +36,8 @@ def offer_alternatives(view: gr.HTML, tab: str, shown: gr.State, notice: gr.HTML
     """
     found = gr.JSON(visible="hidden", elem_id=f"{tab}-alternatives")
 
-    def ask(value: Any, event: gr.EventData) -> tuple[Any, Any]:
-        return alternatives_at(event._data, lambda side: reply_at(value, side))
+    def ask(value: Any, event: gr.EventData) -> Iterator[tuple[Any, Any]]:
+        yield from alternatives_at(event._data, lambda side: reply_at(value, side))
 
     asked = view.alternatives(
         ask,
@@ -51,7 +51,9 @@ def offer_alternatives(view: gr.HTML, tab: str, shown: gr.State, notice: gr.HTML
     asked.then(None, found, None, js=f"(found) => personaLink.alternatives({tab!r}, found)", **UNQUEUED)
 
 
-def alternatives_at(where: Any, reply_at: Callable[[int], tuple[PooledModel, Trace] | None]) -> tuple[Any, str]:
+def alternatives_at(
+    where: Any, reply_at: Callable[[int], tuple[PooledModel, Trace] | None]
+) -> Iterator[tuple[Any, str]]:
     """What could stand at a token, as the view takes it (None if that cannot be told), and a notice.
 
     Args:
@@ -60,13 +62,17 @@ def alternatives_at(where: Any, reply_at: Callable[[int], tuple[PooledModel, Tra
     """
     side, at = (where.get("side"), where.get("at")) if isinstance(where, Mapping) else (None, None)
     if not (is_integer(at, minimum=0) and is_integer(side, minimum=0)):
-        return None, NO_TOKEN
+        yield None, NO_TOKEN
+        return
     try:
         reply = reply_at(side)
         if reply is None:
-            return None, NO_TOKEN
+            yield None, NO_TOKEN
+            return
         pooled, trace = reply
+        if not pooled.ready:
+            yield gr.skip(), pooled.loading
         check_writer(pooled, trace)
-        return {"side": side, "at": at, "tokens": alternatives_of(pooled, trace, at)}, ""
+        yield {"side": side, "at": at, "tokens": alternatives_of(pooled, trace, at)}, ""
     except PersonaError as error:
-        return None, public_message(error)
+        yield None, public_message(error)

@@ -14,8 +14,8 @@ from persona_core.app.conversation import ReplyRequest
 from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED, Press
 from persona_core.app.tabs.live import TAB as LIVE
-from persona_core.app.token_alternatives import NO_TOKEN
-from persona_core.errors import PersonaError
+from persona_core.app.token_alternatives import NO_TOKEN, offer_alternatives
+from persona_core.errors import PersonaError, PromptError
 from persona_core.report.branches import branch_payload
 from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload, reply_payload
 from persona_core.report.results_folder import BASELINE, BRANCHES, CONTAMINATED, SIDES
@@ -24,6 +24,7 @@ from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer
 
 if TYPE_CHECKING:
+    from persona_core.app.pooled_model import PooledModel
     from persona_core.app.tabs.live import LiveTab
     from persona_core.report.gallery import Finding
     from persona_core.report.saved_runs import SavedRuns
@@ -53,7 +54,9 @@ class FindingsTab:
             elem_id="findings",
         )
         self.notice = notice_component(elem_id="findings-notice")
-        self.view = token_view_component(self.payload(first), tab=TAB, elem_id="findings-view", branch=True)
+        self.view = token_view_component(
+            self.payload(first), tab=TAB, elem_id="findings-view", branch=True, alternatives=True
+        )
         self.shown = gr.State(first.name)
 
     def connect(self, live: LiveTab, bar: gr.Tabs) -> None:
@@ -83,6 +86,24 @@ class FindingsTab:
             [*opened, *live.controls.outputs, live.controls.from_link],
             **UNQUEUED,
         )
+        offer_alternatives(
+            self.view, TAB, self.shown, self.notice, lambda name, side: self.reply_at(live.models, name, side)
+        )
+
+    def reply_at(self, models: Mapping[str, PooledModel], name: Any, side: int) -> tuple[PooledModel, Trace] | None:
+        """The reply on a side of a finding, and the model that wrote it; None: there is no such reply.
+
+        Raises:
+            PromptError: the app does not have that model.
+        """
+        finding = self.findings.get(name)
+        if finding is None or side > 1:
+            return None
+        config, id = self.rows(finding)[side]
+        model = self.rows(finding)[0][0] if config == BRANCHES else config
+        if model not in models:
+            raise PromptError(f"The {model} model wrote this reply, and this app does not have it.")
+        return models[model], Trace.from_row(self.runs.row(config, id))
 
     def rows(self, finding: Finding) -> tuple[tuple[str, str], tuple[str, str]]:
         """Config and id of the text on each of the two sides."""
