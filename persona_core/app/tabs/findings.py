@@ -17,7 +17,7 @@ from persona_core.app.tabs.live import TAB as LIVE
 from persona_core.app.token_alternatives import NO_TOKEN, offer_alternatives
 from persona_core.errors import PersonaError, PromptError
 from persona_core.report.branches import branch_payload
-from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload, reply_payload
+from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload
 from persona_core.report.results_folder import BASELINE, BRANCHES, CONTAMINATED, SIDES
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import Payload
@@ -100,7 +100,7 @@ class FindingsTab:
         if finding is None or side > 1:
             return None
         config, id = self.rows(finding)[side]
-        model = self.rows(finding)[0][0] if config == BRANCHES else config
+        model = self.runs.model(config, id)
         if model not in models:
             raise PromptError(f"The {model} model wrote this reply, and this app does not have it.")
         return models[model], Trace.from_row(self.runs.row(config, id))
@@ -150,10 +150,4 @@ class FindingsTab:
         """One of a finding's replies in the Live tab: values of its `shown`, and the tab that is selected."""
         if finding is None:
             return *(gr.skip() for _ in live.link.shown), gr.skip()
-        config, id = self.rows(finding)[side]
-        row = self.runs.row(config, id)
-        trace = Trace.from_row(row)
-        view = reply_payload(self.runs, config, id, trace)
-        view |= {"view": view["view"] | {"trait": finding.trait}}
-        model = self.rows(finding)[0][0] if config == BRANCHES else config
-        return *live.link.show_reply(model, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)
+        return *live.link.show_reply(*self.rows(finding)[side], trait=finding.trait), gr.Tabs(selected=LIVE)

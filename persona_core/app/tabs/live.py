@@ -19,6 +19,7 @@ from persona_core.app.model_pool import ModelPool
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import text_of
 from persona_core.app.run_controls import BUSY, UNQUEUED, WAITING, Deadline, Press, RunControls
+from persona_core.app.saved_replies import SavedReplies
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import stream_replies
 from persona_core.app.tabs.live_form import ANOTHER, LiveForm, branch_traits
@@ -32,11 +33,17 @@ from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer
 
 if TYPE_CHECKING:
+    from persona_core.report.saved_runs import SavedRuns
     from persona_core.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
 
 TAB = "live"
+STORED = (
+    "Keeps this conversation, with its scores, on the app's server: whoever has the link can read it, and it cannot be "
+    "taken back. When there are too many, the oldest are removed."
+)
+NOT_SAVED = "only a whole reply that was written here can be saved; the link of a published one needs no saving."
 _EMPTY = "No reply yet.\nType a message and press Send."
 
 
@@ -48,26 +55,44 @@ class LiveTab:
         models: side -> its model.
         pool: loads models that visitors name, if the owner allows it.
         home: examples and the first view.
+        runs: the published results, if there are any.
+        saved: keeps replies for links, if the owner allows it.
 
     Attributes:
         form: the components beside the view.
         link: opens a reply here from another tab, or from a link.
     """
 
-    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel], pool: ModelPool, home: Home) -> None:
-        self.settings, self.models, self.pool = settings, models, pool
+    def __init__(
+        self,
+        settings: AppSettings,
+        models: Mapping[str, PooledModel],
+        pool: ModelPool,
+        home: Home,
+        runs: SavedRuns | None = None,
+        saved: SavedReplies | None = None,
+    ) -> None:
+        self.settings, self.models, self.pool, self.saved = settings, models, pool, saved
+        chat, first = Chat(), home.first_reply
+        if first is not None:
+            chat = Chat.of_published(first.config, first.id, first.trace, first.messages, first.config)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300, elem_id="controls"):
-                self.form = LiveForm(settings, models, home)
+                self.form = LiveForm(settings, models, home, chat.label)
             with gr.Column(scale=3, min_width=340, elem_classes="live-reply"):
                 self.sent = sent_component(elem_id="sent")
                 self.view = token_view_component(
-                    home.first_view, tab=TAB, elem_id="view", empty_text=_EMPTY, branch=True, alternatives=True
+                    home.first_view,
+                    tab=TAB,
+                    elem_id="view",
+                    empty_text=_EMPTY,
+                    branch=True,
+                    alternatives=True,
+                    save=None if saved is None else STORED,
                 )
-        first = home.first_reply
-        self.chat = gr.State(Chat() if first is None else Chat.of_saved_reply(first.config, first.trace))
+        self.chat = gr.State(chat)
         self.controls = RunControls([self.form.send], self.form.stop, self.form.notice, "press")
-        self.link = LiveLink(self.form, self.controls, self.view, self.chat, self.sent)
+        self.link = LiveLink(self.form, self.controls, self.view, self.chat, self.sent, runs, saved)
         self._events()
 
     # ---- events ----
@@ -84,6 +109,10 @@ class LiveTab:
         # In the browser only: the view knows where the cursor is, and sends it.
         form.branch.click(None, None, None, js=f"() => personaLink.branch({TAB!r})", **UNQUEUED)
         offer_alternatives(self.view, TAB, self.chat, form.notice, self._reply_at)
+        if self.saved is not None:
+            answer = gr.JSON(visible="hidden", elem_id="saved")
+            asked = self.view.save(self.save, [self.controls.press, self.chat], answer, **UNQUEUED)
+            asked.then(None, answer, None, js=f"(answer) => personaLink.saved({TAB!r}, answer)", **UNQUEUED)
         outputs = [self.view, form.notice, self.chat, form.prompt, form.trait, self.sent]
         self.controls.run_after(
             [sent.then, branched.then],
@@ -129,6 +158,22 @@ class LiveTab:
         if side >= len(chat.traces):
             return None
         return self._pooled(ReplyRequest("", (), (side, 0)), chat), chat.traces[side]
+
+    def save(self, press: Press | None, chat: Chat, event: gr.EventData) -> dict[str, str]:
+        """Keep what the view shows: {"saved": id}, or {"error": message}.
+
+        The browser names it by its link. What is kept is this session's own, as it was written.
+        """
+        shown, where = chat.shown, event._data if isinstance(event._data, Mapping) else {}
+        if press is not None and press.running:
+            return {"error": BUSY}
+        if self.saved is None or shown is None or where.get("link") != dict(shown.link):
+            return {"error": NOT_SAVED}
+        try:
+            return {"saved": self.saved.save(shown)}
+        except Exception as error:
+            logger.exception("A reply could not be saved")
+            return {"error": unexpected_message("Saving", error)}
 
     @staticmethod
     def _edit(press: Press | None, chat: Chat) -> tuple[Any, ...]:
@@ -176,7 +221,7 @@ class LiveTab:
         press.started = True
         request: ReplyRequest | None = press.request
         try:
-            yield skip, "", skip, skip, skip, skip, *self.controls.button_states(press)
+            yield skip, press.note, skip, skip, skip, skip, *self.controls.button_states(press)
             deadline: Deadline | None = None
             while request is not None and not press.stop.is_set():
                 pooled = press.pooled or self._pooled(request, chat)
@@ -188,14 +233,15 @@ class LiveTab:
                 for progress in stream_replies([plan.job], deadline, plan.first_side):
                     # Only the first clears the notice: one that appears later ("Press Stop first.") would vanish
                     # within a token. The view now shows what was sent.
-                    cleared = skip if payload else ""
+                    cleared, notice = (skip, skip) if payload else ("", press.note)
                     payload = progress.payload | {"link": dict(plan.link), "focus": request.at and request.at[1]}
                     if progress.ended:
-                        chat = plan.after(*progress.traces)
+                        chat = plan.after(progress.traces[0], payload)
                         box, traits = gr.Textbox(label=chat.label), gr.Dropdown(branch_traits(payload["traits"]))
-                        yield as_json(payload), deadline.notice or pooled.note, chat, box, traits, cleared, *unchanged
+                        notice = " ".join(filter(None, (deadline.notice or pooled.note, press.note)))
+                        yield as_json(payload), notice, chat, box, traits, cleared, *unchanged
                     else:
-                        yield as_json(payload), cleared, skip, skip, skip, cleared, *unchanged
+                        yield as_json(payload), notice, skip, skip, skip, cleared, *unchanged
                 request = None if deadline.is_set() else request.then
             if payload is None:  # stopped before the first token
                 yield skip, skip, skip, _prompt_back(press.request, None), skip, "", *unchanged

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from persona_core.app.components import notice_component
-from persona_core.app.conversation import Chat
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.reply_form import ReplyForm
 from persona_core.app.requests import ACTIONS, MAX_AMOUNT, MAX_TEMPERATURE
@@ -31,16 +30,17 @@ class LiveForm:
         settings: limits.
         models: side -> its model.
         home: examples and the first view.
+        label: of the message.
     """
 
-    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel], home: Home) -> None:
+    def __init__(self, settings: AppSettings, models: Mapping[str, PooledModel], home: Home, label: str) -> None:
         self.settings, self.models, self.traits = settings, models, home.traits
         self.sides = (*models, *([ANOTHER] if settings.open_models else []))
         max_chars = settings.max_prompt_chars
         form = ReplyForm.first(home, settings, models)
         self.prompt = gr.Textbox(
             form.prompt,
-            label=Chat().label,
+            label=label,
             placeholder="Ask something. Enter sends, Shift+Enter breaks the line.",
             lines=1,  # with more, Gradio's Enter breaks the line and Shift+Enter sends
             max_lines=12,

@@ -10,6 +10,7 @@
 //   onBranch({side, at, trait, action})  shows the buttons that branch; `at` counts tokens of the reply
 //   onAlternatives({side, at})           shows the button that asks what else could stand at the cursor
 //   link()                 the address that restores this view
+//   onSave(), saveNote     has the reply kept, and resolves to the address that shows it again; what is kept, as text
 
 // In the shell page (standalone.py), to be replaced by the payload; joined here, because the shell holds this script too.
 const PLACEHOLDER = JSON.stringify(["payload", "goes", "here"].join(" "));
@@ -393,7 +394,14 @@ function mountTokenView(root, options = {}) {
       await navigator.clipboard.writeText(options.link(comment));
       readout.announce("Link copied.");
     }];
-  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels: { link: "Copied", comment: "Copied" } });
+  if (options.onSave)
+    formats.save = ["Save this reply & copy its link", async () => {
+      await navigator.clipboard.writeText(await options.onSave());
+      readout.announce("Reply saved, link copied.");
+    }];
+  const doneLabels = { link: "Copied", comment: "Copied", save: "Saved, and link copied" };
+  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels });
+  if (options.saveNote) part("formats").append(make("p", "tv-note", options.saveNote));
 
   // ---- state ----------------------------------------------------------------------------------------------------
 
