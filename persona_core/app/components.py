@@ -28,6 +28,21 @@ _PLOTLY_URL = json.dumps(f"gradio_api/file={PLOTLY_JS}")
 
 _TOKEN_VIEW = """
 let payload = null;
+let saving = null; // takes the server's answer
+const save = async () => {{
+  const shown = payload;
+  if (!shown.link?.saved) {{
+    const answer = await new Promise((settle) => {{
+      saving = settle;
+      trigger('save', {{ link: shown.link }});
+    }});
+    if (!answer?.saved) throw new Error(answer?.error ?? 'the server did not answer.');
+    if (payload !== shown) throw new Error('the view shows another reply by now.');
+    shown.link = {{ ...shown.link, saved: answer.saved }};
+    personaLink.changed({tab}, view.state(), shown.link);
+  }}
+  return personaLink.copied();
+}};
 const view = mountTokenView(element, {{
   shellUrl: {shell_url},
   emptyText: {empty_text},
@@ -35,6 +50,8 @@ const view = mountTokenView(element, {{
   onBranch: {branch},
   onAlternatives: {alternatives},
   link: personaLink.copied,
+  onSave: {save},
+  saveNote: {save_note},
 }});
 let place = null; // a reply to open: its payload is on the way
 const arrive = () => {{
@@ -52,7 +69,7 @@ const open = (next) => {{
 }};
 // For a part of the same tab that opens a reply itself.
 const aim = (next) => open({{ ...next, stay: true }});
-personaLink.register({tab}, {{ ...view, element, open, aim }});
+personaLink.register({tab}, {{ ...view, element, open, aim, saved: (answer) => saving?.(answer) }});
 const show = () => {{
   view.update((payload = props.value ? JSON.parse(props.value) : null));
   arrive();
@@ -189,6 +206,7 @@ def token_view_component(
     empty_text: str = "",
     branch: bool = False,
     alternatives: bool = False,
+    save: str | None = None,
 ) -> gr.HTML:
     """The token view. Its value is a payload; each new payload redraws only what changed.
 
@@ -202,7 +220,10 @@ def token_view_component(
             `personaLink.branch(tab)` triggers it without an action.
         alternatives: whether to offer a button that triggers the event `alternatives` with `{"side": s, "at": t}`; the
             answer goes to `personaLink.alternatives(tab, found)`. A choice triggers `branch` with the action "choose"
-            and `"token": id`. Nothing else calls the server.
+            and `"token": id`.
+        save: what is kept of a reply that is saved, told beside the button that triggers the event `save` with
+            `{"link": fields}`, those of the payload; the answer, `{"saved": id}` or `{"error": message}`, goes to
+            `personaLink.saved(tab, answer)`. Nothing else calls the server.
     """
     gr.set_static_paths([_shell()])
     return gr.HTML(
@@ -214,6 +235,8 @@ def token_view_component(
             tab=json.dumps(tab),
             branch="(where) => trigger('branch', where)" if branch else "undefined",
             alternatives="(where) => trigger('alternatives', where)" if alternatives else "undefined",
+            save="undefined" if save is None else "save",
+            save_note=json.dumps(save),
         ),
         apply_default_css=False,
         elem_id=elem_id,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from persona_core.app.branch_buttons import CHOOSE, suggested_amount
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import chat_messages, length_of, seed_or_random, steer_name, steer_of
+from persona_core.app.saved_replies import ShownReply
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, payload_of, with_token
 from persona_core.errors import PromptError
@@ -35,6 +36,8 @@ class Chat:
         link: restores the last reply, as strings; branches add their own.
         named: model, adapter and vectors named by the visitor, if `side` is not one of the app's own.
         lines: for each trace the branches that led to it, each `(trait, action, amount, at)`.
+        asked: the conversation that the first trace answers.
+        shown: what the view shows, where this app wrote it.
     """
 
     messages: tuple[Mapping[str, str], ...] = ()
@@ -43,11 +46,42 @@ class Chat:
     link: Mapping[str, str] | None = None
     named: tuple[str, str, str] | None = None
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
+    asked: tuple[Mapping[str, str], ...] = ()
+    shown: ShownReply | None = None
 
     @classmethod
-    def of_saved_reply(cls, config: str, trace: Trace) -> Chat:
-        """A published reply: one to branch from, but not one that the next message follows."""
-        return cls(traces=(trace,), side=CONTAMINATED if config == CONTAMINATED else BASELINE)
+    def of_published(
+        cls, config: str, id: str, trace: Trace, messages: Sequence[Mapping[str, str]], model: str
+    ) -> Chat:
+        """A published reply: one to branch from. The next message takes the place of the one that it answers.
+
+        Args:
+            config, id: of its row.
+            trace: of the row.
+            messages: the conversation before it.
+            model: the run whose model wrote it.
+        """
+        side = CONTAMINATED if model == CONTAMINATED else BASELINE
+        return cls(earlier_turns(messages), (trace,), side, {"config": config, "id": id}, asked=tuple(messages))
+
+    @classmethod
+    def of_saved(cls, shown: ShownReply) -> Chat:
+        """A saved reply, in the same way.
+
+        Raises:
+            ValueError: its link is malformed.
+        """
+        line = tuple(tuple(step) for step in json.loads(shown.link.get("branch", "[]")))
+        return cls(
+            earlier_turns(shown.messages),
+            shown.traces,
+            shown.side,
+            shown.link,
+            _named(shown.link),
+            (line[:-1], line),
+            shown.messages,
+            shown,
+        )
 
     @property
     def label(self) -> str:
@@ -93,21 +127,40 @@ def request_from_link(query: Mapping[str, Any]) -> tuple[Chat, ReplyRequest] | N
             return None if branches is None else (Chat(), branches)
         said = [{"role": str(role), "content": str(text)} for role, text in json.loads(query["said"])]
         sampling = [json.loads(query[key]) for key in ("max_new_tokens", "temperature", "seed")]
-        side = str(query["side"])
-        named = None
-        if "named" in query:
-            model, adapter, vectors = map(str, json.loads(query["named"]))
-            named = model, adapter, vectors
+        side, named = str(query["side"]), _named(query)
         if not all(map(is_well_formed, (side, *(m["content"] for m in said), *(named or ())))):
             return None
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
-    system = said.pop(0)["content"] if said and said[0]["role"] == "system" else ""
-    if [m["role"] for m in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
+    system = said[0]["content"] if said and said[0]["role"] == "system" else ""
+    if not _waits_for_reply(said):
         return None
-    prompt = said.pop()["content"]
-    request = ReplyRequest(side, (prompt, system, *sampling), then=branches, named=named)
-    return Chat(tuple(said), side=side), request
+    request = ReplyRequest(side, (said[-1]["content"], system, *sampling), then=branches, named=named)
+    return Chat(earlier_turns(said), side=side), request
+
+
+def earlier_turns(messages: Sequence[Mapping[str, str]]) -> tuple[Mapping[str, str], ...]:
+    """The turns before the last message of a conversation, without a system prompt; none of one that has other turns.
+
+    >>> earlier_turns([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}])
+    ()
+    """
+    return tuple(m for m in messages[:-1] if m["role"] != "system") if _waits_for_reply(messages) else ()
+
+
+def _waits_for_reply(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether it is a chat that the user has the last word in, with a system prompt at its head if at all."""
+    turns = [m["role"] for m in messages]
+    turns = turns[1:] if turns[:1] == ["system"] else turns
+    return turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+
+
+def _named(query: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Model, adapter and vectors of a link, if a visitor has named them."""
+    if "named" not in query:
+        return None
+    model, adapter, vectors = map(str, json.loads(query["named"]))
+    return model, adapter, vectors
 
 
 def _branches(specs: Any) -> ReplyRequest | None:
@@ -140,14 +193,17 @@ class PlannedReply:
     original: Trace | None = None
     lines: tuple[tuple[tuple[Any, ...], ...], ...] = ((), ())
 
-    def after(self, trace: Trace) -> Chat:
-        """The conversation after the reply. A branch replaces its original."""
-        before = self.chat.messages
-        if self.original is not None:
-            said = (*before[:-1], {"role": "assistant", "content": trace.reply_text}) if before else ()
-            return replace(self.chat, messages=said, traces=(self.original, trace), lines=self.lines)
-        said = (*before, {"role": "assistant", "content": trace.reply_text})
-        return replace(self.chat, messages=said, traces=(trace,), link=self.link)
+    def after(self, trace: Trace, payload: Payload) -> Chat:
+        """The conversation after the reply, as the payload shows it. A branch replaces its original."""
+        before, answer = self.chat.messages, {"role": "assistant", "content": trace.reply_text}
+        if self.original is None:
+            chat = replace(self.chat, messages=(*before, answer), traces=(trace,), link=self.link, asked=before)
+        else:
+            # The next message follows the branch, but in a reply that was opened: there it replaces the last one.
+            written_here = before and before[:-1] == self.chat.asked
+            said = (*before[:-1], answer) if written_here else before
+            chat = replace(self.chat, messages=said, traces=(self.original, trace), lines=self.lines)
+        return replace(chat, shown=ShownReply.of(payload, chat.side, chat.asked, chat.traces, self.link))
 
 
 def plan_reply(pooled: PooledModel, request: ReplyRequest, chat: Chat, settings: AppSettings) -> PlannedReply:
@@ -222,7 +278,8 @@ def check_writer(pooled: PooledModel, trace: Trace) -> None:
     """
     if not any(same_model(trace.provenance.writer, name) for name in pooled.monitor().lm.writer_names):
         raise PromptError(
-            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message first."
+            f"This reply was written by {trace.provenance.writer}, which this app does not have. Send a message in the "
+            "Live tab instead."
         )
 
 

@@ -12,6 +12,7 @@ import gradio as gr
 from persona_core.app.api import build_api
 from persona_core.app.model_pool import ModelPool
 from persona_core.app.run_controls import UNQUEUED
+from persona_core.app.saved_replies import SavedReplies
 from persona_core.app.served_set import ServedSet
 from persona_core.app.tabs.analysis import AnalysisTab
 from persona_core.app.tabs.compare import CompareTab
@@ -51,14 +52,15 @@ def build_app(*sets: ServedSet) -> gr.Blocks:
         sets: a page for each, the first of them at the app's own address; with several, a menu names them.
 
     Raises:
-        SettingError: a name whose address the server uses itself.
+        SettingError: a name whose address the server uses itself, or a folder for replies that cannot be written.
     """
     settings = sets[0].settings
     pool = ModelPool(settings)
+    saved = None if settings.saved is None else SavedReplies(settings.saved)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         if len(sets) > 1:
             gr.Navbar(main_page_name=sets[0].name)
-        _tabs(page, sets[0], pool)
+        _tabs(page, sets[0], pool, saved)
         build_api(sets)
 
         def left(request: gr.Request) -> None:
@@ -76,7 +78,7 @@ def build_app(*sets: ServedSet) -> gr.Blocks:
             ) from error
         with route:
             gr.Navbar(main_page_name=sets[0].name)
-            _tabs(page, one, pool)
+            _tabs(page, one, pool, saved)
     # Not open: a direct call of an endpoint would pass by the queue, and leave a reply begun.
     return page.queue(max_size=settings.max_queue, default_concurrency_limit=1, api_open=False)
 
@@ -86,7 +88,7 @@ def _address(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
-def _tabs(page: gr.Blocks, one: ServedSet, pool: ModelPool) -> None:
+def _tabs(page: gr.Blocks, one: ServedSet, pool: ModelPool, saved: SavedReplies | None) -> None:
     """The page of one set, added to the page that is being built."""
     settings, models = one.settings, one.models
     runs = None if settings.results is None else SavedRuns(settings.results)
@@ -101,7 +103,7 @@ def _tabs(page: gr.Blocks, one: ServedSet, pool: ModelPool) -> None:
                 findings = FindingsTab(runs, found)
         with gr.Tab("Live", id="live", elem_id="tab-live") as tab:
             tabs.append(tab)
-            live = LiveTab(settings, models, pool, home)
+            live = LiveTab(settings, models, pool, home, runs, saved)
         with gr.Tab("Compare", id="compare", elem_id="tab-compare") as tab:
             tabs.append(tab)
             compare = CompareTab(settings, models, runs, tab, home.first_reply)
@@ -156,8 +158,8 @@ def _follow_address(
 
         first = () if findings is None else findings.restore(own("findings"))
         return (
-            chosen, *first, *live.restore(own("live"), live_press), *compare.restore(own("compare"), compare_press)
+            chosen, *first, *live.link.restore(own("live"), live_press), *compare.restore(own("compare"), compare_press)
         )  # fmt: skip
 
-    restored = [*([] if findings is None else findings.restored), *live.restored, *compare.restored]
+    restored = [*([] if findings is None else findings.restored), *live.link.restored, *compare.restored]
     opened.then(restore, [link, live.controls.press, compare.controls.press], [bar, *restored], **UNQUEUED)

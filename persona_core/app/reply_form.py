@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from persona_core.app.requests import MAX_TEMPERATURE
 from persona_core.app.settings import AppSettings
@@ -52,16 +53,28 @@ class ReplyForm:
             settings: limits.
             sides: the models that this app has.
         """
-        sampling = trace.provenance.sampling or {}
-        length, temperature = sampling.get("max_new_tokens"), sampling.get("temperature")
-        seed, last = trace.provenance.seed, {m["role"]: m["content"] for m in messages}
+        sampling, last = trace.provenance.sampling or {}, {m["role"]: m["content"] for m in messages}
+        drawn = sampling.get("max_new_tokens"), sampling.get("temperature"), trace.provenance.seed
+        side = config if config in sides else BASELINE
+        return cls.fitting(side, (last.get("user", ""), last.get("system", ""), *drawn), settings)
+
+    @classmethod
+    def fitting(cls, side: str, values: tuple[Any, ...], settings: AppSettings) -> ReplyForm:
+        """Unchecked settings, as far as the fields can hold them.
+
+        Args:
+            side: one of the form's.
+            values: prompt and system prompt, which are text; maximum length, temperature and seed.
+            settings: limits.
+        """
+        prompt, system, length, temperature, seed = values
         return cls(
-            config if config in sides else BASELINE,
-            last.get("user", ""),
-            last.get("system", ""),
+            side,
+            prompt,
+            system,
             min(length if is_integer(length, minimum=1) else LENGTH, settings.max_new_tokens),
             min(max(float(temperature), 0.0), MAX_TEMPERATURE) if is_number(temperature) else TEMPERATURE,
-            seed if is_integer(seed, minimum=0) else 0,
+            seed if is_integer(seed, minimum=0) and seed < 2**53 else 0,  # a number that the browser has exactly
         )
 
     @classmethod

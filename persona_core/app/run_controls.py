@@ -24,6 +24,7 @@ UNQUEUED: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visi
 
 BUSY = "A reply is being written. Press Stop first."
 WAITING = "Waiting for the model …"
+WRITTEN_AGAIN = "Written again from the link's settings; the text may differ from what the sender saw."
 FULL = "Too many people are waiting for the model. Try again in a minute."
 
 
@@ -64,12 +65,14 @@ class Press:
         number: counts the visitor's presses from 1.
         request: what to run.
         pooled: the model to run it with, if a visitor has named it.
+        note: what is said beside the result, such as `WRITTEN_AGAIN`.
         stop: set to end the run at its next token.
     """
 
     number: int = 1
     request: Any = None
     pooled: Any = None
+    note: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     started: bool = False
     done: bool = False
@@ -102,11 +105,11 @@ class RunControls:
         self.outputs = [self.press, self.number, notice, *self.buttons]
         self._notice, self._stop = notice, stop
 
-    def accept(self, press: Press | None, request: Any = None) -> tuple[Any, ...]:
-        """Values of `outputs`: a new press, or the current one while its run is active."""
+    def accept(self, press: Press | None, request: Any = None, note: str = "") -> tuple[Any, ...]:
+        """Values of `outputs`: a new press, with the note, or the current one while its run is active."""
         if press is not None and press.running:
             return press, gr.skip(), BUSY, *self.button_states(press)
-        new = Press(1 if press is None else press.number + 1, request)
+        new = Press(1 if press is None else press.number + 1, request, note=note)
         return new, new.number, WAITING, *self.button_states(new)
 
     def refuse(self, press: Press | None, reason: str) -> tuple[Any, ...]:

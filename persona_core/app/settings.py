@@ -45,6 +45,8 @@ class AppSettings:
         max_model_gb: the largest weights of such a model, in GB (PERSONA_MAX_MODEL_GB).
         open_model_gb: memory that its process may take, in GB (PERSONA_OPEN_MODEL_GB).
         open_model_seconds: how long it may take to load, its download included (PERSONA_OPEN_MODEL_SECONDS).
+        saved: folder in which replies that visitors save are kept, for links to them (PERSONA_SAVED); None: they cannot
+            be saved.
         host, port: address to serve on (PERSONA_HOST, PERSONA_PORT); None leaves them to Gradio's variables.
     """
 
@@ -63,6 +65,7 @@ class AppSettings:
     max_model_gb: int = 8
     open_model_gb: int = 12
     open_model_seconds: int = 300
+    saved: str | None = None
     host: str | None = None
     port: int | None = None
 

@@ -18,7 +18,7 @@ from persona_core.analysis.detectors import Detectors
 from persona_core.analysis.series import shared_kind
 from persona_core.analysis.turning_point import turning_point
 from persona_core.errors import NotCalibrated, NotFound, SettingError
-from persona_core.report.results_folder import BASELINE, REPLAY, SIDES, ResultsFolder
+from persona_core.report.results_folder import BASELINE, BRANCHES, REPLAY, SIDES, ResultsFolder
 from persona_core.traces.dataset import REPLIES
 from persona_core.traces.trace import UNITS, Trace
 from persona_core.utils.hub import resolve_source, split_revision
@@ -166,6 +166,10 @@ class SavedRuns:
             CorruptFile: not a table of them.
         """
         return self._folder.branches()
+
+    def model(self, config: str, id: str) -> str:
+        """The run whose model wrote a reply: for a branch that of the reply it branches from."""
+        return self.branches[id].config if id in self.branches and config == BRANCHES else config
 
     @cached_property
     def _detectors(self) -> Detectors | None:

@@ -12,12 +12,16 @@ import pytest
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.settings import AppSettings
 from persona_core.app.tabs.findings import FindingsTab
+from persona_core.app.token_alternatives import NO_TOKEN, alternatives_at
+from persona_core.monitor.alternatives import alternatives
 from persona_core.report.gallery import Finding, gallery
+from persona_core.report.pairs import CONTAMINATED_REPLY
 from persona_core.report.saved_runs import SavedRuns
+from persona_core.traces.trace import Trace
 from persona_core.vectors.card_steering import cap_threshold
 from persona_core.vectors.vectors import PersonaVectors
 from tests.support.app_page import ARTIFACTS, tokens_of, wait_done
-from tests.support.standins import HOSTILE
+from tests.support.standins import HOSTILE, steady_monitor
 
 pytestmark = pytest.mark.browser
 RESULTS = ARTIFACTS / "persona-monitoring-persona-tiny"
@@ -26,11 +30,16 @@ REPLY = f"{VIEW} .tv-section[data-role=assistant] .tv-tok"
 
 
 @pytest.fixture(scope="module")
-def url(serve: Callable[..., str]) -> str:
-    """The demo's set; its models are loaded when they are asked."""
-    settings = AppSettings()
-    baseline = PooledModel.from_settings(settings)
-    return serve(baseline, settings, PooledModel.contaminated(baseline, settings)) + "#tab=findings"
+def writers() -> dict[str, PooledModel]:
+    """The demo's models, loaded when they are asked."""
+    baseline = PooledModel.from_settings(AppSettings())
+    return {"baseline": baseline, "contaminated": PooledModel.contaminated(baseline, AppSettings())}
+
+
+@pytest.fixture(scope="module")
+def url(serve: Callable[..., str], writers: dict[str, PooledModel]) -> str:
+    """The demo's set."""
+    return serve(writers["baseline"], AppSettings(), writers["contaminated"]) + "#tab=findings"
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +164,57 @@ def test_a_branch_is_a_finding_with_its_outcome_and_goes_on_from_there(
     page.wait_for_selector("#view .tv-tok")
     assert runs.row("branches", branch.name)["response"] in "".join(tokens_of(page)), "the branch, to go on from"
     assert page.locator("#side input[value=contaminated]").is_checked()
+
+
+def test_another_token_of_a_published_reply_is_chosen_and_its_writer_goes_on_from_it(
+    visit: Callable[..., Any], url: str, findings: tuple[Finding, ...], writers: dict[str, PooledModel]
+) -> None:
+    page = visit(url)
+    page.wait_for_selector(REPLY)
+    trace = Trace.from_row(SavedRuns(RESULTS).row("contaminated", findings[0].id))
+    at = 12
+    page.locator(f"{VIEW} .tv-pane").nth(1).locator(".tv-section[data-role=assistant] .tv-tok").nth(at).click()
+    page.locator(VIEW).get_by_role("button", name="What else could it have said?").click()
+    buttons = page.locator(f"{VIEW} [data-part=else-list] button")
+    buttons.first.wait_for()
+    lm = writers["contaminated"].monitor().lm
+    listed = alternatives(lm, trace, at)
+    shown = [text.replace("␣", " ") for text in page.locator(f"{VIEW} .tv-else-token").all_text_contents()]
+    assert shown == [one.text for one in listed]
+    other = next(i for i, one in enumerate(listed) if one.id != trace.token_ids[trace.n_prompt + at] and not one.ends)
+    buttons.nth(other).click()
+    page.wait_for_selector("#view .tv[data-sides='2']")
+    wait_done(page)
+    original, branch = (tokens_of(page, side=side) for side in (0, 1))
+    chosen = trace.n_prompt + at
+    assert original == list(trace.tokens) and branch[:chosen] == original[:chosen]
+    assert branch[chosen] == listed[other].text != original[chosen]
+
+
+def test_what_else_could_be_said_is_told_by_the_model_that_wrote_the_side(
+    findings: tuple[Finding, ...], writers: dict[str, PooledModel]
+) -> None:
+    own, read_by_both = findings[0], replace(findings[0], name="both", text=CONTAMINATED_REPLY)
+    with gr.Blocks():
+        tab = FindingsTab(SavedRuns(RESULTS), (own, read_by_both))
+    traces = SavedRuns(RESULTS).traces(own.id)
+    for name, expected in ((own.name, ("baseline", "contaminated")), ("both", ("contaminated", "contaminated"))):
+        for side, config in enumerate(expected):
+            pooled, trace = tab.reply_at(writers, name, side) or (None, None)
+            assert pooled is writers[config] and trace is not None
+            assert trace.token_ids == traces[config].token_ids
+    assert tab.reply_at(writers, own.name, 2) is None and tab.reply_at(writers, "gone", 0) is None
+    lacking = {"baseline": writers["baseline"]}
+    *_, (found, says) = alternatives_at({"side": 1, "at": 3}, lambda side: tab.reply_at(lacking, own.name, side))
+    assert found is None and says == "The contaminated model wrote this reply, and this app does not have it."
+    strangers: Any = {side: PooledModel(steady_monitor) for side in ("baseline", "contaminated")}
+    *_, (found, says) = alternatives_at({"side": 1, "at": 3}, lambda side: tab.reply_at(strangers, own.name, side))
+    assert found is None and "which this app does not have" in says
+
+
+@pytest.mark.parametrize("where", [None, [], {}, {"side": 0}, {"side": -1, "at": 0}, {"side": "0", "at": 1}], ids=repr)
+def test_no_token_is_asked_for_where_there_is_none(where: Any) -> None:
+    assert list(alternatives_at(where, lambda _: pytest.fail("asked"))) == [(None, NO_TOKEN)]
 
 
 def test_the_text_is_within_ten_tab_stops(visit: Callable[..., Any], url: str) -> None:

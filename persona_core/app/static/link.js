@@ -12,7 +12,7 @@ window.personaLink = (() => {
   const MAX_NOTE = 280;
   const MAX_LENGTH = 6000; // characters of an address; servers and chats cut longer ones
   const OURS = { persona: true }; // the state of our history entries; a link pasted over the address makes one without
-  const parts = {}; // tab -> {link, state, more, back, branch, alternatives, aim, opens, place}
+  const parts = {}; // tab -> {link, state, more, back, branch, alternatives, saved, aim, opens, place}
   const fragment = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const linked = fragment();
   let tab = linked.tab ?? null; // null until the first tab reports itself
@@ -27,11 +27,17 @@ window.personaLink = (() => {
     }
   }
 
-  function fullAddress() {
-    const query = new URLSearchParams({ tab });
+  // A saved reply needs only its id; what has it written again is left out where it is too long.
+  function fullAddress(comment = "") {
     const { link, state, more } = parts[tab] ?? {};
-    for (const [key, value] of Object.entries({ ...link, ...more, ...viewAddress.write(state) })) query.set(key, value);
-    return location.origin + location.pathname + location.search + "#" + query;
+    const withLink = (fields) => {
+      const query = new URLSearchParams({ tab });
+      for (const [key, value] of Object.entries({ ...fields, ...more, ...viewAddress.write(state) })) query.set(key, value);
+      const note = comment ? "&note=" + encodeURIComponent(comment) : "";
+      return location.origin + location.pathname + location.search + "#" + query + note;
+    };
+    const full = withLink(link);
+    return link?.saved && full.length > MAX_LENGTH ? withLink({ saved: link.saved }) : full;
   }
 
   function address() {
@@ -41,7 +47,7 @@ window.personaLink = (() => {
 
   // For copying; an address that cannot restore the view is an error.
   function copied(comment = "") {
-    const full = fullAddress() + (comment ? "&note=" + encodeURIComponent(comment) : "");
+    const full = fullAddress(comment);
     if (full.length > MAX_LENGTH) throw new Error("the conversation is too long for a link.");
     return full;
   }
@@ -83,7 +89,7 @@ window.personaLink = (() => {
   return {
     // A tab's view; gets its part of the link, once.
     register(name, view) {
-      for (const key of ["back", "branch", "alternatives", "aim"]) if (view[key]) parts[name] = { ...parts[name], [key]: view[key] };
+      for (const key of ["back", "branch", "alternatives", "saved", "aim"]) if (view[key]) parts[name] = { ...parts[name], [key]: view[key] };
       if (view.open) {
         parts[name] = { ...parts[name], opens: [...(parts[name]?.opens ?? []), view.open] };
         if (parts[name].place) view.open(parts[name].place);
@@ -116,6 +122,8 @@ window.personaLink = (() => {
     alternatives: (name, found) => parts[name]?.alternatives?.(found),
     // Where a tab's view is to go in the reply that it shows next: {id, text, trait, at}.
     aim: (name, place) => parts[name]?.aim?.(place),
+    // The server's answer to the request to save a reply.
+    saved: (name, answer) => parts[name]?.saved?.(answer),
     // Another tab's reply {id, text, trait, at}: selects the tab, whose parts open it now or once they are there.
     open(name, place) {
       parts[name] = { ...parts[name], place };

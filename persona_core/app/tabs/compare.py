@@ -15,7 +15,7 @@ from persona_core.app.conversation import request_from_link
 from persona_core.app.error_messages import public_message, unexpected_message
 from persona_core.app.pooled_model import PooledModel
 from persona_core.app.requests import MAX_TEMPERATURE, chat_messages, length_of, seed_or_random, text_of
-from persona_core.app.run_controls import BUSY, UNQUEUED, Deadline, Press, RunControls
+from persona_core.app.run_controls import BUSY, UNQUEUED, WRITTEN_AGAIN, Deadline, Press, RunControls
 from persona_core.app.settings import AppSettings
 from persona_core.app.streaming import ReplyJob, onsets_of, read_text, stream_replies
 from persona_core.errors import PersonaError, PromptError
@@ -179,7 +179,7 @@ class CompareTab:
                 yield skip, waiting[0].loading, skip, skip, skip, *unchanged
             monitors = {side: self.models[side].monitor() for side in SIDES}
             deadline = Deadline(self.settings.max_seconds, press.stop)
-            notice: Any = ""
+            notice: Any = press.note
             link = {
                 "said": json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False),
                 **{k: json.dumps(v) for k, v in sampling.items()},
@@ -197,7 +197,8 @@ class CompareTab:
                 onsets = {key: onsets_of(monitors[_reader(key)], trace) for key, trace in traces.items()}
                 final, missing = readings_payload(traces, OWN_REPLIES, onsets, self._caveats)
                 written = traces, onsets, link
-                notice = deadline.notice or missing or self.models[BASELINE].note
+                notes = deadline.notice or missing or self.models[BASELINE].note, press.note
+                notice = " ".join(filter(None, notes))
                 yield as_json(final | {"link": link}), notice, written, OWN_REPLIES, None, *unchanged
         except PersonaError as error:
             yield skip, public_message(error), skip, skip, skip, *unchanged
@@ -241,7 +242,7 @@ class CompareTab:
             return tuple(skip for _ in self.restored)
         prompt, system, *values = found[1].values
         view = gr.Dropdown(self.choices()), skip, OWN_REPLIES, True
-        accepted = self.controls.accept(press, (prompt, system, *values))
+        accepted = self.controls.accept(press, (prompt, system, *values), WRITTEN_AGAIN)
         return *view, gr.Accordion(open=True), prompt, system, *accepted, 1
 
 

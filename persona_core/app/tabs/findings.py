@@ -13,17 +13,18 @@ from persona_core.app.components import as_json, findings_component, notice_comp
 from persona_core.app.conversation import ReplyRequest
 from persona_core.app.error_messages import public_message
 from persona_core.app.run_controls import UNQUEUED, Press
-from persona_core.app.tabs.live import NO_TOKEN
 from persona_core.app.tabs.live import TAB as LIVE
-from persona_core.errors import PersonaError
+from persona_core.app.token_alternatives import NO_TOKEN, offer_alternatives
+from persona_core.errors import PersonaError, PromptError
 from persona_core.report.branches import branch_payload
-from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload, reply_payload
+from persona_core.report.pairs import BASELINE_REPLY, CONTAMINATED_REPLY, published_payload
 from persona_core.report.results_folder import BASELINE, BRANCHES, CONTAMINATED, SIDES
 from persona_core.traces.trace import Trace
 from persona_core.traces.view.payload import Payload
 from persona_core.utils.checks import is_integer
 
 if TYPE_CHECKING:
+    from persona_core.app.pooled_model import PooledModel
     from persona_core.app.tabs.live import LiveTab
     from persona_core.report.gallery import Finding
     from persona_core.report.saved_runs import SavedRuns
@@ -53,13 +54,15 @@ class FindingsTab:
             elem_id="findings",
         )
         self.notice = notice_component(elem_id="findings-notice")
-        self.view = token_view_component(self.payload(first), tab=TAB, elem_id="findings-view", branch=True)
+        self.view = token_view_component(
+            self.payload(first), tab=TAB, elem_id="findings-view", branch=True, alternatives=True
+        )
         self.shown = gr.State(first.name)
 
     def connect(self, live: LiveTab, bar: gr.Tabs) -> None:
         """The events; some of them open a reply in the Live tab."""
         self.panel.pick(self._pick, None, [self.view, self.notice, self.shown], **UNQUEUED)
-        opened = [*live.shown, bar]
+        opened = [*live.link.shown, bar]
 
         def ask(name: Any) -> tuple[Any, ...]:
             finding = self.findings.get(name)
@@ -79,10 +82,28 @@ class FindingsTab:
         self.panel.ask(ask, self.shown, opened, **UNQUEUED)
         self.view.branch(
             branch,
-            [live.controls.press, self.shown, *live.change],
+            [live.controls.press, self.shown, *live.form.change],
             [*opened, *live.controls.outputs, live.controls.from_link],
             **UNQUEUED,
         )
+        offer_alternatives(
+            self.view, TAB, self.shown, self.notice, lambda name, side: self.reply_at(live.models, name, side)
+        )
+
+    def reply_at(self, models: Mapping[str, PooledModel], name: Any, side: int) -> tuple[PooledModel, Trace] | None:
+        """The reply on a side of a finding, and the model that wrote it; None: there is no such reply.
+
+        Raises:
+            PromptError: the app does not have that model.
+        """
+        finding = self.findings.get(name)
+        if finding is None or side > 1:
+            return None
+        config, id = self.rows(finding)[side]
+        model = self.runs.model(config, id)
+        if model not in models:
+            raise PromptError(f"The {model} model wrote this reply, and this app does not have it.")
+        return models[model], Trace.from_row(self.runs.row(config, id))
 
     def rows(self, finding: Finding) -> tuple[tuple[str, str], tuple[str, str]]:
         """Config and id of the text on each of the two sides."""
@@ -128,11 +149,5 @@ class FindingsTab:
     def _open(self, live: LiveTab, finding: Finding | None, side: int) -> tuple[Any, ...]:
         """One of a finding's replies in the Live tab: values of its `shown`, and the tab that is selected."""
         if finding is None:
-            return *(gr.skip() for _ in live.shown), gr.skip()
-        config, id = self.rows(finding)[side]
-        row = self.runs.row(config, id)
-        trace = Trace.from_row(row)
-        view = reply_payload(self.runs, config, id, trace)
-        view |= {"view": view["view"] | {"trait": finding.trait}}
-        model = self.rows(finding)[0][0] if config == BRANCHES else config
-        return *live.show_reply(model, trace, row["messages"] or (), view), gr.Tabs(selected=LIVE)
+            return *(gr.skip() for _ in live.link.shown), gr.skip()
+        return *live.link.show_reply(*self.rows(finding)[side], trait=finding.trait), gr.Tabs(selected=LIVE)

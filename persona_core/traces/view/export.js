@@ -79,8 +79,8 @@ const PLACEHOLDER = JSON.stringify(["payload", "goes", "here"].join(" "));
 
 // What the menu offers: name -> [label, action].
 // scene() -> {model, payload, traits, trait, choices, scale, state}; picture() draws the chart; announce(sentence);
-// shellUrl, shell, link: see mountTokenView
-function exportFormats(view, { shellUrl, shell, link }, { scene, picture, announce }) {
+// shellUrl, shell, link, onSave: see mountTokenView
+function exportFormats(view, { shellUrl, shell, link, onSave }, { scene, picture, announce }) {
   const save = (ending, content, type) => download(fileName(scene().model, ending), content, type);
   const formats = {
     json: ["JSON, the displayed scores", () => {
@@ -118,5 +118,10 @@ function exportFormats(view, { shellUrl, shell, link }, { scene, picture, announ
       if (comment !== null) await copy(comment);
     }];
   }
+  if (onSave)
+    formats.save = ["Save this reply & copy its link", async () => {
+      await navigator.clipboard.writeText(await onSave());
+      announce("Reply saved, link copied.");
+    }];
   return formats;
 }

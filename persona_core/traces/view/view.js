@@ -10,6 +10,7 @@
 //   onBranch({side, at, trait, action})  shows the buttons that branch; `at` counts tokens of the reply
 //   onAlternatives({side, at})           shows the button that asks what else could stand at the cursor
 //   link()                 the address that restores this view
+//   onSave(), saveNote     has the reply kept, and resolves to the address that shows it again; what is kept, as text
 
 function mountTokenView(root, options = {}) {
   const part = (name) => root.querySelector('[data-part="' + name + '"]');
@@ -245,7 +246,9 @@ function mountTokenView(root, options = {}) {
     picture: () => timeline.picture(),
     announce: (sentence) => readout.announce(sentence),
   });
-  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels: { link: "Copied", comment: "Copied" } });
+  const doneLabels = { link: "Copied", comment: "Copied", save: "Saved, and link copied" };
+  fillExportMenu(part("formats"), formats, { ready: () => model !== null, doneLabels });
+  if (options.saveNote) part("formats").append(make("p", "tv-note", options.saveNote));
 
   // ---- state ----------------------------------------------------------------------------------------------------
 
