@@ -9,9 +9,9 @@ function makeReadout(part) {
     const state = choices.alignment === "before" ? "in the state that chose it" : "after reading it";
     part("position").textContent = where + (facts ? "\n" + facts : "");
     part("position").title = "Counted from 0, as in onsets and in the API; the reply has " + (model.length - model.start) + " tokens";
-    part("note").textContent =
-      trait + ": " + UNITS[choices.kind] + ", " + state +
-      (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
+    // One line, so that the slider stays above the fold; the unit is in the legend too.
+    part("note").textContent = trait + ", " + state + (choices.smooth > 1 ? ", mean of the last " + choices.smooth + " tokens" : "");
+    part("note").title = UNITS[choices.kind];
     part("pin").textContent = span ? "Clear" : pinned ? (model.done ? "Unpin" : "Follow") : "Pin";
     part("pin").setAttribute("aria-pressed", String(pinned));
     const scores = model.sides
