@@ -158,6 +158,20 @@ def test_a_run_opens_from_the_list_in_each_text_and_its_link_restores_it(visit: 
     shown(page, "pilot-05", title)
 
 
+def test_a_lane_opens_its_reply_at_the_token_in_the_trait_that_the_link_chose(visit: Callable[..., Any]) -> None:
+    page = visit("#id=pilot-05&trait=evil")
+    shown(page, "pilot-05")
+    all_runs(page)
+    lane = page.locator(".ex-cell").first.locator(".ex-heat").first
+    page.wait_for_function("() => document.querySelector('.ex-heat').width > 10")
+    lane.click(position={"x": 30, "y": 6})
+    page.wait_for_function("() => !location.hash.includes('pilot-05') && /trait=evil&at=/.test(location.hash)")
+    at = fragment(page).partition("&at=")[2].partition("&")[0]
+    page.wait_for_function("at => document.querySelector('.tv-thumb').ariaValueNow === at", arg=at)
+    assert page.locator(".tv-chip[aria-pressed=true]").inner_text().split("\n")[0] == "evil"
+    assert page.locator(".tv-position").inner_text().startswith(f"Token {at}\n")
+
+
 def test_the_reports_are_pages_with_addresses(visit: Callable[..., Any]) -> None:
     page = visit("#page=vectors&trait=refusal", width=390, height=844)
     page.wait_for_selector("[data-part=vectors] [aria-pressed=true]")

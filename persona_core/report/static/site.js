@@ -129,11 +129,12 @@
       if (query.id !== undefined && known < 0) say("There is no run “" + query.id.slice(0, 80) + "”. Shown instead: " + run.id + ".");
       shown.id = run.id;
       if (same && query.id === undefined) return remember(); // back from another page
-      const state = viewAddress.read(query);
+      const { at, span, ...state } = viewAddress.read(query);
       opened = state.trait === undefined && run.id === site.opening.id ? site.opening.trait ?? undefined : undefined;
       if (opened) state.trait = opened;
       view.restore({ trait: undefined, ...state });
       showRun(query.text);
+      if (at !== undefined || span) view.restore({ at, span }); // of this run, not of the one that was shown
     } catch (error) {
       if (mine === newest) say(error.message);
     }
