@@ -69,9 +69,23 @@ const open = (next) => {{
 }};
 // For a part of the same tab that opens a reply itself.
 const aim = (next) => open({{ ...next, stay: true }});
-personaLink.register({tab}, {{ ...view, element, open, aim, saved: (answer) => saving?.(answer) }});
+// The cursor of the page's link: the page may come with another reply than the one that it is about.
+let linked = null;
+const reach = () => {{
+  const other = ([key, value]) => key in linked.query && linked.query[key] !== String(value);
+  if (!linked || !payload || Object.entries(payload.link ?? {{}}).some(other)) return;
+  view.restore(linked.cursor);
+  linked = null;
+}};
+const restore = ({{ at, span, ...choices }}, query) => {{
+  view.restore(choices);
+  linked = {{ cursor: {{ at, span }}, query }};
+  reach();
+}};
+personaLink.register({tab}, {{ ...view, element, open, aim, restore, saved: (answer) => saving?.(answer) }});
 const show = () => {{
   view.update((payload = props.value ? JSON.parse(props.value) : null));
+  reach();
   arrive();
 }};
 show();

@@ -110,9 +110,11 @@ def test_each_finding_is_a_link_and_back_returns_to_the_one_before(
     page.go_back()
     page.wait_for_function(heading + repr(title[first.id]))
     assert says(page) == first.says
-    other = visit(f"{url.split('#')[0]}#tab=findings&finding={second.name}")
+    other = visit(f"{url.split('#')[0]}#tab=findings&finding={second.name}&at=12")
     other.wait_for_function(heading + repr(title[second.id]))
     assert says(other) == second.says
+    other.wait_for_function(f"() => document.querySelector('{VIEW} .tv-thumb').ariaValueNow === '12'")
+    other.wait_for_function("() => location.hash.endsWith('&at=12')")
 
 
 def test_ask_it_yourself_opens_the_reply_with_what_made_it_in_the_form(
