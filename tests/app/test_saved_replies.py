@@ -163,6 +163,17 @@ def test_replies_are_not_kept_unless_the_owner_names_a_folder() -> None:
     assert opened(tab, {"saved": "a" * 10})[tab.form.notice] == GONE
 
 
+@pytest.fixture(scope="module")
+def bait(tmp_path_factory: pytest.TempPathFactory) -> LiveTab:
+    """The tab of an app with whole files under names that no saved reply has, in its folder and beside it."""
+    folder = tmp_path_factory.mktemp("app") / "saved"
+    kept = folder / f"{SavedReplies(folder).save(shown_reply())}.parquet"
+    for name in ("secret", "SECRETSECR", "secretsec1"):
+        for where in (folder, folder.parent):
+            (where / f"{name}.parquet").write_bytes(kept.read_bytes())
+    return live_tab(folder, SavedRuns(RESULTS))
+
+
 HOSTILE_IDS = [
     *("../secret", "..", "", "/etc/passwd", "secret", "SECRETSECR", "secretsecr\n", "secretsec1", "ſecretsecr"),
     *("secretsecr/../secretsecr", "secretsecr.parquet", "\0" * 10, None, 3, ["secretsecr"], {"id": "secretsecr"}),
@@ -170,16 +181,10 @@ HOSTILE_IDS = [
 
 
 @pytest.mark.parametrize("id", HOSTILE_IDS, ids=repr)
-def test_no_other_name_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, id: Any) -> None:
-    folder = tmp_path / "saved"
-    tab = live_tab(folder)
-    kept = folder / f"{SavedReplies(folder).save(shown_reply())}.parquet"
-    for name in ("secret", "SECRETSECR", "secretsec1"):
-        (folder / f"{name}.parquet").write_bytes(kept.read_bytes())
-        (tmp_path / f"{name}.parquet").write_bytes(kept.read_bytes())
+def test_no_other_name_reaches_the_disk(bait: LiveTab, monkeypatch: pytest.MonkeyPatch, id: Any) -> None:
     monkeypatch.setattr(saved_replies, "read_results", lambda _: pytest.fail("read"))
-    found = opened(tab, {"saved": id})
-    assert found[tab.form.notice] == GONE and tab.view not in found
+    found = opened(bait, {"saved": id})
+    assert found[bait.form.notice] == GONE and bait.view not in found
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "rows", "said"])
@@ -253,6 +258,7 @@ def test_where_a_saved_reply_is_gone_the_settings_of_its_link_are_filled_in(tmp_
     assert found[tab.form.notice] == GONE
     assert [text_in(found[one]) for one in tab.form.values] == ["contaminated", "Then?", "Be warm.", 12, 0.4, 7]
     assert [m["content"] for m in found[tab.chat].messages] == ["First?", "Yes."]
+    assert found[tab.view] is None, "no other reply beside this form"
     assert tab.controls.from_link not in found, "nothing is written before Send is pressed"
 
 
@@ -273,12 +279,11 @@ def test_a_reply_that_is_written_again_says_that_it_may_differ(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", ["NaN", "-1", '"x"', "null", "1e999", "1" + "0" * 400, "[]"])
-def test_no_setting_of_a_link_breaks_the_form(tmp_path: Path, value: str) -> None:
+def test_no_setting_of_a_link_breaks_the_form(bait: LiveTab, value: str) -> None:
     query = {"said": '[["user", "Hi"]]', "side": "baseline", "max_new_tokens": value, "temperature": value}
-    tab = live_tab(tmp_path)
-    found = opened(tab, query | {"seed": value})
-    _, _, _, length, temperature, seed = (text_in(found.get(one)) for one in tab.form.values)
-    assert 1 <= length <= tab.settings.max_new_tokens and 0 <= temperature <= 1.5 and 0 <= seed < 2**53
+    found = opened(bait, query | {"seed": value})
+    _, _, _, length, temperature, seed = (text_in(found.get(one)) for one in bait.form.values)
+    assert 1 <= length <= bait.settings.max_new_tokens and 0 <= temperature <= 1.5 and 0 <= seed < 2**53
 
 
 # ---- published ----
@@ -300,11 +305,10 @@ def test_a_published_reply_opens_by_its_id_and_so_does_a_branch_of_it() -> None:
 
 
 @pytest.mark.parametrize("query", [{"config": "baseline", "id": "gone"}, {"config": "../x", "id": "a"}, {"id": "a"}])
-def test_a_published_reply_that_is_not_there_is_a_sentence(query: dict[str, str]) -> None:
-    tab = live_tab(None, SavedRuns(RESULTS))
+def test_a_published_reply_that_is_not_there_is_a_sentence(bait: LiveTab, query: dict[str, str]) -> None:
     for one in (query, query | {"branch": '[["evil", "cap", 1.0, 5]]'}):
-        found = opened(tab, one)
-        assert "no" in found[tab.form.notice] and tab.view not in found and tab.controls.from_link not in found
+        found = opened(bait, one)
+        assert "no" in found[bait.form.notice] and bait.view not in found and bait.controls.from_link not in found
 
 
 def test_a_branch_of_the_first_reply_is_a_branch_of_that_reply_in_its_link() -> None:

@@ -101,7 +101,7 @@ class LiveLink:
         except PersonaError as error:
             return self._values(None, found, self.controls.refuse(press, gone or public_message(error)))
         if gone and found is not None and not found[1].at:
-            opened = self._filled(*found)
+            opened = self._filled(*found, view=None)  # empty: what the page opens on is another reply
         if gone or found is None:
             controls = self.controls.refuse(press, gone) if gone or opened else None
             return self._values(opened, found, controls)
@@ -109,7 +109,7 @@ class LiveLink:
         accepted = self.controls.accept(press, request, WRITTEN_AGAIN)
         if request.at:
             return self._values(opened, found, accepted, 1)
-        side, _, *fields = self._filled(before, request)  # the message is above the view, where it was sent
+        side, _, *fields = self._filled(before, request, gr.skip())  # the message is above the view, where it was sent
         return self._values((side, gr.Textbox("", label=before.label), *fields), found, accepted, 1, request.values[0])
 
     def _saved(self, id: Any, press: Press | None) -> tuple[Any, ...]:
@@ -138,10 +138,10 @@ class LiveLink:
         chat = Chat.of_published(config, row["id"], trace, row["messages"] or (), self.runs.model(config, row["id"]))
         return self._opened(chat, payload | {"view": payload["view"] | view})
 
-    def _filled(self, before: Chat, request: ReplyRequest) -> tuple[Any, ...]:
-        """The form as a request has it, and the conversation before it, in place of a reply."""
+    def _filled(self, before: Chat, request: ReplyRequest, view: Any) -> tuple[Any, ...]:
+        """Values of `_opened` without a reply: the form as a request has it, and the conversation before it."""
         side, prompt, *fields = ReplyForm.fitting(request.side, request.values, self.form.settings).fields
-        return side, gr.Textbox(prompt, label=before.label), *fields, gr.skip(), before
+        return side, gr.Textbox(prompt, label=before.label), *fields, view, before
 
     def _values(
         self,
