@@ -74,6 +74,8 @@ let linked = null;
 const reach = () => {{
   const other = ([key, value]) => key in linked.query && linked.query[key] !== String(value);
   if (!linked || !payload || Object.entries(payload.link ?? {{}}).some(other)) return;
+  // What the page opens on has no link of its own; it is not the reply that a link names.
+  if (['saved', 'said', 'id', 'finding'].some((key) => key in linked.query && !(key in (payload.link ?? {{}})))) return;
   view.restore(linked.cursor);
   linked = null;
 }};

@@ -356,6 +356,7 @@ def test_a_visitor_saves_a_reply_and_its_link_shows_it_with_a_comment(
     written_before = slow.written
     (path,) = kept.iterdir()
     other = visit(f"{url}#tab=live&saved={path.stem}&at=12&span=10-14&note=Look+here")
+    other.bring_to_front()  # the clipboard was read from the first page: one behind it is not drawn
     other.wait_for_function("() => document.querySelectorAll('#view .tv-tok').length > 20")
     other.wait_for_function("() => document.querySelector('#prompt textarea').value === 'Hello'")
     assert tokens_of(other) == tokens_of(page) and slow.written == written_before
@@ -363,4 +364,5 @@ def test_a_visitor_saves_a_reply_and_its_link_shows_it_with_a_comment(
     other.wait_for_function("() => location.hash.includes('span=10-14')")
     path.unlink()
     gone = visit(f"{url}#tab=live&saved={path.stem}")
+    gone.bring_to_front()
     gone.wait_for_function("() => document.querySelector('#notice .notice').innerText.includes('no longer kept here')")
