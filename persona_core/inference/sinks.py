@@ -25,6 +25,7 @@ from persona_core.models.language_model import LanguageModel
 MIN_FACTOR = 3.0
 SPREADS = 6.0
 MAD_TO_SD = 1.4826  # of a normal distribution
+MEASURED_TOKENS = 2048  # of one text: a document as long as the context says no more of a norm that is usual
 
 
 def norm_limits(norms: np.ndarray) -> np.ndarray:
@@ -61,8 +62,10 @@ def norm_limits_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> np.ndarr
 
     Args:
         lm: the reader.
-        rows: token ids of each text.
+        rows: token ids of each text; of longer ones the first `MEASURED_TOKENS` are read, within the context.
     """
+    most = min(MEASURED_TOKENS, lm.context_length or MEASURED_TOKENS)
+    rows = [row[:most] for row in rows]
     decoder = unwrap(lm.model).get_decoder()
     found: list[np.ndarray] = []
     nothing = {b: torch.zeros(lm.blocks.d_model, 1) for b in range(len(lm.blocks))}

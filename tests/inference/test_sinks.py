@@ -123,3 +123,10 @@ def test_a_sample_is_spread_evenly_over_a_reply_of_any_length(n: int, n_sampled:
     if n_sampled > 1:
         gaps = np.diff([*kept, n])
         assert gaps.max() <= 4 * n / n_sampled + 1
+
+
+def test_of_a_text_beyond_the_context_only_what_fits_is_read() -> None:
+    lm = tiny_lm("llama", "chatml")
+    assert lm.context_length is not None
+    row = [1 + t % 90 for t in range(5 * lm.context_length)]
+    np.testing.assert_array_equal(norm_limits_of(lm, [row]), norm_limits_of(lm, [row[: lm.context_length]]))
