@@ -10,20 +10,24 @@ for, an end-of-turn token does not stop it, and it is ended here as soon as the 
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from persona_core.engines.vllm_replies import Event, Replies, Text, Texts
 from persona_core.engines.vllm_sampling import ARGUMENT, SeededSampler
 from persona_core.engines.vllm_worker import ReadingWorker, request_id
-from persona_core.errors import SettingError, UnsupportedModel
+from persona_core.errors import NumericalError, SettingError, UnsupportedModel
 from persona_core.inference.decode import new_token_limit
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ READ_AT_ONCE = 256
 """Texts that are given to vLLM at once; it decides how many tokens it reads in one forward."""
 PROBE = (2, 3, 4, 5, 6, 7)
 """Token ids of the text that shows how a model's blocks give the residual stream."""
+CPU_CACHE = 4 * 2**30
+"""Bytes for keys and values on a CPU, where vLLM by itself takes 92 % of the memory."""
 FIXED = {
     "worker_extension_cls": f"{ReadingWorker.__module__}.{ReadingWorker.__qualname__}",
     "logits_processors": [f"{SeededSampler.__module__}:{SeededSampler.__qualname__}"],
@@ -68,6 +74,7 @@ class VllmEngine:
     Raises:
         SettingError: an option that readings depend on.
         UnsupportedModel: its residual stream cannot be found.
+        NumericalError: its weights give NaN or infinity.
     """
 
     name = "vllm"
@@ -80,13 +87,15 @@ class VllmEngine:
         fixed = sorted(set(options) & set(FIXED))
         if fixed:
             raise SettingError(f"engine_options: {fixed[0]!r} is set by the engine, {FIXED[fixed[0]]!r}; leave it out.")
-        self.version = vllm.__version__
+        self.version, self._tensor_parallel = vllm.__version__, tensor_parallel
         self._lock = threading.Lock()
         self._inboxes: dict[str, deque[Event]] = {}
         self._owners: dict[str, str] = {}
         self._alone = False  # whether the open run admits no other
         self._numbers = itertools.count()
+        on_cpu = not torch.cuda.is_available() and "VLLM_CPU_KVCACHE_SPACE" not in os.environ
         arguments = {
+            **({"kv_cache_memory_bytes": CPU_CACHE} if on_cpu else {}),
             "model": folder,
             "dtype": dtype,
             "max_model_len": context,
@@ -94,7 +103,7 @@ class VllmEngine:
             "distributed_executor_backend": "uni" if tensor_parallel == 1 else "mp",
             "disable_log_stats": True,
         }
-        with _environment():
+        with _environment(), _kept_random_state():
             self._engine = _start({**arguments, **options, **FIXED})
             self.n_blocks, self.d_model = self._call("persona_start")
             self._find_form()
@@ -109,7 +118,13 @@ class VllmEngine:
         self._engine.add_request("probe", {"prompt_token_ids": list(PROBE)}, self._params(1))
         while self._engine.has_unfinished_requests():
             self._engine.step()
-        if self._call("persona_form") is None:
+        form = self._call("persona_form")
+        if form == "nan":
+            raise NumericalError(
+                "The model gives NaN or infinity for a text of six tokens. Download the weights again; a float16 model "
+                "that overflows needs dtype='bfloat16' or 'float32'."
+            )
+        if form is None:
             raise UnsupportedModel(
                 "vLLM's blocks of this model give their residual stream in an unknown form: the final norm of none of "
                 "the known ones is what the model's own final norm gave. Load it with engine='transformers'."
@@ -249,8 +264,12 @@ class VllmEngine:
         return [found[row] for row in range(len(rows))]
 
     def close(self) -> None:
-        """Stop vLLM and free the device's memory."""
-        self._engine.engine_core.shutdown()
+        """Free the device's memory. The engine is of no use afterwards."""
+        if self._tensor_parallel > 1:
+            self._engine.engine_core.shutdown()  # the workers' processes
+        # One process has one set of vLLM's groups, which its shutdown would take from other models as well.
+        del self._engine
+        gc.collect()
 
 
 @contextmanager
@@ -266,6 +285,18 @@ def _environment() -> Generator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _kept_random_state() -> Generator[None]:
+    """vLLM seeds every generator of the process that it starts in."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _start(arguments: Mapping[str, Any]) -> Any:

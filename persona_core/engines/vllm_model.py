@@ -20,6 +20,10 @@ from persona_core.models.checkpoint import check_configs, explained, weight_file
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.origin import ends_of, origin_of
 
+NO_MODULES = (
+    "This needs the model's own modules, which engine='vllm' does not give: load it with engine='transformers'."
+)
+
 
 class Elsewhere:
     """In place of a model's modules, which are in vLLM's workers: whatever needs them is refused by name."""
@@ -27,9 +31,10 @@ class Elsewhere:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise SettingError(
-            "This needs the model's own modules, which engine='vllm' does not give: load it with engine='transformers'."
-        )
+        raise SettingError(NO_MODULES)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise SettingError(NO_MODULES)
 
 
 @dataclass(frozen=True)

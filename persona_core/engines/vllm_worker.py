@@ -127,12 +127,15 @@ class ReadingWorker:
         if self._persona_norm is not None:
             self._persona_norm.register_forward_hook(self._persona_keep_norm, prepend=True)
 
+    @torch.inference_mode()
     def persona_form(self) -> str | None:
-        """Which form the stream has, now that a probe has run: "one", "sum", or None where neither fits."""
+        """Which form the stream has, now that a probe has run: "one", "sum", None where neither fits, "nan" for NaN."""
         probed, self._persona_probed = self._persona_probed, None
         if not probed or "normed" not in probed or self._persona_norm is None:
             return None
         normed = probed["normed"].float()
+        if not normed.isfinite().all():
+            return "nan"
         limit = PROBED.get(probed["normed"].dtype, 0.0) * float(normed.norm())
         for form, stream in probed["forms"].items():
             found = self._persona_norm(stream)
