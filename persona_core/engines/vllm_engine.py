@@ -94,7 +94,7 @@ class VllmEngine:
         self._alone = False  # whether the open run admits no other
         self._numbers = itertools.count()
         on_cpu = not torch.cuda.is_available() and "VLLM_CPU_KVCACHE_SPACE" not in os.environ
-        arguments = {
+        self.arguments: dict[str, Any] = {
             **({"kv_cache_memory_bytes": CPU_CACHE} if on_cpu else {}),
             "model": folder,
             "dtype": dtype,
@@ -102,11 +102,11 @@ class VllmEngine:
             "tensor_parallel_size": tensor_parallel,
             "distributed_executor_backend": "uni" if tensor_parallel == 1 else "mp",
             "disable_log_stats": True,
+            **options,
         }
-        with _environment(), _kept_random_state():
-            self._engine = _start({**arguments, **options, **FIXED})
-            self.n_blocks, self.d_model = self._call("persona_start")
-            self._find_form()
+        self._engine = start({**self.arguments, **FIXED})
+        self.n_blocks, self.d_model = self._call("persona_start")
+        self._find_form()
         self.context_length = self._engine.model_config.max_model_len - 1  # one token always follows a text
 
     def _call(self, method: str, *args: Any) -> Any:
@@ -171,6 +171,8 @@ class VllmEngine:
             with self._lock:
                 if self._inboxes[key]:
                     return self._inboxes[key].popleft()
+                if not self._engine.has_unfinished_requests():
+                    raise UnsupportedModel("vLLM ended a text before its last token was read.")
                 if before is not None:
                     before()
                 outputs, taken = self._engine.step(), self._call("persona_take")
@@ -272,6 +274,15 @@ class VllmEngine:
         gc.collect()
 
 
+def start(arguments: Mapping[str, Any]) -> Any:
+    """A vLLM engine in this process, which is left as it was."""
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    with _environment(), _random_state():
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
 @contextmanager
 def _environment() -> Generator[None]:
     """Settings that vLLM reads from the environment while an engine is made."""
@@ -288,7 +299,7 @@ def _environment() -> Generator[None]:
 
 
 @contextmanager
-def _kept_random_state() -> Generator[None]:
+def _random_state() -> Generator[None]:
     """vLLM seeds every generator of the process that it starts in."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -297,10 +308,3 @@ def _kept_random_state() -> Generator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-def _start(arguments: Mapping[str, Any]) -> Any:
-    from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    return LLMEngine.from_engine_args(EngineArgs(**arguments))

@@ -155,7 +155,8 @@ class ReadingWorker:
         device = self.model_runner.device
         changes: dict[int, list[Intervention]] = {}
         for i in readout.interventions:
-            along, starts = (None if t is None else t.to(device) for t in (i.along, i.starts))
+            # A copy: alarms write into the run's own tensor, at any time.
+            along, starts = (None if t is None else t.to(device, copy=True) for t in (i.along, i.starts))
             placed = replace(i, direction=i.direction.to(device), along=along, starts=starts)
             changes.setdefault(i.steer.block, []).append(placed)
         directions = {b: v.to(device, torch.float32).contiguous() for b, v in readout.directions.items()}
