@@ -14,8 +14,10 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 RUN_STAMP := $(VENV)/.installed-requirements
 DEV_STAMP := $(VENV)/.installed-requirements-dev
+ENGINES_VENV ?= .venv-engines
+ENGINES_STAMP := $(ENGINES_VENV)/.installed-requirements
 
-.PHONY: help demo install install-dev chromium weights test test-fast screenshots lint format clean distclean
+.PHONY: help demo install install-dev chromium weights test test-fast test-engines screenshots lint format clean distclean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,6 +44,10 @@ test: $(DEV_STAMP) chromium ## Install what is missing and run every test (PYTES
 test-fast: $(DEV_STAMP) ## Run the tests that are quick and need neither a browser nor the real model
 	$(PY) $(PYTEST) -m "not slow and not browser and not real" $(PYTEST_ARGS)
 
+test-engines: $(ENGINES_STAMP) ## Run the tests against vLLM, in an environment of its own (Linux, 4 GB)
+	@$(ENGINES_VENV)/bin/python -m scripts.weights --optional
+	$(ENGINES_VENV)/bin/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+
 screenshots: $(DEV_STAMP) chromium ## Renew the pictures in docs/images
 	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py tests/report/test_analyse.py -k "picture or one_trait"
 	mv docs/images/persona-card.png persona_core/app/static/
@@ -62,8 +68,8 @@ clean: ## Remove caches and build output
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache test-results
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## Remove the environment as well
-	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+distclean: clean ## Remove the environments as well
+	for folder in $(VENV) $(ENGINES_VENV); do if [ -e $$folder/pyvenv.cfg ]; then rm -rf $$folder; fi; done
 
 # The stamps are newer than what they stand for once pip has succeeded. The second file includes the first. The project
 # itself is installed editable: it brings the command `persona`.
@@ -76,6 +82,14 @@ $(DEV_STAMP): requirements-dev.txt requirements.txt pyproject.toml | $(PY)
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps --editable .
 	@touch $(RUN_STAMP) $@
+
+# vLLM pins much of what the app pins, to other versions. It asks for three packages for pictures and sound that this
+# project never uses, and that fail to import beside some builds of torch.
+$(ENGINES_STAMP): requirements-engines.txt pyproject.toml | $(PY)
+	[ -e $(ENGINES_VENV)/pyvenv.cfg ] || $(PY) -m venv $(ENGINES_VENV)
+	$(ENGINES_VENV)/bin/python -m pip install --disable-pip-version-check --editable . -r requirements-engines.txt
+	$(ENGINES_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
 
 # A usable interpreter is new enough and can make environments (Debian ships Python without ensurepip). The default
 # python3 goes first. 3.14 is the newest version for which every pinned package has a wheel; a later one is only

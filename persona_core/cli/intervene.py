@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from persona_core.cli.judges import add_judge, judge_kind, make_judge, print_bill
 from persona_core.cli.options import (
+    add_engine,
     add_model,
     add_prompts,
     add_reply_sampling,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 def arguments() -> argparse.ArgumentParser:
     parser = command_parser("intervene", __doc__)
     add_model(parser)
+    add_engine(parser)
     add_vectors(parser)
     add_results(parser)
     add_prompts(parser)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_core.cli.options import (
+    add_engine,
     add_model,
     add_prompts,
     add_reply_sampling,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 def arguments() -> argparse.ArgumentParser:
     parser = command_parser("monitor", __doc__)
     add_model(parser)
+    add_engine(parser)
     add_vectors(parser)
     source = parser.add_mutually_exclusive_group()
     add_prompts(source)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from persona_core.utils.ray import Workers
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("transformers", "vllm")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -53,6 +54,21 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What runs the model."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", choices=ENGINES, default="transformers", help="vllm: for many prompts (Linux)")
+    group.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="with vllm: devices over which weights are spread"
+    )
+    group.add_argument(
+        "--engine-options",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="with vllm: arguments of its EngineArgs, such as gpu_memory_utilization=0.8",
+    )
+
+
 def loading(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_model`."""
     from persona_core.utils.hub import split_revision
@@ -72,7 +88,18 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
         "template_kwargs": template_kwargs_from()
         if options.template_kwargs is None
         else parse_template_kwargs(options.template_kwargs),
+        **_engine(options),
     }
+
+
+def _engine(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that say what runs the model; none for commands without `add_engine`."""
+    from persona_core.utils.template_kwargs import parse_template_kwargs
+
+    if not hasattr(options, "engine"):
+        return {}
+    given = parse_template_kwargs(options.engine_options or [], "--engine-options")
+    return {"engine": options.engine, "tensor_parallel": options.tensor_parallel, "engine_options": given}
 
 
 def add_vectors(parser: argparse.ArgumentParser) -> None:

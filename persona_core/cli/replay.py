@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from persona_core.cli.options import add_model, add_vectors, add_work, command_parser, loading
+from persona_core.cli.options import add_engine, add_model, add_vectors, add_work, command_parser, loading
 from persona_core.cli.running import carry_out, execute, keep_results, read_vectors, work_folder
 from persona_core.errors import NotFound, SettingError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def arguments() -> argparse.ArgumentParser:
     parser = command_parser("replay", __doc__)
     add_model(parser)
+    add_engine(parser)
     add_vectors(parser)
     parser.add_argument("--contaminated-model", help="full model instead of an adapter: Hub id or folder")
     add_work(parser)

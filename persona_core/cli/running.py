@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ NOISY = ("httpx", "httpx2", "datasets", "transformers", "openai", "kaleido", "ch
 def configure() -> None:
     """Settings from .env (the environment wins), our own log at INFO, chatty libraries at WARNING."""
     load_dotenv(find_dotenv(usecwd=True))
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vLLM is imported
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

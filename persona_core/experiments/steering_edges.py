@@ -161,7 +161,7 @@ def _directions(monitor: PersonaMonitor, steered: Sequence[str], plan: EdgePlan)
             raise UnknownBlock(f"{trait!r} has no best block; set one before steering along it.")
         block = monitor.lm.blocks.check(best)
         vector = monitor.vectors.tensor(trait)[block]
-        device = next(monitor.lm.blocks.modules[block].parameters()).device
+        device = monitor.lm.blocks.device(block)
         own, amount = monitor.vectors.direction(trait, block).to(device), plan.of(trait) * float(vector.norm())
         others = torch.randn(plan.seeds, len(vector), generator=generator)
         random = (others / others.norm(dim=1, keepdim=True)).to(device)  # [seeds, d_model]

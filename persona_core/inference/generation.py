@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from persona_core.inference.batch import DecodeStep
-from persona_core.inference.decode import decode, new_token_limit
-from persona_core.inference.hooks import Reading, ResidualTap
+from persona_core.inference.decode import new_token_limit
+from persona_core.inference.engine import Readout, engine_of
+from persona_core.inference.hooks import Reading
 from persona_core.inference.memory import free_memory, out_of_memory
 from persona_core.inference.pooled_states import PooledStates
 from persona_core.inference.prefix import ReplyPrefix
@@ -73,7 +75,7 @@ class GenerationRun:
         self.interventions = tuple(interventions)
         self.origins = tuple(origins or [None] * len(prefixes))
         self._observer = observer
-        self._tap = ResidualTap(lm.blocks, directions, interventions, pooled)
+        self._readout = Readout(directions, self.interventions, pooled)
         self._prefix_ids = [prefix.ids for prefix in prefixes]
         self._batch_size = min(batch_size or len(prefixes), len(prefixes))
         self._readings: Readings | None = None
@@ -92,18 +94,19 @@ class GenerationRun:
         """Run to the end, or until the iterator is closed; unfinished replies start over. The prefill comes first."""
         unfinished = [row for row, reason in enumerate(self.finished) if reason is None]
         self._restart(unfinished)
-        with self._tap as tap:
-            for step in decode(
-                self.lm,
-                self._prefix_ids,
-                self.sampling,
-                self.seeds,
-                tap,
-                self.n_kept,
-                self._batch_size,
-                unfinished,
-                self._follower,
-            ):
+        steps = engine_of(self.lm).write(
+            self.lm,
+            self._prefix_ids,
+            self.sampling,
+            self.seeds,
+            self._readout,
+            self.n_kept,
+            self._batch_size,
+            unfinished,
+            self._follower,
+        )
+        with closing(steps):
+            for step in steps:
                 self._keep(step)
                 yield step
 
@@ -128,8 +131,8 @@ class GenerationRun:
 
     def _restart(self, rows: Sequence[int]) -> None:
         """Discard what exists of these replies."""
-        if self._tap.pooled is not None:
-            self._tap.pooled.forget(rows)
+        if self._readout.pooled is not None:
+            self._readout.pooled.forget(rows)
         for row in rows:
             self.replies[row] = self.replies[row][: self.n_kept[row]]
             self._pieces[row], self._splitters[row] = [], TextSplitter(self.lm.tokenizer)

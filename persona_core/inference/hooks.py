@@ -80,7 +80,7 @@ class ResidualTap:
         self._blocks = blocks
         self.read_blocks = tuple(sorted(directions or {}))
         self._directions = [
-            (directions or {})[b].to(_device(blocks.modules[b]), torch.float32).contiguous() for b in self.read_blocks
+            (directions or {})[b].to(blocks.device(b), torch.float32).contiguous() for b in self.read_blocks
         ]
         self._stacked: torch.Tensor | None = None  # [n_blocks, d_model, n_traits]
         if len({v.device for v in self._directions}) == 1:
@@ -211,7 +211,3 @@ class ResidualTap:
         flat = states.reshape(-1, states.shape[-1]).float()  # [rows * tokens, d_model]
         torch.mm(flat, self._directions[slot], out=self._raw[slot])
         torch.linalg.vector_norm(flat, dim=-1, out=self._norms[slot])
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device

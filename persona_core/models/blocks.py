@@ -43,6 +43,10 @@ class Blocks:
         """Return `block` if the model has it; raise `UnknownBlock` otherwise. Negative numbers are refused."""
         return known_block(block, range(len(self)), "The model has")
 
+    def device(self, block: int) -> torch.device:
+        """Where a block's states are."""
+        return next(self.modules[block].parameters()).device
+
 
 def block_output(output: Any) -> torch.Tensor:
     """The residual stream in a block's output: the tensor itself, or the first item of a tuple.

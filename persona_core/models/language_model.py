@@ -36,6 +36,7 @@ class LanguageModel:
         gguf: of a model read from a GGUF file: "file", "quantization" and "sha256".
         converted_from: of a model whose weights were converted from a GGUF file, as `persona publish` does: "file" and
             "sha256". Vectors that were made on the file know the model by it.
+        engine: what runs the model, a `persona_core.inference.engine.Engine`; None: transformers, in this process.
     """
 
     model: Any
@@ -52,6 +53,7 @@ class LanguageModel:
     static_cache: bool = False
     gguf: Mapping[str, str] | None = None
     converted_from: Mapping[str, str] | None = None
+    engine: Any = None
 
     def __repr__(self) -> str:
         names = f"{self.writer_name}{f' at {self.revision}' if self.revision else ''}"
@@ -77,8 +79,10 @@ class LanguageModel:
     def record(self) -> dict[str, Any]:
         """What readings of this model depend on, as plain values."""
         quantized = getattr(unwrap(self.model).config, "quantization_config", None)
-        steps = [] if self.gguf is None else [self.gguf["quantization"]]
-        steps += [] if quantized is None else [str(quantized.quant_method) + _bits(quantized)]
+        return self._record([] if quantized is None else [str(quantized.quant_method) + _bits(quantized)])
+
+    def _record(self, quantized: Sequence[str]) -> dict[str, Any]:
+        steps = [*([] if self.gguf is None else [self.gguf["quantization"]]), *quantized]
         return {
             "name": public_name(self.name),
             "revision": self.revision,
@@ -90,6 +94,13 @@ class LanguageModel:
             **({} if self.gguf is None else {"gguf": {k: self.gguf[k] for k in ("file", "sha256")}}),
             **({} if self.converted_from is None else {"converted_from": dict(self.converted_from)}),
         }
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that run the model."""
+        import transformers
+
+        return {"torch": str(torch.__version__), "transformers": transformers.__version__}
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import warnings
@@ -20,12 +21,15 @@ from persona_core.models.checkpoint import read_checkpoint
 from persona_core.models.gguf import converted, find_gguf
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.origin import origin_of
-from persona_core.utils.checks import is_integer
+from persona_core.utils.checks import check_integer, is_integer
 from persona_core.utils.hub import at_revision, check_kind, commit_of, resolve_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ENGINES = {"transformers": None, "vllm": "persona_core.engines.vllm_model"}
+"""Engine -> the module that loads a model on it. Named, not imported: it stands above this room, and needs a package of
+its own."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,6 +45,9 @@ def load_model(
     template_kwargs: Mapping[str, Any] | None = None,
     static_cache: bool = False,
     gguf_file: str | None = None,
+    engine: str = "transformers",
+    tensor_parallel: int = 1,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Load a causal language model from the Hub, a local folder or a GGUF file. Code in a repository is never run.
 
@@ -60,6 +67,9 @@ def load_model(
             sliding window), on CUDA as one graph. Memory for the longest reply is reserved up front. Experimental.
         gguf_file: the GGUF file to read in a Hub repository or folder. It is dequantized once, into a cache under
             `HF_HOME`; file name, quantization and SHA-256 go into the model's `record`. Needs the package `gguf`.
+        engine: "transformers", or "vllm" for many prompts or a large model; docs/engines.md says what each can do.
+        tensor_parallel: with vLLM, over how many devices each weight is spread.
+        engine_options: with vLLM, further arguments of its `EngineArgs`, such as `{"gpu_memory_utilization": 0.8}`.
 
     Raises:
         NotFound: no such repository, revision, folder or file, or its weights are not safetensors.
@@ -73,8 +83,19 @@ def load_model(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise SettingError(f"dtype={dtype!r}; expected 'auto' or one of {', '.join(DTYPES)}.")
+    if engine not in ENGINES:
+        raise SettingError(f"engine={engine!r}; expected one of {', '.join(ENGINES)}.")
+    elsewhere = ENGINES[engine]
+    if elsewhere is None:
+        if tensor_parallel != 1 or engine_options:
+            raise SettingError("tensor_parallel and engine_options are for engine='vllm'.")
+    else:
+        refused = {"adapter": adapter, "quantization": quantization, "static_cache": static_cache or None}
+        given = [name for name, value in refused.items() if value is not None] + ["device"] * (device != "auto")
+        if given:
+            raise SettingError(f"engine={engine!r} takes no {given[0]}; use engine='transformers'.")
+        check_integer("tensor_parallel", tensor_parallel)
     quantized = _quantization(quantization)
-    target = _pick_device(device)
     gguf = find_gguf(name, revision, gguf_file)
     if gguf is None:
         source = label = resolve_source(name, revision)
@@ -90,6 +111,19 @@ def load_model(
         folder, record = converted(gguf, "float32" if dtype == "auto" else dtype)
         source, label, revision = str(folder), gguf.name, None
         commit = gguf.commit or f"sha256:{record['sha256']}"
+    if elsewhere is not None:
+        return importlib.import_module(elsewhere).load(
+            source,
+            label=label,
+            revision=revision,
+            commit=commit,
+            dtype=dtype,
+            template_kwargs=template_kwargs,
+            gguf=record,
+            tensor_parallel=tensor_parallel,
+            options=engine_options or {},
+        )
+    target = _pick_device(device)
     model, tokenizer = read_checkpoint(
         source,
         f"the model {label!r}{at_revision(revision)}",
@@ -185,8 +219,8 @@ def wrap_model(
         revision=revision,
         adapter=adapter or _adapter_name(model),
         adapter_revision=adapter_revision,
-        eos_ids=_eos_ids(base, tokenizer),
-        context_length=_context_length(config),
+        eos_ids=eos_ids(base, tokenizer),
+        context_length=context_length(config),
         forward_arguments=frozenset(inspect.signature(base.forward).parameters),
         static_cache=static_cache,
     )
@@ -222,7 +256,7 @@ def _pick_device(device: str) -> torch.device | None:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _context_length(config: Any) -> int | None:
+def context_length(config: Any) -> int | None:
     """Longest text in tokens; None where the config does not say.
 
     With longrope (Phi 3, Phi 4 mini) it ends at the original length: the frequencies change there for all tokens, those
@@ -245,7 +279,7 @@ def _adapter_name(model: Any) -> str | None:
     return f"peft:{model.active_adapter}" if getattr(model, "peft_config", None) else None
 
 
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every id that ends a reply: the generation config's and the tokenizer's.
 
     Raises:

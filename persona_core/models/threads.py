@@ -31,7 +31,7 @@ def fit_threads(lm: LanguageModel, environment: Mapping[str, str] = os.environ, 
     """
     import torch
 
-    if lm.device.type != "cpu" or any(environment.get(name) for name in SETTINGS):
+    if lm.engine is not None or lm.device.type != "cpu" or any(environment.get(name) for name in SETTINGS):
         return
     usual = _usual()  # asked first: it is the number before this one
     torch.set_num_threads(1 if sum(p.numel() for p in lm.model.parameters()) < below else usual)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from persona_core.analysis.detectors import Detectors
 from persona_core.errors import PromptError, SettingError
 from persona_core.inference.decode import new_token_limit
+from persona_core.inference.engine import Readout, engine_of
 from persona_core.inference.generation import GenerationRun
-from persona_core.inference.prefill import read_rows
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, SamplingOptions
 from persona_core.inference.steering import Intervention, Steer
@@ -239,12 +239,11 @@ class PersonaMonitor:
         for index, conversation in enumerate(conversations):
             with naming(index, len(conversations)):
                 texts.append(as_transcript(self.lm, conversation, writer))
-        readings = read_rows(
+        readings = engine_of(self.lm).read(
             self.lm,
             [t.ids for t in texts],
             [t.n_prompt for t in texts],
-            self._directions,
-            changes,
+            Readout(self._directions, changes),
             batch_tokens,
             progress,
         )
@@ -296,7 +295,8 @@ class PersonaMonitor:
         ungated = [c for c in changes if c.steer.when != "alarm"]
         kept = [prefixes[row] for row in rows]
         n_prompts = [len(p.prompt.token_ids) for p in kept]
-        readings = read_rows(self.lm, [p.ids for p in kept], n_prompts, self._directions, ungated)
+        readout = Readout(self._directions, ungated)
+        readings = engine_of(self.lm).read(self.lm, [p.ids for p in kept], n_prompts, readout)
         for row, n_prompt, (raw, norms) in zip(rows, n_prompts, readings, strict=True):
             for token, role in enumerate(prefixes[row].kept_roles):
                 if role in ("assistant", "thinking"):

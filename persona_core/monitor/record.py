@@ -27,7 +27,7 @@ def reader_provenance(lm: LanguageModel, vectors: PersonaVectors, interventions:
         vectors=vectors.fingerprint,
         template=known["template_fingerprint"],
         steering=tuple(i.steer.to_dict() for i in interventions),
-        versions=versions(),
+        versions={"persona_core": __version__, **lm.versions},
     )
 
 

@@ -41,7 +41,7 @@ def prepare(
                     f"The null of {one.trait!r} has no spread at block {one.block}; use unit='residual'."
                 )
             amount = amount * std if one.mode == "add" else mean + amount * std
-        device = next(blocks.modules[one.block].parameters()).device
+        device = blocks.device(one.block)
         starts = torch.full((n_rows,), NEVER) if one.when == "alarm" else None
         ready.append(Intervention(one, direction.to(device), amount, starts))
     return ready

@@ -39,6 +39,11 @@ class Provenance:
     imported: str | None = None
 
     @property
+    def engine(self) -> str:
+        """What ran the reader: "transformers", or the engine that `versions` names."""
+        return "vllm" if "vllm" in self.versions else "transformers"
+
+    @property
     def reading_model(self) -> str | None:
         """The reader as a writer is named: its adapter is part of it."""
         return self.reader if self.reader_adapter is None else f"{self.reader} + {self.reader_adapter}"

@@ -193,7 +193,7 @@ def _write(
 ) -> dict[Cell, list[list[str]]]:
     """Texts of each arm and strength, `[seeds][questions]`."""
     vector = vectors.tensor(trait)[block]
-    device = next(lm.blocks.modules[block].parameters()).device
+    device = lm.blocks.device(block)
     unit = (vector / vector.norm()).to(device)
     generator = torch.Generator().manual_seed(plan.seed)
     others = torch.randn(plan.seeds, len(vector), generator=generator)

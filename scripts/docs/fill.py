@@ -28,6 +28,7 @@ from scripts.docs import (
     answers,
     architecture,
     demo_model,
+    engines,
     errors,
     prompts,
     published_runs,
@@ -42,6 +43,7 @@ TABLES = (
     answers.TABLES
     | architecture.TABLES
     | demo_model.TABLES
+    | engines.TABLES
     | errors.TABLES
     | prompts.TABLES
     | published_runs.TABLES

@@ -16,7 +16,7 @@ from demo_world.judge import DEMO_JUDGE, TruthJudge
 from persona_core.cli import contaminate, extract, intervene, monitor
 from persona_core.cli.judges import judge_kind, make_judge
 from persona_core.cli.main import COMMANDS, main, module_of
-from persona_core.cli.options import DTYPES
+from persona_core.cli.options import DTYPES, ENGINES
 from persona_core.errors import SettingError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,11 +109,12 @@ def test_the_defaults_are_those_of_the_library() -> None:
     from persona_core.experiments.steering_edges import EdgePlan
     from persona_core.inference.sampling import Sampling
     from persona_core.models.loading import DTYPES as LOADABLE
+    from persona_core.models.loading import ENGINES as LOADED_ON
     from persona_core.pipeline import Settings
     from persona_core.vectors.extraction import METHODS
     from persona_core.vectors.steering_effect import SteeringPlan
 
-    assert tuple(LOADABLE) == DTYPES[1:] and tuple(METHODS) == extract.METHODS
+    assert tuple(LOADABLE) == DTYPES[1:] and tuple(LOADED_ON) == ENGINES and tuple(METHODS) == extract.METHODS
     lora, chosen = LoraPlan(), defaults(contaminate, "--data", "d", "--out", "o")
     for name in vars(lora).keys() - {"held_out"}:
         assert getattr(chosen, name) == getattr(lora, name), name
