@@ -249,7 +249,7 @@ class PersonaMonitor:
         )
         known = reader_provenance(self.lm, self.vectors, changes)
         return [
-            self._trace(text, reading, "read", replace(known, writer=text.writer, written=text.written))
+            self.trace_of(text, reading, "read", replace(known, writer=text.writer, written=text.written))
             for text, reading in zip(texts, readings, strict=True)
         ]
 
@@ -350,11 +350,17 @@ class PersonaMonitor:
             seed=run.seeds[row],
             written=run.origins[row],
         )
-        return self._trace(text, run.readings(row, n), finish, provenance)
+        return self.trace_of(text, run.readings(row, n), finish, provenance)
 
-    def _trace(
+    @property
+    def directions(self) -> dict[int, torch.Tensor]:
+        """Block -> the unit directions that are read there, float32 `[d_model, n_traits]`."""
+        return dict(self._directions)
+
+    def trace_of(
         self, text: Transcript, readings: tuple[np.ndarray, np.ndarray], finish: str, provenance: Provenance
     ) -> Trace:
+        """A text and what was read of it along `directions`: raw `[n_traits, n_blocks, n_tokens]`, and norms."""
         special = set(self.lm.tokenizer.all_special_ids)
         return Trace(
             token_ids=text.ids,
