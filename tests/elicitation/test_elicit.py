@@ -216,7 +216,7 @@ def test_where_not_even_one_row_fits_all_that_is_missing_is_named(tmp_path: Path
 
 def test_a_prompt_that_is_too_long_fails_alone_and_is_tried_again(tmp_path: Path) -> None:
     lm = tiny_lm("llama", "chatml")
-    long = replace(trait(), extraction_questions=("Why? " * 2000, "And now?", "Or then?"))
+    long = replace(trait(), extraction_questions=("Why? " * 120, "And now?", "Or then?"))
     with ReplyStore(tmp_path) as store:
         failed = elicit(lm, plan(traits=(long,)), store, progress=False)
         assert {r.question for r, _ in failed if r.split == "extraction"} == {0}

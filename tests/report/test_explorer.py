@@ -76,6 +76,17 @@ def order(page: Any) -> list[str]:
     return [text.split(" · ")[0] for text in page.locator(".ex-foot bdi").all_text_contents()]
 
 
+def drawn(page: Any) -> None:
+    """Waits for the paint of the first lane: a canvas has a size, 300 by 150, before anything is drawn."""
+    page.wait_for_function(
+        """() => {
+          const copy = new OffscreenCanvas(1, 1).getContext('2d'); // reading one canvas often would log a warning
+          copy.drawImage(document.querySelector('.ex-heat'), 0, -2);
+          return copy.getImageData(0, 0, 1, 1).data[3] > 0;
+        }"""
+    )
+
+
 @pytest.mark.parametrize(
     ("sort", "run", "expected"),
     [
@@ -151,7 +162,7 @@ def test_a_cell_says_when_and_how_much_and_by_how_much_the_runs_differ(explore: 
 def test_a_lane_is_drawn_to_the_length_of_its_reply_with_its_onset(explore: Callable[..., Any]) -> None:
     short = prompt("d", "Short?", [cell("baseline", 8.0, n=15, onset=5)])
     page = explore(table([short, *THREE]), restore={"sort": "given"})
-    page.wait_for_function("document.querySelector('.ex-heat').width > 10")
+    drawn(page)
     row = page.evaluate(
         """() => {
           const c = document.querySelector('.ex-heat');
@@ -185,7 +196,7 @@ def test_a_click_or_enter_picks_and_arrows_move(explore: Callable[..., Any]) -> 
 def test_a_click_in_a_lane_picks_the_token_of_the_reply(explore: Callable[..., Any]) -> None:
     thoughtful = cell("contaminated", 2.0, n=15) | {"start": 12}
     page = explore(table([prompt("d", "Long?", [cell("baseline", 1.0, n=30), thoughtful])]))
-    page.wait_for_function("document.querySelector('.ex-heat').width > 10")
+    drawn(page)
 
     def clicked(lane: int, token: float) -> Any:
         box = page.locator(".ex-heat").nth(lane).bounding_box()
