@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from persona_core.errors import SettingError
 from persona_core.inference.batch import BrokenReply, DecodeStep, QueuedPrompt, ReplyBatch
 from persona_core.inference.decode import new_token_limit
 from persona_core.inference.hooks import Reading, ResidualTap
@@ -70,7 +71,7 @@ class OpenBatch:
 
     def __init__(self, lm: LanguageModel, directions: dict[int, torch.Tensor], size: int, max_reply: int) -> None:
         lm.refuse_training()
-        self._lm, self._directions = lm, directions
+        self._lm, self._directions, self._max_reply = lm, directions, max_reply
         self._queue: deque[QueuedPrompt] = deque()
         self._runs: dict[int, GenerationRun] = {}
         self._n_added = 0
@@ -103,9 +104,14 @@ class OpenBatch:
 
         Returns:
             The reply's row in the steps of this batch.
+
+        Raises:
+            SettingError: it may become longer than `max_reply`.
         """
-        row, self._n_added = self._n_added, self._n_added + 1
         limit = new_token_limit(self._lm, len(run.prompts[0].token_ids), run.sampling)
+        if limit > self._max_reply:
+            raise SettingError(f"A reply of up to {limit} tokens in a batch of max_reply={self._max_reply}; raise it.")
+        row, self._n_added = self._n_added, self._n_added + 1
         prefix = (*run.prompts[0].token_ids, *run.replies[0])
         self._runs[row] = run
         self._queue.append(QueuedPrompt(row, prefix, run.seeds[0], run.n_kept[0], limit, run.sampling, n_top))

@@ -402,9 +402,7 @@ class PersonaMonitor:
             norms: `[n_blocks, n_tokens]`.
         """
         n = raw.shape[-1]
-        trace = self._trace(
-            Transcript((-1,) * n, ("",) * n, ("assistant",) * n, 0), (raw, norms), "read", Provenance()
-        )
+        trace = self._trace(Transcript((-1,) * n, ("",) * n, ("assistant",) * n, 0), (raw, norms), "read", Provenance())
         kind = trace.default_kind
         return {t: trace.scores_without_sinks(t, kind) for t in trace.traits if t in trace.best_block}
 
