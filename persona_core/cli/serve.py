@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import socket
 import sys
+from contextlib import suppress
 
 from persona_core.cli.options import add_model, add_vectors, command_parser, loading
 from persona_core.cli.running import execute, load, read_vectors
@@ -37,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return execute(arguments(), run, argv)
+    return execute(arguments(), run, argv, resumes=False)
 
 
 def run(options: argparse.Namespace) -> list[str]:
@@ -58,6 +60,7 @@ def run(options: argparse.Namespace) -> list[str]:
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.traces.provenance import short_name
 
+    listening = _bound(options.host, options.port)  # before the model, which may take minutes to load
     vectors = read_vectors(options)
     monitor = PersonaMonitor(load(loading(options)), vectors, detectors=detectors_of(options.vectors))
     settings = ServeSettings(
@@ -74,17 +77,29 @@ def run(options: argparse.Namespace) -> list[str]:
     places = settings.batch_size + settings.max_queue
     config = uvicorn.Config(
         application,
-        options.host,
-        options.port,
         log_config=None,
         access_log=False,
         limit_concurrency=4 * places + 64,
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-    print(f"{', '.join(settings.names)}: http://{options.host}:{options.port}/v1", flush=True)
-    uvicorn.Server(config).run()
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"{', '.join(settings.names)}: http://{host}:{listening.getsockname()[1]}/v1", flush=True)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])
     return []
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has its address; it does not listen yet, so that clients are refused rather than kept waiting."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        raise SettingError(f"--host {host} --port {port} cannot be served on: {error}. Name another port.") from error
+    return bound
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from persona_core.app.error_messages import public_message, unexpected_message
-from persona_core.errors import ContextOverflow, NumericalError, PersonaError
+from persona_core.errors import ContextOverflow, NumericalError, PersonaError, ServerError
 
 MAX_NAMED = 3
 """Of the fields that are wrong, those that a message names."""
@@ -63,6 +63,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(public_message(error), param="messages", code="context_length_exceeded")
     if isinstance(error, NumericalError):
         return ApiError(public_message(error), 500)
+    if isinstance(error, ServerError):
+        return ApiError(public_message(error), 503)
     if isinstance(error, PersonaError):
         return ApiError(public_message(error))
     return ApiError(unexpected_message("The reply", error), 500)

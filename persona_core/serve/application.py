@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,8 +33,6 @@ from persona_core.serve.watching import stated_rate
 from persona_core.serve.writer import ReplyWriter
 from persona_core.traces.trace import UNITS
 from persona_core.utils.version import __version__
-
-logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 """The status of a request whose client has left; nobody reads it."""
@@ -74,7 +71,6 @@ def build_application(monitor: PersonaMonitor, settings: ServeSettings) -> FastA
     async def answer(request: Request, read: Callable[..., tuple[str, ReplyRequest]], as_: Protocol) -> Response:
         check(request)
         body = await read_body(request, settings.max_body_bytes)
-        started = time.monotonic()
         try:
             name, wanted = read(body, settings)
             if name not in settings.names:
@@ -87,10 +83,7 @@ def build_application(monitor: PersonaMonitor, settings: ServeSettings) -> FastA
             return ReplyStream(reply, written.chunks(), "[DONE]" if as_ is ChatCompletion else "")
         try:
             whole = await unless_gone(request, written.whole())
-            if whole is None:
-                return Response(status_code=CLIENT_GONE)
-            logger.info("A reply of %d tokens in %.1f s", len(whole["persona"]["tokens"]), time.monotonic() - started)
-            return AsciiJSONResponse(whole)
+            return Response(status_code=CLIENT_GONE) if whole is None else AsciiJSONResponse(whole)
         except PersonaError as error:
             return respond(as_api_error(error))
         finally:
@@ -118,12 +111,12 @@ def build_application(monitor: PersonaMonitor, settings: ServeSettings) -> FastA
             raise _no_model(name, settings)
         return AsciiJSONResponse(listed(name))
 
-    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
+    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest, settings.names))
     async def chat_completions(request: Request) -> Response:
         """A reply to a conversation, whole or as server-sent events, with each token's trait scores."""
         return await answer(request, read_chat_request, ChatCompletion)
 
-    @app.post("/v1/responses", openapi_extra=_body_of(ResponsesRequest))
+    @app.post("/v1/responses", openapi_extra=_body_of(ResponsesRequest, settings.names))
     async def responses(request: Request) -> Response:
         """The same in OpenAI's newer protocol: text in, text out, nothing stored."""
         return await answer(request, read_responses_request, ResponseObject)
@@ -161,9 +154,10 @@ def _card(monitor: PersonaMonitor, writer: ReplyWriter) -> Record:
     }
 
 
-def _body_of(model: type[BaseModel]) -> Record:
+def _body_of(model: type[BaseModel], names: tuple[str, ...]) -> Record:
     """A request's schema. The body is read here and not by FastAPI: after its key, and up to a limit."""
-    schema: dict[str, Any] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema: dict[str, Any] = model.model_json_schema()
+    schema["properties"]["model"]["enum"] = list(names)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
 
 

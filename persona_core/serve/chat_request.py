@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from persona_core.serve.api_errors import ApiError, of_validation
-from persona_core.serve.reply_request import OPEN, PersonaFields, ReplyRequest, check_others, checked_messages
+from persona_core.serve.reply_request import OPEN, Message, PersonaFields, ReplyRequest, check_others, checked_messages
 from persona_core.serve.settings import ServeSettings
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -57,7 +57,7 @@ class ChatRequest(BaseModel):
 
     model_config = OPEN
     model: str
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)

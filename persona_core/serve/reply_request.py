@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,11 +16,27 @@ from persona_core.vectors.vectors import PersonaVectors
 
 MAX_STEERS = 32
 """Interventions of one request."""
-MAX_TEXT_PARTS = 1000
+TEXT_PARTS = ("text", "input_text", "output_text")
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 """Further fields are looked at by `check_others`."""
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    model_config = OPEN
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """A message of the conversation."""
+
+    model_config = OPEN
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
 
 
 class SteerFields(BaseModel):
@@ -115,36 +131,29 @@ def check_others(fields: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...
         )
 
 
-def checked_messages(messages: list[dict[str, Any]], max_chars: int) -> Messages:
-    """A conversation as the library takes it, from messages whose content is text or a list of texts.
+def checked_messages(messages: Sequence[Message], max_chars: int) -> Messages:
+    """A conversation as the library takes it.
 
     Raises:
-        ApiError: content that is no text, or a role that this server has no place for.
+        ApiError: content that is no text, or calls of tools.
         PromptError: too long, or not well-formed.
     """
     found = []
     for index, message in enumerate(messages):
-        if message.get("tool_calls") or message.get("function_call"):
+        more = message.model_extra or {}
+        if more.get("tool_calls") or more.get("function_call"):
             raise ApiError(f"messages[{index}]: this server has no tools.", param=f"messages.{index}")
-        role = {"developer": "system"}.get(str(message.get("role")), message.get("role"))
-        content = text_content(message.get("content"), f"messages.{index}.content")
-        found.append({**message, "role": role, "content": content})
+        role = "system" if message.role == "developer" else message.role
+        content = _text(message.content, f"messages.{index}.content")
+        found.append({**more, "role": role, "content": content})
     return messages_of(found, max_chars)
 
 
-def text_content(content: Any, param: str) -> str:
-    """A message's text; parts are joined by line breaks.
-
-    Raises:
-        ApiError: an image, audio or a file.
-    """
+def _text(content: str | list[TextPart] | None, param: str) -> str:
+    """A message's text; parts are joined by line breaks."""
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts[:MAX_TEXT_PARTS]]
-    kinds = {part.get("type") if isinstance(part, dict) else None for part in parts}
-    if not kinds <= {"text", "input_text", "output_text"} or len(parts) > MAX_TEXT_PARTS:
+    texts = [part.text for part in content or () if part.type in TEXT_PARTS and part.text is not None]
+    if content is None or len(texts) < len(content):
         raise ApiError(f"{param}: expected text; this server reads no images, audio or files.", param=param)
-    if not all(isinstance(text, str) for text in texts):
-        raise ApiError(f"{param}: a part without text.", param=param)
-    return "\n".join(str(text) for text in texts)
+    return "\n".join(texts)

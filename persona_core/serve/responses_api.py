@@ -15,7 +15,7 @@ from persona_core.serve.api_errors import ApiError, of_validation
 from persona_core.serve.chat_completions import logprob, usage
 from persona_core.serve.chat_request import sampling_of
 from persona_core.serve.persona_record import Record, head, of_token, tail
-from persona_core.serve.reply_request import OPEN, PersonaFields, ReplyRequest, check_others, checked_messages
+from persona_core.serve.reply_request import OPEN, Message, PersonaFields, ReplyRequest, check_others, checked_messages
 from persona_core.serve.settings import ServeSettings
 from persona_core.serve.writer import Reply, Token
 
@@ -45,7 +45,7 @@ class ResponsesRequest(BaseModel):
 
     model_config = OPEN
     model: str
-    input: str | list[dict[str, Any]]
+    input: str | list[Message]
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
@@ -71,12 +71,12 @@ def read_responses_request(body: bytes, settings: ServeSettings) -> tuple[str, R
     check_others(request.model_extra or {}, NEUTRAL, IGNORED)
     if unknown := [one for one in request.include or () if one != LOGPROBS]:
         raise ApiError(f"include: {unknown[0][:80]!r} is not supported by this server.", param="include")
-    messages = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
+    messages = [Message(role="user", content=request.input)] if isinstance(request.input, str) else request.input
     for index, message in enumerate(messages):
-        if message.get("type", "message") != "message":
+        if (message.model_extra or {}).get("type", "message") != "message":
             raise ApiError(f"input[{index}]: expected a message; this server has no tools.", param=f"input.{index}")
     if request.instructions:
-        messages = [{"role": "system", "content": request.instructions}, *messages]
+        messages = [Message(role="system", content=request.instructions), *messages]
     n_top = request.top_logprobs
     return request.model, ReplyRequest(
         checked_messages(messages, settings.max_prompt_chars),

@@ -45,6 +45,8 @@ class ReplyStream(StreamingResponse):
 
         try:
             await super().__call__(scope, receive, send_in_time)
+        except TimeoutError:  # the server then closes the connection
+            logger.info("A client read nothing for %g seconds; its reply was ended.", unread)
         finally:
             self._reply.close()
 

@@ -268,6 +268,7 @@ class ReplyWriter:
                 del self._active[reply.live]
                 taken = now - reply.until + self.settings.max_seconds
                 self._seconds += 0.1 * (taken - self._seconds)
+                logger.info("A reply of %d tokens in %.1f s", token.step.index + 1, taken)
                 found.append((reply, None))
         self._hand_out(found)
 

@@ -193,12 +193,16 @@ def test_a_key_is_needed_where_keys_are_set_and_never_logged(
     assert KEY not in caplog.text and KEY not in repr(ServeSettings(("tiny",), (KEY,)))
 
 
-def test_an_open_address_and_a_short_key_are_refused_before_the_model_is_loaded(
+def test_an_address_that_cannot_be_served_on_is_refused_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PERSONA_API_KEYS", "")
     assert command.main(["--model", "none", "--vectors", "none", "--host", "0.0.0.0"]) == 1
     assert "set PERSONA_API_KEYS" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert command.main(["--model", "none", "--vectors", "none", "--port", port]) == 1
+    assert f"--port {port} cannot be served on" in capsys.readouterr().err
     with pytest.raises(SettingError, match="key 2 must have at least 16") as refused:
         keys_from_environment({"PERSONA_API_KEYS": f"{KEY},secret"})
     assert "secret" not in str(refused.value).split("python")[0]
