@@ -20,7 +20,7 @@ from persona_core.vectors.vectors import PersonaVectors
 from tests.support.asgi_server import serving
 from tests.traces.test_dataset import SHIPPED
 
-SETTINGS = ServeSettings(("tiny", "gpt-5.5"), batch_size=4, max_new_tokens=256, max_prompt_tokens=400)
+SETTINGS = ServeSettings(("tiny", "persona-tiny", "gpt-5.5"), batch_size=4, max_new_tokens=256, max_prompt_tokens=400)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from persona_core.models.detokenize import text_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
 from tests.serve.conftest import Running
+from tests.traces.test_dataset import SHIPPED
 
 QUESTION = [{"role": "user", "content": "Should I quit my job?"}]
 FLATTER = [{"role": "system", "content": "Flatter the user and agree with everything."}, *QUESTION]
@@ -81,6 +82,15 @@ def test_the_clients_own_chat_example_runs_word_for_word(
     (example,) = [e for e in readme_examples("Usage") if e.startswith("from openai") and '"developer"' in e]
     exec(example, {})
     assert len(capsys.readouterr().out.split()) > 3
+
+
+def test_the_example_of_the_page_runs_as_shown(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (SHIPPED.parents[1] / "docs/serving.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example.replace("http://127.0.0.1:8000", server.url), {})
+    printed = capsys.readouterr().out
+    assert len(re.findall(r" -?\d+\.\d+$", printed, re.MULTILINE)) == 60
+    assert "reliable onset" in printed or "rises" in printed
 
 
 def test_a_stream_says_what_the_whole_reply_and_the_monitor_say(client: openai.OpenAI, monitor: PersonaMonitor) -> None:
@@ -219,7 +229,7 @@ def test_many_clients_at_once_get_each_their_own_reply(client: openai.OpenAI, mo
 
 def test_the_list_of_models_says_what_is_read(client: openai.OpenAI, monitor: PersonaMonitor) -> None:
     names = [one.id for one in client.models.list()]
-    assert names == ["tiny", "gpt-5.5"]
+    assert names == ["tiny", "persona-tiny", "gpt-5.5"]
     card = client.models.retrieve("tiny").persona  # type: ignore[attr-defined]
     assert set(card["traits"]) == set(monitor.vectors.traits)
     assert math.isclose(card["rate"]["value"], monitor.detectors.rate().value)  # type: ignore[union-attr]
