@@ -39,9 +39,9 @@ class Running:
 
 
 @contextmanager
-def running(monitor: PersonaMonitor, **changes: Any) -> Iterator[Running]:
+def running(monitor: PersonaMonitor, send_buffer: int | None = None, **changes: Any) -> Iterator[Running]:
     application = build_application(monitor, replace(SETTINGS, **changes))
-    with serving(application) as url:
+    with serving(application, send_buffer) as url:
         yield Running(url, application.state.writer)
 
 

@@ -63,7 +63,9 @@ def begun(url: str, body: Any = LONG) -> Iterator[socket.socket]:
     """A connection on which a stream has begun and nothing more is read."""
     host, port = urlsplit(url).netloc.split(":")
     data = json.dumps(body).encode()
-    with socket.create_connection((host, int(port))) as connection:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         assert connection.recv(64).startswith(b"HTTP/1.1 200")
@@ -265,16 +267,8 @@ def test_a_reply_ends_at_the_time_limit_with_what_it_has(serve: Callable[..., Ru
 
 
 def test_a_client_that_reads_nothing_is_dropped(serve: Callable[..., Running]) -> None:
-    server = serve(unread_seconds=0.2)
-    body = {**LONG, "logprobs": True, "top_logprobs": 20}
-    host, port = urlsplit(server.url).netloc.split(":")
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        connection.connect((host, int(port)))
-        data = json.dumps(body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        wait_until(lambda: server.writer.n_requests == 1)
+    server = serve(send_buffer=4096, unread_seconds=0.2)
+    with begun(server.url, {**LONG, "logprobs": True, "top_logprobs": 20}):
         wait_until(lambda: server.writer.n_requests == 0)
 
 

@@ -13,9 +13,15 @@ import uvicorn
 
 
 @contextmanager
-def serving(application: Any) -> Iterator[str]:
-    """Serve it; the address, without a slash at its end. It answers before the first request."""
+def serving(application: Any, send_buffer: int | None = None) -> Iterator[str]:
+    """Serve it; the address, without a slash at its end. It answers before the first request.
+
+    Args:
+        send_buffer: bytes that the system keeps for a client that does not read; None: as it likes, which is megabytes.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        if send_buffer is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # connections inherit it
         config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
