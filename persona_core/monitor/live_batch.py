@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,15 +50,27 @@ class LiveReply:
 
     def says(self, step: Step, role: str) -> str:
         """What the newest token adds to the answer. What may yet become a mark is held back until it is known."""
-        if self.run.lm.chat.reply_is_plain:
-            return step.text if role == "assistant" else ""
         new = step.text if role == "assistant" else ""
-        if role == "template" or self._held_back:
-            self._held_back = role == "template" and step.finish is None
+        chat = self.run.lm.chat
+        if chat.reply_is_plain:
+            return new
+        if role == "template" or self._held_back or chat.stop_strings:
+            self._held_back = role == "template" and step.finish is None and not chat.stop_strings
             whole = "" if self._held_back else self.run.reply_text(0)
+            if step.finish is None:
+                whole = whole[: len(whole) - _begun(whole, chat.stop_strings)]
             new = whole[len(self._answer) :] if whole.startswith(self._answer) else ""
         self._answer += new
         return new
+
+
+def _begun(text: str, stops: Sequence[str]) -> int:
+    """Characters at a text's end that begin a stop string.
+
+    >>> _begun("Yes.\\nUs", ["\\nUser:"])
+    3
+    """
+    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 @dataclass(frozen=True)

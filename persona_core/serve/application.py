@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -55,7 +56,7 @@ def build_application(monitor: PersonaMonitor, settings: ServeSettings) -> FastA
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         writer.start()
         yield
-        writer.stop()
+        await asyncio.to_thread(writer.stop)
 
     app = FastAPI(title="persona serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.writer = writer

@@ -25,6 +25,8 @@ from persona_core.traces.trace import Trace
 
 logger = logging.getLogger(__name__)
 
+STOP_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Token:
@@ -148,10 +150,11 @@ class ReplyWriter:
         self._thread.start()
 
     def stop(self) -> None:
-        """End all replies at their next token."""
+        """End all replies at their next token, and wait for that; not in the server's event loop."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
+        self._thread.join(STOP_SECONDS)  # Python must not exit in the middle of a forward pass
 
     async def begin(self, request: ReplyRequest) -> Reply:
         """Let a request in, check it and have its reply written. It must be closed.
