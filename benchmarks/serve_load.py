@@ -111,7 +111,7 @@ def client(url: str, known: list[tuple[dict[str, Any], list[int]]], tally: Tally
             if draw.random() < 0.5:
                 ids = []
                 for chunk in ours.chat.completions.create(model="m", stream=True, **asked):
-                    record = chunk.persona  # type: ignore[attr-defined]
+                    record = chunk.persona
                     if "token" in record:
                         ids.append(record["id"])
                         first = first or time.monotonic() - began
