@@ -17,7 +17,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from persona_core.cli.options import add_model, add_vectors, command_parser, loading
+from persona_core.cli.options import add_engine, add_model, add_vectors, command_parser, loading
 from persona_core.cli.running import execute, load, read_vectors
 from persona_core.errors import SettingError
 
@@ -25,6 +25,7 @@ from persona_core.errors import SettingError
 def arguments() -> argparse.ArgumentParser:
     parser = command_parser("serve", __doc__)
     add_model(parser)
+    add_engine(parser)
     add_vectors(parser)
     parser.add_argument("--name", nargs="+", help="names of the model in requests (default: its own, without owner)")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on; any other one needs keys")

@@ -10,6 +10,7 @@ import numpy as np
 from persona_core.inference.batch import TokenLogProb
 from persona_core.inference.generation import GenerationRun
 from persona_core.inference.open_batch import OpenBatch
+from persona_core.inference.turn_batch import TurnBatch
 from persona_core.monitor.alarms import Alarm
 from persona_core.monitor.step import Step
 from persona_core.traces.trace import Trace
@@ -108,7 +109,7 @@ class LiveBatch:
     """
 
     def __init__(
-        self, batch: OpenBatch, scores_of: ScoresOf, trace_of: Callable[[GenerationRun, int, int], Trace]
+        self, batch: OpenBatch | TurnBatch, scores_of: ScoresOf, trace_of: Callable[[GenerationRun, int, int], Trace]
     ) -> None:
         self._batch, self._scores_of, self._trace_of = batch, scores_of, trace_of
         self._replies: dict[int, LiveReply] = {}

@@ -20,6 +20,7 @@ from persona_core.inference.open_batch import OpenBatch
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, SamplingOptions
 from persona_core.inference.steering import Intervention, Steer
+from persona_core.inference.turn_batch import TurnBatch
 from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.language_model import LanguageModel
@@ -186,7 +187,10 @@ class PersonaMonitor:
         """
         check_integer("size", size)
         check_integer("max_reply", max_reply)
-        return LiveBatch(OpenBatch(self.lm, self._directions, size, max_reply), self._token_scores, self._of_run)
+        batch: OpenBatch | TurnBatch = TurnBatch(size)  # an engine that puts several runs together by itself
+        if self.lm.engine is None:
+            batch = OpenBatch(self.lm, self._directions, size, max_reply)
+        return LiveBatch(batch, self._token_scores, self._of_run)
 
     def live_reply(
         self,

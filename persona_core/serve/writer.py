@@ -196,6 +196,9 @@ class ReplyWriter:
         watch = self.watches.of(traits)
         if request.persona.cap_on_alarm and watch.detectors is None:
             raise ApiError("persona.cap_on_alarm needs onset detectors, which these vectors lack.", param="persona")
+        if self.monitor.lm.engine is not None and (request.persona.cap_on_alarm or request.n_top is not None):
+            what = "logprobs" if request.n_top is not None else "persona.cap_on_alarm"
+            raise ApiError(f"{what} needs a server on engine transformers.", param=what, code="unsupported_parameter")
         live = self.monitor.live_reply(
             request.messages,
             seed=request.seed,

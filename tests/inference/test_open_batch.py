@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from persona_core.errors import SettingError
 from persona_core.inference.batch import BrokenReply
+from persona_core.inference.engine import TransformersEngine
 from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Steer
 from persona_core.monitor.live_batch import LiveToken
@@ -26,10 +28,16 @@ ASKED: list[dict[str, Any]] = [
 ]
 
 
-def together(monitor: PersonaMonitor, size: int, every: int) -> dict[int, list[LiveToken]]:
+class OtherEngine(TransformersEngine):
+    """Not the engine of this process, as far as the monitor knows."""
+
+    name, version = "other", "1"
+
+
+def together(monitor: PersonaMonitor, size: int, every: int, top: bool = True) -> dict[int, list[LiveToken]]:
     """All of them, one begun every so many steps; the tokens of each."""
     found: dict[int, list[LiveToken]] = {}
-    waiting = [monitor.live_reply(**one, seed=seed, n_top=seed % 3) for seed, one in enumerate(ASKED)]
+    waiting = [monitor.live_reply(**one, seed=seed, n_top=seed % 3 if top else None) for seed, one in enumerate(ASKED)]
     with monitor.live_batch(size, 30) as batch:
         step = 0
         while waiting or not batch.is_idle:
@@ -67,8 +75,27 @@ def test_each_reply_is_what_it_would_be_alone(family: str, size: int, every: int
         assert [len(t.log_prob.top) for t in tokens if t.log_prob] == [seed % 3] * trace.n_reply
 
 
-def test_a_reply_that_is_ended_leaves_room_for_the_next() -> None:
-    lm = tiny_lm()
+@pytest.mark.parametrize(("size", "every"), [(8, 2), (2, 1)])
+def test_on_any_engine_each_reply_is_what_it_would_be_alone(size: int, every: int) -> None:
+    lm = replace(tiny_lm(), engine=OtherEngine())
+    monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)), blocks="all")
+    found = together(monitor, size, every, top=False)
+    for seed, trace in enumerate(alone(monitor)):
+        last = found[seed][-1].step.trace()
+        assert last.token_ids == trace.token_ids and last.provenance == trace.provenance
+        for trait in trace.traits:
+            sent = [t.scores[trait] for t in found[seed]]
+            np.testing.assert_allclose(sent, trace.scores(trait, "cosine")[trace.n_prompt :], rtol=1e-4, atol=1e-5)
+    with monitor.live_batch(1) as batch, pytest.raises(SettingError, match="Log probabilities"):
+        batch.start(monitor.live_reply("Hi", n_top=1))
+
+
+either_engine = pytest.mark.parametrize("engine", [None, OtherEngine()], ids=["own", "other"])
+
+
+@either_engine
+def test_a_reply_that_is_ended_leaves_room_for_the_next(engine: Any) -> None:
+    lm = replace(tiny_lm(), engine=engine)
     monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)))
     first, second, third = (monitor.live_reply("Hi", seed=seed, max_new_tokens=6) for seed in range(3))
     with monitor.live_batch(1, 10) as batch:
@@ -84,13 +111,16 @@ def test_a_reply_that_is_ended_leaves_room_for_the_next() -> None:
     assert len(first.run.replies[0]) == 1 and not second.run.replies[0]
 
 
-def test_a_reply_whose_scores_are_not_finite_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@either_engine
+def test_a_reply_whose_scores_are_not_finite_is_named_and_the_others_go_on(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual = Sampling.processors
 
     def processors(self: Sampling) -> Any:
         return (lambda _, scores: scores * float("nan")) if self.temperature == 1.25 else usual(self)
 
-    lm = tiny_lm()
+    lm = replace(tiny_lm(), engine=engine)
     monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)))
     monkeypatch.setattr(Sampling, "processors", processors)
     good, bad = (monitor.live_reply("Hi", seed=1, temperature=t, max_new_tokens=4) for t in (0.7, 1.25))
