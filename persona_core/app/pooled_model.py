@@ -19,6 +19,7 @@ from persona_core.traces.provenance import short_name
 from persona_core.utils.hub import split_revision
 
 if TYPE_CHECKING:
+    from persona_core.analysis.detectors import Detectors
     from persona_core.monitor.monitor import PersonaMonitor
 
 logger = logging.getLogger(__name__)
@@ -190,18 +191,13 @@ def load_monitor(
         blocks: "best" or "all".
         static_cache: as in `load_model`.
     """
-    from persona_core.analysis.detectors import Detectors
     from persona_core.models.loading import load_model
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.utils.template_kwargs import template_kwargs_from
     from persona_core.vectors.vectors import PersonaVectors
 
     known = PersonaVectors.from_pretrained(*split_revision(vectors))
-    detectors: Any = None
-    try:
-        detectors = Detectors.from_pretrained(*split_revision(vectors))
-    except NotFound as error:
-        logger.info("No onset detectors: %s", error)
+    detectors = detectors_of(vectors)
     source = model_source(model, vectors)
     adapter_name, adapter_revision = split_revision(adapter) if adapter else (None, None)
     lm = load_model(
@@ -213,6 +209,17 @@ def load_monitor(
         template_kwargs=template_kwargs_from(),
     )
     return PersonaMonitor(lm, known, blocks, detectors)
+
+
+def detectors_of(vectors: str) -> Detectors | None:
+    """The onset detectors that were published with vectors; None if there are none."""
+    from persona_core.analysis.detectors import Detectors
+
+    try:
+        return Detectors.from_pretrained(*split_revision(vectors))
+    except NotFound as error:
+        logger.info("No onset detectors: %s", error)
+        return None
 
 
 def beside(monitor: PersonaMonitor, adapter: str) -> PersonaMonitor:

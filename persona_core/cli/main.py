@@ -11,6 +11,7 @@ from persona_core.utils.version import __version__
 
 COMMANDS = {
     "app": "serve the app on localhost",
+    "serve": "serve a model to clients of OpenAI's API, with trait scores beside each token",
     "extract": "persona vectors from trait definitions: elicit, judge, extract, validate",
     "monitor": "every token's projections while a model answers prompts or reads conversations",
     "replay": "have each of two models read the other's replies",

@@ -20,6 +20,8 @@ from persona_core.inference.static_cache import StaticKVCache
 from persona_core.inference.steering import PAD_INDEX
 
 if TYPE_CHECKING:
+    from transformers import LogitsProcessorList
+
     from persona_core.inference.hooks import ResidualTap
     from persona_core.inference.sections import ReplyFollower
     from persona_core.models.language_model import LanguageModel
@@ -32,6 +34,31 @@ PREFILL_TOKENS = 8192
 DROPPED_SHARE = 4
 
 
+class BrokenReply(NumericalError):
+    """One reply's scores are not finite; the replies beside it can go on.
+
+    Attributes:
+        row: of that reply, as an index into the prompts.
+    """
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+@dataclass(frozen=True)
+class TokenLogProb:
+    """How likely the model found a token, at temperature 1 and before anything was cut off.
+
+    Attributes:
+        log_prob: of the token that was chosen.
+        top: the likeliest tokens with theirs, likeliest first.
+    """
+
+    log_prob: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True)
 class DecodeStep:
     """One step of the decode loop: a prefill, or a new token for every unfinished reply.
@@ -41,12 +68,14 @@ class DecodeStep:
         token_ids: the new token of each; None for a prefill.
         reading: what the tap read, or None without one. That of a prefill includes the left padding.
         finished: for each, None, "eos", "length", "context" or "thought" (too long, so there is no answer).
+        log_probs: for each, how likely its token was; None where that was not requested.
     """
 
     rows: tuple[int, ...]
     token_ids: tuple[int, ...] | None
     reading: Reading | None
     finished: tuple[str | None, ...]
+    log_probs: tuple[TokenLogProb | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +88,8 @@ class QueuedPrompt:
         seed: of the reply's random draws.
         n_kept: how many of the ids belong to the reply.
         limit: longest reply in tokens, kept ones included.
+        sampling: how its tokens are chosen.
+        n_top: how many of the likeliest tokens to list beside each token's log probability; None: neither.
     """
 
     row: int
@@ -66,6 +97,8 @@ class QueuedPrompt:
     seed: int
     n_kept: int
     limit: int
+    sampling: Sampling
+    n_top: int | None = None
 
 
 class ReplyBatch:
@@ -78,7 +111,6 @@ class ReplyBatch:
     def __init__(
         self,
         lm: LanguageModel,
-        sampling: Sampling,
         tap: ResidualTap | None,
         max_reply: int,
         size: int,
@@ -86,10 +118,9 @@ class ReplyBatch:
         follower: ReplyFollower | None = None,
     ) -> None:
         """Start an empty batch of up to `size` replies of up to `max_reply` tokens; None: with a dynamic cache."""
-        self._lm, self._sampling, self._tap, self._max_reply, self._size = lm, sampling, tap, max_reply, size
+        self._lm, self._tap, self._max_reply, self._size = lm, tap, max_reply, size
         self._follower = follower
         self._can_refill = has_only_attention(new_cache(lm.model.config))
-        self._processors = sampling.processors()
         pooled = tap.pooled if tap else None
         self._pools_prompt = pooled is not None and pooled.of_prompt
         self._pools_reply = pooled is not None and pooled.of_reply
@@ -101,6 +132,7 @@ class ReplyBatch:
         self._prompts: list[QueuedPrompt] = []
         self._n_reply: list[int] = []  # reply tokens so far, kept ones included
         self._is_finished: list[bool] = []
+        self._alike: list[tuple[Sampling, LogitsProcessorList, Any]] = []  # rows that are sampled in the same way
         self._rows: _RowState
 
     @property
@@ -149,6 +181,7 @@ class ReplyBatch:
         self._prompts += prompts
         self._n_reply += [p.n_kept for p in prompts]
         self._is_finished += [False] * len(prompts)
+        self._group()
         if self._follower is not None:
             for prompt in prompts:
                 self._follower.begin(prompt.row, prompt.ids[len(prompt.ids) - prompt.n_kept :])
@@ -158,6 +191,7 @@ class ReplyBatch:
         """Choose a token for each reply, feed it back, and return it."""
         lm, rows = self._lm, self._rows
         chosen, host_ids = self._choose()
+        log_probs = self._log_probs(host_ids)
         active = [i for i, finished in enumerate(self._is_finished) if not finished]
         answered = [self._follow(i, host_ids[i]) for i in range(len(host_ids))]
         answer_index = None
@@ -172,7 +206,7 @@ class ReplyBatch:
         inputs = ForwardInputs(chosen[:, None], positions, rows.index, rows.replies, answer_index)
         logits, reading = self._cache.step(self._forward, inputs)
         history = rows.history
-        if self._sampling.repetition_penalty != 1.0:
+        if any(sampling.repetition_penalty != 1.0 for sampling, *_ in self._alike):
             history = torch.cat([history, chosen[:, None]], dim=-1)
         self._rows = _RowState(rows.replies, logits, positions, rows.index + advance, rows.uniform, history)
         if reading is not None and len(active) < len(self._is_finished):
@@ -184,7 +218,18 @@ class ReplyBatch:
             reasons.append(answered[i][1] or self._out_of_room(i))
             self._is_finished[i] = reasons[-1] is not None
         replies = tuple(self._prompts[i].row for i in active)
-        return DecodeStep(replies, tuple(host_ids[i] for i in active), reading, tuple(reasons))
+        ids = tuple(host_ids[i] for i in active)
+        return DecodeStep(replies, ids, reading, tuple(reasons), tuple(log_probs.get(i) for i in active))
+
+    def end(self, row: int) -> None:
+        """End a reply before its time; it takes no part in further steps."""
+        for i, prompt in enumerate(self._prompts):
+            if prompt.row == row:
+                self._is_finished[i] = True
+
+    def read_with(self, tap: ResidualTap) -> None:
+        """Go on with another tap, which must be open and read the same blocks."""
+        self._tap = tap
 
     def _follow(self, i: int, token_id: int) -> tuple[int, str | None]:
         """The new token's position in its answer, and why the reply ends with it, if it does."""
@@ -199,26 +244,66 @@ class ReplyBatch:
         limit = self._prompts[i].limit
         if self._n_reply[i] < limit:
             return None
-        return "length" if limit == self._sampling.longest_reply(self._lm.chat.thought_marks is not None) else "context"
+        longest = self._prompts[i].sampling.longest_reply(self._lm.chat.thought_marks is not None)
+        return "length" if limit == longest else "context"
 
     def _choose(self) -> tuple[torch.Tensor, list[int]]:
         """The next token of each row, on the device `[rows]` and on the host: the step's one synchronisation."""
-        scores = self._processors(self._rows.history, self._rows.logits)  # [rows, vocab]
-        if self._sampling.temperature == 0:
-            chosen = scores.argmax(-1)  # [rows]
+        state = self._rows
+        draw = state.uniform.gather(1, state.index)  # [rows, 1]
+        parts = []
+        for sampling, processors, rows in self._alike:
+            scores = processors(state.history[rows], state.logits[rows])  # [rows that are alike, vocab]
+            chosen = scores.argmax(-1) if sampling.temperature == 0 else choose(scores, draw[rows])
+            parts.append((rows, chosen, scores.amax(-1).isfinite()))
+        if len(parts) == 1:
+            (_, chosen, finite) = parts[0]
         else:
-            chosen = choose(scores, self._rows.uniform.gather(1, self._rows.index))
+            chosen = torch.empty(len(self._prompts), dtype=torch.long, device=state.logits.device)
+            finite = torch.empty_like(chosen, dtype=torch.bool)
+            for rows, *found in parts:
+                chosen[rows], finite[rows] = found
         # Rows without a finite maximum get the id -1, which saves a second copy to the host.
-        host_ids = torch.where(scores.amax(-1).isfinite(), chosen, -1).tolist()
+        host_ids = torch.where(finite, chosen, -1).tolist()
         for prompt, n, finished, token_id in zip(
             self._prompts, self._n_reply, self._is_finished, host_ids, strict=True
         ):
             if token_id < 0 and not finished:  # finished rows may be broken: nothing of them is used
-                raise NumericalError(
+                raise BrokenReply(
+                    prompt.row,
                     f"The model's scores hold NaN or no finite number at reply token {n} of prompt {prompt.row}. "
-                    + self._lm.why_not_finite
+                    + self._lm.why_not_finite,
                 )
         return chosen, host_ids
+
+    def _group(self) -> None:
+        """Rows whose tokens are chosen in the same way are handled together: most often they are all."""
+        rows_of: dict[tuple[Any, ...], list[int]] = {}
+        for i, prompt in enumerate(self._prompts):
+            rows_of.setdefault(prompt.sampling.choice, []).append(i)
+        self._alike = []
+        for rows in rows_of.values():
+            sampling = self._prompts[rows[0]].sampling
+            index = slice(None) if len(rows_of) == 1 else torch.tensor(rows, device=self._lm.device)
+            self._alike.append((sampling, sampling.processors(), index))
+
+    def _log_probs(self, host_ids: Sequence[int]) -> dict[int, TokenLogProb]:
+        """Of the chosen tokens of the rows that want them."""
+        wanted = [
+            (i, prompt.n_top)
+            for i, (prompt, finished) in enumerate(zip(self._prompts, self._is_finished, strict=True))
+            if prompt.n_top is not None and not finished
+        ]
+        if not wanted:
+            return {}
+        logs = self._rows.logits[[i for i, _ in wanted]].log_softmax(-1)  # [wanted, vocab]
+        own = logs.gather(-1, torch.tensor([[host_ids[i]] for i, _ in wanted], device=logs.device))[:, 0].tolist()
+        top = logs.topk(max(n for _, n in wanted))  # of none for most
+        likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return {
+            i: TokenLogProb(log_prob, tuple(zip(ids[:n], logs_of[:n], strict=True)))
+            for (i, n), log_prob, (ids, logs_of) in zip(wanted, own, likeliest, strict=True)
+        }
 
     def drop_finished(self, refill: bool) -> None:
         """Drop finished rows where that saves more than it costs.
@@ -242,6 +327,7 @@ class ReplyBatch:
         self._prompts = [self._prompts[i] for i in active]
         self._n_reply = [self._n_reply[i] for i in active]
         self._is_finished = [False] * len(active)
+        self._group()
         self._cache.keep(active)
         longest = max(len(p.ids) - p.n_kept + n for p, n in zip(self._prompts, self._n_reply, strict=True))
         self._rows = self._rows.select(torch.tensor(active, device=self._lm.device), longest)

@@ -80,14 +80,15 @@ def decode(
     lm.refuse_training()
     n_kept = n_kept or [0] * len(prompts)
     limits = [new_token_limit(lm, len(p) - k, sampling) for p, k in zip(prompts, n_kept, strict=True)]
-    waiting = [QueuedPrompt(*one) for one in zip(range(len(prompts)), prompts, seeds, n_kept, limits, strict=True)]
+    given = zip(range(len(prompts)), prompts, seeds, n_kept, limits, strict=True)
+    waiting = [QueuedPrompt(*one, sampling) for one in given]
     queue = deque(waiting if indices is None else [waiting[i] for i in indices])
     if not queue:
         return
     size = min(batch_size or len(queue), len(queue))
     columns = max(len(p.ids) + p.limit - p.n_kept for p in queue)
     static = lm.static_cache and supports(lm, columns) and (tap is None or tap.is_repeatable)
-    batch = ReplyBatch(lm, sampling, tap, max(p.limit for p in queue), size, columns if static else None, follower)
+    batch = ReplyBatch(lm, tap, max(p.limit for p in queue), size, columns if static else None, follower)
     while queue or batch.is_active:
         while queue and (n := batch.n_admissible(queue)):
             yield batch.prefill([queue.popleft() for _ in range(n)])

@@ -107,7 +107,7 @@ class GenerationRun:
         )
         with closing(steps):
             for step in steps:
-                self._keep(step)
+                self.keep(step)
                 yield step
 
     def finish(self, on_finished: Callable[[int], object] = lambda _: None) -> None:
@@ -139,7 +139,8 @@ class GenerationRun:
         if self._readings is not None:
             self._readings.restart(rows, self._batch_size)
 
-    def _keep(self, step: DecodeStep) -> None:
+    def keep(self, step: DecodeStep) -> None:
+        """Keep a step's tokens and readings, and show them to the observer."""
         if step.token_ids is None:
             if self._readings is not None and step.reading is not None:
                 self._readings.begin(step.rows, [len(self._prefix_ids[row]) for row in step.rows], step.reading)
@@ -164,6 +165,24 @@ class GenerationRun:
                 position = self._follower.newest(row)
             if position != NEITHER:
                 observer.push(row, len(self.replies[row]) - 1, raw[i], norms[i], position == THOUGHT)
+
+    def follower_begins(self, kept: Sequence[int]) -> None:
+        """For a run of one reply whose forwards another batch runs: its reply begins, after these tokens."""
+        if self._follower is not None:
+            self._follower.begin(0, kept)
+
+    def follower_push(self, token_id: int) -> tuple[int, str | None]:
+        """As `ReplyFollower.push`, for the run's one reply."""
+        if self._follower is None:
+            raise RuntimeError("All of this reply is its answer: there is nothing to follow.")
+        return self._follower.push(0, token_id)
+
+    def newest_role(self, row: int) -> str:
+        """The role of the newest token, as far as it is known: a mark of several tokens is known at its end."""
+        if self.replies[row][-1] in self.lm.eos_ids:
+            return "template"
+        position = 0 if self._follower is None else self._follower.newest(row)
+        return {NEITHER: "template", THOUGHT: "thinking"}.get(position, "assistant")
 
     # The methods below are about one row after `n` reply tokens, kept ones included; None means all so far.
 

@@ -88,6 +88,11 @@ class Sampling:
     def thought_limit(self) -> int:
         return THOUGHT_LIMIT if self.max_thinking_tokens is None else self.max_thinking_tokens
 
+    @property
+    def choice(self) -> tuple[float, float, int, float]:
+        """What decides between tokens: equal where two replies' tokens are chosen in the same way."""
+        return self.temperature, self.top_p, self.top_k, self.repetition_penalty
+
     def longest_reply(self, thinks: bool) -> int:
         """Tokens of the longest reply, its thought and marks included."""
         return self.max_new_tokens + (self.thought_limit + MARK_TOKENS if thinks else 0)

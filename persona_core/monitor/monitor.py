@@ -16,15 +16,18 @@ from persona_core.errors import PromptError, SettingError
 from persona_core.inference.decode import new_token_limit
 from persona_core.inference.engine import Readout, engine_of
 from persona_core.inference.generation import GenerationRun
+from persona_core.inference.open_batch import OpenBatch
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, SamplingOptions
 from persona_core.inference.steering import Intervention, Steer
+from persona_core.inference.turn_batch import TurnBatch
 from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.language_model import LanguageModel
-from persona_core.monitor.alarms import AlarmWatch, OnAlarm
+from persona_core.monitor.alarms import Alarm, AlarmWatch, OnAlarm
 from persona_core.monitor.arguments import as_list, as_seeds, naming
 from persona_core.monitor.branching import Branch, prefix_of
+from persona_core.monitor.live_batch import LiveBatch, LiveReply
 from persona_core.monitor.record import null_array, reader_provenance
 from persona_core.monitor.steering import prepare
 from persona_core.monitor.step import Step
@@ -175,6 +178,46 @@ class PersonaMonitor:
             run.finish(bar.update)
         return [self._of_run(run, row) for row in range(len(prompts))]
 
+    def live_batch(self, size: int = 16, max_reply: int = 4096) -> LiveBatch:
+        """An empty batch that replies join and leave at any time, for a server; `live_reply` makes them.
+
+        Args:
+            size: replies written at once; further ones wait.
+            max_reply: tokens of the longest reply, a thought included.
+        """
+        check_integer("size", size)
+        check_integer("max_reply", max_reply)
+        batch: OpenBatch | TurnBatch = TurnBatch(size)  # an engine that puts several runs together by itself
+        if self.lm.engine is None:
+            batch = OpenBatch(self.lm, self._directions, size, max_reply)
+        return LiveBatch(batch, self._token_scores, self._of_run)
+
+    def live_reply(
+        self,
+        prompt: Prompt,
+        *,
+        seed: int | None = None,
+        steer: Steers = None,
+        detectors: Detectors | None = None,
+        n_top: int | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> LiveReply:
+        """A reply for a `live_batch`; the same tokens and scores as `generate` gives.
+
+        Args:
+            prompt, seed, steer, **sampling: as in `generate`.
+            detectors: that watch it, in place of the monitor's own; none of both: it is not watched.
+            n_top: how many of the likeliest tokens to list beside each token's log probability; None: neither.
+
+        Raises:
+            As `generate`.
+        """
+        alarms: list[Alarm] = []
+        watching = detectors or self.detectors
+        on_alarm = None if watching is None else alarms.append
+        run = self._start([prompt], Sampling(**sampling), seed, steer, on_alarm, detectors=watching)
+        return LiveReply(run, n_top, _alarms=alarms)
+
     def write(
         self,
         prompts: Sequence[Prompt],
@@ -261,10 +304,11 @@ class PersonaMonitor:
         steer: Steers,
         on_alarm: OnAlarm | None = None,
         batch_size: int | None = None,
+        detectors: Detectors | None = None,
     ) -> GenerationRun:
         prefixes = self._render(prompts, sampling)
         changes = prepare(steer, self.vectors, self.lm.blocks, len(prompts))
-        watch = self._watch(len(prompts), changes, on_alarm)
+        watch = self._watch(len(prompts), changes, on_alarm, detectors or self.detectors)
         if watch is not None:
             self._show_kept_tokens(watch, prefixes, changes)
         seeds = as_seeds(seed, len(prompts))
@@ -303,20 +347,22 @@ class PersonaMonitor:
                     at = n_prompt + token
                     watch.push(row, token, raw[:, :, at].T, norms[:, at], role == "thinking")
 
-    def _watch(self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None) -> AlarmWatch | None:
+    def _watch(
+        self, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None, detectors: Detectors | None
+    ) -> AlarmWatch | None:
         """The alarms of a run, if anything depends on them."""
         gated = [c.steer.trait for c in changes if c.steer.when == "alarm"]
         if on_alarm is None and not gated:
             return None
-        if self.detectors is None:
+        if detectors is None:
             raise SettingError(
                 "Alarms need detectors: PersonaMonitor(..., detectors=Detectors.from_pretrained(...)), or make them "
                 "from neutral replies with calibrate_detectors."
             )
         for trait in gated:
-            self.detectors.of(trait)
+            detectors.of(trait)
         return AlarmWatch(
-            self.detectors,
+            detectors,
             self.vectors.traits,
             self.blocks,
             self._null,
@@ -356,6 +402,18 @@ class PersonaMonitor:
     def directions(self) -> dict[int, torch.Tensor]:
         """Block -> the unit directions that are read there, float32 `[d_model, n_traits]`."""
         return dict(self._directions)
+
+    def _token_scores(self, raw: np.ndarray, norms: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores of the default kind of tokens of any replies, as a trace has them: float32 `[n_tokens]`, NaN at sinks.
+
+        Args:
+            raw: `[n_traits, n_blocks, n_tokens]`.
+            norms: `[n_blocks, n_tokens]`.
+        """
+        n = raw.shape[-1]
+        trace = self.trace_of(Transcript((-1,) * n, ("",) * n, ("assistant",) * n, 0), (raw, norms), "read", Provenance())
+        kind = trace.default_kind
+        return {t: trace.scores_without_sinks(t, kind) for t in trace.traits if t in trace.best_block}
 
     def trace_of(
         self, text: Transcript, readings: tuple[np.ndarray, np.ndarray], finish: str, provenance: Provenance

@@ -175,6 +175,47 @@ def threads() -> str:
     return table(("model", "machine", "one thread", "two threads", "two over one"), rows)
 
 
+def serve_load() -> str:
+    """Many clients of `persona serve` at once."""
+    found = stored("serve_load")
+    sizes = found["batch_sizes"]
+    first = next(iter(sizes.values()))
+    memory, counts = first["rss_mb"], first["counts"]
+    refused = sum(n for name, n in counts.items() if name.startswith("garbage"))
+    rows = [
+        (
+            size,
+            f"{one['seconds']:g} s",
+            f"{one['counts'].get('equal', 0)}",
+            f"{one['tokens_per_second']:g}",
+            *(f"{one['seconds_to_first_token'][q]:g} s" for q in ("0.5", "0.95")),
+            *(f"{one['seconds_per_reply'][q]:g} s" for q in ("0.5", "0.95")),
+        )
+        for size, one in sizes.items()
+    ]
+    wrong = sum(
+        n for one in sizes.values() for name, n in one["counts"].items() if name.startswith(("mixed", "failed"))
+    )
+    heads = (
+        "written at once",
+        "for",
+        "replies",
+        "tokens a second",
+        "first token: median",
+        "95 %",
+        "reply: median",
+        "95 %",
+    )
+    return (
+        f"{found['clients']} clients of the toy at once, on two CPU threads that other work kept busy (load average "
+        f"{first['load_average_before']:g} before it), beside {counts['vanished']} clients that vanished and {refused} "
+        f"requests of garbage, all of which were refused. Of the replies {wrong} were lost, or differed in a token "
+        f"from what the monitor writes by itself with the same seed. The server took {memory['half']:.0f} MB half way "
+        f"through, and {memory['end']:.0f} MB at the end ({memory['mb_per_minute_in_second_half']:+.1f} MB a minute). "
+        "Written together replies are faster than one after the other, which is a queue:\n\n"
+    ) + table(heads, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed-real-app": real_app,
     "speed-threads": threads,
@@ -185,4 +226,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-gpu": gpu,
     "speed-rest": rest,
     "speed-machines": machines,
+    "serve-load": serve_load,
 }

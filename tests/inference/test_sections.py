@@ -221,3 +221,18 @@ def test_detectors_watch_thought_and_answer_apart(script: Any) -> None:
     for token, in_thought in enumerate([True, True, False, False, True, False]):
         watch.push(0, token, np.ones((1, 1), np.float32), np.ones(1, np.float32), in_thought)
     assert [(alarm.token, alarm.in_thought) for alarm in alarms] == [(4, True), (5, False)]
+
+
+@pytest.mark.parametrize(
+    "text", ["Yes.\nUse it.\nUser\nUsers: many", "One\nUs", "Well.\nUser: and then?", "\nAss"], ids=range(4)
+)
+def test_what_may_become_a_stop_string_is_said_once_it_has_not(text: str, script: Any) -> None:
+    """A model without a template: the tokens of a live batch say all that the trace of the reply says, in order."""
+    lm = tiny_lm("llama", "none")
+    monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)))
+    script(lm, [text])
+    with monitor.live_batch(1, 100) as batch:
+        batch.start(monitor.live_reply("Hi", seed=0, max_new_tokens=60))
+        tokens = [token for _ in range(60) for token in batch.step()]
+    said = "".join(token.says for token in tokens)
+    assert said == tokens[-1].step.trace().reply_text

@@ -24,7 +24,7 @@ from persona_core.traces.view.payload import trace_payload
 from tests.elicitation.test_elicit import plan, trait
 from tests.support import oracle
 from tests.support.openai_server import Answer, completion, serving
-from tests.support.tiny import tiny_lm
+from tests.support.tiny import random_vectors, tiny_lm
 
 THOUGHT = "Hm, let me see.\n"
 YES, NO = "Yes, it is great, you should.", "No, not for you."
@@ -147,3 +147,26 @@ def test_a_later_turn_shows_the_earlier_thought_as_one_or_not_at_all(kind: Kind)
     }
     assert (said["user"], said["assistant"]) == ("Is it great?" + YES, YES)
     assert said["thinking"] in ("", "Is it great? Yes.")
+
+
+def test_replies_of_a_live_batch_say_what_their_traces_say(kind: Kind, lm: Any) -> None:
+    """Token by token, though a mark is known only once it is complete."""
+    monitor = PersonaMonitor(lm, random_vectors(len(lm.blocks)))
+    said: dict[int, str] = {}
+    thought: dict[int, str] = {}
+    ends = {}
+    with monitor.live_batch(2, 2000) as batch:
+        for seed in range(3):
+            batch.start(monitor.live_reply("Be frank.", seed=seed, max_new_tokens=60))
+        while not batch.is_idle:
+            for token in batch.step():
+                row = token.reply.seed
+                said[row] = said.get(row, "") + token.says
+                thought[row] = thought.get(row, "") + token.step.text * (token.role == "thinking")
+                ends[row] = token.step
+    for row, last in ends.items():
+        trace = last.trace()
+        assert trace.finish == "eos"
+        assert said[row] == trace.reply_text != ""
+        assert thought[row].strip() == trace.thinking_text.strip()
+    assert len(ends) == 3
