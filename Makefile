@@ -46,7 +46,7 @@ test-fast: $(DEV_STAMP) ## Run the tests that are quick and need neither a brows
 
 test-engines: $(ENGINES_STAMP) ## Run the tests against vLLM, in an environment of its own (Linux, 4 GB)
 	@$(ENGINES_VENV)/bin/python -m scripts.weights --optional
-	$(ENGINES_VENV)/bin/python -m pytest -m engines tests/engines $(PYTEST_ARGS)
+	$(ENGINES_VENV)/bin/python -m pytest -m engines tests/inference/vllm $(PYTEST_ARGS)
 
 screenshots: $(DEV_STAMP) chromium ## Renew the pictures in docs/images
 	PERSONA_PICTURES=docs/images $(PY) -m pytest -q tests/app/test_looks.py tests/report/test_analyse.py -k "picture or one_trait"

@@ -62,7 +62,7 @@ def main() -> int:
 
 def plain_engine(lm: LanguageModel) -> Any:
     """vLLM with the settings of ours, and nothing of ours in it."""
-    from persona_core.engines import vllm_engine
+    from persona_core.inference.vllm import engine as vllm_engine
 
     ours = {"worker_extension_cls", "logits_processors"}
     fixed = {name: value for name, value in vllm_engine.FIXED.items() if name not in ours}

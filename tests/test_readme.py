@@ -27,7 +27,7 @@ README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PAGES = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 SERVED = ("from gradio_client import", "from openai import")
-"""Such blocks need the app, or `persona serve`: tests/app/test_api.py and tests/serve/test_replies.py run them."""
+"""Such blocks need the app, or `persona serve`: tests/app/test_api.py and tests/app/server/test_replies.py run them."""
 OPTIONS_SHOWN = {"scripts.docs", "benchmarks.run"}
 """Modules, apart from `persona`, whose options pages may show."""
 FOREIGN = {"--flavor", "--secrets", "--timeout", "--head", "--address"}  # options of the commands hf and ray

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> list[str]:
-    from persona_core.serve.settings import ServeSettings, keys_from_environment
+    from persona_core.app.server.settings import ServeSettings, keys_from_environment
 
     keys = keys_from_environment()
     if not keys and not _is_loopback(options.host):
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> list[str]:
     try:
         import uvicorn
 
-        from persona_core.serve.application import build_application
+        from persona_core.app.server.application import build_application
     except ModuleNotFoundError as error:
         raise SettingError(f"The server needs the package {error.name!r}: pip install 'persona-trace[app]'.") from error
     from persona_core.app.pooled_model import detectors_of

@@ -2,7 +2,7 @@
 
 An engine takes token ids, the directions to read at some blocks, changes to the residual stream and a seed for each
 reply; it gives token ids, projections and norms. The decode loop of this room is the engine "transformers";
-`persona_core.engines` holds others. Each is held against it: the same blocks, tokens, seeds and interventions.
+`persona_core.inference.vllm` holds others. Each is held against it: the same blocks, tokens, seeds and interventions.
 """
 
 from __future__ import annotations

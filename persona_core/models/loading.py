@@ -27,7 +27,7 @@ from persona_core.utils.hub import at_revision, check_kind, commit_of, resolve_s
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENGINES = {"transformers": None, "vllm": "persona_core.engines.vllm_model"}
+ENGINES = {"transformers": None, "vllm": "persona_core.inference.vllm.model"}
 """Engine -> the module that loads a model on it. Named, not imported: it stands above this room, and needs a package of
 its own."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

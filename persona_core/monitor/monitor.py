@@ -411,7 +411,8 @@ class PersonaMonitor:
             norms: `[n_blocks, n_tokens]`.
         """
         n = raw.shape[-1]
-        trace = self.trace_of(Transcript((-1,) * n, ("",) * n, ("assistant",) * n, 0), (raw, norms), "read", Provenance())
+        unnamed = Transcript((-1,) * n, ("",) * n, ("assistant",) * n, 0)
+        trace = self.trace_of(unnamed, (raw, norms), "read", Provenance())
         kind = trace.default_kind
         return {t: trace.scores_without_sinks(t, kind) for t in trace.traits if t in trace.best_block}
 

@@ -10,14 +10,21 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from persona_core.app.server.api_errors import ApiError, of_validation
+from persona_core.app.server.chat_completions import logprob, usage
+from persona_core.app.server.chat_request import sampling_of
+from persona_core.app.server.persona_record import Record, head, of_token, tail
+from persona_core.app.server.reply_request import (
+    OPEN,
+    Message,
+    PersonaFields,
+    ReplyRequest,
+    check_others,
+    checked_messages,
+)
+from persona_core.app.server.settings import ServeSettings
+from persona_core.app.server.writer import Reply, Token
 from persona_core.models.detokenize import well_formed
-from persona_core.serve.api_errors import ApiError, of_validation
-from persona_core.serve.chat_completions import logprob, usage
-from persona_core.serve.chat_request import sampling_of
-from persona_core.serve.persona_record import Record, head, of_token, tail
-from persona_core.serve.reply_request import OPEN, Message, PersonaFields, ReplyRequest, check_others, checked_messages
-from persona_core.serve.settings import ServeSettings
-from persona_core.serve.writer import Reply, Token
 
 LOGPROBS = "message.output_text.logprobs"
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -6,9 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from persona_core.serve.api_errors import ApiError, of_validation
-from persona_core.serve.reply_request import OPEN, Message, PersonaFields, ReplyRequest, check_others, checked_messages
-from persona_core.serve.settings import ServeSettings
+from persona_core.app.server.api_errors import ApiError, of_validation
+from persona_core.app.server.reply_request import (
+    OPEN,
+    Message,
+    PersonaFields,
+    ReplyRequest,
+    check_others,
+    checked_messages,
+)
+from persona_core.app.server.settings import ServeSettings
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from persona_core.engines.vllm_engine import VllmEngine
 from persona_core.errors import PersonaError, SettingError, UnsupportedModel
+from persona_core.inference.vllm.engine import VllmEngine
 from persona_core.models.blocks import Blocks
 from persona_core.models.chat import ChatFormat
 from persona_core.models.checkpoint import check_configs, explained, weight_files

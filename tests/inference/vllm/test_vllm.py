@@ -17,7 +17,7 @@ from persona_core.inference.sampling import Sampling
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.monitor.alternatives import alternatives
 from persona_core.monitor.branching import Branch
-from tests.engines.conftest import TIGHT, Pair, spread, worst
+from tests.inference.vllm.conftest import TIGHT, Pair, spread, worst
 
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
@@ -105,7 +105,7 @@ def test_a_branch_goes_on_from_the_tokens_that_it_keeps(llama: Pair) -> None:
 
 
 def test_long_prompts_are_read_in_chunks(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona_core.engines.vllm_replies import Text
+    from persona_core.inference.vllm.replies import Text
 
     sizes: list[int] = []
     keep = Text.keep
@@ -141,7 +141,7 @@ def test_the_same_prompt_again_is_read_whole(llama: Pair) -> None:
 
 
 def test_a_prefix_from_a_cache_is_refused_not_passed_over(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona_core.engines import vllm_engine
+    from persona_core.inference.vllm import engine as vllm_engine
     from persona_core.models.loading import load_model
     from persona_core.monitor.monitor import PersonaMonitor
 
@@ -233,7 +233,7 @@ def test_a_broken_model_is_named(llama: Pair, tmp_path: Path) -> None:
 
 
 def test_blocks_of_an_unknown_form_are_refused(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from persona_core.engines import vllm_worker
+    from persona_core.inference.vllm import worker as vllm_worker
     from persona_core.models.loading import load_model
 
     monkeypatch.setattr(vllm_worker, "_forms", lambda output: {"one": output[0].clone()})

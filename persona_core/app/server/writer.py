@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from persona_core.app.server.api_errors import ApiError
+from persona_core.app.server.reply_request import ReplyRequest
+from persona_core.app.server.settings import ServeSettings
+from persona_core.app.server.watching import Watch, Watches
 from persona_core.errors import PersonaError, ServerError
 from persona_core.inference.batch import BrokenReply
 from persona_core.inference.sampling import MARK_TOKENS, THOUGHT_LIMIT
 from persona_core.monitor.live_batch import LiveBatch, LiveReply, LiveToken
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.serve.api_errors import ApiError
-from persona_core.serve.reply_request import ReplyRequest
-from persona_core.serve.settings import ServeSettings
-from persona_core.serve.watching import Watch, Watches
 from persona_core.traces.trace import Trace
 
 logger = logging.getLogger(__name__)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from persona_core.engines.vllm_replies import Text, Texts
-from persona_core.engines.vllm_sampling import ARGUMENT, SeededSampler
-from persona_core.engines.vllm_worker import ReadingWorker, request_id
 from persona_core.errors import NumericalError, SettingError, UnsupportedModel
 from persona_core.inference.engine import Readout
 from persona_core.inference.sampling import Sampling, draws
 from persona_core.inference.steering import Intervention, Steer
+from persona_core.inference.vllm.replies import Text, Texts
+from persona_core.inference.vllm.sampling import ARGUMENT, SeededSampler
+from persona_core.inference.vllm.worker import ReadingWorker, request_id
 from persona_core.models.loading import load_model
-from tests.engines.conftest import HAS_VLLM
+from tests.inference.vllm.conftest import HAS_VLLM
 
 VOCAB, WIDTH = 11, 6
 

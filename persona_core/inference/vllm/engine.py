@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persona_core.engines.vllm_replies import Event, Replies, Text, Texts
-from persona_core.engines.vllm_sampling import ARGUMENT, SeededSampler
-from persona_core.engines.vllm_worker import ReadingWorker, request_id
 from persona_core.errors import NumericalError, SettingError, UnsupportedModel
 from persona_core.inference.decode import new_token_limit
+from persona_core.inference.vllm.replies import Event, Replies, Text, Texts
+from persona_core.inference.vllm.sampling import ARGUMENT, SeededSampler
+from persona_core.inference.vllm.worker import ReadingWorker, request_id
 
 if TYPE_CHECKING:
     from persona_core.inference.batch import DecodeStep

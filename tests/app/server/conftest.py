@@ -11,11 +11,11 @@ import openai
 import pytest
 
 from persona_core.analysis.detectors import Detectors
+from persona_core.app.server.application import build_application
+from persona_core.app.server.settings import ServeSettings
+from persona_core.app.server.writer import ReplyWriter
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.serve.application import build_application
-from persona_core.serve.settings import ServeSettings
-from persona_core.serve.writer import ReplyWriter
 from persona_core.vectors.vectors import PersonaVectors
 from tests.support.asgi_server import serving
 from tests.traces.test_dataset import SHIPPED

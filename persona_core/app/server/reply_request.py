@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from persona_core.app.requests import ACTIONS, Messages, messages_of, start_of, steer_of
+from persona_core.app.server.api_errors import ApiError
 from persona_core.errors import SettingError, UnknownTrait
 from persona_core.inference.steering import Steer
-from persona_core.serve.api_errors import ApiError
 from persona_core.vectors.vectors import PersonaVectors
 
 MAX_STEERS = 32

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
-from persona_core.serve.api_errors import ApiError
-from persona_core.serve.settings import KEYS_VARIABLE
+from persona_core.app.server.api_errors import ApiError
+from persona_core.app.server.settings import KEYS_VARIABLE
 
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from persona_core.app.server.writer import Reply, Token
 from persona_core.models.detokenize import well_formed
-from persona_core.serve.writer import Reply, Token
 from persona_core.traces.provenance import short_name
 from persona_core.traces.trace import UNITS, Kind, Trace
 from persona_core.vectors.vectors import PersonaVectors

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engines.tiny_checkpoints import N_BLOCKS, WIDTH, save_checkpoint
+from tests.inference.vllm.tiny_checkpoints import N_BLOCKS, WIDTH, save_checkpoint
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when vLLM is imported
 HERE = Path(__file__).parent

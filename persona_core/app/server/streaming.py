@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from persona_core.app.server.api_errors import as_api_error
+from persona_core.app.server.writer import Reply
 from persona_core.errors import PersonaError
-from persona_core.serve.api_errors import as_api_error
-from persona_core.serve.writer import Reply
 
 logger = logging.getLogger(__name__)
 

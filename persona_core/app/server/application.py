@@ -12,10 +12,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from persona_core.errors import PersonaError
-from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.serve.access import check_host, check_key, read_body
-from persona_core.serve.api_errors import (
+from persona_core.app.server.access import check_host, check_key, read_body
+from persona_core.app.server.api_errors import (
     ApiError,
     AsciiJSONResponse,
     as_api_error,
@@ -23,15 +21,17 @@ from persona_core.serve.api_errors import (
     on_http_error,
     respond,
 )
-from persona_core.serve.chat_completions import ChatCompletion
-from persona_core.serve.chat_request import ChatRequest, read_chat_request
-from persona_core.serve.persona_record import Record, kind_of
-from persona_core.serve.reply_request import ReplyRequest
-from persona_core.serve.responses_api import ResponseObject, ResponsesRequest, read_responses_request
-from persona_core.serve.settings import ServeSettings
-from persona_core.serve.streaming import ReplyStream, unless_gone
-from persona_core.serve.watching import stated_rate
-from persona_core.serve.writer import ReplyWriter
+from persona_core.app.server.chat_completions import ChatCompletion
+from persona_core.app.server.chat_request import ChatRequest, read_chat_request
+from persona_core.app.server.persona_record import Record, kind_of
+from persona_core.app.server.reply_request import ReplyRequest
+from persona_core.app.server.responses_api import ResponseObject, ResponsesRequest, read_responses_request
+from persona_core.app.server.settings import ServeSettings
+from persona_core.app.server.streaming import ReplyStream, unless_gone
+from persona_core.app.server.watching import stated_rate
+from persona_core.app.server.writer import ReplyWriter
+from persona_core.errors import PersonaError
+from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import UNITS
 from persona_core.utils.version import __version__
 

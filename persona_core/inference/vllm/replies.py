@@ -18,11 +18,11 @@ from persona_core.inference.batch import DecodeStep
 from persona_core.inference.hooks import Reading
 
 if TYPE_CHECKING:
-    from persona_core.engines.vllm_worker import Chunk
     from persona_core.inference.engine import Readout
     from persona_core.inference.readings import Arrays
     from persona_core.inference.sampling import Sampling
     from persona_core.inference.sections import ReplyFollower
+    from persona_core.inference.vllm.worker import Chunk
     from persona_core.models.language_model import LanguageModel
 
 Event = tuple[list[Any], "list[Chunk]"]

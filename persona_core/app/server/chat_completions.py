@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from persona_core.app.server.persona_record import Record, head, of_token, tail
+from persona_core.app.server.writer import Reply, Token
 from persona_core.models.detokenize import REPLACEMENT, text_of, well_formed
-from persona_core.serve.persona_record import Record, head, of_token, tail
-from persona_core.serve.writer import Reply, Token
 from persona_core.utils.version import __version__
 
 FINGERPRINT = f"persona-trace-{__version__}"

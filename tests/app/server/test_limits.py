@@ -17,14 +17,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from persona_core.app.server.settings import ServeSettings, keys_from_environment
+from persona_core.app.server.writer import Reply
 from persona_core.cli import serve as command
 from persona_core.errors import SettingError
 from persona_core.inference.sampling import Sampling
 from persona_core.monitor.monitor import PersonaMonitor
-from persona_core.serve.settings import ServeSettings, keys_from_environment
-from persona_core.serve.writer import Reply
-from tests.serve.conftest import Running, running
-from tests.serve.test_replies import QUESTION, ask
+from tests.app.server.conftest import Running, running
+from tests.app.server.test_replies import QUESTION, ask
 from tests.support.tiny import hooks_on
 
 KEY = "a-key-of-the-tests-1"

@@ -18,7 +18,7 @@ from persona_core.inference.steering import Steer
 from persona_core.models.detokenize import text_of
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
-from tests.serve.conftest import Running
+from tests.app.server.conftest import Running
 from tests.traces.test_dataset import SHIPPED
 
 QUESTION = [{"role": "user", "content": "Should I quit my job?"}]
