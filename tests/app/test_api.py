@@ -415,7 +415,7 @@ def test_a_call_that_is_fetched_goes_on_for_as_long_as_it_takes(patient_url: str
     from gradio_client import Client
 
     client = Client(patient_url, verbose=False)
-    jobs = [client.submit(PROMPT, api_name="/generate", max_new_tokens=30) for _ in range(2)]  # six seconds each
+    jobs = [client.submit(PROMPT, api_name="/generate", max_new_tokens=15) for _ in range(2)]  # three seconds each
     for job in jobs:  # the second waits for longer than results may lie unread
         assert job.result()["finish"] == "length" and job.result()["notice"] == ""
 
