@@ -26,8 +26,9 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PAGES = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-SERVED = ("from gradio_client import", "from openai import")
-"""Such blocks need the app, or `persona serve`: tests/app/test_api.py and tests/app/server/test_replies.py run them."""
+ELSEWHERE = ("from gradio_client import", "from openai import", 'engine="vllm"')
+"""Such blocks need the app, `persona serve` or vLLM: tests/app/test_api.py and tests/app/server/test_replies.py run those of
+the first two."""
 OPTIONS_SHOWN = {"scripts.docs", "benchmarks.run"}
 """Modules, apart from `persona`, whose options pages may show."""
 FOREIGN = {"--flavor", "--secrets", "--timeout", "--head", "--address"}  # options of the commands hf and ray
@@ -93,7 +94,7 @@ def test_the_code_of_a_page_runs_as_shown(page: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)  # some of it writes files
     names: dict[str, object] = {}
     for block in blocks(text_of(page), "python"):
-        if not any(line in block for line in SERVED):
+        if not any(line in block for line in ELSEWHERE):
             exec(block, names)
 
 

@@ -192,8 +192,8 @@ def test_interventions_are_the_monitors(client: openai.OpenAI, monitor: PersonaM
     block = monitor.vectors.best_block["sycophancy"]
     asked, done = {
         "steer": (
-            {"steer": [{"trait": "sycophancy", "amount": 5.0, "start": 4}]},
-            Steer("sycophancy", block, strength=5.0, unit="sd", start=4),
+            {"steer": [{"trait": "sycophancy", "amount": -9.0, "start": 4}]},
+            Steer("sycophancy", block, strength=-9.0, unit="sd", start=4),
         ),
         "remove": ({"steer": [{"trait": "sycophancy", "action": "remove"}]}, Steer.ablate("sycophancy", block)),
         "cap": ({"cap": {"sycophancy": 0.5}}, Steer.cap("sycophancy", block, 0.5, unit="sd")),
