@@ -27,8 +27,7 @@ README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PAGES = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 ELSEWHERE = ("from gradio_client import", "from openai import", 'engine="vllm"')
-"""Such blocks need the app, `persona serve` or vLLM: tests/app/test_api.py and tests/app/server/test_replies.py run those of
-the first two."""
+"""Such blocks need the app, `persona serve` or vLLM; tests/app/test_api.py and tests/app/server/ run the first two."""
 OPTIONS_SHOWN = {"scripts.docs", "benchmarks.run"}
 """Modules, apart from `persona`, whose options pages may show."""
 FOREIGN = {"--flavor", "--secrets", "--timeout", "--head", "--address"}  # options of the commands hf and ray
