@@ -30,9 +30,7 @@ _MODULES = {
     "load_model": "models.loading",
     "load_traits": "elicitation.traits",
     "make_vectors": "pipeline",
-    "steer_loop": "monitor.loop_steering",
     "validate_vectors": "pipeline",
-    "watch_loop": "monitor.loop_watching",
     "wrap_model": "models.loading",
 }
 __all__ = ["Branch", "Detectors", "ElicitationPlan", "LanguageModel", "PersonaError", "PersonaMonitor",

@@ -9,7 +9,7 @@ The contract, each clause with a test:
 4. Projections, norms and pooled sums are computed and accumulated in float32, whatever the model's dtype.
 5. All directions of a block are one matrix product on the block's device. The few states of a decoding step are
    gathered, and all blocks are one product. Nothing is copied to the host here.
-6. Hooks act only for the run that registered them: a context variable holds the runs whose forward is running, so
+6. Hooks act only for the run that registered them: a context variable holds the run whose forward is running, so
    two threads, or two interleaved streams, on one model see neither each other's states nor each other's changes.
 7. The hooks come first in each block's list, so that other hooks see the changed state, and they are removed when
    the tap closes, also after an error.
@@ -35,7 +35,7 @@ from persona_core.models.blocks import Blocks, block_output
 # States of a forward are gathered up to this many numbers (16 MB): a step of 32 blocks x 4,096 with 32 rows fits.
 GATHERED = 2**22
 
-_running: ContextVar[tuple[ResidualTap, ...]] = ContextVar("persona_core_running_taps", default=())
+_running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
 
 
 class _StopForward(Exception):
@@ -64,7 +64,6 @@ class ResidualTap:
         interventions: changes to the residual stream.
         pooled: also takes the states of all blocks.
         stop: leave a forward once the last block that is needed has run; its output is lost.
-        last: put the hooks behind those of others, to read what they have changed.
 
     Use: `with ResidualTap(...) as tap:` around the run, `with tap.forward(reply_index):` around each forward, then
     `tap.reading()`.
@@ -77,7 +76,6 @@ class ResidualTap:
         interventions: Sequence[Intervention] = (),
         pooled: PooledStates | None = None,
         stop: bool = False,
-        last: bool = False,
     ) -> None:
         self._blocks = blocks
         self.read_blocks = tuple(sorted(directions or {}))
@@ -96,7 +94,6 @@ class ResidualTap:
         self.pooled = pooled
         self._last = max(self.read_blocks, default=None) if stop and pooled is None else None
         self._handles: list[Any] = []
-        self._prepend = not last
         self._reply_index = torch.empty(0)
         self._rows: torch.Tensor | None = None
         self._raw: list[torch.Tensor] = []
@@ -116,7 +113,7 @@ class ResidualTap:
         try:
             for b in sorted(needed):
                 module = self._blocks.modules[b]
-                self._handles.append(module.register_forward_hook(self._hook_for(b), prepend=self._prepend))
+                self._handles.append(module.register_forward_hook(self._hook_for(b), prepend=True))
             if self._last is not None and self._last + 1 < len(self._blocks):
                 # Before the next block, so that other hooks on the last block that is needed still run.
                 after = self._blocks.modules[self._last + 1]
@@ -156,7 +153,7 @@ class ResidualTap:
         else:
             self._raw = [v.new_empty(n_rows * tokens, v.shape[1]) for v in self._directions]
             self._norms = [v.new_empty(n_rows * tokens) for v in self._directions]
-        token = _running.set((*_running.get(), self))  # several where a loop is watched from outside
+        token = _running.set(self)
         try:
             yield
         except _StopForward:
@@ -184,14 +181,14 @@ class ResidualTap:
         return Reading(raw.view(*self._shape, *raw.shape[1:]), norms.view(*self._shape, norms.shape[1]))
 
     def _leave(self, _module: nn.Module, _args: Any) -> None:
-        if self in _running.get():
+        if _running.get() is self:
             raise _StopForward
 
     def _hook_for(self, block: int) -> Any:
         slot, changes = self._slot.get(block), self._changes.get(block, [])
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if self not in _running.get():
+            if _running.get() is not self:
                 return None
             states = block_output(output)  # [rows, tokens, d_model]
             for change in changes:

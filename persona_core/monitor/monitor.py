@@ -292,7 +292,7 @@ class PersonaMonitor:
         )
         known = reader_provenance(self.lm, self.vectors, changes)
         return [
-            self.trace_of(text, reading, "read", replace(known, writer=text.writer, written=text.written))
+            self._trace(text, reading, "read", replace(known, writer=text.writer, written=text.written))
             for text, reading in zip(texts, readings, strict=True)
         ]
 
@@ -396,12 +396,7 @@ class PersonaMonitor:
             seed=run.seeds[row],
             written=run.origins[row],
         )
-        return self.trace_of(text, run.readings(row, n), finish, provenance)
-
-    @property
-    def directions(self) -> dict[int, torch.Tensor]:
-        """Block -> the unit directions that are read there, float32 `[d_model, n_traits]`."""
-        return dict(self._directions)
+        return self._trace(text, run.readings(row, n), finish, provenance)
 
     def _token_scores(self, raw: np.ndarray, norms: np.ndarray) -> dict[str, np.ndarray]:
         """Scores of the default kind of tokens of any replies, as a trace has them: float32 `[n_tokens]`, NaN at sinks.
@@ -412,14 +407,13 @@ class PersonaMonitor:
         """
         n = raw.shape[-1]
         unnamed = Transcript((-1,) * n, ("",) * n, ("assistant",) * n, 0)
-        trace = self.trace_of(unnamed, (raw, norms), "read", Provenance())
+        trace = self._trace(unnamed, (raw, norms), "read", Provenance())
         kind = trace.default_kind
         return {t: trace.scores_without_sinks(t, kind) for t in trace.traits if t in trace.best_block}
 
-    def trace_of(
+    def _trace(
         self, text: Transcript, readings: tuple[np.ndarray, np.ndarray], finish: str, provenance: Provenance
     ) -> Trace:
-        """A text and what was read of it along `directions`: raw `[n_traits, n_blocks, n_tokens]`, and norms."""
         special = set(self.lm.tokenizer.all_special_ids)
         return Trace(
             token_ids=text.ids,

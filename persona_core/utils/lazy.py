@@ -21,8 +21,3 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
         return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return getattr_
-
-
-def door(name: str) -> Any:
-    """A name of the library's top level, for a method that leads from its room to one above it."""
-    return getattr(importlib.import_module("persona_core"), name)

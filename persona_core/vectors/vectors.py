@@ -15,7 +15,6 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +28,6 @@ from persona_core.traces.specific import LogOdds
 from persona_core.utils.checks import known_block
 from persona_core.utils.files import replacing
 from persona_core.utils.hub import check_kind, fetch
-from persona_core.utils.lazy import door
 from persona_core.vectors.direction_checks import check_directions, check_null, check_shape
 from persona_core.vectors.files import (
     CONFIG_FILE,
@@ -329,65 +327,6 @@ class PersonaVectors:
         }
         (path / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
-
-    def steer(self, model: Any, *steers: Any, **change: Any) -> AbstractContextManager[None]:
-        """Steer a model in your own loop: every forward inside the `with` block, in whichever thread.
-
-        Args:
-            model: a transformers model, a PEFT wrapper around one, or a `LanguageModel`. It is not changed: hooks act
-                inside the block, and are removed at its end.
-            steers: names of traits, or `Steer`s.
-            **change: of the named traits: `strength` (the threshold with `mode="cap"`), `mode="add"`, `block` (None:
-                the best), `unit="sd"` (standard deviations of neutral text), `start=None` (the prompt too; k: from
-                token k of the reply on).
-
-        Raises:
-            VectorsMismatch: the model has another width or depth.
-            SettingError, UnknownTrait, UnknownBlock, NotCalibrated: as `Steer` in `PersonaMonitor.generate`.
-            UnsupportedModel: assisted decoding, whose drafts are not steered; raised inside the block.
-
-        >>> from persona_core import load_model
-        >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
-        >>> lm = load_model("artifacts/persona-tiny")
-        >>> inputs = lm.tokenizer("Should I quit?", return_tensors="pt", return_token_type_ids=False)
-        >>> with vectors.steer(lm, "sycophancy", strength=-4):
-        ...     steered = lm.model.generate(**inputs, max_new_tokens=8)
-        """
-        found: AbstractContextManager[None] = door("steer_loop")(self, model, *steers, **change)
-        return found
-
-    def watch(
-        self, model: Any, tokenizer: Any = None, blocks: str | Sequence[int] = "best"
-    ) -> AbstractContextManager[Any]:
-        """Read every token that a model reads in your own loop, inside the `with` block.
-
-        A forward with an empty key-value cache begins new texts, one a row, padding left out; those behind it continue
-        them. The last token that `generate` writes is never read by the model, so it is in no trace.
-
-        Args:
-            model: a transformers model, a PEFT wrapper around one, or a `LanguageModel`.
-            tokenizer: of a model that is not a `LanguageModel`.
-            blocks: as in `PersonaMonitor`.
-
-        Returns:
-            A context manager that gives the texts seen so far: `.traces`, or `.trace` where there is one.
-
-        Raises:
-            VectorsMismatch, UnknownBlock: as `PersonaMonitor`.
-            UnsupportedModel: beam search, assisted or contrastive decoding, a cache that was filled before, or a
-                forward without ids; raised inside the block.
-
-        >>> from persona_core import load_model
-        >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
-        >>> lm = load_model("artifacts/persona-tiny")
-        >>> inputs = lm.tokenizer("Should I quit?", return_tensors="pt", return_token_type_ids=False)
-        >>> with vectors.watch(lm) as seen:
-        ...     written = lm.model.generate(**inputs, max_new_tokens=8, do_sample=False)
-        >>> seen.trace.token_ids == tuple(written[0, :-1].tolist())
-        True
-        """
-        found: AbstractContextManager[Any] = door("watch_loop")(self, model, tokenizer, blocks)
-        return found
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, tag: str | None = None, token: str | None = None

@@ -88,7 +88,7 @@ def test_mutation_one_run_for_all_threads(monitor: Any, monkeypatch: pytest.Monk
     """A plain global instead of a context variable."""
 
     class Plain:
-        value: Any = ()
+        value: Any = None
 
         def get(self) -> Any:
             return self.value
@@ -207,7 +207,7 @@ def test_clause_8_also_after_an_error_in_the_middle(monitor: Any, forward: int) 
     with pytest.raises(RuntimeError, match="out of memory"):
         monitor.generate("Hi", steer=PUSH, **SETTINGS)
     handle.remove()
-    assert hooks._running.get() == ()
+    assert hooks._running.get() is None
     assert snapshot(model) == before
     same(monitor.generate("Hi", **SETTINGS), wanted)
 
