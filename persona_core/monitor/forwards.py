@@ -66,20 +66,19 @@ def blocks_of(model: Any, vectors: PersonaVectors) -> Blocks:
 
 @dataclass(frozen=True)
 class Loop:
-    """Which loop of transformers runs a forward.
+    """Which loop runs a forward: one of transformers' or somebody's own.
 
     Attributes:
-        in_generate: whether `generate` does; otherwise the loop is somebody's own.
-        is_prefill: whether it reads the prompt.
+        is_prefill, is_step: whether `generate` reads its prompt, or decodes; neither: a loop of one's own.
         reorders: the name of a search that moves rows about; None: rows stay.
-        is_guided: whether the forward is the second one of classifier-free guidance.
+        is_aside: whether a logits processor or a stopping criterion runs it, on a text of its own.
         unfinished: `[rows]`, 0 for a reply that has ended and is fed padding; None: not known.
     """
 
-    in_generate: bool = False
     is_prefill: bool = False
+    is_step: bool = False
     reorders: str | None = None
-    is_guided: bool = False
+    is_aside: bool = False
     unfinished: torch.Tensor | None = None
 
 
@@ -89,14 +88,15 @@ def calling_loop() -> Loop:
     Raises:
         SettingError: assisted decoding, continuous batching, or a loop that compiles the forward.
     """
-    inside: list[str] = []
-    reorders, unfinished, guided = None, None, False
+    nearest: tuple[str, str] | None = None  # of transformers' functions: module and name
+    reorders, unfinished = None, None
     frame: Any = sys._getframe(1)
     while frame is not None:
         module, name = frame.f_globals.get("__name__") or "", frame.f_code.co_name
         if "beam_search" in name or "contrastive_search" in name:
             reorders = name.strip("_").replace("_", " ")
         if module.startswith("transformers.generation."):
+            nearest = nearest or (module.removeprefix("transformers.generation."), name)
             if module.startswith("transformers.generation.continuous_batching"):
                 raise SettingError("Continuous batching packs texts into one row; use model.generate.")
             if name == "_assisted_decoding":
@@ -104,18 +104,18 @@ def calling_loop() -> Loop:
                     "Assisted decoding takes tokens back after the model has read them; generate without "
                     "assistant_model and prompt_lookup_num_tokens."
                 )
-            guided = guided or (not inside and module.endswith("logits_process"))
-            if name == "_sample" and "_sample" not in inside:
+            if name == "_sample" and nearest[1] in ("_prefill", "_sample"):
                 known = frame.f_locals
-                unfinished = known.get("unfinished_sequences")
+                unfinished = known.get("unfinished_sequences") if unfinished is None else unfinished
                 if hasattr(known.get("model_forward"), "_torchdynamo_orig_callable"):
                     raise SettingError(
                         "generate compiles its steps with this cache, and compiled steps do not run new hooks; pass "
                         "disable_compile=True."
                     )
-            inside.append(name)
         frame = frame.f_back
-    return Loop("generate" in inside, "_prefill" in inside[:1], reorders, guided, unfinished)
+    where, name = nearest or ("", "")
+    aside = where in ("logits_process", "stopping_criteria")
+    return Loop(name == "_prefill", name == "_sample", reorders, aside, unfinished)
 
 
 @dataclass(eq=False)
@@ -192,8 +192,11 @@ class Follower:
         """
         given = dict(zip(self._names, args, strict=False)) | dict(kwargs)
         ids, cache = given.get("input_ids"), given.get("past_key_values")
-        if loop.is_guided:
-            raise SettingError("guidance_scale runs the model on a second text at every step; generate without it.")
+        if loop.is_aside:
+            raise SettingError(
+                "A logits processor or a stopping criterion runs the model on a text of its own, as guidance_scale "
+                "does; generate without it."
+            )
         if ids is None:
             raise SettingError("The forward has inputs_embeds and no input_ids, so its tokens are unknown; pass ids.")
         ids = ids.detach()
@@ -257,7 +260,7 @@ class Follower:
             return texts
         newest = self._newest.get(threading.get_ident())
         if newest is None or newest.is_cached or loop.is_prefill or ids.shape != (newest.n_rows, newest.n_columns + 1):
-            if loop.in_generate and not loop.is_prefill:
+            if loop.is_step:
                 raise SettingError("generate reads a text whose beginning was not seen; call it inside the `with`.")
             return None
         same = torch.equal(ids[:, :-1], torch.cat([part.to(ids.device) for part in newest.ids], dim=1))

@@ -81,11 +81,9 @@ class Watch:
 
     def __init__(self, monitor: PersonaMonitor) -> None:
         self.monitor = monitor
-        lm = monitor.lm
-        self._base = unwrap(lm.model)
+        self._base = unwrap(monitor.lm.model)
         self._follower = Follower(self._base, checks_rows=True)
-        devices = {b: next(lm.blocks.modules[b].parameters()).device for b in monitor.blocks}
-        self._directions = {b: monitor._directions[b].to(devices[b], torch.float32) for b in monitor.blocks}
+        self._directions = dict(monitor._directions)  # moved to where each block's states are
         self._read: dict[Texts, _Readings] = {}
         self._lock = threading.Lock()
         self._here = threading.local()  # the forward that runs in a thread
@@ -147,8 +145,6 @@ class Watch:
             self._here.forward = self._follower.begin(args, kwargs, loop)
 
     def _at_block(self, block: int) -> Any:
-        directions = self._directions[block]
-
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             if is_paused() or in_monitored_run():
                 return
@@ -160,6 +156,7 @@ class Watch:
             states = block_output(output).detach()
             with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
                 states = states.float()  # [rows, tokens, d_model]
+                directions = self._directions[block] = self._directions[block].to(states.device)
                 self._here.read[block] = states @ directions, torch.linalg.vector_norm(states, dim=-1)
 
         return hook

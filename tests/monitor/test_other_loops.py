@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,16 +117,41 @@ def test_rows_of_a_batch_are_texts_without_their_padding(lm: Any) -> None:
 
 def test_several_calls_are_several_traces(llama: Any) -> None:
     with vectors_of(llama).watch(llama) as seen:
-        first, second = greedy(llama), greedy(llama, torch.tensor([SHORT]), num_return_sequences=1)
+        torch.manual_seed(0)
+        first, drawn = greedy(llama), greedy(llama, torch.tensor([SHORT]), do_sample=True, num_return_sequences=2)
         with torch.no_grad():
             llama.model(torch.tensor([SHORT[:2]]))  # ids by position
-    for trace, ids, n in zip(
-        seen.traces, (first[0, :-1], second[0, :-1], torch.tensor(SHORT[:2])), (11, 3, 2), strict=True
-    ):
+    wanted = [(first[0, :-1], 11), (drawn[0, :-1], 3), (drawn[1, :-1], 3), (torch.tensor(SHORT[:2]), 2)]
+    for trace, (ids, n) in zip(seen.traces, wanted, strict=True):
         read_alike(llama, trace, ids.tolist(), n)
-    assert seen.traces[2].finish == "read" and seen.traces[2].provenance.writer is None
-    with pytest.raises(SettingError, match="3 texts were read"):
+    assert seen.traces[3].finish == "read" and seen.traces[3].provenance.writer is None
+    with pytest.raises(SettingError, match="4 texts were read"):
         _ = seen.trace
+
+
+def test_a_finished_text_that_is_read_once_more_is_a_text_of_its_own(llama: Any) -> None:
+    with vectors_of(llama).watch(llama) as seen, torch.no_grad():
+        ids = by_hand(llama)
+        llama.model(torch.tensor([ids]))
+    read_alike(llama, seen.traces[0], ids[:-1], len(PROMPT))
+    read_alike(llama, seen.traces[1], ids, len(ids))
+
+
+def test_a_loop_that_generate_was_given_is_followed(llama: Any) -> None:
+    def custom(model: Any, input_ids: Any, **_: Any) -> Any:
+        return torch.tensor([by_hand(llama, ids=input_ids)])
+
+    with vectors_of(llama).watch(llama) as seen:
+        written = greedy(llama, custom_generate=custom)
+    read_alike(llama, seen.trace, written[0, :-1].tolist(), len(PROMPT))
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "vectors.watch" in b)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["seen"].trace.n_reply > 0 and names["steered"].shape[1] > names["prompt"]["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("more", [{"use_cache": False}, {"prefill_chunk_size": 5}, {"cache_implementation": "static"}])
