@@ -51,6 +51,11 @@ def blocks_of(model: Any, vectors: PersonaVectors) -> Blocks:
         VectorsMismatch: width or number of blocks differs.
     """
     inner = model.model if isinstance(model, LanguageModel) else model
+    if isinstance(model, LanguageModel) and not isinstance(inner, nn.Module):
+        raise UnsupportedModel(
+            f"{model.name!r} runs on another engine, where no hooks can act; use "
+            "PersonaMonitor(...).generate(..., steer=...)."
+        )
     if not isinstance(inner, nn.Module):
         raise SettingError(f"model={model!r}; expected a transformers model or a LanguageModel.")
     if hasattr(inner, "_orig_mod") or any(m._compiled_call_impl is not None for m in inner.modules()):

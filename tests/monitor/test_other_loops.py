@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +511,7 @@ def test_a_cache_from_before_is_refused(llama: Any) -> None:
         (lambda v, lm: v.steer(lm, []), SettingError, "Nothing to steer"),
         (lambda v, lm: v.steer(lm, Steer("malice", 1, 1.0, when="alarm")), SettingError, "detectors"),
         (lambda v, lm: v.steer("gpt2", PUSH), SettingError, "'gpt2'"),
+        (lambda v, lm: v.steer(replace(lm, model=object()), PUSH), UnsupportedModel, "another engine"),
         (lambda v, lm: v.steer(torch.nn.Linear(2, 2), PUSH), UnsupportedModel, "not a transformers model"),
         (lambda v, lm: v.steer(torch.compile(lm.model), PUSH), UnsupportedModel, "compiled"),
         (lambda v, lm: random_vectors(7).steer(lm, PUSH), VectorsMismatch, "7 blocks"),
