@@ -38,6 +38,11 @@ GATHERED = 2**22
 _running: ContextVar[ResidualTap | None] = ContextVar("persona_core_running_tap", default=None)
 
 
+def in_monitored_run() -> bool:
+    """Whether a forward of a run with a tap is running in this context: hooks of others leave it alone."""
+    return _running.get() is not None
+
+
 class _StopForward(Exception):
     """Leaves a forward from inside: everything requested has been read."""
 

@@ -18,7 +18,7 @@ detector fires in that reply (`monitor/alarms.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
@@ -27,6 +27,7 @@ from persona_core.utils.checks import check_integer, is_number
 
 Unit = Literal["residual", "sd"]
 When = Literal["start", "alarm"]
+Mode = Literal["add", "ablate", "cap"]
 MAX_SIZE = 1e30  # float32 ends at 3.4e38, and a change is multiplied once more
 PAD_INDEX = -(2**31)  # reply index of a padding token: no intervention reaches it
 NEVER = 2**62  # a start beyond any reply
@@ -47,7 +48,7 @@ class Steer:
     strength: float = 0.0
     start: int | None = 0
     unit: Unit = "residual"
-    mode: Literal["add", "ablate", "cap"] = "add"
+    mode: Mode = "add"
     threshold: float | None = None
     when: When = "start"
 
@@ -96,6 +97,17 @@ class Steer:
         if self.when == "alarm":
             record["when"] = self.when
         return record if self.mode == "ablate" else {**record, "amount": self.amount}
+
+
+class SteeringOptions(TypedDict, total=False):
+    """How `PersonaVectors.steer` moves a trait; see there."""
+
+    strength: float
+    mode: Mode
+    threshold: float
+    block: int
+    unit: Unit
+    start: int | None
 
 
 @dataclass(frozen=True)

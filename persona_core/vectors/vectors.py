@@ -15,10 +15,12 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -43,6 +45,9 @@ from persona_core.vectors.files import (
 from persona_core.vectors.null import Null
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from persona_core.inference.steering import Steer, SteeringOptions
     from persona_core.models.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -224,11 +229,7 @@ class PersonaVectors:
         Raises:
             VectorsMismatch: width or number of blocks differs.
         """
-        if (self.n_blocks, self.d_model) != (len(lm.blocks), lm.blocks.d_model):
-            raise VectorsMismatch(
-                f"The vectors are for {self.n_blocks} blocks of width {self.d_model}; the model {lm.name!r} has "
-                f"{len(lm.blocks)} blocks of width {lm.blocks.d_model}. Extract vectors from this model."
-            )
+        self.check_blocks(len(lm.blocks), lm.blocks.d_model, f"the model {lm.name!r}")
         base = self.config.get("base_model", {})
         made_with, template = base.get("name"), base.get("template_fingerprint")
         if made_with and not self._made_on(lm):
@@ -243,6 +244,18 @@ class PersonaVectors:
                 "the null may not hold.",
                 PersonaWarning,
                 stacklevel=3,
+            )
+
+    def check_blocks(self, n_blocks: int, d_model: int, model: str) -> None:
+        """Refuse a model of another width or depth.
+
+        Raises:
+            VectorsMismatch.
+        """
+        if (self.n_blocks, self.d_model) != (n_blocks, d_model):
+            raise VectorsMismatch(
+                f"The vectors are for {self.n_blocks} blocks of width {self.d_model}; {model} has {n_blocks} blocks of "
+                f"width {d_model}. Extract vectors from this model."
             )
 
     def _made_on(self, lm: LanguageModel) -> bool:
@@ -348,6 +361,75 @@ class PersonaVectors:
         from persona_core import vectors
 
         return str(vectors.push_vectors(self, repo_id, private=private, tag=tag, token=token))
+
+    def steer(
+        self, model: Any, what: str | Steer | Sequence[Steer], **how: Unpack[SteeringOptions]
+    ) -> AbstractContextManager[None]:
+        """Steer a transformers model while anybody's code runs it.
+
+        Hooks act in every forward of that model inside the `with`, in whichever thread, and are gone afterwards. They
+        come before other hooks on a block; of several `steer`s the innermost acts first. Runs of a `PersonaMonitor`
+        take `steer=` of their own.
+
+        Args:
+            model: a transformers model, a PEFT wrapper around one, or a `LanguageModel`. A bare model is verified
+                with three forwards of a few tokens each time.
+            what: a trait; or one or several `Steer`s, which have their own settings.
+            **how: for a trait. `strength`, or `mode="ablate"`, or `mode="cap"` with `threshold`; `block`, by default
+                the trait's best; `unit`, by default "sd", standard deviations over neutral tokens, or "residual";
+                `start`, by default None: every token, the prompt included. `start=k` acts from the choice of reply
+                token k on, where forwards show the reply's beginning: the whole prompt first, then a token each.
+
+        Raises:
+            UnknownTrait, UnknownBlock, SettingError, UnsupportedModel, VectorsMismatch.
+            NotCalibrated: `unit="sd"` without a null.
+            SettingError: in the forward: assisted decoding, continuous batching, generate with a compiled cache; with
+                `start=k` also a cache from before, `inputs_embeds`, and a prompt in parts.
+
+        >>> from persona_core import load_model
+        >>> lm = load_model("artifacts/persona-tiny")
+        >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
+        >>> ids = torch.tensor([lm.chat.render("Is my plan good?").token_ids])
+        >>> with vectors.steer(lm, "sycophancy", strength=4):
+        ...     steered = lm.model.generate(ids, max_new_tokens=32, do_sample=False)
+        >>> steered.tolist() == lm.model.generate(ids, max_new_tokens=32, do_sample=False).tolist()
+        False
+        """
+        steer: Any = import_module("persona_core.monitor").steer  # a room above, which knows this one
+        return steer(self, model, what, **how)
+
+    def watch(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase | None = None, blocks: str | Sequence[int] = "best"
+    ) -> AbstractContextManager[Any]:
+        """Read what a transformers model reads while anybody's code runs it.
+
+        `seen.traces` has a `Trace` for each text, a row of a batch each; `seen.trace` is the only one. A forward with
+        an empty cache begins texts; one token more is the next of the reply. Padding is left out, and so is what
+        `generate` feeds to a reply that has ended. The last token that `generate` writes is never read by the model, so
+        it is not in the trace. The roles of a prompt are not known from ids: all but special tokens count as the
+        user's. What steers the model is read as it leaves the block.
+
+        Args:
+            model: as in `steer`, in eval mode.
+            tokenizer: the model's; not needed for a `LanguageModel`.
+            blocks: as in `PersonaMonitor`.
+
+        Raises:
+            UnknownBlock, SettingError, UnsupportedModel, VectorsMismatch.
+            SettingError: in the forward: assisted decoding, continuous batching, beam and contrastive search,
+                `guidance_scale`, generate with a compiled cache, a cache from before, `inputs_embeds`, packed texts.
+
+        >>> from persona_core import load_model
+        >>> lm = load_model("artifacts/persona-tiny")
+        >>> vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
+        >>> ids = torch.tensor([lm.chat.render("Is my plan good?").token_ids])
+        >>> with vectors.watch(lm) as seen:
+        ...     written = lm.model.generate(ids, max_new_tokens=8, do_sample=False)
+        >>> seen.trace.token_ids == tuple(written[0, :-1].tolist())
+        True
+        """
+        watch: Any = import_module("persona_core.monitor").watch  # a room above, which knows this one
+        return watch(self, model, tokenizer, blocks)
 
     def _known(self, trait: str) -> None:
         if trait not in self.tensors:

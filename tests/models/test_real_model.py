@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from persona_core.inference import hooks
+from persona_core.inference.steering import Steer
 from persona_core.models.loading import wrap_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.traces.trace import Trace
@@ -101,6 +103,26 @@ def test_a_long_text_is_read_as_a_short_one(
 def test_alone_equals_beside_a_longer_prompt(monitor: PersonaMonitor, trace: Trace) -> None:
     prompts = ["What is the capital of France, and what is it known for? " * 3, PROMPT]
     agree(monitor.generate_batch(prompts, max_new_tokens=12, temperature=0)[1], trace)
+
+
+def test_generate_of_transformers_is_watched_and_steered_as_the_monitors_own(
+    real_model: Any, monitor: PersonaMonitor
+) -> None:
+    prompt = torch.tensor([real_model.chat.render(PROMPT).token_ids])
+    settings: dict[str, Any] = dict(max_new_tokens=8, do_sample=False)
+    steer = Steer("malice", 20, strength=60.0, start=None)
+    wanted = monitor.generate(PROMPT, max_new_tokens=8, temperature=0, steer=steer)
+    with monitor.vectors.watch(real_model, blocks="all") as seen, monitor.vectors.steer(real_model, steer):
+        written = real_model.model.generate(prompt, **settings)
+    assert written[0].tolist() == list(wanted.token_ids)
+    shorter = dataclasses.replace(  # the last token is not read by generate
+        wanted,
+        **{k: getattr(wanted, k)[:-1] for k in ("token_ids", "tokens", "roles", "special")},
+        **{k: getattr(wanted, k)[..., :-1] for k in ("raw", "norms")},
+    )
+    agree(seen.trace, shorter)
+    plain = real_model.model.generate(prompt, **settings)
+    assert plain.tolist() != written.tolist()
 
 
 def test_as_a_base_model_it_stops_where_it_would_write_the_next_turn(real_model: Any) -> None:
