@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import save
+from benchmarks.common import real_weights, save
 from benchmarks.measuring import in_rounds, machine, ratio, stepwise
 from benchmarks.speed import run_of
 from persona_core.elicitation.prompts import load_prompts
@@ -27,7 +27,6 @@ from persona_core.models.language_model import LanguageModel
 from persona_core.models.loading import load_model
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.vectors.vectors import PersonaVectors
-from scripts import weights
 
 VECTORS = "artifacts/persona-vectors-smollm2-135m"
 N_STEPS, ROUNDS = 64, 6
@@ -38,7 +37,7 @@ Ids = Sequence[Sequence[int]]
 
 
 def main() -> int:
-    path, vectors = weights.fetch(), PersonaVectors.from_pretrained(VECTORS)
+    path, vectors = real_weights(), PersonaVectors.from_pretrained(VECTORS)
     prompts = [p.messages for p in load_prompts(["all"])][:AT_ONCE]
     # transformers first: vLLM changes classes of transformers that it uses itself
     lms = {f"transformers/{dtype}": load_model(path, dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16")}
