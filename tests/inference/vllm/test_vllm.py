@@ -261,13 +261,12 @@ def test_two_workers_share_a_models_weights(llama: Pair, monkeypatch: pytest.Mon
     from persona_core.models.loading import load_model
     from persona_core.monitor.monitor import PersonaMonitor
 
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")  # otherwise each worker wants a memory node of its own
     served = load_model(llama.folder, engine="vllm", tensor_parallel=2, engine_options=TIGHT)
     pair = Pair(llama.oracle, PersonaMonitor(served, llama.oracle.vectors, "all"), llama.folder)
-    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3}
-    for steer in (None, STEERS[0], STEERS[3]):
-        for found, expected in both(pair, "generate_batch", PROMPTS, steer=steer, **options):
-            assert worst(found, expected) < FLOAT32
+    options: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    for found, expected in both(pair, "generate_batch", PROMPTS[:3], steer=STEERS[0], **options):
+        assert worst(found, expected) < FLOAT32
     served.engine.close()
 
 
