@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> list[str]:
     """The stages; returns what could not be done."""
     if options.engine != ENGINES[0]:
         raise SettingError(
-            f"--engine {options.engine} gives projections, and `persona extract` needs whole states. Let a server write "
+            f"--engine {options.engine} gives projections; `persona extract` needs whole states. Let a server write "
             "the replies (--base-url), which are then read here."
         )
     from persona_core.elicitation.store import ReplyStore

@@ -31,12 +31,12 @@ from persona_core.inference.vllm.sampling import ARGUMENT, SeededSampler
 from persona_core.inference.vllm.worker import ReadingWorker, request_id
 
 if TYPE_CHECKING:
-    from persona_core.inference.vllm.adapter import Lora
     from persona_core.inference.batch import DecodeStep
     from persona_core.inference.engine import Readout
     from persona_core.inference.readings import Arrays
     from persona_core.inference.sampling import Sampling
     from persona_core.inference.sections import ReplyFollower
+    from persona_core.inference.vllm.adapter import Lora
     from persona_core.models.language_model import LanguageModel
 
 READ_AT_ONCE = 256
