@@ -27,6 +27,7 @@ from persona_core.cli.estimate import estimate
 from persona_core.cli.extraction_plan import plan_of, steering_plan_of, with_traits
 from persona_core.cli.judges import KINDS, add_judge, check_judge, cost_of, make_judge, print_bill
 from persona_core.cli.options import (
+    ENGINES,
     add_model,
     add_ray,
     add_reply_sampling,
@@ -54,6 +55,7 @@ METHODS = ("mean_difference", "logistic_probe", "mean_difference_without_neutral
 def arguments() -> argparse.ArgumentParser:
     parser = command_parser("extract", __doc__)
     add_model(parser)
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="vllm gives no states: see --base-url")
     parser.add_argument("--revision", help="commit, tag or branch of the model")
     add_traits(parser, required=False)
     parser.add_argument("--texts", type=Path, help="labelled texts to read instead of eliciting replies: a .jsonl file")
@@ -128,6 +130,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> list[str]:
     """The stages; returns what could not be done."""
+    if options.engine != ENGINES[0]:
+        raise SettingError(
+            f"--engine {options.engine} gives projections; `persona extract` needs whole states. Let a server write "
+            "the replies (--base-url), which are then read here."
+        )
     from persona_core.elicitation.store import ReplyStore
     from persona_core.pipeline import Settings, make_vectors, validate_vectors
     from persona_core.vectors.vectors import PersonaVectors

@@ -96,7 +96,7 @@ def _engine(options: argparse.Namespace) -> dict[str, Any]:
     """Those of them that say what runs the model; none for commands without `add_engine`."""
     from persona_core.utils.template_kwargs import parse_template_kwargs
 
-    if not hasattr(options, "engine"):
+    if not hasattr(options, "engine_options"):
         return {}
     given = parse_template_kwargs(options.engine_options or [], "--engine-options")
     return {"engine": options.engine, "tensor_parallel": options.tensor_parallel, "engine_options": given}

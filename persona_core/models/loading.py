@@ -90,7 +90,7 @@ def load_model(
         if tensor_parallel != 1 or engine_options:
             raise SettingError("tensor_parallel and engine_options are for engine='vllm'.")
     else:
-        refused = {"adapter": adapter, "quantization": quantization, "static_cache": static_cache or None}
+        refused = {"quantization": quantization, "static_cache": static_cache or None}
         given = [name for name, value in refused.items() if value is not None] + ["device"] * (device != "auto")
         if given:
             raise SettingError(f"engine={engine!r} takes no {given[0]}; use engine='transformers'.")
@@ -117,6 +117,8 @@ def load_model(
             label=label,
             revision=revision,
             commit=commit,
+            adapter=adapter,
+            adapter_revision=adapter_revision,
             dtype=dtype,
             template_kwargs=template_kwargs,
             gguf=record,

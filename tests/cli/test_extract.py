@@ -418,3 +418,8 @@ def test_an_unfinished_judge_ends_non_zero_with_what_is_missing_and_is_not_paid_
         paid = len(server.requests)
         assert extract.main(arguments) == 0
         assert len(server.requests) == paid + 1  # only the one that was missing
+
+
+def test_an_engine_without_states_is_refused_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert extract.main(["--model", "m", "--traits", "t", "--out", "outputs/none", "--engine", "vllm"]) == 1
+    assert "--engine vllm gives projections" in (said := capsys.readouterr().err) and "--base-url" in said

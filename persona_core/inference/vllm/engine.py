@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from persona_core.inference.readings import Arrays
     from persona_core.inference.sampling import Sampling
     from persona_core.inference.sections import ReplyFollower
+    from persona_core.inference.vllm.adapter import Lora
     from persona_core.models.language_model import LanguageModel
 
 READ_AT_ONCE = 256
@@ -70,6 +71,7 @@ class VllmEngine:
         tensor_parallel: over how many devices each weight is spread.
         context: positions that the model can read; None: what vLLM finds.
         options: further arguments of `vllm.EngineArgs`.
+        adapter: on every request.
 
     Raises:
         SettingError: an option that readings depend on.
@@ -80,9 +82,16 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(
-        self, folder: str, dtype: str, tensor_parallel: int, context: int | None, options: Mapping[str, Any]
+        self,
+        folder: str,
+        dtype: str,
+        tensor_parallel: int,
+        context: int | None,
+        options: Mapping[str, Any],
+        adapter: Lora | None = None,
     ) -> None:
         import vllm
+        from vllm.lora.request import LoRARequest
 
         fixed = sorted(set(options) & set(FIXED))
         if fixed:
@@ -102,8 +111,10 @@ class VllmEngine:
             "tensor_parallel_size": tensor_parallel,
             "distributed_executor_backend": "uni" if tensor_parallel == 1 else "mp",
             "disable_log_stats": True,
+            **({} if adapter is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.rank}),
             **options,
         }
+        self._lora = None if adapter is None else LoRARequest("adapter", 1, str(adapter.weights.parent))
         self._engine = start({**self.arguments, **FIXED})
         self.n_blocks, self.d_model = self._call("persona_start")
         self._find_form()
@@ -115,7 +126,7 @@ class VllmEngine:
 
     def _find_form(self) -> None:
         self._call("persona_probe")
-        self._engine.add_request("probe", {"prompt_token_ids": list(PROBE)}, self._params(1))
+        self._engine.add_request("probe", {"prompt_token_ids": list(PROBE)}, self._params(1), lora_request=self._lora)
         while self._engine.has_unfinished_requests():
             self._engine.step()
         form = self._call("persona_form")
@@ -156,7 +167,7 @@ class VllmEngine:
 
     def _add(self, key: str, request: str, ids: Sequence[int], params: Any) -> None:
         with self._lock:
-            self._engine.add_request(request, {"prompt_token_ids": list(ids)}, params)
+            self._engine.add_request(request, {"prompt_token_ids": list(ids)}, params, lora_request=self._lora)
             self._owners[request] = key
 
     def _end(self, requests: Sequence[str]) -> None:

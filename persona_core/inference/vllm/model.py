@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from persona_core.errors import PersonaError, SettingError, UnsupportedModel
+from persona_core.inference.vllm.adapter import find_lora
 from persona_core.inference.vllm.engine import VllmEngine
+from persona_core.models.adapters import own_tokenizer
 from persona_core.models.blocks import Blocks
 from persona_core.models.chat import ChatFormat
-from persona_core.models.checkpoint import check_configs, explained, weight_files
+from persona_core.models.checkpoint import check_configs, explained, tensor_shapes, weight_files
 from persona_core.models.language_model import LanguageModel
 from persona_core.models.origin import ends_of, origin_of
 
@@ -98,6 +100,8 @@ def load(
     label: str,
     revision: str | None,
     commit: str | None,
+    adapter: str | Path | None,
+    adapter_revision: str | None,
     dtype: str,
     template_kwargs: Mapping[str, Any] | None,
     gguf: Mapping[str, str] | None,
@@ -109,8 +113,7 @@ def load(
     Args:
         folder: of the checkpoint, or its Hub id.
         label, revision, commit: its name, and which version was asked for and found.
-        dtype: as in `load_model`.
-        template_kwargs: as in `load_model`.
+        adapter, adapter_revision, dtype, template_kwargs: as in `load_model`.
         gguf: the record of the GGUF file that it was converted from.
         tensor_parallel: over how many devices each weight is spread.
         options: further arguments of `vllm.EngineArgs`.
@@ -142,10 +145,12 @@ def load(
     files = weight_files(folder, revision)
     if not files:
         raise SettingError(f"{what} has no safetensors file; engine='vllm' reads no other.")
-    root = files[0].parent
-    longest = context_length(text_config)
+    lora = None
+    if adapter is not None:
+        lora = find_lora(adapter, adapter_revision, {name for path in files for name in tensor_shapes(path)})
+        tokenizer = own_tokenizer(_embedding(text_config.vocab_size), tokenizer, adapter, adapter_revision)
     try:
-        engine = VllmEngine(str(root), kept, tensor_parallel, longest, dict(options))
+        engine = VllmEngine(str(files[0].parent), kept, tensor_parallel, context_length(text_config), options, lora)
     except PersonaError:
         raise
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -163,8 +168,8 @@ def load(
         blocks=ServedBlocks(tuple(nn.Identity() for _ in range(engine.n_blocks)), engine.d_model),
         name=label,
         revision=commit,
-        adapter=None,
-        adapter_revision=None,
+        adapter=None if adapter is None else str(adapter),
+        adapter_revision=None if lora is None else lora.commit,
         eos_ids=eos_ids(SimpleNamespace(generation_config=generation), tokenizer),
         context_length=engine.context_length,
         forward_arguments=frozenset(),
@@ -173,10 +178,15 @@ def load(
             SimpleNamespace(config=config, parameters=lambda: [w for path in files for _, w in _weights(path)])
         ),
         engine=engine,
-        weights=_digest(files),
+        weights=_digest(files if lora is None else [*files, lora.weights]),
         vocabulary=int(text_config.vocab_size),
         weight_dtype=getattr(torch, kept),
     )
+
+
+def _embedding(n: int) -> Any:
+    """Something with as many embeddings as a model of this vocabulary."""
+    return SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(n, 1, device="meta"))
 
 
 def _dtype(config: Any) -> str:

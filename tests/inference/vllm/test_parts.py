@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from persona_core.errors import NumericalError, SettingError, UnsupportedModel
+from persona_core.errors import CorruptFile, NumericalError, SettingError, UnsupportedModel
 from persona_core.inference.engine import Readout
 from persona_core.inference.sampling import Sampling, draws
 from persona_core.inference.steering import Intervention, Steer
+from persona_core.inference.vllm.adapter import find_lora
 from persona_core.inference.vllm.replies import Text, Texts
 from persona_core.inference.vllm.sampling import ARGUMENT, SeededSampler
 from persona_core.inference.vllm.worker import ReadingWorker, request_id
+from persona_core.models.checkpoint import tensor_shapes, weight_files
 from persona_core.models.loading import load_model
 from tests.inference.vllm.conftest import HAS_VLLM
 
@@ -28,8 +34,7 @@ VOCAB, WIDTH = 11, 6
     ("arguments", "why"),
     [
         ({"engine": "vlm"}, "engine='vlm'; expected one of transformers, vllm"),
-        ({"engine": "vllm", "adapter": "a"}, "engine='vllm' takes no adapter"),
-        ({"engine": "vllm", "quantization": "4bit"}, "takes no quantization"),
+        ({"engine": "vllm", "quantization": "4bit"}, "engine='vllm' takes no quantization"),
         ({"engine": "vllm", "static_cache": True}, "takes no static_cache"),
         ({"engine": "vllm", "device": "cuda:1"}, "takes no device"),
         ({"engine": "vllm", "tensor_parallel": 0}, "tensor_parallel"),
@@ -43,6 +48,26 @@ VOCAB, WIDTH = 11, 6
 def test_what_an_engine_does_not_take_is_refused_by_name(arguments: dict[str, Any], why: str) -> None:
     with pytest.raises(SettingError, match=why):
         load_model("artifacts/persona-tiny", **arguments)
+
+
+def test_an_adapter_that_vllm_would_apply_in_part_is_refused(tmp_path: Path) -> None:
+    source = Path("artifacts/persona-tiny-contaminated")
+    names = {name for path in weight_files("artifacts/persona-tiny") for name in tensor_shapes(path)}
+    assert find_lora(source, None, names).rank == 8
+    with pytest.raises(CorruptFile, match=r"no place for its weight '.*layers\.5\.mlp\.up_proj"):
+        find_lora(source, None, names - {"model.layers.5.mlp.up_proj.weight"})
+    folder = shutil.copytree(source, tmp_path / "adapter")
+    config = json.loads((source / "adapter_config.json").read_text())
+    for name, value in {"use_dora": True, "alpha_pattern": {"q_proj": 2}, "bias": "all", "peft_type": "IA3"}.items():
+        (folder / "adapter_config.json").write_text(json.dumps({**config, name: value}))
+        with pytest.raises(SettingError, match=f"its {name} is"):
+            find_lora(folder, None, names)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights.pop(next(name for name in weights if ".lora_B." in name))
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(CorruptFile, match="lacks a matrix of"):
+        find_lora(folder, None, names)
 
 
 def test_a_token_is_read_once_and_none_is_passed_over() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -253,6 +254,39 @@ def test_what_needs_the_modules_is_refused_by_name(llama: Pair) -> None:
     trace = llama.served.generate("Hi", max_new_tokens=2)
     with pytest.raises(SettingError, match="engine='transformers'"):
         alternatives(llama.served.lm, trace, 1)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="Two workers need two cores.")
+def test_two_workers_share_a_models_weights(llama: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona_core.models.loading import load_model
+    from persona_core.monitor.monitor import PersonaMonitor
+
+    monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")  # otherwise each worker wants a memory node of its own
+    served = load_model(llama.folder, engine="vllm", tensor_parallel=2, engine_options=TIGHT)
+    pair = Pair(llama.oracle, PersonaMonitor(served, llama.oracle.vectors, "all"), llama.folder)
+    options: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    for found, expected in both(pair, "generate_batch", PROMPTS[:3], steer=STEERS[0], **options):
+        assert worst(found, expected) < FLOAT32
+    served.engine.close()
+
+
+def test_an_adapter_is_applied_as_by_peft() -> None:
+    from persona_core.models.loading import load_model
+    from persona_core.monitor.monitor import PersonaMonitor
+    from persona_core.vectors.vectors import PersonaVectors
+
+    where: dict[str, Any] = {"name": "artifacts/persona-tiny", "adapter": "artifacts/persona-tiny-contaminated"}
+    vectors = PersonaVectors.from_pretrained("artifacts/persona-vectors-persona-tiny")
+    served = load_model(**where, engine="vllm", engine_options={"kv_cache_memory_bytes": 2**26})
+    lms = served, load_model(**where, device="cpu")
+    assert lms[0].writer_name == lms[1].writer_name and "contaminated" in lms[0].record["adapter"]
+    found, expected = (
+        PersonaMonitor(lm, vectors, "all").generate_batch(PROMPTS, max_new_tokens=24, temperature=0.0) for lm in lms
+    )
+    assert max(map(worst, found, expected)) < FLOAT32
+    bare = PersonaMonitor(load_model(where["name"], device="cpu"), vectors, "all").read_batch(expected)
+    assert min(map(worst, bare, expected)) > 0.01
+    served.engine.close()
 
 
 def test_a_real_model_answers_two_hundred_prompts_alike(smollm2: Pair) -> None:
