@@ -14,6 +14,8 @@ _MODULES = {
     "Branch": "monitor.branching",
     "Detectors": "analysis.detectors",
     "ElicitationPlan": "elicitation.elicit",
+    "Guard": "monitor.guard",
+    "GuardEvent": "monitor.guard",
     "LanguageModel": "models.language_model",
     "PersonaError": "errors",
     "PersonaMonitor": "monitor.monitor",
@@ -33,10 +35,10 @@ _MODULES = {
     "validate_vectors": "pipeline",
     "wrap_model": "models.loading",
 }
-__all__ = ["Branch", "Detectors", "ElicitationPlan", "LanguageModel", "PersonaError", "PersonaMonitor",
-           "PersonaVectors", "PersonaWarning", "ReplyStore", "Sampling", "Steer", "Step", "Trace", "TraitDefinition",
-           "elicit", "judge_replies", "load_model", "load_traits", "make_vectors", "validate_vectors",
-           "wrap_model"]  # fmt: skip
+__all__ = ["Branch", "Detectors", "ElicitationPlan", "Guard", "GuardEvent", "LanguageModel", "PersonaError",
+           "PersonaMonitor", "PersonaVectors", "PersonaWarning", "ReplyStore", "Sampling", "Steer", "Step", "Trace",
+           "TraitDefinition", "elicit", "judge_replies", "load_model", "load_traits", "make_vectors",
+           "validate_vectors", "wrap_model"]  # fmt: skip
 
 if TYPE_CHECKING:
     from persona_core.analysis.detectors import Detectors
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from persona_core.models.language_model import LanguageModel
     from persona_core.models.loading import load_model, wrap_model
     from persona_core.monitor.branching import Branch
+    from persona_core.monitor.guard import Guard, GuardEvent
     from persona_core.monitor.monitor import PersonaMonitor
     from persona_core.monitor.step import Step
     from persona_core.pipeline import make_vectors, validate_vectors

@@ -74,25 +74,37 @@ class Detectors:
             raise UnknownTrait(trait, self.by_trait)
         return self.by_trait[trait]
 
-    def select(self, traits: Iterable[str]) -> Detectors:
-        """Detectors of fewer traits at the same rate over all of them: each one's threshold is lower.
+    def select(self, traits: Iterable[str], rate: float | None = None) -> Detectors:
+        """Detectors of fewer traits at one rate over all of them: with the same rate, each one's threshold is lower.
 
         Files of format 1 keep their thresholds. The intervals of onsets stay those of the calibrated threshold.
 
+        Args:
+            traits: which.
+            rate: share of neutral replies in which any of them may raise an alarm; None: that of the calibration.
+
         Raises:
             UnknownTrait.
+            SettingError: another rate than that of the calibration, and too few neutral prompts for it, or a file of
+                format 1.
         """
         chosen = {trait: self.of(trait) for trait in traits}
         blocks = {trait: self.best_block[trait] for trait in chosen}
         if self.peaks is None or self.rate_any is None:
+            if rate is not None:
+                raise SettingError(
+                    f"rate={rate:g}: these detectors have the thresholds of their calibration and no other; calibrate "
+                    "again (persona analyse --vectors)."
+                )
             return replace(self, by_trait=chosen, best_block=blocks)
+        rate = self.rate_any if rate is None else rate
         peaks = self.peaks.select(tuple(chosen))
-        threshold = peaks.threshold(self.rate_any)
+        threshold = peaks.threshold(rate)
         by_trait = {
             trait: replace(one, threshold=threshold, rate=peaks.rate(threshold, [trait]).value)
             for trait, one in chosen.items()
         }
-        return replace(self, by_trait=by_trait, best_block=blocks, peaks=peaks)
+        return replace(self, by_trait=by_trait, best_block=blocks, rate_any=rate, peaks=peaks)
 
     def rate(self, trait: str | None = None) -> Rate | None:
         """The false-alarm rate per reply of one trait, or of all together; None for files of format 1.

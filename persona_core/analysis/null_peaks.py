@@ -70,6 +70,11 @@ class NullPeaks:
     def n_prompts(self) -> int:
         return len(np.unique(self.prompts))
 
+    @property
+    def smallest_rate(self) -> float:
+        """The smallest rate for which there are enough prompts: one of them may alarm, and one more is allowed for."""
+        return 2 / (self.n_prompts + 1)
+
     def threshold(self, rate: float, traits: Sequence[str] | None = None) -> float:
         """The lowest threshold at which the traits together raise alarms in at most `rate` of the replies.
 
@@ -84,10 +89,11 @@ class NullPeaks:
         n = self.n_prompts
         if not 0 < rate <= MAX_RATE:
             raise SettingError(f"rate={rate!r}; expected a number above 0 and up to {MAX_RATE:g}.")
-        if rate * (n + 1) < 2:
+        if rate < self.smallest_rate:
             raise SettingError(
-                f"{n} neutral prompts are too few for rate={rate:g}: it needs {int(np.ceil(2 / rate)) - 1}. Replies to "
-                "one prompt count once."
+                f"{n} neutral prompts are too few for rate={rate:g}: it needs {int(np.ceil(2 / rate)) - 1}; the "
+                f"smallest rate that they support is {np.ceil(1e4 * self.smallest_rate) / 1e4:g}. Replies to one "
+                "prompt count once."
             )
         largest = self._largest(traits)  # [n_replies, n_stretches]
         candidates = np.unique(largest[:, -1])[::-1]
@@ -119,6 +125,10 @@ class NullPeaks:
         _, hits, others = _effective(np.append(over, heaviest))
         high = float(betaincinv(hits, others + 1, 0.975)) if others else 1.0
         return Rate(share, low, high, n)
+
+    def replies_above(self, threshold: float, traits: Sequence[str] | None = None) -> int:
+        """Neutral replies in which a trait's statistic exceeds a threshold; None: any of the traits."""
+        return int((self._largest(traits)[:, -1] > threshold).sum())
 
     def _largest(self, traits: Sequence[str] | None) -> np.ndarray:
         """Of the watched traits, `[n_replies, n_stretches]`."""

@@ -14,7 +14,7 @@ it. The only host synchronisation in a step is the copy of the sampled ids.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +54,7 @@ def decode(
     batch_size: int | None = None,
     indices: Sequence[int] | None = None,
     follower: ReplyFollower | None = None,
+    ended: Collection[int] = (),
 ) -> Iterator[DecodeStep]:
     """Continue each prompt, one token a step, until every reply has ended.
 
@@ -68,6 +69,7 @@ def decode(
         batch_size: replies written at once; None: all.
         indices: which of the prompts to answer; None: all.
         follower: tells thought from answer, for pooling and limits; None: all of a reply is its answer.
+        ended: replies to end although the model would go on; the caller may add to it after any step.
 
     Yields:
         A `DecodeStep` for each prefill and for each step. A reading is valid until the next one is yielded.
@@ -93,4 +95,6 @@ def decode(
         while queue and (n := batch.n_admissible(queue)):
             yield batch.prefill([queue.popleft() for _ in range(n)])
         yield batch.step()
+        for row in ended:
+            batch.end(row)
         batch.drop_finished(refill=bool(queue))

@@ -7,7 +7,7 @@ reply; it gives token ids, projections and norms. The decode loop of this room i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,6 +56,7 @@ class Engine(Protocol):
         batch_size: int,
         indices: Sequence[int],
         follower: ReplyFollower | None,
+        ended: Collection[int] = (),
     ) -> Generator[DecodeStep]:
         """Continue prompts; arguments, order of the steps and errors are those of `inference.decode.decode`."""
         ...
@@ -87,9 +88,10 @@ class TransformersEngine:
         batch_size: int,
         indices: Sequence[int],
         follower: ReplyFollower | None,
+        ended: Collection[int] = (),
     ) -> Generator[DecodeStep]:
         with ResidualTap(lm.blocks, dict(readout.directions), readout.interventions, readout.pooled) as tap:
-            yield from decode(lm, prompts, sampling, seeds, tap, n_kept, batch_size, indices, follower)
+            yield from decode(lm, prompts, sampling, seeds, tap, n_kept, batch_size, indices, follower, ended)
 
     def read(
         self,

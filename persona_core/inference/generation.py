@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +31,10 @@ logger = logging.getLogger(__name__)
 class TokenObserver(Protocol):
     """Sees each token of each reply as soon as it has been read."""
 
-    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray, in_thought: bool = False) -> None:
-        """Readings of one reply's newest token, float32 `[n_blocks, n_traits]`, and norms of its states, `[n_blocks]`.
+    def push(self, row: int, token: int, raw: np.ndarray, norms: np.ndarray, in_thought: bool = False) -> str | None:
+        """Why the reply is to end with this token; None: it goes on.
+
+        Readings of one reply's newest token, float32 `[n_blocks, n_traits]`, and norms of its states, `[n_blocks]`.
 
         Only tokens of the answer and of the thought before it; marks and end-of-turn tokens are left out.
         """
@@ -76,6 +79,7 @@ class GenerationRun:
         self.origins = tuple(origins or [None] * len(prefixes))
         self._observer = observer
         self._readout = Readout(directions, self.interventions, pooled)
+        self._ended: set[int] = set()  # by the observer
         self._prefix_ids = [prefix.ids for prefix in prefixes]
         self._batch_size = min(batch_size or len(prefixes), len(prefixes))
         self._readings: Readings | None = None
@@ -104,11 +108,11 @@ class GenerationRun:
             self._batch_size,
             unfinished,
             self._follower,
+            self._ended,
         )
         with closing(steps):
             for step in steps:
-                self.keep(step)
-                yield step
+                yield self.keep(step)
 
     def finish(self, on_finished: Callable[[int], object] = lambda _: None) -> None:
         """Run to the end. When memory runs out, unfinished replies start over, half as many at once;
@@ -139,12 +143,12 @@ class GenerationRun:
         if self._readings is not None:
             self._readings.restart(rows, self._batch_size)
 
-    def keep(self, step: DecodeStep) -> None:
-        """Keep a step's tokens and readings, and show them to the observer."""
+    def keep(self, step: DecodeStep) -> DecodeStep:
+        """Keep a step's tokens and readings, and show them to the observer; the step, with what that ended."""
         if step.token_ids is None:
             if self._readings is not None and step.reading is not None:
                 self._readings.begin(step.rows, [len(self._prefix_ids[row]) for row in step.rows], step.reading)
-            return
+            return step
         for row, token_id, reason in zip(step.rows, step.token_ids, step.finished, strict=True):
             self.replies[row].append(token_id)
             self.finished[row] = reason
@@ -152,9 +156,11 @@ class GenerationRun:
             self._readings.add(step.rows, step.reading)
             if self._observer is not None:
                 self._notify(self._observer, step, step.reading)
+                step = replace(step, finished=tuple(self.finished[row] for row in step.rows))
             for row, reason in zip(step.rows, step.finished, strict=True):
                 if reason is not None:
                     self._readings.end(row)
+        return step
 
     def _notify(self, observer: TokenObserver, step: DecodeStep, reading: Reading) -> None:
         raw = reading.raw[:, -1].cpu().numpy()  # [rows, n_blocks, n_traits]
@@ -164,7 +170,10 @@ class GenerationRun:
             if self._follower is not None:
                 position = self._follower.newest(row)
             if position != NEITHER:
-                observer.push(row, len(self.replies[row]) - 1, raw[i], norms[i], position == THOUGHT)
+                token = len(self.replies[row]) - 1
+                if reason := observer.push(row, token, raw[i], norms[i], position == THOUGHT):
+                    self.finished[row] = reason
+                    self._ended.add(row)
 
     def follower_begins(self, kept: Sequence[int]) -> None:
         """For a run of one reply whose forwards another batch runs: its reply begins, after these tokens."""

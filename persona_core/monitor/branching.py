@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persona_core.errors import PromptError, SettingError
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.models.chat import Messages, Rendered
+from persona_core.monitor.arguments import as_seeds
 from persona_core.monitor.transcripts import transcript_of
 from persona_core.traces.trace import Trace
 from persona_core.utils.checks import is_integer
@@ -62,6 +64,20 @@ class Branch:
             "seed": known.seed,
             "steering": [dict(s) for s in known.steering],
         }
+
+
+def seeds_of(prompts: Sequence[object], seed: int | Sequence[int] | None) -> list[int]:
+    """A seed for each prompt; with None a branch continues with the seed of its trace, others draw one."""
+    seeds = as_seeds(seed, len(prompts))
+    if seed is None:
+        known = [p.trace.provenance.seed if isinstance(p, Branch) else None for p in prompts]
+        seeds = [drawn if kept is None else kept for drawn, kept in zip(seeds, known, strict=True)]
+    return seeds
+
+
+def origins_of(prompts: Sequence[object]) -> list[dict[str, Any] | None]:
+    """How the kept tokens of each prompt were written; None where it is no branch."""
+    return [p.origin() if isinstance(p, Branch) else None for p in prompts]
 
 
 def prefix_of(lm: LanguageModel, prompt: str | Messages | Branch, max_new_tokens: int) -> ReplyPrefix:

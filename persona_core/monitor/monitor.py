@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Unpack
+from functools import partial
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from persona_core.analysis.detectors import Detectors
 from persona_core.errors import PromptError, SettingError
 from persona_core.inference.decode import new_token_limit
 from persona_core.inference.engine import Readout, engine_of
-from persona_core.inference.generation import GenerationRun
+from persona_core.inference.generation import GenerationRun, TokenObserver
 from persona_core.inference.open_batch import OpenBatch
 from persona_core.inference.prefix import ReplyPrefix
 from persona_core.inference.sampling import Sampling, SamplingOptions
@@ -25,8 +26,10 @@ from persona_core.models.blocks import resolve_blocks
 from persona_core.models.chat import Messages
 from persona_core.models.language_model import LanguageModel
 from persona_core.monitor.alarms import Alarm, AlarmWatch, OnAlarm
-from persona_core.monitor.arguments import as_list, as_seeds, naming
-from persona_core.monitor.branching import Branch, prefix_of
+from persona_core.monitor.arguments import as_list, naming
+from persona_core.monitor.branching import Branch, origins_of, prefix_of, seeds_of
+from persona_core.monitor.guard import Guard
+from persona_core.monitor.guarding import GuardedRun
 from persona_core.monitor.live_batch import LiveBatch, LiveReply
 from persona_core.monitor.record import null_array, reader_provenance
 from persona_core.monitor.steering import prepare
@@ -102,6 +105,7 @@ class PersonaMonitor:
         seed: int | None = None,
         steer: Steers = None,
         on_alarm: OnAlarm | None = None,
+        guard: Guard | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Trace:
         """Write a reply and read every token of prompt and reply.
@@ -111,12 +115,15 @@ class PersonaMonitor:
             seed: of this reply's random draws; kept in the trace. None takes that of the branch's trace, or draws one.
             steer: interventions that act during generation.
             on_alarm: called as soon as a trait's onset detector fires; needs a monitor with detectors.
+            guard: watches traits at a rate of its own, and holds them, goes back or stops; needs detectors too.
             **sampling: `max_new_tokens=128`, `temperature=0.7` (0 is greedy), `top_p=1.0`, `top_k=0`,
                 `repetition_penalty=1.0`; see `Sampling`.
 
         Raises:
             PromptError, ContextOverflow, SettingError, UnknownTrait, UnknownBlock.
         """
+        if guard is not None:
+            return self._guarded(guard, [prompt], Sampling(**sampling), seed, steer, on_alarm).finish()[0]
         run = self._start([prompt], Sampling(**sampling), seed, steer, on_alarm)
         run.finish()
         return self._of_run(run, 0)
@@ -128,13 +135,17 @@ class PersonaMonitor:
         seed: int | None = None,
         steer: Steers = None,
         on_alarm: OnAlarm | None = None,
+        guard: Guard | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Generator[Step, None, None]:
         """As `generate`, one `Step` for each token of the reply, as soon as it has been read.
 
         Arguments are checked at once, before the first step is requested. Closing the iterator stops the run; the
-        last step's `trace()` holds everything up to that point.
+        last step's `trace()` holds everything up to that point. With a guard, `Step.events` says what it did; after a
+        rewind the steps' index goes back.
         """
+        if guard is not None:
+            return self._guarded(guard, [prompt], Sampling(**sampling), seed, steer, on_alarm).stream()
         return self._steps(self._start([prompt], Sampling(**sampling), seed, steer, on_alarm))
 
     def _steps(self, run: GenerationRun) -> Generator[Step, None, None]:
@@ -152,6 +163,7 @@ class PersonaMonitor:
         seed: int | Sequence[int] | None = None,
         steer: Steers = None,
         on_alarm: OnAlarm | None = None,
+        guard: Guard | None = None,
         progress: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Trace]:
@@ -164,8 +176,8 @@ class PersonaMonitor:
             prompts: any number.
             batch_size: replies written at once. Once an eighth of the slots are free, the next prompts take them.
                 Larger is faster until the device is busy, and needs more memory for keys and values. If memory runs
-                out, unfinished replies start over with half the batch size and a logged warning; with `on_alarm` or
-                `when="alarm"` the error is raised instead.
+                out, unfinished replies start over with half the batch size and a logged warning; with `on_alarm`,
+                `when="alarm"` or a guard the error is raised instead.
             progress: show a progress bar.
 
         Raises:
@@ -173,8 +185,11 @@ class PersonaMonitor:
         """
         check_integer("batch_size", batch_size)
         prompts = as_list(prompts)
-        run = self._start(prompts, Sampling(**sampling), seed, steer, on_alarm, batch_size)
         with tqdm(total=len(prompts), desc="generating", unit="reply", disable=not progress) as bar:
+            if guard is not None:
+                settings = Sampling(**sampling)
+                return self._guarded(guard, prompts, settings, seed, steer, on_alarm, batch_size).finish(bar.update)
+            run = self._start(prompts, Sampling(**sampling), seed, steer, on_alarm, batch_size)
             run.finish(bar.update)
         return [self._of_run(run, row) for row in range(len(prompts))]
 
@@ -311,11 +326,18 @@ class PersonaMonitor:
         watch = self._watch(len(prompts), changes, on_alarm, detectors or self.detectors)
         if watch is not None:
             self._show_kept_tokens(watch, prefixes, changes)
-        seeds = as_seeds(seed, len(prompts))
-        if seed is None:  # a branch continues with the seed of its trace
-            known = [p.trace.provenance.seed if isinstance(p, Branch) else None for p in prompts]
-            seeds = [drawn if kept is None else kept for drawn, kept in zip(seeds, known, strict=True)]
-        origins = [p.origin() if isinstance(p, Branch) else None for p in prompts]
+        return self._run(sampling, batch_size, prefixes, seeds_of(prompts, seed), changes, origins_of(prompts), watch)
+
+    def _run(
+        self,
+        sampling: Sampling,
+        batch_size: int | None,
+        prefixes: Sequence[ReplyPrefix],
+        seeds: Sequence[int],
+        changes: Sequence[Intervention],
+        origins: Sequence[Mapping[str, Any] | None],
+        observer: TokenObserver | None,
+    ) -> GenerationRun:
         return GenerationRun(
             self.lm,
             self._directions,
@@ -323,9 +345,46 @@ class PersonaMonitor:
             sampling,
             seeds,
             changes,
-            observer=watch,
+            observer=observer,
             origins=origins,
             batch_size=batch_size,
+        )
+
+    def _guarded(
+        self,
+        guard: Guard,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seed: int | Sequence[int] | None,
+        steer: Steers,
+        on_alarm: OnAlarm | None,
+        batch_size: int | None = None,
+    ) -> GuardedRun:
+        if not isinstance(guard, Guard):
+            raise SettingError(f"guard={guard!r}; expected Guard(traits, rate=0.01, action='cap').")
+        if self.lm.engine is not None:
+            raise SettingError(
+                f"A guard ends replies and goes back in them, which engine={self.lm.engine.name!r} cannot do yet; load "
+                "the model with engine='transformers'."
+            )
+        changes = prepare(steer, self.vectors, self.lm.blocks, len(prompts))
+        if on_alarm is not None or any(c.steer.when == "alarm" for c in changes):
+            raise SettingError(
+                "on_alarm and when='alarm' wait for the detectors' own rate, a guard has another: give one of them. "
+                "A guard's action may be a function, and Step.events says what it did."
+            )
+        detectors = guard.thresholds(self._known(self.detectors))
+        return GuardedRun(
+            guard,
+            detectors,
+            guard.prepared_caps(self.vectors, self.lm.blocks),
+            self._render(prompts, sampling),
+            seeds_of(prompts, seed),
+            changes,
+            origins_of(prompts),
+            start=partial(self._run, sampling, batch_size),
+            watch=lambda n_rows, tell: self._alarm_watch(detectors, n_rows, (), tell),
+            trace_of=self._of_run,
         )
 
     def _show_kept_tokens(
@@ -354,13 +413,23 @@ class PersonaMonitor:
         gated = [c.steer.trait for c in changes if c.steer.when == "alarm"]
         if on_alarm is None and not gated:
             return None
+        detectors = self._known(detectors)
+        for trait in gated:
+            detectors.of(trait)
+        return self._alarm_watch(detectors, n_rows, changes, on_alarm)
+
+    @staticmethod
+    def _known(detectors: Detectors | None) -> Detectors:
         if detectors is None:
             raise SettingError(
                 "Alarms need detectors: PersonaMonitor(..., detectors=Detectors.from_pretrained(...)), or make them "
                 "from neutral replies with calibrate_detectors."
             )
-        for trait in gated:
-            detectors.of(trait)
+        return detectors
+
+    def _alarm_watch(
+        self, detectors: Detectors, n_rows: int, changes: Sequence[Intervention], on_alarm: OnAlarm | None
+    ) -> AlarmWatch:
         return AlarmWatch(
             detectors,
             self.vectors.traits,

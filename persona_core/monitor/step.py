@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from persona_core.inference.generation import GenerationRun
+from persona_core.monitor.guard import GuardEvent
 from persona_core.traces.trace import Trace
 
 
@@ -20,6 +21,8 @@ class Step:
         token_id: its id.
         text: the text that it completes; "" in the middle of a character.
         finish: why the reply ended with this token; None while it continues.
+        events: what the guard did with this token, if there is one. After a rewind the next step is that of the first
+            token that was discarded: drop those from `event.start` on.
     """
 
     index: int
@@ -28,6 +31,7 @@ class Step:
     finish: str | None
     _run: GenerationRun = field(repr=False)
     _trace_of: Callable[[GenerationRun, int, int], Trace] = field(repr=False)
+    events: tuple[GuardEvent, ...] = ()
 
     @property
     def raw(self) -> np.ndarray:

@@ -19,6 +19,7 @@ class Provenance:
         sampling, seed: how the reply was sampled; None for a text that was only read.
         steering: the interventions that acted during the reading, as plain records.
         written: for a trace that was read again: revision, sampling, seed and steering of the run that wrote it.
+        guard: of a reply that was written under one: its settings, and what it did (`persona_core.monitor.guard`).
         versions: of the libraries.
         imported: for a trace from another tool's file, its format.
     """
@@ -35,6 +36,7 @@ class Provenance:
     seed: int | None = None
     steering: tuple[Mapping[str, Any], ...] = ()
     written: Mapping[str, Any] | None = None
+    guard: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     imported: str | None = None
 

@@ -19,7 +19,7 @@ from persona_core.traces.sinks import read_limits, stored_limits
 from persona_core.traces.specific import LogOdds
 
 FORMAT_VERSION = 1
-JSON_FIELDS = ("sampling", "steering", "written", "versions")
+JSON_FIELDS = ("sampling", "steering", "written", "guard", "versions")
 """Fields of a provenance that a row stores as JSON texts, because their shape varies."""
 LATER = ("specific", "max_norm", "log_odds")
 """Fields that older records and rows lack."""

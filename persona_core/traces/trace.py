@@ -53,8 +53,8 @@ class Trace:
         null_mean, null_std: of the raw projection over neutral replies, float32 `[n_traits, n_blocks]`; NaN without
             a null.
         special: whether each token is a special token of the tokenizer.
-        finish: "eos", "length", "context", "thought" (too long, so there is no answer), "stopped" (by the caller) or
-            "read" (nothing was generated).
+        finish: "eos", "length", "context", "thought" (too long, so there is no answer), "guard" (stopped by it),
+            "stopped" (by the caller) or "read" (nothing was generated).
         provenance: writer, reader and settings.
         alignment: of `raw` and `norms`; "at" for every trace that this library reads.
         max_norm: ‖h‖ above which a token is a sink token, float32 `[n_blocks]`; infinite where no limit is known. A

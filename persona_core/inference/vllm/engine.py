@@ -16,7 +16,7 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +222,7 @@ class VllmEngine:
         batch_size: int,
         indices: Sequence[int],
         follower: ReplyFollower | None,
+        ended: Collection[int] = (),  # noqa: ARG002 guards, which end replies, are refused on this engine
     ) -> Generator[DecodeStep]:
         """As `Engine.write`; `batch_size` is how many replies vLLM is given at once."""
         queue, replies = deque(indices), Replies(lm, readout, sampling, follower)

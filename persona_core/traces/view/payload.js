@@ -74,6 +74,7 @@ const ENDS = {
   context: "reached the end of the context",
   thought: "the thought reached its limit; there is no answer",
   stopped: "stopped",
+  guard: "stopped by the guard",
   read: "read, not generated",
 };
 

@@ -11,7 +11,7 @@
             "onsets": {"deception": {"onset": 31, "low": 29, "high": 33, "doubles": null, "falls": null,
                                      "says": "…", "kind": "specific"}},
             "caveats": ["…"],
-            "done": true, "finish": "eos|length|context|thought|stopped|read|null", "warnings": ["…"],
+            "done": true, "finish": "eos|length|context|thought|guard|stopped|read|null", "warnings": ["…"],
             "meta": {"reader": "…"}}, …],
  "outcome": {"says": "…", "detail": "…", "warning": "…"}}
 ```
