@@ -22,9 +22,10 @@ from persona_core.monitor.step import Step
 from persona_core.traces.trace import Trace
 from persona_core.vectors.card_steering import suggested_amount
 from tests.analysis.test_null_card import read
-from tests.monitor.test_alarms import ARTIFACTS, FLATTER, SETTINGS, monitor  # noqa: F401 (a fixture)
+from tests.monitor.test_alarms import ARTIFACTS, FLATTER, monitor  # noqa: F401 (a fixture)
 
-TRAIT, N = "sycophancy", 6
+TRAIT, N = "sycophancy", 5
+SETTINGS: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 64}
 
 
 @functools.cache
