@@ -8,7 +8,7 @@ residual stream: n-grams often match probes within a distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from persona_core.traces.trace import Kind, Trace
 
 Series = list[np.ndarray]
+NEEDS_SKLEARN = "The n-gram baseline needs scikit-learn: pip install scikit-learn."
 
 
 def position_scores(traces: Sequence[Trace]) -> Series:
@@ -191,11 +192,9 @@ def ngram_scores(
             complement has only one kind of reply.
     """
     try:
-        from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.model_selection import GroupKFold
-        from sklearn.naive_bayes import MultinomialNB
     except ImportError as error:
-        raise SettingError("The n-gram baseline needs scikit-learn: pip install scikit-learn.") from error
+        raise SettingError(NEEDS_SKLEARN) from error
 
     check_integer("longest", longest)
     if (len(groups[0]), len(groups[1])) != (len(trait), len(neutral)):
@@ -213,14 +212,45 @@ def ngram_scores(
             raise SettingError(
                 "Without the groups of one fold only one kind of reply is left; mix the kinds or use more folds."
             )
-        counts = CountVectorizer(analyzer=lambda reply: [g for ending in _ngrams(reply, longest) for g in ending])
-        bayes = MultinomialNB().fit(counts.fit_transform([ids[i] for i in fitted]), labels[fitted])
-        log_odds = dict(zip(counts.get_feature_names_out(), np.diff(bayes.feature_log_prob_, axis=0)[0], strict=True))
+        evidence = fit_ngrams([ids[i] for i in fitted], labels[fitted], longest)
         for i in scored:
-            steps = [sum(log_odds.get(g, 0.0) for g in ending) for ending in _ngrams(ids[i], longest)]
-            found[int(i)] = np.cumsum(np.array(steps, float))
+            found[int(i)] = np.cumsum(evidence(ids[i]))
     series = [found[i] for i in range(len(ids))]
     return series[: len(trait)], series[len(trait) :]
+
+
+def fit_ngrams(
+    replies: Sequence[Sequence[int]], labels: np.ndarray, longest: int = 3
+) -> Callable[[Sequence[int]], np.ndarray]:
+    """The evidence that each token of a text adds by the n-grams that end at it: log-odds, `[n_tokens]`.
+
+    Naive Bayes (multinomial, add-one) over the n-grams of whole replies; unknown ones count 0.
+
+    Args:
+        replies: token ids of each.
+        labels: whether each shows the trait, bool `[n_replies]`; both kinds occur.
+        longest: n of the longest n-gram.
+
+    Raises:
+        SettingError: scikit-learn is missing.
+
+    >>> fit_ngrams([[1, 2], [3, 4]], np.array([True, False]))([1, 3]).round(2).tolist()
+    [0.69, -0.69]
+    """
+    try:
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.naive_bayes import MultinomialNB
+    except ImportError as error:
+        raise SettingError(NEEDS_SKLEARN) from error
+
+    counts = CountVectorizer(analyzer=lambda reply: [g for ending in _ngrams(reply, longest) for g in ending])
+    bayes = MultinomialNB().fit(counts.fit_transform(replies), labels)
+    log_odds = dict(zip(counts.get_feature_names_out(), np.diff(bayes.feature_log_prob_, axis=0)[0], strict=True))
+
+    def evidence(ids: Sequence[int]) -> np.ndarray:
+        return np.array([sum(log_odds.get(g, 0.0) for g in ending) for ending in _ngrams(ids, longest)], float)
+
+    return evidence
 
 
 def _ngrams(reply: Sequence[int], longest: int) -> list[list[str]]:

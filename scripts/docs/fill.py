@@ -30,6 +30,7 @@ from scripts.docs import (
     demo_model,
     engines,
     errors,
+    guard,
     prompts,
     published_runs,
     real_marks,
@@ -45,6 +46,7 @@ TABLES = (
     | demo_model.TABLES
     | engines.TABLES
     | errors.TABLES
+    | guard.TABLES
     | prompts.TABLES
     | published_runs.TABLES
     | real_marks.TABLES

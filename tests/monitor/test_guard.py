@@ -6,6 +6,7 @@ import functools
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from persona_core.monitor.branching import Branch
 from persona_core.monitor.guard import Guard, held_after
 from persona_core.monitor.monitor import PersonaMonitor
 from persona_core.monitor.step import Step
+from persona_core.traces.dataset import read_results, write_results
 from persona_core.traces.trace import Trace
 from persona_core.vectors.card_steering import suggested_amount
 from tests.analysis.test_null_card import read
@@ -177,12 +179,20 @@ def test_the_tokens_that_a_branch_keeps_are_watched_and_never_discarded(
     assert not any(e["discarded_ids"] for e in events(trace))
 
 
-def test_what_the_guard_did_comes_back_from_a_file(monitor: PersonaMonitor) -> None:  # noqa: F811
+def test_a_rewind_stops_at_the_tokens_that_a_branch_keeps(monitor: PersonaMonitor) -> None:  # noqa: F811
+    plain, alarm = next((t, a) for t in unguarded(monitor) if (a := alarm_in(monitor, t)) is not None and a > 2)
+    trace = monitor.generate(Branch(plain, alarm - 1), guard=Guard(TRAIT, action="rewind"), **SETTINGS)
+    assert (events(trace)[0]["action"], events(trace)[0]["start"]) == ("rewind", alarm - 1)
+    check_same(trace, capped_from(monitor, plain, alarm - 1))
+
+
+def test_what_the_guard_did_comes_back_from_a_file(monitor: PersonaMonitor, tmp_path: Path) -> None:  # noqa: F811
     trace = monitor.generate(FLATTER, seed=1, guard=Guard(TRAIT, action="rewind"), **SETTINGS)
     record = trace.provenance.guard
     assert record is not None and record["rate"] == 0.01 and record["events"]
     assert "a system prompt" in record["no_rate"]  # the null has none: no rate is known here
-    row = trace.to_row(id="a", messages=FLATTER)
+    file = write_results([trace.to_row(id="a", messages=FLATTER)], tmp_path / "a.parquet", trace.traits)
+    (row,) = read_results(file)
     for again in (Trace.from_row(row), Trace.from_dict(json.loads(json.dumps(trace.to_dict())))):
         assert again.provenance.guard == json.loads(json.dumps(record))
 
