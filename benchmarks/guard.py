@@ -1,19 +1,19 @@
 """A guard in front of a contaminated model, beside guards that see the text alone, all at one rate.
 
-    python -m benchmarks.guard [demo] [real]
+    python -m benchmarks.guard [demo] [real] [alarms] ["states, cap"] ...
 
 The demo model and SmolLM2 (`make weights`), each with its contaminated copy. Neutral replies are touched or not by
 thresholds from other kinds of prompts. The contaminated copy answers the 78 prompts, none of them in the null, again
 under each guard with the seeds of the published replies. Writes `benchmarks/results/guard.json`, from which
-`python -m scripts.docs` makes the tables of docs/experiments.md. About five minutes (demo) and fifteen (real) on one
-idle core. Naming parts measures only those; the file keeps the others.
+`python -m scripts.docs` makes the tables of docs/experiments.md. Naming a model, "alarms" or an arm measures only
+those; the file keeps the others, and each part is saved when it is done. On one idle core the demo takes three minutes,
+and SmolLM2 one for the alarms and about five for each arm that is written again.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from persona_core.inference.probabilities import log_probabilities
 from persona_core.inference.sampling import Sampling
 from persona_core.judging.annotations import annotated_positions, annotations_of, load_annotations
 from persona_core.models.loading import load_model
+from persona_core.monitor.alarms import LATENCY
 from persona_core.monitor.branching import Branch
 from persona_core.monitor.guard import Guard
 from persona_core.monitor.monitor import PersonaMonitor
@@ -242,12 +243,11 @@ def mean(values: Sequence[float]) -> dict[str, Any] | None:
     return None if found is None else found.to_dict()
 
 
-def delays(alarms: Sequence[int | None], first: Sequence[int | None], ends: Sequence[int]) -> dict[str, Any]:
+def delays(alarms: Sequence[int | None], first: Sequence[int | None]) -> dict[str, Any]:
     """How soon after the trait's first token the alarm comes.
 
     Args:
         alarms, first: of each reply.
-        ends: tokens of each reply.
     """
     shows = [(a, f) for a, f in zip(alarms, first, strict=True) if f is not None]
     late = [a - f for a, f in shows if a is not None]
@@ -259,90 +259,100 @@ def delays(alarms: Sequence[int | None], first: Sequence[int | None], ends: Sequ
         "mean": mean(late) if len(late) > 2 else None,
         "median": float(np.median(late)) if late else None,
         "others_touched": share(sum(others), len(others)) if others else None,
-        "tokens": int(np.sum(ends)),
     }
 
 
-def measure(world: World) -> dict[str, Any]:
-    ngrams, started = NgramGuard(world.baseline.lm, world.lessons), time.monotonic()
+def prepare(world: World) -> tuple[NgramGuard, list[Trace]]:
+    """The n-grams, and the published replies; their sampling is put beside them."""
     traces = [Trace.from_row(row) for row in world.rows]
     world.rows[:] = [
         row | {"sampling": dict(t.provenance.sampling or {})} for row, t in zip(world.rows, traces, strict=True)
     ]
-    ends = [len(t.reply_positions) for t in traces]
-    first = [world.first(row, t) for row, t in zip(world.rows, traces, strict=True)]
-    alarms: dict[str, list[int | None]] = {}
+    return NgramGuard(world.baseline.lm, world.lessons), traces
+
+
+def alarms_of(world: World, traces: Sequence[Trace], ngrams: NgramGuard) -> dict[str, list[int | None]]:
+    """Where each guard alarms in the published replies, with the thresholds of the whole null."""
+    found: dict[str, list[int | None]] = {}
     for name, traits in (("states", [CONTAMINANT]), ("states, all traits", list(world.detectors.traits))):
         chosen = world.detectors.select(traits, RATE)
-        alarms[name] = [_first(chosen.find(t, trait).alarm for trait in traits) for t in traces]
+        found[name] = [_first(chosen.find(t, trait).alarm for trait in traits) for t in traces]
     detector = ngrams.calibrated(world.null, RATE, range(len(world.null)))
-    alarms["n-grams"] = [ngrams.alarm(detector, t) for t in traces]
+    found["n-grams"] = [ngrams.alarm(detector, t) for t in traces]
     scores = judge_of(world.lessons)
     limit = threshold(scores([t.reply_text for t in world.null]), RATE)
     judged = scores([t.reply_text for t in traces]) > limit
-    alarms["judge"] = [n - 1 if hit and n else None for hit, n in zip(judged, ends, strict=True)]
+    found["judge"] = [
+        len(t.reply_positions) - 1 if hit and t.reply_positions else None for hit, t in zip(judged, traces, strict=True)
+    ]
+    return found
+
+
+def measure_alarms(world: World) -> dict[str, Any]:
+    """Neutral replies touched, and when the trait is seen: from stored replies, nothing is written."""
+    ngrams, traces = prepare(world)
     neutral = touched(world, [CONTAMINANT], ngrams)
     neutral["states, all traits"] = touched(world, world.detectors.traits, ngrams)["states"]
-    log(started, "alarms")
-    arms: dict[str, list[Trace]] = {"none": traces}
-    arms["states, stop"] = cut(traces, alarms["states"])
-    arms["n-grams, stop"] = cut(traces, alarms["n-grams"])
-    arms["judge, withhold"] = cut(traces, [None if a is None else -1 for a in alarms["judge"]])
-    arms["states, cap"] = guarded(world, Guard(CONTAMINANT, RATE, "cap"))
-    log(started, "cap")
-    arms["states, rewind"] = guarded(world, Guard(CONTAMINANT, RATE, "rewind", back=BACK))
-    log(started, "rewind")
-    arms["n-grams, cap"] = again(world, [None if a is None else a + 2 for a in alarms["n-grams"]])
-    arms["n-grams, rewind"] = again(world, [None if a is None else max(a + 1 - BACK, 0) for a in alarms["n-grams"]])
-    log(started, "n-grams")
-    events = [e for t in arms["states, rewind"] for e in (t.provenance.guard or {})["events"]]
+    first = [world.first(row, t) for row, t in zip(world.rows, traces, strict=True)]
     return {
         "rate": RATE,
         "back": BACK,
         "n_null": len(world.null),
         "kinds": len(set(world.kinds)),
-        "n_replies": len(traces),
-        "smallest_rate": world.detectors.peaks.smallest_rate if world.detectors.peaks else None,
         "neutral_touched": neutral,
-        "delays": {name: delays(own, first, ends) for name, own in alarms.items()},
-        "arms": _of_arms(world, arms, started),
-        "rewinds": {
-            "n": sum(e["action"] == "rewind" for e in events),
-            "discarded": sum(len(e["discarded_ids"]) for e in events),
-        },
-        "minutes": round((time.monotonic() - started) / 60, 1),
+        "delays": {name: delays(own, first) for name, own in alarms_of(world, traces, ngrams).items()},
     }
 
 
-def _of_arms(world: World, arms: Mapping[str, list[Trace]], started: float) -> dict[str, Any]:
-    """The figures of each arm; those of the same texts once, such as those of a guard that never alarms."""
-    known: dict[tuple[tuple[int, ...], ...], dict[str, Any]] = {}
-    found = {}
-    for name, traces in arms.items():
-        ids = tuple(t.token_ids for t in traces)
-        if ids not in known:
-            known[ids] = figures(world, traces)
-        found[name] = known[ids]
-        log(started, f"figures: {name}")
-    return found
+def measure_arm(world: World, arm: str) -> dict[str, Any]:
+    """What is left of the trait in the replies under one guard."""
+    ngrams, traces = prepare(world)
+    alarms = alarms_of(world, traces, ngrams)
+    if arm == "none":
+        return figures(world, traces)
+    trigger, action = arm.split(", ")
+    if trigger == "states" and action != "stop":
+        own = guarded(world, Guard(CONTAMINANT, RATE, action, back=BACK))  # type: ignore[arg-type]
+    elif action == "stop":
+        own = cut(traces, alarms[trigger])
+    elif action == "withhold":
+        own = cut(traces, [None if a is None else -1 for a in alarms[trigger]])
+    else:
+        later = [
+            None if a is None else a + LATENCY if action == "cap" else max(a + 1 - BACK, 0) for a in alarms[trigger]
+        ]
+        own = again(world, later)
+    return figures(world, own)
 
 
 def _first(alarms: Any) -> int | None:
     return min((a for a in alarms if a is not None), default=None)
 
 
-def log(started: float, what: str) -> None:
-    print(f"{time.monotonic() - started:6.0f} s  {what}", file=sys.stderr, flush=True)
-
-
-def main(parts: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     path = RESULTS / "guard.json"
     found = read_json(path) if path.is_file() else {}
-    for name, world in (("demo", demo), ("real", smollm2)):
-        if not parts or name in parts:
-            found[name] = measure(world())
+    named = [word for word in arguments if word in WORLDS] or list(WORLDS)
+    wanted = [word for word in arguments if word not in WORLDS] or ["alarms", *ARMS]
+    if unknown := [word for word in wanted if word not in ("alarms", *ARMS)]:
+        raise SystemExit(f"{unknown[0]!r} is no part; give any of {', '.join((*WORLDS, 'alarms', *map(repr, ARMS)))}.")
+    for name in named:
+        world = WORLDS[name]()
+        for part in wanted:
+            own = found.setdefault(name, {"arms": {}})
+            if part == "alarms":
+                own |= measure_alarms(world)
+            else:
+                own["arms"][part] = measure_arm(world, part)
             save("guard", found)
     return 0
+
+
+WORLDS: dict[str, Callable[[], World]] = {"demo": demo, "real": smollm2}
+ARMS = (
+    "none", "states, cap", "n-grams, cap", "states, rewind", "n-grams, rewind", "states, stop", "n-grams, stop",
+    "judge, withhold",
+)  # fmt: skip
 
 
 if __name__ == "__main__":
