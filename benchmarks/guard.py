@@ -7,14 +7,14 @@ thresholds from other kinds of prompts. The contaminated copy answers the 78 pro
 under each guard with the seeds of the published replies. Writes `benchmarks/results/guard.json`, from which
 `python -m scripts.docs` makes the tables of docs/experiments.md. Naming a model, "alarms" or an arm measures only
 those; the file keeps the others, and each part is saved when it is done. On one idle core the demo takes three minutes,
-and SmolLM2 one for the alarms and about five for each arm that is written again.
+and SmolLM2 one for the alarms and one for the arms.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,7 @@ def figures(world: World, traces: Sequence[Trace]) -> dict[str, Any]:
         for t in whole
     ]
     found = {
+        "n": n,
         "high_tokens": share_over_replies(high, known).to_dict(),
         "high_tokens_a_reply": mean(high),
         "tokens_a_reply": mean([len(t.reply_positions) for t in traces]),
@@ -304,10 +305,17 @@ def measure_alarms(world: World) -> dict[str, Any]:
     }
 
 
-def measure_arm(world: World, arm: str) -> dict[str, Any]:
-    """What is left of the trait in the replies under one guard."""
+def rewritten(world: World) -> tuple[World, list[Trace], dict[str, list[int | None]]]:
+    """The replies in which the guard of the states alarms: it leaves the others as they are."""
     ngrams, traces = prepare(world)
     alarms = alarms_of(world, traces, ngrams)
+    kept = [i for i, alarm in enumerate(alarms["states"]) if alarm is not None]
+    fewer = replace(world, rows=[world.rows[i] for i in kept])
+    return fewer, [traces[i] for i in kept], {name: [own[i] for i in kept] for name, own in alarms.items()}
+
+
+def measure_arm(world: World, traces: list[Trace], alarms: Mapping[str, list[int | None]], arm: str) -> dict[str, Any]:
+    """What is left of the trait in these replies under one guard."""
     if arm == "none":
         return figures(world, traces)
     trigger, action = arm.split(", ")
@@ -338,12 +346,13 @@ def main(arguments: Sequence[str]) -> int:
         raise SystemExit(f"{unknown[0]!r} is no part; give any of {', '.join((*WORLDS, 'alarms', *map(repr, ARMS)))}.")
     for name in named:
         world = WORLDS[name]()
+        touched_ones = rewritten(world) if wanted != ["alarms"] else None
         for part in wanted:
             own = found.setdefault(name, {"arms": {}})
             if part == "alarms":
                 own |= measure_alarms(world)
-            else:
-                own["arms"][part] = measure_arm(world, part)
+            elif touched_ones is not None:
+                own["arms"][part] = measure_arm(*touched_ones, part)
             save("guard", found)
     return 0
 

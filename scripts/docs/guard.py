@@ -89,6 +89,7 @@ def real() -> str:
             *_text(found[key]),
         )
         for key, name in ARMS.items()
+        if key in found
     ]
     heads = ("tokens above 2 SD of sycophancy", "of them in a reply", "refusals")
     return table(("guard", *heads, *TEXT), rows)
