@@ -7,6 +7,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -233,6 +234,10 @@ def test_bad_guards_are_refused_with_the_remedy(monitor: PersonaMonitor) -> None
         monitor.generate("Hi", guard=Guard(TRAIT), on_alarm=print)
     with pytest.raises(SettingError, match="need detectors"):
         PersonaMonitor(monitor.lm, monitor.vectors).generate("Hi", guard=Guard(TRAIT))
+    elsewhere = PersonaMonitor(monitor.lm, monitor.vectors, detectors=monitor.detectors)
+    elsewhere.lm = replace(monitor.lm, engine=SimpleNamespace(name="vllm"))
+    with pytest.raises(SettingError, match="engine='transformers'"):
+        elsewhere.generate("Hi", guard=Guard(TRAIT))
     unknown = replace(monitor.vectors, steering_null={})
     with pytest.raises(SettingError, match="suggest no cap"):
         Guard(TRAIT).prepared_caps(unknown, monitor.lm.blocks)
