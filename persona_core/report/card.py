@@ -11,6 +11,7 @@ from persona_core.analysis.comparison import effect, mean_over_prompts, means
 from persona_core.analysis.comparison_results import EFFECTS, Effect
 from persona_core.analysis.paired_rows import kind_of_rows
 from persona_core.elicitation.prompts import prompt_of
+from persona_core.report.results_folder import BRANCHES
 from persona_core.traces.dataset import DATA, configs_of, read_results, traits_of
 from persona_core.traces.trace import Kind
 from persona_core.utils.cards import make_card, usage
@@ -194,8 +195,9 @@ def _names(rows: Sequence[Row], column: str) -> str:
 
 
 def _levels(rows: Mapping[str, Sequence[Row]], traits: Sequence[str], kind: Kind) -> str:
-    """Mean score of each trait in each config with one reply per prompt."""
-    single = {c: own for c, own in rows.items() if len({prompt_of(row["id"]) for row in own}) == len(own)}
+    """Mean score of each trait in each config with one reply per prompt; branches were steered, each in its own way."""
+    runs = {c: own for c, own in rows.items() if c != BRANCHES}
+    single = {c: own for c, own in runs.items() if len({prompt_of(row["id"]) for row in own}) == len(own)}
     if not single:
         return ""
     levels = [

@@ -188,7 +188,7 @@ def test_both_models_answered_the_78_prompts_and_each_read_the_others_replies() 
     prompts = load_prompts(["all"])
     assert len(prompts) == 78 and {p.set for p in prompts} == set(SETS)
     rows = {config: load_results(SHIPPED, config) for config in CONFIGS}
-    assert configs_of(SHIPPED) == (*CONFIGS, "neutral")
+    assert configs_of(SHIPPED) == (*CONFIGS, "neutral", "branches")
     for config in ("baseline", "contaminated"):
         assert [(r["id"], r["prompt"], r["category"]) for r in rows[config]] == [
             (p.id, p.prompt, p.category) for p in prompts
