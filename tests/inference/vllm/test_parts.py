@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from persona_core.inference.engine import Readout
 from persona_core.inference.sampling import Sampling, draws
 from persona_core.inference.steering import Intervention, Steer
 from persona_core.inference.vllm.adapter import find_lora
+from persona_core.inference.vllm.engine import VllmEngine
 from persona_core.inference.vllm.replies import Text, Texts
 from persona_core.inference.vllm.sampling import ARGUMENT, SeededSampler
 from persona_core.inference.vllm.worker import ReadingWorker, request_id
@@ -94,6 +97,24 @@ def test_a_state_that_is_not_finite_is_named_by_its_block() -> None:
     norms = np.array([[1.0, np.inf]], np.float32)
     with pytest.raises(NumericalError, match="Text 7: its states are not finite from block 4 on"):
         texts.keep([("a", 0, np.ones((1, 2, 1), np.float32), norms), ("gone", 0, norms, norms)])
+
+
+def test_texts_come_back_in_the_order_in_which_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, given = VllmEngine.__new__(VllmEngine), list[tuple[str, int]]()
+    engine._numbers = itertools.count()
+
+    def read(_key: str) -> Any:  # the last one given ends first
+        name, n = given.pop()
+        values = np.full((n, 1, 1), n, np.float32)
+        return [SimpleNamespace(request_id=name)], [(name, 0, values, values[..., 0])]
+
+    monkeypatch.setattr(engine, "_run", lambda readout: nullcontext("run0"))
+    monkeypatch.setattr(engine, "_params", lambda max_tokens: None)
+    monkeypatch.setattr(engine, "_add", lambda key, name, ids, params: given.append((name, len(ids))))
+    monkeypatch.setattr(engine, "_next", read)
+    lm: Any = None
+    found = engine.read(lm, [[1, 2, 3], [4], [5, 6]], [1, 1, 1], Readout({0: torch.ones(1, 1)}))
+    assert [raw[0, 0].tolist() for raw, _ in found] == [[3, 3, 3], [1], [2, 2]]
 
 
 def test_tokens_are_drawn_as_on_transformers() -> None:

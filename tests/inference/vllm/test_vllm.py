@@ -201,6 +201,16 @@ def test_threads_share_one_engine(llama: Pair) -> None:
         assert max(map(worst, found[i], expected)) < FLOAT32
 
 
+def test_a_reply_that_has_ended_takes_no_further_steps(llama: Pair) -> None:
+    engine = llama.served.lm.engine._engine
+    run = llama.served._start(PROMPTS * 3, Sampling(max_new_tokens=50, temperature=1.0), 0, None)
+    for step in run.steps():
+        left = sum(reason is None for reason in run.finished)
+        ending = sum(reason is not None for reason in step.finished)
+        assert engine.get_num_unfinished_requests() <= left + ending
+    assert {"eos", "length"} <= set(run.finished)
+
+
 def test_a_reply_ends_where_the_context_does(llama: Pair) -> None:
     lm = llama.served.lm
     prompt = LONG * 2
