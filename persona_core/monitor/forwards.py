@@ -204,7 +204,7 @@ class Follower:
             )
         if ids is None:
             raise SettingError("The forward has inputs_embeds and no input_ids, so its tokens are unknown; pass ids.")
-        ids = ids.detach()
+        ids = ids.detach().clone()  # a loop may write its next token into the same tensor
         past = 0 if cache is None else int(cache.get_seq_length())
         texts = self._read_before(ids, cache, past, loop)
         is_new, is_whole = texts is None, past == 0

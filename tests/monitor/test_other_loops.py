@@ -172,6 +172,24 @@ def test_a_loop_by_hand_is_followed(lm: Any, cached: bool) -> None:
     read_alike(lm, seen.trace, ids[:-1], len(PROMPT))
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_loop_that_writes_into_one_tensor_is_followed(llama: Any, cached: bool) -> None:
+    ids, cache, n = torch.zeros(1, 20, dtype=torch.long), None, len(PROMPT)
+    ids[0, :n] = torch.tensor(PROMPT)
+    token = torch.empty(1, 1, dtype=torch.long)
+    with torch.no_grad(), vectors_of(llama).watch(llama) as seen:
+        for end in range(n, n + 5):
+            given = ids[:, :end] if cache is None else token
+            out = llama.model(input_ids=given, past_key_values=cache, use_cache=cached)
+            cache = out.past_key_values if cached else None
+            token.copy_(out.logits[:, -1:].argmax(-1))
+            ids[:, end] = token[:, 0]
+    wanted = ids[0, : n + 4].tolist()
+    assert len(set(wanted[n:])) > 1  # else the last one is as good as any
+    ids.zero_()
+    read_alike(llama, seen.trace, wanted, n)
+
+
 def test_a_second_turn_with_the_same_cache_goes_on_with_the_text(llama: Any) -> None:
     cache = transformers.DynamicCache(config=llama.model.config)
     with vectors_of(llama).watch(llama) as seen:
