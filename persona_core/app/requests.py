@@ -36,7 +36,7 @@ def text_of(name: str, text: Any, max_chars: int) -> str:
     if not is_well_formed(text):  # it could not even be sent back
         raise PromptError(f"The {name} contains half of a surrogate pair, which is not a character; remove it.")
     if len(text) > max_chars:
-        raise PromptError(f"The {name} has {len(text)} characters; at most {max_chars} are taken here. Shorten it.")
+        raise PromptError(f"The {name} has {len(text)} characters; at most {max_chars} are allowed here. Shorten it.")
     return text
 
 
@@ -65,7 +65,7 @@ def messages_of(messages: Any, max_chars: int) -> Messages:
     if not isinstance(messages, list) or not messages:
         raise PromptError('messages: expected a list of {"role": ..., "content": ...}.')
     if len(messages) > 10 * MAX_MESSAGES:
-        raise PromptError(f"messages: got {len(messages)}; at most {10 * MAX_MESSAGES} are taken here.")
+        raise PromptError(f"messages: got {len(messages)}; at most {10 * MAX_MESSAGES} are allowed here.")
     found = []
     for index, message in enumerate(messages):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)

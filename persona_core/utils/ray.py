@@ -1,4 +1,4 @@
-"""Distribute tasks over Ray workers. The driver holds no model: it may run where the model does not fit."""
+"""Distribute tasks over Ray workers. With GPUs the driver holds no model: it may run where the model does not fit."""
 
 from __future__ import annotations
 
@@ -80,7 +80,12 @@ class Cluster:
         self._ray, self._n, self._gpus = ray, n, gpus
 
     def ask(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """The result of one call on a worker, which ends with it and frees its GPUs."""
+        """The result of one call on a worker, which ends with it and frees its GPUs.
+
+        Without GPUs the call is made here: a process of its own costs ten seconds, and what fits a worker fits here.
+        """
+        if not self._gpus:
+            return function(*arguments)
         remote = self._ray.remote(num_gpus=self._gpus, max_calls=1)(function)
         try:
             found: Result = self._ray.get(remote.remote(*arguments))

@@ -260,7 +260,7 @@ def test_the_page_on_the_api_shows_what_a_program_can_do(
     ("name", "asked", "says"),
     [
         ("generate", {"prompt": " \n"}, "empty"),
-        ("generate", {"prompt": "x" * 501}, "501 characters; at most 500 are taken here"),
+        ("generate", {"prompt": "x" * 501}, "501 characters; at most 500 are allowed here"),
         ("generate", {"prompt": {"text": "x"}}, "must be text"),
         ("generate", {"prompt": "x", "system": 3}, "system prompt must be text"),
         ("generate", {"prompt": "x", "model": "gpt-5"}, "'gpt-5'; this app has 'baseline', 'contaminated'"),

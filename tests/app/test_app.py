@@ -388,7 +388,7 @@ def test_a_message_that_is_too_long_is_refused_before_it_is_kept(address: str) -
         f"{address}gradio_api/run/predict", body.encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
-        assert "takes at most 3000" in answer.read().decode()
+        assert "at most 3000 are allowed here" in answer.read().decode()
 
 
 def fn_index(address: str, name: str) -> int:

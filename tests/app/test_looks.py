@@ -235,7 +235,9 @@ def test_a_long_reply_makes_each_token_once(
 ) -> None:
     """500 tokens, all blocks: the elements of earlier tokens stay. (benchmarks/page.py measures the time.)"""
     monitor: Any = SlowMonitor(steady_monitor(), 0.01)
-    settings = AppSettings(vectors=str(tmp_path), results=save_hostile_results(tmp_path), max_new_tokens=500)
+    settings = AppSettings(
+        vectors=str(tmp_path), results=save_hostile_results(tmp_path), max_new_tokens=500, max_seconds=900
+    )
     page = visit(serve(PooledModel(lambda: monitor), settings))
     page.wait_for_selector("#view [data-chart=ready]", state="attached")
     page.locator("#controls").get_by_text("Settings", exact=True).click()

@@ -45,8 +45,6 @@ def test_two_workers_write_what_one_process_writes(tmp_path: Path, monkeypatch: 
         batch = small_plan().batches()[0].name  # the first batch is there already: a run that resumes
         first = sorted((r for r in one.replies() if r.batch == batch), key=lambda r: r.row)
         two.add(batch, first, {"reply_mean": np.stack(list(one.states(first)))})
-        # The driver loads no model: the workers run another process, where nothing is patched.
-        monkeypatch.setattr("persona_core.elicitation.ray.load_model", lambda **_: pytest.fail("loaded in the driver"))
         assert elicit_sharded(loading, small_plan(), two, Workers(2), progress=False) == []
         assert one.replies() == two.replies()
         a, b = (np.stack(list(s.states(s.replies()))) for s in (one, two))

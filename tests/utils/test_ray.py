@@ -12,8 +12,8 @@ from persona_core.errors import NotFound, SettingError
 from persona_core.utils.ray import Workers, cluster
 
 
-def visible() -> str | None:
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
+def visible() -> tuple[str | None, int]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
 
 
 def missing() -> None:
@@ -33,16 +33,18 @@ def four_gpus() -> Iterator[Any]:
 def test_each_worker_sees_as_many_gpus_as_were_asked_for(four_gpus: Any) -> None:
     for gpus, wanted in ((2, 2), (4, 4), (None, 1), (0, 0)):
         with cluster(Workers(4, gpus)) as workers:
-            seen = workers.ask(visible)
+            seen, process = workers.ask(visible)
         assert len(seen.split(",") if seen else []) == wanted, gpus
+        assert (process == os.getpid()) == (wanted == 0), "with GPUs the driver loads nothing"
     assert four_gpus.is_initialized(), "a cluster that was there before stays"
 
 
 @pytest.mark.slow
 def test_a_workers_error_is_the_error(four_gpus: Any) -> None:
     del four_gpus
-    with cluster(Workers(1, 0)) as workers, pytest.raises(NotFound, match="No such model"):
-        workers.ask(missing)
+    for gpus in (0, 1):
+        with cluster(Workers(1, gpus)) as workers, pytest.raises(NotFound, match="No such model"):
+            workers.ask(missing)
 
 
 @pytest.mark.slow
